@@ -1,0 +1,83 @@
+# Everything a fresh machine needs is Python 3.11 or newer and make: `make demo`, `make test`.
+# Another Python: `make test PYTHON=python3.13` (before .venv is made).
+
+PYTHON ?= python3
+BENCH_PYTHON ?= .venv-bench/bin/python
+
+BIN := .venv/bin
+SOURCES := $(wildcard ratelimit_mw tests examples benchmarks)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test test-quick format check-format lint types imports wheel tests bench clean
+
+help:
+	@echo "make demo        run the sample API with its dashboard, and print what to try"
+	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, all tests"
+	@echo "make test-quick  the tests without the slow drills and without coverage"
+	@echo "make format      format and fix the code"
+	@echo "make bench       the load test, in an environment of its own"
+	@echo "make clean       remove what all of these made"
+
+demo: .venv/installed
+	$(BIN)/ratelimit-mw demo
+
+test: check-format lint types imports wheel tests
+
+test-quick: .venv/installed
+	$(BIN)/pytest -m "not slow" --quiet
+
+format: .venv/installed
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+check-format: .venv/installed
+	$(BIN)/ruff format --check .
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+types: .venv/installed
+	$(BIN)/mypy $(SOURCES)
+
+imports: .venv/installed
+	$(BIN)/lint-imports
+
+# The wheel is built from the source distribution, and has to work where nothing but it is installed.
+wheel: .venv/installed .venv-wheel/made
+	rm -rf dist && mkdir dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
+	.venv-wheel/bin/python -m pip install --quiet --upgrade --force-reinstall --no-deps dist/*.whl
+	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
+	.venv-wheel/bin/python -I tests/check_wheel.py
+
+tests: .venv/installed
+	$(BIN)/pytest --cov --cov-report=term
+
+bench: .venv-bench/installed
+	$(BENCH_PYTHON) -m benchmarks.run
+
+clean:
+	rm -rf .venv .venv-wheel .venv-bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf dist .coverage .coverage.*
+
+# Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.
+.venv/installed: pyproject.toml
+	$(call make-venv,.venv)
+	$(BIN)/python -m pip install --quiet --editable ".[cli,metrics,otel]" --group dev
+	@touch $@
+
+.venv-bench/installed: pyproject.toml $(wildcard benchmarks/requirements.txt)
+	$(call make-venv,.venv-bench)
+	.venv-bench/bin/python -m pip install --quiet --editable ".[cli,metrics]" -r benchmarks/requirements.txt
+	@touch $@
+
+.venv-wheel/made: pyproject.toml
+	$(call make-venv,.venv-wheel)
+	@touch $@
+
+define make-venv
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+endef

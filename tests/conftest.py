@@ -1,0 +1,119 @@
+"""Fixtures for every test: real servers, and how hard Hypothesis tries."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from hypothesis import settings
+
+from tests.apps import AppServer
+from tests.servers import StoreServer, server_binaries
+
+# Real servers answer when they answer.
+settings.register_profile("ratelimit_mw", deadline=None)
+settings.load_profile("ratelimit_mw")
+
+
+class StartServer(Protocol):
+    """Starts a Redis or Valkey for one test."""
+
+    def __call__(self, kind: str, *arguments: str, password: str = "") -> StoreServer:
+        """Start a server of this kind; arguments and password as of `StoreServer`."""
+        ...
+
+
+class StartApp(Protocol):
+    """Starts uvicorn for one test."""
+
+    def __call__(
+        self, app: str, *arguments: str, workers: int = 1, environment: dict[str, str] | None = None
+    ) -> AppServer:
+        """Start `module:app`; the rest as of `AppServer`."""
+        ...
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], StoreServer]]:
+    """The one server of a kind that tests share: started when first asked for, emptied each time."""
+    servers: dict[str, StoreServer] = {}
+    with ExitStack() as stack:
+
+        def shared(kind: str) -> StoreServer:
+            if kind not in servers:
+                servers[kind] = StoreServer(kind, tmp_path_factory.mktemp(kind))
+                stack.callback(servers[kind].stop)
+                servers[kind].start()
+            servers[kind].empty()
+            return servers[kind]
+
+        yield shared
+
+
+@pytest.fixture(params=sorted(server_binaries()))
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of server in turn: `redis`, `valkey`, and `installed` where there is one."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(kind: str, shared_server: Callable[[str], StoreServer]) -> StoreServer:
+    """A running, empty server of each kind, shared with other tests: don't configure it, don't kill it."""
+    return shared_server(kind)
+
+
+@pytest.fixture
+def server_url(server: StoreServer) -> str:
+    """The address of `server`."""
+    return server.url
+
+
+@pytest.fixture
+def redis_server(shared_server: Callable[[str], StoreServer]) -> StoreServer:
+    """A running, empty Redis 6.2, shared with other tests."""
+    return shared_server("redis")
+
+
+@pytest.fixture
+def valkey_server(shared_server: Callable[[str], StoreServer]) -> StoreServer:
+    """A running, empty Valkey 9.1, shared with other tests."""
+    return shared_server("valkey")
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Start servers of the test's own, to configure, pause, kill and restart as it likes."""
+    with ExitStack() as stack:
+
+        def start(kind: str, *arguments: str, password: str = "") -> StoreServer:
+            folder = tmp_path / f"server-{len(list(tmp_path.iterdir()))}"
+            server = StoreServer(kind, folder, *arguments, password=password)
+            stack.callback(_end, server)
+            server.start()
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def start_app(tmp_path: Path) -> Iterator[StartApp]:
+    """Start uvicorn on `module:app`, importable from the project's root, with workers and environment."""
+    with ExitStack() as stack:
+
+        def start(
+            app: str, *arguments: str, workers: int = 1, environment: dict[str, str] | None = None
+        ) -> AppServer:
+            folder = tmp_path / f"app-{len(list(tmp_path.iterdir()))}"
+            served = AppServer(app, folder, *arguments, workers=workers, environment=environment)
+            stack.callback(_end, served)
+            served.start()
+            return served
+
+        yield start
+
+
+def _end(server: StoreServer | AppServer) -> None:
+    """Stop it and print what it wrote, which pytest shows where the test failed."""
+    server.stop()
+    print(f"--- {server.name} on port {server.port} wrote:\n{server.log}")  # noqa: T201
