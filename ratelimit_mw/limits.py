@@ -1,0 +1,115 @@
+"""The three kinds of limit, as plain values: what the settings say and what the backend enforces.
+
+Nothing here knows who is calling, HTTP or a backend. Times are whole microseconds, so that Python,
+Lua and the tests compare the same integers.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SECOND = 1_000_000
+"""Microseconds in a second."""
+
+UNIT_SECONDS = {
+    "second": 1,
+    "minute": 60,
+    "hour": 3_600,
+    "day": 86_400,
+    "month": 30 * 86_400,
+    "year": 365 * 86_400,
+}
+"""Length of each unit of time a rate may name. A month is 30 days and a year 365: only spending
+goes by the calendar."""
+
+EXACT_QUOTA = 1_000
+"""Up to this quota a window remembers every request to the microsecond. Above it, requests within
+the same thousandth of the window share one entry, under the later time."""
+
+OnFailure = Literal["local", "allow", "deny"]
+"""What decides while the backend is away: this process alone, nobody, or a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """`quota` units in any interval of `multiple` `unit`s: an exact sliding window."""
+
+    quota: int
+    multiple: int
+    unit: str
+    seconds: int = field(init=False, compare=False)
+    text: str = field(init=False, compare=False)
+    """The rate in its shortest notation, such as `60/minute` or `5/2 seconds`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", self.multiple * UNIT_SECONDS[self.unit])
+        length = self.unit if self.multiple == 1 else f"{self.multiple} {self.unit}s"
+        object.__setattr__(self, "text", f"{self.quota}/{length}")
+
+    @property
+    def length(self) -> int:
+        """Length of the window in microseconds."""
+        return self.seconds * SECOND
+
+    @property
+    def granule(self) -> int:
+        """Microseconds within which requests share an entry; 0 where each one has its own."""
+        return 0 if self.quota <= EXACT_QUOTA else self.length // EXACT_QUOTA
+
+    @property
+    def phrase(self) -> str:
+        """The length in words, such as `1 minute` or `2 seconds`."""
+        return f"{self.multiple} {self.unit}{'' if self.multiple == 1 else 's'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """So many requests or jobs at once. A slot not renewed for `lease` seconds frees itself."""
+
+    limit: int
+    unit: str = "request"
+    """What takes a slot, as the refusal's message calls it."""
+    lease: float = 30.0
+    max_hold: float | None = None
+    """Seconds after which a slot is no longer renewed, though its work may go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Money (or tokens) per calendar day and month in a time zone.
+
+    Amounts are whole micro-units of the currency; whole tokens where it is `token`.
+    """
+
+    daily: int | None = None
+    monthly: int | None = None
+    currency: str = "USD"
+    timezone: str = "UTC"
+    warn_at: float | None = None
+    """Share of a budget from which on responses carry `X-Spending-*`."""
+
+    @property
+    def allowances(self) -> "tuple[Allowance, ...]":
+        """The budget's limits, one for each period that has an amount."""
+        periods: tuple[tuple[Literal["daily", "monthly"], int | None], ...] = (
+            ("daily", self.daily),
+            ("monthly", self.monthly),
+        )
+        return tuple(
+            Allowance(amount, period, self.currency, self.timezone, self.warn_at)
+            for period, amount in periods
+            if amount is not None
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a budget grants in one calendar day or month, in micro-units (whole tokens for `token`)."""
+
+    amount: int
+    period: Literal["daily", "monthly"]
+    currency: str = "USD"
+    timezone: str = "UTC"
+    warn_at: float | None = None
+
+
+Limit = Window | Slots | Allowance

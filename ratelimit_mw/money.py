@@ -1,0 +1,93 @@
+"""Money as whole micro-units: decimal text in, integers inside, decimal text out; never a float.
+
+A budget counts micro-units of its currency, so 1 USD is 1,000,000. The currency `token` (what LLM
+APIs meter) counts whole tokens.
+"""
+
+import re
+from decimal import Decimal
+
+TOKEN = "token"
+"""The currency whose amounts are whole numbers of tokens."""
+
+MAX_UNITS = 10**15
+"""The largest amount: a billion of a currency. Sums of two stay below 2^53, where Lua's numbers are exact."""
+
+_DECIMAL_TEXT = re.compile(r"[0-9]+(\.[0-9]+)?")
+_MAX_TEXT = 100
+
+
+def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool = False) -> int:
+    """Return `amount` in micro-units of `currency`, or in whole tokens where that is `token`.
+
+    An amount finer than one unit is an error, or with `round_up` (for settled amounts, which exist
+    whatever their digits) the next whole unit. Raises `ValueError` with a sentence for everything that is
+    no such amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
+    """
+    digits, exponent = _digits(amount)
+    exponent += _decimals(currency)
+    if digits and len(str(digits)) + exponent > len(str(MAX_UNITS)):
+        raise ValueError(_too_large(currency))
+    if exponent >= 0:
+        units, rest = digits * int(10**exponent), 0
+    else:
+        units, rest = divmod(digits, 10**-exponent)
+    if rest and not round_up:
+        raise ValueError(_too_fine(currency))
+    units += bool(rest)
+    if units > MAX_UNITS:
+        raise ValueError(_too_large(currency))
+    return units
+
+
+def format_amount(units: int, currency: str) -> str:
+    """Return `units` as decimal text: `25.00`, `0.031`, `0.000001`; tokens as `1500`.
+
+    At least two decimals, more only as needed; a currency's name is not part of the text.
+    """
+    if currency == TOKEN:
+        return str(units)
+    sign, whole, micros = "-" if units < 0 else "", *divmod(abs(units), 10**6)
+    return f"{sign}{whole}.{f'{micros:06d}'.rstrip('0'):0<2}"
+
+
+def _digits(amount: object) -> tuple[int, int]:
+    """Return whole digits and a power of ten, whose product is the amount."""
+    if isinstance(amount, str):
+        if len(amount) > _MAX_TEXT:
+            raise ValueError(f"an amount has at most {_MAX_TEXT} characters")
+        if not _DECIMAL_TEXT.fullmatch(amount):
+            raise ValueError('an amount is a decimal number of 0 or more, such as "25.00"')
+        whole, _, decimals = amount.partition(".")
+        return int(whole + decimals), -len(decimals)
+    if isinstance(amount, bool) or not isinstance(amount, int | Decimal):
+        raise ValueError(f"an amount is a decimal string, an int or a Decimal, not {type(amount).__name__}")
+    if isinstance(amount, Decimal) and not amount.is_finite():
+        raise ValueError("an amount is a finite number")
+    if amount < 0:
+        raise ValueError("an amount is not negative")
+    if isinstance(amount, int):
+        return min(amount, MAX_UNITS + 1), 0
+    return _decimal_digits(amount)
+
+
+def _decimal_digits(amount: Decimal) -> tuple[int, int]:
+    # Through the tuple, since arithmetic would round to the context's precision.
+    _, digits, exponent = amount.as_tuple()
+    if len(digits) > _MAX_TEXT:
+        raise ValueError(f"an amount has at most {_MAX_TEXT} digits")
+    return int("".join(map(str, digits))), max(int(exponent), -10 * _MAX_TEXT)
+
+
+def _decimals(currency: str) -> int:
+    return 0 if currency == TOKEN else 6
+
+
+def _too_fine(currency: str) -> str:
+    if currency == TOKEN:
+        return "an amount of tokens is a whole number"
+    return "an amount has at most six decimals"
+
+
+def _too_large(currency: str) -> str:
+    return f"an amount is at most {format_amount(MAX_UNITS, currency)}"

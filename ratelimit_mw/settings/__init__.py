@@ -1,0 +1,30 @@
+"""The settings: what the file and the environment say, checked as a whole."""
+
+from ratelimit_mw.settings.errors import SettingsError, SettingsProblem
+from ratelimit_mw.settings.loader import Settings
+from ratelimit_mw.settings.tables import (
+    ApplicationSettings,
+    BackendSettings,
+    IdentitySettings,
+    KeySettings,
+    OperationsSettings,
+    PlanSettings,
+    ResponseSettings,
+    RouteSettings,
+    SpendingSettings,
+)
+
+__all__ = [
+    "ApplicationSettings",
+    "BackendSettings",
+    "IdentitySettings",
+    "KeySettings",
+    "OperationsSettings",
+    "PlanSettings",
+    "ResponseSettings",
+    "RouteSettings",
+    "Settings",
+    "SettingsError",
+    "SettingsProblem",
+    "SpendingSettings",
+]

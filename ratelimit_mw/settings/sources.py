@@ -1,0 +1,168 @@
+"""Where settings come from: the TOML file and the environment, read but not judged."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from ratelimit_mw.settings.errors import SettingsError, SettingsProblem, nearest_name, one_of, shown
+from ratelimit_mw.settings.tables import (
+    BackendSettings,
+    IdentitySettings,
+    OperationsSettings,
+    ResponseSettings,
+)
+from ratelimit_mw.settings.values import Table
+
+ENVIRONMENT = "environment"
+PREFIX = "RATELIMIT_"
+SECTIONS: dict[str, type[Table]] = {
+    "backend": BackendSettings,
+    "identity": IdentitySettings,
+    "response": ResponseSettings,
+    "operations": OperationsSettings,
+}
+"""The tables whose values can be set by environment; `shadow` is the one value outside a table that can."""
+
+_TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
+
+
+@dataclass(slots=True)
+class Environment:
+    """What the environment sets."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    """In the shape of the file."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """Which variable set the value at a path, such as `backend.url`."""
+    problems: list[SettingsProblem] = field(default_factory=list)
+
+    def over(self, file: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the file's values with these in place of its own."""
+        merged = dict(file)
+        for name, value in self.values.items():
+            below = merged.get(name, {})
+            if not isinstance(value, dict):
+                merged[name] = value
+            elif isinstance(below, dict):  # else the file is wrong there, which is for the checks to say
+                merged[name] = below | value
+        return merged
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """Return the tables of the TOML file at `path`.
+
+    Raises `SettingsError` where it is missing, can't be read, is no UTF-8 or no TOML; the last with its line.
+    """
+    try:
+        return tomllib.loads(_read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        what = f"is no TOML: {error}"
+    except (ValueError, RecursionError):
+        what = "is no TOML: a number is too long, or lists are nested too deeply"
+    raise SettingsError([SettingsProblem(path, "", what)])
+
+
+def read_environment(variables: Mapping[str, str]) -> Environment:
+    """Return what variables such as `RATELIMIT_BACKEND__URL` set; names without `__` are not ours."""
+    environment = Environment()
+    for variable in sorted(variables):
+        if variable == f"{PREFIX}SHADOW":
+            _set(environment, variable, ("shadow",), variables[variable], bool)
+        elif variable.startswith(PREFIX) and "__" in variable:
+            section, _, name = variable.removeprefix(PREFIX).lower().partition("__")
+            table = SECTIONS.get(section)
+            if table is None or name not in table.model_fields:
+                environment.problems.append(_unknown(variable, section))
+            else:
+                annotation = table.model_fields[name].annotation
+                _set(environment, variable, (section, name), variables[variable], annotation)
+    return environment
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        what = "there is no such file"
+    except IsADirectoryError:
+        what = "is a directory"
+    except UnicodeDecodeError as error:
+        what = f"is no UTF-8 text, from byte {error.start} on"
+    except (OSError, ValueError) as error:  # a ValueError: a path with a zero byte
+        what = f"can't be read: {getattr(error, 'strerror', error)}"
+    raise SettingsError([SettingsProblem(path if path.isprintable() and path else shown(path), "", what)])
+
+
+def _set(environment: Environment, variable: str, place: tuple[str, ...], text: str, annotation: Any) -> None:
+    try:
+        value = _value(text.encode().decode(), annotation)
+    except UnicodeError:  # the variable's bytes are no text, and not shown, since it may be a secret
+        environment.problems.append(SettingsProblem(ENVIRONMENT, variable, "is no UTF-8 text"))
+        return
+    except ValueError as error:
+        problem = SettingsProblem(ENVIRONMENT, variable, f"{shown(text)} is no value", str(error))
+        environment.problems.append(problem)
+        return
+    environment.variables[".".join(place)] = variable
+    if len(place) == 1:
+        environment.values[place[0]] = value
+    else:
+        environment.values.setdefault(place[0], {})[place[1]] = value
+
+
+def _value(text: str, annotation: Any) -> object:
+    """Return what `text` stands for in a field of this type; raises `ValueError` with what was expected.
+
+    Only what can't be kept as text is converted. So a secret, which is text, is never in an error.
+    """
+    if annotation is bool:
+        return _one_of(_TRUTHS, text)
+    if annotation is float:
+        return _number(text)
+    if get_origin(annotation) is tuple:
+        return _list(text)
+    choices = {str(choice): choice for choice in get_args(annotation) if isinstance(choice, int)}
+    return _one_of(choices, text) if choices else text
+
+
+def _one_of(values: Mapping[str, Any], text: str) -> object:
+    if text.strip().lower() not in values:
+        raise ValueError(one_of(values))
+    return values[text.strip().lower()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("a number") from None
+
+
+def _list(text: str) -> list[Any]:
+    if not text.lstrip().startswith("["):
+        return [item.strip() for item in text.split(",") if item.strip()]
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        items = None
+    if not isinstance(items, list):
+        raise ValueError('a list, as JSON or separated by commas, such as "X-API-Key,Authorization"')
+    return items
+
+
+def _unknown(variable: str, section: str) -> SettingsProblem:
+    names = {
+        section: [f"{section}__{name}".upper() for name in table.model_fields]
+        for section, table in SECTIONS.items()
+    }
+    if section in names:
+        expected = one_of(PREFIX + name for name in names[section])
+    else:
+        expected = f"{PREFIX}SHADOW or a value of {one_of(names)}"
+    # Without the prefix, which would make any two names look alike.
+    nearest = nearest_name(variable.removeprefix(PREFIX), ["SHADOW", *chain(*names.values())])
+    return SettingsProblem(ENVIRONMENT, variable, "unknown name", expected, nearest and PREFIX + nearest)

@@ -1,0 +1,97 @@
+"""The backend's URL: which schemes there are, what each needs, and how it looks without its password."""
+
+import re
+from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import AfterValidator
+
+from ratelimit_mw.settings.errors import fault, nearest_name, one_of
+
+SCHEMES = (
+    *("memory", "unix"),
+    *("redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster"),
+    *("valkey", "valkeys", "valkey+unix", "valkey+sentinel", "valkey+cluster"),
+)
+"""What `backend.url` may begin with. Each `valkey` scheme means what its `redis` twin means."""
+
+_SCHEME = re.compile(r"[a-z][a-z+]{0,20}")
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+
+
+def check_url(url: str) -> str:
+    """Return `url` if a backend can be had from it. No message repeats it, since it may hold a password."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        raise fault("is no URL", 'a URL such as "memory://" or "redis://127.0.0.1:6379/0"')
+    if scheme not in SCHEMES:
+        name = f"scheme '{scheme}'" if _SCHEME.fullmatch(scheme) else "scheme"
+        raise fault(f"unknown {name}", one_of(SCHEMES), nearest_name(scheme, SCHEMES))
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise fault("is no URL", "brackets around an IPv6 address only") from None
+    if not url.isprintable() or " " in url:
+        raise fault("holds blanks or control characters", "a URL with such characters percent-encoded")
+    _check_parts(scheme, parts)
+    return url
+
+
+def may_use_tls(url: str) -> bool:
+    """Whether a connection to `url` can be encrypted: by its scheme, or by TLS files for several hosts."""
+    scheme = url.partition("://")[0]
+    return scheme in ("rediss", "valkeys") or scheme.endswith(("+sentinel", "+cluster"))
+
+
+def without_credentials(url: str) -> str:
+    """Return `url` for logs and messages: no user, no password, no query."""
+    scheme, _, rest = url.partition("://")
+    rest = re.split(r"[?#]", rest)[0]
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
+def _check_parts(scheme: str, parts: SplitResult) -> None:
+    if scheme == "memory":
+        if parts.netloc or parts.path.strip("/"):
+            raise fault("has a host or path", '"memory://" alone')
+    elif scheme.endswith("unix"):
+        if not parts.path.strip("/"):
+            raise fault("names no socket", f'the path of a socket, such as "{scheme}:///run/redis.sock"')
+    elif scheme.endswith("+sentinel"):
+        _check_hosts(parts.netloc)
+        _check_sentinel_path(scheme, parts.path)
+    elif scheme.endswith("+cluster"):
+        _check_hosts(parts.netloc)
+        if parts.path not in ("", "/", "/0"):
+            raise fault("names a database", "none, since a cluster has only database 0")
+    else:
+        _check_hosts(parts.netloc)
+        _check_database(parts.path.strip("/"))
+
+
+def _check_hosts(netloc: str) -> None:
+    hosts = netloc.rpartition("@")[2].split(",")
+    if not all(_HOST.fullmatch(host) and _port(host) <= 65_535 for host in hosts):
+        raise fault("names no host", "HOST or HOST:PORT, after any percent-encoded USER:PASSWORD@")
+
+
+def _port(host: str) -> int:
+    found = _HOST.fullmatch(host)
+    return int(found[2][1:]) if found and found[2] else 0
+
+
+def _check_sentinel_path(scheme: str, path: str) -> None:
+    service, _, database = path.strip("/").partition("/")
+    if not service:
+        raise fault(
+            "names no service", f'the service after the hosts, as in "{scheme}://h1:26379,h2:26379/mymaster"'
+        )
+    _check_database(database)
+
+
+def _check_database(database: str) -> None:
+    if database and not re.fullmatch(r"[0-9]{1,5}", database):
+        raise fault("names no database", "a number, such as 0, or nothing, after the host")
+
+
+BackendURL = Annotated[str, AfterValidator(check_url)]

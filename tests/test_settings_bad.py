@@ -1,0 +1,133 @@
+"""What is said about settings that are wrong."""
+
+import os
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ratelimit_mw.settings import (
+    BackendSettings,
+    RouteSettings,
+    Settings,
+    SettingsError,
+    SettingsProblem,
+)
+from tests.settings_files import load, problems, written
+
+HERE = Path(__file__).parent
+BAD = sorted((HERE / "settings_bad").glob("*.toml"))
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in [name for name in os.environ if name.startswith("RATELIMIT_")]:
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)
+def test_a_bad_file_is_explained(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything wrong in a file is said at once: where, what, what was expected, and what is near."""
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(file.name)
+    assert str(caught.value) == file.with_suffix(".txt").read_text(encoding="utf-8").rstrip("\n")
+
+
+@pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)
+def test_no_error_repeats_a_secret(file: Path) -> None:
+    """A clear key, a secret, a token or a password is in no error and in no traceback of one."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(file)
+    assert "hunter" not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__context__ is None
+
+
+def test_a_problem_has_parts() -> None:
+    """A problem can be taken apart by a program."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(HERE / "settings_bad" / "no_headers.toml")
+    file = str(HERE / "settings_bad" / "no_headers.toml")
+    path = "identity.api_key_headers"
+    expected = SettingsProblem(file, path, "is empty", "at least one header name", "")
+    assert caught.value.problems == (expected,)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    """A path that does not exist is never a silent default."""
+    with pytest.raises(SettingsError, match=r"gone\.toml: there is no such file"):
+        Settings.load(tmp_path / "gone.toml")
+
+
+def test_a_directory_is_an_error(tmp_path: Path) -> None:
+    """A directory is no settings file."""
+    with pytest.raises(SettingsError, match="is a directory"):
+        Settings.load(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    """What the system refuses to read is an error that names the path."""
+    with pytest.raises(SettingsError, match="can't be read: Not a directory"):
+        Settings.load(written(tmp_path / "file", "") / "settings.toml")
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_an_impossible_path_is_an_error(path: str) -> None:
+    """A path that no file can have is an error like any other."""
+    with pytest.raises(SettingsError):
+        Settings.load(path)
+
+
+@pytest.mark.parametrize("text", ["cost = " + "9" * 5000, "a = " + "[" * 5000])
+def test_hostile_toml_is_an_error(tmp_path: Path, text: str) -> None:
+    """Endless numbers and endless nesting are errors of the file, not of the program."""
+    assert "is no TOML" in problems(tmp_path, text)[0]
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.just(10**400)
+    | st.floats()
+    | st.text(max_size=9)
+    | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=5,
+)
+_names = {
+    ("backend", "identity", "response", "operations"): (*BackendSettings.model_fields, "trusted_proxies"),
+    ("plans", "application"): ("requests", "concurrent", "spending", "share"),
+    ("keys", "routes"): (*RouteSettings.model_fields, "key", "hash", "plan"),
+}
+_entries = {
+    table: st.dictionaries(st.sampled_from(names), _values, max_size=3)
+    for tables, names in _names.items()
+    for table in tables
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fixed_dictionaries({}, optional={"shadow": _values, **{k: v | _values for k, v in _entries.items()}})
+)
+def test_whatever_a_file_holds_is_settings_or_a_settings_error(data: dict[str, Any]) -> None:
+    """Any values at any names either load or are explained; no other exception comes out."""
+    entries = {table: [data[table]] for table in ("keys", "routes") if table in data}
+    plans = {"plans": {"pro": data["plans"]}} if "plans" in data else {}
+    for variant in (data, data | entries | plans):
+        with suppress(SettingsError):
+            Settings(**variant)
+
+
+def test_a_listed_key_must_be_one_that_a_request_may_carry(tmp_path: Path) -> None:
+    """A key longer than any that is read from a request would never be met."""
+    text = '[[keys]]\nkey = "{}"\nplan = "default"'
+    assert problems(tmp_path, text.format("k" * 16_385)) == [
+        "keys[0].key: is too long; expected at most 16384 bytes"
+    ]
+    assert load(tmp_path, text.format("k" * 16_384)).keys
