@@ -1,0 +1,207 @@
+"""The client address: who a request without a known API key is counted by.
+
+The peer's own address, unless the peer is a proxy that the settings trust: then the header that the
+settings name is read from the right, past the proxies that are trusted too. Whatever a client writes
+into that header stands to the left of what the first trusted proxy saw, so it never chooses the address.
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, NamedTuple
+
+from ratelimit_mw.settings import IdentitySettings
+
+Scope = Mapping[str, Any]
+"""An ASGI scope, which is only read here."""
+
+MAX_HEADER = 8_192
+"""Bytes of a forwarding header beyond which it is not read."""
+
+MAX_HOPS = 64
+"""Addresses in a forwarding header beyond which it is not read."""
+
+UNIX = "unix"
+"""The address of peers that have none: they came over a Unix socket."""
+
+_MAX_HOSTS = 4_096
+_LONGEST_ADDRESS = 128
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PORT = re.compile(r"[0-9]{1,5}|_[A-Za-z0-9._-]+")
+_ELEMENT = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+_PAIR = re.compile(
+    r"""[ \t]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)=("(?:[^"\\]|\\.)*"|[^\s";,]+)[ \t]*(?:;|\Z)""", re.DOTALL
+)
+
+_log = logging.getLogger("ratelimit_mw")
+_warned: set[str] = set()
+
+
+class AddressReader:
+    """Reads the client address of a scope, as the `identity` table of the settings has it."""
+
+    def __init__(self, identity: IdentitySettings) -> None:
+        self._trusts_unix = UNIX in identity.trusted_proxies
+        self._networks = [
+            _by_bits(network) for network in identity.trusted_proxies if not isinstance(network, str)
+        ]
+        self._header = identity.forwarded_header
+        self._name = identity.forwarded_header.lower().encode("latin-1")
+        self._hops: dict[str, _Hop | None] = {}
+
+    def __call__(self, scope: Scope) -> str:
+        """The text that the caller's address is counted under.
+
+        `192.0.2.1`, `2001:db8:1:2::/64`, `unix`, or `peer:<name>` where the server knows no more than a name.
+        """
+        client = scope.get("client")
+        host: str | None = client[0] if client else None
+        if not host:
+            return (self._forwarded(scope) if self._trusts_unix else None) or UNIX
+        peer = self._hop(host)
+        if peer is None:
+            return canonical_address(host)
+        return (self._forwarded(scope) if peer.trusted else None) or peer.text
+
+    def _forwarded(self, scope: Scope) -> str | None:
+        """What the trusted proxies say, or None where that is nothing or makes no sense."""
+        name = self._name
+        lines = [value for spelling, value in scope["headers"] if spelling.lower() == name]
+        header = b",".join(lines).decode("latin-1")
+        if not header.strip(", \t"):
+            _warn_once(self._header)
+            return None
+        if len(header) > MAX_HEADER:
+            return None
+        hops = _forwarded_elements(header) if name == b"forwarded" else header.split(",")
+        return self._client(hops)
+
+    def _client(self, hops: list[str]) -> str | None:
+        """The first address from the right that is not trusted, else the left-most."""
+        text = None
+        for hop_text in hops[: -MAX_HOPS - 1 : -1]:
+            hop = self._hop(hop_text)
+            if hop is None:
+                return None
+            if not hop.trusted:
+                return hop.text
+            text = hop.text
+        return text if len(hops) <= MAX_HOPS else None
+
+    def _hop(self, text: str) -> "_Hop | None":
+        """An address as a server or a proxy writes it, or None where it is none."""
+        try:
+            return self._hops[text]
+        except KeyError:
+            pass
+        address = _parse(text)
+        hop = None
+        if address is not None:
+            hop = _Hop(_counted(address), any(address in network for network in self._networks))
+        if len(self._hops) >= _MAX_HOSTS:
+            self._hops.clear()  # cheaper than an order of use, and a flood costs no more than parsing
+        if len(text) <= _LONGEST_ADDRESS:
+            self._hops[text] = hop
+        return hop
+
+
+def canonical_address(text: str) -> str:
+    """The text that an address, however written, is counted under; the same again for such a text.
+
+    IPv6 by /64, since one subscriber holds at least that much. Names that are no address, such as those
+    of test clients, become `peer:<name>`, hashed where they are long or hold unusual characters.
+    """
+    if text == UNIX:
+        return UNIX
+    address = _parse(text.removesuffix("/64"))
+    if address is not None:
+        return _counted(address)
+    name = text.removeprefix("peer:")
+    if not _PLAIN_NAME.fullmatch(name):
+        name = "sha256-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"peer:{name}"
+
+
+class _Hop(NamedTuple):
+    text: str
+    trusted: bool
+
+
+def _counted(address: IPv4Address | IPv6Address) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    return str(IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """`192.0.2.1`, `2001:db8::1`, each also with a port, as `192.0.2.1:80` and `[2001:db8::1]:80`."""
+    host = text.strip(" \t")
+    if len(host) > _LONGEST_ADDRESS:
+        return None
+    port = None
+    if host.startswith("["):
+        host, bracket, rest = host[1:].partition("]")
+        if not bracket or ":" not in host or (rest and not rest.startswith(":")):
+            return None
+        port = rest[1:] if rest else None
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+    if port is not None and not _PORT.fullmatch(port):
+        return None
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address):
+        # By bits, not by spelling; and never into one /64, which would hold all of IPv4.
+        return address.ipv4_mapped or address
+    return address
+
+
+def _by_bits(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """A network of IPv4-mapped addresses as the IPv4 network that it is."""
+    first = network.network_address
+    if isinstance(first, IPv6Address) and first.ipv4_mapped is not None and network.prefixlen >= 96:
+        return IPv4Network((first.ipv4_mapped, network.prefixlen - 96))
+    return network
+
+
+def _forwarded_elements(header: str) -> list[str]:
+    """What each element of a `Forwarded` header (RFC 7239, section 4) says under `for`, "" where nothing."""
+    hops = []
+    at = -1
+    while at < len(header):
+        element = _ELEMENT.match(header, at + 1)
+        if element is None or header[element.end() : element.end() + 1] not in {"", ","}:
+            return [""]  # a quote that never ends: nothing can be told apart
+        hops.append(_for_value(element.group()))
+        at = element.end()
+    return hops
+
+
+def _for_value(element: str) -> str:
+    values = []
+    at = 0
+    while at < len(element):
+        pair = _PAIR.match(element, at)
+        if pair is None:
+            return ""
+        if pair[1].lower() == "for":
+            values.append(pair[2])
+        at = pair.end()
+    if len(values) != 1:
+        return ""
+    value = values[0]
+    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
+
+
+def _warn_once(header: str) -> None:
+    if header not in _warned:
+        _warned.add(header)
+        _log.warning(
+            "a trusted proxy sent no %s header: its callers are counted together, under its own address. "
+            "Let it set the header, or name the one it sets in identity.forwarded_header",
+            header,
+        )

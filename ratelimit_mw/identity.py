@@ -1,0 +1,239 @@
+"""Who is calling: from the headers of a request to the partition that its limits are counted under.
+
+An API key in the clear lives here for the length of a look-up, and in a bounded memory of this process;
+what leaves this module is its hash.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ratelimit_mw.address import AddressReader, Scope, canonical_address
+from ratelimit_mw.api_keys import hash_api_key
+from ratelimit_mw.settings import KeySettings, Settings
+from ratelimit_mw.settings.errors import nearest_name
+from ratelimit_mw.settings.keys import MAX_KEY
+
+_BLANKS = b" \t"
+_MAX_REMEMBERED = 4_096
+_LONGEST_REMEMBERED = 256
+_PLAIN_ACCOUNT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is calling, as the limits see it. An `identify=` hook returns one to say so itself."""
+
+    partition: str
+    """What the caller is counted under: `k:<hex>` a key, `a:<name>` or `ah:<hex>` an account, `ip:<address>`
+    an address, `i:<hex>` what a hook named."""
+    plan: str
+    """Name of a plan in the settings."""
+    api_key_hash: str | None = None
+    """As `hash_api_key` makes it. None without a key."""
+    account: str | None = None
+    """The account that the caller belongs to."""
+    address: str | None = None
+    """The client address, set where `identity.per_address` caps it: anonymous callers and unknown keys."""
+    overrides: KeySettings | None = None
+    """Limits that a listed key has in place of its plan's."""
+
+
+class IdentityError(Exception):
+    """A request that doesn't say clearly who is calling."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class Identifier:
+    """Tells who is calling, for one state of the settings.
+
+    Returns the same object for a caller seen before, as long as it is remembered.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        identity = settings.identity
+        self._default_plan = identity.default_plan
+        self._anonymous_plan = identity.anonymous_plan
+        self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
+        self._secret = identity.hash_secret
+        self._read_api_key = ApiKeyReader(identity.api_key_headers)
+        self._read_address = AddressReader(identity)
+        self._listed = {key.hash: _listed(key, settings) for key in settings.keys}
+        self._hashes: dict[bytes, str] = {}
+        self._unlisted: dict[tuple[str, str], Identity] = {}
+
+    def __call__(self, scope: Scope) -> Identity:
+        """The caller of an `http` or `websocket` scope.
+
+        Raises IdentityError for a key that is too long and for two that differ.
+        """
+        api_key = self._read_api_key(scope)
+        if api_key is None:
+            return self.anonymous(scope)
+        api_key_hash = self._hashes.get(api_key) or self._hash(api_key)
+        listed = self._listed.get(api_key_hash)
+        return self.of_unknown(api_key_hash, self._read_address(scope)) if listed is None else listed
+
+    def anonymous(self, scope: Scope) -> Identity:
+        """The caller as one without a key, whatever the headers say."""
+        return self.of_address(self._read_address(scope))
+
+    def of_key(self, api_key_hash: str) -> Identity | None:
+        """The caller with a key that the settings list, None where they don't."""
+        return self._listed.get(api_key_hash)
+
+    def of_unknown(self, api_key_hash: str, address: str) -> Identity:
+        """The caller with a key that is known nowhere."""
+        known = self._unlisted.get((api_key_hash, address))
+        if known is not None:
+            return known
+        if self._unknown_are_anonymous:
+            partition, plan = address_partition(address), self._anonymous_plan
+        else:
+            partition, plan = _key_partition(api_key_hash), self._default_plan
+        return self._remember(Identity(partition, plan, api_key_hash, address=address), api_key_hash, address)
+
+    def of_address(self, address: str) -> Identity:
+        """The caller without a key. Takes an address as `canonical_address` writes it."""
+        known = self._unlisted.get(("", address))
+        if known is not None:
+            return known
+        anonymous = Identity(address_partition(address), self._anonymous_plan, address=address)
+        return self._remember(anonymous, "", address)
+
+    def _remember(self, identity: Identity, api_key_hash: str, address: str) -> Identity:
+        # Dropping all is cheap: who invents keys costs the others one look-up in 4,096.
+        if len(self._unlisted) >= _MAX_REMEMBERED:
+            self._unlisted.clear()
+        self._unlisted[api_key_hash, address] = identity
+        return identity
+
+    def _hash(self, api_key: bytes) -> str:
+        api_key_hash = hash_api_key(api_key, self._secret)
+        if len(api_key) <= _LONGEST_REMEMBERED:
+            if len(self._hashes) >= _MAX_REMEMBERED:
+                self._hashes.clear()
+            self._hashes[api_key] = api_key_hash
+        return api_key_hash
+
+
+class ApiKeyReader:
+    """Reads the API key of a scope from the headers that the settings name."""
+
+    def __init__(self, headers: Sequence[str]) -> None:
+        self._names = frozenset(header.lower().encode("latin-1") for header in headers)
+        self._lengths = frozenset(len(name) for name in self._names)
+        self._shown = ", ".join(headers)
+
+    def __call__(self, scope: Scope) -> bytes | None:
+        """The key as it was sent, without the blanks around it. Raises IdentityError."""
+        lengths, names = self._lengths, self._names
+        values: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            # Most names are ruled out by their length, which is cheaper than lower-casing them all.
+            if len(name) in lengths and (lowered := name.lower()) in names:
+                values.setdefault(lowered, value)
+        api_key = b""
+        for name, value in values.items():
+            found = _from_authorization(value) if name == b"authorization" else value.strip(_BLANKS)
+            if len(found) > MAX_KEY:
+                message = f"API key too long. At most {MAX_KEY} bytes are allowed."
+                raise IdentityError(431, "API_KEY_TOO_LONG", message)
+            if found and api_key and found != api_key:
+                message = f"Ambiguous API key. Send the same one, or only one, in {self._shown}."
+                raise IdentityError(400, "AMBIGUOUS_API_KEY", message)
+            api_key = api_key or found
+        return api_key or None
+
+
+def address_partition(address: str) -> str:
+    """Where callers at an address are counted. Takes it as `canonical_address` writes it."""
+    return f"ip:{address}"
+
+
+def account_partition(account: str) -> str:
+    """Where the keys of an account are counted together. Any text is safe."""
+    if _PLAIN_ACCOUNT.fullmatch(account):
+        return f"a:{account}"
+    return f"ah:{hashlib.sha256(account.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+
+def partition_of(name: str, secret: str) -> str:
+    """Where a caller that a hook names is counted. Any text is safe, also an API key in the clear."""
+    return f"i:{_digits(hash_api_key(name.encode('utf-8', 'surrogatepass'), secret))}"
+
+
+def adopt(identity: Identity, settings: Settings) -> Identity:
+    """What a hook says about a caller, made safe: nothing of it is taken for a partition as it is.
+
+    Raises ValueError for a plan that doesn't exist.
+    """
+    plan = settings.plans.get(identity.plan)
+    if plan is None:
+        nearest = nearest_name(identity.plan, settings.plans)
+        hint = f"; did you mean {nearest!r}?" if nearest else ""
+        raise ValueError(
+            f"identify= returned an identity on the plan {identity.plan!r}, which doesn't exist{hint}"
+        )
+    secret = settings.identity.hash_secret
+    if plan.share == "account" and identity.account is not None:
+        partition = account_partition(identity.account)
+    else:
+        partition = partition_of(identity.partition, secret)
+    api_key_hash = identity.api_key_hash
+    if api_key_hash is not None and not _HASH.fullmatch(api_key_hash):
+        api_key_hash = hash_api_key(api_key_hash.encode("utf-8", "surrogatepass"), secret)
+    address = None if identity.address is None else canonical_address(identity.address)
+    return Identity(partition, identity.plan, api_key_hash, identity.account, address, identity.overrides)
+
+
+def _listed(key: KeySettings, settings: Settings) -> Identity:
+    if settings.plans[key.plan].share == "account" and key.account is not None:
+        partition = account_partition(key.account)
+    else:
+        partition = _key_partition(key.hash)
+    own = key.requests is not None or key.concurrent is not None or key.spending is not None
+    return Identity(partition, key.plan, key.hash, key.account, overrides=key if own else None)
+
+
+def _key_partition(api_key_hash: str) -> str:
+    return f"k:{_digits(api_key_hash)}"
+
+
+def _digits(api_key_hash: str) -> str:
+    """Half of a hash: 128 bits tell callers apart, and every byte counts in a backend key."""
+    return api_key_hash.partition(":")[2][:32]
+
+
+def _from_authorization(value: bytes) -> bytes:
+    """The key in an `Authorization` header, empty where there is none."""
+    if value[:7] == b"Bearer ":  # as nearly all write it, and what follows says the same
+        return value[7:].strip(_BLANKS)
+    value = value.strip(_BLANKS)
+    scheme, _, rest = value.partition(b" ")
+    if b"\t" in scheme:
+        scheme, _, rest = value.partition(b"\t")
+    name = scheme.lower()
+    if name == b"bearer":
+        return rest.lstrip(_BLANKS)
+    if name == b"basic":
+        return _user_name(rest.lstrip(_BLANKS))
+    return b"" if rest else scheme
+
+
+def _user_name(credentials: bytes) -> bytes:
+    """The user name in `Basic` credentials (RFC 7617), empty where they are malformed."""
+    try:
+        decoded = base64.b64decode(credentials, validate=True)
+    except binascii.Error:
+        return b""
+    return decoded.partition(b":")[0].strip(_BLANKS)
