@@ -1,0 +1,116 @@
+"""What was decided about a request, and how its limits stand."""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from ratelimit_mw.charge import Counter, Figures, place_of
+from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+
+Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable"]
+"""Why a request was refused: by which kind of limit; by a cost that never fits; by a limit that everyone
+shares; because the backend is away and the settings say to refuse."""
+
+SLOT_HINT = (1.0, 3.0)
+"""When to try again for a slot, in seconds: from, to; spread so that callers don't return in step."""
+
+
+class Standing(NamedTuple):
+    """One limit and how it stands after the decision."""
+
+    counter: Counter
+    figures: Figures
+
+
+class Refusal(NamedTuple):
+    """Why a request was refused, and when to try again."""
+
+    reason: Reason
+    standing: Standing | None
+    """The limit that refused; None where there was no decision."""
+    retry_after: int | None
+    """Microseconds; None where waiting is no use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to a charge. A handler finds it in `request.state.ratelimit.decision`."""
+
+    allowed: bool
+    now: int
+    """When it was decided, by the backend's clock, in microseconds since 1970."""
+    cost: int = 1
+    price: int = 0
+    standings: tuple[Standing, ...] = ()
+    """The limits that decided, the caller's own first. Empty where nothing limits or nothing is known."""
+    refusal: Refusal | None = None
+    shadow: bool = False
+    """Whether a refusal is only reported, and the request let through."""
+    policy: Literal["shared", "local", "allow", "deny"] = "shared"
+    """Who decided: the backend, or what the settings say while it is away."""
+
+    def windows(self) -> Iterator[tuple[Window, Figures]]:
+        """The caller's own windows, those of the plan first."""
+        for counter, figures in self.standings:
+            if counter.owner == "caller" and isinstance(counter.limit, Window):
+                yield counter.limit, figures
+
+    def nearest(self) -> tuple[Window, Figures] | None:
+        """The caller's own window that `X-RateLimit-*` describe; None where there is none.
+
+        That is the one that refused, or else the one under which the fewest more requests of this cost fit;
+        of equals the longer.
+        """
+        if self.refusal is not None and self.refusal.reason == "rate" and self.refusal.standing is not None:
+            counter, figures = self.refusal.standing
+            if counter.owner == "caller" and isinstance(counter.limit, Window):
+                return counter.limit, figures
+        best: tuple[Window, Figures] | None = None
+        best_fits = 0
+        for window, figures in self.windows():
+            fits = (window.quota - figures.used) // self.cost
+            if best is None or fits < best_fits or (fits == best_fits and window.length > best[0].length):
+                best, best_fits = (window, figures), fits
+        return best
+
+    def warnings(self) -> Iterator[tuple[Allowance, Figures, int]]:
+        """The budgets that have reached their `warn_at`, each with the end of its period."""
+        for counter, figures in self.standings:
+            limit = counter.limit
+            if isinstance(limit, Allowance) and limit.warn_at is not None:
+                # In whole numbers, and as the settings wrote the share: money is never a float.
+                share = Decimal(repr(limit.warn_at))
+                if figures.used + figures.reset_after >= share * limit.amount:
+                    yield limit, figures, place_of(counter, self.now).ends
+
+
+def refusal_of(standings: Iterable[Standing], price: int, now: int) -> Refusal:
+    """Which of the limits that refuse is named, and how long to wait for them all.
+
+    The caller's own come before shared ones, and among those the longest wait names the code.
+    """
+    waits = [(s, _wait(s, price, now)) for s in standings if s.figures.retry_after > 0]
+    longest = max(wait for _, wait in waits)
+    standing, _ = max(waits, key=lambda each: (each[0].counter.owner != "everyone", each[1]))
+    return Refusal(_reason(standing), standing, longest)
+
+
+def _wait(standing: Standing, price: int, now: int) -> int:
+    """Microseconds until a limit that refuses may admit: true for windows, a hint for slots."""
+    limit, figures = standing.counter.limit, standing.figures
+    if isinstance(limit, Window):
+        return figures.retry_after
+    if isinstance(limit, Slots) or figures.used + price <= limit.amount:
+        return int(random.uniform(*SLOT_HINT) * SECOND)  # noqa: S311 - spreads callers, keeps no secret
+    return place_of(standing.counter, now).ends - now
+
+
+def _reason(standing: Standing) -> Reason:
+    if standing.counter.owner == "everyone":
+        return "capacity"
+    limit = standing.counter.limit
+    if isinstance(limit, Window):
+        return "rate"
+    return "concurrency" if isinstance(limit, Slots) else "spending"

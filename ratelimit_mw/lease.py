@@ -1,0 +1,189 @@
+"""A lease: what one admitted request holds, in the hands of its handler and of the workers after it."""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from ratelimit_mw.charge import Held, Hold
+from ratelimit_mw.decision import Decision
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from ratelimit_mw.charge import Backend
+    from ratelimit_mw.limiter import Limiter
+
+MAX_TTL = 30 * 86_400
+"""The longest that a detached slot can wait for a worker, in seconds."""
+
+_VERSION = "rl1"
+_MAC_SIZE = 16
+
+
+class LeaseError(ValueError):
+    """A token that is damaged, forged or of another secret, or a ttl or amount that is not one."""
+
+
+class Lease:
+    """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
+
+    Where nothing was charged, its methods do nothing. It is released when the app has returned from the
+    request; a detached one by `Limiter.resume` or `Limiter.release`.
+    """
+
+    __slots__ = (
+        "_limiter",
+        "admitted",
+        "backend",
+        "decision",
+        "hold",
+        "is_detached",
+        "is_lost",
+        "max_hold",
+        "renew_at",
+        "token",
+    )
+
+    def __init__(
+        self,
+        limiter: "Limiter",
+        decision: Decision,
+        hold: Hold,
+        backend: "Backend",
+        max_hold: float | None = None,
+        admitted: int | None = None,
+    ) -> None:
+        self._limiter = limiter
+        self.decision = decision
+        """How the limits stood when it was decided."""
+        self.hold = hold
+        self.backend = backend
+        self.max_hold = max_hold
+        self.admitted = decision.now if admitted is None else admitted
+        """When the slots were taken, in microseconds since 1970."""
+        self.renew_at = 0.0
+        """When to renew next, by the event loop's clock."""
+        self.is_detached = False
+        self.is_lost = False
+        """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
+        self.token = ""
+
+    @property
+    def id(self) -> str:
+        """The lease's random id, as hexadecimal digits; empty where nothing is held."""
+        return self.hold.id.hex()
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request was admitted."""
+        return self.decision.allowed
+
+    async def detach(self, *, ttl: float) -> str:
+        """Keep slot and price beyond the response; returns the token by which any process goes on.
+
+        `ttl` is how many seconds the slot waits for a worker to resume it. A second call returns the same
+        token. Raises `LeaseError` for a ttl that is not a positive number of at most 30 days.
+        """
+        return await self._limiter.detach(self, ttl)
+
+    async def settle(self, amount: str | int | Decimal, *, replace: bool = False) -> None:
+        """Put the actual price in place of the estimate, once; of several amounts the first counts.
+
+        `amount` is a decimal string in the plan's currency, rounded up to the micro-unit. Raises
+        `LeaseError` for one that is malformed or negative.
+        """
+        await self._limiter.settle(self, amount, replace=replace)
+
+    async def release(self) -> None:
+        """Free the slots now instead of at the end. Idempotent."""
+        await self._limiter.release(self)
+
+    async def __aenter__(self) -> "Self":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
+    ) -> None:
+        self._limiter.end(self, failed=error is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a token carries."""
+
+    hold: Hold
+    max_hold: float | None
+    admitted: int
+    """When the lease began, in microseconds since 1970."""
+
+
+def check_ttl(ttl: object) -> float:
+    """A ttl in seconds, or `LeaseError`."""
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= MAX_TTL:
+        raise LeaseError(f"ttl must be a positive number of seconds, at most {MAX_TTL}, not {ttl!r}")
+    return float(ttl)
+
+
+def write_token(ticket: Ticket, secret: str) -> str:
+    """A ticket as an opaque string, signed under `secret`; without one it only has a checksum."""
+    hold = ticket.hold
+    fields = {
+        "i": hold.id.hex(),
+        "s": [held[:2] for held in hold.slots],
+        "b": list(hold.periods),
+        "l": hold.lease,
+        "p": hold.price,
+        "c": hold.currency,
+        "m": ticket.max_hold,
+        "t": ticket.admitted,
+    }
+    payload = _encode(json.dumps(fields, separators=(",", ":")).encode())
+    return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
+
+
+def read_token(token: object, secret: str) -> Ticket:
+    """The ticket in a token. Raises `LeaseError` where it is damaged, forged or of another secret."""
+    parts = token.split(".") if isinstance(token, str) else []
+    if len(parts) != 3 or parts[0] != _VERSION:
+        raise LeaseError("this is not a lease token")
+    try:
+        genuine = hmac.compare_digest(_decode(parts[2]), _mac(parts[1], secret))
+        fields = json.loads(_decode(parts[1])) if genuine else None
+    except (ValueError, binascii.Error):
+        fields = None
+    if not isinstance(fields, dict):
+        raise LeaseError("the lease token is damaged, forged or signed under another hash_secret")
+    return _ticket(fields)
+
+
+def _ticket(fields: dict[str, Any]) -> Ticket:
+    hold = Hold(
+        bytes.fromhex(fields["i"]),
+        tuple(Held(partition, scope) for partition, scope in fields["s"]),
+        tuple(Held(*held) for held in fields["b"]),
+        fields["l"],
+        fields["p"],
+        fields["c"],
+    )
+    return Ticket(hold, fields["m"], fields["t"])
+
+
+def _mac(payload: str, secret: str) -> bytes:
+    if secret:
+        # A key of its own, so that no token doubles as the hash of an API key.
+        return hmac.digest(b"lease:" + secret.encode(), payload.encode(), "sha256")[:_MAC_SIZE]
+    return hashlib.sha256(payload.encode()).digest()[:_MAC_SIZE]
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)

@@ -1,0 +1,67 @@
+"""Starting and stopping with the server, where it speaks the lifespan protocol."""
+
+import asyncio
+import logging
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.settings import SettingsError
+
+logger = logging.getLogger("ratelimit_mw")
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that shutdown waits for requests that were just cancelled to give back what they hold."""
+
+
+class Lifespan:
+    """Opens the limiter before the app starts and closes it after the last request."""
+
+    def __init__(self, limiter: Limiter, error: SettingsError | None) -> None:
+        self.active = 0
+        """Requests inside the app."""
+        self._limiter = limiter
+        self._error = error
+        self._reported = False
+
+    def report_once(self) -> None:
+        """Log why the settings don't load, the first time that somebody asks."""
+        if self._error is not None and not self._reported:
+            self._reported = True
+            logger.error("the app is not served: %s", self._error)
+
+    async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the lifespan scope."""
+        if self._error is not None:
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": str(self._error)})
+            return
+        await self._limiter.open()
+        asked = False
+
+        async def receive_and_close() -> Message:
+            nonlocal asked
+            asked = True
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._close()
+            return message
+
+        try:
+            await app(scope, receive_and_close, send)
+        except Exception:
+            if asked:
+                raise
+            # The app knows no lifespan. The server would leave it at that; we still have to close.
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await self._close()
+            await send({"type": "lifespan.shutdown.complete"})
+
+    async def _close(self) -> None:
+        """Before the app closes what it needs itself: wait for the requests that end just now."""
+        deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
+        while self.active and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        await self._limiter.close()

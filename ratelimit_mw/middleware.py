@@ -1,0 +1,177 @@
+"""The ASGI middleware: a request's path from its scope to its answer.
+
+Three ways out: not ours, refused, or the app with a `send` that adds our headers.
+"""
+
+import inspect
+import logging
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from decimal import Decimal
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratelimit_mw.decision import Decision
+from ratelimit_mw.identity import Identity, IdentityError, adopt
+from ratelimit_mw.lease import Lease
+from ratelimit_mw.lifespan import Lifespan
+from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.money import parse_amount
+from ratelimit_mw.policy import Policy
+from ratelimit_mw.routing import route_path
+from ratelimit_mw.settings import Settings, SettingsError
+from ratelimit_mw.wire.headers import HeaderWriter, add_headers
+from ratelimit_mw.wire.refusals import RefusalWriter, Response
+
+logger = logging.getLogger("ratelimit_mw")
+
+Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
+"""A hook that says who is calling; None for nobody it knows, who then counts as anonymous."""
+Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
+"""A hook that estimates what a request will cost, in the caller's currency; None: what the route says."""
+Amount = str | int | Decimal
+
+
+class RateLimitMiddleware:
+    """Limits the requests of an ASGI app, as its settings say.
+
+    `settings` is a path, a `Settings`, or absent: the file that `RATELIMIT_SETTINGS` names, else built-in
+    defaults. Settings that don't load never start the app: lifespan start-up fails with every error, and
+    where there is no lifespan every request is answered 503.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings | str | os.PathLike[str] | None = None,
+        *,
+        identify: Identify | None = None,
+        price: Price | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
+        self.app = app
+        self._identify_hook = identify
+        self._price_hook = price
+        self._error: SettingsError | None = None
+        try:
+            self.limiter = limiter or Limiter.from_settings(settings)
+        except SettingsError as error:
+            # Starlette builds middleware within the lifespan call, where raising would only switch it off.
+            self._error = error
+            self.limiter = Limiter()
+        response = self.limiter.settings.response
+        self._headers = HeaderWriter(response)
+        self._refusals = RefusalWriter(response)
+        self._lifespan = Lifespan(self.limiter, self._error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(self.app, scope, receive, send)
+        elif kind not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        elif self._error is not None:
+            self._lifespan.report_once()
+            await _respond(self._broken(), scope, receive, send)
+        else:
+            await self._limit(scope, receive, send)
+
+    async def _limit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            policy = await self._policy(scope)
+        except IdentityError as error:
+            answer = self._refusals.error(error.status, "invalid_request_error", error.code, error.message)
+            await _respond(answer, scope, receive, send)
+            return
+        lease = await self._lease(scope, policy)
+        if not lease.decision.allowed:
+            await _respond(self._refusals(lease.decision), scope, receive, send)
+            return
+        scope.setdefault("state", {})["ratelimit"] = lease
+        if policy.is_exempt:
+            await self.app(scope, receive, send)
+            return
+        sender = _Sender(send, self._headers, lease.decision)
+        self._lifespan.active += 1
+        failed = True
+        try:
+            await self.app(scope, receive, sender)
+            failed = sender.status >= 400
+        finally:
+            # Nothing is awaited here: a second cancellation could not be survived.
+            self._lifespan.active -= 1
+            self.limiter.end(lease, failed=failed)
+
+    async def _policy(self, scope: Scope) -> Policy:
+        identity = (
+            self.limiter.identify(scope) if self._identify_hook is None else await self._identify(scope)
+        )
+        method = scope.get("method", "GET")
+        return self.limiter.policies.match(identity, method, route_path(scope))
+
+    async def _identify(self, scope: Scope) -> Identity:
+        """Who the app's own hook says is calling; anonymous, by address, where it doesn't know."""
+        identity = await _value(self._identify_hook(scope)) if self._identify_hook else None
+        if identity is None:
+            return self.limiter.identify.anonymous(scope)
+        return adopt(identity, self.limiter.settings)
+
+    async def _lease(self, scope: Scope, policy: Policy) -> Lease:
+        price = None
+        if self._price_hook is not None and policy.currency is not None and not policy.is_exempt:
+            amount = await _value(self._price_hook(scope, policy.identity))
+            try:
+                price = None if amount is None else parse_amount(amount, policy.currency)
+            except ValueError as error:
+                logger.warning("price= returned no amount (%s); the route's price counts", error)
+        return await self.limiter.charge(policy, price)
+
+    def _broken(self) -> Response:
+        message = "The service is not configured correctly. Its operator finds the reason in the log."
+        return self._refusals.error(503, "server_error", "SETTINGS_ERROR", message)
+
+
+class _Sender:
+    """Adds headers when the response starts and remembers its status."""
+
+    __slots__ = ("_decision", "_headers", "_send", "status")
+
+    def __init__(self, send: Send, headers: HeaderWriter, decision: Decision) -> None:
+        self._send = send
+        self._headers = headers
+        self._decision = decision
+        self.status = 500  # what a server answers where the app says nothing
+
+    async def __call__(self, message: Message) -> None:
+        kind = message["type"]
+        if kind in ("http.response.start", "websocket.http.response.start"):
+            self.status = message["status"]
+            message = self._with_headers(message)
+        elif kind == "websocket.accept":
+            self.status = 101
+            message = self._with_headers(message)
+        await self._send(message)
+
+    def _with_headers(self, message: Message) -> MutableMapping[str, Any]:
+        ours = self._headers(self._decision)
+        return {**message, "headers": add_headers(message.get("headers", ()), ours)} if ours else message
+
+
+async def _respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer instead of the app. A WebSocket gets the same, or a rejected handshake where it cannot."""
+    prefix = ""
+    if scope["type"] == "websocket":
+        await receive()  # the handshake, which a server wants to be asked for first
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 1013, "reason": ""})
+            return
+        prefix = "websocket."
+    start = {"type": f"{prefix}http.response.start", "status": response.status, "headers": response.headers}
+    await send(start)
+    await send({"type": f"{prefix}http.response.body", "body": response.body})
+
+
+async def _value(result: Any) -> Any:
+    return await result if inspect.isawaitable(result) else result

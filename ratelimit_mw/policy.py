@@ -1,0 +1,158 @@
+"""Which limits a request meets: a caller's plan and a route, put together once and kept."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from ratelimit_mw.charge import Charge, Counter
+from ratelimit_mw.identity import Identity, address_partition
+from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
+from ratelimit_mw.money import parse_amount
+from ratelimit_mw.routing import RouteTable
+from ratelimit_mw.settings import Settings
+from ratelimit_mw.settings.tables import PlanSettings, RouteSettings
+
+PLAN_SCOPE = "p"
+"""Scope of what a plan limits. Not the plan's name: changing plans keeps what was counted."""
+MAX_POLICIES = 10_000
+"""Policies kept for callers seen before; the one made first goes first."""
+
+_ANY_ROUTE = RouteSettings(path="/{rest:path}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """What holds for one caller on one route."""
+
+    identity: Identity
+    route: RouteSettings | None
+    """The rule that matched, None where none did."""
+    charge: Charge
+    """The limits that decide about a request without a price, and its cost."""
+    priced_charge: Charge
+    """The same and the caller's budgets."""
+    price: int | None
+    """The route's estimate, in units of `currency`; None where it has no price or the caller no budget."""
+    currency: str | None
+    """The currency of the caller's budgets, None without any."""
+    slots: Slots | None
+    """The slots of the caller's plan that the request takes one of."""
+    too_small: Counter | None
+    """A window that this cost never fits into, whatever was used."""
+    on_failure: OnFailure
+    on_failure_priced: OnFailure
+    shadow: bool
+
+    @property
+    def is_exempt(self) -> bool:
+        """Whether nothing limits this request and nothing is counted."""
+        return self.route is not None and self.route.exempt
+
+
+class Policies:
+    """Compiles policies from the settings, each once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._routes = RouteTable(settings.routes)
+        self._policies: dict[tuple[object, ...], Policy] = {}
+
+    def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
+        """What holds for this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.
+
+        `cost` takes the place of the route's. Raises KeyError for a plan that does not exist.
+        """
+        index = self._routes.match(method, path)
+        key = (identity.partition, identity.plan, identity.address, index, cost)
+        policy = self._policies.get(key)
+        if policy is None or policy.identity.overrides is not identity.overrides:
+            if len(self._policies) >= MAX_POLICIES:
+                del self._policies[next(iter(self._policies))]
+            policy = self._policies[key] = self._compile(identity, index, cost)
+        return policy
+
+    def _compile(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
+        route = None if index is None else self._settings.routes[index]
+        rule = route or _ANY_ROUTE
+        plan = _effective(self._settings.plans[identity.plan], identity)
+        counters = tuple(self._counters(identity, plan, rule))
+        cost = rule.cost if cost is None else cost
+        currency = plan.spending.budget.currency if plan.spending is not None else None
+        on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
+        return Policy(
+            identity=identity,
+            route=route,
+            charge=Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost),
+            priced_charge=Charge(counters, cost),
+            price=None if rule.price is None or currency is None else parse_amount(rule.price, currency),
+            currency=currency,
+            slots=plan.concurrent if rule.slot else None,
+            too_small=next(
+                (c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None
+            ),
+            on_failure=on_failure,
+            # Money first: what is said of it means every priced request.
+            on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
+            shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
+        )
+
+    def _counters(self, identity: Identity, plan: PlanSettings, rule: RouteSettings) -> Iterator[Counter]:
+        """The caller's own limits first, those that everyone shares last."""
+        settings, caller, scope = self._settings, identity.partition, route_scope(rule)
+        limits: list[Limit] = [*plan.requests, *_slots(plan.concurrent, rule)]
+        if plan.spending is not None:
+            limits += plan.spending.budget.allowances
+        yield from (Counter(caller, PLAN_SCOPE, limit) for limit in limits)
+        yield from (Counter(caller, scope, window) for window in rule.requests)
+        if identity.address is not None:
+            address = address_partition(identity.address)
+            yield from (Counter(address, "a", window, "address") for window in settings.identity.per_address)
+        yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
+        limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
+        yield from (Counter("app", "app", limit, "everyone") for limit in limits)
+
+
+def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:
+    return (slots,) if slots is not None and rule.slot else ()
+
+
+def route_scope(route: RouteSettings) -> str:
+    """Where a route's own limits are counted: by its path and methods, not by its place in the file."""
+    methods = "*" if route.methods is None else ",".join(sorted(route.methods))
+    return f"r:{hashlib.sha256(f'{methods} {route.path}'.encode()).hexdigest()[:16]}"
+
+
+def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
+    """A plan with the limits that a key has in place of it."""
+    key = identity.overrides
+    if key is None:
+        return plan
+    own = {
+        name: value
+        for name in ("requests", "concurrent", "spending")
+        if (value := getattr(key, name)) is not None
+    }
+    return plan.model_copy(update=own)
+
+
+def share_of(charge: Charge, share: float) -> Charge:
+    """A charge as one process grants it on its own while the backend is away."""
+    counters = [replace(counter, limit=_share_of(counter.limit, share)) for counter in charge.counters]
+    return Charge(counters, charge.cost)
+
+
+def _share_of(limit: Limit, share: float) -> Limit:
+    if isinstance(limit, Window):
+        return replace(limit, quota=math.ceil(limit.quota * share))
+    if isinstance(limit, Slots):
+        return replace(limit, limit=math.ceil(limit.limit * share))
+    return replace(limit, amount=math.ceil(limit.amount * share))
+
+
+def _never_fits(limit: Limit, cost: int) -> bool:
+    return isinstance(limit, Window) and cost > limit.quota
+
+
+def _first(*values: bool | None) -> bool:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,94 @@
+"""Keeps the slots of this process's live leases: one timer renews them all, together."""
+
+import asyncio
+import logging
+import time
+
+from ratelimit_mw.charge import BackendError, Money
+from ratelimit_mw.lease import Lease
+
+logger = logging.getLogger("ratelimit_mw")
+
+SLOT_LOST = "slot lost: lease %s was not renewed in time; its work runs on uncounted"
+RENEWALS_PER_LEASE = 3
+"""So that two renewals in a row may fail before a slot is lost."""
+
+
+class Renewals:
+    """The live leases of one event loop. Created inside that loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._leases: dict[bytes, Lease] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick = 10.0
+        self._task: asyncio.Task[None] | None = None
+        self.lost = 0
+        """How many slots were lost before they could be renewed."""
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def add(self, lease: Lease) -> None:
+        """Renew this lease's slots until it is removed or has been held for its `max_hold`."""
+        wait = lease.hold.lease / RENEWALS_PER_LEASE
+        lease.renew_at = self._loop.time() + wait
+        self._leases[lease.hold.id] = lease
+        if wait < self._tick or self._timer is None:
+            self._tick = min(self._tick, wait)
+            self._schedule()
+
+    def remove(self, lease: Lease) -> bool:
+        """Stop renewing; whether it was still being renewed."""
+        return self._leases.pop(lease.hold.id, None) is not None
+
+    def close(self) -> None:
+        """Stop renewing anything."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self._tick / 2, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if not self._leases:
+            self._tick = 10.0
+            return
+        self._schedule()
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(self._renew_due(), name="ratelimit_mw renewals")
+
+    async def _renew_due(self) -> None:
+        now = self._loop.time()
+        due = [lease for lease in self._leases.values() if lease.renew_at <= now]
+        for lease in due:
+            if lease.max_hold is not None and _held_for(lease) >= lease.max_hold:
+                self._give_up(lease)
+        await asyncio.gather(*[self._renew(lease) for lease in due if lease.hold.id in self._leases])
+
+    async def _renew(self, lease: Lease) -> None:
+        try:
+            kept = await lease.backend.renew(lease.hold, lease.hold.lease)
+        except BackendError:
+            return  # at the next tick again, until the lease is over
+        lease.renew_at = self._loop.time() + lease.hold.lease / RENEWALS_PER_LEASE
+        if not kept and self.remove(lease):
+            self.lost += 1
+            lease.is_lost = True
+            logger.warning(SLOT_LOST, lease.id)
+
+    def _give_up(self, lease: Lease) -> None:
+        self.remove(lease)
+        lease.is_lost = True
+        lease.backend.finish(lease.hold, Money.UNTOUCHED)
+        logger.warning("slot freed: lease %s was held for its max_hold of %g s", lease.id, lease.max_hold)
+
+
+def _held_for(lease: Lease) -> float:
+    return time.time() - lease.admitted / 1_000_000

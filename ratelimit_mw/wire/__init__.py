@@ -1,0 +1,1 @@
+"""What goes over the wire: headers and bodies, made from a decision by pure functions."""

@@ -1,0 +1,94 @@
+"""The headers that tell a caller how its limits stand."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+
+from ratelimit_mw.charge import Figures
+from ratelimit_mw.decision import Decision
+from ratelimit_mw.limits import SECOND, Allowance
+from ratelimit_mw.money import format_amount
+from ratelimit_mw.settings import ResponseSettings
+
+RawHeaders = list[tuple[bytes, bytes]]
+"""Headers as ASGI has them: lower-case names, values as bytes."""
+
+_OWN = (b"x-ratelimit-", b"ratelimit")
+
+
+class HeaderWriter:
+    """Writes the headers of a decision as `[response]` says."""
+
+    def __init__(self, settings: ResponseSettings) -> None:
+        self._classic = "x-ratelimit" in settings.headers
+        self._ietf = "ietf" in settings.headers
+        self._unix = settings.reset == "unix"
+
+    def __call__(self, decision: Decision) -> RawHeaders:
+        """The headers of any response to this request; none where nothing is known."""
+        headers: RawHeaders = []
+        if self._classic:
+            headers += self._x_ratelimit(decision)
+        if self._ietf:
+            headers += _ietf_items(decision)
+        headers += self._spending(decision)
+        if decision.shadow and decision.refusal is not None:
+            headers.append((b"x-ratelimit-shadow", b"refused"))
+        return headers
+
+    def reset(self, now: int, reset_after: int) -> int:
+        """A reset as the settings want it: a Unix time or seconds from now, rounded up."""
+        return _seconds(now + reset_after if self._unix else reset_after)
+
+    def _x_ratelimit(self, decision: Decision) -> RawHeaders:
+        nearest = decision.nearest()
+        if nearest is None:
+            return []
+        window, figures = nearest
+        return [
+            (b"x-ratelimit-limit", b"%d" % window.quota),
+            (b"x-ratelimit-remaining", b"%d" % max(window.quota - figures.used, 0)),
+            (b"x-ratelimit-reset", b"%d" % self.reset(decision.now, figures.reset_after)),
+        ]
+
+    def _spending(self, decision: Decision) -> RawHeaders:
+        """The budget with the smallest share left, of those that have reached their `warn_at`."""
+        warnings = list(decision.warnings())
+        if not warnings:
+            return []
+        limit, figures, ends = min(warnings, key=lambda each: _share_left(each[0], each[1]))
+        left = max(limit.amount - figures.used - figures.reset_after, 0)
+        return [
+            (b"x-spending-limit", format_amount(limit.amount, limit.currency).encode()),
+            (b"x-spending-remaining", format_amount(left, limit.currency).encode()),
+            (b"x-spending-reset", b"%d" % self.reset(decision.now, ends - decision.now)),
+        ]
+
+
+def add_headers(present: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
+    """The app's headers and ours; the app's alone where it tells of rate limits itself."""
+    headers = [(bytes(name), bytes(value)) for name, value in present]
+    if any(name.lower().startswith(_OWN) for name, _ in headers):
+        return headers
+    return [*headers, *ours]
+
+
+def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
+    """`RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, an item a limit."""
+    windows = list(decision.windows())
+    if not windows:
+        return
+    policies = ", ".join(f'"{window.text}";q={window.quota};w={window.seconds}' for window, _ in windows)
+    limits = ", ".join(
+        f'"{window.text}";r={max(window.quota - figures.used, 0)};t={_seconds(figures.reset_after)}'
+        for window, figures in windows
+    )
+    yield b"ratelimit-policy", policies.encode()
+    yield b"ratelimit", limits.encode()
+
+
+def _share_left(limit: Allowance, figures: Figures) -> Fraction:
+    return Fraction(limit.amount - figures.used - figures.reset_after, limit.amount)
+
+
+def _seconds(microseconds: int) -> int:
+    return -(-microseconds // SECOND)

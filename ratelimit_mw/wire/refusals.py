@@ -1,0 +1,197 @@
+"""Refusals: the status, headers and body that tell a caller why, and when to come back."""
+
+import json
+from typing import Any, NamedTuple
+
+from ratelimit_mw.charge import place_of
+from ratelimit_mw.decision import Decision, Refusal, Standing
+from ratelimit_mw.limits import Allowance, Slots, Window
+from ratelimit_mw.money import format_amount
+from ratelimit_mw.settings import ResponseSettings
+from ratelimit_mw.wire.headers import HeaderWriter, RawHeaders
+
+GIVE_UP_AFTER = 60
+"""Seconds of waiting beyond which clients are told not to retry by themselves."""
+
+_PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
+_PERIODS = {"daily": "Daily", "monthly": "Monthly"}
+
+
+class Response(NamedTuple):
+    """A whole answer, ready for any server interface."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+
+
+class RefusalWriter:
+    """Writes refusals as `[response]` says."""
+
+    def __init__(self, settings: ResponseSettings) -> None:
+        self._settings = settings
+        self._headers = HeaderWriter(settings)
+
+    def __call__(self, decision: Decision) -> Response:
+        """The answer to a refused request."""
+        refusal = decision.refusal
+        if refusal is None:
+            raise ValueError("the request was not refused")
+        error = _describe(decision, refusal, self._headers)
+        wait = refusal.retry_after
+        if wait is not None and refusal.reason not in ("capacity", "unavailable"):
+            error["details"]["retry_after"] = _whole_seconds(wait)
+        status = {"capacity": self._settings.capacity_status, "unavailable": 503}.get(refusal.reason, 429)
+        violated = [error["details"]["policy"]] if "policy" in error["details"] else []
+        headers = [*_waiting(wait), *self._headers(decision)]
+        return self._response(status, headers, error, violated)
+
+    def error(self, status: int, type_: str, code: str, message: str) -> Response:
+        """An answer that is not about limits: an API key that cannot be read, settings that don't load."""
+        return self._response(
+            status, [], {"type": type_, "code": code, "message": message, "details": {}}, []
+        )
+
+    def _response(
+        self, status: int, headers: RawHeaders, error: dict[str, Any], violated: list[str]
+    ) -> Response:
+        if self._settings.documentation_url:
+            error["documentation_url"] = self._settings.documentation_url
+        problem = self._settings.body == "problem"
+        body = json.dumps(_problem(status, error, violated) if problem else {"error": error}).encode()
+        content_type = b"application/problem+json" if problem else b"application/json"
+        return Response(
+            status,
+            [
+                (b"content-type", content_type),
+                (b"content-length", b"%d" % len(body)),
+                (b"cache-control", b"no-store"),
+                *headers,
+            ],
+            body,
+        )
+
+
+def _waiting(wait: int | None) -> RawHeaders:
+    """When to come back, for every client: seconds for HTTP, milliseconds for SDKs, and whether at all."""
+    if wait is None:
+        return [(b"x-should-retry", b"false")]
+    seconds = _whole_seconds(wait)
+    headers = [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % max(-(-wait // 1000), 1))]
+    if seconds > GIVE_UP_AFTER:
+        headers.append((b"x-should-retry", b"false"))
+    return headers
+
+
+def _whole_seconds(wait: int) -> int:
+    return max(-(-wait // 1_000_000), 1)
+
+
+def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> dict[str, Any]:
+    """Type, code, message and details of the error, in that order."""
+    standing = refusal.standing
+    if refusal.reason == "unavailable" or standing is None:
+        message = "Rate limits cannot be checked at the moment. Please try again."
+        return _error("rate_limit_unavailable", "RATE_LIMIT_UNAVAILABLE", message, {})
+    if refusal.reason == "cost":
+        return _too_large(decision, standing)
+    if refusal.reason == "capacity":
+        message = "The service is at capacity. Please try again later."
+        details = {"retry_after": _whole_seconds(refusal.retry_after or 0)}
+        return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
+    limit = standing.counter.limit
+    if isinstance(limit, Window):
+        return _rate(decision, limit, standing, headers)
+    if isinstance(limit, Slots):
+        return _concurrency(limit, standing)
+    return _spending(decision, limit, standing, headers)
+
+
+def _rate(decision: Decision, window: Window, standing: Standing, headers: HeaderWriter) -> dict[str, Any]:
+    used = standing.figures.used
+    details: dict[str, Any] = {
+        "policy": window.text,
+        "limit": window.quota,
+        "remaining": max(window.quota - used, 0),
+        "window": window.seconds,
+        "reset": headers.reset(decision.now, standing.figures.reset_after),
+    }
+    message = f"Rate limit exceeded. {used}/{window.quota} requests used in {window.phrase}"
+    if decision.cost > 1:
+        details["cost"] = decision.cost
+        message += f"; this request needs {decision.cost}"
+    return _error("rate_limit_error", "RATE_LIMIT_EXCEEDED", f"{message}.", details)
+
+
+def _concurrency(slots: Slots, standing: Standing) -> dict[str, Any]:
+    active = standing.figures.used
+    units = slots.unit if slots.limit == 1 else f"{slots.unit}s"
+    message = f"Concurrent {slots.unit} limit exceeded. {active}/{slots.limit} {units} running."
+    details = {"limit": slots.limit, "active": active}
+    return _error("rate_limit_error", "CONCURRENT_LIMIT_EXCEEDED", message, details)
+
+
+def _spending(
+    decision: Decision, allowance: Allowance, standing: Standing, headers: HeaderWriter
+) -> dict[str, Any]:
+    spent, held, currency = standing.figures.used, standing.figures.reset_after, allowance.currency
+    unit = "tokens" if currency == "token" else currency
+    limit_text, spent_text, held_text, price_text = (
+        format_amount(amount, currency) for amount in (allowance.amount, spent, held, decision.price)
+    )
+    ends = place_of(standing.counter, decision.now).ends
+    details: dict[str, Any] = {
+        "period": allowance.period,
+        "limit": limit_text,
+        "spent": spent_text,
+        "held": held_text,
+        "currency": currency,
+        "reset": headers.reset(decision.now, ends - decision.now),
+    }
+    message = f"{_PERIODS[allowance.period]} spending limit exceeded. {spent_text}/{limit_text} {unit} spent"
+    if held:
+        message += f", {held_text} held"
+    if spent + held < allowance.amount:
+        details["price"] = price_text
+        message += f"; this request needs {price_text}"
+    return _error("rate_limit_error", "SPENDING_LIMIT_EXCEEDED", f"{message}.", details)
+
+
+def _too_large(decision: Decision, standing: Standing) -> dict[str, Any]:
+    """A request that no waiting helps. What everyone shares is not told."""
+    limit, details = standing.counter.limit, dict[str, Any]()
+    if isinstance(limit, Allowance):
+        price = format_amount(decision.price, limit.currency)
+        amount = format_amount(limit.amount, limit.currency)
+        details = {"period": limit.period, "limit": amount, "currency": limit.currency, "price": price}
+        message = f"This request needs {price} {limit.currency}; the {limit.period} limit is {amount}."
+    elif isinstance(limit, Window) and standing.counter.owner != "everyone":
+        details = {"policy": limit.text, "limit": limit.quota, "window": limit.seconds, "cost": decision.cost}
+        message = f"This request needs {decision.cost} units; the limit is {limit.quota} in {limit.phrase}."
+    else:
+        details = {"cost": decision.cost}
+        message = f"This request needs {decision.cost} units, more than are ever granted at once."
+    return _error("rate_limit_error", "COST_EXCEEDS_LIMIT", message, details)
+
+
+def _error(type_: str, code: str, message: str, details: dict[str, Any]) -> dict[str, Any]:
+    return {"type": type_, "code": code, "message": message, "details": details}
+
+
+def _problem(status: int, error: dict[str, Any], violated: list[str]) -> dict[str, Any]:
+    """The same as a problem (RFC 9457), with the types of the RateLimit header fields' draft."""
+    problem: dict[str, Any] = {"status": status, "detail": error["message"], "code": error["code"]}
+    if error["type"] == "rate_limit_error":
+        problem["type"] = f"{_PROBLEM_TYPES}quota-exceeded"
+        problem["title"] = "Request cannot be satisfied as assigned quota has been exceeded"
+        problem["violated-policies"] = violated
+    elif error["type"] in ("capacity_error", "rate_limit_unavailable"):
+        problem["type"] = f"{_PROBLEM_TYPES}temporary-reduced-capacity"
+        problem["title"] = "Request cannot be satisfied due to temporary server capacity constraints"
+    else:
+        problem["type"] = "about:blank"
+        problem["title"] = error["message"]
+    problem["details"] = error["details"]
+    if "documentation_url" in error:
+        problem["documentation_url"] = error["documentation_url"]
+    return problem
