@@ -109,6 +109,11 @@ class Figures(NamedTuple):
     reset_after: int
     retry_after: int
 
+    @property
+    def held(self) -> int:
+        """What an allowance holds for charges that are not settled yet."""
+        return self.reset_after
+
 
 class Outcome(NamedTuple):
     """A backend's answer to a charge: `figures` in the order of its counters."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from ratelimit_mw.charge import Counter, Figures, place_of
+from ratelimit_mw.charge import Counter, Figures, Held, place_of
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 
 Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable"]
@@ -22,6 +22,16 @@ class Standing(NamedTuple):
 
     counter: Counter
     figures: Figures
+
+
+class NearBudget(NamedTuple):
+    """A budget that is used up as far as its `warn_at`."""
+
+    allowance: Allowance
+    left: int
+    """What is neither spent nor held, in units of the currency."""
+    period: Held
+    """Which caller's, and when it ends."""
 
 
 class Refusal(NamedTuple):
@@ -70,20 +80,21 @@ class Decision:
         best: tuple[Window, Figures] | None = None
         best_fits = 0
         for window, figures in self.windows():
-            fits = (window.quota - figures.used) // self.cost
+            fits = max(window.quota - figures.used, 0) // self.cost
             if best is None or fits < best_fits or (fits == best_fits and window.length > best[0].length):
                 best, best_fits = (window, figures), fits
         return best
 
-    def warnings(self) -> Iterator[tuple[Allowance, Figures, int]]:
-        """The budgets that have reached their `warn_at`, each with the end of its period."""
+    def warnings(self) -> Iterator[NearBudget]:
+        """The budgets that have reached their `warn_at`."""
         for counter, figures in self.standings:
             limit = counter.limit
             if isinstance(limit, Allowance) and limit.warn_at is not None:
                 # In whole numbers, and as the settings wrote the share: money is never a float.
                 share = Decimal(repr(limit.warn_at))
-                if figures.used + figures.reset_after >= share * limit.amount:
-                    yield limit, figures, place_of(counter, self.now).ends
+                if figures.used + figures.held >= share * limit.amount:
+                    left = max(limit.amount - figures.used - figures.held, 0)
+                    yield NearBudget(limit, left, place_of(counter, self.now))
 
 
 def refusal_of(standings: Iterable[Standing], price: int, now: int) -> Refusal:

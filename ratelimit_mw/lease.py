@@ -44,6 +44,7 @@ class Lease:
         "decision",
         "hold",
         "is_detached",
+        "is_ended",
         "is_lost",
         "max_hold",
         "renew_at",
@@ -70,6 +71,7 @@ class Lease:
         self.renew_at = 0.0
         """When to renew next, by the event loop's clock."""
         self.is_detached = False
+        self.is_ended = False
         self.is_lost = False
         """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
         self.token = ""

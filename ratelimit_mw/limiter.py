@@ -13,6 +13,7 @@ from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends import open_backend
 from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
+from ratelimit_mw.budget_warnings import BudgetWarnings
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
     NOTHING_HELD,
@@ -27,10 +28,11 @@ from ratelimit_mw.charge import (
     Settlement,
 )
 from ratelimit_mw.decision import Decision, Refusal, Standing, refusal_of
+from ratelimit_mw.events import Notifier, OnEvent, SettleIgnored
 from ratelimit_mw.identity import Identifier, Identity
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.money import format_amount, parse_amount
 from ratelimit_mw.policy import Policies, Policy, share_of
 from ratelimit_mw.renewals import SLOT_LOST, Renewals
 from ratelimit_mw.settings import Settings
@@ -47,24 +49,35 @@ _NO_LEASE = bytes(LEASE_ID_SIZE)
 class Limiter:
     """Decides about requests and jobs. One serves a whole process, all its event loops included."""
 
-    def __init__(self, settings: Settings | None = None, *, backend: Backend | None = None) -> None:
-        """`backend` takes the place of the one that the settings name."""
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        backend: Backend | None = None,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        """`backend` takes the place of the one that the settings name; `on_event` is told what happens."""
         self.settings = settings or Settings()
         self.backend = backend or open_backend(self.settings.backend)
         self.identify = Identifier(self.settings)
         self.policies = Policies(self.settings)
         self._local = MemoryBackend()
         self._secret = self.settings.identity.hash_secret
+        self._notify = Notifier(on_event)
+        self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
         self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
 
     @classmethod
-    def from_settings(cls, settings: Settings | str | os.PathLike[str] | None = None) -> Self:
+    def from_settings(
+        cls, settings: Settings | str | os.PathLike[str] | None = None, *, on_event: OnEvent | None = None
+    ) -> Self:
         """A limiter by a settings file, or by the one that `RATELIMIT_SETTINGS` names.
 
         Raises `SettingsError`.
         """
-        return cls(settings if isinstance(settings, Settings) else Settings.load(settings))
+        loaded = settings if isinstance(settings, Settings) else Settings.load(settings)
+        return cls(loaded, on_event=on_event)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -147,6 +160,8 @@ class Limiter:
         except BackendError:
             return self._without_backend(policy, charge, price or 0, never)
         decision = _decision(policy, charge, outcome, price or 0, never)
+        if charge.allowances:
+            self._budget_warnings.look(policy.identity, decision)
         return self._lease(decision, outcome.hold, self.backend, policy)
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
@@ -195,10 +210,10 @@ class Limiter:
         A detached lease is left to whoever has its token. Only the first end counts.
         """
         hold = lease.hold
-        if lease.is_detached or not (hold.slots or hold.periods):
+        if lease.is_detached or lease.is_ended or not (hold.slots or hold.periods):
             return
+        lease.is_ended = True
         self._renewing().remove(lease)
-        lease.hold = NOTHING_HELD
         lease.backend.finish(hold, Money.GIVE_BACK if failed else Money.KEEP)
 
     async def release(self, lease: Lease | str) -> None:
@@ -262,10 +277,10 @@ class Limiter:
         met = await self._arrive(lease.backend.settle(hold, units, replace=replace), "a settle", lease)
         if met is Settlement.DIFFERENT:
             logger.warning("settle ignored: lease %s was settled before with another amount", lease.id)
+            self._notify(SettleIgnored(lease.id, format_amount(units, hold.currency), "different"))
         elif met is Settlement.UNKNOWN:
-            logger.warning(
-                "settle ignored: lease %s ended before, or its period did more than two days ago", lease.id
-            )
+            logger.warning("settle ignored: lease %s has ended, or its period did two days ago", lease.id)
+            self._notify(SettleIgnored(lease.id, format_amount(units, hold.currency), "unknown"))
 
     async def _renew(self, lease: Lease, seconds: float) -> bool:
         try:
@@ -307,7 +322,7 @@ class Limiter:
         if renewals is None:
             for closed in [each for each in self._renewals if each.is_closed()]:
                 del self._renewals[closed]
-            renewals = self._renewals[loop] = Renewals()
+            renewals = self._renewals[loop] = Renewals(self._notify)
         return renewals
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit_mw.decision import Decision
+from ratelimit_mw.events import OnEvent
 from ratelimit_mw.identity import Identity, IdentityError, adopt
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
@@ -48,6 +49,7 @@ class RateLimitMiddleware:
         *,
         identify: Identify | None = None,
         price: Price | None = None,
+        on_event: OnEvent | None = None,
         limiter: Limiter | None = None,
     ) -> None:
         self.app = app
@@ -55,7 +57,7 @@ class RateLimitMiddleware:
         self._price_hook = price
         self._error: SettingsError | None = None
         try:
-            self.limiter = limiter or Limiter.from_settings(settings)
+            self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
         except SettingsError as error:
             # Starlette builds middleware within the lifespan call, where raising would only switch it off.
             self._error = error

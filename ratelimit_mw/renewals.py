@@ -5,6 +5,7 @@ import logging
 import time
 
 from ratelimit_mw.charge import BackendError, Money
+from ratelimit_mw.events import Notifier, SlotLost
 from ratelimit_mw.lease import Lease
 
 logger = logging.getLogger("ratelimit_mw")
@@ -17,7 +18,8 @@ RENEWALS_PER_LEASE = 3
 class Renewals:
     """The live leases of one event loop. Created inside that loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, notify: Notifier) -> None:
+        self._notify = notify
         self._loop = asyncio.get_running_loop()
         self._leases: dict[bytes, Lease] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -82,12 +84,14 @@ class Renewals:
             self.lost += 1
             lease.is_lost = True
             logger.warning(SLOT_LOST, lease.id)
+            self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
         self.remove(lease)
         lease.is_lost = True
         lease.backend.finish(lease.hold, Money.UNTOUCHED)
         logger.warning("slot freed: lease %s was held for its max_hold of %g s", lease.id, lease.max_hold)
+        self._notify(SlotLost(lease.id))
 
 
 def _held_for(lease: Lease) -> float:

@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
-from ratelimit_mw.charge import Figures
 from ratelimit_mw.decision import Decision
-from ratelimit_mw.limits import SECOND, Allowance
+from ratelimit_mw.limits import SECOND
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.settings import ResponseSettings
 
@@ -55,12 +54,12 @@ class HeaderWriter:
         warnings = list(decision.warnings())
         if not warnings:
             return []
-        limit, figures, ends = min(warnings, key=lambda each: _share_left(each[0], each[1]))
-        left = max(limit.amount - figures.used - figures.reset_after, 0)
+        nearest = min(warnings, key=lambda near: Fraction(near.left, near.allowance.amount))
+        amount, currency = nearest.allowance.amount, nearest.allowance.currency
         return [
-            (b"x-spending-limit", format_amount(limit.amount, limit.currency).encode()),
-            (b"x-spending-remaining", format_amount(left, limit.currency).encode()),
-            (b"x-spending-reset", b"%d" % self.reset(decision.now, ends - decision.now)),
+            (b"x-spending-limit", format_amount(amount, currency).encode()),
+            (b"x-spending-remaining", format_amount(nearest.left, currency).encode()),
+            (b"x-spending-reset", b"%d" % self.reset(decision.now, nearest.period.ends - decision.now)),
         ]
 
 
@@ -84,10 +83,6 @@ def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
     )
     yield b"ratelimit-policy", policies.encode()
     yield b"ratelimit", limits.encode()
-
-
-def _share_left(limit: Allowance, figures: Figures) -> Fraction:
-    return Fraction(limit.amount - figures.used - figures.reset_after, limit.amount)
 
 
 def _seconds(microseconds: int) -> int:

@@ -134,7 +134,7 @@ def _concurrency(slots: Slots, standing: Standing) -> dict[str, Any]:
 def _spending(
     decision: Decision, allowance: Allowance, standing: Standing, headers: HeaderWriter
 ) -> dict[str, Any]:
-    spent, held, currency = standing.figures.used, standing.figures.reset_after, allowance.currency
+    spent, held, currency = standing.figures.used, standing.figures.held, allowance.currency
     unit = "tokens" if currency == "token" else currency
     limit_text, spent_text, held_text, price_text = (
         format_amount(amount, currency) for amount in (allowance.amount, spent, held, decision.price)
