@@ -1,0 +1,177 @@
+"""`ratelimit-mw show` and `ratelimit-mw reset`: what is counted of a caller, seen and cleared."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from ratelimit_mw.charge import place_of
+from ratelimit_mw.cli.callers import (
+    Caller,
+    Named,
+    find_callers,
+    is_placed,
+    read_live_keys,
+    without_placeholder,
+)
+from ratelimit_mw.cli.output import CommandError, console, print_facts, print_json, print_table
+from ratelimit_mw.cli.texts import SHARED_BY, amount_text, limit_json, limit_text, source_of
+from ratelimit_mw.decision import Decision, Standing
+from ratelimit_mw.identity import Identity
+from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.limits import SECOND, Slots, Window
+from ratelimit_mw.money import format_amount
+from ratelimit_mw.overview import forget, overview, shared_overview
+from ratelimit_mw.settings import Settings
+
+PATIENCE = 2.0
+"""Seconds that a command waits for the backend at least; a request's time-out is too short for a first
+connection from far away."""
+
+T = TypeVar("T")
+
+
+def show(settings: Settings, named: Named, *, as_json: bool) -> None:
+    """Print how everything stands that is counted of a caller; of nobody: what all callers share.
+
+    Raises `CommandError` and `BackendError`.
+    """
+    limiter = _limiter(settings)
+    callers: list[Caller | None] = [None]
+    if not named.is_nobody:
+        read_live_keys(limiter, named)
+        callers = [*find_callers(limiter, named)]
+    found = list(zip(callers, _run(limiter, _look(limiter, callers)), strict=True))
+    if as_json:
+        print_json({"callers": [_caller_json(settings, *each) for each in found]})
+        return
+    for index, (caller, decision) in enumerate(found):
+        if index:
+            console.print()
+        _print(settings, caller, decision)
+
+
+def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
+    """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
+    if named.is_nobody:
+        raise CommandError("reset needs a caller: --key, --address or --account")
+    limiter = _limiter(settings)
+    read_live_keys(limiter, named)
+    identities = [_counted(caller) for caller in find_callers(limiter, named)]
+    cleared = list(zip(identities, _run(limiter, _clear(limiter, identities)), strict=True))
+    if as_json:
+        print_json({"cleared": [{"partition": i.partition, "counters": n} for i, n in cleared]})
+        return
+    for identity, number in cleared:
+        console.print(f"{identity.partition}: {number} counter{'' if number == 1 else 's'} cleared")
+
+
+def _limiter(settings: Settings) -> Limiter:
+    if settings.backend.url.startswith("memory:"):
+        raise CommandError(
+            f"{settings.source} counts in the memory of each process, where no command can look: "
+            "backend.url is memory://"
+        )
+    timeout = max(settings.backend.timeout, PATIENCE)
+    backend = settings.backend.model_copy(update={"timeout": timeout})
+    return Limiter(settings.model_copy(update={"backend": backend}))
+
+
+def _run(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
+    async def run() -> T:
+        try:
+            return await question
+        finally:
+            await limiter.close()
+
+    return asyncio.run(run())
+
+
+async def _look(limiter: Limiter, callers: Sequence[Caller | None]) -> list[Decision]:
+    return [
+        await shared_overview(limiter) if caller is None else await overview(limiter, _counted(caller))
+        for caller in callers
+    ]
+
+
+async def _clear(limiter: Limiter, identities: Sequence[Identity]) -> list[int]:
+    return [await forget(limiter, identity) for identity in identities]
+
+
+def _counted(caller: Caller) -> Identity:
+    if not is_placed(caller):
+        raise CommandError("this caller is counted by its address: name it with --address")
+    return without_placeholder(caller)
+
+
+def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) -> dict[str, Any]:
+    identity = caller.identity if caller else None
+    return {
+        "partition": identity.partition if identity else None,
+        "api_key_hash": identity.api_key_hash if identity else None,
+        "account": identity.account if identity else None,
+        "plan": identity.plan if identity else None,
+        "limits": [
+            {
+                **limit_json(standing.counter.limit),
+                **_figures_json(standing, decision.now),
+                "owner": standing.counter.owner,
+                "from": source_of(settings, identity or _NOBODY, standing.counter),
+            }
+            for standing in decision.standings
+        ],
+    }
+
+
+def _figures_json(standing: Standing, now: int) -> dict[str, Any]:
+    limit, figures = standing.counter.limit, standing.figures
+    if isinstance(limit, Window):
+        remaining = max(limit.quota - figures.used, 0)
+        return {"used": figures.used, "remaining": remaining, "reset_after": figures.reset_after / SECOND}
+    if isinstance(limit, Slots):
+        return {"active": figures.used, "remaining": max(limit.limit - figures.used, 0)}
+    spent, held = figures.used, figures.held
+    amounts = {"spent": spent, "held": held, "remaining": max(limit.amount - spent - held, 0)}
+    texts = {name: format_amount(amount, limit.currency) for name, amount in amounts.items()}
+    return {**texts, "reset": place_of(standing.counter, now).ends // SECOND}
+
+
+def _print(settings: Settings, caller: Caller | None, decision: Decision) -> None:
+    if caller is None:
+        print_facts([("caller", "all of them together")])
+    else:
+        identity = caller.identity
+        plan = f"{identity.plan} ({caller.why})"
+        print_facts([("caller", caller.who), ("counted as", identity.partition), ("plan", plan)])
+    console.print()
+    if not decision.standings:
+        console.print("no limits")
+        return
+    identity = caller.identity if caller else _NOBODY
+    columns = ("limit", "used", "held", "left", "next reset", "counted for", "from")
+    rows = []
+    for standing in decision.standings:
+        counter = standing.counter
+        place = source_of(settings, identity, counter)
+        figures = _figures_row(standing, decision.now)
+        rows.append((limit_text(counter.limit), *figures, SHARED_BY[counter.owner], place))
+    print_table(columns, rows)
+
+
+def _figures_row(standing: Standing, now: int) -> tuple[object, ...]:
+    """Used, held, left and next reset."""
+    limit, figures = standing.counter.limit, standing.figures
+    if isinstance(limit, Window):
+        reset = f"in {-(-figures.reset_after // SECOND)} s" if figures.used else "-"
+        return figures.used, "-", max(limit.quota - figures.used, 0), reset
+    if isinstance(limit, Slots):
+        return "-", figures.used, max(limit.limit - figures.used, 0), "-"
+    spent, held, currency = figures.used, figures.held, limit.currency
+    left = max(limit.amount - spent - held, 0)
+    ends = datetime.fromtimestamp(place_of(standing.counter, now).ends // SECOND, UTC)
+    amounts = [amount_text(amount, currency) for amount in (spent, held, left)]
+    return *amounts, ends.strftime("%Y-%m-%d %H:%M UTC")
+
+
+_NOBODY = Identity("", "")
+"""For limits that all callers share, which come from no plan."""

@@ -1,0 +1,11 @@
+"""Options that several commands take."""
+
+from typing import Annotated
+
+import typer
+
+SettingsFile = Annotated[
+    str | None,
+    typer.Option("--settings", metavar="FILE", help="The settings file. Default: $RATELIMIT_SETTINGS."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

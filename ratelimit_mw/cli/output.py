@@ -1,0 +1,50 @@
+"""What commands print: tables for people, JSON for programs, one line for an error."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 140
+"""Columns of a table that goes to a file or another program, which have no width of their own."""
+
+console = Console(markup=False, highlight=False, emoji=False)
+errors = Console(markup=False, highlight=False, emoji=False, stderr=True)
+if not console.is_terminal:
+    console.width = WIDTH
+
+
+class CommandError(Exception):
+    """A command can't do what it was asked to. Its text is the one line that says why."""
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
+    console.out(json.dumps(value, indent=2, ensure_ascii=False), highlight=False)
+
+
+def print_error(text: str) -> None:
+    """Print the one line that a command fails with."""
+    errors.out(f"ratelimit-mw: {' '.join(text.split())}", highlight=False)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print names with their values, one a line."""
+    facts = list(facts)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        console.print(Text(f"{name:<{width}}", style="bold"), value, sep="  ", soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print rows under bold headings; what is too long goes on in the next line."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    console.print(table)

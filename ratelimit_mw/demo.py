@@ -1,0 +1,158 @@
+"""`ratelimit-mw demo`: a small prediction API behind the middleware, to try the limits by hand.
+
+It counts in memory and needs nothing but this process.
+"""
+
+import asyncio
+import contextlib
+import copy
+import json
+import socket
+import tomllib
+import uuid
+from collections import OrderedDict
+from decimal import Decimal
+from importlib.resources import files
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from uvicorn.config import LOGGING_CONFIG
+
+from ratelimit_mw.middleware import RateLimitMiddleware
+from ratelimit_mw.settings import Settings
+
+HOST = "127.0.0.1"
+PREDICTION_SECONDS = 1.0
+MAX_KEPT = 1_000
+"""Predictions that can still be asked for."""
+
+_PRICE = Decimal("0.03")
+_PRICE_OF_CHARACTER = Decimal("0.001")
+_DEAREST = Decimal("0.05")
+
+_QUIETLY = "curl -s -o /dev/null -w '%{http_code} '"
+_WELCOME = """\
+A prediction API behind ratelimit_mw, at {url}. Counts are kept in memory. Ctrl-C ends it.
+{note}
+Try, in another terminal:
+
+1. One prediction: 201, and the headers X-RateLimit-Limit: 10, X-RateLimit-Remaining: 9.
+   curl -i -H 'X-API-Key: alice' -d '{{"prompt": "hello"}}' {url}/v1/predictions
+
+2. Twelve requests at 10 a minute: ten times 200, then 429.
+   seq 12 | xargs -I @ {quietly} -H 'X-API-Key: bob' {url}/v1/models
+
+3. Why, and when to come back: RATE_LIMIT_EXCEEDED, with Retry-After.
+   curl -i -H 'X-API-Key: bob' {url}/v1/models
+
+4. Four predictions at once with two slots: 201 twice, 429 twice.
+   seq 4 | xargs -P 4 -I @ {quietly} -H 'X-API-Key: carol' -d '{{}}' {url}/v1/predictions
+
+5. A budget of 0.12 USD a day. Each prediction holds 0.05 and settles at 0.03, so the fourth is refused.
+   seq 4 | xargs -I @ {quietly} -H 'X-API-Key: demo-pro' -d '{{}}' {url}/v1/predictions
+
+6. Why: SPENDING_LIMIT_EXCEEDED, and what is left: X-Spending-Remaining, sent from half of the budget on.
+   curl -i -H 'X-API-Key: demo-pro' -d '{{}}' {url}/v1/predictions
+
+7. Without an API key callers are counted by address, at 5 a minute.
+   curl -i {url}/v1/models
+
+8. Exempt from all limits: 200, and no rate limit headers.
+   curl -i {url}/health
+"""
+
+
+class Predictions:
+    """The model and what it said last."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, dict[str, str]] = OrderedDict()
+
+    async def create(self, request: Request) -> Response:
+        """Take a while, settle what it really cost and answer with the result."""
+        prompt = await _prompt(request)
+        await asyncio.sleep(PREDICTION_SECONDS)
+        price = min(_PRICE + _PRICE_OF_CHARACTER * len(prompt), _DEAREST)
+        await request.state.ratelimit.settle(price)
+        prediction = {"id": uuid.uuid4().hex, "output": prompt[::-1], "price": str(price)}
+        self._kept[prediction["id"]] = prediction
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+        location = {"Location": f"/v1/predictions/{prediction['id']}"}
+        return JSONResponse(prediction, status_code=201, headers=location)
+
+    async def read(self, request: Request) -> Response:
+        """Say again what a prediction said."""
+        prediction = self._kept.get(request.path_params["id"])
+        if prediction is None:
+            raise HTTPException(404)
+        return JSONResponse(prediction)
+
+
+def create_app() -> Starlette:
+    """The API with its limits."""
+    predictions = Predictions()
+    routes = [
+        Route("/health", _health),
+        Route("/v1/models", _models),
+        Route("/v1/predictions", predictions.create, methods=["POST"]),
+        Route("/v1/predictions/{id}", predictions.read),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(RateLimitMiddleware, settings=demo_settings())])
+
+
+def demo_settings() -> Settings:
+    """What `demo.toml` says. Neither the environment nor a file of the caller's changes it."""
+    return Settings(**tomllib.loads(files("ratelimit_mw").joinpath("demo.toml").read_text("utf-8")))
+
+
+def run(port: int) -> None:
+    """Serve until Ctrl-C, on another port where this one is taken, and print what to try."""
+    with _listen(port) as listener:
+        url = f"http://{HOST}:{listener.getsockname()[1]}"
+        note = "" if port in (0, listener.getsockname()[1]) else f"Port {port} is taken, so it has another.\n"
+        print(_WELCOME.format(url=url, note=note, quietly=_QUIETLY), flush=True)
+        config = uvicorn.Config(create_app(), log_config=_log_config(), log_level=None)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+        print("The demo has ended.")
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError:
+        listener.bind((HOST, 0))
+    return listener
+
+
+def _log_config() -> dict[str, Any]:
+    """As uvicorn has it: its lines about requests, without those about itself."""
+    config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
+    config["loggers"]["uvicorn.error"]["level"] = "WARNING"
+    return config
+
+
+async def _prompt(request: Request) -> str:
+    try:
+        body = json.loads(await request.body())
+    except ValueError:
+        body = {}
+    prompt = body.get("prompt", "") if isinstance(body, dict) else ""
+    return prompt if isinstance(prompt, str) else ""
+
+
+async def _health(_request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _models(_request: Request) -> Response:
+    return JSONResponse({"models": ["reverse-1"]})

@@ -1,0 +1,135 @@
+"""`ratelimit-mw demo`: what it prints can be typed in, and does what it says."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ratelimit_mw import demo
+from ratelimit_mw.checks import findings
+from ratelimit_mw.demo import demo_settings
+from tests.apps import ROOT
+from tests.processes import free_port
+
+START_SECONDS = 20.0
+
+
+class Demo:
+    """The demo in a process of its own."""
+
+    def __init__(self, output: Path, port: int) -> None:
+        self.output = output
+        command = [sys.executable, "-m", "ratelimit_mw", "demo", "--port", str(port)]
+        # A Redis that the settings of whoever runs it name is none of the demo's business.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RATELIMIT_BACKEND__URL": "redis://127.0.0.1:1"}
+        with output.open("w") as file:
+            self.process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+
+    @property
+    def text(self) -> str:
+        """What it has printed."""
+        return self.output.read_text()
+
+    def commands(self) -> list[str]:
+        """The commands that it says to try."""
+        return re.findall(r"^ {3}(.*)$", self.text, re.MULTILINE)
+
+    def wait_until_it_serves(self) -> str:
+        """Wait; returns its address."""
+        give_up = time.monotonic() + START_SECONDS
+        while time.monotonic() < give_up and self.process.poll() is None:
+            found = re.search(r"at (http://127\.0\.0\.1:\d+)\.", self.text)
+            if found and self._answers(found[1]):
+                return found[1]
+            time.sleep(0.05)
+        raise AssertionError(f"the demo does not serve; it printed:\n{self.text}")
+
+    def end(self) -> int:
+        """Type Ctrl-C; returns its exit status."""
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(10)
+
+    def _answers(self, url: str) -> bool:
+        try:
+            return httpx.get(f"{url}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Demo]:
+    """A demo on a free port."""
+    served = Demo(tmp_path / "output", free_port())
+    yield served
+    served.process.kill()
+    served.process.wait()
+
+
+def test_the_demo_does_what_it_prints(running: Demo) -> None:
+    """Every command runs as it is printed, its answer is what the line above says, and Ctrl-C ends it."""
+    running.wait_until_it_serves()
+    one, many, why, at_once, spend, spent, anonymous, health = [_run(each) for each in running.commands()]
+    assert "201 Created" in one
+    assert "x-ratelimit-limit: 10" in one
+    assert "x-ratelimit-remaining: 9" in one
+    assert many.split() == ["200"] * 10 + ["429"] * 2
+    assert "RATE_LIMIT_EXCEEDED" in why
+    assert "retry-after: " in why
+    assert Counter(at_once.split()) == {"201": 2, "429": 2}
+    assert spend.split() == ["201"] * 3 + ["429"]
+    assert "SPENDING_LIMIT_EXCEEDED" in spent
+    assert "x-spending-remaining: 0.03" in spent
+    assert "x-ratelimit-limit: 5" in anonymous
+    assert "200 OK" in health
+    assert "ratelimit" not in health
+    assert running.end() == 0
+    assert running.text.endswith("The demo has ended.\n")
+    assert "Traceback" not in running.text
+
+
+def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path: Path) -> None:
+    """A taken port is no error: it says which one it has instead."""
+    with socket.create_server(("127.0.0.1", free_port())) as other:
+        port = other.getsockname()[1]
+        served = Demo(tmp_path / "output", port)
+        try:
+            url = served.wait_until_it_serves()
+            assert not url.endswith(f":{port}")
+            assert f"Port {port} is taken" in served.text
+            assert served.end() == 0
+        finally:
+            served.process.kill()
+
+
+async def test_a_prediction_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was predicted is kept, within bounds, and an unknown prediction is a 404."""
+    monkeypatch.setattr(demo, "PREDICTION_SECONDS", 0.0)
+    monkeypatch.setattr(demo, "MAX_KEPT", 1)
+    transport = httpx.ASGITransport(app=demo.create_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+        body = {"prompt": "a very long prompt indeed"}
+        first = await client.post("/v1/predictions", json=body, headers={"X-API-Key": "demo-pro"})
+        assert first.json()["price"] == "0.05"
+        assert (await client.get(first.headers["Location"])).json() == first.json()
+        await client.post("/v1/predictions", content="no JSON")
+        assert (await client.get(first.headers["Location"])).status_code == 404
+
+
+def test_the_checks_find_nothing_in_the_demo() -> None:
+    """The demo's settings are an example, too."""
+    assert findings(demo_settings()) == ()
+
+
+def _run(command: str) -> str:
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command} failed:\n{done.stderr}"
+    return done.stdout
