@@ -41,8 +41,7 @@ class Held(NamedTuple):
     """End of the period in microseconds since 1970; 0 for a slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """What an admitted charge holds: all that renewing, settling and releasing it takes, in any process."""
 
     id: bytes
@@ -65,20 +64,34 @@ class Charge:
     those that everyone shares last.
     """
 
-    __slots__ = ("allowances", "cost", "counters", "currency", "lease", "prepared", "slots")
+    __slots__ = (
+        "allowances",
+        "cost",
+        "counters",
+        "currency",
+        "last",
+        "lease",
+        "max_hold",
+        "prepared",
+        "slots",
+    )
 
     def __init__(self, counters: Iterable[Counter], cost: int = 1) -> None:
         self.counters = tuple(counters)
         self.cost = cost
-        slots = [c for c in self.counters if isinstance(c.limit, Slots)]
-        self.slots = tuple(Held(c.partition, c.scope) for c in slots)
-        self.lease = min((c.limit.lease for c in slots if isinstance(c.limit, Slots)), default=0.0)
+        limits = [c.limit for c in self.counters if isinstance(c.limit, Slots)]
+        self.slots = tuple(Held(c.partition, c.scope) for c in self.counters if isinstance(c.limit, Slots))
+        # A request's slots are renewed and freed together, so the shortest counts for all.
+        self.lease = min((limit.lease for limit in limits), default=0.0)
+        self.max_hold = min((limit.max_hold for limit in limits if limit.max_hold), default=None)
         self.allowances = tuple(c for c in self.counters if isinstance(c.limit, Allowance))
         self.currency = next(
             (c.limit.currency for c in self.counters if isinstance(c.limit, Allowance)), "USD"
         )
         self.prepared: object = None
         """A backend's own: what it has made of this charge once, to use it for every request."""
+        self.last: Outcome | None = None
+        """How it went last: where this process starts from while the backend is away."""
 
     def hold(self, lease_id: bytes, price: int, now: int) -> Hold:
         """What this charge holds once it is admitted at `now`; of a budget also where the price is 0."""
@@ -148,7 +161,23 @@ class BackendError(Exception):
     """The backend could not be asked, did not answer in time or refused; nobody was decided about."""
 
 
-class Backend(Protocol):
+class Holder(Protocol):
+    """Where holds live, from their admission on."""
+
+    async def renew(self, hold: Hold, lease: float) -> bool:
+        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+
+    def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
+        """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
+
+        It is under way when this returns, whatever becomes of the caller; awaiting waits for the backend.
+        """
+
+    async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
+        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+
+
+class Backend(Holder, Protocol):
     """Where counts live. Every method that fails raises `BackendError` and nothing else."""
 
     async def open(self) -> None:
@@ -162,18 +191,6 @@ class Backend(Protocol):
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
-
-    async def renew(self, hold: Hold, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-
-    def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
-        """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
-
-        It is under way when this returns, whatever becomes of the caller; awaiting waits for the backend.
-        """
-
-    async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
-        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""

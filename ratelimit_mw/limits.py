@@ -39,21 +39,19 @@ class Window:
     seconds: int = field(init=False, compare=False)
     text: str = field(init=False, compare=False)
     """The rate in its shortest notation, such as `60/minute` or `5/2 seconds`."""
+    length: int = field(init=False, compare=False, repr=False)
+    """Length of the window in microseconds."""
+    granule: int = field(init=False, compare=False, repr=False)
+    """Microseconds within which requests share an entry; 0 where each one has its own."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seconds", self.multiple * UNIT_SECONDS[self.unit])
+        seconds = self.multiple * UNIT_SECONDS[self.unit]
+        object.__setattr__(self, "seconds", seconds)
+        object.__setattr__(self, "length", seconds * SECOND)
+        granule = 0 if self.quota <= EXACT_QUOTA else seconds * SECOND // EXACT_QUOTA
+        object.__setattr__(self, "granule", granule)
         length = self.unit if self.multiple == 1 else f"{self.multiple} {self.unit}s"
         object.__setattr__(self, "text", f"{self.quota}/{length}")
-
-    @property
-    def length(self) -> int:
-        """Length of the window in microseconds."""
-        return self.seconds * SECOND
-
-    @property
-    def granule(self) -> int:
-        """Microseconds within which requests share an entry; 0 where each one has its own."""
-        return 0 if self.quota <= EXACT_QUOTA else self.length // EXACT_QUOTA
 
     @property
     def phrase(self) -> str:

@@ -2,8 +2,12 @@
 
 from typing import Any
 
+from ratelimit_mw.backends.cluster import ClusterBackend
+from ratelimit_mw.backends.key_store import KeyStore, MemoryKeyStore, RedisKeyStore, keys_hash
 from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.nodes import Nodes
 from ratelimit_mw.backends.redis import RedisBackend
+from ratelimit_mw.backends.servers import connector_to
 from ratelimit_mw.charge import Backend
 from ratelimit_mw.settings.tables import BackendSettings
 
@@ -12,9 +16,29 @@ def open_backend(settings: BackendSettings) -> Backend:
     """The backend that the settings name. It connects when it is first used, or opened."""
     if settings.url.startswith("memory:"):
         return MemoryBackend()
-    return RedisBackend(
+    backend = ClusterBackend if _is_cluster(settings) else RedisBackend
+    return backend(
         settings.url, namespace=settings.namespace, timeout=settings.timeout, options=_tls(settings)
     )
+
+
+def open_key_store(settings: BackendSettings, *, timeout: float = 1.0) -> KeyStore:
+    """The live keys of the backend that the settings name. It connects when it is first used.
+
+    `timeout` is how many seconds a command may take; no request waits for one.
+    """
+    if settings.url.startswith("memory:"):
+        return MemoryKeyStore()
+    timeout, options = max(timeout, settings.timeout), _tls(settings)
+    if _is_cluster(settings):
+        nodes = Nodes(settings.url, timeout=timeout, options=options)
+        return RedisKeyStore(nodes.client_for(keys_hash(settings.namespace)), settings.namespace)
+    connector = connector_to(settings.url, timeout=timeout, options=options)
+    return RedisKeyStore(connector.client, settings.namespace)
+
+
+def _is_cluster(settings: BackendSettings) -> bool:
+    return settings.url.partition("://")[0].endswith("+cluster")
 
 
 def _tls(settings: BackendSettings) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 -- batch.lua: decides a batch of operations in one atomic step.
 --
 -- Guarantee: an operation is done whole or not at all, and one that fails (a key of the wrong type,
--- no memory) fails alone. Releases, renewals and settles run before charges. A key is read once and
--- written once per batch; in between the charges are decided in order on what was read.
+-- no memory) fails alone; only a finish frees what it can when a slot set fails. Releases, renewals and
+-- settles run before charges, and work when memory is full: their first write is one that frees. A key is
+-- read once and written once per batch; in between the charges are decided in order on what was read.
 --
 -- KEYS   the keys of every operation, one operation after the other
 -- ARGV   [1] the time in microseconds, or '' for the server's own TIME; [2..] an operation each, a letter
@@ -25,15 +26,20 @@
 --        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   three commands for a window, three for a slot set, two for a period: once for all the charges
---        of a batch; one to release a slot.
+--        of a batch; one to release a slot, four to renew it.
 --
--- A window is a string: a header, then a ring of (time, cost) entries, oldest at `head`. A slot set is
+-- A window is a string: a header, then a ring of (time, cost) entries, oldest at `head`, with room for at
+-- most half again as many as are live, and never for more than quota or granules need. A slot set is
 -- a sorted set: lease id by expiry. A period is two doubles: spent and held. A record is two doubles:
 -- the estimate and the settled amount (-1: none yet).
 
-local HEADER, HEADER_SIZE = '<ddddI4I4I4I4', 48
+local HEADER, HEADER_SIZE, LAST_OF_HEADER = '<ddddI4I4I4I4', 48, '47'
 local ENTRY, ENTRY_SIZE = '<dI4', 12
+local NO_ENTRY = string.rep('\0', ENTRY_SIZE)
 local CHUNK = 32
+local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
+local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
+local MOST_COST, MOST_MONEY = 4294967295, 9007199254740992 -- what entries and doubles hold exactly
 local spread, pack, unpack = unpack, struct.pack, struct.unpack
 local floor, min, max = math.floor, math.min, math.max
 
@@ -47,14 +53,26 @@ end
 
 local states, order = {}, {} -- what was read of each key, and changed since
 
-local function call(...)
-  local reply = redis.pcall(...)
-  if type(reply) == 'table' and reply.err then error(reply.err, 0) end
-  return reply
+local texts = {} -- numbers as arguments: the same few times and places come again and again
+
+local function text(number)
+  local known = texts[number]
+  if not known then
+    known = string.format('%.0f', number)
+    texts[number] = known
+  end
+  return known
+end
+
+local call = redis.call -- raises, and is caught where an operation is run
+
+local function sentence(fault)
+  local text = type(fault) == 'table' and fault.err or tostring(fault) -- Redis 7 raises a table
+  return (text:gsub('^@user_script: %d+: %-?', '')) -- Redis 6 says where before it says what
 end
 
 local function remember(key, state)
-  states[key], state.key = state, key
+  states[key] = state
   order[#order + 1] = state
   return state
 end
@@ -66,68 +84,118 @@ local function entries(w, first, number)
   local at = (w.head + first) % w.cap
   number = min(number, w.cap - at)
   local from = HEADER_SIZE + at * ENTRY_SIZE
-  return call('GETRANGE', w.key, from, from + number * ENTRY_SIZE - 1), number
+  return call('GETRANGE', w.key, text(from), text(from + number * ENTRY_SIZE - 1)), number
 end
 
-local function rewrite(w, cap, change)
-  -- Writes the live entries anew, in one piece, after `change(time, cost)` of each.
+local function entry(w, i)
+  return unpack(ENTRY, (entries(w, i, 1)))
+end
+
+local function write_entry(w, i, time, cost)
+  local at = (w.head + i) % w.cap
+  call('SETRANGE', w.key, text(HEADER_SIZE + at * ENTRY_SIZE), pack(ENTRY, time, cost))
+end
+
+local function packed_header(w)
+  return pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost)
+end
+
+local function write_header(w)
+  call('SETRANGE', w.key, '0', packed_header(w))
+end
+
+local function rewrite(w, cap)
+  -- Writes the live entries anew, in one piece; the newest was not written before.
   local parts, first = {'', ''}, 0
-  while first < w.count do
-    local raw, number = entries(w, first, w.count - first)
-    if change then
-      for i = 0, number - 1 do
-        parts[#parts + 1] = pack(ENTRY, change(unpack(ENTRY, raw, i * ENTRY_SIZE + 1)))
-      end
-    else
-      parts[#parts + 1] = raw
-    end
+  while first < w.count - 1 do
+    local raw, number = entries(w, first, w.count - 1 - first)
+    parts[#parts + 1] = raw
     first = first + number
   end
-  parts[#parts + 1] = string.rep('\0', (cap - w.count) * ENTRY_SIZE)
+  parts[#parts + 1] = pack(ENTRY, w.newest, w.newest_cost)
+  parts[#parts + 1] = string.rep(NO_ENTRY, cap - w.count)
   w.head, w.cap, w.ttl = 0, cap, now + w.life
-  parts[1] = pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost)
-  call('SET', w.key, table.concat(parts), 'PX', floor(w.life / 1000))
+  parts[1] = packed_header(w)
+  call('SET', w.key, table.concat(parts), 'PX', text(floor(w.life / 1000)))
+end
+
+local function first_since(w, time)
+  -- The place of the first entry at `time` or later; the count where there is none.
+  local low, high = 0, w.count
+  while low < high do
+    local middle = floor((low + high) / 2)
+    if entry(w, middle) < time then low = middle + 1 else high = middle end
+  end
+  return low
 end
 
 local function step_back(w)
-  -- The server's clock went back: what was stored as later happened now at the latest.
-  w.newest, w.oldest = now, min(w.oldest, now)
-  rewrite(w, w.cap, function(time, cost) return min(time, now), cost end)
+  -- The server's clock went back: what was stored as later happened now at the latest, in one entry.
+  local first, total = first_since(w, now + 1), 0
+  local at = first
+  while at < w.count do
+    local raw, number = entries(w, at, min(w.count - at, CHUNK))
+    for i = 0, number - 1 do
+      local _, cost = unpack(ENTRY, raw, i * ENTRY_SIZE + 1)
+      total = total + cost
+    end
+    at = at + number
+  end
+  w.count, w.newest, w.newest_cost, w.ttl = first + 1, now, total, now + w.life
+  if first == 0 then w.oldest = now end
+  write_entry(w, first, now, total)
+  write_header(w)
+  call('PEXPIRE', w.key, floor(w.life / 1000))
 end
 
-local function expire(w)
-  -- Steps over the entries that have left the window.
+local function step_over(w)
+  -- Steps over the entries that have left the window, and those of which all was given back.
   local horizon = now - w.length
-  while w.count > 0 and w.oldest <= horizon do
+  while w.count > 0 do
     local raw, number = entries(w, 0, min(w.count, CHUNK))
     local position = 1
     for _ = 1, number do
       local time, cost
       time, cost, position = unpack(ENTRY, raw, position)
-      w.oldest = time
-      if time > horizon then break end
+      if time > horizon and cost > 0 then
+        w.oldest = time
+        return
+      end
       w.sum, w.head, w.count = w.sum - cost, (w.head + 1) % w.cap, w.count - 1
     end
+    w.stepped = true -- far enough to be written down, though nothing may be charged
+  end
+end
+
+local function expire(w)
+  if w.count == 0 then return end
+  if w.newest > now then step_back(w) end
+  local horizon = now - w.length
+  if w.newest <= horizon then
+    w.sum, w.head, w.count = 0, 0, 0
+  elseif w.oldest <= horizon then
+    step_over(w)
   end
 end
 
 local function load_window(key, quota, length, granule)
-  if states[key] then
-    states[key].quota = quota
-    return states[key]
+  local w = states[key]
+  if w then
+    w.quota, w.granule = max(w.quota, quota), max(w.granule, granule)
+    return w
   end
-  local header = call('GETRANGE', key, 0, HEADER_SIZE - 1)
-  local w = {kind = 'W', key = key, quota = quota, length = length, granule = granule, pending = 0}
-  w.life = length + max(floor(length / 8), 1000000)
-  if header == '' then
-    w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost = 0, 0, 0, 0, 0, 0, 0, 0
-  elseif #header == HEADER_SIZE then
+  local header = call('GETRANGE', key, '0', LAST_OF_HEADER)
+  w = { -- every field at once: a table that grows costs more than the commands
+    kind = 'W', key = key, quota = quota, length = length, granule = granule, pending = 0,
+    life = length + max(floor(length / 8), 1000000),
+    sum = 0, oldest = 0, newest = 0, ttl = 0, head = 0, count = 0, cap = 0, newest_cost = 0,
+    joins = false,
+  }
+  if #header == HEADER_SIZE then
     w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost = unpack(HEADER, header)
-    if w.count > 0 then
-      if w.newest > now then step_back(w) end
-      expire(w)
-    end
-  else
+    if w.count > w.cap or w.head >= max(w.cap, 1) then error('WRONGTYPE the key does not hold a window', 0) end
+    expire(w)
+  elseif header ~= '' then
     error('WRONGTYPE the key does not hold a window', 0)
   end
   return remember(key, w)
@@ -144,13 +212,13 @@ local function retry_after(w, quota, cost)
     for _ = 1, number do
       local time, spent
       time, spent, position = unpack(ENTRY, raw, position)
-      freed = freed + spent
+      freed, first = freed + spent, first + 1
       if freed >= needed then
+        if first == w.count then time = w.newest end -- which a charge of this batch may have joined
         wait = time + w.length - now
         break
       end
     end
-    first = first + number
   end
   w.retry_needed, w.retry = needed, wait
   return wait
@@ -161,65 +229,79 @@ local function reset_after(w)
   return w.pending > 0 and w.length or 0
 end
 
-local function shared_entry(w)
-  if w.count == 0 then return false end
-  return w.newest == now or (w.granule > 0 and floor(w.newest / w.granule) == floor(now / w.granule))
+local function charge_window(w, cost)
+  if w.pending == 0 and w.count > 0 then
+    w.joins = w.newest == now or (w.granule > 0 and floor(w.newest / w.granule) == floor(now / w.granule))
+    if w.joins then
+      w.newest = now
+      if w.count == 1 then w.oldest = now end
+    end
+  end
+  w.sum, w.pending = w.sum + cost, w.pending + cost
+  if w.retry_needed then w.retry_needed = nil end
+end
+
+local function fitting(w)
+  -- How many entries the ring should have room for.
+  local count, bound = w.count, w.granule > 0 and GRANULES or w.quota
+  if count <= w.cap and w.cap <= 1.5 * count + 6 then return w.cap end
+  if count > bound then bound = MOST_ENTRIES end -- the quota was lowered, or raised
+  return max(count, min(max(floor(1.25 * count), count + 3), bound))
+end
+
+local function append(w)
+  w.count, w.newest, w.newest_cost = w.count + 1, now, w.pending
+  if w.count == 1 then w.oldest = now end
 end
 
 local function flush_window(w)
-  if w.pending == 0 then return end
-  if shared_entry(w) then
-    w.newest_cost = w.newest_cost + w.pending
-    if w.count == 1 then w.oldest = now end
-  else
-    if w.count == w.cap then
-      local bound = w.granule > 0 and 1002 or w.quota
-      local cap = max(4, floor(w.cap * 1.5) + 1)
-      rewrite(w, w.count < bound and min(cap, bound) or cap)
+  if states[w.key] ~= w or (w.pending == 0 and not w.stepped) then return end
+  if w.pending > 0 then
+    if w.joins then
+      w.newest_cost = w.newest_cost + w.pending
+    else
+      append(w)
+      local cap = fitting(w)
+      if cap ~= w.cap then return rewrite(w, cap) end
     end
-    w.count, w.newest_cost = w.count + 1, w.pending
-    if w.count == 1 then w.oldest = now end
+    write_entry(w, w.count - 1, now, w.newest_cost)
   end
-  w.newest, w.pending = now, 0
-  local at = (w.head + w.count - 1) % w.cap
-  call('SETRANGE', w.key, HEADER_SIZE + at * ENTRY_SIZE, pack(ENTRY, now, w.newest_cost))
-  local renewed = w.ttl < now + w.length
+  local renewed = w.pending > 0 and w.ttl < now + w.length
   if renewed then w.ttl = now + w.life end
-  call('SETRANGE', w.key, 0,
-    pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost))
-  if renewed then call('PEXPIRE', w.key, floor(w.life / 1000)) end
+  write_header(w)
+  if renewed then call('PEXPIRE', w.key, text(floor(w.life / 1000))) end
 end
 
 local function give_back_window(key, quota, length, granule, time, cost)
   -- Takes `cost` off the entry that the charge at `time` went into, if it is still there.
   local w = load_window(key, quota, length, granule)
-  for first = w.count - 1, 0, -1 do
-    local raw = entries(w, first, 1)
-    local stored, spent = unpack(ENTRY, raw)
-    if stored < time then return end
-    if stored == time or (granule > 0 and floor(stored / granule) == floor(time / granule)) then
-      cost = min(cost, spent)
-      w.sum = w.sum - cost
-      if first == w.count - 1 then w.newest_cost = spent - cost end
-      local at = (w.head + first) % w.cap
-      call('SETRANGE', key, HEADER_SIZE + at * ENTRY_SIZE, pack(ENTRY, stored, spent - cost))
-      call('SETRANGE', key, 0,
-        pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost))
-      return
-    end
-  end
+  local i = first_since(w, time)
+  if i == w.count then return end
+  local stored, spent = entry(w, i)
+  if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return end
+  cost = min(cost, spent)
+  w.sum = w.sum - cost
+  if i == w.count - 1 then w.newest_cost = spent - cost end
+  write_entry(w, i, stored, spent - cost)
+  if i == 0 then step_over(w) end
+  write_header(w)
 end
 
 -- slots -----------------------------------------------------------------------------------------
 
-local function keep_alive(key, lease)
+local function keep_alive(key, lease, is_new)
   -- The key outlives its longest lease: a life is lengthened here, never shortened.
   local life = floor(lease / 1000) + 1000
-  if call('PTTL', key) < life then call('PEXPIRE', key, 2 * life) end
+  if is_new or call('PTTL', key) < life then call('PEXPIRE', key, text(2 * life)) end
 end
 
 local function load_slots(key, limit)
-  local s = states[key] or remember(key, {kind = 'C', count = call('ZCARD', key), added = {}, lease = 0})
+  local s = states[key]
+  if not s then
+    local count = call('ZCARD', key)
+    s = {kind = 'C', key = key, count = count, is_new = count == 0, purged = false, added = false, lease = 0}
+    remember(key, s)
+  end
   if s.count >= limit and not s.purged then
     s.count, s.purged = s.count - call('ZREMRANGEBYSCORE', key, '-inf', now), true
   end
@@ -231,9 +313,9 @@ local function live_slots(key)
 end
 
 local function flush_slots(s)
-  if #s.added == 0 then return end
+  if not s.added then return end
   call('ZADD', s.key, spread(s.added))
-  keep_alive(s.key, s.lease)
+  keep_alive(s.key, s.lease, s.is_new)
 end
 
 -- spending --------------------------------------------------------------------------------------
@@ -244,7 +326,7 @@ local function load_period(key, ends)
   local p = states[key]
   if p then return p end
   local raw = call('GET', key)
-  p = {kind = 'B', ends = ends, spent = 0, held = 0}
+  p = {kind = 'B', key = key, ends = ends, spent = 0, held = 0, changed = false}
   if raw then p.spent, p.held = unpack('<dd', raw) end
   return remember(key, p)
 end
@@ -270,122 +352,154 @@ local function fits(s, limit, cost, price)
 end
 
 local function figures(s, limit, cost, price)
-  local refused = not fits(s, limit, cost, price)
+  -- The three figures of a limit; where it refuses, the last is not 0. `limit` is nil where it did not.
+  local refused = limit and not fits(s, limit, cost, price)
   if s.kind == 'W' then
-    return pack('<i8i8i8', s.sum, reset_after(s), refused and retry_after(s, limit, cost) or 0)
+    return s.sum, reset_after(s), refused and retry_after(s, limit, cost) or 0
   elseif s.kind == 'B' then
-    return pack('<i8i8i8', s.spent, s.held, refused and 1 or 0)
+    return s.spent, s.held, refused and 1 or 0
   end
-  return pack('<i8i8i8', s.count, 0, refused and 1 or 0)
+  return s.count, 0, refused and 1 or 0
 end
 
 local function commit(s, id, lease, cost, price)
   if s.kind == 'W' then
-    s.sum, s.pending = s.sum + cost, s.pending + cost
+    charge_window(s, cost)
   elseif s.kind == 'B' then
     s.held, s.changed = s.held + price, true
   else
     s.count, s.lease = s.count + 1, max(s.lease, lease)
-    s.added[#s.added + 1] = now + lease
-    s.added[#s.added + 1] = id
+    if s.added then
+      s.added[#s.added + 1] = text(now + lease)
+      s.added[#s.added + 1] = id
+    else
+      s.added = {text(now + lease), id}
+    end
   end
 end
 
-local touched = {} -- the states that each admitted charge has changed
+local plans = {} -- what the limits of a charge say, which is the same for most callers
 
-local function acquire(i, op, keys)
-  local charge = op:sub(1, 1) == 'A'
-  local id, cost, price, life, n, position = unpack('<c16dddB', op, 2)
-  local found, limits, leases, reply, admitted = {}, {}, {}, {}, true
+local function plan_of(op, n)
+  local packed = op:sub(43)
+  local plan = plans[packed]
+  if plan then return plan end
+  local position = 1
+  plan = {kinds = {}, a = {}, b = {}, c = {}, answer = '<B' .. string.rep('i8i8i8', n)}
   for j = 1, n do
-    local kind, a, b, c
-    kind, a, b, c, position = unpack('<c1ddd', op, position)
-    if kind == 'B' and (now < b or now >= c) then return '\2' end
-    found[j], limits[j], leases[j] = load_limit(kind, KEYS[keys + j], a, b, c, charge), a, b
-    admitted = admitted and fits(found[j], a, cost, price)
+    plan.kinds[j], plan.a[j], plan.b[j], plan.c[j], position = unpack('<c1ddd', packed, position)
+  end
+  plans[packed] = plan
+  return plan
+end
+
+local found, reply = {}, {} -- of the charge in hand: made once, not for each
+
+local function acquire(op, keys)
+  local charge = op:byte(1) == 65 -- 'A'
+  local id, cost, price, life, n = unpack('<c16dddB', op, 2)
+  if not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then
+    error('ERR a cost is a whole number from 1, a price one from 0', 0) -- NaN compares false with everything
+  end
+  local plan, admitted = plan_of(op, n), true
+  local kinds, a, b, c = plan.kinds, plan.a, plan.b, plan.c
+  for j = 1, n do
+    if kinds[j] == 'B' and (now < b[j] or now >= c[j]) then return '\2' end
+    local s = load_limit(kinds[j], KEYS[keys + j], a[j], b[j], c[j], charge)
+    found[j], admitted = s, admitted and fits(s, a[j], cost, price)
   end
   if admitted and charge then
-    if life > 0 then call('SET', KEYS[keys + n + 1], pack('<dd', price, -1), 'PX', life) end
-    for j = 1, n do commit(found[j], id, leases[j], cost, price) end
-    touched[i] = found
-    cost, price = 0, 0
+    if life > 0 then call('SET', KEYS[keys + n + 1], pack('<dd', price, -1), 'PX', text(floor(life))) end
+    for j = 1, n do commit(found[j], id, b[j], cost, price) end
   end
+  local at = 1
   for j = 1, n do
-    -- After its own charge a full slot set is full for the next one, not for this one.
-    reply[j] = figures(found[j], admitted and math.huge or limits[j], cost, price)
+    reply[at], reply[at + 1], reply[at + 2] = figures(found[j], not admitted and a[j], cost, price)
+    at = at + 3
   end
-  return (admitted and '\1' or '\0') .. table.concat(reply)
+  return pack(plan.answer, admitted and 1 or 0, spread(reply, 1, at - 1))
 end
 
 -- what runs before charges ----------------------------------------------------------------------
 
-local function close_record(key)
-  -- Takes the record away; answers with what is held under it, or nil where no money is to move.
-  local raw = call('GET', key)
-  if not raw then return nil end
-  call('DEL', key)
-  local estimate, settled = unpack('<dd', raw)
-  if settled < 0 then return estimate end
-  return nil
+local function held_under(record)
+  -- What the record of a charge holds; nil where there is none or it was settled.
+  local raw = call('GET', record)
+  local estimate, settled = 0, 0
+  if raw then estimate, settled = unpack('<dd', raw) end
+  return settled < 0 and estimate or nil
 end
 
-local function finish(_, op, keys)
+local function finish(op, keys)
   local id, mode, time, cost, n, position = unpack('<c16BddB', op, 2)
-  local held = mode > 0 and close_record(KEYS[keys + n + 1])
+  local record = mode > 0 and KEYS[keys + n + 1]
+  local held = record and held_under(record)
+  local periods, failed = {}, nil
   for j = 1, n do
     local key, kind, a, b, c = KEYS[keys + j]
     kind, a, b, c, position = unpack('<c1ddd', op, position)
     if kind == 'C' then
-      call('ZREM', key, id)
+      local ok, fault = pcall(call, 'ZREM', key, id)
+      if not ok then failed = fault end
     elseif kind == 'W' and time > 0 then
       give_back_window(key, a, b, c, time, cost)
     elseif kind == 'B' and held then
-      local p = load_period(key, c)
-      p.held, p.changed = max(p.held - held, 0), true
-      if mode == 1 then p.spent = p.spent + held end
+      periods[#periods + 1] = load_period(key, c)
     end
   end
+  if record then call('DEL', record) end
+  for _, p in ipairs(periods) do
+    p.held, p.changed = max(p.held - held, 0), true
+    if mode == 1 then p.spent = p.spent + held end
+  end
+  if failed then error(sentence(failed), 0) end
   return '\1'
 end
 
-local function renew(_, op, keys)
+local function renew(op, keys)
   local id, lease, n = unpack('<c16dB', op, 2)
-  local result = {}
+  local present, result = {}, {}
+  for j = 1, n do
+    call('ZREMRANGEBYSCORE', KEYS[keys + j], '-inf', now)
+    present[j] = call('ZSCORE', KEYS[keys + j], id)
+  end
   for j = 1, n do
     local key = KEYS[keys + j]
-    local expiry = call('ZSCORE', key, id)
-    local live = expiry and tonumber(expiry) > now
-    if live then
+    if present[j] then
       call('ZADD', key, 'XX', now + lease, id)
       keep_alive(key, lease)
-    elseif expiry then
-      call('ZREM', key, id)
     end
-    result[j] = live and '\1' or '\0'
+    result[j] = present[j] and '\1' or '\0'
   end
   return table.concat(result)
 end
 
-local function settle(_, op, keys)
+local function settle(op, keys)
   local amount, replace, n, position = unpack('<dBB', op, 18)
+  if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
   local record = KEYS[keys + n + 1]
   local raw = call('GET', record)
   if not raw then return '\0' end
   local estimate, settled = unpack('<dd', raw)
   if settled == amount then return '\2' end
   if settled >= 0 and replace == 0 then return '\3' end
-  call('SET', record, pack('<dd', estimate, amount), 'PX', max(call('PTTL', record), 1))
+  local periods = {}
   for j = 1, n do
     local ends
     ends, position = unpack('<d', op, position)
-    local p = load_period(KEYS[keys + j], ends)
+    periods[j] = load_period(KEYS[keys + j], ends)
+  end
+  local life = max(call('PTTL', record), 1)
+  call('PEXPIRE', record, life) -- a first write that is let through when memory is full
+  call('SET', record, pack('<dd', estimate, amount), 'PX', life)
+  for _, p in ipairs(periods) do
     if settled < 0 then p.held = max(p.held - estimate, 0) end
-    p.spent, p.changed = p.spent + amount - max(settled, 0), true
+    p.spent, p.changed = max(p.spent + amount - max(settled, 0), 0), true
   end
   return '\1'
 end
 
-local function delete(_, op, keys)
+local function delete(op, keys)
   for j = 1, unpack('<B', op, 2) do
     local key = KEYS[keys + j]
     call('DEL', key)
@@ -403,11 +517,10 @@ local HANDLERS = {A = acquire, P = acquire, F = finish, N = renew, S = settle, D
 local function number_of_keys(op, kind)
   -- Read from the operation alone, so that one which fails cannot shift the keys of the next.
   if kind == 'A' or kind == 'P' then
-    local _, _, _, life, n = unpack('<c16dddB', op, 2)
+    local life, n = unpack('<dB', op, 34)
     return n + (life > 0 and 1 or 0)
   elseif kind == 'F' then
-    local _, mode, _, _, n = unpack('<c16BddB', op, 2)
-    return n + (mode > 0 and 1 or 0)
+    return op:byte(35) + (op:byte(18) > 0 and 1 or 0)
   elseif kind == 'N' then
     return (select(3, unpack('<c16dB', op, 2)))
   elseif kind == 'S' then
@@ -416,34 +529,36 @@ local function number_of_keys(op, kind)
   return (unpack('<B', op, 2))
 end
 
-local replies, charges, keys = {string.format('%.0f', now)}, {}, 0
+local replies, charges, keys_before, keys = {string.format('%.0f', now)}, {}, {}, 0
 
-local function run(i, keys_before)
-  local op = ARGV[i]
-  local ok, reply = pcall(HANDLERS[op:sub(1, 1)], i, op, keys_before)
-  replies[i] = ok and reply or 'E' .. tostring(reply)
+local function run(i, kind, keys_before)
+  local ok, answer = pcall(HANDLERS[kind], ARGV[i], keys_before)
+  replies[i] = ok and answer or 'E' .. sentence(answer)
 end
 
 for i = 2, #ARGV do
   local kind = ARGV[i]:sub(1, 1)
   if kind == 'A' or kind == 'P' then
-    charges[#charges + 1] = {i, keys}
+    charges[#charges + 1] = i
+    keys_before[i] = keys
   else
-    run(i, keys)
+    run(i, kind, keys)
   end
   keys = keys + number_of_keys(ARGV[i], kind)
 end
-for _, charge in ipairs(charges) do run(charge[1], charge[2]) end
+for _, i in ipairs(charges) do run(i, 'A', keys_before[i]) end
 
 local failed
 for _, state in ipairs(order) do
-  local ok, reply = pcall(FLUSH[state.kind], state)
-  if not ok then state.failed, failed = tostring(reply), true end
+  local ok, fault = pcall(FLUSH[state.kind], state)
+  if not ok then state.failed, failed = sentence(fault), true end
 end
 if failed then
-  for i, changed in pairs(touched) do
-    for _, state in ipairs(changed) do
-      if state.failed then replies[i] = 'E' .. state.failed end
+  for _, i in ipairs(charges) do
+    local charged = ARGV[i]:sub(1, 1) == 'A' and replies[i]:byte(1) == 1
+    for j = 1, charged and ARGV[i]:byte(42) or 0 do
+      local state = states[KEYS[keys_before[i] + j]]
+      if state and state.failed then replies[i] = 'E' .. state.failed end
     end
   end
 end

@@ -9,10 +9,12 @@ import hashlib
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from importlib.resources import files
+from typing import NamedTuple, Protocol
 
-from ratelimit_mw.backends.connection import Connection, Reply
+from ratelimit_mw.backends.complaints import Complaints
+from ratelimit_mw.backends.connection import Connection, OnReply, Reply
 from ratelimit_mw.charge import BackendError
 
 SCRIPT = files(__package__).joinpath("batch.lua").read_bytes()
@@ -37,13 +39,37 @@ def bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
+class Sender(Protocol):
+    """What operations are handed to: the batcher of a server, or what stands before those of several."""
+
+    @property
+    def error(self) -> BackendError | None:
+        """Why the server is thought to be away; None while it is there or was not asked yet."""
+
+    def submit(self, operation: "Operation") -> None:
+        """Queue an operation; its future gets the server's time and the answer, or a `BackendError`."""
+
+    async def connect(self) -> None:
+        """Connect and wait for it, as long as an operation would."""
+
+    async def drain(self, timeout: float) -> int:
+        """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
+
+    def close(self) -> None:
+        """Close; whoever still waits gets a `BackendError`."""
+
+
 OnOrphan = Callable[[int, bytes | None], None]
+Group = Callable[[list["Operation"]], Iterable[list["Operation"]]]
+"""Which operations of a batch may share a call of the script: on a cluster, not those of different nodes."""
+Redirect = Callable[[list["Operation"], str], bool]
+"""Asked about an error of the server: whether it takes over the operations, of which nothing was done."""
 
 
 class Operation:
     """One operation of a batch: its keys and its packed body, as arguments in the Redis protocol."""
 
-    __slots__ = ("body", "future", "keys", "must_arrive", "n_keys", "on_orphan", "since")
+    __slots__ = ("body", "future", "is_asking", "keys", "must_arrive", "n_keys", "on_orphan", "since")
 
     def __init__(
         self,
@@ -65,6 +91,17 @@ class Operation:
         """Called where the operation may have taken effect and nobody waits for its answer any more: with the
         server's time and the answer, or 0 and None where they are lost."""
         self.since = 0.0
+        self.is_asking = False
+        """Sent after ASKING: its keys are moving to this node of a cluster."""
+
+
+class _Batch(NamedTuple):
+    """Operations in one call of the script, on their way."""
+
+    operations: list[Operation]
+    since: float
+    """When the first of them that may time out was submitted."""
+    by_digest: bool
 
 
 class Batcher:
@@ -77,14 +114,18 @@ class Batcher:
         timeout: float,
         clock_argument: Callable[[], bytes],
         probe_key: bytes,
+        group: Group | None = None,
+        redirect: Redirect | None = None,
     ) -> None:
         self._connect = connect
         self._timeout = timeout
         self._clock_argument = clock_argument
         self._probe_key = probe_key
+        self._group = group
+        self._redirect = redirect
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Operation] = deque()
-        self._sent: deque[list[Operation]] = deque()
+        self._sent: deque[_Batch] = deque()
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._error: BackendError | None = None
@@ -92,6 +133,17 @@ class Batcher:
         self._watch: asyncio.TimerHandle | None = None
         self._by_digest = True
         self._attempt = 0
+        self._is_closed = False
+        self.complaints = Complaints()
+        """Errors of single operations, counted."""
+        self.batches = 0
+        """Calls of the script, and in `operations` what they were for."""
+        self.operations = 0
+
+    @property
+    def owed(self) -> int:
+        """How many operations wait to be written that are sent until they arrive."""
+        return sum([operation.must_arrive for operation in [*self._queue, *self._in_flight()]])
 
     @property
     def error(self) -> BackendError | None:
@@ -99,20 +151,24 @@ class Batcher:
         return self._error
 
     @property
+    def is_busy(self) -> bool:
+        """Whether anything waits here or is under way."""
+        return bool(self._queue or self._sent)
+
+    @property
     def _is_ready(self) -> bool:
         return self._connection is not None and self._connecting is None
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation; its future gets the server's time and the answer, or a `BackendError`."""
-        if self._error is not None and not operation.must_arrive:
+        if self._is_closed:
+            operation.future.set_exception(BackendError("the backend was closed"))
+        elif self._error is not None and not operation.must_arrive:
             operation.future.set_exception(self._error)
-            return
-        if len(self._queue) >= MAX_QUEUE:
-            self._drop_one(operation)
-            return
-        operation.since = self._loop.time()
-        self._queue.append(operation)
-        self._schedule()
+        elif len(self._queue) < MAX_QUEUE or self._make_room(operation):
+            operation.since = self._loop.time()
+            self._queue.append(operation)
+            self._schedule()
 
     async def connect(self) -> None:
         """Connect and wait for it, as long as an operation would."""
@@ -125,13 +181,25 @@ class Batcher:
         deadline = self._loop.time() + timeout
         while (self._queue or self._sent) and self._loop.time() < deadline:
             await asyncio.sleep(0.005)
-        return len(self._queue) + sum(map(len, self._sent))
+        return len(self._queue) + sum([len(batch.operations) for batch in self._sent])
+
+    def withdraw(self) -> list[Operation]:
+        """Take back what was not sent yet."""
+        queued = list(self._queue)
+        self._queue.clear()
+        return queued
 
     def close(self) -> None:
         """Close the connection; whoever still waits gets a `BackendError`."""
+        self._is_closed = True
+        if self._watch is not None:
+            self._watch.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
-        self._disconnect(BackendError("the backend was closed"), final=True)
+        lost = self.owed
+        if lost:
+            logger.error("%d operations that were owed to the backend are lost: it was closed", lost)
+        self._disconnect(BackendError("the backend was closed"))
 
     # sending ------------------------------------------------------------------------------------
 
@@ -153,63 +221,102 @@ class Batcher:
                 if operation.must_arrive or not operation.future.done():
                     batch.append(operation)
             if batch:
-                self._send(batch)
+                self._send(batch, by_digest=self._by_digest)
 
-    def _send(self, batch: list[Operation], *, by_digest: bool | None = None) -> None:
+    def _send(self, batch: list[Operation], *, by_digest: bool) -> None:
         if self._connection is None:
             self._fail(batch, self._error or BackendError("the connection is closed"))
-            return
-        script = _BY_DIGEST if (self._by_digest if by_digest is None else by_digest) else _BY_TEXT
+        elif self._group is None:
+            self._connection.send(self._call_of(batch, by_digest), self._on_reply)
+        else:
+            self._send_groups(self._connection, self._group(batch), by_digest)
+        self._start_watch()
+
+    def _send_groups(
+        self, connection: Connection, groups: Iterable[list[Operation]], by_digest: bool
+    ) -> None:
+        """Send a call for each group, all of them in one write."""
+        commands: list[bytes] = []
+        on_replies: list[OnReply] = []
+        for group in groups:
+            if group[0].is_asking:
+                commands.append(_ASKING)
+                on_replies.append(_ignore)
+            commands.append(self._call_of(group, by_digest))
+            on_replies.append(self._on_reply)
+        connection.send(b"".join(commands), *on_replies)
+
+    def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
+        """The call of the script for a batch, which counts as sent from now on."""
+        script = _BY_DIGEST if by_digest else _BY_TEXT
         n_keys = sum([operation.n_keys for operation in batch])
         parts = [b"*%d\r\n" % (4 + n_keys + len(batch)), script, bulk(b"%d" % n_keys)]
         parts += [operation.keys for operation in batch]
         parts.append(self._clock_argument())
         parts += [operation.body for operation in batch]
-        self._sent.append(batch)
-        self._connection.send(b"".join(parts), self._on_reply)
-        self._start_watch()
+        # What must arrive may have waited long for the server to be back.
+        since = next((operation.since for operation in batch if not operation.must_arrive), self._loop.time())
+        self._sent.append(_Batch(batch, since, by_digest))
+        self.batches += 1
+        self.operations += len(batch)
+        return b"".join(parts)
 
     # answers ------------------------------------------------------------------------------------
 
     def _on_reply(self, reply: Reply) -> None:
         batch = self._sent.popleft()
-        if isinstance(reply, list):
+        if isinstance(reply, list) and len(reply) == len(batch.operations) + 1:
             self._attempt = 0
-            now = int(reply[0])
-            for operation, answer in zip(batch, reply[1:], strict=True):
-                self._answer(operation, now, answer)
+            self._on_answers(batch.operations, int(reply[0]), reply[1:])
         elif isinstance(reply, Exception):
             self._on_error(batch, BackendError(str(reply)))
         else:
-            self._fail(batch, BackendError(f"the script answered {reply!r}"))
+            self._fail(batch.operations, BackendError(f"the script answered {reply!r}"))
         if self._queue:
             self._flush()
 
-    def _answer(self, operation: Operation, now: int, answer: bytes) -> None:
-        future = operation.future
-        if future.done():
-            if operation.on_orphan is not None and not answer.startswith(b"E"):
-                operation.on_orphan(now, answer)
-        elif answer.startswith(b"E"):
-            future.set_exception(BackendError(answer[1:].decode(errors="replace")))
-        else:
-            future.set_result((now, answer))
-
-    def _on_error(self, batch: list[Operation], error: BackendError) -> None:
-        """The server refused the whole call: nothing of it was done."""
-        text = str(error)
-        if text.startswith("NOSCRIPT"):
-            self._send(batch, by_digest=False)  # which makes the server remember it, too
-        elif text.startswith("NOPERM") and self._by_digest:
-            self._by_digest = False
-            self._send(batch)
-        else:
-            self._fail(batch, error)
+    def _on_answers(self, operations: list[Operation], now: int, answers: list[bytes]) -> None:
+        unwritten: list[Operation] = []
+        error = None
+        for operation, answer in zip(operations, answers, strict=True):
+            if not answer.startswith(b"E"):
+                self._answer(operation, now, answer)
+                continue
+            failure = BackendError(answer[1:].decode(errors="replace").strip())
+            if str(failure).startswith(_TAKES_NO_WRITES):
+                error = failure
+                unwritten.append(operation)
+                continue
+            self.complaints(failure)
+            if not operation.future.done():
+                operation.future.set_exception(failure)
+        if error is not None:
+            self._fail(unwritten, error)
             self._disconnect(error)
 
-    def _fail(self, batch: list[Operation], error: BackendError, *, maybe_done: bool = False) -> None:
-        for operation in reversed(batch):
-            if operation.must_arrive:
+    def _answer(self, operation: Operation, now: int, answer: bytes) -> None:
+        if not operation.future.done():
+            operation.future.set_result((now, answer))
+        elif operation.on_orphan is not None:
+            operation.on_orphan(now, answer)
+
+    def _on_error(self, batch: _Batch, error: BackendError) -> None:
+        """The server refused the whole call: nothing of it was done."""
+        text = str(error)
+        if self._redirect is not None and self._redirect(batch.operations, text):
+            return
+        if text.startswith("NOSCRIPT"):
+            self._send(batch.operations, by_digest=False)  # which makes the server remember it, too
+        elif text.startswith("NOPERM") and batch.by_digest:
+            self._by_digest = False
+            self._send(batch.operations, by_digest=False)
+        else:
+            self._fail(batch.operations, error)
+            self._disconnect(error)
+
+    def _fail(self, operations: list[Operation], error: BackendError, *, maybe_done: bool = False) -> None:
+        for operation in reversed(operations):
+            if operation.must_arrive and not self._is_closed:
                 self._queue.appendleft(operation)
                 continue
             if not operation.future.done():
@@ -217,17 +324,18 @@ class Batcher:
             if maybe_done and operation.on_orphan is not None:
                 operation.on_orphan(0, None)
 
-    def _drop_one(self, newcomer: Operation) -> None:
+    def _make_room(self, newcomer: Operation) -> bool:
+        """Whether there is room for one more: for what is owed there is, in place of what waits longest."""
         error = BackendError(f"more than {MAX_QUEUE} operations wait for the backend")
         if not newcomer.must_arrive:
             newcomer.future.set_exception(error)
-            return
+            return False
         oldest = self._queue.popleft()
         if oldest.must_arrive:
             logger.error("an operation that was owed to the backend is given up: %s", error)
         if not oldest.future.done():
             oldest.future.set_exception(error)
-        self._queue.append(newcomer)
+        return True
 
     # being there --------------------------------------------------------------------------------
 
@@ -236,7 +344,7 @@ class Batcher:
             self._connecting = self._loop.create_task(self._keep_connecting(), name="ratelimit_mw connect")
 
     async def _keep_connecting(self) -> None:
-        """Try until the server answers: the first attempt on behalf of a request, the others in its absence."""
+        """Try until the server answers: at first on behalf of a request, then in its absence."""
         while True:
             if self._attempt:
                 wait = PROBE_WAITS[min(self._attempt, len(PROBE_WAITS)) - 1]
@@ -246,7 +354,8 @@ class Batcher:
                 async with asyncio.timeout(max(self._timeout, CONNECT_TIMEOUT)):
                     self._connection = await self._connect(self._disconnect)
                     await self._probe()
-                break
+                if self._connection is not None:  # it may have been lost since the answer
+                    break
             except (BackendError, TimeoutError) as error:
                 self._disconnect(BackendError(str(error) or "no answer to the first command"))
         self._connecting = None
@@ -260,24 +369,26 @@ class Batcher:
         future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
         probe = Operation(bulk(self._probe_key), 1, bulk(b"D\x01"), future)
         probe.since = self._loop.time()
-        self._send([probe])
+        self._send([probe], by_digest=self._by_digest)
         await future
 
-    def _disconnect(self, error: BackendError, *, final: bool = False) -> None:
+    def _disconnect(self, error: BackendError) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        if self._error is None and not final:
+        if self._error is None and not self._is_closed:
             logger.warning("backend is away: %s", error)
             self._error = error
-        sent, queued = list(self._sent), list(self._queue)
+        sent, queued = self._in_flight(), list(self._queue)
         self._sent.clear()
         self._queue.clear()
         self._fail(queued, error)
-        for batch in reversed(sent):
-            self._fail(batch, error, maybe_done=True)
-        if not final:
+        self._fail(sent, error, maybe_done=True)
+        if not self._is_closed:
             self._start_connecting()
+
+    def _in_flight(self) -> list[Operation]:
+        return [operation for batch in self._sent for operation in batch.operations]
 
     # waiting no longer than the time-out ----------------------------------------------------------
 
@@ -285,17 +396,18 @@ class Batcher:
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._look)
 
-    def _oldest(self) -> Operation | None:
-        for batch in self._sent:
-            return batch[0]
-        return next((op for op in self._queue if not op.must_arrive), None)
+    def _waiting_since(self) -> float | None:
+        """Since when the one waits who has waited longest. What must arrive waits as long as it takes."""
+        waits = [batch.since for batch in self._sent]
+        waits += [op.since for op in self._queue if not (op.must_arrive or op.future.done())][:1]
+        return min(waits, default=None)
 
     def _look(self, *, again: bool = False) -> None:
         self._watch = None
-        oldest = self._oldest()
-        if oldest is None:
+        since = self._waiting_since()
+        if since is None:
             return
-        left = oldest.since + self._timeout - self._loop.time()
+        left = since + self._timeout - self._loop.time()
         if left > 0:
             self._watch = self._loop.call_later(left, self._look)
         elif not again:
@@ -307,5 +419,12 @@ class Batcher:
             self._disconnect(BackendError(f"no connection within {self._timeout:g} s"))
 
 
+_TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
+"""Errors of a single command that tell of the whole server: it is as good as away."""
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode())
 _BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)
+
+
+def _ignore(_reply: Reply) -> None:
+    """ASKING went before a command, whose own answer says how it went."""

@@ -1,42 +1,77 @@
-"""One connection to a Redis or Valkey server. The only module that imports `redis`.
+"""Connections to a Redis or Valkey server. The only module that imports `redis`.
 
-redis-py makes it: address, TLS, authentication, database. Then this module takes over its transport, since
-redis-py's path for a single command costs ten times what the server needs to answer. Commands are written
-as they come, replies are handed back in their order; a connection on which anything went wrong is closed,
-so that no caller ever gets another's answer.
+redis-py makes the one that requests wait for: address, TLS, authentication, database. Then this module
+takes over its transport, since redis-py's path for a single command costs ten times what the server needs
+to answer. Commands are written as they come, replies are handed back in their order; a connection on which
+anything went wrong is closed, so that no caller ever gets another's answer. What no request waits for goes
+through redis-py's own client.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, Self
 
 import hiredis
+from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, RedisError, ResponseError
 
 from ratelimit_mw.charge import BackendError
 
+FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
+"""What redis-py raises where a server can't be reached, does not answer, or refuses. A RuntimeError is what
+uvloop raises for a write to a connection that has just ended."""
 Reply = bytes | int | None | list[Any] | Exception
 OnReply = Callable[[Reply], None]
 
 
-class Connector:
-    """Opens connections to the server that a URL names."""
+class Connector(Protocol):
+    """Opens connections to whatever a URL names."""
+
+    async def connect(self, on_lost: Callable[[BackendError], None]) -> "Connection":
+        """A new connection, ready for commands.
+
+        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends.
+        """
+
+    def client(self) -> "Client":
+        """A client for single commands. It connects with the first of them and belongs to one event loop."""
+
+
+def server_options(timeout: float, options: dict[str, Any] | None) -> dict[str, Any]:
+    """What redis-py is told about every connection: its defaults wait 5 s ten times over."""
+    return {
+        "protocol": 2,
+        "socket_connect_timeout": timeout,
+        "socket_timeout": timeout,
+        "retry": Retry(NoBackoff(), 0),
+        **(options or {}),
+    }
+
+
+class ServerConnector:
+    """Opens connections to the one server that a URL names."""
 
     def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
-        # redis-py's own defaults would wait 5 s ten times over and send a script twice.
-        self._pool = ConnectionPool.from_url(
-            _redis_scheme(url),
-            protocol=2,
-            socket_connect_timeout=timeout,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-            client_name="ratelimit_mw",
-            **(options or {}),
-        )
+        own = {"client_name": "ratelimit_mw", **server_options(timeout, options)}
+        self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
+        self._pool = self._new_pool()
+
+    def redis(self) -> Redis:
+        """redis-py's own client, with a connection of its own."""
+        return Redis(connection_pool=self._new_pool())
+
+    def client(self) -> "Client":
+        """A client for single commands. It connects with the first of them and belongs to one event loop."""
+
+        async def this() -> ServerConnector:
+            return self
+
+        return Client(this)
 
     async def connect(self, on_lost: Callable[[BackendError], None]) -> "Connection":
         """A new connection, ready for commands.
@@ -46,10 +81,60 @@ class Connector:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()
-        except (RedisError, OSError, TimeoutError, ValueError) as error:
+        except FAILURES as error:
             await connection.disconnect(nowait=True)
             raise BackendError(f"cannot connect: {error}") from error
+        except asyncio.CancelledError:
+            await connection.disconnect(nowait=True)
+            raise
         return Connection.take_over(connection, on_lost)
+
+
+class ReplyError(BackendError):
+    """The server answered, and the answer was an error: no permission, a key of another type."""
+
+
+class Client:
+    """Single commands over redis-py's client. A failure is a `BackendError`; nothing is sent twice."""
+
+    def __init__(self, find: Callable[[], Awaitable[ServerConnector]]) -> None:
+        """`find` finds the server; it is asked again after a failure, since another may have taken over."""
+        self._find = find
+        self._redis: Redis | None = None
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        """Send one command; its answer as redis-py gives it, texts as bytes."""
+        try:
+            return await (await self._server()).execute_command(*command)  # type: ignore[no-untyped-call]
+        except FAILURES as error:
+            raise await self._failed(error) from error
+
+    async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
+        """Send commands that take effect all at once (MULTI)."""
+        try:
+            async with (await self._server()).pipeline(transaction=True) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                await pipeline.execute()
+        except FAILURES as error:
+            raise await self._failed(error) from error
+
+    async def close(self) -> None:
+        """Close the connection; it may be used again."""
+        redis, self._redis = self._redis, None
+        if redis is not None:
+            await redis.aclose(close_connection_pool=True)
+
+    async def _server(self) -> Redis:
+        if self._redis is None:
+            self._redis = (await self._find()).redis()
+        return self._redis
+
+    async def _failed(self, error: Exception) -> BackendError:
+        failure = as_backend_error(error)
+        if not isinstance(failure, ReplyError) or isinstance(error, (MovedError, ReadOnlyError)):
+            await self.close()
+        return failure
 
 
 class Connection(asyncio.Protocol):
@@ -73,12 +158,16 @@ class Connection(asyncio.Protocol):
         writer.transport.set_protocol(protocol)
         return protocol
 
-    def send(self, command: bytes, on_reply: OnReply) -> None:
-        """Write one command; `on_reply` is called with its answer, an exception where that is an error."""
+    def send(self, commands: bytes, *on_replies: OnReply) -> None:
+        """Write commands; each of `on_replies` is called with one answer, an exception if it is an error."""
         if self._transport is None:
             raise BackendError("the connection is closed")
-        self._waiting.append(on_reply)
-        self._transport.write(command)
+        self._waiting.extend(on_replies)
+        try:
+            self._transport.write(commands)
+        except RuntimeError as error:  # uvloop's, between the end of a connection and the news of it
+            lost = BackendError(f"connection lost: {error}")
+            asyncio.get_running_loop().call_soon(self.connection_lost, lost)
 
     def close(self) -> None:
         """Close at once; answers still to come are never read, and `on_lost` is not called."""
@@ -89,11 +178,13 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand every complete reply to the command that it answers."""
-        if self._transport is None:
-            return
         try:
             self._reader.feed(data)
-            while (reply := self._reader.gets()) is not False:
+            # Whoever gets a reply may close the connection over it: then the others are nobody's.
+            while self._transport is not None:
+                reply = self._reader.gets()
+                if reply is False:
+                    break
                 if not self._waiting:
                     raise BackendError("an answer came that nobody had asked for")
                 self._waiting.popleft()(reply)
@@ -111,4 +202,12 @@ class Connection(asyncio.Protocol):
 
 
 def _redis_scheme(url: str) -> str:
-    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
+    scheme, _, rest = url.partition("://")
+    scheme = "unix" if scheme.endswith("unix") else scheme.replace("valkey", "redis")
+    return f"{scheme}://{rest}"
+
+
+def as_backend_error(error: Exception) -> BackendError:
+    """What redis-py raised, as what a backend raises."""
+    refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)
+    return (ReplyError if refused else BackendError)(str(error) or "no answer in time")

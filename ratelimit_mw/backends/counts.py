@@ -115,7 +115,7 @@ class SlotSet:
         return len(self.leases) < limit.limit
 
     def figures(self, limit: Slots, now: int, cost: int, price: int) -> Figures:
-        """How many are active, and whether that is all, for a charge that has `cost`."""
+        """How many are active, and whether that is all, for a charge that is not admitted yet."""
         return Figures(len(self.leases), 0, int(cost > 0 and not self.fits(limit, cost, price)))
 
     def charge(self, limit: Slots, now: int, lease_id: bytes, cost: int, price: int) -> None:
@@ -179,7 +179,7 @@ def settle(record: Record, books: list[Book], amount: int, replace: bool) -> tup
     for book in books:
         if record.settled is None:
             book.held = max(book.held - record.estimate, 0)
-        book.spent += amount - (record.settled or 0)
+        book.spent = max(book.spent + amount - (record.settled or 0), 0)
     return record._replace(settled=amount), Settlement.SETTLED
 
 

@@ -8,10 +8,11 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, NamedTuple
 
-from ratelimit_mw.backends.batcher import Batcher, OnOrphan, Operation, bulk
-from ratelimit_mw.backends.connection import Connector
+from ratelimit_mw.backends.batcher import Batcher, OnOrphan, Operation, Sender, bulk
+from ratelimit_mw.backends.servers import connector_to
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
     NOTHING_HELD,
@@ -32,6 +33,8 @@ from ratelimit_mw.periods import KEPT_AFTER_END, period_at
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that closing waits for what is still owed to the server."""
+ASKED_AGAIN = 3
+"""Times that a charge is sent before its clock and the server's must agree on the day."""
 
 _LIMIT = struct.Struct("<cddd")
 _ACQUIRE = struct.Struct("<c16sdddB")
@@ -40,6 +43,8 @@ _RENEW = struct.Struct("<c16sdB")
 _SETTLE = struct.Struct("<c16sdBB")
 _FIGURES = struct.Struct("<qqq")
 _ADMITTED, _OTHER_PERIOD = 1, 2
+_MAX_RELEASES = 10_000
+"""Callers whose release is kept packed."""
 _NO_LEASE = bytes(LEASE_ID_SIZE)
 _SERVER_CLOCK = bulk(b"")
 
@@ -60,11 +65,12 @@ class RedisBackend:
 
         `clock` takes the place of the server's own, for tests.
         """
-        self._connector = Connector(url, timeout=timeout, options=options)
+        self._connector = connector_to(url, timeout=timeout, options=options)
         self._prefix = f"{namespace}:".encode()
         self._timeout = timeout
         self._clock = clock
-        self._batchers: dict[asyncio.AbstractEventLoop, Batcher] = {}
+        self._batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self._releases: dict[tuple[Held, ...], _Release] = {}
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -78,10 +84,12 @@ class RedisBackend:
 
     async def close(self) -> None:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
-        batcher = self._batchers.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        batcher = self._batchers.get(loop)
         if batcher is not None:
             await batcher.drain(CLOSE_TIMEOUT)
             batcher.close()
+            self._batchers.pop(loop, None)
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
@@ -93,21 +101,31 @@ class RedisBackend:
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        body = _RENEW.pack(b"N", hold.id, lease * SECOND, len(hold.slots))
+        body = _RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
         _, answer = await self._submit_keys(self._slot_keys(hold), body)
         return b"\0" not in answer
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        return self._owe_finish(hold, money)
+        if hold.slots or hold.periods:
+            return self._owe_finish(hold, money)
+        nothing_to_do = asyncio.get_running_loop().create_future()
+        nothing_to_do.set_result(None)
+        return nothing_to_do
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+        if not hold.periods:
+            return Settlement.UNKNOWN
         keys = [*self._period_keys(hold), self._record_key(hold)]
         body = _SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
         _, answer = await self._submit_keys(keys, body + ends, must_arrive=True)
         return Settlement(answer[0])
+
+    def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
+        """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
+        self._on_orphan(charge, lease_id, outcome.hold, outcome.now, None)
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -117,22 +135,29 @@ class RedisBackend:
     # charges ------------------------------------------------------------------------------------
 
     async def _decide(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> Outcome:
-        now = 0
-        for _ in range(2):
-            hold = charge.hold(lease_id, price, self._now()) if kind == b"A" else NOTHING_HELD
-            now, answer = await self._send_charge(kind, charge, lease_id, price, hold)
-            self._skew = now - _machine_clock()
+        answered = 0
+        for _ in range(ASKED_AGAIN):
+            now = self._now()
+            hold = charge.hold(lease_id, price, now) if kind == b"A" else NOTHING_HELD
+            sent = self._send_charge(kind, charge, lease_id, price, hold, now)
+            try:
+                answered, answer = await sent
+            except asyncio.CancelledError:
+                # In the very turn in which the answer came, so that the batcher took it for delivered.
+                if kind == b"A" and not sent.cancelled() and sent.exception() is None:
+                    self._on_orphan(charge, lease_id, hold, *sent.result())
+                raise
+            self._skew = answered - _machine_clock()
             if answer[0] != _OTHER_PERIOD:
-                figures = [Figures._make(each) for each in _FIGURES.iter_unpack(answer[1:])]
+                figures = list(map(_figures, _FIGURES.iter_unpack(answer[1:])))
                 admitted = answer[0] == _ADMITTED
-                return Outcome(admitted, now, figures, hold if admitted else NOTHING_HELD)
+                return Outcome(admitted, answered, figures, hold if admitted else NOTHING_HELD)
             # A period ended between this machine's clock and the server's, whose time is known now.
-        raise BackendError(f"the server's clock shows {now} us and does not keep to it")
+        raise BackendError(f"the server's clock shows {answered} us and does not keep to it")
 
     def _send_charge(
-        self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold
+        self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold, now: int
     ) -> "asyncio.Future[tuple[int, bytes]]":
-        now = self._now()
         packed = charge.prepared
         if (
             not isinstance(packed, _Packed)
@@ -140,17 +165,17 @@ class RedisBackend:
             or not packed.since <= now < packed.until
         ):
             packed = charge.prepared = self._pack(charge, now)
-        keys, n_keys, life = packed.keys, len(charge.counters), 0.0
+        keys, n_keys, life = packed.keys, len(charge.counters), 0
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = _ACQUIRE.pack(kind, lease_id, charge.cost, price, life, len(charge.counters)) + packed.limits
-
-        def give_back(now: int, answer: bytes | None) -> None:
-            if kind == b"A" and (answer is None or answer[0] == _ADMITTED):
-                self._give_back(charge, lease_id, hold, now)
-
-        return self._submit(keys, n_keys, body, on_orphan=give_back)
+        body = b"%b%b%b\r\n" % (
+            packed.length,
+            _ACQUIRE.pack(kind, lease_id, charge.cost, price, life, len(charge.counters)),
+            packed.limits,
+        )
+        on_orphan = partial(self._on_orphan, charge, lease_id, hold) if kind == b"A" else None
+        return self._submit(keys, n_keys, body, on_orphan=on_orphan)
 
     def _pack(self, charge: Charge, now: int) -> "_Packed":
         """A charge's keys and limits as they are sent, until a period of it ends."""
@@ -163,10 +188,16 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += _pack_limit(counter.limit)
-        return _Packed(self, keys, limits, since, until)
+        length = b"$%d\r\n" % (_ACQUIRE.size + len(limits))
+        return _Packed(self, keys, length, limits, since, until)
 
-    def _give_back(self, charge: Charge, lease_id: bytes, hold: Hold, now: int) -> None:
-        """Undo a charge that nobody waits for any more; `now` is when it was made, 0 where that is unknown."""
+    def _on_orphan(self, charge: Charge, lease_id: bytes, hold: Hold, now: int, answer: bytes | None) -> None:
+        """Undo a charge that nobody waits for any more.
+
+        `now` is when it was made and `answer` what it met; 0 and None where both are unknown.
+        """
+        if answer is not None and answer[0] != _ADMITTED:
+            return
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
             # Not sent again: done twice, it would give back another request's units.
@@ -177,6 +208,10 @@ class RedisBackend:
             self._owe_finish(hold, Money.GIVE_BACK)
 
     def _owe_finish(self, hold: Hold, money: Money) -> "asyncio.Future[tuple[int, bytes]]":
+        if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
+            packed = self._releases.get(hold.slots) or self._pack_release(hold)
+            body = b"".join((packed.head, hold.id, packed.tail))
+            return _ignore(self._submit(packed.keys, len(hold.slots), body, must_arrive=True))
         keys, limits = self._slot_keys(hold), _LIMIT.pack(b"C", 0, 0, 0) * len(hold.slots)
         moves = money if hold.periods else Money.UNTOUCHED
         if moves is not Money.UNTOUCHED:
@@ -186,12 +221,24 @@ class RedisBackend:
         body = _FINISH.pack(b"F", hold.id, moves.value, 0, 0, n_limits) + limits
         return _ignore(self._submit_keys(keys, body, must_arrive=True))
 
+    def _pack_release(self, hold: Hold) -> "_Release":
+        """All of a release but the id of the lease: the same for every request of a caller."""
+        n_slots = len(hold.slots)
+        body = _FINISH.pack(b"F", _NO_LEASE, Money.UNTOUCHED.value, 0, 0, n_slots)
+        body = bulk(body + _LIMIT.pack(b"C", 0, 0, 0) * n_slots)
+        at = body.index(b"F") + 1
+        keys = b"".join(map(bulk, self._slot_keys(hold)))
+        if len(self._releases) >= _MAX_RELEASES:
+            self._releases.clear()
+        packed = self._releases[hold.slots] = _Release(keys, body[:at], body[at + LEASE_ID_SIZE :])
+        return packed
+
     # sending ------------------------------------------------------------------------------------
 
     def _submit_keys(
         self, keys: list[bytes], body: bytes, *, must_arrive: bool = False
     ) -> "asyncio.Future[tuple[int, bytes]]":
-        return self._submit(b"".join(map(bulk, keys)), len(keys), body, must_arrive=must_arrive)
+        return self._submit(b"".join(map(bulk, keys)), len(keys), bulk(body), must_arrive=must_arrive)
 
     def _submit(
         self,
@@ -204,25 +251,28 @@ class RedisBackend:
     ) -> "asyncio.Future[tuple[int, bytes]]":
         loop = asyncio.get_running_loop()
         operation = Operation(
-            keys, n_keys, bulk(body), loop.create_future(), must_arrive=must_arrive, on_orphan=on_orphan
+            keys, n_keys, body, loop.create_future(), must_arrive=must_arrive, on_orphan=on_orphan
         )
         (self._batchers.get(loop) or self._batcher()).submit(operation)
         return operation.future
 
-    def _batcher(self) -> Batcher:
+    def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""
         loop = asyncio.get_running_loop()
         batcher = self._batchers.get(loop)
         if batcher is None:
-            for closed in [each for each in self._batchers if each.is_closed()]:
-                del self._batchers[closed]
-            batcher = self._batchers[loop] = Batcher(
-                self._connector.connect,
-                timeout=self._timeout,
-                clock_argument=self._clock_argument,
-                probe_key=self._prefix + b"probe",
-            )
+            for closed in [each for each in list(self._batchers) if each.is_closed()]:
+                self._batchers.pop(closed, None)  # another thread's loop may be doing the same
+            batcher = self._batchers[loop] = self._new_batcher()
         return batcher
+
+    def _new_batcher(self) -> Sender:
+        return Batcher(
+            self._connector.connect,
+            timeout=self._timeout,
+            clock_argument=self._clock_argument,
+            probe_key=self._prefix + b"probe",
+        )
 
     def _clock_argument(self) -> bytes:
         return _SERVER_CLOCK if self._clock is None else bulk(b"%d" % self._clock())
@@ -256,7 +306,15 @@ class RedisBackend:
     def _name(self, partition: str, suffix: str) -> bytes:
         # The partition is the hash tag of Redis Cluster, so it must not hold a brace of its own.
         tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-        return self._prefix + f"{{{tag}}}:{suffix}".encode()
+        return self._prefix + f"{{{tag}}}:{suffix}".encode("utf-8", "surrogatepass")
+
+
+class _Release(NamedTuple):
+    """A release as it is sent, around the id of its lease."""
+
+    keys: bytes
+    head: bytes
+    tail: bytes
 
 
 class _Packed(NamedTuple):
@@ -264,6 +322,8 @@ class _Packed(NamedTuple):
 
     owner: RedisBackend
     keys: bytes
+    length: bytes
+    """Of the operation, as its protocol says it."""
     limits: bytes
     since: int
     until: int
@@ -273,8 +333,11 @@ def _pack_limit(limit: Limit) -> bytes:
     if isinstance(limit, Window):
         return _LIMIT.pack(b"W", limit.quota, limit.length, limit.granule)
     if isinstance(limit, Slots):
-        return _LIMIT.pack(b"C", limit.limit, limit.lease * SECOND, 0)
+        return _LIMIT.pack(b"C", limit.limit, int(limit.lease * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
+
+
+_figures = partial(tuple.__new__, Figures)  # one for each limit of each request: no Python in between
 
 
 def _machine_clock() -> int:

@@ -1,0 +1,1 @@
+"""The load test: what the middleware costs, next to the bare app and to its peers."""

@@ -1,0 +1,237 @@
+"""The shared backend on a cluster: each partition on a node of its own, and one step for each of them.
+
+A charge of several partitions is made step by step, the caller's own first and shared ones last; where a step
+refuses or fails, the steps before it are undone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from ratelimit_mw.backends.batcher import Batcher, Sender
+from ratelimit_mw.backends.nodes import Nodes
+from ratelimit_mw.backends.redis import RedisBackend
+from ratelimit_mw.backends.router import Router
+from ratelimit_mw.charge import (
+    NOTHING_HELD,
+    BackendError,
+    Charge,
+    Clock,
+    Counter,
+    Figures,
+    Held,
+    Hold,
+    Money,
+    Outcome,
+    Settlement,
+)
+from ratelimit_mw.limits import Slots, Window
+
+T = TypeVar("T")
+
+
+class ClusterBackend:
+    """Windows, slots and budgets in a Redis or Valkey cluster, decided by the clocks of its nodes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "ratelimit",
+        timeout: float = 0.1,
+        options: dict[str, Any] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`url` names some of the nodes; the rest is as of `RedisBackend`."""
+        nodes = Nodes(url, timeout=timeout, options=options)
+        self._partitions = _Partitions(
+            nodes, namespace=namespace, timeout=timeout, options=options, clock=clock
+        )
+
+    @property
+    def error(self) -> BackendError | None:
+        """Why one of the nodes is thought to be away; None while all are there or were not asked yet."""
+        return self._partitions.error
+
+    async def open(self) -> None:
+        """Connect to all nodes ahead of the first request. One that is away is no error."""
+        await self._partitions.open()
+
+    async def close(self) -> None:
+        """Send what is owed, for a bounded time, and close; the backend may be used again."""
+        await self._partitions.close()
+
+    async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        """Charge all of `charge`'s counters, or none."""
+        steps = _steps_of(charge)
+        if len(steps) == 1:
+            return await self._partitions.acquire(charge, lease_id, price)
+        outcomes: list[Outcome] = []
+        try:
+            for step in steps:
+                outcomes.append(await self._partitions.acquire(step.charge, lease_id, price))
+                if not outcomes[-1].admitted:
+                    break
+            else:
+                return _admission(charge, lease_id, price, steps, outcomes)
+        except (BackendError, asyncio.CancelledError):
+            self._give_back(steps, lease_id, outcomes)
+            raise
+        *admitted, refusal = outcomes
+        self._give_back(steps, lease_id, admitted)
+        # So that the wait that is told covers these, too.
+        rest = await self._peek(steps[len(outcomes) :], price)
+        before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
+        figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
+        return Outcome(False, outcomes[0].now, figures, NOTHING_HELD)
+
+    async def peek(self, charge: Charge, price: int = 0) -> Outcome:
+        """Answer as `acquire` would, and charge nothing."""
+        steps = _steps_of(charge)
+        if len(steps) == 1:
+            return await self._partitions.peek(charge, price)
+        outcomes = await self._peek(steps, price)
+        figures = _in_order(charge, steps, [each.figures for each in outcomes])
+        return Outcome(all(each.admitted for each in outcomes), outcomes[0].now, figures, NOTHING_HELD)
+
+    async def renew(self, hold: Hold, lease: float) -> bool:
+        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+        return all(await _all([self._partitions.renew(part, lease) for part in _parts_of(hold)]))
+
+    def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
+        """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
+        parts = _parts_of(hold)
+        if len(parts) == 1:
+            return self._partitions.finish(hold, money)
+        finished = asyncio.gather(*[self._partitions.finish(part, money) for part in parts])
+        finished.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return finished
+
+    async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
+        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+        parts = [part for part in _parts_of(hold) if part.periods]
+        met = await _all([self._partitions.settle(part, amount, replace=replace) for part in parts])
+        return next(
+            (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
+        )
+
+    async def reset(self, charge: Charge) -> None:
+        """Forget what was counted under the counters of `charge`."""
+        await _all([self._partitions.reset(step.charge) for step in _steps_of(charge)])
+
+    async def _peek(self, steps: Sequence["_Step"], price: int) -> list[Outcome]:
+        return await _all([self._partitions.peek(step.charge, price) for step in steps])
+
+    def _give_back(self, steps: Sequence["_Step"], lease_id: bytes, outcomes: Iterable[Outcome]) -> None:
+        for step, outcome in zip(steps, outcomes, strict=False):
+            if outcome.admitted:
+                self._partitions.give_back(step.charge, lease_id, outcome)
+
+
+class _Partitions(RedisBackend):
+    """Decides about charges of one partition each, on the node that serves it."""
+
+    def __init__(self, nodes: Nodes, **options: Any) -> None:
+        super().__init__(nodes.url_of(nodes.seeds[0]), **options)
+        self._nodes = nodes
+
+    def _new_batcher(self) -> Sender:
+        probe_key = self._prefix + b"{probe}"
+        new_batcher = partial(
+            Batcher, timeout=self._timeout, clock_argument=self._clock_argument, probe_key=probe_key
+        )
+        return Router(self._nodes, new_batcher, timeout=self._timeout, probe_key=probe_key)
+
+
+class _Step(NamedTuple):
+    """The part of a charge that one node decides about."""
+
+    charge: Charge
+    places: tuple[int, ...]
+    """Where its counters stand in the whole charge."""
+
+
+class _Steps(tuple[_Step, ...]):
+    """What is kept of a charge of several partitions."""
+
+    __slots__ = ()
+
+
+def _steps_of(charge: Charge) -> Sequence[_Step]:
+    """A step for each partition, in the order of the counters."""
+    if isinstance(charge.prepared, _Steps):
+        return charge.prepared
+    places: dict[str, list[int]] = {}
+    for place, counter in enumerate(charge.counters):
+        places.setdefault(counter.partition, []).append(place)
+    if len(places) == 1:
+        return [_Step(charge, tuple(range(len(charge.counters))))]
+    steps = _Steps(
+        _Step(Charge([charge.counters[place] for place in found], charge.cost), tuple(found))
+        for found in places.values()
+    )
+    charge.prepared = steps
+    return steps
+
+
+def _admission(
+    charge: Charge, lease_id: bytes, price: int, steps: Sequence[_Step], outcomes: Sequence[Outcome]
+) -> Outcome:
+    slots = tuple(held for outcome in outcomes for held in outcome.hold.slots)
+    periods = tuple(held for outcome in outcomes for held in outcome.hold.periods)
+    hold = NOTHING_HELD
+    if slots or periods:
+        priced = price if periods else 0
+        hold = Hold(lease_id, slots, periods, charge.lease, priced, charge.currency)
+    figures = _in_order(charge, steps, [outcome.figures for outcome in outcomes])
+    return Outcome(True, outcomes[0].now, figures, hold)
+
+
+def _in_order(charge: Charge, steps: Sequence[_Step], parts: Sequence[Sequence[Figures]]) -> list[Figures]:
+    """Figures of the steps, in the order of the charge's counters."""
+    found = {
+        place: figures
+        for step, part in zip(steps, parts, strict=True)
+        for place, figures in zip(step.places, part, strict=True)
+    }
+    return [found[place] for place in range(len(charge.counters))]
+
+
+def _without(step: _Step, outcome: Outcome, price: int) -> list[Figures]:
+    """Figures of a step that is undone, as they are without it."""
+    counted = zip(step.charge.counters, outcome.figures, strict=True)
+    return [_less(counter, figures, step.charge.cost, price) for counter, figures in counted]
+
+
+def _less(counter: Counter, figures: Figures, cost: int, price: int) -> Figures:
+    if isinstance(counter.limit, Window):
+        used = figures.used - cost
+        return Figures(used, figures.reset_after if used else 0, 0)
+    if isinstance(counter.limit, Slots):
+        return Figures(figures.used - 1, 0, 0)
+    return Figures(figures.used, figures.held - price, 0)
+
+
+def _parts_of(hold: Hold) -> list[Hold]:
+    """A hold for each partition that it lies in."""
+    places = (*hold.slots, *hold.periods)
+    if all(held.partition == places[0].partition for held in places):
+        return [hold]
+    partitions = dict.fromkeys(held.partition for held in places)
+    return [
+        hold._replace(slots=_of(hold.slots, each), periods=_of(hold.periods, each)) for each in partitions
+    ]
+
+
+def _of(places: Iterable[Held], partition: str) -> tuple[Held, ...]:
+    return tuple(held for held in places if held.partition == partition)
+
+
+async def _all(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answers of all; waits for all of them also where one fails."""
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -1,0 +1,30 @@
+"""Errors of single operations, said often enough to be noticed and too seldom to fill a log."""
+
+import logging
+import time
+
+from ratelimit_mw.charge import BackendError
+
+logger = logging.getLogger("ratelimit_mw")
+
+EVERY = 60.0
+"""Seconds between two lines about errors of one kind."""
+
+
+class Complaints:
+    """Logs an error of an operation, at most once a minute for each kind such as `OOM` or `WRONGTYPE`."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+        self.number = 0
+        """How many operations have failed."""
+
+    def __call__(self, error: BackendError) -> None:
+        """Count an error and log it, unless one of its kind was logged just now."""
+        self.number += 1
+        word = str(error).partition(" ")[0]
+        kind = word if word.isupper() and len(word) < 32 else "ERR"
+        now = time.monotonic()
+        if now - self._said.get(kind, -EVERY) >= EVERY:
+            self._said[kind] = now
+            logger.error("the backend refuses operations (logged once a minute): %s", error)

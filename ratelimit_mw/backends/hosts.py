@@ -1,0 +1,66 @@
+"""URLs that name several hosts: the sentinels of a service, some nodes of a cluster."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+SENTINEL_LOGIN = ("sentinel_username", "sentinel_password")
+"""What the query of a URL may hold for the sentinels, which have users of their own."""
+
+
+class Address(NamedTuple):
+    """Where a server listens."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralHosts:
+    """A URL of several hosts, in its parts."""
+
+    hosts: tuple[Address, ...]
+    path: tuple[str, ...]
+    """The path's parts: the service and the database of sentinels."""
+    login: str
+    """User and password of the servers as the URL has them, with the `@`."""
+    sentinel_login: str
+    """The same of the sentinels, which the query of the URL has."""
+    query: str
+    is_encrypted: bool
+
+    def url_of(self, address: Address, database: str = "") -> str:
+        """The URL of one server, with the login that all of them share."""
+        return f"{self._base(self.login, address)}/{database}{self.query}"
+
+    def sentinel_url_of(self, address: Address) -> str:
+        """The URL of one sentinel."""
+        return self._base(self.sentinel_login, address)
+
+    def _base(self, login: str, address: Address) -> str:
+        scheme = "rediss" if self.is_encrypted else "redis"
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{scheme}://{login}{host}:{address.port}"
+
+
+def read_hosts(url: str, default_port: int, options: dict[str, Any] | None) -> SeveralHosts:
+    """Take a URL apart. With TLS files among `options`, every connection is encrypted."""
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    query = dict(parse_qsl(parts.query))
+    user, password = [quote(query.pop(name, ""), safe="") for name in SENTINEL_LOGIN]
+    return SeveralHosts(
+        hosts=tuple(_addresses(hosts.split(","), default_port)),
+        path=tuple(part for part in parts.path.split("/") if part),
+        sentinel_login=f"{user}:{password}@" if password else "",
+        login=login + at,
+        query="?" + urlencode(query) if query else "",
+        is_encrypted=any(name.startswith("ssl_") for name in options or {}),
+    )
+
+
+def _addresses(hosts: Iterable[str], default_port: int) -> Iterable[Address]:
+    for host in hosts:
+        parts = urlsplit(f"//{host}")
+        yield Address(parts.hostname or "", parts.port or default_port)

@@ -1,0 +1,212 @@
+"""Takes the operations of a cluster to the nodes that serve their keys, and after keys that have moved.
+
+A node that answers MOVED, ASK or TRYAGAIN has done nothing, so that every operation may be sent again.
+A router belongs to one event loop.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Protocol
+
+from ratelimit_mw.backends.batcher import Batcher, Group, Operation, Redirect, bulk
+from ratelimit_mw.backends.connection import Connection
+from ratelimit_mw.backends.hosts import Address
+from ratelimit_mw.backends.nodes import Nodes, Owners, hash_slot, hash_tag
+from ratelimit_mw.charge import BackendError
+
+AT_ONCE = 3
+"""Times that an operation follows a redirection without a pause."""
+RETRY_WAITS = (0.002, 0.004, 0.008, 0.016, 0.03)
+"""Seconds before an operation is sent again; the last one repeats."""
+REFRESH_EVERY = 0.1
+"""Seconds between two looks at who serves what."""
+
+Connect = Callable[[Callable[[BackendError], None]], Awaitable[Connection]]
+
+
+class NewBatcher(Protocol):
+    """Makes the batcher of one node."""
+
+    def __call__(self, connect: Connect, *, group: Group, redirect: Redirect) -> Batcher:
+        """A batcher with hooks of the router's."""
+
+
+class Router:
+    """Sends each operation to the node that serves its keys. Looks like one batcher from outside."""
+
+    def __init__(self, nodes: Nodes, new_batcher: NewBatcher, *, timeout: float, probe_key: bytes) -> None:
+        self._nodes = nodes
+        self._new_batcher = new_batcher
+        self._timeout = timeout
+        self._probe_keys = bulk(probe_key)
+        self._loop = asyncio.get_running_loop()
+        self._owners: Owners = []
+        self._batchers: dict[Address, Batcher] = {}
+        self._tries: dict[Operation, int] = {}
+        self._paused: dict[Operation, asyncio.TimerHandle] = {}
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed = 0.0
+
+    @property
+    def error(self) -> BackendError | None:
+        """Why one of the nodes is thought to be away."""
+        return next((each.error for each in self._batchers.values() if each.error is not None), None)
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation for the node that serves its keys."""
+        self._batcher_for(hash_slot(hash_tag(operation.keys))).submit(operation)
+
+    async def connect(self) -> None:
+        """Find out who serves what and connect to all nodes; waits as long as an operation would."""
+        self._refresh_soon()
+        if self._refreshing is not None:
+            await asyncio.wait([self._refreshing], timeout=self._timeout)
+        found = {owner for owner in self._owners if owner is not None}
+        await asyncio.gather(*[self._batcher(node).connect() for node in found])
+
+    async def drain(self, timeout: float) -> int:
+        """Wait until everything has been answered; how much was left after `timeout` seconds."""
+        deadline = self._loop.time() + timeout
+        while self._is_busy and self._loop.time() < deadline:
+            await asyncio.sleep(0.005)
+        left = await asyncio.gather(*[each.drain(0) for each in self._batchers.values()])
+        return len(self._paused) + sum(left)
+
+    def close(self) -> None:
+        """Close the connections; whoever still waits gets a `BackendError`."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        for operation, pause in list(self._paused.items()):
+            pause.cancel()
+            self._batcher_for(0).submit(operation)  # which closes now, and says what is lost
+        self._paused.clear()
+        for batcher in self._batchers.values():
+            batcher.close()
+
+    # who serves what ----------------------------------------------------------------------------
+
+    def _batcher_for(self, slot: int) -> Batcher:
+        owner = self._owners[slot] if self._owners else None
+        if owner is not None:
+            return self._batcher(owner)
+        # Any node knows where to go.
+        seeds = [self._batcher(seed) for seed in self._nodes.seeds]
+        return next((each for each in seeds if each.error is None), seeds[0])
+
+    def _batcher(self, node: Address) -> Batcher:
+        batcher = self._batchers.get(node)
+        if batcher is None:
+            batcher = self._batchers[node] = self._new_batcher(
+                partial(self._connect, node), group=_by_partition, redirect=partial(self._redirect, node)
+            )
+        return batcher
+
+    async def _connect(self, node: Address, on_lost: Callable[[BackendError], None]) -> Connection:
+        batcher = self._batchers.get(node)
+        if not self._owners or (batcher is not None and batcher.error is not None):
+            self._refresh_soon()  # others may have taken over
+        return await self._nodes.connector(node).connect(on_lost)
+
+    def _refresh_soon(self) -> None:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self._loop.create_task(self._refresh(), name="ratelimit_mw slots")
+
+    async def _refresh(self) -> None:
+        await asyncio.sleep(self._refreshed + REFRESH_EVERY - self._loop.time())
+        self._refreshed = self._loop.time()
+        there = [node for node, batcher in self._batchers.items() if batcher.error is None]
+        try:
+            self._adopt(await self._nodes.owners(there))
+        except BackendError:
+            return  # no node is there: their batchers say so, and ask for this again
+
+    def _adopt(self, owners: Owners) -> None:
+        """Go by a new map: what waits for a node that is away may have another one now."""
+        self._owners = owners
+        serving = set(owners)
+        for node, batcher in list(self._batchers.items()):
+            if node in serving and batcher.error is None:
+                continue
+            for operation in batcher.withdraw():
+                self._send_again(operation, 0)
+            if node not in serving and not batcher.is_busy:
+                batcher.close()
+                del self._batchers[node]
+
+    # redirections -------------------------------------------------------------------------------
+
+    def _redirect(self, node: Address, operations: list[Operation], error: str) -> bool:
+        """Whether an error of `node` means that operations belong elsewhere, or later; sends them there."""
+        word, _, rest = error.partition(" ")
+        if word not in ("MOVED", "ASK", "TRYAGAIN") and not error.startswith(_UNSERVED):
+            return False
+        if operations[0].keys == self._probe_keys:
+            # Whoever can tell where the probe belongs is there.
+            operations[0].future.set_result((0, b""))
+            return True
+        slot, _, address = rest.partition(" ")
+        target = _address(address, node) if word in ("MOVED", "ASK") else None
+        if word == "MOVED":
+            if self._owners:
+                self._owners[int(slot)] = target
+            self._refresh_soon()
+        for operation in operations:
+            if word == "CLUSTERDOWN" and not operation.must_arrive and not operation.future.done():
+                operation.future.set_exception(BackendError(error))
+            tries = self._count(operation)
+            operation.is_asking = word == "ASK"
+            if target is None or tries > AT_ONCE:
+                self._send_again(operation, RETRY_WAITS[min(tries, len(RETRY_WAITS)) - 1], target)
+            else:
+                self._send_again(operation, 0, target)
+        return True
+
+    def _count(self, operation: Operation) -> int:
+        """How often an operation was sent again, this time included. It waits no longer in all for that."""
+        tries = self._tries[operation] = self._tries.get(operation, 0) + 1
+        if tries == 1:
+            operation.future.add_done_callback(lambda _: self._tries.pop(operation, None))
+            if not operation.must_arrive:
+                left = operation.since + self._timeout - self._loop.time()
+                self._loop.call_later(max(left, 0), self._expire, operation)
+        return tries
+
+    def _expire(self, operation: Operation) -> None:
+        if not operation.future.done():
+            operation.future.set_exception(BackendError(f"sent on for more than {self._timeout:g} s"))
+
+    def _send_again(self, operation: Operation, wait: float, target: Address | None = None) -> None:
+        self._paused.pop(operation, None)
+        if operation.future.done() and not operation.must_arrive:
+            return  # nothing of it was done
+        if wait:
+            self._paused[operation] = self._loop.call_later(wait, self._send_again, operation, 0, target)
+        elif target is None:
+            operation.is_asking = False
+            self.submit(operation)
+        else:
+            self._batcher(target).submit(operation)
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._paused) or any(each.is_busy for each in self._batchers.values())
+
+
+def _by_partition(operations: list[Operation]) -> Iterable[list[Operation]]:
+    """What may share a call of the script: keys of one slot, and while it moves, of one caller."""
+    groups: dict[object, list[Operation]] = {}
+    for operation in operations:
+        group = operation if operation.is_asking else hash_tag(operation.keys)
+        groups.setdefault(group, []).append(operation)
+    return groups.values()
+
+
+def _address(text: str, answering: Address) -> Address:
+    """An address in a redirection; without a host it is that of the node that answers."""
+    host, _, port = text.rpartition(":")
+    return Address(host or answering.host, int(port))
+
+
+_UNSERVED = "CLUSTERDOWN Hash slot"
+"""An error about one slot alone; others of the kind are about the whole cluster."""

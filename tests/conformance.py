@@ -1,0 +1,144 @@
+"""One backend of each kind on a clock of the test's own, for the suite that all of them pass."""
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+from ratelimit_mw.backends.cluster import ClusterBackend
+from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.redis import RedisBackend
+from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Counter, Hold, Outcome
+from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from tests.servers import StoreServer, server_binaries
+from tests.topologies import Cluster
+
+STORES = tuple(sorted(server_binaries()))
+KINDS = ("memory", *STORES)
+TIMEOUT = 5.0
+"""Seconds that a backend waits: longer than any pause of a busy machine."""
+
+SharedServer = Callable[[str], StoreServer]
+Backend = MemoryBackend | RedisBackend | ClusterBackend
+
+
+def instant(text: str) -> int:
+    """Microseconds since 1970 of a time in ISO 8601, with its offset."""
+    moment = datetime.fromisoformat(text)
+    return int(moment.timestamp()) * SECOND + moment.microsecond
+
+
+class Clock:
+    """A clock that moves only when it is told to, in microseconds."""
+
+    def __init__(self) -> None:
+        self.now = instant("2026-11-21T12:00:00+00:00")
+
+    def __call__(self) -> int:
+        """Say what it shows."""
+        return self.now
+
+
+class Bench:
+    """A backend under test and its clock."""
+
+    def __init__(self, kind: str, server: StoreServer | Cluster | None) -> None:
+        self.kind = kind
+        self.server = server
+        self.clock = Clock()
+        self.backends: deque[Backend] = deque()
+        self.backend = self.another()
+
+    def another(self) -> Backend:
+        """A second backend with the same counts: another object, where a server holds them."""
+        if self.server is not None:
+            return self.on_clock(self.clock)
+        if not self.backends:
+            self.backends.append(MemoryBackend(clock=self.clock))
+        return self.backends[0]
+
+    def on_clock(self, clock: Callable[[], int] | None) -> RedisBackend | ClusterBackend:
+        """A backend on the same server with another clock; None is the server's own."""
+        if self.server is None:
+            raise TypeError("the memory backend has no server")
+        backend = (ClusterBackend if isinstance(self.server, Cluster) else RedisBackend)(
+            self.server.url, timeout=TIMEOUT, clock=clock
+        )
+        self.backends.append(backend)
+        return backend
+
+    async def close(self) -> None:
+        """Close every backend that was handed out."""
+        for backend in self.backends:
+            await backend.close()
+
+    def wait(self, seconds: float = 0, *, microseconds: int = 0) -> None:
+        """Let time pass; a negative time steps the clock back."""
+        self.clock.now += round(seconds * SECOND) + microseconds
+
+    async def acquire(self, *counters: Counter, cost: int = 1, price: int = 0) -> Outcome:
+        """Charge the counters under a new lease id."""
+        return await self.backend.acquire(Charge(counters, cost), new_id(), price)
+
+    async def peek(self, *counters: Counter, cost: int = 1, price: int = 0) -> Outcome:
+        """What a charge would meet."""
+        return await self.backend.peek(Charge(counters, cost), price)
+
+    async def used(self, *counters: Counter) -> list[int]:
+        """What each counter has counted: units, active slots, money spent."""
+        return [figures.used for figures in (await self.peek(*counters)).figures]
+
+    async def hold(self, *counters: Counter, price: int = 0) -> Hold:
+        """The hold of a charge that has to be admitted."""
+        outcome = await self.acquire(*counters, price=price)
+        assert outcome.admitted
+        return outcome.hold
+
+
+@asynccontextmanager
+async def opened(kind: str, shared_server: SharedServer) -> AsyncIterator[Bench]:
+    """A bench on a backend of this kind, without any counts."""
+    bench = Bench(kind, None if kind == "memory" else shared_server(kind))
+    try:
+        yield bench
+    finally:
+        await bench.close()
+
+
+def new_id() -> bytes:
+    """A lease id that nobody else has."""
+    return os.urandom(LEASE_ID_SIZE)
+
+
+def window(
+    quota: int, multiple: int = 1, unit: str = "minute", *, of: str = "caller", scope: str = "p"
+) -> Counter:
+    """A window's counter."""
+    return Counter(of, scope, Window(quota, multiple, unit))
+
+
+def slots(limit: int, *, lease: float = 30.0, of: str = "caller", scope: str = "p") -> Counter:
+    """A slot set's counter."""
+    return Counter(of, scope, Slots(limit, lease=lease))
+
+
+def daily(amount: int, *, timezone: str = "UTC", currency: str = "USD", of: str = "caller") -> Counter:
+    """The counter of what may be spent in a day."""
+    return Counter(of, "p", Allowance(amount, "daily", currency, timezone))
+
+
+def monthly(amount: int, *, timezone: str = "UTC", currency: str = "USD", of: str = "caller") -> Counter:
+    """The counter of what may be spent in a month."""
+    return Counter(of, "p", Allowance(amount, "monthly", currency, timezone))
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> float:
+    """Wait until a condition holds; how many seconds that took. Fails where it never does."""
+    start = time.monotonic()
+    while not await holds():
+        assert time.monotonic() < start + seconds, "it never came true"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - start

@@ -1,0 +1,168 @@
+"""Nodes of a cluster that die: their shard alone is away, until a replica takes over or the node is back."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ratelimit_mw.backends.cluster import ClusterBackend
+from ratelimit_mw.backends.nodes import hash_slot
+from ratelimit_mw.charge import BackendError, Charge, Money
+from tests.conformance import daily, eventually, new_id, slots, window
+from tests.processes import HOST
+from tests.servers import server_binaries
+from tests.topologies import DOWN_AFTER, Cluster, running
+
+TIMEOUT = 1.0
+MOST_OUTAGE = 12.0
+"""Seconds that a fail-over may take on a busy machine."""
+MOST_LOST = 100
+"""Units that a primary may take with it: what it had admitted and not handed on, at 400 a second."""
+
+
+@pytest.fixture(params=sorted(server_binaries()))
+def replicated(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """Three primaries with a replica each, to be killed."""
+    cluster = Cluster(request.param, tmp_path, replicas=1)
+    with running(cluster):
+        yield cluster
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Three primaries without replicas, to be killed."""
+    cluster = Cluster("redis", tmp_path)
+    with running(cluster):
+        yield cluster
+
+
+def partition_on(cluster: Cluster, number: int) -> str:
+    """A partition that the node of this number serves."""
+    names = (f"caller {n}" for n in range(100_000))
+    return next(name for name in names if cluster.owner_of(hash_slot(name.encode())) is cluster.nodes[number])
+
+
+class Load:
+    """Charges on one partition, some two hundred times a second for each backend."""
+
+    def __init__(self, backends: list[ClusterBackend], partition: str) -> None:
+        self.charge = Charge([window(100_000, 1, "hour", of=partition)])
+        self.admitted = 0
+        self.failed_at: list[float] = []
+        self._done = False
+        self._tasks = [asyncio.create_task(self._run(backend)) for backend in backends]
+
+    async def stop(self) -> None:
+        """Wait for what is under way; raises what a charge should not have raised."""
+        self._done = True
+        await asyncio.gather(*self._tasks)
+
+    async def _run(self, backend: ClusterBackend) -> None:
+        while not self._done:
+            start = time.monotonic()
+            try:
+                outcome = await backend.acquire(self.charge, new_id())
+                self.admitted += outcome.admitted
+            except BackendError:
+                self.failed_at.append(time.monotonic())
+            assert time.monotonic() - start < TIMEOUT + 0.4
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.slow
+async def test_a_killed_node_is_replaced_and_others_go_on(
+    replicated: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its callers fall under the failure policy until a replica took over; those of other nodes never do."""
+    killed = replicated.nodes[0]
+    mine, other = partition_on(replicated, 0), partition_on(replicated, 1)
+    owed = Charge([slots(5, of=mine), daily(1_000, of=mine)])
+    backends = [ClusterBackend(replicated.url, timeout=TIMEOUT) for _ in range(2)]
+    for backend in backends:
+        await backend.open()
+    held = (await backends[0].acquire(owed, new_id(), 100)).hold
+    loads = [Load(backends, mine), Load(backends, other)]
+    await asyncio.sleep(0.5)
+    killed_at = time.monotonic()
+    killed.kill()
+    await eventually(lambda: _has_failed(loads[0]))
+    released = asyncio.ensure_future(backends[0].finish(held, Money.GIVE_BACK))
+    await eventually(lambda: _are_there(backends), MOST_OUTAGE)
+    await asyncio.sleep(0.5)
+    for load in loads:
+        await load.stop()
+    outage = max(loads[0].failed_at) - killed_at
+    await asyncio.wait_for(released, 5)
+    counted = [(await each.peek(loads[0].charge)).figures[0].used for each in backends]
+    assert [figures[:2] for figures in (await backends[1].peek(owed)).figures] == [(0, 0), (0, 0)]
+    for backend in backends:
+        await backend.close()
+    lost = loads[0].admitted - counted[0]
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\n{replicated.kind}: shard away for {outage:.2f} s, lost {lost} of {loads[0].admitted} units, "
+            f"{len(loads[1].failed_at)} failures elsewhere"
+        )
+    assert counted[0] == counted[1]
+    assert lost <= MOST_LOST
+    assert loads[1].failed_at == []
+
+
+async def test_a_dead_shard_comes_back_on_its_own(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a replica, its callers wait for its return and others go on; what was owed arrives."""
+    caplog.set_level(logging.WARNING, "ratelimit_mw")
+    mine, other = partition_on(cluster, 0), partition_on(cluster, 1)
+    backend = ClusterBackend(cluster.url, timeout=TIMEOUT)
+    await backend.open()
+    charges = [Charge([slots(500, of=each)]) for each in (mine, other)]
+    both = Charge([*charges[1].counters, *charges[0].counters])
+    hold = (await backend.acquire(both, new_id())).hold
+    cluster.nodes[0].kill()
+    await eventually(lambda: _fails(backend, charges[0]))
+    with pytest.raises(BackendError):
+        await backend.acquire(both, new_id())
+    released = asyncio.ensure_future(backend.finish(hold, Money.KEEP))
+    await asyncio.sleep(2 * DOWN_AFTER / 1_000)
+    assert not await _fails(backend, charges[1])
+    cluster.nodes[0].restart()
+    await asyncio.wait_for(released, MOST_OUTAGE)
+
+    async def is_whole() -> bool:
+        return not await _fails(backend, charges[0])
+
+    await eventually(is_whole, MOST_OUTAGE)
+    # The half of `both` that had been charged was given back; the slot of the last charge is held.
+    assert (await backend.peek(charges[1])).figures[0].used == 1
+    assert [record.message for record in caplog.records if "is back" in record.message] == ["backend is back"]
+    await backend.close()
+
+
+async def test_a_seed_that_is_down_is_passed_over(cluster: Cluster) -> None:
+    """Any one node that the URL names, and that is there, leads to all others."""
+    down = Cluster("redis", cluster.nodes[0].folder / "never started").nodes[0]
+    url = f"redis+cluster://{HOST}:{down.port},{HOST}:{cluster.nodes[2].port}"
+    backend = ClusterBackend(url, timeout=1)
+    await backend.open()
+    for number in range(3):
+        charge = Charge([window(5, of=partition_on(cluster, number))])
+        assert (await backend.acquire(charge, new_id())).admitted
+    await backend.close()
+
+
+async def _are_there(backends: list[ClusterBackend]) -> bool:
+    return all(backend.error is None for backend in backends)
+
+
+async def _has_failed(load: Load) -> bool:
+    return bool(load.failed_at)
+
+
+async def _fails(backend: ClusterBackend, charge: Charge) -> bool:
+    try:
+        await backend.acquire(charge, new_id())
+    except BackendError:
+        return True
+    return False

@@ -1,0 +1,153 @@
+"""Concurrency slots: the rules that every backend keeps, on a clock that only the test moves."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ratelimit_mw.charge import NOTHING_HELD, Charge, Figures, Money
+from tests.conformance import KINDS, Bench, SharedServer, new_id, opened, slots, window
+
+
+@pytest.fixture(params=KINDS)
+async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
+    """Each kind of backend in turn, without any counts."""
+    async with opened(request.param, shared_server) as bench:
+        yield bench
+
+
+async def test_never_more_live_slots_than_the_limit(bench: Bench) -> None:
+    """As many leases as there are slots are admitted, and the next one is refused."""
+    admitted = [(await bench.acquire(slots(3))).admitted for _ in range(5)]
+    assert admitted == [True, True, True, False, False]
+    assert (await bench.acquire(slots(3))).figures == [Figures(3, 0, 1)]
+
+
+async def test_a_finished_lease_frees_its_slot_once(bench: Bench) -> None:
+    """Releasing is idempotent, from whichever backend object it comes, and frees no other's slot."""
+    first = await bench.hold(slots(2))
+    await bench.hold(slots(2))
+    for backend in (bench.backend, bench.another(), bench.backend):
+        await backend.finish(first, Money.KEEP)
+    assert await bench.used(slots(2)) == [1]
+    assert (await bench.acquire(slots(2))).admitted
+    assert not (await bench.acquire(slots(2))).admitted
+
+
+async def test_a_lease_frees_itself_when_it_is_not_renewed(bench: Bench) -> None:
+    """A slot is held in [t, t + lease), to the microsecond."""
+    await bench.hold(slots(1, lease=30))
+    bench.wait(30, microseconds=-1)
+    assert await bench.used(slots(1)) == [1]
+    assert not (await bench.acquire(slots(1))).admitted
+    bench.wait(microseconds=1)
+    assert await bench.used(slots(1)) == [0]
+    assert (await bench.acquire(slots(1))).admitted
+
+
+async def test_a_renewed_lease_lasts_from_its_renewal(bench: Bench) -> None:
+    """Renewing counts from now, also from another backend object, and may shorten a lease."""
+    hold = await bench.hold(slots(1))
+    bench.wait(29)
+    assert await bench.another().renew(hold, 600)
+    bench.wait(599)
+    assert await bench.used(slots(1)) == [1]
+    assert await bench.backend.renew(hold, 5)
+    bench.wait(5, microseconds=-1)
+    assert not (await bench.acquire(slots(1))).admitted
+    bench.wait(microseconds=1)
+    assert (await bench.acquire(slots(1))).admitted
+
+
+@pytest.mark.parametrize("late", [0, 1, 10**9])
+async def test_a_late_renewal_never_revives_a_lost_slot(bench: Bench, late: int) -> None:
+    """A lease that has expired, or was released, is not renewed, though its slot may still be free."""
+    lost, released = await bench.hold(slots(5)), await bench.hold(slots(5))
+    await bench.backend.finish(released, Money.KEEP)
+    assert not await bench.backend.renew(released, 30)
+    bench.wait(30, microseconds=late)
+    assert not await bench.backend.renew(lost, 30)
+    assert not await bench.backend.renew(lost, 30)
+    assert await bench.used(slots(5)) == [0]
+
+
+async def test_renewing_touches_no_other_lease(bench: Bench) -> None:
+    """Whoever renews leaves the leases of others to expire."""
+    renewed, _ = await bench.hold(slots(5)), await bench.hold(slots(5))
+    bench.wait(20)
+    assert await bench.backend.renew(renewed, 30)
+    bench.wait(10)
+    assert await bench.used(slots(5)) == [1]
+
+
+async def test_a_lease_in_several_slot_sets_is_lost_with_one_of_them(bench: Bench) -> None:
+    """Where one of a lease's slots is gone, renewing says so and keeps the others."""
+    own, shared = slots(5), slots(5, of="app", scope="app")
+    hold = await bench.hold(own, shared)
+    await bench.backend.reset(Charge([shared]))
+    bench.wait(20)
+    assert not await bench.backend.renew(hold, 30)
+    bench.wait(20)
+    assert await bench.used(own, shared) == [1, 0]
+    await bench.backend.finish(hold, Money.KEEP)
+    assert await bench.used(own, shared) == [0, 0]
+
+
+async def test_a_slot_refused_costs_no_rate_and_a_rate_refused_takes_no_slot(bench: Bench) -> None:
+    """Slots and windows are decided in one step."""
+    assert (await bench.acquire(window(2), slots(1))).admitted
+    assert not (await bench.acquire(window(2), slots(1))).admitted
+    assert (await bench.acquire(window(2), slots(9))).admitted
+    assert not (await bench.acquire(window(2), slots(9))).admitted
+    assert await bench.used(window(2), slots(9)) == [2, 2]
+
+
+async def test_a_changed_limit_of_slots_holds_at_once(bench: Bench) -> None:
+    """Lowering refuses until enough are free, raising admits at once; nobody loses a slot."""
+    holds = [await bench.hold(slots(4)) for _ in range(4)]
+    assert (await bench.acquire(slots(2))).figures == [Figures(4, 0, 1)]
+    assert (await bench.acquire(slots(5))).admitted
+    for hold in holds[:3]:
+        await bench.backend.finish(hold, Money.KEEP)
+    assert not (await bench.acquire(slots(2))).admitted
+    await bench.backend.finish(holds[3], Money.KEEP)
+    assert (await bench.acquire(slots(2))).admitted
+
+
+async def test_an_expired_lease_makes_room_in_the_same_step(bench: Bench) -> None:
+    """A full set is rid of expired leases before it refuses."""
+    for lease in (10, 20, 30):
+        await bench.hold(slots(3, lease=lease))
+    bench.wait(20)
+    outcomes = [await bench.acquire(slots(3)) for _ in range(3)]
+    assert [outcome.admitted for outcome in outcomes] == [True, True, False]
+
+
+async def test_a_fraction_of_a_second_is_a_lease(bench: Bench) -> None:
+    """Leases that no number of microseconds equals exactly end at the same moment on every backend."""
+    for lease in (0.1, 0.7, 2.3, 30.1, 1.000001):
+        await bench.hold(slots(1, lease=lease))
+        bench.wait(microseconds=int(lease * 1_000_000) - 1)
+        assert await bench.used(slots(1)) == [1]
+        bench.wait(microseconds=1)
+        assert await bench.used(slots(1)) == [0]
+
+
+async def test_a_charge_without_slots_holds_nothing(bench: Bench) -> None:
+    """Renewing, finishing and settling a hold of nothing do nothing, and do not fail."""
+    outcome = await bench.acquire(window(5))
+    assert outcome.hold is NOTHING_HELD
+    await bench.backend.finish(NOTHING_HELD, Money.GIVE_BACK)
+    assert await bench.backend.renew(NOTHING_HELD, 30)
+    assert (await bench.backend.settle(NOTHING_HELD, 5)).name == "UNKNOWN"
+
+
+async def test_many_at_once_get_as_many_slots_as_there_are(bench: Bench) -> None:
+    """Of 200 at once for 5 slots exactly 5 are admitted, round after round (S21)."""
+    charge = Charge([slots(5), window(100_000)])
+    for _ in range(10):
+        outcomes = await asyncio.gather(*[bench.backend.acquire(charge, new_id()) for _ in range(200)])
+        holds = [outcome.hold for outcome in outcomes if outcome.admitted]
+        assert len(holds) == 5
+        await asyncio.gather(*[bench.backend.finish(hold, Money.KEEP) for hold in holds])
+    assert await bench.used(slots(5), window(100_000)) == [0, 50]

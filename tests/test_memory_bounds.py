@@ -1,0 +1,155 @@
+"""The memory backend is bounded whatever callers send, and forgets nothing that still counts."""
+
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+
+from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.store import Store
+from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Settlement
+from tests.conformance import Clock, daily, monthly, new_id, slots, window
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock of the test's own."""
+    return Clock()
+
+
+@pytest.fixture
+def backend(clock: Clock) -> MemoryBackend:
+    """A backend that remembers a hundred of each kind."""
+    return MemoryBackend(clock=clock, max_windows=100)
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    """Count what is allocated."""
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def strangers(number: int, name: str) -> Iterator[list[Counter]]:
+    """The limits of so many callers who are never seen again."""
+    for each in range(number):
+        of = f"{name} {each}"
+        yield [window(5, of=of), window(5, 1, "hour", of=of), slots(5, of=of), daily(500, of=of)]
+
+
+async def test_any_number_of_callers_takes_bounded_memory(
+    backend: MemoryBackend, clock: Clock, traced: None
+) -> None:
+    """Windows, slots, budgets and records of callers who come once don't pile up (invariant 8)."""
+    sizes = []
+    for turn in range(4):
+        for counters in strangers(300, f"caller of turn {turn}"):
+            outcome = await backend.acquire(Charge(counters), new_id(), 1)
+            await backend.finish(outcome.hold, Money.KEEP)
+            await backend.acquire(Charge(counters), new_id(), 1)  # a crash: it never ends
+            clock.now += 300_000
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    assert sizes[3] < 1.3 * sizes[1]
+    assert sizes[3] < 1_000_000
+
+
+async def test_the_refused_and_the_curious_leave_nothing_behind(backend: MemoryBackend, traced: None) -> None:
+    """Callers that are refused, and those one only looks at, push nobody out."""
+    mine, shared = window(5, of="mine"), window(5, of="app")
+    await backend.acquire(Charge([mine, shared], 5), new_id())
+    before = tracemalloc.get_traced_memory()[0]
+    for counters in strangers(400, "refused"):
+        assert not (await backend.acquire(Charge([*counters, shared]), new_id(), 1)).admitted
+        await backend.peek(Charge(counters), 1)
+    assert tracemalloc.get_traced_memory()[0] - before < 20_000
+    assert (await backend.peek(Charge([mine]))).figures[0].used == 5
+
+
+async def test_who_comes_often_is_not_pushed_out(backend: MemoryBackend, clock: Clock) -> None:
+    """Where there are too many callers, those not seen for longest are forgotten, and no others."""
+    regular = [window(99, 1, "hour", of="regular"), daily(999, of="regular"), monthly(999, of="regular")]
+    for number, counters in enumerate(strangers(1_000, "flood")):
+        await backend.acquire(Charge(counters), new_id(), 1)
+        if number % 25 == 0:
+            assert (await backend.acquire(Charge(regular), new_id(), 1)).admitted
+        clock.now += 1_000
+    figures = (await backend.peek(Charge(regular))).figures
+    assert [figures[0].used, figures[1].reset_after, figures[2].reset_after] == [40, 40, 40]
+
+
+async def test_nobody_loses_a_slot_to_a_flood(backend: MemoryBackend, clock: Clock) -> None:
+    """Held leases stay, however many others come and go; expired ones make room."""
+    holds = [
+        (await backend.acquire(Charge([slots(2, of=f"holder {each}")]), new_id())).hold for each in range(300)
+    ]
+    for number in range(3_000):
+        outcome = await backend.acquire(Charge([slots(2, of=f"passer-by {number}")]), new_id())
+        if number % 2:
+            await backend.finish(outcome.hold, Money.KEEP)
+        clock.now += 5_000
+    for hold in holds:
+        assert await backend.renew(hold, 30)
+    clock.now += 30_000_000
+    for number in range(1_000):
+        outcome = await backend.acquire(Charge([slots(2, of=f"late {number}")]), new_id())
+        await backend.finish(outcome.hold, Money.KEEP)
+    assert len(backend._slots) < 20
+
+
+async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend, clock: Clock) -> None:
+    """Days are forgotten two days after they ended, and not before; a month outlives its days."""
+    month, first = monthly(999, of="mine"), daily(999, of="mine")
+    hold = (await backend.acquire(Charge([first, month]), new_id(), 7)).hold
+    for _ in range(2):
+        clock.now += 86_400_000_000
+        for number in range(40):
+            await backend.acquire(Charge([daily(9, of=f"{clock.now} {number}")]), new_id(), 1)
+    assert await backend.settle(hold, 5) is Settlement.SETTLED
+    assert (await backend.peek(Charge([month]))).figures[0] == (5, 0, 0)
+    clock.now += 86_400_000_000
+    for number in range(90):
+        await backend.acquire(Charge([daily(9, of=f"{clock.now} {number}")]), new_id(), 1)
+    assert len(backend._days) <= 100
+    assert (await backend.peek(Charge([month]))).figures[0] == (5, 0, 0)
+
+
+class State:
+    """Dead from a time on."""
+
+    def __init__(self, dies: int) -> None:
+        self.dies = dies
+
+    def is_dead(self, now: int) -> bool:
+        """Whether its time has come."""
+        return self.dies <= now
+
+
+def test_the_dead_go_before_the_living() -> None:
+    """Each newcomer looks at two old ones at most, and takes the place of a dead one if there is one."""
+    store: Store[int, State] = Store(3, rotates=True)
+    for number, dies in enumerate([5, 1, 9]):
+        store.add(number, State(dies), 0)
+    store.add(3, State(9), 2)
+    assert [store.find(number) is not None for number in range(4)] == [True, False, True, True]
+
+
+def test_without_any_dead_the_least_used_goes() -> None:
+    """Finding counts as use."""
+    store: Store[int, State] = Store(3)
+    for number in range(3):
+        store.add(number, State(9), 0)
+    store.find(0)
+    store.add(3, State(9), 0)
+    assert [number for number in range(4) if store.remove(number)] == [0, 2, 3]
+    assert len(store) == 0
+
+
+@pytest.mark.parametrize(("cost", "price"), [(0, 0), (-1, 0), (float("nan"), 0), (1, -1), (1, float("nan"))])
+async def test_what_is_no_cost_is_refused(backend: MemoryBackend, cost: float, price: float) -> None:
+    """The memory backend fails where the script does, and frees nothing (S22)."""
+    with pytest.raises(BackendError):
+        await backend.acquire(Charge([window(5)], cost), new_id(), price)  # type: ignore[arg-type]
+    with pytest.raises(BackendError):
+        await backend.settle((await backend.acquire(Charge([daily(5)]), new_id(), 1)).hold, -1)
+    assert (await backend.peek(Charge([window(5)]))).figures[0].used == 0

@@ -1,0 +1,217 @@
+"""Refusals that are answered without asking the backend again."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit_mw import Limiter, Settings
+from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.charge import Charge, Counter, Outcome
+from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
+from ratelimit_mw.refused import LONGEST, MOST, Refusals
+from tests.servers import StoreServer
+
+START = 1_800_000_000 * SECOND
+NO_LEASE = bytes(16)
+
+
+@dataclass
+class Clock:
+    """One time for a backend, in microseconds, and for the table, in seconds since it started."""
+
+    now: int = START
+
+    def micros(self) -> int:
+        """The backend's time."""
+        return self.now
+
+    def seconds(self) -> float:
+        """The table's time."""
+        return (self.now - START) / SECOND
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += round(seconds * SECOND)
+
+
+@dataclass
+class Bench:
+    """A backend, a table in front of it, and a clock for both."""
+
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        self.backend = MemoryBackend(clock=self.clock.micros)
+        self.table = Refusals(self.clock.seconds)
+        self.asked = 0
+
+    def acquire(self, charge: Charge, lease_id: bytes = NO_LEASE) -> Outcome:
+        """Decide as the limiter does: by the table, else by the backend."""
+        known = self.table.find(charge)
+        if known is not None:
+            return known
+        self.asked += 1
+        sent = self.table.now()
+        outcome = self.backend.decide(charge, lease_id, 0)
+        self.table.add(charge, outcome, sent)
+        return outcome
+
+
+def charge(*limits: Limit, cost: int = 1) -> Charge:
+    """A charge of one caller."""
+    return Charge([Counter("caller", "p", limit) for limit in limits], cost)
+
+
+def test_a_refused_charge_is_not_asked_about_again() -> None:
+    """Once a window has refused, the backend is spared until the refusal is forgotten."""
+    bench, one = Bench(), charge(Window(2, 1, "minute"))
+    outcomes = [bench.acquire(one).admitted for _ in range(100)]
+    assert outcomes == [True, True, *[False] * 98]
+    assert bench.asked == 3
+
+
+def test_a_refusal_is_remembered_for_a_second_at_most() -> None:
+    """A reset, a raised limit or a give-back is seen after a second, whatever the refusal promised."""
+    bench, one = Bench(), charge(Window(1, 1, "hour"))
+    bench.acquire(one)
+    bench.acquire(one)
+    bench.backend = MemoryBackend(clock=bench.clock.micros)
+    bench.clock.wait(LONGEST - 0.000_001)
+    assert not bench.acquire(one).admitted
+    bench.clock.wait(0.000_001)
+    assert bench.acquire(one).admitted
+
+
+def test_a_promise_is_kept_to_the_microsecond() -> None:
+    """At the promised moment the charge is admitted, and a microsecond earlier it is refused by the table."""
+    bench, one = Bench(), charge(Window(1, 1, "second"))
+    bench.acquire(one)
+    bench.clock.wait(0.25)
+    wait = bench.acquire(one).figures[0].retry_after
+    assert wait == 750_000
+    bench.clock.wait(0.749_999)
+    assert not bench.acquire(one).admitted
+    assert bench.asked == 2
+    bench.clock.wait(0.000_001)
+    assert bench.acquire(one).admitted
+
+
+def test_no_promise_from_the_table_comes_too_early() -> None:
+    """However long the answer was on its way, whoever waits as told is admitted."""
+    bench, one = Bench(), charge(Window(1, 1, "second"))
+    bench.acquire(one)
+    refused = bench.backend.decide(one, NO_LEASE, 0)
+    sent = bench.table.now()
+    bench.clock.wait(0.05)
+    bench.table.add(one, refused, sent)
+    bench.clock.wait(0.2)
+    known = bench.table.find(one)
+    assert known is not None
+    bench.clock.now += known.figures[0].retry_after
+    assert bench.acquire(one).admitted
+
+
+def test_figures_are_those_of_the_moment() -> None:
+    """What is told from the table is what the backend would tell then: times go down, units stay."""
+    bench, one = Bench(), charge(Window(2, 1, "minute"), Window(100, 1, "hour"))
+    for _ in range(3):
+        bench.acquire(one)
+    for _ in range(5):
+        bench.clock.wait(0.1)
+        known = bench.table.find(one)
+        assert known == bench.backend.decide(one, None, 0)
+
+
+def test_a_refusal_is_forgotten_when_a_unit_leaves_any_of_its_windows() -> None:
+    """The figures of a window that does not refuse are never stale either."""
+    bench = Bench()
+    bench.acquire(charge(Window(9, 1, "second")))
+    bench.clock.wait(0.8)
+    one = charge(Window(9, 1, "second"), Window(1, 1, "hour"))
+    bench.acquire(one)
+    assert not bench.acquire(one).admitted
+    bench.clock.wait(0.2)
+    assert bench.table.find(one) is None
+
+
+def test_another_cost_is_asked_about() -> None:
+    """A smaller cost may still fit, and a larger one has a later promise."""
+    bench, window = Bench(), Window(5, 1, "minute")
+    bench.acquire(charge(window, cost=4))
+    assert not bench.acquire(charge(window, cost=2)).admitted
+    assert bench.table.find(charge(window, cost=2)) is None
+    assert bench.acquire(charge(window, cost=1)).admitted
+
+
+@pytest.mark.parametrize("other", [Slots(1), Allowance(1, "daily")])
+def test_only_refusals_by_windows_alone_are_remembered(other: Limit) -> None:
+    """A slot may be free, and a price smaller, at any moment."""
+    bench, one = Bench(), charge(Window(1, 1, "minute"), other)
+    bench.backend.decide(one, b"a" * 16, 1)
+    assert not bench.acquire(one, b"b" * 16).admitted
+    assert len(bench.table) == 0
+
+
+def test_a_window_with_a_free_slot_beside_it_is_remembered() -> None:
+    """A limit that does not refuse does not stand in the way."""
+    bench, one = Bench(), charge(Window(1, 1, "minute"), Slots(5))
+    bench.acquire(one, b"a" * 16)
+    bench.acquire(one, b"b" * 16)
+    assert len(bench.table) == 1
+
+
+def test_the_table_is_bounded() -> None:
+    """However many callers are refused, so many are remembered, the latest."""
+    bench = Bench()
+    refused = bench.backend.decide(charge(Window(1, 1, "minute"), cost=1), NO_LEASE, 0)._replace(
+        admitted=False
+    )
+    charges = [charge(Window(1, 1, "minute")) for _ in range(MOST + 10)]
+    for each in charges:
+        bench.table.add(each, refused, 0.0)
+    assert len(bench.table) == MOST
+    assert bench.table.find(charges[-1]) is not None
+    assert bench.table.find(charges[9]) is None
+
+
+@given(
+    quotas=st.lists(st.integers(2, 4), min_size=1, max_size=2),
+    cost=st.integers(1, 2),
+    waits=st.lists(st.integers(0, 1_200_000), max_size=40),
+)
+def test_whoever_asks_the_table_gets_the_backends_own_answer(
+    quotas: list[int], cost: int, waits: list[int]
+) -> None:
+    """While nobody resets or gives back, the table changes no answer, only who gives it."""
+    one = charge(
+        *[Window(quota, length, "second") for length, quota in enumerate(quotas, start=1)], cost=cost
+    )
+    bench = Bench()
+    for wait in waits:
+        bench.clock.now += wait
+        expected = bench.backend.decide(one, None, 0)
+        outcome = bench.acquire(one)
+        assert outcome.admitted == expected.admitted
+        assert outcome.admitted or outcome == expected
+
+
+async def test_a_reset_by_this_process_is_seen_at_once(redis_server: StoreServer) -> None:
+    """Whoever resets a caller here does not wait for the second to pass."""
+    settings = Settings.model_validate(
+        {
+            "backend": {"url": redis_server.url},
+            "identity": {"hash_secret": "a secret of some length, for tests alone"},
+            "plans": {"default": {"requests": ["1/hour"]}},
+        }
+    )
+    async with Limiter(settings) as limiter:
+        assert (await limiter.acquire(api_key="k")).allowed
+        assert not (await limiter.acquire(api_key="k")).allowed
+        with redis_server.client() as client:
+            client.config_resetstat()
+            assert not (await limiter.acquire(api_key="k")).allowed
+            assert "cmdstat_evalsha" not in client.info("commandstats")
+        await limiter.reset(limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/"))
+        assert (await limiter.acquire(api_key="k")).allowed

@@ -1,0 +1,171 @@
+"""A primary that sentinels watch over: found through them, and followed when another takes over."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ratelimit_mw import Limiter, Settings
+from ratelimit_mw.backends import open_key_store
+from ratelimit_mw.backends.redis import RedisBackend
+from ratelimit_mw.charge import BackendError, Charge, Money
+from ratelimit_mw.settings import BackendSettings
+from tests.conformance import daily, eventually, new_id, slots, window
+from tests.servers import server_binaries
+from tests.topologies import SERVICE, Sentinels, running, wait_until
+
+KINDS = [
+    pytest.param(kind, marks=[pytest.mark.slow] if kind != "redis" else [])
+    for kind in sorted(server_binaries())
+]
+TIMEOUT = 0.5
+CHARGE = Charge([window(100_000, 1, "hour")])
+MOST_OUTAGE = 10.0
+"""Seconds that a fail-over may take on a busy machine."""
+MOST_LOST = 100
+"""Units that a primary may take with it: what it had admitted and not handed on, at 400 a second."""
+
+
+@pytest.fixture(params=KINDS)
+def sentinels(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Sentinels]:
+    """Three sentinels, a primary and two replicas, to be killed."""
+    sentinels = Sentinels(request.param, tmp_path)
+    with running(sentinels):
+        yield sentinels
+
+
+@asynccontextmanager
+async def backends(url: str, number: int = 1, timeout: float = TIMEOUT) -> AsyncIterator[list[RedisBackend]]:
+    """Connected backends, as several processes would have them."""
+    opened = [RedisBackend(url, timeout=timeout) for _ in range(number)]
+    for backend in opened:
+        await backend.open()
+    yield opened
+    for backend in opened:
+        await backend.close()
+
+
+async def admitted_during(backend: RedisBackend, stop: asyncio.Event, failed_at: list[float]) -> int:
+    """Charge some two hundred times a second until told to stop; when it failed, and how many it got."""
+    admitted = 0
+    while not stop.is_set():
+        start = time.monotonic()
+        try:
+            admitted += (await backend.acquire(CHARGE, new_id())).admitted
+        except BackendError:
+            failed_at.append(time.monotonic())
+        assert time.monotonic() - start < TIMEOUT + 0.4
+        await asyncio.sleep(0.005)
+    return admitted
+
+
+async def test_a_killed_primary_is_replaced(sentinels: Sentinels, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed under load of two processes: `BackendError` and nothing else until a replica took over.
+
+    What the primary had admitted and not yet handed on to a replica is lost, and nothing else.
+    """
+    owed = Charge([slots(5), daily(1_000)])
+    async with backends(sentinels.url, 2) as (one, two):
+        held = (await one.acquire(owed, new_id(), 100)).hold
+        stop, failed_at = asyncio.Event(), list[float]()
+        load = [asyncio.create_task(admitted_during(each, stop, failed_at)) for each in (one, two)]
+        await asyncio.sleep(0.5)
+        killed, killed_at = sentinels.primary, time.monotonic()
+        killed.kill()
+        await eventually(lambda: _all_away(one, two))
+        released = asyncio.ensure_future(one.finish(held, Money.GIVE_BACK))
+        await eventually(lambda: _all_there(one, two), MOST_OUTAGE)
+        outage = time.monotonic() - killed_at
+        await asyncio.sleep(0.5)
+        stop.set()
+        admitted = sum(await asyncio.gather(*load))
+        assert max(failed_at) < killed_at + outage + 0.2
+        counted = [(await each.peek(CHARGE)).figures[0].used for each in (one, two)]
+        await released
+        assert [figures[:2] for figures in (await two.peek(owed)).figures] == [(0, 0), (0, 0)]
+    lost = admitted - counted[0]
+    with capsys.disabled():
+        print(f"\n{killed.kind}: away for {outage:.2f} s, lost {lost} of {admitted} units")  # noqa: T201
+    assert counted[0] == counted[1]
+    assert lost <= MOST_LOST
+
+
+async def test_a_demoted_primary_is_left(sentinels: Sentinels) -> None:
+    """A fail-over that an operator asks for is followed, though the old primary stays there as a replica."""
+    async with backends(sentinels.url) as (backend,):
+        before = sentinels.primary
+        await backend.acquire(CHARGE, new_id())
+        with sentinels.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        wait_until(lambda: sentinels.primary is not before, "fail-over")
+
+        async def is_counted() -> bool:
+            try:
+                return (await backend.acquire(CHARGE, new_id())).admitted
+            except BackendError:
+                return False
+
+        await eventually(is_counted, MOST_OUTAGE)
+        with sentinels.primary.client() as client:
+            wait_until(lambda: client.role()[0] == b"master", "primary")
+
+            async def is_there() -> bool:
+                await is_counted()
+                return bool(client.exists("ratelimit:{caller}:w:p:3600"))
+
+            await eventually(is_there, MOST_OUTAGE)
+
+
+async def test_sentinels_that_are_down_are_passed_over(sentinels: Sentinels) -> None:
+    """One sentinel that answers is enough; with none, the backend is away and comes back on its own."""
+    first, second, third = sentinels.sentinels
+    first.kill()
+    second.kill()
+    async with backends(sentinels.url, timeout=1) as (backend,):
+        assert (await backend.acquire(CHARGE, new_id())).admitted
+    third.kill()
+    async with backends(sentinels.url) as (backend,):
+        with pytest.raises(BackendError, match=r"no sentinel names the primary|no connection within"):
+            await backend.acquire(CHARGE, new_id())
+        second.restart()
+        await eventually(lambda: _all_there(backend), MOST_OUTAGE)
+        assert (await backend.acquire(CHARGE, new_id())).admitted
+
+
+async def test_settings_name_sentinels(sentinels: Sentinels) -> None:
+    """A limiter and the live keys find the primary under both schemes."""
+    for scheme in ("redis", "valkey"):
+        settings = BackendSettings(url=f"{sentinels.url}/0".replace("redis", scheme, 1), timeout=5)
+        async with (
+            Limiter(Settings(backend=settings)) as limiter,
+            await limiter.acquire(api_key="k") as lease,
+        ):
+            assert lease.decision.policy == "shared"
+        store = open_key_store(settings)
+        await store.write({"hash": b"entry"})
+        assert await store.entries() == {"hash": b"entry"}
+        await store.close()
+
+
+async def test_servers_and_sentinels_have_logins_of_their_own(tmp_path: Path) -> None:
+    """The URL's user and password are the servers'; its query has those of the sentinels."""
+    sentinels = Sentinels("redis", tmp_path, password="p@ss", sentinel_password="s&ntinel")
+    with running(sentinels):
+        hosts = sentinels.url.partition("://")[2]
+        url = f"redis+sentinel://:p%40ss@{hosts}/0?sentinel_password=s%26ntinel"
+        async with backends(url, timeout=2) as (backend,):
+            assert (await backend.acquire(CHARGE, new_id())).admitted
+        async with backends(f"redis+sentinel://:p%40ss@{hosts}/0", timeout=0.3) as (backend,):
+            with pytest.raises(BackendError, match="Authentication required"):
+                await backend.acquire(CHARGE, new_id())
+
+
+async def _all_there(*backends: RedisBackend) -> bool:
+    return all(backend.error is None for backend in backends)
+
+
+async def _all_away(*backends: RedisBackend) -> bool:
+    return all(backend.error is not None for backend in backends)
