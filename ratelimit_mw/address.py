@@ -6,12 +6,12 @@ into that header stands to the left of what the first trusted proxy saw, so it n
 """
 
 import hashlib
-import logging
 import re
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
+from ratelimit_mw.findings import Finding, say_once
 from ratelimit_mw.settings import IdentitySettings
 
 Scope = Mapping[str, Any]
@@ -27,6 +27,7 @@ UNIX = "unix"
 """The address of peers that have none: they came over a Unix socket."""
 
 _MAX_HOSTS = 4_096
+_MAX_LOOKS = 1_000
 _LONGEST_ADDRESS = 128
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _PORT = re.compile(r"[0-9]{1,5}|_[A-Za-z0-9._-]+")
@@ -34,9 +35,6 @@ _ELEMENT = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 _PAIR = re.compile(
     r"""[ \t]*([A-Za-z0-9!#$%&'*+.^_`|~-]+)=("(?:[^"\\]|\\.)*"|[^\s";,]+)[ \t]*(?:;|\Z)""", re.DOTALL
 )
-
-_log = logging.getLogger("ratelimit_mw")
-_warned: set[str] = set()
 
 
 class AddressReader:
@@ -50,6 +48,7 @@ class AddressReader:
         self._header = identity.forwarded_header
         self._name = identity.forwarded_header.lower().encode("latin-1")
         self._hops: dict[str, _Hop | None] = {}
+        self._looks = _MAX_LOOKS
 
     def __call__(self, scope: Scope) -> str:
         """The text that the caller's address is counted under.
@@ -58,25 +57,39 @@ class AddressReader:
         """
         client = scope.get("client")
         host: str | None = client[0] if client else None
-        if not host:
-            return (self._forwarded(scope) if self._trusts_unix else None) or UNIX
-        peer = self._hop(host)
-        if peer is None:
-            return canonical_address(host)
-        return (self._forwarded(scope) if peer.trusted else None) or peer.text
+        peer = self._hop(host) if host else _Hop(UNIX, self._trusts_unix)
+        if peer is not None and peer.trusted:
+            return self._forwarded(scope) or peer.text
+        if self._looks:
+            self._look_for_proxy(scope, host)
+        return canonical_address(host or UNIX) if peer is None else peer.text
 
     def _forwarded(self, scope: Scope) -> str | None:
         """What the trusted proxies say, or None where that is nothing or makes no sense."""
-        name = self._name
-        lines = [value for spelling, value in scope["headers"] if spelling.lower() == name]
-        header = b",".join(lines).decode("latin-1")
+        lines = self._lines(scope)
+        header = ",".join(lines)
         if not header.strip(", \t"):
-            _warn_once(self._header)
+            say_once(_no_header(self._header))
             return None
         if len(header) > MAX_HEADER:
             return None
-        hops = _forwarded_elements(header) if name == b"forwarded" else header.split(",")
-        return self._client(hops)
+        if self._name != b"forwarded":
+            return self._client(header.split(","))
+        # Line by line: a quote that a client left open must not swallow what a proxy added below.
+        return self._client([hop for line in lines for hop in _forwarded_elements(line)])
+
+    def _lines(self, scope: Scope) -> list[str]:
+        name = self._name
+        return [value.decode("latin-1") for spelling, value in scope["headers"] if spelling.lower() == name]
+
+    def _look_for_proxy(self, scope: Scope, host: str | None) -> None:
+        """Among the first requests from strangers: do they come through a proxy that nobody trusted?"""
+        self._looks -= 1
+        header = ",".join(self._lines(scope))
+        # Where the server itself has read the header, it names the peer, and all is well.
+        if header and (host is None or host not in header):
+            self._looks = 0
+            say_once(_untrusted_proxy(self._header, canonical_address(host or UNIX)))
 
     def _client(self, hops: list[str]) -> str | None:
         """The first address from the right that is not trusted, else the left-most."""
@@ -197,11 +210,17 @@ def _for_value(element: str) -> str:
     return re.sub(r"\\(.)", r"\1", value[1:-1]) if value.startswith('"') else value
 
 
-def _warn_once(header: str) -> None:
-    if header not in _warned:
-        _warned.add(header)
-        _log.warning(
-            "a trusted proxy sent no %s header: its callers are counted together, under its own address. "
-            "Let it set the header, or name the one it sets in identity.forwarded_header",
-            header,
-        )
+def _no_header(header: str) -> Finding:
+    text = (
+        f"a trusted proxy sent no {header} header: its callers are counted together, under its own address. "
+        "Let it set the header, or name the one it sets in identity.forwarded_header."
+    )
+    return Finding("missing-forwarded-header", text)
+
+
+def _untrusted_proxy(header: str, peer: str) -> Finding:
+    text = (
+        f"{header} came from {peer}, which identity.trusted_proxies does not name. If that is your proxy, "
+        "name it: its callers are counted together, under its address. If it is a client, nothing is wrong."
+    )
+    return Finding("untrusted-proxy", text)

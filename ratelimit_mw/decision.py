@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Literal, NamedTuple
 
-from ratelimit_mw.charge import Counter, Figures, Held, place_of
+from ratelimit_mw.charge import Charge, Counter, Figures, Held, Outcome, place_of
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.policy import Policy
 
 Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable"]
 """Why a request was refused: by which kind of limit; by a cost that never fits; by a limit that everyone
@@ -44,8 +45,7 @@ class Refusal(NamedTuple):
     """Microseconds; None where waiting is no use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """The answer to a charge. A handler finds it in `request.state.ratelimit.decision`."""
 
     allowed: bool
@@ -79,10 +79,12 @@ class Decision:
                 return counter.limit, figures
         best: tuple[Window, Figures] | None = None
         best_fits = 0
-        for window, figures in self.windows():
-            fits = max(window.quota - figures.used, 0) // self.cost
-            if best is None or fits < best_fits or (fits == best_fits and window.length > best[0].length):
-                best, best_fits = (window, figures), fits
+        for counter, figures in self.standings:
+            window = counter.limit
+            if counter.owner == "caller" and isinstance(window, Window):
+                fits = max(window.quota - figures.used, 0) // self.cost
+                if best is None or fits < best_fits or (fits == best_fits and window.length > best[0].length):
+                    best, best_fits = (window, figures), fits
         return best
 
     def warnings(self) -> Iterator[NearBudget]:
@@ -95,6 +97,29 @@ class Decision:
                 if figures.used + figures.held >= share * limit.amount:
                     left = max(limit.amount - figures.used - figures.held, 0)
                     yield NearBudget(limit, left, place_of(counter, self.now))
+
+
+def decision_of(
+    policy: Policy,
+    charge: Charge,
+    outcome: Outcome,
+    price: int,
+    never: Counter | None,
+    *,
+    by: Literal["shared", "local"] = "shared",
+) -> Decision:
+    """What a backend's answer means under a policy; `never` is a limit that can't ever admit the request."""
+    standings = tuple(map(_standing, zip(charge.counters, outcome.figures, strict=True)))
+    refusal = None
+    if never is not None:
+        refusal = Refusal("cost", next(s for s in standings if s.counter is never), None)
+    elif not outcome.admitted:
+        refusal = refusal_of(standings, price, outcome.now)
+    allowed = refusal is None or policy.shadow
+    return Decision(allowed, outcome.now, charge.cost, price, standings, refusal, policy.shadow, by)
+
+
+_standing = partial(tuple.__new__, Standing)  # one for each limit of each request: no Python in between
 
 
 def refusal_of(standings: Iterable[Standing], price: int, now: int) -> Refusal:

@@ -8,7 +8,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ratelimit_mw.address import AddressReader, Scope, canonical_address
@@ -21,7 +21,7 @@ _BLANKS = b" \t"
 _MAX_REMEMBERED = 4_096
 _LONGEST_REMEMBERED = 256
 _PLAIN_ACCOUNT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
+HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +59,18 @@ class Identifier:
     Returns the same object for a caller seen before, as long as it is remembered.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, registered: Mapping[str, KeySettings] | None = None) -> None:
+        """`registered` are the keys, by hash, that are set live; they come before those of the file."""
         identity = settings.identity
+        self._settings = settings
         self._default_plan = identity.default_plan
         self._anonymous_plan = identity.anonymous_plan
         self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
         self._secret = identity.hash_secret
         self._read_api_key = ApiKeyReader(identity.api_key_headers)
         self._read_address = AddressReader(identity)
-        self._listed = {key.hash: _listed(key, settings) for key in settings.keys}
+        self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
+        self._listed: dict[str, Identity] = {}
         self._hashes: dict[bytes, str] = {}
         self._unlisted: dict[tuple[str, str], Identity] = {}
 
@@ -80,16 +83,32 @@ class Identifier:
         if api_key is None:
             return self.anonymous(scope)
         api_key_hash = self._hashes.get(api_key) or self._hash(api_key)
-        listed = self._listed.get(api_key_hash)
+        listed = self._listed.get(api_key_hash) or self.of_key(api_key_hash)
         return self.of_unknown(api_key_hash, self._read_address(scope)) if listed is None else listed
+
+    def read(self, scope: Scope) -> tuple[bytes, str] | None:
+        """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
+        api_key = self._read_api_key(scope)
+        return None if api_key is None else (api_key, self._hashes.get(api_key) or self._hash(api_key))
+
+    def address_of(self, scope: Scope) -> str:
+        """The client address of a scope, as it is counted under."""
+        return self._read_address(scope)
 
     def anonymous(self, scope: Scope) -> Identity:
         """The caller as one without a key, whatever the headers say."""
         return self.of_address(self._read_address(scope))
 
     def of_key(self, api_key_hash: str) -> Identity | None:
-        """The caller with a key that the settings list, None where they don't."""
-        return self._listed.get(api_key_hash)
+        """The caller with a key that is set live or listed in the settings, None for any other."""
+        listed = self._listed.get(api_key_hash)
+        if listed is None and api_key_hash in self._keys:
+            listed = self._listed[api_key_hash] = self.of_settings(self._keys[api_key_hash])
+        return listed
+
+    def of_settings(self, key: KeySettings) -> Identity:
+        """The caller with a key of which these settings hold."""
+        return _listed(key, self._settings)
 
     def of_unknown(self, api_key_hash: str, address: str) -> Identity:
         """The caller with a key that is known nowhere."""
@@ -190,7 +209,7 @@ def adopt(identity: Identity, settings: Settings) -> Identity:
     else:
         partition = partition_of(identity.partition, secret)
     api_key_hash = identity.api_key_hash
-    if api_key_hash is not None and not _HASH.fullmatch(api_key_hash):
+    if api_key_hash is not None and not HASH.fullmatch(api_key_hash):
         api_key_hash = hash_api_key(api_key_hash.encode("utf-8", "surrogatepass"), secret)
     address = None if identity.address is None else canonical_address(identity.address)
     return Identity(partition, identity.plan, api_key_hash, identity.account, address, identity.overrides)

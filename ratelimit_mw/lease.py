@@ -1,13 +1,14 @@
 """A lease: what one admitted request holds, in the hands of its handler and of the workers after it."""
 
 import base64
-import binascii
 import hashlib
 import hmac
-import json
+import time
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ratelimit_mw.charge import Held, Hold
 from ratelimit_mw.decision import Decision
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from ratelimit_mw.charge import Backend
+    from ratelimit_mw.charge import Holder
     from ratelimit_mw.limiter import Limiter
 
 MAX_TTL = 30 * 86_400
@@ -24,6 +25,7 @@ MAX_TTL = 30 * 86_400
 
 _VERSION = "rl1"
 _MAC_SIZE = 16
+_MAX_PLACES = 16
 
 
 class LeaseError(ValueError):
@@ -39,14 +41,13 @@ class Lease:
 
     __slots__ = (
         "_limiter",
-        "admitted",
         "backend",
         "decision",
+        "give_up_at",
         "hold",
         "is_detached",
         "is_ended",
         "is_lost",
-        "max_hold",
         "renew_at",
         "token",
     )
@@ -56,20 +57,18 @@ class Lease:
         limiter: "Limiter",
         decision: Decision,
         hold: Hold,
-        backend: "Backend",
-        max_hold: float | None = None,
-        admitted: int | None = None,
+        backend: "Holder",
+        give_up_at: float | None = None,
     ) -> None:
         self._limiter = limiter
         self.decision = decision
         """How the limits stood when it was decided."""
         self.hold = hold
         self.backend = backend
-        self.max_hold = max_hold
-        self.admitted = decision.now if admitted is None else admitted
-        """When the slots were taken, in microseconds since 1970."""
+        self.give_up_at = give_up_at
+        """When the slots have been held for their `max_hold`, by `time.monotonic`; None without one."""
         self.renew_at = 0.0
-        """When to renew next, by the event loop's clock."""
+        """When to renew next, by `time.monotonic`."""
         self.is_detached = False
         self.is_ended = False
         self.is_lost = False
@@ -120,9 +119,8 @@ class Ticket:
     """What a token carries."""
 
     hold: Hold
-    max_hold: float | None
-    admitted: int
-    """When the lease began, in microseconds since 1970."""
+    give_up_at: float | None = None
+    """When to give its slots up, by this process's `time.monotonic`."""
 
 
 def check_ttl(ttl: object) -> float:
@@ -135,17 +133,16 @@ def check_ttl(ttl: object) -> float:
 def write_token(ticket: Ticket, secret: str) -> str:
     """A ticket as an opaque string, signed under `secret`; without one it only has a checksum."""
     hold = ticket.hold
-    fields = {
-        "i": hold.id.hex(),
-        "s": [held[:2] for held in hold.slots],
-        "b": list(hold.periods),
-        "l": hold.lease,
-        "p": hold.price,
-        "c": hold.currency,
-        "m": ticket.max_hold,
-        "t": ticket.admitted,
-    }
-    payload = _encode(json.dumps(fields, separators=(",", ":")).encode())
+    fields = _Fields(
+        i=hold.id.hex(),
+        s=tuple(held[:2] for held in hold.slots),
+        b=tuple(tuple(held) for held in hold.periods),
+        l=hold.lease,
+        p=hold.price,
+        c=hold.currency,
+        g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),
+    )
+    payload = _encode(fields.model_dump_json().encode())
     return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
 
 
@@ -155,25 +152,45 @@ def read_token(token: object, secret: str) -> Ticket:
     if len(parts) != 3 or parts[0] != _VERSION:
         raise LeaseError("this is not a lease token")
     try:
-        genuine = hmac.compare_digest(_decode(parts[2]), _mac(parts[1], secret))
-        fields = json.loads(_decode(parts[1])) if genuine else None
-    except (ValueError, binascii.Error):
-        fields = None
-    if not isinstance(fields, dict):
-        raise LeaseError("the lease token is damaged, forged or signed under another hash_secret")
-    return _ticket(fields)
+        if hmac.compare_digest(_decode(parts[2]), _mac(parts[1], secret)):
+            # Checked also when genuine: without a secret anybody can write a checksum.
+            return _ticket(_Fields.model_validate_json(_decode(parts[1])))
+    except ValueError:  # no base64, no text, or not these fields
+        pass
+    raise LeaseError("the lease token is damaged, forged or signed under another hash_secret")
 
 
-def _ticket(fields: dict[str, Any]) -> Ticket:
+class _Fields(BaseModel):
+    """The payload of a token, under short names since tokens go into queues and databases."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    i: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+    """The lease's id."""
+    s: Annotated[tuple[tuple[str, str], ...], Field(max_length=_MAX_PLACES)]
+    """Slots: partition and scope of each."""
+    b: Annotated[tuple[tuple[str, str, int], ...], Field(max_length=_MAX_PLACES)]
+    """Periods: partition, scope and end of each."""
+    l: Annotated[float, Field(ge=0)]  # noqa: E741
+    """Seconds that the slots last past a renewal."""
+    p: Annotated[int, Field(ge=0)]
+    """The estimate, in units of the currency."""
+    c: str
+    """The currency."""
+    g: float | None
+    """When to give the slots up, in seconds since 1970: the one clock that machines have in common."""
+
+
+def _ticket(fields: _Fields) -> Ticket:
     hold = Hold(
-        bytes.fromhex(fields["i"]),
-        tuple(Held(partition, scope) for partition, scope in fields["s"]),
-        tuple(Held(*held) for held in fields["b"]),
-        fields["l"],
-        fields["p"],
-        fields["c"],
+        bytes.fromhex(fields.i),
+        tuple(Held(*held) for held in fields.s),
+        tuple(Held(*held) for held in fields.b),
+        fields.l,
+        fields.p,
+        fields.c,
     )
-    return Ticket(hold, fields["m"], fields["t"])
+    return Ticket(hold, None if fields.g is None else fields.g - time.time() + time.monotonic())
 
 
 def _mac(payload: str, secret: str) -> bytes:

@@ -47,17 +47,27 @@ class Lifespan:
                 await self._close()
             return message
 
+        async def close_and_send(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                # What the app itself ended in its shutdown, such as jobs, has slots to give back, too.
+                await self._limiter.close()
+            await send(message)
+
         try:
-            await app(scope, receive_and_close, send)
+            await app(scope, receive_and_close, close_and_send)
         except Exception:
             if asked:
                 raise
-            # The app knows no lifespan. The server would leave it at that; we still have to close.
-            await receive()
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await self._close()
-            await send({"type": "lifespan.shutdown.complete"})
+        if not asked:
+            await self._serve_alone(receive, send)
+
+    async def _serve_alone(self, receive: Receive, send: Send) -> None:
+        """For an app that knows no lifespan. The server would leave it at that; we still have to close."""
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._close()
+        await send({"type": "lifespan.shutdown.complete"})
 
     async def _close(self) -> None:
         """Before the app closes what it needs itself: wait for the requests that end just now."""

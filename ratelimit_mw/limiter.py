@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Self
 
 from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends import open_backend
-from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
+from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.budget_warnings import BudgetWarnings
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
@@ -21,28 +22,28 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Counter,
-    Figures,
     Hold,
+    Holder,
     Money,
-    Outcome,
     Settlement,
 )
-from ratelimit_mw.decision import Decision, Refusal, Standing, refusal_of
+from ratelimit_mw.decision import Decision, decision_of
 from ratelimit_mw.events import Notifier, OnEvent, SettleIgnored
 from ratelimit_mw.identity import Identifier, Identity
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
-from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.limits import Allowance
+from ratelimit_mw.live import Live
+from ratelimit_mw.local import LocalPolicy
 from ratelimit_mw.money import format_amount, parse_amount
-from ratelimit_mw.policy import Policies, Policy, share_of
-from ratelimit_mw.renewals import SLOT_LOST, Renewals
+from ratelimit_mw.policy import Policies, Policy
+from ratelimit_mw.refused import Refusals
+from ratelimit_mw.renewals import Renewals
+from ratelimit_mw.resolve import Resolve
 from ratelimit_mw.settings import Settings
+from ratelimit_mw.startup import log_findings
 
 logger = logging.getLogger("ratelimit_mw")
 
-RETRY_UNAVAILABLE = SECOND
-"""When to try again while the backend is away and the settings say to refuse, in microseconds."""
-
-T = TypeVar("T")
 _NO_LEASE = bytes(LEASE_ID_SIZE)
 
 
@@ -55,29 +56,66 @@ class Limiter:
         *,
         backend: Backend | None = None,
         on_event: OnEvent | None = None,
+        resolve: Resolve | None = None,
     ) -> None:
-        """`backend` takes the place of the one that the settings name; `on_event` is told what happens."""
-        self.settings = settings or Settings()
+        """`backend` takes the place of the one that the settings name; `on_event` is told what happens;
+        `resolve` looks keys up that are neither set live nor in the settings.
+        """
+        settings = settings or Settings()
+        self.live = Live(settings, resolve)
+        log_findings(self.settings)
         self.backend = backend or open_backend(self.settings.backend)
-        self.identify = Identifier(self.settings)
-        self.policies = Policies(self.settings)
-        self._local = MemoryBackend()
+        self._local = LocalPolicy(self.backend)
+        self._refusals = Refusals()
+        # What this process counts by itself it need not remember.
+        self._remembers = not isinstance(self.backend, MemoryBackend)
         self._secret = self.settings.identity.hash_secret
         self._notify = Notifier(on_event)
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
         self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
 
+    @property
+    def settings(self) -> Settings:
+        """The settings in force. Those of a file change with it, all but the backend and the hash secret."""
+        return self.live.rules.settings
+
+    @property
+    def identify(self) -> Identifier:
+        """Tells who is calling, by the settings and the live keys in force."""
+        return self.live.rules.identify
+
+    @property
+    def policies(self) -> Policies:
+        """Tells which limits hold, by the settings in force."""
+        return self.live.rules.policies
+
+    @property
+    def version(self) -> str:
+        """Short name of the settings in force, the same in every process that has them."""
+        return self.live.rules.version
+
+    def apply(self, settings: Settings) -> None:
+        """Put other settings in force, from the next request on; the backend and the hash secret stay.
+
+        What was counted is kept. Raises `SettingsError` where the settings don't fit what stays.
+        """
+        self.live.apply(settings)
+
     @classmethod
     def from_settings(
-        cls, settings: Settings | str | os.PathLike[str] | None = None, *, on_event: OnEvent | None = None
+        cls,
+        settings: Settings | str | os.PathLike[str] | None = None,
+        *,
+        on_event: OnEvent | None = None,
+        resolve: Resolve | None = None,
     ) -> Self:
         """A limiter by a settings file, or by the one that `RATELIMIT_SETTINGS` names.
 
         Raises `SettingsError`.
         """
         loaded = settings if isinstance(settings, Settings) else Settings.load(settings)
-        return cls(loaded, on_event=on_event)
+        return cls(loaded, on_event=on_event, resolve=resolve)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -88,14 +126,19 @@ class Limiter:
 
     async def open(self) -> None:
         """Connect ahead of the first request. A backend that is away is no error."""
-        await self.backend.open()
+        await asyncio.gather(self.backend.open(), self.live.open())
 
     async def close(self) -> None:
         """Send what is still owed to the backend, for a bounded time, and close."""
         renewals = self._renewals.pop(asyncio.get_running_loop(), None)
         if renewals is not None:
             renewals.close()
+        await self.live.close()
+        await self._local.holds.close()
         await self.backend.close()
+        owed = [task for task in self._owed if task.get_loop() is asyncio.get_running_loop()]
+        if owed:  # and cannot be written any more, which the log has to say
+            await asyncio.wait(owed, timeout=self.settings.backend.timeout)
 
     # deciding -----------------------------------------------------------------------------------
 
@@ -116,12 +159,16 @@ class Limiter:
         with `async with` or `await lease.release()`. Raises ValueError for a cost below 1, a price that is
         malformed, or when nobody is named.
         """
+        if asyncio.get_running_loop() not in self.live.ready:
+            await self.live.get_ready()
+        if identity is None and self.live.resolver is not None and (known := self._hashed(api_key)):
+            identity = await self.live.resolver.of_key(*known)
         policy = self.policies.match(
             self.identity_of(identity, api_key, address), method, path, _check_cost(cost)
         )
         units = None
         if price is not None and policy.currency is not None:
-            units = parse_amount(price, policy.currency)
+            units = parse_amount(price, policy.currency, round_up=True)
         return await self.charge(policy, units)
 
     def identity_of(
@@ -130,15 +177,23 @@ class Limiter:
         """Who is meant by an API key, with the address where that matters, or by an address alone."""
         if identity is not None:
             return identity
-        if api_key is not None:
-            data = api_key if isinstance(api_key, bytes) else api_key.encode("utf-8", "surrogatepass")
-            hashed = hash_api_key(data.strip(b" \t"), self._secret)
-            return self.identify.of_key(hashed) or self.identify.of_unknown(
-                hashed, canonical_address(address or "unknown")
-            )
-        if address is None:
+        if known := self._hashed(api_key):
+            _, hashed = known
+            listed = self.identify.of_key(hashed)
+            if listed is not None:
+                return listed
+            unknown = self.identify.of_unknown(hashed, canonical_address(address or "unknown"))
+            # A cap on no address at all would be one on all callers together.
+            return unknown if address else replace(unknown, address=None)
+        if not address:
             raise ValueError("acquire needs an identity, an api_key or an address")
         return self.identify.of_address(canonical_address(address))
+
+    def _hashed(self, api_key: str | bytes | None) -> tuple[bytes, str] | None:
+        """The bytes and the hash of a key; None where it is empty, which is no key in a request either."""
+        data = api_key.encode("utf-8", "surrogatepass") if isinstance(api_key, str) else api_key or b""
+        data = data.strip(b" \t")
+        return (data, hash_api_key(data, self._secret)) if data else None
 
     async def charge(self, policy: Policy, price: int | None = None) -> Lease:
         """Decide about one request under a policy. Never raises for a backend that is away.
@@ -151,6 +206,9 @@ class Limiter:
             price = policy.price
         charge = policy.charge if price is None else policy.priced_charge
         never = policy.too_small or (_too_small_budget(charge, price) if price else None)
+        if never is None and len(self._refusals) and (known := self._refusals.find(charge)) is not None:
+            return Lease(self, decision_of(policy, charge, known, 0, None), NOTHING_HELD, self.backend)
+        sent = self._refusals.now()
         try:
             if never is None:
                 lease_id = os.urandom(LEASE_ID_SIZE) if charge.slots or charge.allowances else _NO_LEASE
@@ -159,45 +217,36 @@ class Limiter:
                 outcome = await self.backend.peek(charge, price or 0)
         except BackendError:
             return self._without_backend(policy, charge, price or 0, never)
-        decision = _decision(policy, charge, outcome, price or 0, never)
+        charge.last = outcome
+        if self._remembers and never is None and not outcome.admitted:
+            self._refusals.add(charge, outcome, sent)
+        decision = decision_of(policy, charge, outcome, price or 0, never)
         if charge.allowances:
+            self._local.remember(charge, outcome)
             self._budget_warnings.look(policy.identity, decision)
-        return self._lease(decision, outcome.hold, self.backend, policy)
+        return self._lease(decision, outcome.hold, self.backend, charge)
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
         """How a caller's limits stand, its budgets included; charges nothing. Raises `BackendError`."""
         charge = policy.priced_charge
         outcome = await self.backend.peek(charge, price or 0)
-        return _decision(policy, charge, outcome, price or 0, None)
+        return decision_of(policy, charge, outcome, price or 0, None)
 
     async def reset(self, policy: Policy) -> None:
         """Forget what was counted of the caller's own limits. Raises `BackendError`."""
         counters = [c for c in policy.priced_charge.counters if c.owner != "everyone"]
+        self._refusals.clear()
         await self.backend.reset(Charge(counters))
 
     def _without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
         """What the settings say about a request while the backend is away."""
-        on_failure = policy.on_failure_priced if charge.allowances else policy.on_failure
-        now = wall_clock()
-        if on_failure == "allow":
-            return Lease(
-                self, Decision(True, now, charge.cost, price, policy="allow"), NOTHING_HELD, self._local
-            )
-        if on_failure == "deny":
-            refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
-            denied = Decision(False, now, charge.cost, price, (), refusal, policy="deny")
-            return Lease(self, denied, NOTHING_HELD, self._local)
-        share = share_of(charge, self.settings.backend.local_share)
-        lease_id = os.urandom(LEASE_ID_SIZE) if never is None else None
-        outcome = self._local.decide(share, lease_id, price)
-        figures = [
-            _as_shared(*each) for each in zip(charge.counters, share.counters, outcome.figures, strict=True)
-        ]
-        decision = _decision(policy, charge, outcome._replace(figures=figures), price, never, by="local")
-        return self._lease(decision, outcome.hold, self._local, policy)
+        share = self.settings.backend.local_share
+        decision, hold = self._local.answer(policy, charge, price, never, share=share)
+        return self._lease(decision, hold, self._local.holds, charge)
 
-    def _lease(self, decision: Decision, hold: Hold, backend: Backend, policy: Policy) -> Lease:
-        lease = Lease(self, decision, hold, backend, policy.slots.max_hold if policy.slots else None)
+    def _lease(self, decision: Decision, hold: Hold, holder: Holder, charge: Charge) -> Lease:
+        give_up_at = None if charge.max_hold is None else time.monotonic() + charge.max_hold
+        lease = Lease(self, decision, hold, holder, give_up_at)
         if hold.slots:
             self._renewing().add(lease)
         return lease
@@ -210,20 +259,23 @@ class Limiter:
         A detached lease is left to whoever has its token. Only the first end counts.
         """
         hold = lease.hold
-        if lease.is_detached or lease.is_ended or not (hold.slots or hold.periods):
+        if lease.is_ended:
             return
         lease.is_ended = True
-        self._renewing().remove(lease)
-        lease.backend.finish(hold, Money.GIVE_BACK if failed else Money.KEEP)
+        if not lease.is_detached and (hold.slots or hold.periods):
+            self._renewing().remove(lease)
+            lease.backend.finish(hold, Money.GIVE_BACK if failed else Money.KEEP)
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
         if isinstance(lease, str):
             lease = self._of_token(lease)
-        if lease.hold.slots:
+        hold = lease.hold
+        if hold.slots:
             self._renewing().remove(lease)
-            await self._arrive(lease.backend.finish(lease.hold, Money.UNTOUCHED), "a release", lease)
-            lease.hold = replace(lease.hold, slots=())
+            # Before anything is awaited: whatever comes in between, the slots are freed once.
+            lease.hold = hold._replace(slots=())
+            await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
 
     # jobs ---------------------------------------------------------------------------------------
 
@@ -234,12 +286,24 @@ class Limiter:
             return lease.token
         self._renewing().remove(lease)
         lease.is_detached = True
-        # A hold of this process alone means nothing to another.
-        hold = lease.hold if lease.backend is self.backend else NOTHING_HELD
-        lease.token = write_token(Ticket(hold, lease.max_hold, lease.admitted), self._secret)
+        # One of this process alone becomes the backend's, under the same id, when that is back.
+        hold = NOTHING_HELD if lease.is_ended else lease.hold
+        lease.token = write_token(Ticket(hold, lease.give_up_at), self._secret)
         if hold.slots:
-            await self._renew(lease, seconds)
+            try:
+                await self._renew(lease, seconds)
+            except asyncio.CancelledError:
+                self._attach(lease)
+                raise
         return lease.token
+
+    def _attach(self, lease: Lease) -> None:
+        """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
+        lease.is_detached, lease.token = False, ""
+        if lease.is_ended:  # meanwhile
+            lease.backend.finish(lease.hold, Money.KEEP)
+        elif not lease.is_lost:
+            self._renewing().add(lease)
 
     @asynccontextmanager
     async def resume(self, token: str) -> AsyncIterator[Lease]:
@@ -274,45 +338,38 @@ class Limiter:
             units = parse_amount(amount, hold.currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
-        met = await self._arrive(lease.backend.settle(hold, units, replace=replace), "a settle", lease)
+        await self._arrive(self._settle(lease, units, replace), "a settle", lease)
+
+    async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
+        met = await lease.backend.settle(lease.hold, units, replace=replace)
+        amount = format_amount(units, lease.hold.currency)
         if met is Settlement.DIFFERENT:
             logger.warning("settle ignored: lease %s was settled before with another amount", lease.id)
-            self._notify(SettleIgnored(lease.id, format_amount(units, hold.currency), "different"))
+            self._notify(SettleIgnored(lease.id, amount, "different"))
         elif met is Settlement.UNKNOWN:
             logger.warning("settle ignored: lease %s has ended, or its period did two days ago", lease.id)
-            self._notify(SettleIgnored(lease.id, format_amount(units, hold.currency), "unknown"))
+            self._notify(SettleIgnored(lease.id, amount, "unknown"))
 
     async def _renew(self, lease: Lease, seconds: float) -> bool:
+        """Renew a lease that no timer renews; whether it is still held, as far as one can tell."""
         try:
-            kept = await lease.backend.renew(lease.hold, seconds)
+            return await self._renewing().renew(lease, seconds)
         except BackendError as error:
             logger.warning("lease %s could not be renewed: %s", lease.id, error)
             return True
-        if not kept:
-            lease.is_lost = True
-            logger.warning(SLOT_LOST, lease.id)
-        return kept
 
-    async def _arrive(self, sent: Awaitable[T], what: str, lease: Lease) -> T | None:
+    async def _arrive(self, sent: Awaitable[object], what: str, lease: Lease) -> None:
         """Wait for the backend as long as a request would. What is owed to it goes on without the caller."""
-        task = asyncio.ensure_future(_await(sent))
+        task = asyncio.ensure_future(_log_failure(sent, what, lease.id))
         self._owed.add(task)
         task.add_done_callback(self._owed.discard)
         done, _ = await asyncio.wait([task], timeout=self.settings.backend.timeout)
         if not done:
             logger.warning("%s of lease %s waits for the backend", what, lease.id)
-            return None
-        try:
-            return task.result()
-        except BackendError as error:
-            logger.error(  # noqa: TRY400 - the reason says it all, a trace would not
-                "%s of lease %s did not reach the backend: %s", what, lease.id, error
-            )
-            return None
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
-        lease = Lease(self, _EXEMPT, ticket.hold, self.backend, ticket.max_hold, ticket.admitted)
+        lease = Lease(self, _EXEMPT, ticket.hold, self.backend, ticket.give_up_at)
         lease.is_detached, lease.token = True, token
         return lease
 
@@ -326,25 +383,6 @@ class Limiter:
         return renewals
 
 
-def _decision(
-    policy: Policy,
-    charge: Charge,
-    outcome: Outcome,
-    price: int,
-    never: Counter | None,
-    *,
-    by: Literal["shared", "local"] = "shared",
-) -> Decision:
-    standings = tuple(map(Standing, charge.counters, outcome.figures))
-    refusal = None
-    if never is not None:
-        refusal = Refusal("cost", next(s for s in standings if s.counter is never), None)
-    elif not outcome.admitted:
-        refusal = refusal_of(standings, price, outcome.now)
-    allowed = refusal is None or policy.shadow
-    return Decision(allowed, outcome.now, charge.cost, price, standings, refusal, policy.shadow, by)
-
-
 def _too_small_budget(charge: Charge, price: int) -> Counter | None:
     """A budget that this price never fits into, whatever was spent."""
     for counter in charge.allowances:
@@ -353,20 +391,13 @@ def _too_small_budget(charge: Charge, price: int) -> Counter | None:
     return None
 
 
-def _as_shared(counter: Counter, local: Counter, figures: Figures) -> Figures:
-    """What this process counted on its own, told against the real limit: as much is left of both."""
-    used = figures.used
-    if isinstance(counter.limit, Window) and isinstance(local.limit, Window):
-        used += counter.limit.quota - local.limit.quota
-    elif isinstance(counter.limit, Slots) and isinstance(local.limit, Slots):
-        used += counter.limit.limit - local.limit.limit
-    elif isinstance(counter.limit, Allowance) and isinstance(local.limit, Allowance):
-        used += counter.limit.amount - local.limit.amount
-    return figures._replace(used=used)
-
-
-async def _await(sent: Awaitable[T]) -> T:
-    return await sent
+async def _log_failure(sent: Awaitable[object], what: str, lease_id: str) -> None:
+    try:
+        await sent
+    except BackendError as error:
+        logger.error(  # noqa: TRY400 - the reason says it all, a trace would not
+            "%s of lease %s did not reach the backend: %s", what, lease_id, error
+        )
 
 
 def _check_cost(cost: int | None) -> int | None:

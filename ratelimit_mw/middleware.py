@@ -3,6 +3,7 @@
 Three ways out: not ours, refused, or the app with a `send` that adds our headers.
 """
 
+import asyncio
 import inspect
 import logging
 import os
@@ -14,18 +15,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit_mw.decision import Decision
 from ratelimit_mw.events import OnEvent
+from ratelimit_mw.findings import say_once
 from ratelimit_mw.identity import Identity, IdentityError, adopt
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.money import parse_amount
 from ratelimit_mw.policy import Policy
+from ratelimit_mw.resolve import Resolve
 from ratelimit_mw.routing import route_path
 from ratelimit_mw.settings import Settings, SettingsError
+from ratelimit_mw.surroundings import app_findings, mounted_twice
 from ratelimit_mw.wire.headers import HeaderWriter, add_headers
-from ratelimit_mw.wire.refusals import RefusalWriter, Response
+from ratelimit_mw.wire.refusals import Response
+from ratelimit_mw.wire.writers import Writers
 
 logger = logging.getLogger("ratelimit_mw")
+
+YIELD_EVERY = 16
+"""Messages of a response after which others have a turn. To a client that is gone a server sends without
+ever waiting: a stream that awaits nothing else would keep the whole worker for good, and its slot."""
 
 Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
 """A hook that says who is calling; None for nobody it knows, who then counts as anonymous."""
@@ -42,12 +51,13 @@ class RateLimitMiddleware:
     where there is no lifespan every request is answered 503.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - hooks, all by name
         self,
         app: ASGIApp,
         settings: Settings | str | os.PathLike[str] | None = None,
         *,
         identify: Identify | None = None,
+        resolve: Resolve | None = None,
         price: Price | None = None,
         on_event: OnEvent | None = None,
         limiter: Limiter | None = None,
@@ -58,14 +68,21 @@ class RateLimitMiddleware:
         self._error: SettingsError | None = None
         try:
             self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
+            if resolve is not None:
+                self.limiter.live.resolve_by(resolve)
         except SettingsError as error:
             # Starlette builds middleware within the lifespan call, where raising would only switch it off.
             self._error = error
             self.limiter = Limiter()
-        response = self.limiter.settings.response
-        self._headers = HeaderWriter(response)
-        self._refusals = RefusalWriter(response)
+        self._writers = Writers(self.limiter.settings.response)
         self._lifespan = Lifespan(self.limiter, self._error)
+        for finding in app_findings(app, RateLimitMiddleware):
+            say_once(finding)
+
+    @property
+    def settings_error(self) -> SettingsError | None:
+        """Why the settings don't load; None where they do."""
+        return self._error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -78,40 +95,63 @@ class RateLimitMiddleware:
             self._lifespan.report_once()
             await _respond(self._broken(), scope, receive, send)
         else:
-            await self._limit(scope, receive, send)
+            # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
+            self._lifespan.active += 1
+            try:
+                await self._limit(scope, receive, send)
+            finally:
+                self._lifespan.active -= 1
 
     async def _limit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        live = self.limiter.live
+        if asyncio.get_running_loop() not in live.ready:
+            await live.get_ready()
+        writers = self._writers
+        if writers.response is not live.rules.settings.response:  # this request keeps its own to the end
+            writers = self._writers = Writers(live.rules.settings.response)
         try:
-            policy = await self._policy(scope)
+            policy = self._policy_at_once(scope) or await self._policy(scope)
         except IdentityError as error:
-            answer = self._refusals.error(error.status, "invalid_request_error", error.code, error.message)
+            answer = writers.refusals.error(error.status, "invalid_request_error", error.code, error.message)
             await _respond(answer, scope, receive, send)
             return
-        lease = await self._lease(scope, policy)
+        price = None if self._price_hook is None else await self._price(scope, policy)
+        lease = await self.limiter.charge(policy, price)
         if not lease.decision.allowed:
-            await _respond(self._refusals(lease.decision), scope, receive, send)
+            await _respond(writers.refusals(lease.decision), scope, receive, send)
             return
-        scope.setdefault("state", {})["ratelimit"] = lease
+        state = scope.setdefault("state", {})
+        if isinstance(state.get("ratelimit"), Lease):
+            say_once(mounted_twice())
+        state["ratelimit"] = lease
         if policy.is_exempt:
             await self.app(scope, receive, send)
             return
-        sender = _Sender(send, self._headers, lease.decision)
-        self._lifespan.active += 1
+        sender = _Sender(send, writers.headers, lease.decision)
         failed = True
         try:
             await self.app(scope, receive, sender)
             failed = sender.status >= 400
         finally:
             # Nothing is awaited here: a second cancellation could not be survived.
-            self._lifespan.active -= 1
             self.limiter.end(lease, failed=failed)
 
+    def _policy_at_once(self, scope: Scope) -> Policy | None:
+        """The policy where nobody has to be waited for to know who is calling."""
+        live = self.limiter.live
+        if self._identify_hook is not None or live.resolver is not None:
+            return None
+        rules = live.rules
+        return rules.policies.match(rules.identify(scope), scope.get("method", "GET"), route_path(scope))
+
     async def _policy(self, scope: Scope) -> Policy:
-        identity = (
-            self.limiter.identify(scope) if self._identify_hook is None else await self._identify(scope)
-        )
-        method = scope.get("method", "GET")
-        return self.limiter.policies.match(identity, method, route_path(scope))
+        live = self.limiter.live
+        if live.resolver is not None and self._identify_hook is None:
+            identity = await live.resolver.caller(scope)
+        else:
+            identity = await self._identify(scope)
+        # The rules may have changed while a hook was asked; an identity is always made by the present ones.
+        return live.rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
 
     async def _identify(self, scope: Scope) -> Identity:
         """Who the app's own hook says is calling; anonymous, by address, where it doesn't know."""
@@ -120,30 +160,32 @@ class RateLimitMiddleware:
             return self.limiter.identify.anonymous(scope)
         return adopt(identity, self.limiter.settings)
 
-    async def _lease(self, scope: Scope, policy: Policy) -> Lease:
-        price = None
-        if self._price_hook is not None and policy.currency is not None and not policy.is_exempt:
-            amount = await _value(self._price_hook(scope, policy.identity))
-            try:
-                price = None if amount is None else parse_amount(amount, policy.currency)
-            except ValueError as error:
-                logger.warning("price= returned no amount (%s); the route's price counts", error)
-        return await self.limiter.charge(policy, price)
+    async def _price(self, scope: Scope, policy: Policy) -> int | None:
+        """What the app's own hook estimates; None where the route's price counts."""
+        if self._price_hook is None or policy.currency is None or policy.is_exempt:
+            return None
+        amount = await _value(self._price_hook(scope, policy.identity))
+        try:
+            return None if amount is None else parse_amount(amount, policy.currency, round_up=True)
+        except ValueError as error:
+            logger.warning("price= returned no amount (%s); the route's price counts", error)
+            return None
 
     def _broken(self) -> Response:
         message = "The service is not configured correctly. Its operator finds the reason in the log."
-        return self._refusals.error(503, "server_error", "SETTINGS_ERROR", message)
+        return self._writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
 
 
 class _Sender:
-    """Adds headers when the response starts and remembers its status."""
+    """Adds headers when the response starts, remembers its status, and lets others have a turn."""
 
-    __slots__ = ("_decision", "_headers", "_send", "status")
+    __slots__ = ("_decision", "_headers", "_send", "_sent", "status")
 
     def __init__(self, send: Send, headers: HeaderWriter, decision: Decision) -> None:
         self._send = send
         self._headers = headers
         self._decision = decision
+        self._sent = 0
         self.status = 500  # what a server answers where the app says nothing
 
     async def __call__(self, message: Message) -> None:
@@ -155,6 +197,9 @@ class _Sender:
             self.status = 101
             message = self._with_headers(message)
         await self._send(message)
+        self._sent += 1
+        if self._sent % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
 
     def _with_headers(self, message: Message) -> MutableMapping[str, Any]:
         ours = self._headers(self._decision)
@@ -166,7 +211,7 @@ async def _respond(response: Response, scope: Scope, receive: Receive, send: Sen
     prefix = ""
     if scope["type"] == "websocket":
         await receive()  # the handshake, which a server wants to be asked for first
-        if "websocket.http.response" not in scope.get("extensions", {}):
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1013, "reason": ""})
             return
         prefix = "websocket."

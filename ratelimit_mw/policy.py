@@ -1,9 +1,8 @@
 """Which limits a request meets: a caller's plan and a route, put together once and kept."""
 
 import hashlib
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ratelimit_mw.charge import Charge, Counter
 from ratelimit_mw.identity import Identity, address_partition
@@ -66,11 +65,19 @@ class Policies:
         index = self._routes.match(method, path)
         key = (identity.partition, identity.plan, identity.address, index, cost)
         policy = self._policies.get(key)
-        if policy is None or policy.identity.overrides is not identity.overrides:
+        if policy is None or (policy.identity is not identity and not _is_same(policy.identity, identity)):
             if len(self._policies) >= MAX_POLICIES:
                 del self._policies[next(iter(self._policies))]
             policy = self._policies[key] = self._compile(identity, index, cost)
         return policy
+
+    def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
+        """Every counter that a request of this caller can meet, on whichever route; each once."""
+        plan = _effective(self._settings.plans[identity.plan], identity)
+        rules = (_ANY_ROUTE, *self._settings.routes)
+        return tuple(
+            dict.fromkeys(counter for rule in rules for counter in self._counters(identity, plan, rule))
+        )
 
     def _compile(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
         route = None if index is None else self._settings.routes[index]
@@ -113,6 +120,11 @@ class Policies:
         yield from (Counter("app", "app", limit, "everyone") for limit in limits)
 
 
+def _is_same(known: Identity, identity: Identity) -> bool:
+    """Whether what holds for a caller holds for another of the same partition, plan and address."""
+    return known.overrides is identity.overrides and known.account == identity.account
+
+
 def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:
     return (slots,) if slots is not None and rule.slot else ()
 
@@ -134,20 +146,6 @@ def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
         if (value := getattr(key, name)) is not None
     }
     return plan.model_copy(update=own)
-
-
-def share_of(charge: Charge, share: float) -> Charge:
-    """A charge as one process grants it on its own while the backend is away."""
-    counters = [replace(counter, limit=_share_of(counter.limit, share)) for counter in charge.counters]
-    return Charge(counters, charge.cost)
-
-
-def _share_of(limit: Limit, share: float) -> Limit:
-    if isinstance(limit, Window):
-        return replace(limit, quota=math.ceil(limit.quota * share))
-    if isinstance(limit, Slots):
-        return replace(limit, limit=math.ceil(limit.limit * share))
-    return replace(limit, amount=math.ceil(limit.amount * share))
 
 
 def _never_fits(limit: Limit, cost: int) -> bool:

@@ -10,7 +10,6 @@ from ratelimit_mw.lease import Lease
 
 logger = logging.getLogger("ratelimit_mw")
 
-SLOT_LOST = "slot lost: lease %s was not renewed in time; its work runs on uncounted"
 RENEWALS_PER_LEASE = 3
 """So that two renewals in a row may fail before a slot is lost."""
 
@@ -32,9 +31,9 @@ class Renewals:
         return len(self._leases)
 
     def add(self, lease: Lease) -> None:
-        """Renew this lease's slots until it is removed or has been held for its `max_hold`."""
+        """Renew this lease's slots until it is removed or it is time to give it up."""
         wait = lease.hold.lease / RENEWALS_PER_LEASE
-        lease.renew_at = self._loop.time() + wait
+        _schedule(lease)
         self._leases[lease.hold.id] = lease
         if wait < self._tick or self._timer is None:
             self._tick = min(self._tick, wait)
@@ -43,6 +42,13 @@ class Renewals:
     def remove(self, lease: Lease) -> bool:
         """Stop renewing; whether it was still being renewed."""
         return self._leases.pop(lease.hold.id, None) is not None
+
+    async def renew(self, lease: Lease, seconds: float) -> bool:
+        """Renew a lease now, for `seconds`; false where it was lost before. Raises `BackendError`."""
+        kept = await _renew(lease, seconds)
+        if not kept:
+            self._report_lost(lease)
+        return kept
 
     def close(self) -> None:
         """Stop renewing anything."""
@@ -67,32 +73,46 @@ class Renewals:
             self._task = self._loop.create_task(self._renew_due(), name="ratelimit_mw renewals")
 
     async def _renew_due(self) -> None:
-        now = self._loop.time()
+        now = time.monotonic()
         due = [lease for lease in self._leases.values() if lease.renew_at <= now]
         for lease in due:
-            if lease.max_hold is not None and _held_for(lease) >= lease.max_hold:
+            if lease.give_up_at is not None and lease.give_up_at <= now:
                 self._give_up(lease)
-        await asyncio.gather(*[self._renew(lease) for lease in due if lease.hold.id in self._leases])
+        await asyncio.gather(*[self._renew_one(lease) for lease in due])
 
-    async def _renew(self, lease: Lease) -> None:
+    async def _renew_one(self, lease: Lease) -> None:
+        if self._leases.get(lease.hold.id) is not lease:
+            return  # ended or detached in this very turn, when a renewal would cut its ttl short
         try:
-            kept = await lease.backend.renew(lease.hold, lease.hold.lease)
+            kept = await _renew(lease, lease.hold.lease)
         except BackendError:
             return  # at the next tick again, until the lease is over
-        lease.renew_at = self._loop.time() + lease.hold.lease / RENEWALS_PER_LEASE
+        _schedule(lease)
         if not kept and self.remove(lease):
-            self.lost += 1
-            lease.is_lost = True
-            logger.warning(SLOT_LOST, lease.id)
-            self._notify(SlotLost(lease.id))
+            self._report_lost(lease)
+
+    def _report_lost(self, lease: Lease) -> None:
+        self.lost += 1
+        lease.is_lost = True
+        logger.warning("slot lost: lease %s was not renewed in time; its work runs on uncounted", lease.id)
+        self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
         self.remove(lease)
         lease.is_lost = True
         lease.backend.finish(lease.hold, Money.UNTOUCHED)
-        logger.warning("slot freed: lease %s was held for its max_hold of %g s", lease.id, lease.max_hold)
+        logger.warning("slot freed: lease %s was held for its max_hold; its work runs on uncounted", lease.id)
         self._notify(SlotLost(lease.id))
 
 
-def _held_for(lease: Lease) -> float:
-    return time.time() - lease.admitted / 1_000_000
+async def _renew(lease: Lease, seconds: float) -> bool:
+    """Renew a lease, but never beyond the time to give it up."""
+    if lease.give_up_at is not None:
+        seconds = min(seconds, lease.give_up_at - time.monotonic())
+    return seconds > 0 and await lease.backend.renew(lease.hold, seconds)
+
+
+def _schedule(lease: Lease) -> None:
+    lease.renew_at = time.monotonic() + lease.hold.lease / RENEWALS_PER_LEASE
+    if lease.give_up_at is not None:
+        lease.renew_at = min(lease.renew_at, lease.give_up_at)

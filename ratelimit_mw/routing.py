@@ -58,6 +58,8 @@ class RouteTable:
 
     def match(self, method: str, path: str) -> int | None:
         """Index of the first rule that matches, or None. A WebSocket handshake is a `GET`."""
+        if not self._none:
+            return None
         literal = self._literal.get(path)
         if literal is not None:
             by_method, other = literal

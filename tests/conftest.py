@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from tests.apps import AppServer
 from tests.servers import StoreServer, server_binaries
+from tests.topologies import Cluster
 
 # Real servers answer when they answer.
 settings.register_profile("ratelimit_mw", deadline=None)
@@ -51,6 +52,23 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
         yield shared
 
 
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Cluster]]:
+    """The one cluster of a kind that tests share: started when first asked for, emptied each time."""
+    clusters: dict[str, Cluster] = {}
+    with ExitStack() as stack:
+
+        def shared(kind: str) -> Cluster:
+            if kind not in clusters:
+                clusters[kind] = Cluster(kind, tmp_path_factory.mktemp(f"{kind}-cluster"))
+                stack.callback(clusters[kind].stop)
+                clusters[kind].start()
+            clusters[kind].empty()
+            return clusters[kind]
+
+        yield shared
+
+
 @pytest.fixture(params=sorted(server_binaries()))
 def kind(request: pytest.FixtureRequest) -> str:
     """Each kind of server in turn: `redis`, `valkey`, and `installed` where there is one."""
@@ -61,6 +79,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 def server(kind: str, shared_server: Callable[[str], StoreServer]) -> StoreServer:
     """A running, empty server of each kind, shared with other tests: don't configure it, don't kill it."""
     return shared_server(kind)
+
+
+@pytest.fixture
+def cluster(kind: str, shared_cluster: Callable[[str], Cluster]) -> Cluster:
+    """A running, empty cluster of each kind: three primaries, shared with other tests. Slots may be moved."""
+    return shared_cluster(kind)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit_mw import address
+from ratelimit_mw import findings
 from ratelimit_mw.address import AddressReader, canonical_address
 from ratelimit_mw.settings import IdentitySettings
 
@@ -33,7 +33,7 @@ def scope(peer: str | None, *lines: str, name: str = "x-forwarded-for") -> dict[
 @pytest.fixture(autouse=True)
 def nothing_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test sees a process that has not warned yet."""
-    monkeypatch.setattr(address, "_warned", set())
+    monkeypatch.setattr(findings, "_said", set())
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,7 @@ def test_what_does_not_parse_is_the_peer(line: str) -> None:
         ([r'for="192\.0.2.1"'], "192.0.2.1"),
         (['for=6.6.6.6, for=192.0.2.1;ext="a, for=7.7.7.7;\\""'], "192.0.2.1"),
         (["for=6.6.6.6", "for=192.0.2.1", "for=10.1.1.1"], "192.0.2.1"),
+        (['for="6.6.6.6', "for=192.0.2.1"], "192.0.2.1"),
         (["for=unknown, for=192.0.2.1, for=10.0.0.2"], "192.0.2.1"),
         (["secret, for=192.0.2.1"], "192.0.2.1"),
         (["for=10.1.1.1,for=10.2.2.2"], "10.1.1.1"),
@@ -174,7 +175,8 @@ def test_what_does_not_parse_is_the_peer(line: str) -> None:
         (["for=192.0.2.1, for="], PROXY),
         (["for 192.0.2.1"], PROXY),
         (['for="192.0.2.1'], PROXY),
-        (['for=6.6.6.6;ext="', 'for="192.0.2.1"'], PROXY),
+        (['for=6.6.6.6;ext="', 'for="192.0.2.1"'], "192.0.2.1"),
+        (['for=6.6.6.6;ext=", for="192.0.2.1"'], PROXY),
         (['for="192.0.2.1"x'], PROXY),
         (["192.0.2.1"], PROXY),
         (['"' + '\\"' * 3_000], PROXY),

@@ -5,7 +5,9 @@ wrong comes as one `SettingsError` that lists everything.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
@@ -65,11 +67,42 @@ class Settings(BaseSettings):
     """What paths cost, and limits on top of the plan's; the first match wins."""
 
     _source: str = PrivateAttr(_BUILT_IN)
+    _file: str | None = PrivateAttr(None)
 
     @property
     def source(self) -> str:
         """The file these settings came from; "built-in defaults" if none."""
         return self._source
+
+    @property
+    def file(self) -> str | None:
+        """Absolute path of the file that says all of this but what the environment does; None where the
+        app's own code has a part in it, too.
+        """
+        return self._file
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with some values replaced; it is then no longer what its file says."""
+        copy = super().model_copy(update=update, deep=deep)
+        if update:
+            copy._file = None  # noqa: SLF001  # its own
+        return copy
+
+    def with_backend_of(self, running: "Settings") -> Self:
+        """These settings with what applies at restart as in `running`: the backend and the hash secret.
+
+        Under another secret the listed hashes are other ones, so the keys wait with it. Raises
+        `SettingsError` where that doesn't fit together.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        values["backend"] = running.backend
+        if self.identity.hash_secret != running.identity.hash_secret:
+            secret = {"hash_secret": running.identity.hash_secret}
+            values["identity"] = self.identity.model_copy(update=secret)
+            values["keys"] = running.keys
+        kept = type(self)(**values)
+        kept._source, kept._file = self._source, self._file  # noqa: SLF001  # its own
+        return kept
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
@@ -87,6 +120,7 @@ class Settings(BaseSettings):
         if settings is None or problems:
             raise SettingsError(problems)
         settings._source = source  # noqa: SLF001  # its own, and out of reach of the file
+        settings._file = None if named is None else str(Path(named).absolute())  # noqa: SLF001  # the same
         return settings
 
     @classmethod

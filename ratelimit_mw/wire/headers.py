@@ -12,6 +12,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 """Headers as ASGI has them: lower-case names, values as bytes."""
 
 _OWN = (b"x-ratelimit-", b"ratelimit")
+_FIRST = (b"x", b"X", b"r", b"R")
+"""What names of that kind begin with: rules out nearly all others for little."""
 
 
 class HeaderWriter:
@@ -65,10 +67,12 @@ class HeaderWriter:
 
 def add_headers(present: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
     """The app's headers and ours; the app's alone where it tells of rate limits itself."""
-    headers = [(bytes(name), bytes(value)) for name, value in present]
-    if any(name.lower().startswith(_OWN) for name, _ in headers):
-        return headers
-    return [*headers, *ours]
+    headers = []
+    told = False
+    for name, value in present:
+        headers.append((bytes(name), bytes(value)))
+        told = told or (name[:1] in _FIRST and bytes(name).lower().startswith(_OWN))
+    return headers if told else [*headers, *ours]
 
 
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:

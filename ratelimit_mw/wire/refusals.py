@@ -1,6 +1,7 @@
 """Refusals: the status, headers and body that tell a caller why, and when to come back."""
 
 import json
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from ratelimit_mw.charge import place_of
@@ -12,6 +13,8 @@ from ratelimit_mw.wire.headers import HeaderWriter, RawHeaders
 
 GIVE_UP_AFTER = 60
 """Seconds of waiting beyond which clients are told not to retry by themselves."""
+MAX_BODIES = 1_000
+"""Bodies of refusals that are kept."""
 
 _PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
 _PERIODS = {"daily": "Daily", "monthly": "Monthly"}
@@ -31,34 +34,53 @@ class RefusalWriter:
     def __init__(self, settings: ResponseSettings) -> None:
         self._settings = settings
         self._headers = HeaderWriter(settings)
+        self._bodies: dict[tuple[object, ...], bytes] = {}
 
     def __call__(self, decision: Decision) -> Response:
         """The answer to a refused request."""
         refusal = decision.refusal
         if refusal is None:
             raise ValueError("the request was not refused")
-        error = _describe(decision, refusal, self._headers)
-        wait = refusal.retry_after
-        if wait is not None and refusal.reason not in ("capacity", "unavailable"):
-            error["details"]["retry_after"] = _whole_seconds(wait)
         status = {"capacity": self._settings.capacity_status, "unavailable": 503}.get(refusal.reason, 429)
-        violated = [error["details"]["policy"]] if "policy" in error["details"] else []
-        headers = [*_waiting(wait), *self._headers(decision)]
-        return self._response(status, headers, error, violated)
+        headers = [*_waiting(refusal.retry_after), *self._headers(decision)]
+        figures = self._figures(decision, refusal)
+        body = None if figures is None else self._bodies.get(figures)
+        if body is None:
+            body = self._refusal_body(status, decision, refusal)
+            if figures is not None:
+                if len(self._bodies) >= MAX_BODIES:
+                    self._bodies.clear()
+                self._bodies[figures] = body
+        return self._response(status, headers, body)
+
+    def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
+        error = _describe(decision, refusal, self._headers)
+        if refusal.retry_after is not None and refusal.reason not in ("capacity", "unavailable"):
+            error["details"]["retry_after"] = _whole_seconds(refusal.retry_after)
+        return self._body(status, error, _violated(decision))
+
+    def _figures(self, decision: Decision, refusal: Refusal) -> tuple[object, ...] | None:
+        """All that the body of a refusal by a rate tells; who goes on is told it again and again."""
+        standing, wait = refusal.standing, refusal.retry_after
+        if refusal.reason != "rate" or standing is None or wait is None:
+            return None
+        reset = self._headers.reset(decision.now, standing.figures.reset_after)
+        rates = (standing.counter.limit, *_violated(decision))
+        return (*rates, standing.figures.used, reset, decision.cost, _whole_seconds(wait))
 
     def error(self, status: int, type_: str, code: str, message: str) -> Response:
         """An answer that is not about limits: an API key that cannot be read, settings that don't load."""
-        return self._response(
-            status, [], {"type": type_, "code": code, "message": message, "details": {}}, []
-        )
+        error = {"type": type_, "code": code, "message": message, "details": {}}
+        return self._response(status, [], self._body(status, error, []))
 
-    def _response(
-        self, status: int, headers: RawHeaders, error: dict[str, Any], violated: list[str]
-    ) -> Response:
+    def _body(self, status: int, error: dict[str, Any], violated: list[str]) -> bytes:
         if self._settings.documentation_url:
             error["documentation_url"] = self._settings.documentation_url
         problem = self._settings.body == "problem"
-        body = json.dumps(_problem(status, error, violated) if problem else {"error": error}).encode()
+        return json.dumps(_problem(status, error, violated) if problem else {"error": error}).encode()
+
+    def _response(self, status: int, headers: RawHeaders, body: bytes) -> Response:
+        problem = self._settings.body == "problem"
         content_type = b"application/problem+json" if problem else b"application/json"
         return Response(
             status,
@@ -81,6 +103,15 @@ def _waiting(wait: int | None) -> RawHeaders:
     if seconds > GIVE_UP_AFTER:
         headers.append((b"x-should-retry", b"false"))
     return headers
+
+
+def _violated(decision: Decision) -> list[str]:
+    """Every rate of the caller's that refused, also those that are not the one named."""
+    return [
+        counter.limit.text
+        for counter, figures in decision.standings
+        if isinstance(counter.limit, Window) and counter.owner != "everyone" and figures.retry_after
+    ]
 
 
 def _whole_seconds(wait: int) -> int:
@@ -190,7 +221,7 @@ def _problem(status: int, error: dict[str, Any], violated: list[str]) -> dict[st
         problem["title"] = "Request cannot be satisfied due to temporary server capacity constraints"
     else:
         problem["type"] = "about:blank"
-        problem["title"] = error["message"]
+        problem["title"] = HTTPStatus(status).phrase
     problem["details"] = error["details"]
     if "documentation_url" in error:
         problem["documentation_url"] = error["documentation_url"]

@@ -1,0 +1,152 @@
+"""The start-up checks that need nothing but the settings. Each is a function from settings to findings.
+
+`ratelimit-mw check` prints what they find, and each process logs it once. What only a running app shows
+is looked for in `surroundings`, `address` and `middleware`.
+"""
+
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from urllib.parse import urlsplit
+
+from ratelimit_mw.findings import Finding
+from ratelimit_mw.limits import Window
+from ratelimit_mw.money import format_amount, parse_amount
+from ratelimit_mw.route_checks import place_of_route, route_findings
+from ratelimit_mw.settings import RouteSettings, Settings
+from ratelimit_mw.settings.tables import BUILT_IN_PLANS
+
+WIDEST_IPV4, WIDEST_IPV6 = 8, 7
+"""Shortest prefixes of networks that anybody owns: `10.0.0.0/8` and `fc00::/7`."""
+
+
+def findings(settings: Settings) -> tuple[Finding, ...]:
+    """Everything that these settings show, warnings and notes."""
+    return tuple(
+        finding
+        for check in (
+            _everyone_trusted,
+            _no_hash_secret,
+            _redis_without_tls,
+            route_findings,
+            _cost_above_limit,
+            _price_above_budget,
+            _unreachable_plans,
+            _without_effect,
+        )
+        for finding in check(settings)
+    )
+
+
+def is_shared(settings: Settings) -> bool:
+    """Whether the backend is one that several processes count in together."""
+    return not settings.backend.url.startswith("memory:")
+
+
+def _everyone_trusted(settings: Settings) -> Iterator[Finding]:
+    for index, network in enumerate(settings.identity.trusted_proxies):
+        if isinstance(network, str) or network.prefixlen >= _widest(network):
+            continue
+        text = (
+            f"identity.trusted_proxies[{index}]: {network} trusts strangers, so that whoever calls chooses "
+            f"the address it is counted under in {settings.identity.forwarded_header}."
+        )
+        yield Finding("everyone-trusted", text)
+
+
+def _widest(network: IPv4Network | IPv6Network) -> int:
+    return WIDEST_IPV4 if isinstance(network, IPv4Network) else WIDEST_IPV6
+
+
+def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
+    if is_shared(settings) and not settings.identity.hash_secret:
+        text = (
+            "identity.hash_secret is not set: whoever reads the backend can try API keys against their "
+            "hashes, and lease tokens can be forged."
+        )
+        yield Finding("no-hash-secret", text)
+
+
+def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
+    url = settings.backend.url
+    scheme = url.partition("://")[0].partition("+")[0]
+    files = settings.backend.tls_ca_file or settings.backend.tls_cert_file
+    if scheme not in ("redis", "valkey") or "+unix" in url or files:
+        return
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    far = [host for host in hosts if not _is_this_machine(host)]
+    if far:
+        text = (
+            f"backend.url: {', '.join(far)} is reached without TLS, so whoever is on the way reads the "
+            "password and can change the counts."
+        )
+        yield Finding("redis-without-tls", text)
+
+
+def _is_this_machine(host: str) -> bool:
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
+    identity = settings.identity
+    used = {key.plan for key in settings.keys} | {identity.anonymous_plan}
+    if identity.unknown_keys == "default_plan":
+        used.add(identity.default_plan)
+    for name, plan in settings.plans.items():
+        if name not in used and plan != BUILT_IN_PLANS.get(name):
+            text = (
+                f"[plans.{name}]: nobody in this file has this plan; only a key that was set live or a hook "
+                "of the app can give it."
+            )
+            yield Finding("unreachable-plan", text, "note")
+
+
+def _cost_above_limit(settings: Settings) -> Iterator[Finding]:
+    for index, route in enumerate(settings.routes):
+        limits = [("its own requests", route.requests), ("its total", route.total)]
+        limits += [("application.requests", settings.application.requests), *_rates_of_callers(settings)]
+        for owner, windows in limits:
+            for window in windows:
+                if not route.exempt and route.cost > window.quota:
+                    place = place_of_route(settings.routes, index)
+                    text = f"{place}: its cost of {route.cost} never fits into {window.text} of {owner}."
+                    yield Finding("cost-above-limit", text)
+
+
+def _rates_of_callers(settings: Settings) -> list[tuple[str, tuple[Window, ...]]]:
+    rates = [(f"plans.{name}", plan.requests) for name, plan in settings.plans.items()]
+    rates += [(f"keys[{index}]", key.requests or ()) for index, key in enumerate(settings.keys)]
+    return [*rates, ("identity.per_address", settings.identity.per_address)]
+
+
+def _price_above_budget(settings: Settings) -> Iterator[Finding]:
+    for index, route in enumerate(settings.routes):
+        place = place_of_route(settings.routes, index)
+        for said in _too_expensive(route, settings):
+            yield Finding("price-above-budget", f"{place}: its price of {route.price} {said}")
+
+
+def _too_expensive(route: RouteSettings, settings: Settings) -> Iterator[str]:
+    spenders = [(f"plans.{name}", plan.spending) for name, plan in settings.plans.items()]
+    spenders += [(f"keys[{index}]", key.spending) for index, key in enumerate(settings.keys)]
+    for owner, spending in spenders:
+        for allowance in spending.budget.allowances if spending and route.price is not None else ():
+            if parse_amount(route.price or 0, allowance.currency) > allowance.amount:
+                amount = f"{format_amount(allowance.amount, allowance.currency)} {allowance.currency}"
+                yield f"never fits into the {allowance.period} {amount} of {owner}."
+
+
+def _without_effect(settings: Settings) -> Iterator[Finding]:
+    for name, plan in settings.plans.items():
+        if plan.prefetch:
+            text = f"[plans.{name}] prefetch has no effect yet: every request asks the backend."
+            yield Finding("no-effect", text)
+    operations = settings.operations
+    for name in ("usage_path", "dashboard_path"):
+        if getattr(operations, name) is not None:
+            yield Finding(
+                "no-effect", f"[operations] {name} has no effect yet: requests to it reach the app."
+            )

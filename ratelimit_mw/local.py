@@ -1,0 +1,150 @@
+"""What decides while the backend is away: this process, on its own, at a share of each limit.
+
+It starts from what was last known of a caller and not from zero, and what it admits is told to the backend
+when that is back (`handback.py`).
+"""
+
+import math
+import os
+from dataclasses import replace
+from decimal import Decimal
+from typing import NamedTuple
+
+from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
+from ratelimit_mw.charge import (
+    LEASE_ID_SIZE,
+    NOTHING_HELD,
+    Backend,
+    Charge,
+    Clock,
+    Counter,
+    Figures,
+    Hold,
+    Outcome,
+    place_of,
+)
+from ratelimit_mw.decision import Decision, Refusal, decision_of
+from ratelimit_mw.handback import HandBack
+from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
+from ratelimit_mw.policy import Policy
+
+RETRY_UNAVAILABLE = SECOND
+"""When to try again where the settings say to refuse, in microseconds."""
+MAX_KNOWN = 10_000
+"""Windows and budgets of which it is remembered how they stood; the one remembered first goes first."""
+STEPS = 10
+"""In so many steps what was counted elsewhere leaves its window: the time of each unit is not known here."""
+
+
+class _Known(NamedTuple):
+    """How a limit stood in the shared books, and when."""
+
+    figures: Figures
+    at: int
+
+
+class LocalPolicy:
+    """Decides about charges as the settings say: in this process alone, or all alike."""
+
+    def __init__(self, shared: Backend, *, clock: Clock = wall_clock) -> None:
+        self._clock = clock
+        self._books = MemoryBackend(clock=clock)
+        self._known: dict[tuple[str, str, int], _Known] = {}
+        self.holds = HandBack(shared, self._books, clock, self.remember)
+        """Where the leases that are granted here live."""
+        self.decisions = {"local": 0, "allow": 0, "deny": 0}
+        """How many decisions each policy has made."""
+
+    def answer(
+        self, policy: Policy, charge: Charge, price: int, never: Counter | None, *, share: float
+    ) -> tuple[Decision, Hold]:
+        """What the settings say about a request while the backend is away.
+
+        `never` is a limit that the request can't ever fit into.
+        """
+        on_failure = policy.on_failure_priced if charge.allowances else policy.on_failure
+        self.decisions[on_failure] += 1
+        if on_failure == "local":
+            outcome = self.decide(charge, price, share, only_look=never is not None)
+            return decision_of(policy, charge, outcome, price, never, by="local"), outcome.hold
+        now = self._clock()
+        if on_failure == "allow":
+            return Decision(True, now, charge.cost, price, policy="allow"), NOTHING_HELD
+        refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
+        denied = Decision(policy.shadow, now, charge.cost, price, (), refusal, policy.shadow, "deny")
+        return denied, NOTHING_HELD
+
+    def decide(self, charge: Charge, price: int, share: float, *, only_look: bool = False) -> Outcome:
+        """Decide about a charge at a share of its limits; the figures are told of the real limits."""
+        part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
+        local = Charge([self._at_share(charge, i, part) for i in range(len(charge.counters))], charge.cost)
+        outcome = self._books.decide(local, None if only_look else os.urandom(LEASE_ID_SIZE), price)
+        if outcome.admitted and not only_look:
+            self.holds.add(charge, outcome.hold, price)
+        limits = zip(charge.counters, local.counters, outcome.figures, strict=True)
+        return outcome._replace(figures=[_as_real(*each) for each in limits])
+
+    def remember(self, charge: Charge, outcome: Outcome) -> None:
+        """Remember how the windows and budgets of `charge` stand by the shared books."""
+        for counter, figures in zip(charge.counters, outcome.figures, strict=True):
+            if not isinstance(counter.limit, Slots):
+                place = _place(counter)
+                if place not in self._known and len(self._known) >= MAX_KNOWN:
+                    del self._known[next(iter(self._known))]
+                self._known[place] = _Known(figures, outcome.now)
+
+    def _at_share(self, charge: Charge, index: int, share: Decimal) -> Counter:
+        counter = charge.counters[index]
+        limit: Limit = counter.limit
+        if isinstance(limit, Slots):
+            return replace(counter, limit=replace(limit, limit=math.ceil(limit.limit * share)))
+        known = self._known.get(_place(counter))
+        last = charge.last
+        if last is not None and (known is None or last.now >= known.at):
+            known = _Known(last.figures[index], last.now)
+        if isinstance(limit, Window):
+            local = replace(counter, limit=replace(limit, quota=math.ceil(limit.quota * share)))
+            if known is not None:
+                self._books.recall(local, _entries(limit, known, share, self._clock()))
+            return local
+        left = limit.amount
+        if known is not None and place_of(counter, known.at) == place_of(counter, self._clock()):
+            left = max(left - known.figures.used - known.figures.held, 0)
+        return replace(counter, limit=replace(limit, amount=math.ceil(left * share)))
+
+
+def _place(counter: Counter) -> tuple[str, str, int]:
+    limit = counter.limit
+    if isinstance(limit, Allowance):
+        return counter.partition, limit.currency, 1 if limit.period == "daily" else 31
+    return counter.partition, counter.scope, limit.seconds if isinstance(limit, Window) else 0
+
+
+def _entries(window: Window, known: _Known, share: Decimal, now: int) -> list[tuple[int, int]]:
+    """What a window had counted, as times and costs: as much that this share of what was left is left.
+
+    It is taken to have come evenly since the oldest, whose time is known.
+    """
+    used, reset_after, _ = known.figures
+    counted = math.ceil(window.quota * share) - math.ceil(max(window.quota - used, 0) * share)
+    oldest, horizon = known.at + reset_after - window.length, now - window.length
+    steps = min(STEPS, counted)
+    entries = []
+    for step in range(steps):
+        time = oldest + (known.at - oldest) * step // max(steps - 1, 1)
+        cost = counted * (step + 1) // steps - counted * step // steps
+        if time > horizon:
+            entries.append((min(time, now), cost))
+    return entries
+
+
+def _as_real(counter: Counter, local: Counter, figures: Figures) -> Figures:
+    """What is counted here, told of the real limit: as much is left of both."""
+    used = figures.used
+    if isinstance(counter.limit, Window) and isinstance(local.limit, Window):
+        used += counter.limit.quota - local.limit.quota
+    elif isinstance(counter.limit, Slots) and isinstance(local.limit, Slots):
+        used += counter.limit.limit - local.limit.limit
+    elif isinstance(counter.limit, Allowance) and isinstance(local.limit, Allowance):
+        used += counter.limit.amount - local.limit.amount
+    return figures._replace(used=used)

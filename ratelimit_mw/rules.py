@@ -1,0 +1,57 @@
+"""All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from ratelimit_mw.identity import Identifier
+from ratelimit_mw.policy import Policies
+from ratelimit_mw.settings import KeySettings, Settings
+
+_SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
+"""What the version tells nothing of: it is shown, and a short secret could be found out from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is in force. A request takes it once and then goes by it to its end."""
+
+    settings: Settings
+    identify: Identifier
+    policies: Policies
+    registered: Mapping[str, KeySettings]
+    """The keys that are set live, by hash; those left out that don't fit the settings."""
+    version: str
+    """Twelve hex digits that any two processes with the same settings agree on."""
+
+    @classmethod
+    def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
+        """The rules of these settings and live keys."""
+        identify = Identifier(settings, registered)
+        return cls(settings, identify, Policies(settings), registered, version_of(settings))
+
+    def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
+        """The same settings with other live keys; what was made for callers whose keys stay is kept."""
+        identify = Identifier(self.settings, registered)
+        return Rules(self.settings, identify, self.policies, registered, self.version)
+
+
+def version_of(settings: Settings) -> str:
+    """A short name of everything the settings say, secrets left out."""
+    return hashlib.sha256(repr(_plain(settings)).encode("utf-8", "backslashreplace")).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """A value whose `repr` is the same in every process."""
+    if isinstance(value, BaseModel):
+        return {name: _plain(each) for name, each in value if name not in _SECRET}
+    if isinstance(value, Mapping):
+        return {name: _plain(value[name]) for name in sorted(value)}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return value

@@ -1,0 +1,108 @@
+"""The start-up checks that need the process and the app: how many workers, which middleware around which.
+
+Pure but for `several_workers`' and `server_findings`' defaults, which are this process's own.
+"""
+
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ratelimit_mw.checks import is_shared
+from ratelimit_mw.findings import Finding
+from ratelimit_mw.settings import Settings
+
+MAX_LAYERS = 50
+"""Middleware around an app beyond which nothing is looked for."""
+
+_WORKERS = re.compile(r"(?:--workers|-w)(?:=(?P<joined>\d+))?|-w(?P<short>\d+)")
+_TRUST = "--forwarded-allow-ips"
+
+
+def server_findings(
+    settings: Settings,
+    arguments: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Finding]:
+    """What the server's command line and the environment show, of this process where none are given."""
+    arguments = sys.argv if arguments is None else arguments
+    environment = os.environ if environment is None else environment
+    workers = worker_count(arguments, environment)
+    if not is_shared(settings) and workers > 1:
+        text = (
+            f"backend.url is memory:// in one of several workers ({workers} or more): each counts alone, so "
+            "that callers get every limit that many times."
+        )
+        yield Finding("memory-with-workers", text)
+    if "*" in trusted_by_server(arguments, environment).split(","):
+        text = (
+            "the server trusts every peer's X-Forwarded-For (--forwarded-allow-ips *) and takes its "
+            "left-most address, which the client writes: callers choose their address."
+        )
+        yield Finding("server-trusts-everyone", text)
+
+
+def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """How many processes serve this app, as far as can be told; 1 where nothing says otherwise.
+
+    Reads what uvicorn, gunicorn, hypercorn and granian read: their option, which wins, and
+    `WEB_CONCURRENCY`. A process that another one started is at least as many as its own number.
+    """
+    for position, argument in enumerate(arguments):
+        found = _WORKERS.fullmatch(argument)
+        if found:
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            number = found["joined"] or found["short"] or following
+            return int(number) if number.isascii() and number.isdigit() else 1
+    concurrency = environment.get("WEB_CONCURRENCY", "")
+    if concurrency.isascii() and concurrency.isdigit():
+        return int(concurrency)
+    if multiprocessing.parent_process() is None or "--reload" in arguments:
+        return 1
+    number = multiprocessing.current_process().name.rpartition("-")[2]
+    return int(number) if number.isascii() and number.isdigit() else 1
+
+
+def trusted_by_server(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Whose `X-Forwarded-For` the server itself reads, as its option or `FORWARDED_ALLOW_IPS` says."""
+    for position, argument in enumerate(arguments):
+        if argument == _TRUST and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{_TRUST}="):
+            return argument.partition("=")[2]
+    return environment.get("FORWARDED_ALLOW_IPS", "")
+
+
+def app_findings(app: Any, ours: type) -> Iterator[Finding]:
+    """What lies around the app inside our middleware, whose class is `ours`."""
+    for inner in _inside(app):
+        if issubclass(inner, ours):
+            yield mounted_twice()
+        if inner.__name__ == "CORSMiddleware":
+            text = (
+                "CORSMiddleware is inside RateLimitMiddleware: browsers can't read refusals, which have no "
+                "CORS headers, and preflights are counted. Add CORSMiddleware last, so that it is outside."
+            )
+            yield Finding("cors-inside", text)
+
+
+def mounted_twice() -> Finding:
+    """The same request passed the middleware a second time."""
+    text = "RateLimitMiddleware is mounted twice around the same app: each request is charged twice."
+    return Finding("mounted-twice", text)
+
+
+def _inside(app: Any) -> Iterator[type]:
+    """The classes of the middleware around an app, the outermost first."""
+    for _ in range(MAX_LAYERS):
+        if app is None:
+            return
+        yield type(app)
+        # Starlette builds its stack at the first call: until then this list is all there is of it.
+        if getattr(app, "middleware_stack", None) is None:
+            for middleware in getattr(app, "user_middleware", ()):
+                if isinstance(middleware.cls, type):
+                    yield middleware.cls
+        app = getattr(app, "middleware_stack", None) or getattr(app, "app", None)

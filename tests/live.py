@@ -1,0 +1,86 @@
+"""What the tests of live changes share: steady traffic to several workers, and what it was answered."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+SEEN_WITHIN = 2.0
+"""Seconds in which every worker goes by a change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response."""
+
+    at: float
+    status: int
+    worker: int
+    version: str
+    limit: str | None
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Requests one after the other, each on a connection of its own, so that all workers get some."""
+
+    url: str
+    key: str
+    answers: list[Answer] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            async with httpx.AsyncClient(base_url=self.url, headers={"X-API-Key": self.key}) as client:
+                response = await client.get("/")
+            said = response.json()
+            limit = response.headers.get("x-ratelimit-limit")
+            worker, version = said.get("worker", 0), said.get("version", "")
+            self.answers.append(Answer(time.monotonic(), response.status_code, worker, version, limit))
+            await asyncio.sleep(0.005)
+
+    async def until_limit(self, limit: str | None, workers: int) -> float:
+        """Wait until so many workers answer with this limit and none with another; seconds it took."""
+        start = time.monotonic()
+        while True:
+            latest = {answer.worker: answer for answer in self.answers}
+            if len(latest) == workers and all(
+                answer.limit == limit and answer.at > start for answer in latest.values()
+            ):
+                break
+            assert time.monotonic() - start < 10, f"not so within 10 s: {latest}"
+            await asyncio.sleep(0.01)
+        wrong = [answer.at for answer in self.answers if answer.at > start and answer.limit != limit]
+        return max(wrong, default=start) - start
+
+
+@contextlib.asynccontextmanager
+async def traffic(url: str, key: str) -> AsyncIterator[Traffic]:
+    """Traffic with one key, for as long as the block lasts. Every request has to be answered 200."""
+    flow = Traffic(url, key)
+    task = asyncio.create_task(flow.run())
+    try:
+        yield flow
+        assert not task.done() or task.exception() is None
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert {answer.status for answer in flow.answers} == {200}
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Put another file in place of this one, in one step."""
+    new = file.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
+def swap_link(link: Path, target: Path) -> None:
+    """Point a symlink elsewhere, in one step."""
+    new = link.with_name(f"{link.name}.new")
+    new.symlink_to(target)
+    new.replace(link)
