@@ -25,7 +25,7 @@ demo: .venv/installed
 test: check-format lint types imports wheel tests
 
 test-quick: .venv/installed
-	$(BIN)/pytest -m "not slow" --quiet
+	$(BIN)/pytest --numprocesses 3 --dist loadfile -m "not slow" --quiet
 
 format: .venv/installed
 	$(BIN)/ruff check --fix-only --quiet .
@@ -52,7 +52,7 @@ wheel: .venv/installed .venv-wheel/made
 	.venv-wheel/bin/python -I tests/check_wheel.py
 
 tests: .venv/installed
-	$(BIN)/pytest --cov --cov-report=term
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --cov --cov-report=term:skip-covered
 
 bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
@@ -64,12 +64,12 @@ clean:
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.
 .venv/installed: pyproject.toml
 	$(call make-venv,.venv)
-	$(BIN)/python -m pip install --quiet --editable ".[cli,metrics,otel]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[cli]" --group dev
 	@touch $@
 
 .venv-bench/installed: pyproject.toml $(wildcard benchmarks/requirements.txt)
 	$(call make-venv,.venv-bench)
-	.venv-bench/bin/python -m pip install --quiet --editable ".[cli,metrics]" -r benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install --quiet --editable ".[cli]" -r benchmarks/requirements.txt
 	@touch $@
 
 .venv-wheel/made: pyproject.toml

@@ -3,9 +3,9 @@
 from ratelimit_mw.charge import BackendError
 from ratelimit_mw.decision import Decision
 from ratelimit_mw.identity import Identity
-from ratelimit_mw.key_entries import KeyEntry
 from ratelimit_mw.lease import Lease, LeaseError
 from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.live.key_entries import KeyEntry
 from ratelimit_mw.middleware import RateLimitMiddleware
 from ratelimit_mw.settings import Settings, SettingsError
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from starlette.routing import Host, Mount, Route, WebSocketRoute
 
+from ratelimit_mw.checks.routes import OTHER_METHOD
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.middleware import RateLimitMiddleware
-from ratelimit_mw.route_checks import OTHER_METHOD
 from ratelimit_mw.routing import RouteTable
 from ratelimit_mw.samples import samples
 from ratelimit_mw.settings import Settings

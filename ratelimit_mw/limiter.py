@@ -27,20 +27,20 @@ from ratelimit_mw.charge import (
     Money,
     Settlement,
 )
+from ratelimit_mw.checks.startup import log_findings
 from ratelimit_mw.decision import Decision, decision_of
 from ratelimit_mw.events import Notifier, OnEvent, SettleIgnored
 from ratelimit_mw.identity import Identifier, Identity
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw.limits import Allowance
-from ratelimit_mw.live import Live
+from ratelimit_mw.live.resolve import Resolve
+from ratelimit_mw.live.state import Live
 from ratelimit_mw.local import LocalPolicy
 from ratelimit_mw.money import format_amount, parse_amount
 from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.refused import Refusals
 from ratelimit_mw.renewals import Renewals
-from ratelimit_mw.resolve import Resolve
 from ratelimit_mw.settings import Settings
-from ratelimit_mw.startup import log_findings
 
 logger = logging.getLogger("ratelimit_mw")
 

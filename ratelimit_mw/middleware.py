@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
 from ratelimit_mw.decision import Decision
 from ratelimit_mw.events import OnEvent
 from ratelimit_mw.findings import say_once
@@ -20,12 +21,11 @@ from ratelimit_mw.identity import Identity, IdentityError, adopt
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
 from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.live.resolve import Resolve
 from ratelimit_mw.money import parse_amount
 from ratelimit_mw.policy import Policy
-from ratelimit_mw.resolve import Resolve
 from ratelimit_mw.routing import route_path
 from ratelimit_mw.settings import Settings, SettingsError
-from ratelimit_mw.surroundings import app_findings, mounted_twice
 from ratelimit_mw.wire.headers import HeaderWriter, add_headers
 from ratelimit_mw.wire.refusals import Response
 from ratelimit_mw.wire.writers import Writers

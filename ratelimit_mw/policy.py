@@ -148,9 +148,5 @@ def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
     return plan.model_copy(update=own)
 
 
-def _never_fits(limit: Limit, cost: int) -> bool:
-    return isinstance(limit, Window) and cost > limit.quota
-
-
 def _first(*values: bool | None) -> bool:
     return next(value for value in values if value is not None)

@@ -173,7 +173,7 @@ async def socket(websocket: WebSocket) -> None:
 
 app = Starlette(
     routes=[
-        Route("/work/{seconds:float}", work),
+        Route("/run/{seconds:float}", work),
         Route("/gate/{round:int}", gate),
         Route("/stubborn/{seconds:float}", stubborn),
         Route("/stall/{seconds:float}", stall),

@@ -135,7 +135,7 @@ async def test_a_backlog_of_what_is_owed_is_no_second_outage(
 ) -> None:
     """However long it waited, and however long all of it takes, it counts as sent when it is sent."""
     async with Proxy(own_server.port) as proxy:
-        backend = RedisBackend(proxy.url, timeout=0.5)
+        backend = RedisBackend(proxy.url, timeout=0.7)
         await hold(backend)
         proxy.refuse()
         with pytest.raises(BackendError):
@@ -200,7 +200,7 @@ async def test_a_cut_connection_mixes_no_answers_up(own_server: StoreServer) -> 
                 answers += await asyncio.gather(*[look(number) for number in range(20)])
             pause.cancel()
             await eventually(lambda: is_there(backend))
-        assert answers.count(True) > 100
+        assert answers.count(True) > 20
         assert answers.count(False) > 0
         await backend.close()
 

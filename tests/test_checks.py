@@ -12,10 +12,10 @@ from starlette.routing import Mount
 
 from ratelimit_mw import RateLimitMiddleware, findings
 from ratelimit_mw.address import AddressReader
-from ratelimit_mw.checks import findings as findings_of
+from ratelimit_mw.checks.plain import findings as findings_of
+from ratelimit_mw.checks.startup import log_findings
+from ratelimit_mw.checks.surroundings import server_findings, worker_count
 from ratelimit_mw.findings import Finding, say_once
-from ratelimit_mw.startup import log_findings
-from ratelimit_mw.surroundings import server_findings, worker_count
 from tests.apps import ROOT
 from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
 from tests.conftest import StartApp
@@ -270,7 +270,7 @@ def test_memory_of_what_was_said_is_bounded() -> None:
 
 def test_every_check_has_its_section() -> None:
     """The link that a finding carries leads to an explanation, and no section is about nothing."""
-    sources = "".join(path.read_text() for path in (ROOT / "ratelimit_mw").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "ratelimit_mw").rglob("*.py"))
     page = PAGE.read_text()
     sections = {line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")}
     assert sections

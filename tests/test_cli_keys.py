@@ -13,7 +13,7 @@ import pytest
 from ratelimit_mw import KeyEntry, Limiter
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.cli.commands import run
-from ratelimit_mw.key_entries import read_entry
+from ratelimit_mw.live.key_entries import read_entry
 from tests.apps import ROOT
 from tests.conftest import StartApp
 from tests.live import SEEN_WITHIN, traffic

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ratelimit_mw import demo
-from ratelimit_mw.checks import findings
+from ratelimit_mw.checks.plain import findings
 from ratelimit_mw.demo import demo_settings
 from tests.apps import ROOT
 from tests.processes import free_port

@@ -13,7 +13,7 @@ import websockets
 import yaml
 
 from ratelimit_mw import Limiter, Settings
-from ratelimit_mw.checks import findings
+from ratelimit_mw.checks.plain import findings
 from tests.apps import ROOT, AppServer
 from tests.conftest import StartApp
 from tests.servers import StoreServer

@@ -230,7 +230,9 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
         return outcome
 
     pair.backend.acquire = slow  # type: ignore[method-assign]
-    await pair.limiter._local.holds.tell()
+    telling = pair.limiter._local.holds._task
+    assert telling is not None
+    await telling
     assert ended == [lease]
     _, slots, day = await pair.figures()
     assert (slots.used, day.used, day.held) == (0, 2 * CENT, 0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from ratelimit_mw import Settings
-from ratelimit_mw.checks import findings
+from ratelimit_mw.checks.plain import findings
 from ratelimit_mw.cli.commands import run
 from tests.apps import ROOT
 from tests.conftest import StartApp

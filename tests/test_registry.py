@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from ratelimit_mw import KeyEntry, Limiter, RateLimitMiddleware, Settings, SettingsError, registry, reload
+from ratelimit_mw import KeyEntry, Limiter, RateLimitMiddleware, Settings, SettingsError
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends import open_key_store
-from ratelimit_mw.key_entries import read_entry, write_entry
 from ratelimit_mw.limits import Slots
+from ratelimit_mw.live import registry, reload
+from ratelimit_mw.live.key_entries import read_entry, write_entry
 from ratelimit_mw.settings import BackendSettings
 from tests.asgi import client_of, ok_app, settings_of, shown
 from tests.conftest import StartApp, StartServer

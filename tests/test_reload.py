@@ -16,8 +16,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ratelimit_mw import Limiter, RateLimitMiddleware, Settings, SettingsError, reload
-from ratelimit_mw.reload import FileWatch
+from ratelimit_mw import Limiter, RateLimitMiddleware, Settings, SettingsError
+from ratelimit_mw.live import reload
+from ratelimit_mw.live.reload import FileWatch
 from tests.apps import ROOT
 from tests.asgi import client_of, ok_app, shown, statuses
 from tests.conftest import StartApp

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from ratelimit_mw import KeyEntry, Limiter, RateLimitMiddleware, resolve
+from ratelimit_mw import KeyEntry, Limiter, RateLimitMiddleware
 from ratelimit_mw.api_keys import hash_api_key
+from ratelimit_mw.live import resolve
 from tests.asgi import client_of, ok_app, settings_of, shown
 from tests.slots import until_async
 

@@ -130,7 +130,7 @@ async def test_sigterm_frees_every_slot_before_the_exit(serve: Serve) -> None:
     """A graceful stop lets requests end, and nothing is held when the process has gone (F30)."""
     served = serve(limit=100)
     app = served.start(workers=2)
-    clients = await busy(app, 20, "/work/0.5", served.ledger)
+    clients = await busy(app, 20, "/run/0.5", served.ledger)
     assert served.held() == 20
     assert await asyncio.to_thread(app.stop) in (0, -signal.SIGTERM)
     assert served.held() == 0
@@ -139,7 +139,7 @@ async def test_sigterm_frees_every_slot_before_the_exit(serve: Serve) -> None:
 
 async def test_sigterm_past_the_grace_period_frees_every_slot(serve: Serve) -> None:
     """Requests that uvicorn cuts off after its grace period leave no lease behind in the server (F30)."""
-    paths = ["/work/60", "/stream?number=1000&size=10&pause=0.1", "/background/60", "/stubborn/1.0"]
+    paths = ["/run/60", "/stream?number=1000&size=10&pause=0.1", "/background/60", "/stubborn/1.0"]
     served = serve(limit=100)
     app = served.start("--timeout-graceful-shutdown", "1")
     for path in paths:
@@ -162,7 +162,7 @@ async def test_sigterm_under_load_frees_every_slot(serve: Serve) -> None:
     stopping = False
 
     async def caller(number: int) -> None:
-        path = f"/work/{0.01 if number % 4 else 60}"
+        path = f"/run/{0.01 if number % 4 else 60}"
         while not stopping:
             try:
                 await ask(app.port, "GET", path)
@@ -183,7 +183,7 @@ async def test_without_a_lifespan_a_graceful_stop_frees_every_slot(serve: Serve)
     """Where the server sends no lifespan events, requests that end on their own have freed theirs."""
     served = serve(limit=100)
     app = served.start("--lifespan", "off")
-    clients = await busy(app, 20, "/work/0.5", served.ledger)
+    clients = await busy(app, 20, "/run/0.5", served.ledger)
     await asyncio.to_thread(app.stop)
     assert served.held() == 0
     assert [(await client.answer()).status for client in clients] == [200] * 20
@@ -193,22 +193,22 @@ async def test_slots_of_a_killed_worker_come_back_within_the_lease(serve: Serve)
     """SIGKILL: its slots come back within their lease and not before; those of the living stay (F28)."""
     served = serve(limit=5, lease=1)
     doomed, living = served.start(), served.start()
-    await busy(living, 2, "/work/3.0", served.ledger)
-    await busy(doomed, 3, "/work/60", served.ledger)
+    await busy(living, 2, "/run/3.0", served.ledger)
+    await busy(doomed, 3, "/run/60", served.ledger)
     dead = {line[1:] for line in served.ledger.lines()[2:]}
     await asyncio.sleep(0.5)  # so that the leases have been renewed
     ends = expiries(served.server)
     killed = time.monotonic()
     os.kill(doomed.worker_pids()[0], signal.SIGKILL)
     while served.held() == 5:
-        assert (await ask(living.port, "GET", "/work/0.1")).status == 429
+        assert (await ask(living.port, "GET", "/run/0.1")).status == 429
         await asyncio.sleep(0.02)
     first = time.monotonic() - killed
     await until_async(lambda: served.held() == 2, 3)
     last = time.monotonic() - killed
     assert first >= min(ends) - 0.05, "not earlier than the lease of the dead ends"
     assert last <= 1.2, "but by the end of a lease"
-    statuses = [(await ask(living.port, "GET", "/work/0.01")).status for _ in range(3)]
+    statuses = [(await ask(living.port, "GET", "/run/0.01")).status for _ in range(3)]
     assert statuses == [200] * 3
     await asyncio.sleep(0.5)
     assert served.held() == 2, "the living hold on, past their first lease"
@@ -221,16 +221,16 @@ async def test_a_worker_paused_beyond_its_lease_reports_lost_slots(serve: Serve)
     """SIGSTOP beyond the lease: others get the slots, the sleeper reports it and frees no other's (F29)."""
     served = serve(limit=3, lease=1)
     sleeper, other = served.start(), served.start()
-    lost = await busy(sleeper, 3, "/work/1.5", served.ledger)
-    assert (await ask(other.port, "GET", "/work/0.01")).status == 429
+    lost = await busy(sleeper, 3, "/run/1.5", served.ledger)
+    assert (await ask(other.port, "GET", "/run/0.01")).status == 429
     pid = sleeper.worker_pids()[0]
     os.kill(pid, signal.SIGSTOP)
     await until_async(lambda: served.held() == 0, 3)
-    taken = await busy(other, 3, "/work/1.5", served.ledger)
+    taken = await busy(other, 3, "/run/1.5", served.ledger)
     os.kill(pid, signal.SIGCONT)
     assert [(await client.answer()).status for client in lost] == [200] * 3
     assert served.held() == 3, "the late release of the sleeper frees nothing of the others"
-    assert (await ask(sleeper.port, "GET", "/work/0.01")).status == 429
+    assert (await ask(sleeper.port, "GET", "/run/0.01")).status == 429
     assert sleeper.log.count("slot lost") == 3
     assert other.log.count("slot lost") == 0
     assert [(await client.answer()).status for client in taken] == [200] * 3
@@ -241,7 +241,7 @@ async def test_a_stalled_event_loop_reports_lost_slots(serve: Serve) -> None:
     """A handler that blocks the loop for longer than the lease is found lost, and counted no more (F27)."""
     served = serve(limit=2, lease=1)
     app = served.start()
-    clients = await busy(app, 1, "/work/2.0", served.ledger)
+    clients = await busy(app, 1, "/run/2.0", served.ledger)
     stalled = await Client.connect(app.port)
     stalled.send("GET", "/stall/1.5")
     await until_async(lambda: served.held() == 2)
@@ -250,4 +250,4 @@ async def test_a_stalled_event_loop_reports_lost_slots(serve: Serve) -> None:
     assert [(await client.answer()).status for client in clients] == [200]
     assert app.log.count("slot lost") >= 1
     assert served.held() == 0
-    assert (await ask(app.port, "GET", "/work/0.01")).status == 200
+    assert (await ask(app.port, "GET", "/run/0.01")).status == 200

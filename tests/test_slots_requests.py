@@ -90,7 +90,7 @@ async def freed(served: Served, seconds: float = FREED) -> float:
 async def test_a_response_frees_its_slot(served: Served) -> None:
     """A slot is held while the handler works and free once it has answered."""
     client = await served.connect()
-    client.send("GET", "/work/0.3")
+    client.send("GET", "/run/0.3")
     await until_async(lambda: served.held() == 1)
     assert (await client.answer()).status == 200
     await freed(served, NOW)
@@ -99,7 +99,7 @@ async def test_a_response_frees_its_slot(served: Served) -> None:
 async def test_a_request_that_outlives_its_lease_keeps_its_slot(served: Served) -> None:
     """With a lease of 1 s a handler of 2.5 s holds its slot all the time, and the lease is renewed."""
     client = await served.connect()
-    client.send("GET", "/work/2.5")
+    client.send("GET", "/run/2.5")
     await until_async(lambda: served.held() == 1)
     left: list[float] = []
     with contextlib.suppress(TimeoutError):
@@ -141,11 +141,11 @@ async def test_a_client_that_hangs_up_frees_nothing_while_the_handler_works(
     """Freeing on disconnect would let a caller run any number of jobs: connect, reset, repeat (S27)."""
     for number in range(5):
         client = await served.connect()
-        client.send("GET", "/work/1.5")
+        client.send("GET", "/run/1.5")
         await until_async(partial(served.has_entered, number + 1))
         cut(client)
     for _ in range(5):
-        assert (await ask(served.port, "GET", "/work/1.5")).status == 429
+        assert (await ask(served.port, "GET", "/run/1.5")).status == 429
     assert served.ledger.inside() == served.held() == 5
     await until_async(lambda: served.ledger.inside() == 0)
     await freed(served, NOW)
@@ -248,7 +248,7 @@ async def test_a_websocket_without_a_free_slot_is_refused_with_429(served: Serve
 
 async def test_random_hang_ups_leave_nothing_behind(served: Served, tmp_path: Path) -> None:
     """200 requests cut at any moment, by FIN and RST: no slot stays and never more than 5 ran (F31)."""
-    paths = ["/work/0.02", "/stream?number=5&size=100&pause=0.01", "/background/0.02", "/fail/before"]
+    paths = ["/run/0.02", "/stream?number=5&size=100&pause=0.01", "/background/0.02", "/fail/before"]
 
     async def one(n: int) -> None:
         client = await served.connect()

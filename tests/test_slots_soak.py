@@ -39,9 +39,9 @@ path = "/{{rest:path}}"
 price = "0.01"
 """
 PATHS = (
-    "/work/0.02",
-    "/work/0.3",
-    "/work/3.0",
+    "/run/0.02",
+    "/run/0.3",
+    "/run/3.0",
     "/stream?number=5&size=1000&pause=0.02",
     "/stream?number=1000&size=1000&pause=0.02",
     "/background/0.2",

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ratelimit_mw.upkeep import Job, Upkeep
+from ratelimit_mw.live.upkeep import Job, Upkeep
 
 
 async def test_a_job_that_loses_its_cancellation_stops() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from ratelimit_mw.checks import findings
+from ratelimit_mw.checks.plain import findings
 from ratelimit_mw.cli.output import console, print_error, print_facts, print_json, print_table
 from ratelimit_mw.cli.texts import limit_json, methods_text, rates_text, spending_text
 from ratelimit_mw.limiter import Limiter

@@ -6,7 +6,7 @@ import typer
 
 from ratelimit_mw.cli import keys
 from ratelimit_mw.cli.options import Json, SettingsFile
-from ratelimit_mw.key_entries import KeyEntry
+from ratelimit_mw.live.key_entries import KeyEntry
 from ratelimit_mw.settings import Settings
 
 Keys = Annotated[

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.cli.callers import hash_of
 from ratelimit_mw.cli.output import CommandError, console, print_json, print_table
-from ratelimit_mw.key_entries import KeyEntry, sound_entries
-from ratelimit_mw.registry import Registry, shown_hash
+from ratelimit_mw.live.key_entries import KeyEntry, sound_entries
+from ratelimit_mw.live.registry import Registry, shown_hash
 from ratelimit_mw.settings import KeySettings, Settings, SettingsError, SettingsProblem
 
 PATIENCE = 2.0

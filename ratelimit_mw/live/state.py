@@ -5,16 +5,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from ratelimit_mw import registry, reload
 from ratelimit_mw.backends import open_key_store
-from ratelimit_mw.key_entries import KeyEntry
-from ratelimit_mw.registry import Registry
-from ratelimit_mw.reload import FileWatch
-from ratelimit_mw.resolve import Resolve, Resolver
-from ratelimit_mw.rules import Rules
+from ratelimit_mw.checks.startup import log_findings
+from ratelimit_mw.live import registry, reload
+from ratelimit_mw.live.key_entries import KeyEntry
+from ratelimit_mw.live.registry import Registry
+from ratelimit_mw.live.reload import FileWatch
+from ratelimit_mw.live.resolve import Resolve, Resolver
+from ratelimit_mw.live.rules import Rules
+from ratelimit_mw.live.upkeep import Job, Upkeep
 from ratelimit_mw.settings import Settings
-from ratelimit_mw.startup import log_findings
-from ratelimit_mw.upkeep import Job, Upkeep
 
 logger = logging.getLogger("ratelimit_mw")
 

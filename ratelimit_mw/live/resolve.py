@@ -11,8 +11,8 @@ from typing import Any
 
 from ratelimit_mw.address import Scope
 from ratelimit_mw.identity import Identity
-from ratelimit_mw.key_entries import KeyEntry, sound_entry
-from ratelimit_mw.rules import Rules
+from ratelimit_mw.live.key_entries import KeyEntry, sound_entry
+from ratelimit_mw.live.rules import Rules
 from ratelimit_mw.settings import Settings, SettingsError
 
 logger = logging.getLogger("ratelimit_mw")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
+from ratelimit_mw.checks.routes import place_of_route, route_findings
 from ratelimit_mw.findings import Finding
 from ratelimit_mw.limits import Window
 from ratelimit_mw.money import format_amount, parse_amount
-from ratelimit_mw.route_checks import place_of_route, route_findings
 from ratelimit_mw.settings import RouteSettings, Settings
 from ratelimit_mw.settings.tables import BUILT_IN_PLANS
 

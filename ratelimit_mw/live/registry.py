@@ -9,7 +9,7 @@ from ratelimit_mw.backends.connection import ReplyError
 from ratelimit_mw.backends.key_store import KeyStore
 from ratelimit_mw.charge import BackendError
 from ratelimit_mw.identity import HASH
-from ratelimit_mw.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
+from ratelimit_mw.live.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
 from ratelimit_mw.settings import KeySettings, Settings, SettingsError
 
 logger = logging.getLogger("ratelimit_mw")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ratelimit_mw.checks import is_shared
+from ratelimit_mw.checks.plain import is_shared
 from ratelimit_mw.findings import Finding
 from ratelimit_mw.settings import Settings
 

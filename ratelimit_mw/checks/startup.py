@@ -1,9 +1,9 @@
 """What happens once when a process starts, before its first request."""
 
-from ratelimit_mw.checks import findings
+from ratelimit_mw.checks.plain import findings
+from ratelimit_mw.checks.surroundings import server_findings
 from ratelimit_mw.findings import say_once
 from ratelimit_mw.settings import Settings
-from ratelimit_mw.surroundings import server_findings
 
 
 def log_findings(settings: Settings) -> None:
