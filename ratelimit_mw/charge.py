@@ -161,6 +161,22 @@ class BackendError(Exception):
     """The backend could not be asked, did not answer in time or refused; nobody was decided about."""
 
 
+class Load(NamedTuple):
+    """What a backend's connections have carried, and what waits."""
+
+    batches: int = 0
+    """Calls of the script, and in `operations` what they were for."""
+    operations: int = 0
+    owed: int = 0
+    """Releases and settles that wait to be written, and are sent until they arrive."""
+    failed: int = 0
+    """Operations that the server answered with an error of their own."""
+
+    def plus(self, other: "Load") -> "Load":
+        """Both together."""
+        return Load(*[mine + theirs for mine, theirs in zip(self, other, strict=True)])
+
+
 class Holder(Protocol):
     """Where holds live, from their admission on."""
 
@@ -179,6 +195,14 @@ class Holder(Protocol):
 
 class Backend(Holder, Protocol):
     """Where counts live. Every method that fails raises `BackendError` and nothing else."""
+
+    @property
+    def load(self) -> Load:
+        """What its connections have carried, and what waits."""
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is thought to be away; false where it was not asked yet."""
 
     async def open(self) -> None:
         """Connect ahead of the first request; without it the first request connects."""

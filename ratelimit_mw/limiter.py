@@ -41,6 +41,7 @@ from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.refused import Refusals
 from ratelimit_mw.renewals import Renewals
 from ratelimit_mw.settings import Settings
+from ratelimit_mw.stats import Stats
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -74,6 +75,9 @@ class Limiter:
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
         self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
+        self._decided: dict[tuple[str, str], int] = {}
+        self._slots_lost = 0
+        self._settles_ignored = 0
 
     @property
     def settings(self) -> Settings:
@@ -133,12 +137,36 @@ class Limiter:
         renewals = self._renewals.pop(asyncio.get_running_loop(), None)
         if renewals is not None:
             renewals.close()
+            self._slots_lost += renewals.lost
         await self.live.close()
         await self._local.holds.close()
         await self.backend.close()
         owed = [task for task in self._owed if task.get_loop() is asyncio.get_running_loop()]
         if owed:  # and cannot be written any more, which the log has to say
             await asyncio.wait(owed, timeout=self.settings.backend.timeout)
+
+    def stats(self) -> Stats:
+        """What this limiter has done, and what waits."""
+        renewals = list(self._renewals.values())
+        return Stats(
+            backend_up=not self.backend.is_away,
+            load=self.backend.load,
+            decisions=dict(self._decided),
+            decisions_without_backend=dict(self._local.decisions),
+            leases=sum(map(len, renewals)),
+            slots_lost=self._slots_lost + sum([each.lost for each in renewals]),
+            settles_ignored=self._settles_ignored,
+            untold=len(self._local.holds),
+            untold_lost=self._local.holds.lost,
+            version=self.version,
+        )
+
+    def _counted(self, policy: Policy, decision: Decision) -> Decision:
+        refusal = decision.refusal
+        outcome = "admitted" if refusal is None else "shadow" if decision.allowed else refusal.reason
+        key = (policy.identity.plan, outcome)
+        self._decided[key] = self._decided.get(key, 0) + 1
+        return decision
 
     # deciding -----------------------------------------------------------------------------------
 
@@ -207,7 +235,8 @@ class Limiter:
         charge = policy.charge if price is None else policy.priced_charge
         never = policy.too_small or (_too_small_budget(charge, price) if price else None)
         if never is None and len(self._refusals) and (known := self._refusals.find(charge)) is not None:
-            return Lease(self, decision_of(policy, charge, known, 0, None), NOTHING_HELD, self.backend)
+            refused = self._counted(policy, decision_of(policy, charge, known, 0, None))
+            return Lease(self, refused, NOTHING_HELD, self.backend)
         sent = self._refusals.now()
         try:
             if never is None:
@@ -220,7 +249,7 @@ class Limiter:
         charge.last = outcome
         if self._remembers and never is None and not outcome.admitted:
             self._refusals.add(charge, outcome, sent)
-        decision = decision_of(policy, charge, outcome, price or 0, never)
+        decision = self._counted(policy, decision_of(policy, charge, outcome, price or 0, never))
         if charge.allowances:
             self._local.remember(charge, outcome)
             self._budget_warnings.look(policy.identity, decision)
@@ -242,6 +271,7 @@ class Limiter:
         """What the settings say about a request while the backend is away."""
         share = self.settings.backend.local_share
         decision, hold = self._local.answer(policy, charge, price, never, share=share)
+        self._counted(policy, decision)
         return self._lease(decision, hold, self._local.holds, charge)
 
     def _lease(self, decision: Decision, hold: Hold, holder: Holder, charge: Charge) -> Lease:
@@ -345,9 +375,11 @@ class Limiter:
         amount = format_amount(units, lease.hold.currency)
         if met is Settlement.DIFFERENT:
             logger.warning("settle ignored: lease %s was settled before with another amount", lease.id)
+            self._settles_ignored += 1
             self._notify(SettleIgnored(lease.id, amount, "different"))
         elif met is Settlement.UNKNOWN:
             logger.warning("settle ignored: lease %s has ended, or its period did two days ago", lease.id)
+            self._settles_ignored += 1
             self._notify(SettleIgnored(lease.id, amount, "unknown"))
 
     async def _renew(self, lease: Lease, seconds: float) -> bool:

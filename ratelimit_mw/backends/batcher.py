@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import Connection, OnReply, Reply
-from ratelimit_mw.charge import BackendError
+from ratelimit_mw.charge import BackendError, Load
 
 SCRIPT = files(__package__).joinpath("batch.lua").read_bytes()
 MAX_BATCH = 64
@@ -45,6 +45,10 @@ class Sender(Protocol):
     @property
     def error(self) -> BackendError | None:
         """Why the server is thought to be away; None while it is there or was not asked yet."""
+
+    @property
+    def load(self) -> Load:
+        """What it has carried, and what waits."""
 
     def submit(self, operation: "Operation") -> None:
         """Queue an operation; its future gets the server's time and the answer, or a `BackendError`."""
@@ -139,6 +143,11 @@ class Batcher:
         self.batches = 0
         """Calls of the script, and in `operations` what they were for."""
         self.operations = 0
+
+    @property
+    def load(self) -> Load:
+        """What it has carried, and what waits."""
+        return Load(self.batches, self.operations, self.owed, self.complaints.number)
 
     @property
     def owed(self) -> int:

@@ -22,6 +22,7 @@ from ratelimit_mw.charge import (
     Figures,
     Held,
     Hold,
+    Load,
     Money,
     Outcome,
     Settlement,
@@ -53,6 +54,16 @@ class ClusterBackend:
     def error(self) -> BackendError | None:
         """Why one of the nodes is thought to be away; None while all are there or were not asked yet."""
         return self._partitions.error
+
+    @property
+    def load(self) -> Load:
+        """What all nodes together have carried, and what waits."""
+        return self._partitions.load
+
+    @property
+    def is_away(self) -> bool:
+        """Whether one of the nodes is thought to be."""
+        return self._partitions.is_away
 
     async def open(self) -> None:
         """Connect to all nodes ahead of the first request. One that is away is no error."""

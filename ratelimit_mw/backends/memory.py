@@ -14,6 +14,7 @@ from ratelimit_mw.charge import (
     Counter,
     Held,
     Hold,
+    Load,
     Money,
     Outcome,
     Settlement,
@@ -47,6 +48,9 @@ class MemoryBackend:
         self._months: Store[Place, Book] = Store(max_windows)
         self._slots: Store[Place, SlotSet] = Store(rotates=True)
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
+
+    load = Load()
+    is_away = False
 
     async def open(self) -> None:
         """There is nothing to connect to."""

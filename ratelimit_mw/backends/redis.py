@@ -8,7 +8,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 from ratelimit_mw.backends.batcher import Batcher, OnOrphan, Operation, Sender, bulk
@@ -23,6 +23,7 @@ from ratelimit_mw.charge import (
     Figures,
     Held,
     Hold,
+    Load,
     Money,
     Outcome,
     Settlement,
@@ -77,6 +78,16 @@ class RedisBackend:
     def error(self) -> BackendError | None:
         """Why the server is thought to be away; None while it is there or was not asked yet."""
         return self._batcher().error
+
+    @property
+    def load(self) -> Load:
+        """What the connections of all event loops have carried, and what waits."""
+        return reduce(Load.plus, [each.load for each in list(self._batchers.values())], Load())
+
+    @property
+    def is_away(self) -> bool:
+        """Whether any event loop of this process thinks so."""
+        return any(each.error is not None for each in list(self._batchers.values()))
 
     async def open(self) -> None:
         """Connect ahead of the first request. A server that is away is no error: it is tried again."""

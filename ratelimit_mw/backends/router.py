@@ -6,14 +6,14 @@ A router belongs to one event loop.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from functools import partial, reduce
 from typing import Protocol
 
 from ratelimit_mw.backends.batcher import Batcher, Group, Operation, Redirect, bulk
 from ratelimit_mw.backends.connection import Connection
 from ratelimit_mw.backends.hosts import Address
 from ratelimit_mw.backends.nodes import Nodes, Owners, hash_slot, hash_tag
-from ratelimit_mw.charge import BackendError
+from ratelimit_mw.charge import BackendError, Load
 
 AT_ONCE = 3
 """Times that an operation follows a redirection without a pause."""
@@ -52,6 +52,11 @@ class Router:
     def error(self) -> BackendError | None:
         """Why one of the nodes is thought to be away."""
         return next((each.error for each in self._batchers.values() if each.error is not None), None)
+
+    @property
+    def load(self) -> Load:
+        """What all nodes together have carried, and what waits."""
+        return reduce(Load.plus, [each.load for each in self._batchers.values()], Load())
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation for the node that serves its keys."""
