@@ -186,3 +186,10 @@ def test_slots_do_not_choose_the_window() -> None:
     assert headers_of(Decision(True, decision.now, standings=(slots, *decision.standings))) == headers_of(
         decision
     )
+
+
+async def test_the_apps_own_headers_leave_the_others_in_place() -> None:
+    """An app that tells of rate limits itself still lets shadow mode and budgets tell of theirs."""
+    ours = [(b"x-ratelimit-limit", b"1"), (b"x-ratelimit-shadow", b"refused"), (b"x-spending-limit", b"1.00")]
+    headers = add_headers([(b"X-RateLimit-Limit", b"7")], ours)
+    assert headers == [(b"X-RateLimit-Limit", b"7"), *ours[1:]]

@@ -11,6 +11,9 @@ from ratelimit_mw.settings import ResponseSettings
 RawHeaders = list[tuple[bytes, bytes]]
 """Headers as ASGI has them: lower-case names, values as bytes."""
 
+SHADOW = b"x-ratelimit-shadow"
+"""Sent where shadow mode lets a request through that would have been refused."""
+
 _OWN = (b"x-ratelimit-", b"ratelimit")
 _FIRST = (b"x", b"X", b"r", b"R")
 """What names of that kind begin with: rules out nearly all others for little."""
@@ -33,7 +36,7 @@ class HeaderWriter:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
         if decision.shadow and decision.refusal is not None:
-            headers.append((b"x-ratelimit-shadow", b"refused"))
+            headers.append((SHADOW, b"refused"))
         return headers
 
     def reset(self, now: int, reset_after: int) -> int:
@@ -66,13 +69,15 @@ class HeaderWriter:
 
 
 def add_headers(present: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
-    """The app's headers and ours; the app's alone where it tells of rate limits itself."""
+    """The app's headers and ours; of rate limits the app's alone, where it tells of them itself."""
     headers = []
     told = False
     for name, value in present:
         headers.append((bytes(name), bytes(value)))
         told = told or (name[:1] in _FIRST and bytes(name).lower().startswith(_OWN))
-    return headers if told else [*headers, *ours]
+    if told:
+        ours = [(name, value) for name, value in ours if name == SHADOW or not name.startswith(_OWN)]
+    return [*headers, *ours]
 
 
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
