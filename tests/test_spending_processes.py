@@ -1,0 +1,40 @@
+"""Money and a worker that dies before it could settle."""
+
+import asyncio
+import contextlib
+import os
+import signal
+
+import httpx
+
+from ratelimit_mw import Limiter
+from tests.conftest import StartApp
+from tests.servers import StoreServer
+from tests.spending_app import SETTINGS
+
+
+async def test_a_killed_worker_leaves_its_estimate_charged(start_app: StartApp, server: StoreServer) -> None:
+    """Killed between admission and settle: the slot comes back, the estimate stays held, counted once."""
+    app = start_app("tests.spending_app:app", environment={"STORE": server.url})
+    backend = SETTINGS.backend.model_copy(update={"url": server.url})
+    async with Limiter(SETTINGS.model_copy(update={"backend": backend})) as reader:
+        policy = reader.policies.match(reader.identity_of(api_key="k"), "GET", "/work")
+
+        async def figures() -> tuple[int, ...]:
+            slots, day = (await reader.peek(policy)).standings
+            return slots.figures.used, day.figures.used, day.figures.held
+
+        async def ask() -> None:
+            with contextlib.suppress(httpx.HTTPError):
+                async with httpx.AsyncClient(base_url=app.url, timeout=60) as client:
+                    await client.get("/work", headers={"X-API-Key": "k"})
+
+        asking = asyncio.create_task(ask())
+        async with asyncio.timeout(20):
+            while await figures() != (1, 0, 100_000):
+                await asyncio.sleep(0.05)
+            os.kill(app.worker_pids()[0], signal.SIGKILL)
+            while await figures() != (0, 0, 100_000):
+                await asyncio.sleep(0.05)
+        await asking
+        assert await figures() == (0, 0, 100_000)
