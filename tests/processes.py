@@ -1,6 +1,7 @@
 """A server process on a free port of this machine, started by a test and gone at its end."""
 
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -20,15 +22,28 @@ ATTEMPTS = 5
 # down for a while, and a client that tries such a port long enough connects to itself.
 # A cluster node also uses its port + 10000.
 PORTS = range(15_000, 22_000)
+TEST_PROCESSES = 7
+"""As many may run tests at once without ever trying the same port: each has a share of the ports."""
 
 
 class ServerError(Exception):
     """A server did not start, or not in time. Says what it wrote."""
 
 
+def _own_ports() -> Iterator[int]:
+    """This process's share of the ports, round and round: one handed out comes again after all others."""
+    number = int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"))
+    share = PORTS[number % TEST_PROCESSES :: TEST_PROCESSES]
+    start = random.randrange(len(share))
+    return itertools.cycle((*share[start:], *share[:start]))
+
+
+_ports = _own_ports()
+
+
 def free_port() -> int:
     """A port nothing listens on right now. Another process may still be quicker to take it."""
-    for port in random.sample(PORTS, len(PORTS)):
+    for port in itertools.islice(_ports, len(PORTS)):
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
@@ -144,13 +159,13 @@ class ServerProcess(ABC):
                 return
             taken = not self.alive and "address already in use" in self.log.lower()
             self.kill()
-            if not taken:
-                break
+            failure = f"{self.name} did not start on port {self.port}; it wrote:\n{self.log}"
+            if not taken or attempt + 1 == ATTEMPTS:
+                raise ServerError(failure)
             if keep_port:
                 time.sleep(0.2 * (attempt + 1))
             else:
                 self.port = free_port()
-        raise ServerError(f"{self.name} did not start on port {self.port}; it wrote:\n{self.log}")
 
     def _spawn(self) -> None:
         self._log_start = self._log.stat().st_size if self._log.exists() else 0

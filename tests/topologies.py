@@ -24,8 +24,8 @@ class SentinelServer(StoreServer):
         self._primary = primary
 
     def command(self) -> list[str]:
-        """Its file says what it watches; another start goes on with what it learnt."""
-        file = self.folder / "sentinel.conf"
+        """Its file says what it watches; another start on the same port goes on with what it learnt."""
+        file = self.folder / f"sentinel-{self.port}.conf"
         if not file.exists():
             file.write_text(
                 f"port {self.port}\nbind {HOST}\ndir {self.folder}\n"
