@@ -42,6 +42,7 @@ from ratelimit_mw.refused import Refusals
 from ratelimit_mw.renewals import Renewals
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.stats import Stats
+from ratelimit_mw.tally import Tally
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -75,7 +76,8 @@ class Limiter:
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
         self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
-        self._decided: dict[tuple[str, str], int] = {}
+        self.tally = Tally()
+        """Counts every decision."""
         self._slots_lost = 0
         self._settles_ignored = 0
 
@@ -148,10 +150,13 @@ class Limiter:
     def stats(self) -> Stats:
         """What this limiter has done, and what waits."""
         renewals = list(self._renewals.values())
+        decisions: dict[tuple[str, str], int] = {}
+        for (plan, _, outcome, _), number in self.tally.totals().items():
+            decisions[plan, outcome] = decisions.get((plan, outcome), 0) + number
         return Stats(
             backend_up=not self.backend.is_away,
             load=self.backend.load,
-            decisions=dict(self._decided),
+            decisions=decisions,
             decisions_without_backend=dict(self._local.decisions),
             leases=sum(map(len, renewals)),
             slots_lost=self._slots_lost + sum([each.lost for each in renewals]),
@@ -162,10 +167,10 @@ class Limiter:
         )
 
     def _counted(self, policy: Policy, decision: Decision) -> Decision:
-        refusal = decision.refusal
-        outcome = "admitted" if refusal is None else "shadow" if decision.allowed else refusal.reason
-        key = (policy.identity.plan, outcome)
-        self._decided[key] = self._decided.get(key, 0) + 1
+        if decision.refusal is None:
+            self.tally.admit(policy)
+        else:
+            self.tally.refuse(policy, decision.refusal, shadow=decision.allowed)
         return decision
 
     # deciding -----------------------------------------------------------------------------------

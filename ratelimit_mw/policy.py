@@ -20,9 +20,9 @@ MAX_POLICIES = 10_000
 _ANY_ROUTE = RouteSettings(path="/{rest:path}")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Policy:
-    """What holds for one caller on one route."""
+    """What holds for one caller on one route. Nothing of it changes but what the tally counts on it."""
 
     identity: Identity
     route: RouteSettings | None
@@ -42,6 +42,10 @@ class Policy:
     on_failure: OnFailure
     on_failure_priced: OnFailure
     shadow: bool
+    admitted: int = 0
+    """Requests admitted since the tally was added up last."""
+    refused: dict[tuple[str, str], int] | None = None
+    """The same of requests that were not, by outcome and limit; None for none."""
 
     @property
     def is_exempt(self) -> bool:

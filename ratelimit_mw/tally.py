@@ -1,0 +1,91 @@
+"""What one process has decided, counted at next to no cost and read now and then."""
+
+from heapq import nlargest
+
+from ratelimit_mw.decision import Refusal
+from ratelimit_mw.identity import Identity
+from ratelimit_mw.limits import Slots, Window
+from ratelimit_mw.policy import Policy
+
+MAX_CALLERS = 2_000
+"""Callers counted apart between two readings. Beyond it those with the fewest requests are left out."""
+MAX_TOUCHED = 10_000
+"""Policies counted on before somebody has to add them up."""
+
+Totals = dict[tuple[str, str, str, str], int]
+"""By plan, pattern of the route's rule ("" where none matched), outcome and limit. The outcome is `admitted`,
+`shadow` (let through, would have been refused) or the reason of a refusal; the limit, by its name, is the one
+that refused, else ""."""
+CallerCounts = list[tuple[Identity, dict[str, int]]]
+"""Who was decided about, and how often with which outcome."""
+
+
+class Tally:
+    """Counts decisions. A policy is one caller's on one route, so a request adds 1 to a number of its own."""
+
+    def __init__(self) -> None:
+        self._touched: list[Policy] = []
+        self._totals: Totals = {}
+        self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
+
+    def admit(self, policy: Policy) -> None:
+        """Count an admitted request."""
+        if not policy.admitted:
+            self._touch(policy)
+        policy.admitted += 1
+
+    def refuse(self, policy: Policy, refusal: Refusal, *, shadow: bool) -> None:
+        """Count a request that was refused, or would have been."""
+        if policy.refused is None:
+            policy.refused = {}
+            self._touch(policy)
+        what = ("shadow" if shadow else refusal.reason, limit_name(refusal))
+        policy.refused[what] = policy.refused.get(what, 0) + 1
+
+    def totals(self) -> Totals:
+        """Every number since the limiter was made."""
+        self._add_up()
+        return self._totals.copy()
+
+    def take_callers(self) -> CallerCounts:
+        """What was counted of each caller since this was asked last. There is one who asks."""
+        self._add_up()
+        callers, self._callers = self._callers, {}
+        return list(callers.values())
+
+    def _touch(self, policy: Policy) -> None:
+        if len(self._touched) >= MAX_TOUCHED:
+            self._add_up()
+        self._touched.append(policy)
+
+    def _add_up(self) -> None:
+        touched, self._touched = self._touched, []
+        for policy in touched:
+            admitted, policy.admitted = policy.admitted, 0
+            refused, policy.refused = policy.refused, None
+            if admitted:
+                self._add(policy, "admitted", "", admitted)
+            for (outcome, limit), number in (refused or {}).items():
+                self._add(policy, outcome, limit, number)
+        if len(self._callers) > MAX_CALLERS:
+            busiest = nlargest(
+                MAX_CALLERS // 2, self._callers.items(), key=lambda each: sum(each[1][1].values())
+            )
+            self._callers = dict(busiest)
+
+    def _add(self, policy: Policy, outcome: str, limit: str, number: int) -> None:
+        identity, route = policy.identity, policy.route
+        what = (identity.plan, "" if route is None else route.path, outcome, limit)
+        self._totals[what] = self._totals.get(what, 0) + number
+        _, counts = self._callers.setdefault((identity.partition, identity.plan), (identity, {}))
+        counts[outcome] = counts.get(outcome, 0) + number
+
+
+def limit_name(refusal: Refusal) -> str:
+    """What the limit that refused is called in figures: `60/minute`, `slots`, `daily`; "" for none."""
+    if refusal.standing is None:
+        return ""
+    limit = refusal.standing.counter.limit
+    if isinstance(limit, Window):
+        return limit.text
+    return "slots" if isinstance(limit, Slots) else limit.period
