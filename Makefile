@@ -64,7 +64,7 @@ clean:
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.
 .venv/installed: pyproject.toml
 	$(call make-venv,.venv)
-	$(BIN)/python -m pip install --quiet --editable ".[cli,metrics]" --group dev
+	$(BIN)/python -m pip install --quiet --editable ".[cli,metrics,otel]" --group dev
 	@touch $@
 
 .venv-bench/installed: pyproject.toml $(wildcard benchmarks/requirements.txt)

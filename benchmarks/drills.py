@@ -8,7 +8,8 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from tests.drills import DRILLS, TIMEOUT, WORKERS, Drill, Report, run
+from tests.drill_faults import DRILLS, Drill
+from tests.drills import TIMEOUT, WORKERS, Report, run
 from tests.servers import StoreServer
 
 HEAD = (

@@ -57,7 +57,7 @@ class AddressReader:
         """
         client = scope.get("client")
         host: str | None = client[0] if client else None
-        peer = self._hop(host) if host else _Hop(UNIX, self._trusts_unix)
+        peer = (self._hops.get(host) or self._hop(host)) if host else _Hop(UNIX, self._trusts_unix)
         if peer is not None and peer.trusted:
             return self._forwarded(scope) or peer.text
         if self._looks:

@@ -1,9 +1,8 @@
 """Tells the app, once per period, that a caller's budget has reached its `warn_at`."""
 
 import asyncio
-import os
 
-from ratelimit_mw.charge import LEASE_ID_SIZE, Backend, BackendError, Charge, Counter
+from ratelimit_mw.charge import Backend, BackendError, Charge, Counter, new_lease_id
 from ratelimit_mw.decision import Decision, NearBudget
 from ratelimit_mw.events import BudgetWarning, Notifier
 from ratelimit_mw.identity import Identity
@@ -41,7 +40,7 @@ class BudgetWarnings:
         # A single slot, held to the end of the period and never released: whoever gets it announces.
         once = Charge([Counter(partition, f"n:{scope}", Slots(1, lease=(ends - now) / SECOND))])
         try:
-            outcome = await self._backend.acquire(once, os.urandom(LEASE_ID_SIZE))
+            outcome = await self._backend.acquire(once, new_lease_id())
         except BackendError:
             self._seen.discard((partition, scope))
             return

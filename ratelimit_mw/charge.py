@@ -3,12 +3,14 @@
 A backend knows these values and nothing of HTTP, plans or API keys.
 """
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol
+from itertools import chain
+from typing import Literal, NamedTuple, Protocol, Self
 
-from ratelimit_mw.limits import Allowance, Limit, Slots
+from ratelimit_mw.limits import Allowance, Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
 Clock = Callable[[], int]
@@ -16,6 +18,26 @@ Clock = Callable[[], int]
 
 LEASE_ID_SIZE = 16
 """Bytes of a lease id: random, so that nobody can guess another's."""
+NO_LEASE_ID = bytes(LEASE_ID_SIZE)
+"""In place of one where nothing is held."""
+
+_IDS_AT_ONCE = 256
+_fresh_ids: list[bytes] = []
+if hasattr(os, "register_at_fork"):  # or parent and child would go on with the same ones
+    os.register_at_fork(after_in_child=_fresh_ids.clear)
+
+
+def new_lease_id() -> bytes:
+    """A lease id that was never handed out. Random bytes are fetched for many at once: each fetch is a
+    call of the system.
+    """
+    try:
+        return _fresh_ids.pop()
+    except IndexError:
+        fetched = os.urandom(LEASE_ID_SIZE * (_IDS_AT_ONCE + 1))
+        *others, one = [fetched[at : at + LEASE_ID_SIZE] for at in range(0, len(fetched), LEASE_ID_SIZE)]
+        _fresh_ids.extend(others)
+        return one
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +87,46 @@ class Charge:
     """
 
     __slots__ = (
+        "ahead",
         "allowances",
         "cost",
         "counters",
         "currency",
+        "is_held",
+        "is_of_one",
         "last",
         "lease",
         "max_hold",
         "prepared",
         "slots",
+        "windows",
     )
 
-    def __init__(self, counters: Iterable[Counter], cost: int = 1) -> None:
+    def __init__(self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0) -> None:
+        """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
+        taken, at most an eighth of each window; they leave it a window's length after the end of that time.
+        """
         self.counters = tuple(counters)
         self.cost = cost
+        self.ahead = ahead
+        if ahead and not all(isinstance(c.limit, Window) for c in self.counters):
+            raise ValueError("only units of windows are taken ahead")
         limits = [c.limit for c in self.counters if isinstance(c.limit, Slots)]
         self.slots = tuple(Held(c.partition, c.scope) for c in self.counters if isinstance(c.limit, Slots))
         # A request's slots are renewed and freed together, so the shortest counts for all.
         self.lease = min((limit.lease for limit in limits), default=0.0)
         self.max_hold = min((limit.max_hold for limit in limits if limit.max_hold), default=None)
         self.allowances = tuple(c for c in self.counters if isinstance(c.limit, Allowance))
+        self.is_held = bool(self.slots or self.allowances)
+        """Whether anything of it lasts until it is given back: slots, money."""
+        self.is_of_one = len({counter.partition for counter in self.counters}) <= 1
+        """Whether all of it is counted under one partition, which is one node of a cluster."""
+        self.windows = tuple(
+            (3 * place, counter.limit)
+            for place, counter in enumerate(self.counters)
+            if counter.owner == "caller" and isinstance(counter.limit, Window)
+        )
+        """The caller's own windows, and where each one's figures begin among an outcome's numbers."""
         self.currency = next(
             (c.limit.currency for c in self.counters if isinstance(c.limit, Allowance)), "USD"
         )
@@ -129,12 +171,25 @@ class Figures(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A backend's answer to a charge: `figures` in the order of its counters."""
+    """A backend's answer to a charge."""
 
     admitted: bool
     now: int
-    figures: Sequence[Figures]
+    numbers: Sequence[int]
+    """The three `Figures` of each of its counters, in their order, in one row: it is made for every request,
+    and mostly little of it is looked at."""
     hold: Hold
+
+    @property
+    def figures(self) -> list[Figures]:
+        """How each limit stands after the decision, in the order of the charge's counters."""
+        numbers = self.numbers
+        return [Figures(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+
+    @classmethod
+    def of(cls, admitted: bool, now: int, figures: Iterable[Figures], hold: Hold) -> Self:
+        """An outcome told by its figures."""
+        return cls(admitted, now, tuple(chain.from_iterable(figures)), hold)
 
 
 class Money(Enum):
@@ -161,6 +216,10 @@ class BackendError(Exception):
     """The backend could not be asked, did not answer in time or refused; nobody was decided about."""
 
 
+WAITS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+"""Seconds by which the calls of a backend are told apart."""
+
+
 class Load(NamedTuple):
     """What a backend's connections have carried, and what waits."""
 
@@ -171,10 +230,21 @@ class Load(NamedTuple):
     """Releases and settles that wait to be written, and are sent until they arrive."""
     failed: int = 0
     """Operations that the server answered with an error of their own."""
+    waited: float = 0.0
+    """Seconds that calls took, from the first operation's wait on; all together."""
+    waits: tuple[int, ...] = (0,) * (len(WAITS) + 1)
+    """Calls by how long they took: up to each of `WAITS`, and longer."""
 
     def plus(self, other: "Load") -> "Load":
         """Both together."""
-        return Load(*[mine + theirs for mine, theirs in zip(self, other, strict=True)])
+        return Load(
+            self.batches + other.batches,
+            self.operations + other.operations,
+            self.owed + other.owed,
+            self.failed + other.failed,
+            self.waited + other.waited,
+            tuple(map(sum, zip(self.waits, other.waits, strict=True))),
+        )
 
 
 class Holder(Protocol):

@@ -77,15 +77,7 @@ class Decision(NamedTuple):
             counter, figures = self.refusal.standing
             if counter.owner == "caller" and isinstance(counter.limit, Window):
                 return counter.limit, figures
-        best: tuple[Window, Figures] | None = None
-        best_fits = 0
-        for counter, figures in self.standings:
-            window = counter.limit
-            if counter.owner == "caller" and isinstance(window, Window):
-                fits = max(window.quota - figures.used, 0) // self.cost
-                if best is None or fits < best_fits or (fits == best_fits and window.length > best[0].length):
-                    best, best_fits = (window, figures), fits
-        return best
+        return min(self.windows(), key=lambda each: _left(each[0], each[1].used, self.cost), default=None)
 
     def warnings(self) -> Iterator[NearBudget]:
         """The budgets that have reached their `warn_at`."""
@@ -97,6 +89,38 @@ class Decision(NamedTuple):
                 if figures.used + figures.held >= share * limit.amount:
                     left = max(limit.amount - figures.used - figures.held, 0)
                     yield NearBudget(limit, left, place_of(counter, self.now))
+
+
+class Admission(NamedTuple):
+    """A request that was admitted, before anybody asks how its limits stand."""
+
+    policy: Policy
+    charge: Charge
+    outcome: Outcome
+    price: int = 0
+
+    @property
+    def decision(self) -> Decision:
+        """The decision that was made."""
+        return decision_of(*self, None)
+
+    def nearest(self) -> tuple[Window, int, int] | None:
+        """As of the decision: the window, its units used and the microseconds until one leaves."""
+        (_, charge, (_, _, numbers, _), _) = self
+        best, fewest = None, 0
+        for at, window in charge.windows:
+            left = (window.quota - numbers[at]) // charge.cost
+            if best is None or left < fewest or (left == fewest and window.length > best[1].length):
+                best, fewest = (at, window), left
+        if best is None:
+            return None
+        at, window = best
+        return window, numbers[at], numbers[at + 1]
+
+
+def _left(window: Window, used: int, cost: int) -> tuple[int, int]:
+    """What is smallest for the window that `X-RateLimit-*` describe."""
+    return max(window.quota - used, 0) // cost, -window.length
 
 
 def decision_of(

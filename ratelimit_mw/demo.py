@@ -7,6 +7,8 @@ import asyncio
 import contextlib
 import copy
 import json
+import logging
+import secrets
 import socket
 import tomllib
 import uuid
@@ -24,6 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.config import LOGGING_CONFIG
 
+from ratelimit_mw.demo_traffic import simulate
 from ratelimit_mw.middleware import RateLimitMiddleware
 from ratelimit_mw.settings import Settings
 
@@ -40,6 +43,10 @@ _QUIETLY = "curl -s -o /dev/null -w '%{http_code} '"
 _WELCOME = """\
 A prediction API behind ratelimit_mw, at {url}. Counts are kept in memory. Ctrl-C ends it.
 {note}
+The dashboard: {url}/dashboard
+Its token:     {token}
+
+{traffic}
 Try, in another terminal:
 
 1. One prediction: 201, and the headers X-RateLimit-Limit: 10, X-RateLimit-Remaining: 9.
@@ -65,6 +72,15 @@ Try, in another terminal:
 
 8. Exempt from all limits: 200, and no rate limit headers.
    curl -i {url}/health
+"""
+
+
+_WITH_TRAFFIC = """\
+A few simulated callers keep it moving. One of them asks far too much: the page says which, and why it is
+refused. Open it, give it the plan "team", and watch it being admitted; then take that back.
+"""
+_WITHOUT_TRAFFIC = """\
+What you try below shows there within two seconds.
 """
 
 
@@ -95,8 +111,8 @@ class Predictions:
         return JSONResponse(prediction)
 
 
-def create_app() -> Starlette:
-    """The API with its limits."""
+def create_app(token: str = "") -> Starlette:
+    """The API with its limits; `token` opens its dashboard, and nobody knows it where it is not given."""
     predictions = Predictions()
     routes = [
         Route("/health", _health),
@@ -104,24 +120,51 @@ def create_app() -> Starlette:
         Route("/v1/predictions", predictions.create, methods=["POST"]),
         Route("/v1/predictions/{id}", predictions.read),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(RateLimitMiddleware, settings=demo_settings())])
+    limits = Middleware(RateLimitMiddleware, settings=demo_settings(token))
+    return Starlette(routes=routes, middleware=[limits])
 
 
-def demo_settings() -> Settings:
+def demo_settings(token: str = "") -> Settings:
     """What `demo.toml` says. Neither the environment nor a file of the caller's changes it."""
-    return Settings(**tomllib.loads(files("ratelimit_mw").joinpath("demo.toml").read_text("utf-8")))
+    said = tomllib.loads(files("ratelimit_mw").joinpath("demo.toml").read_text("utf-8"))
+    said["operations"]["dashboard_token"] = token or _new_token()
+    return Settings(**said)
 
 
-def run(port: int) -> None:
-    """Serve until Ctrl-C, on another port where this one is taken, and print what to try."""
+def run(port: int, token: str = "", *, traffic: bool = True) -> None:
+    """Serve until Ctrl-C, on another port where this one is taken, and print what to try.
+
+    Without a `token` the dashboard has a new one.
+    """
+    token = token or _new_token()
     with _listen(port) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}"
         note = "" if port in (0, listener.getsockname()[1]) else f"Port {port} is taken, so it has another.\n"
-        print(_WELCOME.format(url=url, note=note, quietly=_QUIETLY), flush=True)
-        config = uvicorn.Config(create_app(), log_config=_log_config(), log_level=None)
+        hint = _WITH_TRAFFIC if traffic else _WITHOUT_TRAFFIC
+        print(
+            _WELCOME.format(url=url, note=note, token=token, traffic=hint, quietly=_QUIETLY),
+            flush=True,
+        )
         with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            asyncio.run(_serve(create_app(token), listener, traffic=traffic))
         print("The demo has ended.")
+
+
+async def _serve(app: Starlette, listener: socket.socket, *, traffic: bool) -> None:
+    server = uvicorn.Server(uvicorn.Config(app, log_config=_log_config(), log_level=None))
+    if not traffic:
+        await server.serve(sockets=[listener])
+        return
+    callers = asyncio.create_task(simulate(app, lambda: server.should_exit))
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        callers.cancel()
+        await asyncio.wait([callers])
+
+
+def _new_token() -> str:
+    return secrets.token_urlsafe(16)
 
 
 def _listen(port: int) -> socket.socket:
@@ -135,10 +178,16 @@ def _listen(port: int) -> socket.socket:
 
 
 def _log_config() -> dict[str, Any]:
-    """As uvicorn has it: its lines about requests, without those about itself."""
+    """As uvicorn has it: its lines about requests, without those about itself and the dashboard's."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["loggers"]["uvicorn.error"]["level"] = "WARNING"
+    config["filters"] = {"api": {"()": lambda: _is_of_the_api}}
+    config["handlers"]["access"]["filters"] = ["api"]
     return config
+
+
+def _is_of_the_api(record: logging.LogRecord) -> bool:
+    return "/dashboard" not in record.getMessage()
 
 
 async def _prompt(request: Request) -> str:

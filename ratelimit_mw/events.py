@@ -2,11 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ratelimit_mw.decision import Decision
 from ratelimit_mw.identity import Identity
+from ratelimit_mw.policy import Policy
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -41,8 +44,24 @@ class SlotLost:
     lease_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class DecisionMade:
+    """A request was decided about: admitted, refused, or let through by shadow mode. Exempt ones are not."""
+
+    identity: Identity
+    route: str | None
+    """The pattern of the rule that it falls under, None where there is none."""
+    decision: Decision
+
+
 Event = BudgetWarning | SettleIgnored | SlotLost
 OnEvent = Callable[[Event], object]
+OnDecision = Callable[[DecisionMade], object]
+Observer = Callable[[Policy, Decision], object]
+"""Is shown each decision as it is made, in the request's own context. Must be quick, and wait for nothing."""
+
+COMPLAIN_SECONDS = 60.0
+"""How often it is logged that decisions cannot be handed over: they are many."""
 
 
 class Notifier:
@@ -61,3 +80,45 @@ class Notifier:
             on_event(event)
         except Exception:
             logger.exception("on_event failed for %r", event)
+
+
+class DecisionNotifier:
+    """An observer that hands decisions to the app, which can neither delay nor break a request by that."""
+
+    def __init__(self, on_decision: OnDecision) -> None:
+        self._on_decision = on_decision
+        self._complained = -COMPLAIN_SECONDS
+
+    def __call__(self, policy: Policy, decision: Decision) -> None:
+        """Hand a decision over at the end of this turn of the event loop."""
+        route = None if policy.route is None else policy.route.path
+        made = DecisionMade(policy.identity, route, decision)
+        asyncio.get_running_loop().call_soon(self._hand_over, made)
+
+    def _hand_over(self, made: DecisionMade) -> None:
+        try:
+            self._on_decision(made)
+        except Exception:
+            now = time.monotonic()
+            if now - self._complained >= COMPLAIN_SECONDS:
+                self._complained = now
+                logger.exception("on_decision failed for %s", made.identity.partition)
+
+
+class Observers:
+    """Everyone who is shown decisions."""
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        """Show it every decision from now on."""
+        self._observers.append(observer)
+
+    def __call__(self, policy: Policy, decision: Decision) -> None:
+        """Show a decision to all of them; whoever fails harms neither the others nor the request."""
+        for observer in self._observers:
+            try:
+                observer(policy, decision)
+            except Exception:
+                logger.exception("%r failed to observe a decision", observer)

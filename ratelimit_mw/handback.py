@@ -12,6 +12,7 @@ from functools import partial
 
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.charge import (
+    NO_LEASE_ID,
     Backend,
     BackendError,
     Charge,
@@ -79,6 +80,7 @@ class HandBack:
         self._owed: dict[bytes, _Owed] = {}
         self._budgets: dict[Counter, None] = {}
         self._task: asyncio.Task[None] | None = None
+        self._is_closing = False
         self.lost = 0
         """How many holds and counters were given up before the backend was back."""
 
@@ -134,17 +136,23 @@ class HandBack:
 
     async def close(self) -> None:
         """Tell what can be told now, for a bounded time, and report what is lost."""
-        if self._task is not None and not self._task.done():
-            if self._task.get_loop() is not asyncio.get_running_loop():
-                return  # it goes on in a loop that serves requests
-            self._task.cancel()
-        if not len(self):
-            return
+        task = None if self._task is None or self._task.done() else self._task
+        if task is not None and task.get_loop() is not asyncio.get_running_loop():
+            return  # it goes on in a loop that serves requests
+        self._is_closing = True
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self.tell()
+                # Not cancelled: the backend would take back what it is being told, under the same lease id.
+                if task is not None:
+                    await asyncio.wait([task])
+                if len(self):
+                    await self.tell()
         except TimeoutError:
-            pass  # what is left says it
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])  # what was under way is owed again: what is left says it
+        finally:
+            self._is_closing = False
         if len(self):
             self.lost += len(self)
             logger.error("the backend was never told of %d counts of this process: it is closed", len(self))
@@ -172,6 +180,8 @@ class HandBack:
     async def _keep_telling(self) -> None:
         while len(self):
             await asyncio.sleep(LOOK_EVERY)
+            if self._is_closing:
+                return  # which tells the rest itself
             await self.tell()
 
     async def _tell_first(self) -> bool:
@@ -188,10 +198,12 @@ class HandBack:
         counted = min(cost, live, _ANY_COST)
         if counted:
             try:
-                outcome = await self._shared.acquire(Charge([_boundless(counter)], counted), _NO_LEASE)
-            except BackendError:
+                outcome = await self._shared.acquire(Charge([_boundless(counter)], counted), NO_LEASE_ID)
+            except (BackendError, asyncio.CancelledError) as failure:
                 self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
-                return False
+                if isinstance(failure, BackendError):
+                    return False
+                raise
             self._on_told(Charge([counter]), outcome)
         if counter not in self._windows:
             await self._books.reset(Charge([counter]))
@@ -262,6 +274,3 @@ def _boundless(counter: Counter) -> Counter:
     if isinstance(limit, Slots):
         return replace(counter, limit=replace(limit, limit=_ANY_COST))
     return replace(counter, limit=replace(limit, amount=_ANY_AMOUNT))
-
-
-_NO_LEASE = b"\0" * 16

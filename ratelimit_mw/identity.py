@@ -71,7 +71,8 @@ class Identifier:
         self._read_address = AddressReader(identity)
         self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
         self._listed: dict[str, Identity] = {}
-        self._hashes: dict[bytes, str] = {}
+        self._by_key: dict[bytes, Identity | str] = {}
+        """Keys seen lately: who has them, or the hash of those that are not listed."""
         self._unlisted: dict[tuple[str, str], Identity] = {}
 
     def __call__(self, scope: Scope) -> Identity:
@@ -81,15 +82,14 @@ class Identifier:
         """
         api_key = self._read_api_key(scope)
         if api_key is None:
-            return self.anonymous(scope)
-        api_key_hash = self._hashes.get(api_key) or self._hash(api_key)
-        listed = self._listed.get(api_key_hash) or self.of_key(api_key_hash)
-        return self.of_unknown(api_key_hash, self._read_address(scope)) if listed is None else listed
+            return self.of_address(self._read_address(scope))
+        known = self._by_key.get(api_key) or self._look_up(api_key)
+        return self.of_unknown(known, self._read_address(scope)) if isinstance(known, str) else known
 
     def read(self, scope: Scope) -> tuple[bytes, str] | None:
         """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
         api_key = self._read_api_key(scope)
-        return None if api_key is None else (api_key, self._hashes.get(api_key) or self._hash(api_key))
+        return None if api_key is None else (api_key, self._hash(api_key))
 
     def address_of(self, scope: Scope) -> str:
         """The client address of a scope, as it is counted under."""
@@ -136,33 +136,40 @@ class Identifier:
         self._unlisted[api_key_hash, address] = identity
         return identity
 
-    def _hash(self, api_key: bytes) -> str:
+    def _look_up(self, api_key: bytes) -> Identity | str:
         api_key_hash = hash_api_key(api_key, self._secret)
+        known = self.of_key(api_key_hash) or api_key_hash
         if len(api_key) <= _LONGEST_REMEMBERED:
-            if len(self._hashes) >= _MAX_REMEMBERED:
-                self._hashes.clear()
-            self._hashes[api_key] = api_key_hash
-        return api_key_hash
+            if len(self._by_key) >= _MAX_REMEMBERED:
+                self._by_key.clear()
+            self._by_key[api_key] = known
+        return known
+
+    def _hash(self, api_key: bytes) -> str:
+        known = self._by_key.get(api_key) or self._look_up(api_key)
+        return known if isinstance(known, str) else known.api_key_hash or hash_api_key(api_key, self._secret)
 
 
 class ApiKeyReader:
     """Reads the API key of a scope from the headers that the settings name."""
 
     def __init__(self, headers: Sequence[str]) -> None:
-        self._names = frozenset(header.lower().encode("latin-1") for header in headers)
-        self._lengths = frozenset(len(name) for name in self._names)
+        self._names = [header.lower().encode("latin-1") for header in headers]
         self._shown = ", ".join(headers)
 
     def __call__(self, scope: Scope) -> bytes | None:
         """The key as it was sent, without the blanks around it. Raises IdentityError."""
-        lengths, names = self._lengths, self._names
-        values: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            # Most names are ruled out by their length, which is cheaper than lower-casing them all.
-            if len(name) in lengths and (lowered := name.lower()) in names:
-                values.setdefault(lowered, value)
+        headers = scope["headers"]
+        by_name = dict(headers)
+        if len(by_name) < len(headers) or not b"".join(by_name).islower():
+            by_name = {}
+            for name, value in headers:  # of one that came more than once, the first counts
+                by_name.setdefault(name.lower(), value)
         api_key = b""
-        for name, value in values.items():
+        for name in self._names:
+            value = by_name.get(name)
+            if value is None:
+                continue
             found = _from_authorization(value) if name == b"authorization" else value.strip(_BLANKS)
             if len(found) > MAX_KEY:
                 message = f"API key too long. At most {MAX_KEY} bytes are allowed."

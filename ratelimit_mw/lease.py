@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ratelimit_mw.charge import Held, Hold
-from ratelimit_mw.decision import Decision
+from ratelimit_mw.decision import Admission, Decision
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from ratelimit_mw.charge import Holder
     from ratelimit_mw.limiter import Limiter
+    from ratelimit_mw.refused import Refused
+    from ratelimit_mw.renewals import Renewals
 
 MAX_TTL = 30 * 86_400
 """The longest that a detached slot can wait for a worker, in seconds."""
@@ -39,41 +41,41 @@ class Lease:
     request; a detached one by `Limiter.resume` or `Limiter.release`.
     """
 
-    __slots__ = (
-        "_limiter",
-        "backend",
-        "decision",
-        "give_up_at",
-        "hold",
-        "is_detached",
-        "is_ended",
-        "is_lost",
-        "renew_at",
-        "token",
-    )
+    # What few leases ever set is not set for each: one is made for every request.
+    give_up_at: float | None = None
+    """When the slots have been held for their `max_hold`, by `time.monotonic`; None without one."""
+    renew_at: float | None = None
+    """When to renew next, by `time.monotonic`; None where that was not looked at yet."""
+    renewals: "Renewals | None" = None
+    """What renews the slots of a request, from its admission on."""
+    repeats: "Refused | None" = None
+    """The refusal before that this one repeats."""
+    is_detached = False
+    is_ended = False
+    is_lost = False
+    """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
+    token = ""
 
     def __init__(
-        self,
-        limiter: "Limiter",
-        decision: Decision,
-        hold: Hold,
-        backend: "Holder",
-        give_up_at: float | None = None,
+        self, limiter: "Limiter", hold: Hold, backend: "Holder", decided: "Decision | Admission"
     ) -> None:
         self._limiter = limiter
-        self.decision = decision
-        """How the limits stood when it was decided."""
         self.hold = hold
         self.backend = backend
-        self.give_up_at = give_up_at
-        """When the slots have been held for their `max_hold`, by `time.monotonic`; None without one."""
-        self.renew_at = 0.0
-        """When to renew next, by `time.monotonic`."""
-        self.is_detached = False
-        self.is_ended = False
-        self.is_lost = False
-        """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
-        self.token = ""
+        self._decided = decided
+
+    @property
+    def decision(self) -> Decision:
+        """How the limits stood when it was decided."""
+        decided = self._decided
+        if isinstance(decided, Admission):
+            decided = self._decided = decided.decision
+        return decided
+
+    @property
+    def admission(self) -> "Admission | None":
+        """The same of a plain admission nobody has looked at: what headers need, for less."""
+        return self._decided if isinstance(self._decided, Admission) else None
 
     @property
     def id(self) -> str:
@@ -83,7 +85,7 @@ class Lease:
     @property
     def allowed(self) -> bool:
         """Whether the request was admitted."""
-        return self.decision.allowed
+        return isinstance(self._decided, Admission) or self._decided.allowed
 
     async def detach(self, *, ttl: float) -> str:
         """Keep slot and price beyond the response; returns the token by which any process goes on.

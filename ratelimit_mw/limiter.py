@@ -4,32 +4,39 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
-from ratelimit_mw.backends import open_backend
+from ratelimit_mw.backends import open_backend, open_figures_store
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.budget_warnings import BudgetWarnings
 from ratelimit_mw.charge import (
-    LEASE_ID_SIZE,
+    NO_LEASE_ID,
     NOTHING_HELD,
     Backend,
     BackendError,
     Charge,
     Counter,
-    Hold,
-    Holder,
     Money,
     Settlement,
+    new_lease_id,
 )
 from ratelimit_mw.checks.startup import log_findings
-from ratelimit_mw.decision import Decision, decision_of
-from ratelimit_mw.events import Notifier, OnEvent, SettleIgnored
+from ratelimit_mw.decision import Admission, Decision, decision_of
+from ratelimit_mw.events import (
+    DecisionNotifier,
+    Notifier,
+    Observer,
+    Observers,
+    OnDecision,
+    OnEvent,
+    SettleIgnored,
+)
 from ratelimit_mw.identity import Identifier, Identity
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw.limits import Allowance
@@ -38,15 +45,18 @@ from ratelimit_mw.live.state import Live
 from ratelimit_mw.local import LocalPolicy
 from ratelimit_mw.money import format_amount, parse_amount
 from ratelimit_mw.policy import Policies, Policy
-from ratelimit_mw.refused import Refusals
+from ratelimit_mw.prefetch import Prefetch
+from ratelimit_mw.refusal_log import RefusalLog
+from ratelimit_mw.refused import Refusals, Refused
 from ratelimit_mw.renewals import Renewals
+from ratelimit_mw.reporting import Reporter
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.stats import Stats
-from ratelimit_mw.tally import Tally
+from ratelimit_mw.tally import Tally, kind_of
 
 logger = logging.getLogger("ratelimit_mw")
 
-_NO_LEASE = bytes(LEASE_ID_SIZE)
+T = TypeVar("T")
 
 
 class Limiter:
@@ -58,13 +68,18 @@ class Limiter:
         *,
         backend: Backend | None = None,
         on_event: OnEvent | None = None,
+        on_decision: OnDecision | None = None,
         resolve: Resolve | None = None,
     ) -> None:
-        """`backend` takes the place of the one that the settings name; `on_event` is told what happens;
-        `resolve` looks keys up that are neither set live nor in the settings.
+        """`backend` takes the place of the one that the settings name; `on_event` is told what happens, and
+        `on_decision` each decision; `resolve` looks keys up that are neither set live nor in the settings.
         """
         settings = settings or Settings()
-        self.live = Live(settings, resolve)
+        self.tally = Tally()
+        """Counts every decision."""
+        self.reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
+        """Tells the fleet of them."""
+        self.live = Live(settings, resolve, [self.reporter.job()])
         log_findings(self.settings)
         self.backend = backend or open_backend(self.settings.backend)
         self._local = LocalPolicy(self.backend)
@@ -73,13 +88,18 @@ class Limiter:
         self._remembers = not isinstance(self.backend, MemoryBackend)
         self._secret = self.settings.identity.hash_secret
         self._notify = Notifier(on_event)
+        self._observers: Observers | None = None
+        if on_decision is not None:
+            self.observe(DecisionNotifier(on_decision))
+        self._log_refusal = RefusalLog()
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
+        self._prefetch = Prefetch(self.backend, self._owed)
         self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
-        self.tally = Tally()
-        """Counts every decision."""
         self._slots_lost = 0
         self._settles_ignored = 0
+        self.at_close: list[Callable[[], object]] = []
+        """Called when it was closed: a server that stops may end a process without any other word."""
 
     @property
     def settings(self) -> Settings:
@@ -114,6 +134,7 @@ class Limiter:
         settings: Settings | str | os.PathLike[str] | None = None,
         *,
         on_event: OnEvent | None = None,
+        on_decision: OnDecision | None = None,
         resolve: Resolve | None = None,
     ) -> Self:
         """A limiter by a settings file, or by the one that `RATELIMIT_SETTINGS` names.
@@ -121,7 +142,7 @@ class Limiter:
         Raises `SettingsError`.
         """
         loaded = settings if isinstance(settings, Settings) else Settings.load(settings)
-        return cls(loaded, on_event=on_event, resolve=resolve)
+        return cls(loaded, on_event=on_event, on_decision=on_decision, resolve=resolve)
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -132,6 +153,7 @@ class Limiter:
 
     async def open(self) -> None:
         """Connect ahead of the first request. A backend that is away is no error."""
+        self.reporter.is_serving = True
         await asyncio.gather(self.backend.open(), self.live.open())
 
     async def close(self) -> None:
@@ -146,17 +168,16 @@ class Limiter:
         owed = [task for task in self._owed if task.get_loop() is asyncio.get_running_loop()]
         if owed:  # and cannot be written any more, which the log has to say
             await asyncio.wait(owed, timeout=self.settings.backend.timeout)
+        for tell in self.at_close:
+            tell()
 
     def stats(self) -> Stats:
         """What this limiter has done, and what waits."""
         renewals = list(self._renewals.values())
-        decisions: dict[tuple[str, str], int] = {}
-        for (plan, _, outcome, _), number in self.tally.totals().items():
-            decisions[plan, outcome] = decisions.get((plan, outcome), 0) + number
         return Stats(
             backend_up=not self.backend.is_away,
             load=self.backend.load,
-            decisions=decisions,
+            totals=self.tally.totals(),
             decisions_without_backend=dict(self._local.decisions),
             leases=sum(map(len, renewals)),
             slots_lost=self._slots_lost + sum([each.lost for each in renewals]),
@@ -166,11 +187,19 @@ class Limiter:
             version=self.version,
         )
 
+    def observe(self, observer: Observer) -> None:
+        """Show every decision to `observer`, as it is made. For the app itself there is `on_decision`."""
+        self._observers = self._observers or Observers()
+        self._observers.add(observer)
+
     def _counted(self, policy: Policy, decision: Decision) -> Decision:
         if decision.refusal is None:
             self.tally.admit(policy)
         else:
-            self.tally.refuse(policy, decision.refusal, shadow=decision.allowed)
+            self.tally.refuse(policy, kind_of(policy, decision))
+            self._log_refusal(policy, decision.refusal, shadow=decision.allowed)
+        if self._observers is not None:
+            self._observers(policy, decision)
         return decision
 
     # deciding -----------------------------------------------------------------------------------
@@ -234,31 +263,81 @@ class Limiter:
         `price` takes the place of the route's estimate, in units of the caller's currency.
         """
         if policy.is_exempt:
-            return Lease(self, _EXEMPT, NOTHING_HELD, self.backend)
+            return Lease(self, NOTHING_HELD, self.backend, _EXEMPT)
         if price is None:
+            if policy.stock is not None and (spent := self._prefetch.spend(policy.stock)) is not None:
+                return self._admitted(policy, Admission(policy, policy.charge, spent))
             price = policy.price
         charge = policy.charge if price is None else policy.priced_charge
         never = policy.too_small or (_too_small_budget(charge, price) if price else None)
-        if never is None and len(self._refusals) and (known := self._refusals.find(charge)) is not None:
-            refused = self._counted(policy, decision_of(policy, charge, known, 0, None))
-            return Lease(self, refused, NOTHING_HELD, self.backend)
+        if never is not None:
+            return await self._refuse_for_good(policy, charge, price or 0, never)
+        if self._refusals.kept and (known := self._refusals.find(charge)) is not None:
+            outcome = self._refusals.outcome_of(known)
+            decision = decision_of(policy, charge, outcome, price or 0, None)
+            lease = self._refused(policy, decision)
+            lease.repeats, known.kind = known, kind_of(policy, decision)
+            return lease
         sent = self._refusals.now()
         try:
-            if never is None:
-                lease_id = os.urandom(LEASE_ID_SIZE) if charge.slots or charge.allowances else _NO_LEASE
-                outcome = await self.backend.acquire(charge, lease_id, price or 0)
-            else:
-                outcome = await self.backend.peek(charge, price or 0)
+            lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
+            outcome = await self.backend.acquire(charge, lease_id, price or 0)
         except BackendError:
-            return self._without_backend(policy, charge, price or 0, never)
+            return self._without_backend(policy, charge, price or 0, None)
         charge.last = outcome
-        if self._remembers and never is None and not outcome.admitted:
-            self._refusals.add(charge, outcome, sent)
-        decision = self._counted(policy, decision_of(policy, charge, outcome, price or 0, never))
+        if outcome.admitted:
+            lease = self._admitted(policy, Admission(policy, charge, outcome, price or 0))
+            self._look_ahead(policy, charge)
+        else:
+            if self._remembers:
+                self._refusals.add(charge, outcome, sent)
+            lease = self._refused(policy, decision_of(policy, charge, outcome, price or 0, None))
         if charge.allowances:
             self._local.remember(charge, outcome)
-            self._budget_warnings.look(policy.identity, decision)
-        return self._lease(decision, outcome.hold, self.backend, charge)
+            self._budget_warnings.look(policy.identity, lease.decision)
+        return self._kept(lease, charge) if outcome.hold.slots else lease
+
+    def _admitted(self, policy: Policy, admission: Admission) -> Lease:
+        self.tally.admit(policy)
+        lease = Lease(self, admission.outcome.hold, self.backend, admission)
+        if self._observers is not None:
+            self._observers(policy, lease.decision)
+        return lease
+
+    def _look_ahead(self, policy: Policy, charge: Charge) -> None:
+        """Take units ahead, where the plan says so, after a request that found none in hand."""
+        if policy.stock is not None and policy.stock.charge is charge and self._remembers:
+            self._prefetch.asked(policy.stock)
+
+    async def _refuse_for_good(self, policy: Policy, charge: Charge, price: int, never: Counter) -> Lease:
+        """Refuse what never fits, with the figures that its limits show."""
+        try:
+            outcome = await self.backend.peek(charge, price)
+        except BackendError:
+            return self._without_backend(policy, charge, price, never)
+        return self._refused(policy, decision_of(policy, charge, outcome, price, never))
+
+    def _refused(self, policy: Policy, decision: Decision) -> Lease:
+        return Lease(self, NOTHING_HELD, self.backend, self._counted(policy, decision))
+
+    def repeat(self, policy: Policy, answer: Callable[[Refused, int], T | None]) -> T | None:
+        """What `answer` makes of a refusal that a request without a price meets again, and of its age in
+        microseconds; None where the request has to be decided about.
+        """
+        if policy.price is not None or self._observers is not None or logger.isEnabledFor(logging.DEBUG):
+            return None  # there are others who want to be shown a decision
+        refused = self._refusals.find(policy.charge)
+        if refused is None or refused.kind is None:
+            return None
+        answered = answer(refused, refused.age(self._refusals.now()))
+        if answered is not None:
+            self.tally.refuse(policy, refused.kind)
+        return answered
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether anybody was refused lately, and may be again."""
+        return bool(self._refusals.kept)
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
         """How a caller's limits stand, its budgets included; charges nothing. Raises `BackendError`."""
@@ -270,20 +349,24 @@ class Limiter:
         """Forget what was counted of the caller's own limits. Raises `BackendError`."""
         counters = [c for c in policy.priced_charge.counters if c.owner != "everyone"]
         self._refusals.clear()
-        await self.backend.reset(Charge(counters))
+        try:
+            await self.backend.reset(Charge(counters))
+        finally:
+            self._prefetch.clear()  # what was taken before is counted nowhere any more
 
     def _without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
         """What the settings say about a request while the backend is away."""
         share = self.settings.backend.local_share
         decision, hold = self._local.answer(policy, charge, price, never, share=share)
-        self._counted(policy, decision)
-        return self._lease(decision, hold, self._local.holds, charge)
+        lease = Lease(self, hold, self._local.holds, self._counted(policy, decision))
+        return self._kept(lease, charge) if hold.slots else lease
 
-    def _lease(self, decision: Decision, hold: Hold, holder: Holder, charge: Charge) -> Lease:
-        give_up_at = None if charge.max_hold is None else time.monotonic() + charge.max_hold
-        lease = Lease(self, decision, hold, holder, give_up_at)
-        if hold.slots:
-            self._renewing().add(lease)
+    def _kept(self, lease: Lease, charge: Charge) -> Lease:
+        """A lease with slots, which are renewed from now on."""
+        if charge.max_hold is not None:
+            lease.give_up_at = time.monotonic() + charge.max_hold
+        lease.renewals = self._renewing()
+        lease.renewals.add(lease)
         return lease
 
     # ending -------------------------------------------------------------------------------------
@@ -293,13 +376,13 @@ class Limiter:
 
         A detached lease is left to whoever has its token. Only the first end counts.
         """
-        hold = lease.hold
         if lease.is_ended:
             return
         lease.is_ended = True
-        if not lease.is_detached and (hold.slots or hold.periods):
-            self._renewing().remove(lease)
-            lease.backend.finish(hold, Money.GIVE_BACK if failed else Money.KEEP)
+        if lease.hold is not NOTHING_HELD and not lease.is_detached:
+            if lease.renewals is not None:
+                lease.renewals.remove(lease)
+            lease.backend.finish(lease.hold, Money.GIVE_BACK if failed else Money.KEEP)
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
@@ -309,7 +392,7 @@ class Limiter:
         if hold.slots:
             self._renewing().remove(lease)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
-            lease.hold = hold._replace(slots=())
+            lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
             await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
 
     # jobs ---------------------------------------------------------------------------------------
@@ -379,13 +462,17 @@ class Limiter:
         met = await lease.backend.settle(lease.hold, units, replace=replace)
         amount = format_amount(units, lease.hold.currency)
         if met is Settlement.DIFFERENT:
-            logger.warning("settle ignored: lease %s was settled before with another amount", lease.id)
-            self._settles_ignored += 1
-            self._notify(SettleIgnored(lease.id, amount, "different"))
+            text = "settle ignored: lease %s was settled before with another amount"
+            self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
         elif met is Settlement.UNKNOWN:
-            logger.warning("settle ignored: lease %s has ended, or its period did two days ago", lease.id)
-            self._settles_ignored += 1
-            self._notify(SettleIgnored(lease.id, amount, "unknown"))
+            text = "settle ignored: lease %s has ended, or its period did two days ago"
+            self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
+
+    def _settle_ignored(self, text: str, ignored: SettleIgnored) -> None:
+        fields = {"event": "settle_ignored", "lease": ignored.lease_id, "reason": ignored.reason}
+        logger.warning(text, ignored.lease_id, extra={"ratelimit": fields})
+        self._settles_ignored += 1
+        self._notify(ignored)
 
     async def _renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease that no timer renews; whether it is still held, as far as one can tell."""
@@ -406,7 +493,8 @@ class Limiter:
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
-        lease = Lease(self, _EXEMPT, ticket.hold, self.backend, ticket.give_up_at)
+        lease = Lease(self, ticket.hold, self.backend, _EXEMPT)
+        lease.give_up_at = ticket.give_up_at
         lease.is_detached, lease.token = True, token
         return lease
 

@@ -5,14 +5,12 @@ when that is back (`handback.py`).
 """
 
 import math
-import os
 from dataclasses import replace
 from decimal import Decimal
 from typing import NamedTuple
 
 from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
 from ratelimit_mw.charge import (
-    LEASE_ID_SIZE,
     NOTHING_HELD,
     Backend,
     Charge,
@@ -21,6 +19,7 @@ from ratelimit_mw.charge import (
     Figures,
     Hold,
     Outcome,
+    new_lease_id,
     place_of,
 )
 from ratelimit_mw.decision import Decision, Refusal, decision_of
@@ -78,11 +77,12 @@ class LocalPolicy:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
         local = Charge([self._at_share(charge, i, part) for i in range(len(charge.counters))], charge.cost)
-        outcome = self._books.decide(local, None if only_look else os.urandom(LEASE_ID_SIZE), price)
+        outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
         if outcome.admitted and not only_look:
             self.holds.add(charge, outcome.hold, price)
         limits = zip(charge.counters, local.counters, outcome.figures, strict=True)
-        return outcome._replace(figures=[_as_real(*each) for each in limits])
+        figures = [_as_real(*each) for each in limits]
+        return Outcome.of(outcome.admitted, outcome.now, figures, outcome.hold)
 
     def remember(self, charge: Charge, outcome: Outcome) -> None:
         """Remember how the windows and budgets of `charge` stand by the shared books."""

@@ -14,8 +14,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
-from ratelimit_mw.decision import Decision
-from ratelimit_mw.events import OnEvent
+from ratelimit_mw.dashboard import Dashboard, is_below
+from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
 from ratelimit_mw.identity import Identity, IdentityError, adopt
 from ratelimit_mw.lease import Lease
@@ -26,6 +26,7 @@ from ratelimit_mw.money import parse_amount
 from ratelimit_mw.policy import Policy
 from ratelimit_mw.routing import route_path
 from ratelimit_mw.settings import Settings, SettingsError
+from ratelimit_mw.usage import UsageEndpoint, asks_for_usage
 from ratelimit_mw.wire.headers import HeaderWriter, add_headers
 from ratelimit_mw.wire.refusals import Response
 from ratelimit_mw.wire.writers import Writers
@@ -60,6 +61,7 @@ class RateLimitMiddleware:
         resolve: Resolve | None = None,
         price: Price | None = None,
         on_event: OnEvent | None = None,
+        on_decision: OnDecision | None = None,
         limiter: Limiter | None = None,
     ) -> None:
         self.app = app
@@ -74,8 +76,12 @@ class RateLimitMiddleware:
             # Starlette builds middleware within the lifespan call, where raising would only switch it off.
             self._error = error
             self.limiter = Limiter()
-        self._writers = Writers(self.limiter.settings.response)
+        if on_decision is not None:
+            self.limiter.observe(DecisionNotifier(on_decision))
+        self._writers = Writers(self.limiter.settings)
         self._lifespan = Lifespan(self.limiter, self._error)
+        self._usage = UsageEndpoint(self.limiter)
+        self._dashboard = Dashboard(self.limiter)
         for finding in app_findings(app, RateLimitMiddleware):
             say_once(finding)
 
@@ -84,78 +90,98 @@ class RateLimitMiddleware:
         """Why the settings don't load; None where they do."""
         return self._error
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: C901, PLR0912 - a request's whole path: each further call would cost it
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Serve one connection."""
-        kind = scope["type"]
-        if kind == "lifespan":
+        if scope["type"] not in ("http", "websocket") or self._error is not None:
+            await self._serve_unlimited(scope, receive, send)
+            return
+        # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
+        self._lifespan.active += 1
+        try:
+            limiter = self.limiter
+            live = limiter.live
+            if asyncio.get_running_loop() not in live.ready:
+                await live.get_ready()
+            rules, writers = live.rules, self._writers
+            if writers.settings is not rules.settings:  # this request keeps its own to the end
+                writers = self._writers = Writers(rules.settings)
+            if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
+                return
+            try:
+                if self._identify_hook is None and live.resolver is None:
+                    identity = rules.identify(scope)
+                else:
+                    identity = await self._identify(scope)
+                    rules = live.rules  # an identity is always made by the present ones
+            except IdentityError as error:
+                await _respond(writers.refusals.unidentified(error), scope, receive, send)
+                return
+            policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
+            price = None if self._price_hook is None else await self._price(scope, policy)
+            if limiter.has_refused and price is None:
+                again = limiter.repeat(policy, writers.refusals.again)
+                if again is not None:
+                    await _respond(again, scope, receive, send)
+                    return
+            lease = await limiter.charge(policy, price)
+            if not lease.allowed:
+                await _respond(_refusal(lease, writers), scope, receive, send)
+                return
+            state = scope.setdefault("state", {})
+            if "ratelimit" in state and isinstance(state["ratelimit"], Lease):
+                say_once(mounted_twice())
+            state["ratelimit"] = lease
+            sender = _Sender(send, writers.headers, lease)
+            failed = True
+            try:
+                await self.app(scope, receive, sender)
+                failed = sender.status >= 400
+            finally:
+                # Nothing is awaited here: a second cancellation could not be survived.
+                limiter.end(lease, failed=failed)
+        finally:
+            self._lifespan.active -= 1
+
+    async def _serve_unlimited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What is not a request, and every request while there are no settings to go by."""
+        if scope["type"] == "lifespan":
             await self._lifespan(self.app, scope, receive, send)
-        elif kind not in ("http", "websocket"):
+        elif scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
-        elif self._error is not None:
+        else:
             self._lifespan.report_once()
             await _respond(self._broken(), scope, receive, send)
-        else:
-            # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
-            self._lifespan.active += 1
-            try:
-                await self._limit(scope, receive, send)
-            finally:
-                self._lifespan.active -= 1
 
-    async def _limit(self, scope: Scope, receive: Receive, send: Send) -> None:
-        live = self.limiter.live
-        if asyncio.get_running_loop() not in live.ready:
-            await live.get_ready()
-        writers = self._writers
-        if writers.response is not live.rules.settings.response:  # this request keeps its own to the end
-            writers = self._writers = Writers(live.rules.settings.response)
+    async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request to the dashboard or to the usage path; false where it is to neither."""
+        operations = writers.settings.operations
+        path = route_path(scope)
+        if operations.dashboard_path is not None and is_below(path, operations.dashboard_path):
+            await self._dashboard(scope, receive, send)
+            return True
+        if operations.usage_path is None or not asks_for_usage(scope, operations.usage_path):
+            return False
         try:
-            policy = self._policy_at_once(scope) or await self._policy(scope)
-        except IdentityError as error:
-            answer = writers.refusals.error(error.status, "invalid_request_error", error.code, error.message)
-            await _respond(answer, scope, receive, send)
-            return
-        price = None if self._price_hook is None else await self._price(scope, policy)
-        lease = await self.limiter.charge(policy, price)
-        if not lease.decision.allowed:
-            await _respond(writers.refusals(lease.decision), scope, receive, send)
-            return
-        state = scope.setdefault("state", {})
-        if isinstance(state.get("ratelimit"), Lease):
-            say_once(mounted_twice())
-        state["ratelimit"] = lease
-        if policy.is_exempt:
-            await self.app(scope, receive, send)
-            return
-        sender = _Sender(send, writers.headers, lease.decision)
-        failed = True
-        try:
-            await self.app(scope, receive, sender)
-            failed = sender.status >= 400
-        finally:
-            # Nothing is awaited here: a second cancellation could not be survived.
-            self.limiter.end(lease, failed=failed)
-
-    def _policy_at_once(self, scope: Scope) -> Policy | None:
-        """The policy where nobody has to be waited for to know who is calling."""
-        live = self.limiter.live
-        if self._identify_hook is not None or live.resolver is not None:
-            return None
-        rules = live.rules
-        return rules.policies.match(rules.identify(scope), scope.get("method", "GET"), route_path(scope))
-
-    async def _policy(self, scope: Scope) -> Policy:
-        live = self.limiter.live
-        if live.resolver is not None and self._identify_hook is None:
-            identity = await live.resolver.caller(scope)
-        else:
             identity = await self._identify(scope)
-        # The rules may have changed while a hook was asked; an identity is always made by the present ones.
-        return live.rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
+        except IdentityError as error:
+            answer = writers.refusals.unidentified(error)
+        else:
+            policy = self.limiter.policies.match(identity, scope["method"], path)
+            answer = await self._usage(scope["method"], policy, writers)
+        await _respond(answer, scope, receive, send)
+        return True
 
     async def _identify(self, scope: Scope) -> Identity:
-        """Who the app's own hook says is calling; anonymous, by address, where it doesn't know."""
-        identity = await _value(self._identify_hook(scope)) if self._identify_hook else None
+        """Who is calling, where somebody may have to be waited for who knows.
+
+        By the app's own hook, where there is one, and anonymous, by address, whom that doesn't know.
+        """
+        resolver = self.limiter.live.resolver
+        if self._identify_hook is None:
+            return await resolver.caller(scope) if resolver is not None else self.limiter.identify(scope)
+        identity = await _value(self._identify_hook(scope))
         if identity is None:
             return self.limiter.identify.anonymous(scope)
         return adopt(identity, self.limiter.settings)
@@ -179,16 +205,17 @@ class RateLimitMiddleware:
 class _Sender:
     """Adds headers when the response starts, remembers its status, and lets others have a turn."""
 
-    __slots__ = ("_decision", "_headers", "_send", "_sent", "status")
+    __slots__ = ("_headers", "_lease", "_send", "_sent", "status")
 
-    def __init__(self, send: Send, headers: HeaderWriter, decision: Decision) -> None:
+    def __init__(self, send: Send, headers: HeaderWriter, lease: Lease) -> None:
         self._send = send
         self._headers = headers
-        self._decision = decision
+        self._lease = lease
         self._sent = 0
         self.status = 500  # what a server answers where the app says nothing
 
-    async def __call__(self, message: Message) -> None:
+    def __call__(self, message: Message) -> Awaitable[None]:
+        """As `send`. Not a coroutine of its own: there are two messages or more to each response."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
@@ -196,14 +223,27 @@ class _Sender:
         elif kind == "websocket.accept":
             self.status = 101
             message = self._with_headers(message)
-        await self._send(message)
         self._sent += 1
-        if self._sent % YIELD_EVERY == 0:
-            await asyncio.sleep(0)
+        return self._send(message) if self._sent % YIELD_EVERY else self._send_and_yield(message)
+
+    async def _send_and_yield(self, message: Message) -> None:
+        await self._send(message)
+        await asyncio.sleep(0)
 
     def _with_headers(self, message: Message) -> MutableMapping[str, Any]:
-        ours = self._headers(self._decision)
+        admission = self._lease.admission
+        if admission is None:
+            ours = self._headers(self._lease.decision)
+        else:
+            ours = self._headers.of_admission(admission)
         return {**message, "headers": add_headers(message.get("headers", ()), ours)} if ours else message
+
+
+def _refusal(lease: Lease, writers: Writers) -> Response:
+    response = writers.refusals(lease.decision)
+    if lease.repeats is not None:
+        writers.refusals.keep(lease.repeats, response, lease.decision)
+    return response
 
 
 async def _respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:

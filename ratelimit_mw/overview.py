@@ -1,6 +1,6 @@
 """All that is counted of a caller, over every route at once: to look at, and to forget."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ratelimit_mw.charge import Charge, Counter
 from ratelimit_mw.decision import Decision, Standing
@@ -16,15 +16,30 @@ async def overview(limiter: Limiter, identity: Identity) -> Decision:
 
     Charges nothing. Raises `BackendError`.
     """
+    return await look(limiter, charges_of(limiter, identity))
+
+
+def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
+    """What to ask the backend for an `overview`: the same as long as the settings are the same."""
     counters = [counter for counter in limiter.policies.counters_of(identity) if counter.owner != "everyone"]
-    return await _peek(limiter, counters)
+    return tuple(map(Charge, _parts(counters)))
+
+
+async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
+    """How everything stands that these charges count in. Charges nothing. Raises `BackendError`."""
+    now, standings = 0, list[Standing]()
+    for charge in charges:
+        outcome = await limiter.backend.peek(charge)
+        now = outcome.now
+        standings += map(Standing, charge.counters, outcome.figures)
+    return Decision(True, now, standings=tuple(standings))
 
 
 async def shared_overview(limiter: Limiter) -> Decision:
     """How the limits stand that all callers share. Charges nothing. Raises `BackendError`."""
     anybody = limiter.identify.of_address("unix")
     counters = [counter for counter in limiter.policies.counters_of(anybody) if counter.owner == "everyone"]
-    return await _peek(limiter, counters)
+    return await look(limiter, map(Charge, _parts(counters)))
 
 
 async def forget(limiter: Limiter, identity: Identity) -> int:
@@ -33,15 +48,6 @@ async def forget(limiter: Limiter, identity: Identity) -> int:
     for part in _parts(counters):
         await limiter.backend.reset(Charge(part))
     return len(counters)
-
-
-async def _peek(limiter: Limiter, counters: Sequence[Counter]) -> Decision:
-    now, standings = 0, list[Standing]()
-    for part in _parts(counters):
-        outcome = await limiter.backend.peek(Charge(part))
-        now = outcome.now
-        standings += map(Standing, part, outcome.figures)
-    return Decision(True, now, standings=tuple(standings))
 
 
 def _parts(counters: Sequence[Counter]) -> Iterator[Sequence[Counter]]:

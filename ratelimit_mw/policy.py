@@ -8,6 +8,7 @@ from ratelimit_mw.charge import Charge, Counter
 from ratelimit_mw.identity import Identity, address_partition
 from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw.money import parse_amount
+from ratelimit_mw.prefetch import Stock, is_taken_ahead
 from ratelimit_mw.routing import RouteTable
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.settings.tables import PlanSettings, RouteSettings
@@ -42,15 +43,14 @@ class Policy:
     on_failure: OnFailure
     on_failure_priced: OnFailure
     shadow: bool
+    is_exempt: bool = False
+    """Whether nothing limits this request and nothing is counted."""
     admitted: int = 0
     """Requests admitted since the tally was added up last."""
     refused: dict[tuple[str, str], int] | None = None
     """The same of requests that were not, by outcome and limit; None for none."""
-
-    @property
-    def is_exempt(self) -> bool:
-        """Whether nothing limits this request and nothing is counted."""
-        return self.route is not None and self.route.exempt
+    stock: Stock | None = None
+    """What this process has taken ahead for requests without a price; None where it takes nothing."""
 
 
 class Policies:
@@ -60,6 +60,8 @@ class Policies:
         self._settings = settings
         self._routes = RouteTable(settings.routes)
         self._policies: dict[tuple[object, ...], Policy] = {}
+        self._latest: dict[tuple[str, int | None], Policy] = {}
+        """The shortest way to the policy of a caller who comes again."""
 
     def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
         """What holds for this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.
@@ -67,12 +69,20 @@ class Policies:
         `cost` takes the place of the route's. Raises KeyError for a plan that does not exist.
         """
         index = self._routes.match(method, path)
+        if cost is None:
+            policy = self._latest.get((identity.partition, index))
+            if policy is not None and policy.identity is identity:
+                return policy
         key = (identity.partition, identity.plan, identity.address, index, cost)
         policy = self._policies.get(key)
         if policy is None or (policy.identity is not identity and not _is_same(policy.identity, identity)):
             if len(self._policies) >= MAX_POLICIES:
                 del self._policies[next(iter(self._policies))]
             policy = self._policies[key] = self._compile(identity, index, cost)
+        if cost is None and policy.identity is identity:
+            if len(self._latest) >= MAX_POLICIES:
+                self._latest.clear()
+            self._latest[identity.partition, index] = policy
         return policy
 
     def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
@@ -91,12 +101,15 @@ class Policies:
         cost = rule.cost if cost is None else cost
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
+        charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
+        price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
+        ahead = plan.prefetch and price is None and is_taken_ahead(charge)
         return Policy(
             identity=identity,
             route=route,
-            charge=Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost),
+            charge=charge,
             priced_charge=Charge(counters, cost),
-            price=None if rule.price is None or currency is None else parse_amount(rule.price, currency),
+            price=price,
             currency=currency,
             slots=plan.concurrent if rule.slot else None,
             too_small=next(
@@ -106,6 +119,8 @@ class Policies:
             # Money first: what is said of it means every priced request.
             on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
             shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
+            is_exempt=rule.exempt,
+            stock=Stock(charge) if ahead else None,
         )
 
     def _counters(self, identity: Identity, plan: PlanSettings, rule: RouteSettings) -> Iterator[Counter]:

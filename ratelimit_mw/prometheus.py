@@ -1,65 +1,151 @@
-"""Metrics for Prometheus (extra `metrics`): what one limiter of this process has done and what it waits for.
+"""Metrics for Prometheus (extra `metrics`): what the limiter of this process has done and what it waits for.
 
-    from ratelimit_mw.prometheus import LimiterCollector
-    REGISTRY.register(LimiterCollector(limiter))
+    from ratelimit_mw.prometheus import export
+    export(limiter)
 
-Labels are the names of plans and kinds of outcome, never a caller. Each worker tells of itself alone: scrape
-every worker, or let them push.
+Labels are names from the settings, never a caller. Requests are not slowed down: figures are read when they
+are scraped or, where several processes share one port, once a second.
 """
 
+import atexit
+import logging
+import os
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, multiprocess
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.stats import METRICS, Metric
+
+logger = logging.getLogger("ratelimit_mw")
+
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that puts `prometheus_client` into its multi-process mode."""
+MIRROR_SECONDS = 1.0
+"""How often a process of several writes its figures: how old a scraped figure may be."""
+
+_exported = False
+
+
+def export(limiter: Limiter, registry: CollectorRegistry = REGISTRY) -> None:
+    """Let Prometheus read the figures of a limiter, with all else that this process tells it.
+
+    Where `PROMETHEUS_MULTIPROC_DIR` is set, the figures of all processes are added up by whichever of them is
+    scraped, as with every metric of `prometheus_client` in that mode: through its `MultiProcessCollector`,
+    not `registry`. Raises ValueError when the figures of another limiter have the names already.
+    """
+    global _exported  # noqa: PLW0603 - one process, one set of names
+    if FOLDER not in os.environ:
+        registry.register(LimiterCollector(limiter))
+        return
+    if _exported:
+        raise ValueError("the figures of a limiter of this process are exported already")
+    _exported = True
+    Mirror(limiter).start()
 
 
 class LimiterCollector(Collector):
-    """Reads a limiter's `stats` whenever it is scraped; costs requests nothing."""
+    """Reads a limiter's `stats` whenever it is scraped, from any thread."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Family]:
         """Every metric, with the figures of this moment."""
         stats = self._limiter.stats()
-        decisions = CounterMetricFamily(
-            "ratelimit_decisions",
-            "Decisions about requests, by plan and outcome.",
-            labels=["plan", "outcome"],
-        )
-        for (plan, outcome), number in stats.decisions.items():
-            decisions.add_metric([plan, outcome], number)
-        yield decisions
-        without = CounterMetricFamily(
-            "ratelimit_decisions_without_backend",
-            "Decisions while the backend was away, by what the settings say.",
-            labels=["policy"],
-        )
-        for policy, number in stats.decisions_without_backend.items():
-            without.add_metric([policy], number)
-        yield without
-        for name, text, number in (
-            ("ratelimit_backend_batches", "Calls of the script.", stats.load.batches),
-            ("ratelimit_backend_operations", "Operations in those calls.", stats.load.operations),
-            (
-                "ratelimit_backend_failures",
-                "Operations that the server answered with an error.",
-                stats.load.failed,
-            ),
-            ("ratelimit_slots_lost", "Slots lost before they could be renewed.", stats.slots_lost),
-            ("ratelimit_settles_ignored", "Settles that changed nothing.", stats.settles_ignored),
-            ("ratelimit_untold_lost", "Counts of an outage that were given up.", stats.untold_lost),
-        ):
-            yield CounterMetricFamily(name, text, value=number)
-        for name, text, number in (
-            ("ratelimit_backend_up", "1 while the backend is there, 0 while it is away.", stats.backend_up),
-            ("ratelimit_owed", "Releases and settles that wait to be written.", stats.load.owed),
-            ("ratelimit_leases", "Leases that this process renews.", stats.leases),
-            ("ratelimit_untold", "Counts of an outage that the backend has to be told.", stats.untold),
-        ):
-            yield GaugeMetricFamily(name, text, value=number)
-        version = GaugeMetricFamily("ratelimit_settings", "1 for the settings in force.", labels=["version"])
-        version.add_metric([stats.version], 1)
-        yield version
+        for metric in METRICS:
+            kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = kind(metric.name, metric.text, labels=metric.labels)
+            for values, number in metric.read(stats).items():
+                family.add_metric(values, number)
+            yield family
+
+
+class Mirror:
+    """Writes a limiter's figures into the files that the processes of one service share.
+
+    `prometheus_client` adds up only its own counters and gauges over processes, and those it keeps itself.
+    """
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._lock = threading.Lock()
+        self._pairs = [(metric, _shared(metric)) for metric in METRICS]
+        self._has_failed = False
+        self._told: dict[str, dict[tuple[str, ...], float]] = {}
+
+    def start(self) -> None:
+        """Write now, once a second, and when the process ends; also in a process that is forked off this."""
+        # Nobody is forked off while figures are read: a lock that is held then is never released there.
+        lock = self._lock
+        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+        os.register_at_fork(after_in_child=self._run)
+        atexit.register(self._try)
+        self._limiter.at_close.append(self._try)
+        self._run()
+
+    def update(self) -> None:
+        """Write what has changed since the last time."""
+        with self._lock:
+            stats = self._limiter.stats()
+            for metric, shared in self._pairs:
+                told, now = self._told.setdefault(metric.name, {}), metric.read(stats)
+                for values, number in now.items():
+                    child = shared.labels(*values) if values else shared
+                    if isinstance(child, Gauge):
+                        child.set(number)
+                    elif number > told.get(values, 0):  # a backend may have begun to count anew
+                        child.inc(number - told.get(values, 0))
+                    told[values] = number
+                for values in told.keys() - now.keys():
+                    if isinstance(shared, Gauge):  # such as settings that are no longer in force
+                        shared.labels(*values).set(0)
+
+    def _run(self) -> None:
+        threading.Thread(target=self._again_and_again, name="ratelimit_mw metrics", daemon=True).start()
+
+    def _again_and_again(self) -> None:
+        while True:
+            self._try()
+            time.sleep(MIRROR_SECONDS)
+
+    def _try(self) -> None:
+        try:
+            self.update()
+            _forget_dead_processes()
+        except Exception:
+            if not self._has_failed:
+                logger.exception("metrics could not be written; this is tried again every second")
+            self._has_failed = True
+
+
+def _shared(metric: Metric) -> Counter | Gauge:
+    if metric.kind == "counter":
+        return Counter(metric.name, metric.text, metric.labels, registry=None)
+    # The backend is there when all processes reach it; the rest adds up.
+    mode: Literal["livemin", "livesum"] = "livemin" if metric.name == "ratelimit_backend_up" else "livesum"
+    return Gauge(metric.name, metric.text, metric.labels, registry=None, multiprocess_mode=mode)
+
+
+def _forget_dead_processes() -> None:
+    """Drop the gauges of processes that have ended: a worker that is stopped can't be relied on to do it."""
+    for file in Path(os.environ[FOLDER]).glob("gauge_live*_*.db"):
+        name = file.stem.rpartition("_")[2]
+        if not name.isdecimal():  # the app names its processes in another way
+            continue
+        pid = int(name)
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            with suppress(FileNotFoundError):  # another process was quicker
+                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+        except PermissionError:  # it lives, and is another user's
+            continue

@@ -21,13 +21,23 @@ SteadyClock = Callable[[], float]
 """Seconds that never go back."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Refused:
+@dataclass(slots=True)
+class Refused:
+    """A refusal that holds on."""
+
     outcome: Outcome
     received: float
     """When the answer came: the backend decided before, so that no promise told from here comes too early."""
     until: float
     """Counted from when the charge was sent: the backend decided later, so that none is kept too long."""
+    kind: tuple[str, str] | None = None
+    """What the tally counts it as; None before it was told a second time."""
+    answer: object = None
+    """What was answered to it last, as the writer of answers keeps it to answer so again."""
+
+    def age(self, now: float) -> int:
+        """Microseconds since the answer came."""
+        return round((now - self.received) * SECOND)
 
 
 class Refusals:
@@ -35,21 +45,29 @@ class Refusals:
 
     def __init__(self, clock: SteadyClock = time.monotonic) -> None:
         self.now = clock
-        self._refused: dict[Charge, _Refused] = {}
+        self.kept: dict[Charge, Refused] = {}
+        """What `find` looks in: empty where nobody was refused lately."""
 
     def __len__(self) -> int:
-        return len(self._refused)
+        return len(self.kept)
 
-    def find(self, charge: Charge) -> Outcome | None:
-        """The refusal that a charge would meet now, its figures as of now; None where that is unknown."""
-        refused = self._refused.get(charge)
-        if refused is None:
+    def find(self, charge: Charge) -> Refused | None:
+        """The refusal that a charge would meet now; None where that is unknown."""
+        refused = self.kept.get(charge)
+        if refused is not None and self.now() >= refused.until:
+            self.kept.pop(charge, None)
             return None
-        now = self.now()
-        if now >= refused.until:
-            self._refused.pop(charge, None)
-            return None
-        return _later(refused.outcome, round((now - refused.received) * SECOND))
+        return refused
+
+    def outcome_of(self, refused: Refused) -> Outcome:
+        """A refusal's figures as of now: the same moments, so much nearer."""
+        passed = refused.age(self.now())
+        outcome = refused.outcome
+        figures = [
+            Figures(used, reset and reset - passed, retry and retry - passed)
+            for used, reset, retry in outcome.figures
+        ]
+        return Outcome.of(False, outcome.now + passed, figures, NOTHING_HELD)
 
     def add(self, charge: Charge, outcome: Outcome, sent: float) -> None:
         """Remember a refusal by windows, until one of its figures has to change; it was asked at `sent`."""
@@ -62,20 +80,11 @@ class Refusals:
                 wait = min(wait, figures.reset_after or wait, figures.retry_after or wait)
             elif figures.retry_after:
                 return  # a slot may be free at any moment
-        self._refused.pop(charge, None)
-        if len(self._refused) >= MOST:
-            self._refused.pop(next(iter(self._refused)), None)
-        self._refused[charge] = _Refused(outcome, self.now(), sent + wait / SECOND)
+        self.kept.pop(charge, None)
+        if len(self.kept) >= MOST:
+            self.kept.pop(next(iter(self.kept)), None)
+        self.kept[charge] = Refused(outcome, self.now(), sent + wait / SECOND)
 
     def clear(self) -> None:
         """Forget every refusal."""
-        self._refused.clear()
-
-
-def _later(outcome: Outcome, passed: int) -> Outcome:
-    """A refusal `passed` microseconds later: the same moments, so much nearer."""
-    figures = [
-        Figures(used, reset_after - passed if reset_after else 0, retry_after - passed if retry_after else 0)
-        for used, reset_after, retry_after in outcome.figures
-    ]
-    return Outcome(False, outcome.now + passed, figures, NOTHING_HELD)
+        self.kept.clear()

@@ -32,11 +32,10 @@ class Renewals:
 
     def add(self, lease: Lease) -> None:
         """Renew this lease's slots until it is removed or it is time to give it up."""
-        wait = lease.hold.lease / RENEWALS_PER_LEASE
-        _schedule(lease)
-        self._leases[lease.hold.id] = lease
-        if wait < self._tick or self._timer is None:
-            self._tick = min(self._tick, wait)
+        hold = lease.hold
+        self._leases[hold.id] = lease
+        if self._timer is None or hold.lease < self._tick * RENEWALS_PER_LEASE:
+            self._tick = min(self._tick, hold.lease / RENEWALS_PER_LEASE)
             self._schedule()
 
     def remove(self, lease: Lease) -> bool:
@@ -74,7 +73,10 @@ class Renewals:
 
     async def _renew_due(self) -> None:
         now = time.monotonic()
-        due = [lease for lease in self._leases.values() if lease.renew_at <= now]
+        for lease in self._leases.values():
+            if lease.renew_at is None:  # taken since the last look, half a tick ago at most
+                _schedule(lease, now - self._tick / 2)
+        due = [each for each in self._leases.values() if each.renew_at is not None and each.renew_at <= now]
         for lease in due:
             if lease.give_up_at is not None and lease.give_up_at <= now:
                 self._give_up(lease)
@@ -87,21 +89,23 @@ class Renewals:
             kept = await _renew(lease, lease.hold.lease)
         except BackendError:
             return  # at the next tick again, until the lease is over
-        _schedule(lease)
+        _schedule(lease, time.monotonic())
         if not kept and self.remove(lease):
             self._report_lost(lease)
 
     def _report_lost(self, lease: Lease) -> None:
         self.lost += 1
         lease.is_lost = True
-        logger.warning("slot lost: lease %s was not renewed in time; its work runs on uncounted", lease.id)
+        text = "slot lost: lease %s was not renewed in time; its work runs on uncounted"
+        logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_lost", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
         self.remove(lease)
         lease.is_lost = True
         lease.backend.finish(lease.hold, Money.UNTOUCHED)
-        logger.warning("slot freed: lease %s was held for its max_hold; its work runs on uncounted", lease.id)
+        text = "slot freed: lease %s was held for its max_hold; its work runs on uncounted"
+        logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_freed", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
 
 
@@ -112,7 +116,6 @@ async def _renew(lease: Lease, seconds: float) -> bool:
     return seconds > 0 and await lease.backend.renew(lease.hold, seconds)
 
 
-def _schedule(lease: Lease) -> None:
-    lease.renew_at = time.monotonic() + lease.hold.lease / RENEWALS_PER_LEASE
-    if lease.give_up_at is not None:
-        lease.renew_at = min(lease.renew_at, lease.give_up_at)
+def _schedule(lease: Lease, now: float) -> None:
+    due = now + lease.hold.lease / RENEWALS_PER_LEASE
+    lease.renew_at = due if lease.give_up_at is None else min(due, lease.give_up_at)

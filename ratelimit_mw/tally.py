@@ -1,11 +1,12 @@
 """What one process has decided, counted at next to no cost and read now and then."""
 
+import threading
 from heapq import nlargest
 
-from ratelimit_mw.decision import Refusal
+from ratelimit_mw.decision import Decision, Refusal
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limits import Slots, Window
-from ratelimit_mw.policy import Policy
+from ratelimit_mw.policy import PLAN_SCOPE, Policy
 
 MAX_CALLERS = 2_000
 """Callers counted apart between two readings. Beyond it those with the fewest requests are left out."""
@@ -16,46 +17,56 @@ Totals = dict[tuple[str, str, str, str], int]
 """By plan, pattern of the route's rule ("" where none matched), outcome and limit. The outcome is `admitted`,
 `shadow` (let through, would have been refused) or the reason of a refusal; the limit, by its name, is the one
 that refused, else ""."""
+Kind = tuple[str, str]
+"""Outcome and limit."""
 CallerCounts = list[tuple[Identity, dict[str, int]]]
 """Who was decided about, and how often with which outcome."""
 
 
 class Tally:
-    """Counts decisions. A policy is one caller's on one route, so a request adds 1 to a number of its own."""
+    """Counts decisions. A policy is one caller's on one route, so a request adds 1 to a number of its own.
+
+    Event loops count, and any thread may read.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._touched: list[Policy] = []
         self._totals: Totals = {}
         self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
 
     def admit(self, policy: Policy) -> None:
         """Count an admitted request."""
-        if not policy.admitted:
-            self._touch(policy)
+        # First the number, then the list: a thread that reads in between leaves no policy uncounted.
         policy.admitted += 1
-
-    def refuse(self, policy: Policy, refusal: Refusal, *, shadow: bool) -> None:
-        """Count a request that was refused, or would have been."""
-        if policy.refused is None:
-            policy.refused = {}
+        if policy.admitted == 1:
             self._touch(policy)
-        what = ("shadow" if shadow else refusal.reason, limit_name(refusal))
-        policy.refused[what] = policy.refused.get(what, 0) + 1
+
+    def refuse(self, policy: Policy, kind: Kind) -> None:
+        """Count a request that was refused, or would have been."""
+        with self._lock:
+            if policy.refused is None:
+                policy.refused = {}
+                self._touch(policy)
+            policy.refused[kind] = policy.refused.get(kind, 0) + 1
 
     def totals(self) -> Totals:
         """Every number since the limiter was made."""
-        self._add_up()
-        return self._totals.copy()
+        with self._lock:
+            self._add_up()
+            return self._totals.copy()
 
     def take_callers(self) -> CallerCounts:
         """What was counted of each caller since this was asked last. There is one who asks."""
-        self._add_up()
-        callers, self._callers = self._callers, {}
-        return list(callers.values())
+        with self._lock:
+            self._add_up()
+            callers, self._callers = self._callers, {}
+            return list(callers.values())
 
     def _touch(self, policy: Policy) -> None:
         if len(self._touched) >= MAX_TOUCHED:
-            self._add_up()
+            with self._lock:
+                self._add_up()
         self._touched.append(policy)
 
     def _add_up(self) -> None:
@@ -81,11 +92,29 @@ class Tally:
         counts[outcome] = counts.get(outcome, 0) + number
 
 
-def limit_name(refusal: Refusal) -> str:
-    """What the limit that refused is called in figures: `60/minute`, `slots`, `daily`; "" for none."""
+def kind_of(policy: Policy, decision: Decision) -> Kind:
+    """Outcome and limit of a refusal."""
+    limit = "" if decision.refusal is None else limit_name(policy, decision.refusal)
+    return outcome_of(decision), limit
+
+
+def outcome_of(decision: Decision) -> str:
+    """What became of a request: `admitted`, `shadow` or the reason of its refusal."""
+    if decision.refusal is None:
+        return "admitted"
+    return "shadow" if decision.allowed else decision.refusal.reason
+
+
+def limit_name(policy: Policy, refusal: Refusal) -> str:
+    """What the limit that refused is called in figures: `60/minute`, `slots`, `daily`; "" for none.
+
+    A rate that a key has in place of its plan's is `own`: there may be as many of them as callers.
+    """
     if refusal.standing is None:
         return ""
-    limit = refusal.standing.counter.limit
-    if isinstance(limit, Window):
-        return limit.text
-    return "slots" if isinstance(limit, Slots) else limit.period
+    counter = refusal.standing.counter
+    if isinstance(counter.limit, Window):
+        overrides = policy.identity.overrides
+        is_own = counter.scope == PLAN_SCOPE and overrides is not None and overrides.requests is not None
+        return "own" if is_own else counter.limit.text
+    return "slots" if isinstance(counter.limit, Slots) else counter.limit.period

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "ratelimit_mw"
-NEED_EXTRAS = {"typer", "rich", "uvicorn", "prometheus_client"}
+NEED_EXTRAS = {"typer", "rich", "uvicorn", "prometheus_client", "opentelemetry"}
 
 
 def main() -> int:

@@ -20,6 +20,8 @@ STORES = tuple(sorted(server_binaries()))
 KINDS = ("memory", *STORES)
 TIMEOUT = 5.0
 """Seconds that a backend waits: longer than any pause of a busy machine."""
+TICK = 0.01
+"""Seconds between two looks at what is waited for."""
 
 SharedServer = Callable[[str], StoreServer]
 Backend = MemoryBackend | RedisBackend | ClusterBackend
@@ -135,10 +137,60 @@ def monthly(amount: int, *, timezone: str = "UTC", currency: str = "USD", of: st
     return Counter(of, "p", Allowance(amount, "monthly", currency, timezone))
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 5.0) -> float:
-    """Wait until a condition holds; how many seconds that took. Fails where it never does."""
-    start = time.monotonic()
+async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> float:
+    """Wait until a condition holds; how many seconds that took. Fails where it never does.
+
+    Not counted is by how much the machine, busy with something else, let this process sleep too long.
+    """
+    start, late = time.monotonic(), 0.0
     while not await holds():
-        assert time.monotonic() < start + seconds, "it never came true"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - start
+        asleep = time.monotonic()
+        assert asleep < start + late + seconds, "it never came true"
+        await asyncio.sleep(TICK)
+        too_long = time.monotonic() - asleep - TICK
+        late += too_long if too_long > TICK else 0
+    return time.monotonic() - start - late
+
+
+class Waits:
+    """How long requests have waited, and by how much this process was late meanwhile."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+        self.late = 0.0
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """The wait of one request."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.longest = max(self.longest, time.monotonic() - start)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, and note by how much it was too long, where that is more than a tick."""
+        start = time.monotonic()
+        await asyncio.sleep(seconds)
+        too_long = time.monotonic() - start - seconds
+        self.late += too_long if too_long > TICK else 0
+
+    @asynccontextmanager
+    async def measured(self) -> AsyncIterator[None]:
+        """Note all the while by how much this process is late."""
+
+        async def pause() -> None:
+            while True:
+                await self.pause(TICK)
+
+        pausing = asyncio.create_task(pause())
+        try:
+            yield
+        finally:
+            pausing.cancel()
+
+
+async def ticks(seconds: float) -> None:
+    """Let so many seconds pass, by a clock that stands still while this process doesn't get to run."""
+    for _ in range(round(seconds / TICK)):
+        await asyncio.sleep(TICK)

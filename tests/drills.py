@@ -1,29 +1,28 @@
 """Drills: a fault of the backend while two workers are under load, and what their callers saw of it."""
 
 import asyncio
-import contextlib
 import math
 import struct
-import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
-
-import redis
 
 from tests.apps import AppServer
+from tests.conformance import Waits
+from tests.drill_faults import DURING, Drill, Stage
 from tests.load import Caller, Entry, load, over_limit
-from tests.proxy import Fault, Proxy
+from tests.proxy import Proxy
 from tests.servers import StoreServer
 
 TIMEOUT = 0.1
 LIMIT, SECONDS = 20, 1
 CENT = 10_000
 WORKERS = 2
-BEFORE, DURING, AFTER = 1.2, 1.5, 3.0
-"""Seconds of load before, while and after something is wrong."""
+BEFORE, AFTER = 1.2, 3.0
+"""Seconds of load before and after something is wrong."""
+AT_REST = 15.0
+"""Seconds for the last releases and settles to be written, by workers that may be starved: half a lease."""
 
 SETTINGS = f"""
 routes = [{{path = "/paid", price = "0.02"}}]
@@ -60,30 +59,6 @@ plan = "paid"
 CALLERS = (Caller("local"), Caller("allow"), Caller("deny"), Caller("paid", "/paid"))
 
 
-class Stage(NamedTuple):
-    """What a fault can be done to."""
-
-    server: StoreServer
-    proxy: Proxy
-    client: redis.Redis
-
-
-Act = Callable[[Stage], Awaitable[object]]
-
-
-@dataclass(frozen=True)
-class Drill:
-    """A fault: how it is brought about, how it ends, and what it may cost."""
-
-    name: str
-    begin: Act
-    end: Act
-    arguments: tuple[str, ...] = ()
-    keeps_data: bool = True
-    is_outage: bool = True
-    """Whether the shared books can't be used meanwhile."""
-
-
 @dataclass
 class Report:
     """What callers saw, and what is in the books afterwards."""
@@ -98,6 +73,8 @@ class Report:
     held: int
     slots: int
     """What the books say in the end, when nobody asks any more."""
+    late: float
+    """Seconds in all that the process of the callers, and so others too, waited for their turn on the CPU."""
     policies: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +95,17 @@ class Report:
         """Requests without an answer, or with one that no policy gives."""
         fine = {200, 429}
         return sum(e.status not in (fine | {503} if e.caller == "deny" else fine) for e in self.entries)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether the machine was so busy that a worker may have taken its own pauses for outages."""
+        return self.late > TIMEOUT
+
+    @property
+    def returned(self) -> float:
+        """Seconds from the end of the fault to the first shared decision that was asked for after it."""
+        after = [e.sent for e in self.entries if e.sent >= self.ended and e.decided_by == "shared"]
+        return min(after, default=math.inf) - self.ended
 
     @property
     def recovered(self) -> float:
@@ -170,7 +158,8 @@ async def run(drill: Drill, server: StoreServer, folder: Path) -> Report:
         try:
             with server.client() as client:
                 stage = Stage(server, proxy, client)
-                async with load(app.port, CALLERS, pause=0.02) as ledger:
+                waits = Waits()
+                async with load(app.port, CALLERS, pause=0.02) as ledger, waits.measured():
                     await asyncio.sleep(BEFORE)
                     began = time.monotonic()
                     await drill.begin(stage)
@@ -181,16 +170,16 @@ async def run(drill: Drill, server: StoreServer, folder: Path) -> Report:
                 slots, spent, held = await asyncio.to_thread(_books_at_rest, server)
         finally:
             await asyncio.to_thread(app.stop)
-        return Report(drill, ledger, began, ended, app.log, spent, held, slots)
+        return Report(drill, ledger, began, ended, app.log, spent, held, slots, waits.late)
 
 
 def _books_at_rest(server: StoreServer) -> tuple[int, int, int]:
-    """The books once all is given back, or after two seconds: far less than a slot that leaked is kept."""
-    give_up = time.monotonic() + 2
+    """The books once all is given back, or after so long: less than a slot that leaked is kept."""
+    give_up = time.monotonic() + AT_REST
     while True:
         time.sleep(0.3)
         books = _books(server)
-        if (books[0], books[2]) == (0, 0) or time.monotonic() > give_up:
+        if not (books[0] or books[2]) or time.monotonic() > give_up:
             return books
 
 
@@ -201,168 +190,3 @@ def _books(server: StoreServer) -> tuple[int, int, int]:
         slots = sum(client.zcount(key, now, "+inf") for key in client.scan_iter("*:s:*"))
         books = [struct.unpack("<dd", client.get(key)) for key in client.scan_iter("*:b:*")]
         return slots, int(sum(spent for spent, _ in books)), int(sum(held for _, held in books))
-
-
-# what can go wrong -----------------------------------------------------------------------------------
-
-
-def _command(*words: str | int) -> Act:
-    async def act(stage: Stage) -> None:
-        await asyncio.to_thread(stage.client.execute_command, *words)
-
-    return act
-
-
-def _commands(*lines: str) -> Act:
-    async def act(stage: Stage) -> None:
-        for line in lines:
-            await asyncio.to_thread(stage.client.execute_command, *line.split())
-
-    return act
-
-
-async def _nothing(stage: Stage) -> None:
-    """It ends on its own."""
-
-
-async def _kill(stage: Stage) -> None:
-    await asyncio.to_thread(stage.server.kill)
-
-
-async def _restart(stage: Stage) -> None:
-    await asyncio.to_thread(stage.server.restart)
-
-
-async def _stop(stage: Stage) -> None:
-    await asyncio.to_thread(stage.server.stop_signal)
-
-
-async def _continue(stage: Stage) -> None:
-    stage.server.continue_signal()
-
-
-async def _sleep(stage: Stage) -> None:
-    def sleep() -> None:
-        with stage.server.client() as client, contextlib.suppress(redis.RedisError):
-            client.execute_command("DEBUG", "SLEEP", DURING)
-
-    threading.Thread(target=sleep).start()
-
-
-async def _endless_script(stage: Stage) -> None:
-    def run_script() -> None:
-        with stage.server.client() as client, contextlib.suppress(redis.RedisError):
-            client.eval("while true do end", 0)
-
-    threading.Thread(target=run_script).start()
-
-
-async def _kill_script(stage: Stage) -> None:
-    with stage.server.client() as client:
-        await asyncio.to_thread(client.script_kill)
-
-
-async def _flush_scripts(stage: Stage) -> None:
-    for _ in range(10):
-        await asyncio.to_thread(stage.client.script_flush)
-        await asyncio.sleep(0.1)
-
-
-async def _evict(stage: Stage) -> None:
-    def fill() -> None:
-        stage.client.config_set("maxmemory-policy", "allkeys-lru")
-        stage.client.config_set("maxmemory", stage.client.info("memory")["used_memory"] + 200_000)
-        for number in range(300):
-            stage.client.set(f"filler:{number}", b"x" * 10_000)
-
-    await asyncio.to_thread(fill)
-
-
-async def _load_slowly(stage: Stage) -> None:
-    """Die with data on disk of which every key takes a millisecond to load."""
-
-    def crash() -> None:
-        with stage.client.pipeline() as pipeline:
-            for number in range(1500):
-                pipeline.set(f"filler:{number}", b"x" * 16_000)
-            pipeline.execute()
-        stage.client.save()
-        stage.server.kill()
-        threading.Thread(target=stage.server.restart).start()
-
-    await asyncio.to_thread(crash)
-
-
-async def _loaded(stage: Stage) -> None:
-    while True:
-        with contextlib.suppress(redis.RedisError), stage.server.client() as client:
-            if not client.info("persistence")["loading"]:
-                return
-        await asyncio.sleep(0.02)
-
-
-def _proxy(fault: Fault, *, reset: bool = False) -> Act:
-    async def act(stage: Stage) -> None:
-        stage.proxy.fault = fault
-        if reset:
-            stage.proxy.reset()
-
-    return act
-
-
-def _delay(seconds: float) -> Act:
-    async def act(stage: Stage) -> None:
-        stage.proxy.delay = seconds
-
-    return act
-
-
-async def _reset_often(stage: Stage) -> None:
-    for _ in range(10):
-        stage.proxy.reset()
-        await asyncio.sleep(0.1)
-
-
-DRILLS = {
-    drill.name: drill
-    for drill in (
-        Drill("killed, restarted empty (kill -9)", _kill, _restart, keeps_data=False),
-        Drill("hangs (SIGSTOP)", _stop, _continue),
-        Drill("CLIENT PAUSE", _command("CLIENT", "PAUSE", int(DURING * 1000), "ALL"), _nothing),
-        Drill("DEBUG SLEEP", _sleep, _nothing),
-        Drill("busy script", _endless_script, _kill_script, ("--lua-time-limit", "20")),
-        Drill(
-            "loading its data",
-            _load_slowly,
-            _loaded,
-            ("--key-load-delay", "1000", "--rdbcompression", "no"),
-            keeps_data=False,
-        ),
-        Drill("FLUSHALL", _command("FLUSHALL"), _nothing, keeps_data=False, is_outage=False),
-        Drill("SCRIPT FLUSH, ten times a second", _flush_scripts, _nothing, is_outage=False),
-        Drill(
-            "memory full (noeviction)",
-            _commands("CONFIG SET maxmemory 1"),
-            _commands("CONFIG SET maxmemory 0"),
-        ),
-        Drill("memory full (allkeys-lru)", _evict, _nothing, keeps_data=False, is_outage=False),
-        Drill(
-            "password changed",
-            _commands("CONFIG SET requirepass other", "CLIENT KILL TYPE normal"),
-            _command("CONFIG", "SET", "requirepass", ""),
-        ),
-        Drill(
-            "too many clients (maxclients)",
-            _commands("CONFIG SET maxclients 1", "CLIENT KILL TYPE normal"),
-            _commands("CONFIG SET maxclients 1000"),
-        ),
-        Drill("read-only replica", _commands("REPLICAOF 127.0.0.1 1"), _commands("REPLICAOF NO ONE")),
-        Drill("answers 30 ms late", _delay(0.03), _delay(0), is_outage=False),
-        Drill("answers 500 ms late", _delay(0.5), _delay(0)),
-        Drill("answers lost", _proxy("drop_replies"), _proxy("none", reset=True)),
-        Drill("half an answer", _proxy("half"), _proxy("none", reset=True)),
-        Drill("nothing passes", _proxy("blackhole"), _proxy("none", reset=True)),
-        Drill("connections refused", _proxy("refuse", reset=True), _proxy("none")),
-        Drill("connections reset, ten times a second", _reset_often, _nothing),
-    )
-}

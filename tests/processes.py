@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HOST = "127.0.0.1"
-START_SECONDS = 30.0
-STOP_SECONDS = 10.0
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
 LAST_WORDS_SECONDS = 2.0
 ATTEMPTS = 5
 
@@ -31,7 +31,7 @@ class ServerError(Exception):
 
 
 def _own_ports() -> Iterator[int]:
-    """This process's share of the ports, round and round: one handed out comes again after all others."""
+    """The ports of this process, round and round: one handed out comes again after all others."""
     number = int("0" + os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw"))
     share = PORTS[number % TEST_PROCESSES :: TEST_PROCESSES]
     start = random.randrange(len(share))

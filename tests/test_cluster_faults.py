@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,18 @@ import pytest
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.nodes import hash_slot
 from ratelimit_mw.charge import BackendError, Charge, Money
-from tests.conformance import daily, eventually, new_id, slots, window
+from tests.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.processes import HOST
 from tests.servers import server_binaries
 from tests.topologies import DOWN_AFTER, Cluster, running
 
-TIMEOUT = 1.0
-MOST_OUTAGE = 12.0
-"""Seconds that a fail-over may take on a busy machine."""
-MOST_LOST = 100
-"""Units that a primary may take with it: what it had admitted and not handed on, at 400 a second."""
+TIMEOUT = 3.0
+SLACK = 0.4
+"""Seconds that the end of a wait may come later."""
+MOST_OUTAGE = 60.0
+"""Seconds that a fail-over may take on a busy machine, where a vote may have to be taken again."""
+MOST_LOST = 400
+"""Units that a primary may take with it: what it had admitted and not handed on, in a second at most."""
 
 
 @pytest.fixture(params=sorted(server_binaries()))
@@ -52,6 +55,7 @@ class Load:
         self.charge = Charge([window(100_000, 1, "hour", of=partition)])
         self.admitted = 0
         self.failed_at: list[float] = []
+        self.waits = Waits()
         self._done = False
         self._tasks = [asyncio.create_task(self._run(backend)) for backend in backends]
 
@@ -59,52 +63,53 @@ class Load:
         """Wait for what is under way; raises what a charge should not have raised."""
         self._done = True
         await asyncio.gather(*self._tasks)
+        assert self.waits.longest < TIMEOUT + SLACK + self.waits.late
 
     async def _run(self, backend: ClusterBackend) -> None:
         while not self._done:
-            start = time.monotonic()
-            try:
-                outcome = await backend.acquire(self.charge, new_id())
-                self.admitted += outcome.admitted
-            except BackendError:
-                self.failed_at.append(time.monotonic())
-            assert time.monotonic() - start < TIMEOUT + 0.4
-            await asyncio.sleep(0.005)
+            async with self.waits.one():
+                try:
+                    outcome = await backend.acquire(self.charge, new_id())
+                    self.admitted += outcome.admitted
+                except BackendError:
+                    self.failed_at.append(time.monotonic())
+            await self.waits.pause(0.005)
 
 
 @pytest.mark.slow
-async def test_a_killed_node_is_replaced_and_others_go_on(
-    replicated: Cluster, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("end", ["killed", "hung"])
+async def test_a_node_that_is_gone_is_replaced_and_others_go_on(
+    replicated: Cluster, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its callers fall under the failure policy until a replica took over; those of other nodes never do."""
-    killed = replicated.nodes[0]
+    """Its callers fall under the failure policy until a replica took over; those of other nodes never do.
+
+    Killed, or hanging: one that wakes up again is not gone back to (F20, F21).
+    """
+    gone = replicated.nodes[0]
     mine, other = partition_on(replicated, 0), partition_on(replicated, 1)
     owed = Charge([slots(5, of=mine), daily(1_000, of=mine)])
-    backends = [ClusterBackend(replicated.url, timeout=TIMEOUT) for _ in range(2)]
-    for backend in backends:
-        await backend.open()
-    held = (await backends[0].acquire(owed, new_id(), 100)).hold
-    loads = [Load(backends, mine), Load(backends, other)]
-    await asyncio.sleep(0.5)
-    killed_at = time.monotonic()
-    killed.kill()
-    await eventually(lambda: _has_failed(loads[0]))
-    released = asyncio.ensure_future(backends[0].finish(held, Money.GIVE_BACK))
-    await eventually(lambda: _are_there(backends), MOST_OUTAGE)
-    await asyncio.sleep(0.5)
-    for load in loads:
-        await load.stop()
-    outage = max(loads[0].failed_at) - killed_at
-    await asyncio.wait_for(released, 5)
-    counted = [(await each.peek(loads[0].charge)).figures[0].used for each in backends]
-    assert [figures[:2] for figures in (await backends[1].peek(owed)).figures] == [(0, 0), (0, 0)]
-    for backend in backends:
-        await backend.close()
+    async with opened(replicated.url, 2) as backends:
+        held = (await backends[0].acquire(owed, new_id(), 100)).hold
+        loads = [Load(backends, mine), Load(backends, other)]
+        await asyncio.sleep(0.5)
+        gone_at = time.monotonic()
+        (gone.kill if end == "killed" else gone.stop_signal)()
+        await eventually(lambda: _has_failed(loads[0]))
+        released = asyncio.ensure_future(backends[0].finish(held, Money.GIVE_BACK))
+        await eventually(lambda: _all_serve(backends, loads[0].charge), MOST_OUTAGE)
+        await asyncio.wait_for(released, MOST_OUTAGE)
+        gone.continue_signal()
+        await asyncio.sleep(0.5)
+        for load in loads:
+            await load.stop()
+        outage = max(loads[0].failed_at) - gone_at
+        counted = [(await each.peek(loads[0].charge)).figures[0].used for each in backends]
+        assert [figures[:2] for figures in (await backends[1].peek(owed)).figures] == [(0, 0), (0, 0)]
     lost = loads[0].admitted - counted[0]
     with capsys.disabled():
         print(  # noqa: T201
-            f"\n{replicated.kind}: shard away for {outage:.2f} s, lost {lost} of {loads[0].admitted} units, "
-            f"{len(loads[1].failed_at)} failures elsewhere"
+            f"\n{replicated.kind} {end}: shard away for {outage:.2f} s, "
+            f"lost {lost} of {loads[0].admitted} units, {len(loads[1].failed_at)} failures elsewhere"
         )
     assert counted[0] == counted[1]
     assert lost <= MOST_LOST
@@ -112,48 +117,57 @@ async def test_a_killed_node_is_replaced_and_others_go_on(
 
 
 async def test_a_dead_shard_comes_back_on_its_own(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a replica, its callers wait for its return and others go on; what was owed arrives."""
+    """Without a replica, its callers wait for its return and others go on; what was owed arrives (F24)."""
     caplog.set_level(logging.WARNING, "ratelimit_mw")
     mine, other = partition_on(cluster, 0), partition_on(cluster, 1)
-    backend = ClusterBackend(cluster.url, timeout=TIMEOUT)
-    await backend.open()
-    charges = [Charge([slots(500, of=each)]) for each in (mine, other)]
-    both = Charge([*charges[1].counters, *charges[0].counters])
-    hold = (await backend.acquire(both, new_id())).hold
-    cluster.nodes[0].kill()
-    await eventually(lambda: _fails(backend, charges[0]))
-    with pytest.raises(BackendError):
-        await backend.acquire(both, new_id())
-    released = asyncio.ensure_future(backend.finish(hold, Money.KEEP))
-    await asyncio.sleep(2 * DOWN_AFTER / 1_000)
-    assert not await _fails(backend, charges[1])
-    cluster.nodes[0].restart()
-    await asyncio.wait_for(released, MOST_OUTAGE)
-
-    async def is_whole() -> bool:
-        return not await _fails(backend, charges[0])
-
-    await eventually(is_whole, MOST_OUTAGE)
-    # The half of `both` that had been charged was given back; the slot of the last charge is held.
-    assert (await backend.peek(charges[1])).figures[0].used == 1
-    assert [record.message for record in caplog.records if "is back" in record.message] == ["backend is back"]
-    await backend.close()
+    async with opened(cluster.url) as (backend,):
+        charges = [Charge([slots(500, of=each)]) for each in (mine, other)]
+        both = Charge([*charges[1].counters, *charges[0].counters])
+        hold = (await backend.acquire(both, new_id())).hold
+        cluster.nodes[0].kill()
+        await eventually(lambda: _fails(backend, charges[0]))
+        with pytest.raises(BackendError):
+            await backend.acquire(both, new_id())
+        released = asyncio.ensure_future(backend.finish(hold, Money.KEEP))
+        await asyncio.sleep(2 * DOWN_AFTER / 1_000)
+        assert not await _fails(backend, charges[1])
+        await asyncio.to_thread(cluster.nodes[0].restart)
+        await asyncio.wait_for(released, MOST_OUTAGE)
+        await eventually(lambda: _all_serve([backend], charges[0]), MOST_OUTAGE)
+        # The half of `both` that had been charged was given back; the slot of the last charge is held.
+        assert (await backend.peek(charges[1])).figures[0].used == 1
+        messages = [record.message for record in caplog.records if "is back" in record.message]
+        assert messages == ["backend is back"]
 
 
 async def test_a_seed_that_is_down_is_passed_over(cluster: Cluster) -> None:
     """Any one node that the URL names, and that is there, leads to all others."""
     down = Cluster("redis", cluster.nodes[0].folder / "never started").nodes[0]
     url = f"redis+cluster://{HOST}:{down.port},{HOST}:{cluster.nodes[2].port}"
-    backend = ClusterBackend(url, timeout=1)
-    await backend.open()
-    for number in range(3):
-        charge = Charge([window(5, of=partition_on(cluster, number))])
-        assert (await backend.acquire(charge, new_id())).admitted
-    await backend.close()
+    async with opened(url) as (backend,):
+        for number in range(3):
+            charge = Charge([window(5, of=partition_on(cluster, number))])
+            assert (await backend.acquire(charge, new_id())).admitted
 
 
-async def _are_there(backends: list[ClusterBackend]) -> bool:
-    return all(backend.error is None for backend in backends)
+@asynccontextmanager
+async def opened(url: str, number: int = 1) -> AsyncIterator[list[ClusterBackend]]:
+    """Connected backends, as several processes would have them."""
+    backends = [ClusterBackend(url, timeout=TIMEOUT) for _ in range(number)]
+    try:
+        for backend in backends:
+            await backend.open()
+        yield backends
+    finally:
+        for backend in backends:
+            await backend.close()
+
+
+async def _all_serve(backends: list[ClusterBackend], charge: Charge) -> bool:
+    try:
+        return len([await each.peek(charge) for each in backends]) > 0
+    except BackendError:
+        return False
 
 
 async def _has_failed(load: Load) -> bool:

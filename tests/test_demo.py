@@ -17,18 +17,20 @@ import pytest
 from ratelimit_mw import demo
 from ratelimit_mw.checks.plain import findings
 from ratelimit_mw.demo import demo_settings
+from ratelimit_mw.demo_traffic import CALLERS
 from tests.apps import ROOT
 from tests.processes import free_port
+from tests.slots import until
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 class Demo:
     """The demo in a process of its own."""
 
-    def __init__(self, output: Path, port: int) -> None:
+    def __init__(self, output: Path, port: int, *options: str) -> None:
         self.output = output
-        command = [sys.executable, "-m", "ratelimit_mw", "demo", "--port", str(port)]
+        command = [sys.executable, "-m", "ratelimit_mw", "demo", "--port", str(port), *options]
         # A Redis that the settings of whoever runs it name is none of the demo's business.
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RATELIMIT_BACKEND__URL": "redis://127.0.0.1:1"}
         with output.open("w") as file:
@@ -56,7 +58,7 @@ class Demo:
     def end(self) -> int:
         """Type Ctrl-C; returns its exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def _answers(self, url: str) -> bool:
         try:
@@ -110,6 +112,43 @@ def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path: Path) -> N
             served.process.kill()
 
 
+def test_the_dashboard_moves_from_the_start(running: Demo) -> None:
+    """It opens with the printed token, and shows one caller that is refused far more than any other."""
+    running.wait_until_it_serves()
+    (address,) = re.findall(r"^The dashboard: (.*)$", running.text, re.MULTILINE)
+    (token,) = re.findall(r"^Its token: +(.*)$", running.text, re.MULTILINE)
+    until(lambda: sum(_refused(address, token)) >= 20 and len(_refused(address, token)) >= 4)
+    worst, *others = _refused(address, token)
+    assert worst > 5 * sum(others)
+    assert "simulated callers" in running.text
+    assert running.end() == 0
+    assert "/dashboard/" not in running.text.partition("Try, in another terminal")[2]
+    assert "Traceback" not in running.text
+
+
+def test_the_dashboard_can_be_left_to_oneself(tmp_path: Path) -> None:
+    """Without simulated callers it shows what is tried by hand, and the token can be chosen."""
+    served = Demo(tmp_path / "output", free_port(), "--no-traffic", "--token", "chosen")
+    try:
+        url = served.wait_until_it_serves()
+        assert httpx.get(f"{url}/dashboard/snapshot").status_code == 401
+        assert _refused(f"{url}/dashboard", "chosen") == []
+        httpx.get(f"{url}/v1/models")
+        until(lambda: _refused(f"{url}/dashboard", "chosen") == [0])
+        assert "simulated" not in served.text
+        assert served.end() == 0
+    finally:
+        served.process.kill()
+
+
+def test_simulated_callers_are_nobody_of_the_hints() -> None:
+    """They can't use up what somebody tries by hand."""
+    hinted = set(re.findall(r"X-API-Key: ([\w-]+)", demo._WELCOME))
+    assert len(hinted) == 4
+    assert not hinted & {caller.name for caller in CALLERS}
+    assert demo.HOST not in {caller.address for caller in CALLERS}
+
+
 async def test_a_prediction_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was predicted is kept, within bounds, and an unknown prediction is a 404."""
     monkeypatch.setattr(demo, "PREDICTION_SECONDS", 0.0)
@@ -127,6 +166,12 @@ async def test_a_prediction_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -
 def test_the_checks_find_nothing_in_the_demo() -> None:
     """The demo's settings are an example, too."""
     assert findings(demo_settings()) == ()
+
+
+def _refused(address: str, token: str) -> list[int]:
+    """How many requests of each caller the dashboard says were refused, the most first."""
+    answer = httpx.get(f"{address}/snapshot", headers={"Authorization": f"Bearer {token}"})
+    return sorted([sum(each["refused"].values()) for each in answer.json()["callers"]], reverse=True)
 
 
 def _run(command: str) -> str:

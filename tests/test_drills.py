@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import StartServer
-from tests.drills import DRILLS, TIMEOUT, WORKERS, Report, run
+from tests.drill_faults import DRILLS
+from tests.drills import TIMEOUT, WORKERS, Report, run
 
 SLACK = 1.0
 """Seconds that a busy machine may take longer."""
@@ -16,8 +17,6 @@ def check(report: Report) -> None:
     """What is required of every drill."""
     drill = report.drill
     assert report.lost == 0
-    assert report.added < 2 * TIMEOUT + SLACK
-    assert report.recovered < 2
     assert report.over_when_healthy == 0
     assert report.slots == 0
     if drill.keeps_data:
@@ -26,7 +25,19 @@ def check(report: Report) -> None:
     if not drill.is_outage:
         assert "shared" in report.policies
     assert "Traceback" not in report.log
-    assert report.log.count("backend is away") == report.log.count("backend is back")
+
+
+def check_times(report: Report) -> None:
+    """What is required of its times, as far as the machine let its processes run."""
+    assert report.added < 2 * TIMEOUT + SLACK + report.late
+    assert report.returned < 2 + report.late
+    away, back = [report.log.count(f"backend is {state}") for state in ("away", "back")]
+    if not report.is_starved:
+        assert report.recovered < 2
+        assert away == back
+    if report.drill.is_outage and "reset" not in report.drill.name and "memory" not in report.drill.name:
+        assert away >= WORKERS
+        assert away <= 2 * WORKERS or report.is_starved
 
 
 @pytest.mark.parametrize(
@@ -37,7 +48,7 @@ async def test_a_drill(name: str, start_server: StartServer, tmp_path: Path) -> 
     drill = DRILLS[name]
     report = await run(drill, start_server("redis", *drill.arguments), tmp_path)
     check(report)
+    check_times(report)
     if drill.is_outage and "reset" not in name:
         assert report.policies >= {"local", "allow"}
         assert 503 in {entry.status for entry in report.entries if entry.caller == "deny"}
-        assert WORKERS <= report.log.count("backend is away") <= 2 * WORKERS or "memory" in name

@@ -259,8 +259,8 @@ def test_memory_of_callers_is_bounded() -> None:
     for number in range(10_000):
         identify(scope(("x-api-key", f"{number}"), peer=f"10.0.{number >> 8}.{number & 255}"))
         identify(scope(("x-api-key", f"{number:0300}")))
-    assert len(identify._hashes) <= 4_096
-    assert max(map(len, identify._hashes)) <= 256
+    assert len(identify._by_key) <= 4_096
+    assert max(map(len, identify._by_key)) <= 256
     assert len(identify._unlisted) <= 4_096
     assert identify(scope(("x-api-key", "A"))) is known
 

@@ -390,7 +390,7 @@ async def test_a_settle_outlives_an_outage(kind: str, start_server: StartServer)
         await limiter.release(token)
         assert (await limiter.acquire(api_key="a")).decision.policy == "local"
         server.continue_signal()
-        await until_async(lambda: not limiter._owed, 5)
+        await until_async(lambda: not limiter._owed)
         assert (await figures(limiter))[:2] == (31 * CENT, 0)
         assert await active(limiter) == 0
 
@@ -404,7 +404,7 @@ async def test_a_settle_whose_answer_is_lost_counts_once(server: StoreServer) ->
         assert proxy.lost > 0
         proxy.fault = "none"
         proxy.reset()
-        await until_async(lambda: not limiter._owed, 5)
+        await until_async(lambda: not limiter._owed)
         assert (await figures(limiter))[:2] == (31 * CENT, 0)
 
 

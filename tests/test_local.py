@@ -245,10 +245,10 @@ async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
     assert await pair.admitted(2) == 2
     await asyncio.sleep(0.15)
     pair.backend.away = False
-    await asyncio.sleep(0.15)
+    telling = pair.limiter._local.holds._task
+    assert telling is not None
+    await asyncio.wait_for(telling, 10)
     assert (await pair.figures())[0].used == 2
-    await asyncio.sleep(0.01)
-    assert pair.limiter._local.holds._task is None or pair.limiter._local.holds._task.done()
 
 
 async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCaptureFixture) -> None:

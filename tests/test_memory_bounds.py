@@ -58,11 +58,13 @@ async def test_the_refused_and_the_curious_leave_nothing_behind(backend: MemoryB
     """Callers that are refused, and those one only looks at, push nobody out."""
     mine, shared = window(5, of="mine"), window(5, of="app")
     await backend.acquire(Charge([mine, shared], 5), new_id())
-    before = tracemalloc.get_traced_memory()[0]
-    for counters in strangers(400, "refused"):
-        assert not (await backend.acquire(Charge([*counters, shared]), new_id(), 1)).admitted
-        await backend.peek(Charge(counters), 1)
-    assert tracemalloc.get_traced_memory()[0] - before < 20_000
+    sizes = []
+    for turn in range(2):  # Python keeps some memory of its own for tuples, the first time that it needs it
+        for counters in strangers(2_000, f"refused in turn {turn}"):
+            assert not (await backend.acquire(Charge([*counters, shared]), new_id(), 1)).admitted
+            await backend.peek(Charge(counters), 1)
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    assert sizes[1] - sizes[0] < 20_000
     assert (await backend.peek(Charge([mine]))).figures[0].used == 5
 
 
@@ -126,7 +128,7 @@ class State:
 
 
 def test_the_dead_go_before_the_living() -> None:
-    """Each newcomer looks at two old ones at most, and takes the place of a dead one if there is one."""
+    """Each newcomer looks at a few old ones, and takes the place of a dead one if there is one."""
     store: Store[int, State] = Store(3, rotates=True)
     for number, dies in enumerate([5, 1, 9]):
         store.add(number, State(dies), 0)
@@ -141,7 +143,7 @@ def test_without_any_dead_the_least_used_goes() -> None:
         store.add(number, State(9), 0)
     store.find(0)
     store.add(3, State(9), 0)
-    assert [number for number in range(4) if store.remove(number)] == [0, 2, 3]
+    assert [number for number in range(4) if store.pop(number, None)] == [0, 2, 3]
     assert len(store) == 0
 
 

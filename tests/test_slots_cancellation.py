@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
-from ratelimit_mw.backends.batcher import Batcher, Operation
+from ratelimit_mw.backends.batcher import Answer, Operation
 from ratelimit_mw.charge import Hold, Money
 from tests.asgi import settings_of
 from tests.servers import StoreServer
@@ -65,7 +65,7 @@ class Run:
 
     async def balanced(self) -> None:
         """Nothing is held, nothing freed twice, and no more spent than requests that ran to their end."""
-        await until_async(lambda: held(self.server) == 0, 5)
+        await until_async(lambda: held(self.server) == 0)
         assert len(set(self.finished)) == len(self.finished)
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
         standings = (await self.limiter.peek(policy)).standings
@@ -111,14 +111,14 @@ async def test_cancelled_after_any_number_of_turns(run: Run) -> None:
 async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request cancelled in the very turn in which it was admitted gives everything back."""
     task: asyncio.Task[None] | None = None
-    answer = Batcher._answer
+    pass_on = Operation.answer
 
-    def answer_and_cancel(batcher: Batcher, operation: Operation, now: int, reply: bytes) -> None:
-        answer(batcher, operation, now, reply)
-        if task is not None and operation.on_orphan is not None:
+    def pass_on_and_cancel(operation: Operation, answer: Answer) -> None:
+        pass_on(operation, answer)
+        if task is not None and operation.orphaned is not None:
             task.cancel()
 
-    monkeypatch.setattr(Batcher, "_answer", answer_and_cancel)
+    monkeypatch.setattr(Operation, "answer", pass_on_and_cancel)
     task = run.request()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -162,7 +162,7 @@ async def test_release_is_cancelled(run: Run) -> None:
         await asyncio.gather(release, return_exceptions=True)
         run.limiter.end(lease, failed=True)
         run.entered += 1
-    await until_async(lambda: held(run.server) == 0, 5)
+    await until_async(lambda: held(run.server) == 0)
 
 
 async def test_detach_is_cancelled(run: Run) -> None:
@@ -175,4 +175,4 @@ async def test_detach_is_cancelled(run: Run) -> None:
         detach.cancel()
         await asyncio.gather(detach, return_exceptions=True)
         run.limiter.end(lease, failed=True)
-    await until_async(lambda: held(run.server) == 0, 2)
+    await until_async(lambda: held(run.server) == 0)

@@ -170,7 +170,7 @@ async def test_random_trouble_leaves_no_slot_held_and_the_books_balanced(soak: S
         most = max([most, *await asyncio.to_thread(held_by_caller, soak.server)])
     soak.over = True
     await asyncio.gather(*tasks)
-    took = await until_async(lambda: held(soak.server) == 0, 8)
+    took = await until_async(lambda: held(soak.server) == 0)
     spent, kept = await _balance(soak)
     names = {line[1:] for line in soak.ledger.lines() if line[0] == "+"}
     dead = names - {line[1:] for line in soak.ledger.lines() if line[0] == "-"}

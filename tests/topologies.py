@@ -10,10 +10,10 @@ import redis
 from tests.processes import HOST
 from tests.servers import StoreServer
 
-DOWN_AFTER = 1_000
+DOWN_AFTER = 1_500
 """Milliseconds of silence after which sentinels, or the nodes of a cluster, call a server down."""
 SERVICE = "mymaster"
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 
 
 class SentinelServer(StoreServer):

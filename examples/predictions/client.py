@@ -8,23 +8,29 @@ import sys
 
 import httpx
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 
 
-async def predict(client: httpx.AsyncClient, prompt: str) -> str:
-    """Create a prediction and wait for its output."""
-    answer = await client.post("/v1/predictions", content=prompt)
+async def send(client: httpx.AsyncClient, request: httpx.Request, prompt: str) -> httpx.Response:
+    """Send a request, and again when its refusal says to come back: polling is limited, too."""
+    answer = await client.send(request)
     while answer.status_code == 429:
         print(f"{prompt!r}: {answer.json()['error']['message']}", flush=True)
         if answer.headers.get("x-should-retry") == "false":
             break
         await asyncio.sleep(int(answer.headers["retry-after-ms"]) / 1000)
-        answer = await client.post("/v1/predictions", content=prompt)
-    answer.raise_for_status()
+        answer = await client.send(request)
+    return answer.raise_for_status()
+
+
+async def predict(client: httpx.AsyncClient, prompt: str) -> str:
+    """Create a prediction and wait for its output."""
+    answer = await send(client, client.build_request("POST", "/v1/predictions", content=prompt), prompt)
+    poll = client.build_request("GET", answer.headers["Location"])
     prediction = answer.json()
     while prediction["status"] in ("queued", "running"):
         await asyncio.sleep(POLL_SECONDS)
-        prediction = (await client.get(answer.headers["Location"])).raise_for_status().json()
+        prediction = (await send(client, poll, prompt)).json()
     return f"{prompt!r}: {prediction['status']}: {prediction['output']}"
 
 

@@ -1,8 +1,16 @@
 """Where counts live: in this process, or in a Redis or Valkey that all workers share."""
 
+from collections.abc import Callable
 from typing import Any
 
 from ratelimit_mw.backends.cluster import ClusterBackend
+from ratelimit_mw.backends.connection import Client
+from ratelimit_mw.backends.figures_store import (
+    FiguresStore,
+    MemoryFiguresStore,
+    RedisFiguresStore,
+    fleet_prefix,
+)
 from ratelimit_mw.backends.key_store import KeyStore, MemoryKeyStore, RedisKeyStore, keys_hash
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.backends.nodes import Nodes
@@ -29,12 +37,24 @@ def open_key_store(settings: BackendSettings, *, timeout: float = 1.0) -> KeySto
     """
     if settings.url.startswith("memory:"):
         return MemoryKeyStore()
+    return RedisKeyStore(_clients(settings, keys_hash(settings.namespace), timeout), settings.namespace)
+
+
+def open_figures_store(settings: BackendSettings, *, timeout: float = 1.0) -> FiguresStore:
+    """The figures of the fleet in the backend that the settings name; otherwise as `open_key_store`."""
+    if settings.url.startswith("memory:"):
+        return MemoryFiguresStore()
+    return RedisFiguresStore(
+        _clients(settings, fleet_prefix(settings.namespace), timeout), settings.namespace
+    )
+
+
+def _clients(settings: BackendSettings, key: str, timeout: float) -> Callable[[], Client]:
+    """Makes clients for the server that has a key."""
     timeout, options = max(timeout, settings.timeout), _tls(settings)
     if _is_cluster(settings):
-        nodes = Nodes(settings.url, timeout=timeout, options=options)
-        return RedisKeyStore(nodes.client_for(keys_hash(settings.namespace)), settings.namespace)
-    connector = connector_to(settings.url, timeout=timeout, options=options)
-    return RedisKeyStore(connector.client, settings.namespace)
+        return Nodes(settings.url, timeout=timeout, options=options).client_for(key)
+    return connector_to(settings.url, timeout=timeout, options=options).client
 
 
 def _is_cluster(settings: BackendSettings) -> bool:

@@ -10,6 +10,8 @@
 --        and packed little-endian fields:
 --        A P  acquire, peek: id, cost, price, life of its record in ms (0: none), n, n limits;
 --             keys: one for each limit, then the record
+--        T    take ahead: as acquire, of windows alone. In place of the price the microseconds within which
+--             the units will be used, at most an eighth of each window: they count from the end of that
 --        F    finish: id, mode, time and cost to give back to windows (time 0: nothing), n, n limits; mode 0
 --             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
 --        N    renew: id, lease, n; keys: n slot sets
@@ -18,7 +20,7 @@
 --        A limit is a letter and three doubles: W quota, length, granule; C limit, lease, 0; B limit, start
 --        and end of the period. Times are in microseconds, amounts in micro-units.
 -- Reply  [1] the time; then a string for each operation:
---        A P  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
+--        A P T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
 --             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
 --             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses
 --        F D  1
@@ -29,11 +31,12 @@
 --        of a batch; one to release a slot, four to renew it.
 --
 -- A window is a string: a header, then a ring of (time, cost) entries, oldest at `head`, with room for at
--- most half again as many as are live, and never for more than quota or granules need. A slot set is
+-- most half again as many as are live, and never for more than quota or granules need. Times never decrease
+-- from entry to entry; one of units taken ahead lies up to `ahead` later than they were taken. A slot set is
 -- a sorted set: lease id by expiry. A period is two doubles: spent and held. A record is two doubles:
 -- the estimate and the settled amount (-1: none yet).
 
-local HEADER, HEADER_SIZE, LAST_OF_HEADER = '<ddddI4I4I4I4', 48, '47'
+local HEADER, HEADER_SIZE, LAST_OF_HEADER = '<ddddI4I4I4I4I4', 52, '51'
 local ENTRY, ENTRY_SIZE = '<dI4', 12
 local NO_ENTRY = string.rep('\0', ENTRY_SIZE)
 local CHUNK = 32
@@ -97,7 +100,7 @@ local function write_entry(w, i, time, cost)
 end
 
 local function packed_header(w)
-  return pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost)
+  return pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost, w.ahead)
 end
 
 local function write_header(w)
@@ -130,8 +133,10 @@ local function first_since(w, time)
 end
 
 local function step_back(w)
-  -- The server's clock went back: what was stored as later happened now at the latest, in one entry.
-  local first, total = first_since(w, now + 1), 0
+  -- The server's clock went back: what was stored as later happened now at the latest, in one entry. What
+  -- was taken ahead is used as much later as it could be when it was taken.
+  local latest = now + w.ahead
+  local first, total = first_since(w, latest + 1), 0
   local at = first
   while at < w.count do
     local raw, number = entries(w, at, min(w.count - at, CHUNK))
@@ -141,9 +146,9 @@ local function step_back(w)
     end
     at = at + number
   end
-  w.count, w.newest, w.newest_cost, w.ttl = first + 1, now, total, now + w.life
-  if first == 0 then w.oldest = now end
-  write_entry(w, first, now, total)
+  w.count, w.newest, w.newest_cost, w.ttl = first + 1, latest, total, now + w.life
+  if first == 0 then w.oldest = latest end
+  write_entry(w, first, latest, total)
   write_header(w)
   call('PEXPIRE', w.key, floor(w.life / 1000))
 end
@@ -168,8 +173,9 @@ local function step_over(w)
 end
 
 local function expire(w)
+  if w.count == 0 or w.newest <= now then w.ahead = 0 end
   if w.count == 0 then return end
-  if w.newest > now then step_back(w) end
+  if w.newest > now + w.ahead then step_back(w) end
   local horizon = now - w.length
   if w.newest <= horizon then
     w.sum, w.head, w.count = 0, 0, 0
@@ -189,10 +195,11 @@ local function load_window(key, quota, length, granule)
     kind = 'W', key = key, quota = quota, length = length, granule = granule, pending = 0,
     life = length + max(floor(length / 8), 1000000),
     sum = 0, oldest = 0, newest = 0, ttl = 0, head = 0, count = 0, cap = 0, newest_cost = 0,
-    joins = false,
+    ahead = 0, joins = false, stamp = 0,
   }
   if #header == HEADER_SIZE then
-    w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost = unpack(HEADER, header)
+    w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost, w.ahead =
+      unpack(HEADER, header)
     if w.count > w.cap or w.head >= max(w.cap, 1) then error('WRONGTYPE the key does not hold a window', 0) end
     expire(w)
   elseif header ~= '' then
@@ -205,7 +212,7 @@ local function retry_after(w, quota, cost)
   -- Microseconds until `cost` fits: when the oldest entries that make room for it have left.
   local needed = w.sum + cost - quota
   if w.retry_needed == needed then return w.retry end
-  local first, freed, wait = 0, 0, w.length
+  local first, freed, wait = 0, 0, w.length + (w.pending > 0 and w.stamp - now or 0)
   while first < w.count and freed < needed do
     local raw, number = entries(w, first, min(w.count - first, CHUNK))
     local position = 1
@@ -226,17 +233,25 @@ end
 
 local function reset_after(w)
   if w.count > 0 then return w.oldest + w.length - now end
-  return w.pending > 0 and w.length or 0
+  return w.pending > 0 and w.stamp + w.length - now or 0
 end
 
-local function charge_window(w, cost)
-  if w.pending == 0 and w.count > 0 then
-    w.joins = w.newest == now or (w.granule > 0 and floor(w.newest / w.granule) == floor(now / w.granule))
-    if w.joins then
-      w.newest = now
-      if w.count == 1 then w.oldest = now end
-    end
+local function charge_window(w, cost, ahead)
+  -- All charges of a batch go into one entry, under the latest of their times.
+  local stamp = now + ahead
+  if w.count > 0 and w.newest > stamp then stamp = w.newest end -- of what another has taken ahead
+  if w.pending == 0 then
+    w.joins = w.count > 0
+      and (w.newest == stamp or (w.granule > 0 and floor(w.newest / w.granule) == floor(stamp / w.granule)))
+    w.stamp = stamp
+  elseif stamp > w.stamp then
+    w.stamp = stamp
   end
+  if w.joins then
+    w.newest = w.stamp
+    if w.count == 1 then w.oldest = w.stamp end
+  end
+  if ahead > w.ahead then w.ahead = ahead end
   w.sum, w.pending = w.sum + cost, w.pending + cost
   if w.retry_needed then w.retry_needed = nil end
 end
@@ -250,8 +265,8 @@ local function fitting(w)
 end
 
 local function append(w)
-  w.count, w.newest, w.newest_cost = w.count + 1, now, w.pending
-  if w.count == 1 then w.oldest = now end
+  w.count, w.newest, w.newest_cost = w.count + 1, w.stamp, w.pending
+  if w.count == 1 then w.oldest = w.stamp end
 end
 
 local function flush_window(w)
@@ -264,9 +279,9 @@ local function flush_window(w)
       local cap = fitting(w)
       if cap ~= w.cap then return rewrite(w, cap) end
     end
-    write_entry(w, w.count - 1, now, w.newest_cost)
+    write_entry(w, w.count - 1, w.newest, w.newest_cost)
   end
-  local renewed = w.pending > 0 and w.ttl < now + w.length
+  local renewed = w.pending > 0 and w.ttl < w.newest + w.length
   if renewed then w.ttl = now + w.life end
   write_header(w)
   if renewed then call('PEXPIRE', w.key, text(floor(w.life / 1000))) end
@@ -362,9 +377,9 @@ local function figures(s, limit, cost, price)
   return s.count, 0, refused and 1 or 0
 end
 
-local function commit(s, id, lease, cost, price)
+local function commit(s, id, lease, cost, price, ahead)
   if s.kind == 'W' then
-    charge_window(s, cost)
+    charge_window(s, cost, ahead)
   elseif s.kind == 'B' then
     s.held, s.changed = s.held + price, true
   else
@@ -396,11 +411,12 @@ end
 local found, reply = {}, {} -- of the charge in hand: made once, not for each
 
 local function acquire(op, keys)
-  local charge = op:byte(1) == 65 -- 'A'
+  local charge, ahead = op:byte(1) ~= 80, 0 -- 'P'
   local id, cost, price, life, n = unpack('<c16dddB', op, 2)
   if not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then
     error('ERR a cost is a whole number from 1, a price one from 0', 0) -- NaN compares false with everything
   end
+  if op:byte(1) == 84 then ahead, price = price, 0 end -- 'T'
   local plan, admitted = plan_of(op, n), true
   local kinds, a, b, c = plan.kinds, plan.a, plan.b, plan.c
   for j = 1, n do
@@ -410,7 +426,7 @@ local function acquire(op, keys)
   end
   if admitted and charge then
     if life > 0 then call('SET', KEYS[keys + n + 1], pack('<dd', price, -1), 'PX', text(floor(life))) end
-    for j = 1, n do commit(found[j], id, b[j], cost, price) end
+    for j = 1, n do commit(found[j], id, b[j], cost, price, ahead) end
   end
   local at = 1
   for j = 1, n do
@@ -512,11 +528,11 @@ end
 -- the batch -------------------------------------------------------------------------------------
 
 local FLUSH = {W = flush_window, C = flush_slots, B = flush_period}
-local HANDLERS = {A = acquire, P = acquire, F = finish, N = renew, S = settle, D = delete}
+local HANDLERS = {A = acquire, P = acquire, T = acquire, F = finish, N = renew, S = settle, D = delete}
 
 local function number_of_keys(op, kind)
   -- Read from the operation alone, so that one which fails cannot shift the keys of the next.
-  if kind == 'A' or kind == 'P' then
+  if kind == 'A' or kind == 'P' or kind == 'T' then
     local life, n = unpack('<dB', op, 34)
     return n + (life > 0 and 1 or 0)
   elseif kind == 'F' then
@@ -538,7 +554,7 @@ end
 
 for i = 2, #ARGV do
   local kind = ARGV[i]:sub(1, 1)
-  if kind == 'A' or kind == 'P' then
+  if kind == 'A' or kind == 'P' or kind == 'T' then
     charges[#charges + 1] = i
     keys_before[i] = keys
   else
@@ -555,7 +571,7 @@ for _, state in ipairs(order) do
 end
 if failed then
   for _, i in ipairs(charges) do
-    local charged = ARGV[i]:sub(1, 1) == 'A' and replies[i]:byte(1) == 1
+    local charged = ARGV[i]:sub(1, 1) ~= 'P' and replies[i]:byte(1) == 1
     for j = 1, charged and ARGV[i]:byte(42) or 0 do
       local state = states[KEYS[keys_before[i] + j]]
       if state and state.failed then replies[i] = 'E' .. state.failed end

@@ -8,14 +8,15 @@ import asyncio
 import hashlib
 import logging
 import random
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable
 from importlib.resources import files
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import Connection, OnReply, Reply
-from ratelimit_mw.charge import BackendError, Load
+from ratelimit_mw.charge import WAITS, BackendError, Load
 
 SCRIPT = files(__package__).joinpath("batch.lua").read_bytes()
 MAX_BATCH = 64
@@ -51,7 +52,7 @@ class Sender(Protocol):
         """What it has carried, and what waits."""
 
     def submit(self, operation: "Operation") -> None:
-        """Queue an operation; its future gets the server's time and the answer, or a `BackendError`."""
+        """Queue an operation; it gets an `Answer`, or a `BackendError`."""
 
     async def connect(self) -> None:
         """Connect and wait for it, as long as an operation would."""
@@ -63,40 +64,74 @@ class Sender(Protocol):
         """Close; whoever still waits gets a `BackendError`."""
 
 
-OnOrphan = Callable[[int, bytes | None], None]
+Orphaned = Callable[[Any, int, bytes | None], None]
 Group = Callable[[list["Operation"]], Iterable[list["Operation"]]]
 """Which operations of a batch may share a call of the script: on a cluster, not those of different nodes."""
 Redirect = Callable[[list["Operation"], str], bool]
 """Asked about an error of the server: whether it takes over the operations, of which nothing was done."""
 
 
+Answer = tuple[int, bytes]
+"""The server's time and what the script says of one operation."""
+
+
 class Operation:
-    """One operation of a batch: its keys and its packed body, as arguments in the Redis protocol."""
+    """One operation of a batch: its keys and its packed body, as arguments in the Redis protocol.
 
-    __slots__ = ("body", "future", "is_asking", "keys", "must_arrive", "n_keys", "on_orphan", "since")
+    To await it is to wait for its `Answer`, or a `BackendError`. Where nobody does, there is no future.
+    """
 
-    def __init__(
-        self,
-        keys: bytes,
-        n_keys: int,
-        body: bytes,
-        future: "asyncio.Future[tuple[int, bytes]]",
-        *,
-        must_arrive: bool = False,
-        on_orphan: OnOrphan | None = None,
-    ) -> None:
+    # What few of them have is not set for each: one is made for every request.
+    must_arrive = False
+    """Sent again until it arrives: for operations that are idempotent and owed."""
+    is_asking = False
+    """Sent after ASKING: its keys are moving to this node of a cluster."""
+    tries = 0
+    """How often it was sent again, to another node of a cluster."""
+    orphaned: "Orphaned | None" = None
+    """Called where the operation may have taken effect and nobody waits for its answer any more: with what
+    it was about, the server's time and the answer, or 0 and None where they are lost."""
+    about: Any = None
+    since = 0.0
+    future: "asyncio.Future[Answer] | None" = None
+    result: Answer | BackendError | None = None
+    """What came of it where nobody waited."""
+
+    def __init__(self, keys: bytes, n_keys: int, body: bytes) -> None:
         self.keys = keys
         self.n_keys = n_keys
         self.body = body
-        self.future = future
-        self.must_arrive = must_arrive
-        """Sent again until it arrives: for operations that are idempotent and owed."""
-        self.on_orphan = on_orphan
-        """Called where the operation may have taken effect and nobody waits for its answer any more: with the
-        server's time and the answer, or 0 and None where they are lost."""
-        self.since = 0.0
-        self.is_asking = False
-        """Sent after ASKING: its keys are moving to this node of a cluster."""
+
+    def __await__(self) -> Generator[Any, None, Answer]:
+        future = self.future
+        if future is None:
+            future = self.future = asyncio.get_running_loop().create_future()
+            if isinstance(self.result, BackendError):
+                future.set_exception(self.result)
+            elif self.result is not None:
+                future.set_result(self.result)
+        return future.__await__()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was answered, has failed, or nobody waits for it any more."""
+        return self.result is not None if self.future is None else self.future.done()
+
+    def answer(self, answer: Answer) -> None:
+        """What came of it."""
+        if self.future is None:
+            self.result = answer
+        elif not self.future.done():
+            self.future.set_result(answer)
+        elif self.orphaned is not None:
+            self.orphaned(self.about, *answer)
+
+    def fail(self, error: BackendError) -> None:
+        """Nothing came of it."""
+        if self.future is None:
+            self.result = error
+        elif not self.future.done():
+            self.future.set_exception(error)
 
 
 class _Batch(NamedTuple):
@@ -143,11 +178,20 @@ class Batcher:
         self.batches = 0
         """Calls of the script, and in `operations` what they were for."""
         self.operations = 0
+        self._waited = 0.0
+        self._waits = [0] * (len(WAITS) + 1)
 
     @property
     def load(self) -> Load:
         """What it has carried, and what waits."""
-        return Load(self.batches, self.operations, self.owed, self.complaints.number)
+        return Load(
+            self.batches,
+            self.operations,
+            self.owed,
+            self.complaints.number,
+            self._waited,
+            tuple(self._waits),
+        )
 
     @property
     def owed(self) -> int:
@@ -169,15 +213,16 @@ class Batcher:
         return self._connection is not None and self._connecting is None
 
     def submit(self, operation: Operation) -> None:
-        """Queue an operation; its future gets the server's time and the answer, or a `BackendError`."""
+        """Queue an operation."""
         if self._is_closed:
-            operation.future.set_exception(BackendError("the backend was closed"))
+            operation.fail(BackendError("the backend was closed"))
         elif self._error is not None and not operation.must_arrive:
-            operation.future.set_exception(self._error)
+            operation.fail(self._error)
         elif len(self._queue) < MAX_QUEUE or self._make_room(operation):
             operation.since = self._loop.time()
             self._queue.append(operation)
-            self._schedule()
+            if not self._flush_is_due:
+                self._schedule()
 
     async def connect(self) -> None:
         """Connect and wait for it, as long as an operation would."""
@@ -216,7 +261,7 @@ class Batcher:
         if not self._is_ready:
             self._start_connecting()
             self._start_watch()
-        elif not self._flush_is_due and len(self._sent) < IN_FLIGHT:
+        elif len(self._sent) < IN_FLIGHT:
             # At the end of this turn of the loop: whoever else is ready rides along.
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
@@ -227,7 +272,7 @@ class Batcher:
             batch: list[Operation] = []
             while self._queue and len(batch) < MAX_BATCH:
                 operation = self._queue.popleft()
-                if operation.must_arrive or not operation.future.done():
+                if operation.must_arrive or not operation.is_over:
                     batch.append(operation)
             if batch:
                 self._send(batch, by_digest=self._by_digest)
@@ -276,6 +321,9 @@ class Batcher:
         batch = self._sent.popleft()
         if isinstance(reply, list) and len(reply) == len(batch.operations) + 1:
             self._attempt = 0
+            waited = self._loop.time() - batch.since
+            self._waited += waited
+            self._waits[bisect_left(WAITS, waited)] += 1
             self._on_answers(batch.operations, int(reply[0]), reply[1:])
         elif isinstance(reply, Exception):
             self._on_error(batch, BackendError(str(reply)))
@@ -288,8 +336,8 @@ class Batcher:
         unwritten: list[Operation] = []
         error = None
         for operation, answer in zip(operations, answers, strict=True):
-            if not answer.startswith(b"E"):
-                self._answer(operation, now, answer)
+            if answer[:1] != _FAILED:
+                operation.answer((now, answer))
                 continue
             failure = BackendError(answer[1:].decode(errors="replace").strip())
             if str(failure).startswith(_TAKES_NO_WRITES):
@@ -297,17 +345,10 @@ class Batcher:
                 unwritten.append(operation)
                 continue
             self.complaints(failure)
-            if not operation.future.done():
-                operation.future.set_exception(failure)
+            operation.fail(failure)
         if error is not None:
             self._fail(unwritten, error)
             self._disconnect(error)
-
-    def _answer(self, operation: Operation, now: int, answer: bytes) -> None:
-        if not operation.future.done():
-            operation.future.set_result((now, answer))
-        elif operation.on_orphan is not None:
-            operation.on_orphan(now, answer)
 
     def _on_error(self, batch: _Batch, error: BackendError) -> None:
         """The server refused the whole call: nothing of it was done."""
@@ -328,22 +369,20 @@ class Batcher:
             if operation.must_arrive and not self._is_closed:
                 self._queue.appendleft(operation)
                 continue
-            if not operation.future.done():
-                operation.future.set_exception(error)
-            if maybe_done and operation.on_orphan is not None:
-                operation.on_orphan(0, None)
+            operation.fail(error)
+            if maybe_done and operation.orphaned is not None:
+                operation.orphaned(operation.about, 0, None)
 
     def _make_room(self, newcomer: Operation) -> bool:
         """Whether there is room for one more: for what is owed there is, in place of what waits longest."""
         error = BackendError(f"more than {MAX_QUEUE} operations wait for the backend")
         if not newcomer.must_arrive:
-            newcomer.future.set_exception(error)
+            newcomer.fail(error)
             return False
         oldest = self._queue.popleft()
         if oldest.must_arrive:
             logger.error("an operation that was owed to the backend is given up: %s", error)
-        if not oldest.future.done():
-            oldest.future.set_exception(error)
+        oldest.fail(error)
         return True
 
     # being there --------------------------------------------------------------------------------
@@ -370,23 +409,22 @@ class Batcher:
         self._connecting = None
         if self._error is not None:
             self._error = None
-            logger.warning("backend is back")
+            logger.warning("backend is back", extra={"ratelimit": {"event": "backend_back"}})
         self._flush()
 
     async def _probe(self) -> None:
         """Have a script write: a server may accept connections and be loading, hang, or be a replica."""
-        future: asyncio.Future[tuple[int, bytes]] = self._loop.create_future()
-        probe = Operation(bulk(self._probe_key), 1, bulk(b"D\x01"), future)
+        probe = Operation(bulk(self._probe_key), 1, bulk(b"D\x01"))
         probe.since = self._loop.time()
         self._send([probe], by_digest=self._by_digest)
-        await future
+        await probe
 
     def _disconnect(self, error: BackendError) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
         if self._error is None and not self._is_closed:
-            logger.warning("backend is away: %s", error)
+            logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})
             self._error = error
         sent, queued = self._in_flight(), list(self._queue)
         self._sent.clear()
@@ -408,7 +446,7 @@ class Batcher:
     def _waiting_since(self) -> float | None:
         """Since when the one waits who has waited longest. What must arrive waits as long as it takes."""
         waits = [batch.since for batch in self._sent]
-        waits += [op.since for op in self._queue if not (op.must_arrive or op.future.done())][:1]
+        waits += [op.since for op in self._queue if not (op.must_arrive or op.is_over)][:1]
         return min(waits, default=None)
 
     def _look(self, *, again: bool = False) -> None:
@@ -428,6 +466,7 @@ class Batcher:
             self._disconnect(BackendError(f"no connection within {self._timeout:g} s"))
 
 
+_FAILED = b"E"
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"

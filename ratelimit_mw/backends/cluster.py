@@ -75,9 +75,9 @@ class ClusterBackend:
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        steps = _steps_of(charge)
-        if len(steps) == 1:
+        if charge.is_of_one:
             return await self._partitions.acquire(charge, lease_id, price)
+        steps = _steps_of(charge)
         outcomes: list[Outcome] = []
         try:
             for step in steps:
@@ -95,16 +95,16 @@ class ClusterBackend:
         rest = await self._peek(steps[len(outcomes) :], price)
         before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
         figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
-        return Outcome(False, outcomes[0].now, figures, NOTHING_HELD)
+        return Outcome.of(False, outcomes[0].now, figures, NOTHING_HELD)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
-        steps = _steps_of(charge)
-        if len(steps) == 1:
+        if charge.is_of_one:
             return await self._partitions.peek(charge, price)
+        steps = _steps_of(charge)
         outcomes = await self._peek(steps, price)
         figures = _in_order(charge, steps, [each.figures for each in outcomes])
-        return Outcome(all(each.admitted for each in outcomes), outcomes[0].now, figures, NOTHING_HELD)
+        return Outcome.of(all(each.admitted for each in outcomes), outcomes[0].now, figures, NOTHING_HELD)
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
@@ -171,13 +171,13 @@ class _Steps(tuple[_Step, ...]):
 
 def _steps_of(charge: Charge) -> Sequence[_Step]:
     """A step for each partition, in the order of the counters."""
+    if charge.is_of_one:
+        return [_Step(charge, tuple(range(len(charge.counters))))]
     if isinstance(charge.prepared, _Steps):
         return charge.prepared
     places: dict[str, list[int]] = {}
     for place, counter in enumerate(charge.counters):
         places.setdefault(counter.partition, []).append(place)
-    if len(places) == 1:
-        return [_Step(charge, tuple(range(len(charge.counters))))]
     steps = _Steps(
         _Step(Charge([charge.counters[place] for place in found], charge.cost), tuple(found))
         for found in places.values()
@@ -196,7 +196,7 @@ def _admission(
         priced = price if periods else 0
         hold = Hold(lease_id, slots, periods, charge.lease, priced, charge.currency)
     figures = _in_order(charge, steps, [outcome.figures for outcome in outcomes])
-    return Outcome(True, outcomes[0].now, figures, hold)
+    return Outcome.of(True, outcomes[0].now, figures, hold)
 
 
 def _in_order(charge: Charge, steps: Sequence[_Step], parts: Sequence[Sequence[Figures]]) -> list[Figures]:

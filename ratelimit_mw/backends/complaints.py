@@ -27,4 +27,8 @@ class Complaints:
         now = time.monotonic()
         if now - self._said.get(kind, -EVERY) >= EVERY:
             self._said[kind] = now
-            logger.error("the backend refuses operations (logged once a minute): %s", error)
+            logger.error(
+                "the backend refuses operations (logged once a minute): %s",
+                error,
+                extra={"ratelimit": {"event": "backend_refuses"}},
+            )

@@ -81,13 +81,22 @@ class ServerConnector:
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()
+            _stay_cancelled()
         except FAILURES as error:
             await connection.disconnect(nowait=True)
+            _stay_cancelled()
             raise BackendError(f"cannot connect: {error}") from error
         except asyncio.CancelledError:
             await connection.disconnect(nowait=True)
             raise
         return Connection.take_over(connection, on_lost)
+
+
+def _stay_cancelled() -> None:
+    """Redis-py loses a cancellation that meets it at the wrong moment, so that it is asked for here."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class ReplyError(BackendError):
@@ -119,6 +128,17 @@ class Client:
         except FAILURES as error:
             raise await self._failed(error) from error
 
+    async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        """Send commands together; their answers, None for a key of another type than was expected."""
+        try:
+            async with (await self._server()).pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                answers = await pipeline.execute(raise_on_error=False)
+            return [_unless_wrong_type(answer) for answer in answers]
+        except FAILURES as error:
+            raise await self._failed(error) from error
+
     async def close(self) -> None:
         """Close the connection; it may be used again."""
         redis, self._redis = self._redis, None
@@ -135,6 +155,14 @@ class Client:
         if not isinstance(failure, ReplyError) or isinstance(error, (MovedError, ReadOnlyError)):
             await self.close()
         return failure
+
+
+def _unless_wrong_type(answer: Any) -> Any:
+    if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class Connection(asyncio.Protocol):

@@ -6,9 +6,12 @@ The same rules as `batch.lua`, which says what is guaranteed.
 from array import array
 from typing import Any, NamedTuple, Protocol
 
-from ratelimit_mw.charge import Figures, Money, Settlement
+from ratelimit_mw.charge import Money, Settlement
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.periods import KEPT_AFTER_END
+
+_NEVER = 1 << 62
+"""Later than any time; the same before zero is earlier than any."""
 
 
 class State(Protocol):
@@ -17,61 +20,64 @@ class State(Protocol):
     def is_dead(self, now: int) -> bool:
         """Whether it can be forgotten."""
 
-    def fits(self, limit: Any, cost: int, price: int) -> bool:
-        """Whether the limit admits the charge."""
+    def fits(self, limit: Any, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether the limit admits the charge, asked before all else; `exact` where none will be made."""
 
-    def charge(self, limit: Any, now: int, lease_id: bytes, cost: int, price: int) -> None:
-        """Count the charge."""
+    def charge(self, limit: Any, now: int, lease_id: bytes, cost: int, price: int) -> tuple[int, int, int]:
+        """Count a charge that fits; its `Figures` are then these."""
 
-    def figures(self, limit: Any, now: int, cost: int, price: int) -> Figures:
-        """How it stands; `retry_after` for a charge of `cost` and `price`."""
+    def figures(self, limit: Any, now: int, cost: int, price: int) -> tuple[int, int, int]:
+        """Its `Figures`; the last is for a charge of `cost` and `price` that was not admitted, 0 for none."""
 
 
 class Log:
     """An exact sliding window: the time and cost of every live charge, oldest first."""
 
-    __slots__ = ("_head", "_log", "length", "used")
+    __slots__ = ("_ahead", "_head", "_log", "_newest", "_oldest", "length", "used")
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.used = 0
         self._log = array("q")  # time, cost, time, cost, ...
         self._head = 0
+        self._oldest, self._newest = _NEVER, -_NEVER
+        self._ahead = 0  # how much later than the clock shows an entry may lie
 
     def is_dead(self, now: int) -> bool:
         """Whether everything counted has left the window."""
-        return not self._log or self._log[-2] + self.length <= now
+        return self._newest + self.length <= now
 
-    def expire(self, now: int) -> None:
+    def fits(self, limit: Window, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether `cost` more units fit, once what has left the window is stepped over."""
+        if self._oldest <= now - self.length or self._newest > now:
+            self._expire(now)
+        return self.used + cost <= limit.quota
+
+    def _expire(self, now: int) -> None:
         """Step over the charges that have left the window at `now`."""
         log, head = self._log, self._head
-        if len(log) > head and log[-2] > now:
-            self._step_back(now)
+        if self._newest <= now:
+            self._ahead = 0
+        elif self._newest > now + self._ahead:
+            # The clock went back: what was stored as later happened now at the latest, and what was taken
+            # ahead is used as much later as it could be when it was taken.
+            for at in range(head, len(log), 2):
+                log[at] = min(log[at], now + self._ahead)
         horizon = now - self.length
         while head < len(log) and log[head] <= horizon:
             self.used -= log[head + 1]
             head += 2
-        if head != self._head:
-            if head > 64 and head * 2 > len(log):
-                del log[:head]
-                head = 0
-            self._head = head
+        if head > 64 and head * 2 > len(log):
+            del log[:head]
+            head = 0
+        self._head = head
+        self._oldest, self._newest = (log[head], log[-2]) if head < len(log) else (_NEVER, -_NEVER)
 
-    def _step_back(self, now: int) -> None:
-        # The clock went back: what was stored as later happened now at the latest.
-        for at in range(self._head, len(self._log), 2):
-            self._log[at] = min(self._log[at], now)
-
-    def fits(self, limit: Window, cost: int, price: int) -> bool:
-        """Whether `cost` more units fit."""
-        return self.used + cost <= limit.quota
-
-    def figures(self, limit: Window, now: int, cost: int, price: int) -> Figures:
+    def figures(self, limit: Window, now: int, cost: int, price: int) -> tuple[int, int, int]:
         """Units used and the waits, in microseconds, until one leaves and until `cost` fits."""
-        log, head = self._log, self._head
-        reset_after = log[head] + self.length - now if head < len(log) else 0
+        reset_after = self._oldest + self.length - now if self.used else 0
         needed = self.used + cost - limit.quota
-        return Figures(self.used, reset_after, self._wait(needed, now) if needed > 0 else 0)
+        return self.used, reset_after, self._wait(needed, now) if needed > 0 else 0
 
     def _wait(self, needed: int, now: int) -> int:
         for at in range(self._head, len(self._log), 2):
@@ -80,16 +86,31 @@ class Log:
                 return self._log[at] + self.length - now
         return self.length
 
-    def charge(self, limit: Window, now: int, lease_id: bytes, cost: int, price: int) -> None:
+    def charge(self, limit: Window, now: int, lease_id: bytes, cost: int, price: int) -> tuple[int, int, int]:
         """Count `cost` units at `now`."""
-        log, granule = self._log, limit.granule
-        if self._head < len(log) and (log[-2] == now or (granule and log[-2] // granule == now // granule)):
-            log[-2] = now
+        log, newest, granule = self._log, self._newest, limit.granule
+        # What another has taken ahead lies later.
+        at = now if now > newest else newest  # noqa: FURB136 - a call costs three times as much
+        if newest == at or (granule and newest // granule == at // granule):
+            log[-2] = at
             log[-1] += cost
+            if self._oldest == newest:
+                self._oldest = log[self._head]
         else:
-            log.append(now)
-            log.append(cost)
+            log.extend((at, cost))
+            if newest < 0:
+                self._oldest = at
+        self._newest = at
         self.used += cost
+        return self.used, self._oldest + self.length - now, 0
+
+    def put_off(self, limit: Window, now: int, ahead: int) -> tuple[int, int, int]:
+        """Let the newest units count from `ahead` later on."""
+        self._ahead = max(self._ahead, ahead)
+        if self._newest < now + ahead:
+            self._newest = self._log[-2] = now + ahead
+            self._oldest = self._log[self._head]
+        return self.figures(limit, now, 0, 0)
 
 
 class SlotSet:
@@ -104,23 +125,22 @@ class SlotSet:
         """Whether no lease is live."""
         return not self.leases or max(self.leases.values()) <= now
 
-    def expire(self, now: int) -> None:
-        """Forget the leases that have expired at `now`."""
+    def fits(self, limit: Slots, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether a slot is free. Where one is, the leases that have expired may stay a while."""
         leases = self.leases
-        if leases and min(leases.values()) <= now:
-            self.leases = {lease_id: expires for lease_id, expires in leases.items() if expires > now}
+        if (exact or len(leases) >= limit.limit) and leases and min(leases.values()) <= now:
+            leases = self.leases = {each: expires for each, expires in leases.items() if expires > now}
+        return len(leases) < limit.limit
 
-    def fits(self, limit: Slots, cost: int, price: int) -> bool:
-        """Whether a slot is free."""
-        return len(self.leases) < limit.limit
+    def figures(self, limit: Slots, now: int, cost: int, price: int) -> tuple[int, int, int]:
+        """How many are active, and whether that is all."""
+        active = len(self.leases)
+        return active, 0, int(cost > 0 and active >= limit.limit)
 
-    def figures(self, limit: Slots, now: int, cost: int, price: int) -> Figures:
-        """How many are active, and whether that is all, for a charge that is not admitted yet."""
-        return Figures(len(self.leases), 0, int(cost > 0 and not self.fits(limit, cost, price)))
-
-    def charge(self, limit: Slots, now: int, lease_id: bytes, cost: int, price: int) -> None:
+    def charge(self, limit: Slots, now: int, lease_id: bytes, cost: int, price: int) -> tuple[int, int, int]:
         """Take a slot until its lease ends."""
         self.leases[lease_id] = now + int(limit.lease * SECOND)
+        return len(self.leases), 0, 0
 
     def renew(self, lease_id: bytes, now: int, lease: float) -> bool:
         """Let a live lease last `lease` seconds from now; an expired one is never revived."""
@@ -144,17 +164,20 @@ class Book:
         """Whether the period can no longer be settled."""
         return self.ends + KEPT_AFTER_END <= now
 
-    def fits(self, limit: Allowance, cost: int, price: int) -> bool:
+    def fits(self, limit: Allowance, now: int, cost: int, price: int, exact: bool) -> bool:
         """Whether `price` more fits."""
         return self.spent + self.held + price <= limit.amount
 
-    def figures(self, limit: Allowance, now: int, cost: int, price: int) -> Figures:
+    def figures(self, limit: Allowance, now: int, cost: int, price: int) -> tuple[int, int, int]:
         """Spent, held, and whether too little is left for `price`."""
-        return Figures(self.spent, self.held, int(not self.fits(limit, cost, price)))
+        return self.spent, self.held, int(self.spent + self.held + price > limit.amount)
 
-    def charge(self, limit: Allowance, now: int, lease_id: bytes, cost: int, price: int) -> None:
+    def charge(
+        self, limit: Allowance, now: int, lease_id: bytes, cost: int, price: int
+    ) -> tuple[int, int, int]:
         """Hold `price`."""
         self.held += price
+        return self.spent, self.held, 0
 
 
 class Record(NamedTuple):

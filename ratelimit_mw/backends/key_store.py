@@ -3,11 +3,11 @@
 Unlike counts they never expire: they are configuration.
 """
 
-import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from ratelimit_mw.backends.clients import Clients
 from ratelimit_mw.backends.connection import Client
 
 PAGE = 1_000
@@ -73,14 +73,13 @@ class RedisKeyStore:
     is_shared = True
 
     def __init__(self, new_client: Callable[[], Client], namespace: str) -> None:
-        self._new_client = new_client
         self._hash = keys_hash(namespace)
         self._version_key = f"{self._hash}:version"
-        self._clients: dict[asyncio.AbstractEventLoop, Client] = {}
+        self._clients = Clients(new_client)
 
     async def version(self) -> bytes | None:
         """What changes whenever an entry does."""
-        version = await self._client().execute("GET", self._version_key)
+        version = await self._clients.get().execute("GET", self._version_key)
         return version if isinstance(version, bytes) else None
 
     async def entries(self) -> dict[str, bytes]:
@@ -88,7 +87,7 @@ class RedisKeyStore:
         entries: dict[str, bytes] = {}
         cursor = 0
         while True:
-            cursor, page = await self._client().execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
+            cursor, page = await self._clients.get().execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
             entries |= {field.decode(errors="replace"): value for field, value in page.items()}
             if not int(cursor):
                 return entries
@@ -100,22 +99,11 @@ class RedisKeyStore:
             for each, entry in entries.items()
         ]
         # Random, not counted: a server that lost its data must not come back to a number known before.
-        await self._client().transact([*commands, ("SET", self._version_key, _new_version())])
+        await self._clients.get().transact([*commands, ("SET", self._version_key, _new_version())])
 
     async def close(self) -> None:
         """Close the connection of the running event loop."""
-        client = self._clients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.close()
-
-    def _client(self) -> Client:
-        loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
-        if client is None:
-            for closed in [each for each in list(self._clients) if each.is_closed()]:
-                self._clients.pop(closed, None)
-            client = self._clients[loop] = self._new_client()
-        return client
+        await self._clients.close()
 
 
 def keys_hash(namespace: str) -> str:

@@ -1,8 +1,9 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
 import time
-from collections.abc import Awaitable, Generator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from ratelimit_mw.backends.counts import Book, Log, Record, SlotSet, State, close, settle
 from ratelimit_mw.backends.store import Store
@@ -21,14 +22,14 @@ from ratelimit_mw.charge import (
     place_of,
 )
 from ratelimit_mw.limits import Limit, Slots, Window
+from ratelimit_mw.periods import period_at
 
 MAX_WINDOWS = 200_000
 """Windows remembered per length, days and months of budgets; beyond it the caller not seen for longest is
 forgotten. Also how many charges that were never settled nor ended are remembered."""
 
-Place = tuple[str, str]
-Newcomers = list[tuple[Store[Place, Any], Place, State]]
-"""States that are kept only if they are charged: who is refused leaves nothing behind."""
+Name = tuple[str, str]
+"""Partition and scope."""
 
 
 def wall_clock() -> int:
@@ -43,10 +44,10 @@ class MemoryBackend:
         self._clock = clock
         self._max_windows = max_windows
         # Windows by length, days and months apart: the least recently used is also the first to die.
-        self._logs: dict[int, Store[Place, Log]] = {}
-        self._days: Store[Place, Book] = Store(max_windows)
-        self._months: Store[Place, Book] = Store(max_windows)
-        self._slots: Store[Place, SlotSet] = Store(rotates=True)
+        self._logs: dict[int, Store[Name, Log]] = {}
+        self._days: Store[Name, Book] = Store(max_windows)
+        self._months: Store[Name, Book] = Store(max_windows)
+        self._slots: Store[Name, SlotSet] = Store(rotates=True)
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
 
     load = Load()
@@ -60,7 +61,8 @@ class MemoryBackend:
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        return self.decide(charge, lease_id, price)
+        outcome = self.decide(charge, lease_id, price)
+        return self._put_off(charge, outcome) if charge.ahead and outcome.admitted else outcome
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -72,29 +74,40 @@ class MemoryBackend:
         cost = charge.cost
         if not (cost >= 1 and price >= 0):  # NaN compares false with everything
             raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
-        newcomers: Newcomers = []
+        places = charge.prepared
+        if (
+            places.__class__ is not _Places
+            or places.owner is not self
+            or not places.since <= now < places.until
+        ):
+            places = charge.prepared = self._places_of(charge, now)
         exact = lease_id is None
-        found: list[tuple[Limit, State]] = []
+        states: list[State] = []
+        newcomers: list[tuple[_Place, State]] | None = None
         admitted = True
-        for counter in charge.counters:
-            state = self._load(counter, now, newcomers, exact=exact)
-            found.append((counter.limit, state))
-            admitted = state.fits(counter.limit, cost, price) and admitted
-        hold = NOTHING_HELD
-        if admitted and lease_id is not None:
-            for limit, state in found:
-                state.charge(limit, now, lease_id, cost, price)
-            for store, place, state in newcomers:
-                store.add(place, state, now)
-            hold = charge.hold(lease_id, price, now)
-            if hold.periods:
-                ends = max(held.ends for held in hold.periods)
-                self._records.add(lease_id, Record(price, None, ends), now)
-        if admitted:
-            cost = price = 0
-        return Outcome(
-            admitted, now, [state.figures(limit, now, cost, price) for limit, state in found], hold
-        )
+        for place in places.places:
+            store, name, limit, make = place
+            state = store.get(name)
+            if state is None:
+                state = make()
+                newcomers = [*(newcomers or ()), (place, state)]
+            else:
+                store.move_to_end(name)
+            states.append(state)
+            if not state.fits(limit, now, cost, price, exact):
+                admitted = False
+        if lease_id is None or not admitted:
+            return _look(places, states, now, (0, 0) if admitted else (cost, price), admitted=admitted)
+        numbers: list[int] = []
+        for state, place in zip(states, places.places, strict=True):
+            numbers += state.charge(place.limit, now, lease_id, cost, price)
+        for place, state in newcomers or ():  # who is refused leaves nothing behind
+            place.store.add(place.name, state, now)
+        hold = charge.hold(lease_id, price, now)
+        if hold.periods:
+            ends = max(held.ends for held in hold.periods)
+            self._records.add(lease_id, Record(price, None, ends), now)
+        return Outcome(True, now, tuple(numbers), hold)
 
     def recall(self, counter: Counter, entries: Sequence[tuple[int, int]]) -> None:
         """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet."""
@@ -102,7 +115,7 @@ class MemoryBackend:
         if not isinstance(limit, Window) or not entries:
             return
         logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
-        if logs.find(place) is None:
+        if place not in logs:
             log = Log(limit.length)
             for at, cost in entries:
                 log.charge(limit, at, b"", cost, 0)
@@ -111,19 +124,17 @@ class MemoryBackend:
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         now = self._clock()
-        slots = [self._slots.find(_place(held)) for held in hold.slots]
+        slots = [self._slots.find(_name(held)) for held in hold.slots]
         return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         for held in hold.slots:
-            slots = self._slots.find(_place(held))
+            slots = self._slots.find(_name(held))
             if slots is not None:
                 slots.leases.pop(hold.id, 0)
-                if not slots.leases:
-                    self._slots.remove(_place(held))
         if hold.periods and money is not Money.UNTOUCHED:
-            record = self._records.remove(hold.id)
+            record = self._records.pop(hold.id, None)
             if record is not None:
                 close(record, self._periods(hold), money)
         return _DONE
@@ -136,7 +147,7 @@ class MemoryBackend:
         if record is None or record.is_dead(self._clock()):
             return Settlement.UNKNOWN
         settled, met = settle(record, self._periods(hold), amount, replace)
-        self._records.replace(hold.id, settled)
+        self._records[hold.id] = settled
         return met
 
     async def reset(self, charge: Charge) -> None:
@@ -145,60 +156,86 @@ class MemoryBackend:
         for counter in charge.counters:
             place = (counter.partition, counter.scope)
             if isinstance(counter.limit, Window):
-                self._logs_of(counter.limit.length).remove(place)
+                self._logs_of(counter.limit.length).pop(place, None)
             elif isinstance(counter.limit, Slots):
-                self._slots.remove(place)
+                self._slots.pop(place, None)
             else:
                 period = place_of(counter, now)
-                self._books_of(period).remove(_place(period))
+                self._books_of(period).pop(_name(period), None)
 
-    def _load(self, counter: Counter, now: int, newcomers: Newcomers, *, exact: bool) -> State:
-        limit = counter.limit
-        place = (counter.partition, counter.scope)
-        if isinstance(limit, Window):
-            logs = self._logs_of(limit.length)
-            log = logs.find(place)
-            if log is None:
-                log = Log(limit.length)
-                newcomers.append((logs, place, log))
-            log.expire(now)
-            return log
-        if isinstance(limit, Slots):
-            slots = self._slots.find(place)
-            if slots is None:
-                slots = SlotSet()
-                newcomers.append((self._slots, place, slots))
-            if exact or len(slots.leases) >= limit.limit:
-                slots.expire(now)
-            return slots
-        return self._load_book(place_of(counter, now), newcomers)
+    def _put_off(self, charge: Charge, outcome: Outcome) -> Outcome:
+        """Let what was just charged count from so much later on."""
+        numbers: list[int] = []
+        for place in self._places_of(charge, outcome.now).places:
+            numbers += place.store[place.name].put_off(place.limit, outcome.now, charge.ahead)
+        return outcome._replace(numbers=tuple(numbers))
 
-    def _load_book(self, period: Held, newcomers: Newcomers) -> Book:
-        books = self._books_of(period)
-        book = books.find(_place(period))
-        if book is None:
-            book = Book(period.ends)
-            newcomers.append((books, _place(period), book))
-        return book
+    def _places_of(self, charge: Charge, now: int) -> "_Places":
+        """Where a charge's limits are counted, until a period of it ends."""
+        places, since, until = [], 0, 1 << 62
+        for counter in charge.counters:
+            limit, name = counter.limit, (counter.partition, counter.scope)
+            if isinstance(limit, Window):
+                places.append(_Place(self._logs_of(limit.length), name, limit, partial(Log, limit.length)))
+            elif isinstance(limit, Slots):
+                places.append(_Place(self._slots, name, limit, SlotSet))
+            else:
+                held = place_of(counter, now)
+                period = period_at(limit.period, limit.timezone, now)
+                since, until = max(since, period.start), min(until, period.end)
+                places.append(_Place(self._books_of(held), _name(held), limit, partial(Book, held.ends)))
+        return _Places(self, places, since, until)
 
-    def _logs_of(self, length: int) -> Store[Place, Log]:
+    def _logs_of(self, length: int) -> Store[Name, Log]:
         logs = self._logs.get(length)
         if logs is None:
             logs = self._logs[length] = Store(self._max_windows)
         return logs
 
-    def _books_of(self, period: Held) -> Store[Place, Book]:
+    def _books_of(self, period: Held) -> Store[Name, Book]:
         return self._days if period.scope.count("-") > 1 else self._months
 
     def _periods(self, hold: Hold) -> list[Book]:
         """The books of a hold's periods, opened again where they were forgotten and can still be settled."""
-        newcomers: Newcomers = []
-        books = [self._load_book(period, newcomers) for period in hold.periods]
-        now = self._clock()
-        for store, place, book in newcomers:
-            if not book.is_dead(now):
-                store.add(place, book, now)
+        now, books = self._clock(), []
+        for period in hold.periods:
+            store, name = self._books_of(period), _name(period)
+            book = store.find(name)
+            if book is None:
+                book = Book(period.ends)
+                if not book.is_dead(now):
+                    store.add(name, book, now)
+            books.append(book)
         return books
+
+
+class _Place(NamedTuple):
+    """Where one limit of a charge is counted."""
+
+    store: Store[Name, Any]
+    name: Name
+    limit: Limit
+    make: Callable[[], State]
+    """A new state, where nothing is counted yet."""
+
+
+class _Places(NamedTuple):
+    """Where all limits of a charge are counted, found once for all of its requests."""
+
+    owner: MemoryBackend
+    places: Sequence[_Place]
+    since: int
+    until: int
+
+
+def _look(
+    places: _Places, states: Sequence[State], now: int, needed: tuple[int, int], *, admitted: bool
+) -> Outcome:
+    """What a charge meets that takes nothing; `needed` is the cost and price that it waits for."""
+    numbers: list[int] = []
+    for state, place in zip(states, places.places, strict=True):
+        numbers += state.figures(place.limit, now, *needed)
+    return Outcome(admitted, now, tuple(numbers), NOTHING_HELD)
 
 
 class _Done:
@@ -211,5 +248,5 @@ class _Done:
 _DONE = _Done()
 
 
-def _place(held: Held) -> Place:
+def _name(held: Held) -> Name:
     return held[:2]

@@ -8,10 +8,10 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
-from ratelimit_mw.backends.batcher import Batcher, OnOrphan, Operation, Sender, bulk
+from ratelimit_mw.backends.batcher import Batcher, Operation, Sender, bulk
 from ratelimit_mw.backends.servers import connector_to
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
@@ -20,7 +20,6 @@ from ratelimit_mw.charge import (
     Charge,
     Clock,
     Counter,
-    Figures,
     Held,
     Hold,
     Load,
@@ -42,7 +41,6 @@ _ACQUIRE = struct.Struct("<c16sdddB")
 _FINISH = struct.Struct("<c16sBddB")
 _RENEW = struct.Struct("<c16sdB")
 _SETTLE = struct.Struct("<c16sdBB")
-_FIGURES = struct.Struct("<qqq")
 _ADMITTED, _OTHER_PERIOD = 1, 2
 _MAX_RELEASES = 10_000
 """Callers whose release is kept packed."""
@@ -104,7 +102,27 @@ class RedisBackend:
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        return await self._decide(b"A", charge, lease_id, price)
+        if charge.allowances:
+            return await self._decide(b"A", charge, lease_id, price)
+        packed = charge.prepared
+        if packed.__class__ is not _Packed or packed.owner is not self:
+            packed = charge.prepared = self._pack(charge, 0)
+        # All but the lease's id is the same for every request.
+        operation = Operation(packed.keys, packed.n_keys, b"".join((packed.head, lease_id, packed.tail)))
+        hold = charge.hold(lease_id, 0, 0)
+        operation.orphaned, operation.about = self._on_orphan, (charge, lease_id, hold)
+        loop = asyncio.get_running_loop()
+        future = operation.future = loop.create_future()
+        (self._batchers.get(loop) or self._batcher()).submit(operation)
+        try:
+            now, answer = await future
+        except asyncio.CancelledError:
+            _give_up(operation)
+            raise
+        numbers = packed.answer.unpack(answer)
+        if numbers[0] == _ADMITTED:
+            return Outcome(True, now, numbers[1:], hold)
+        return Outcome(False, now, numbers[1:], NOTHING_HELD)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -113,16 +131,12 @@ class RedisBackend:
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         body = _RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
-        _, answer = await self._submit_keys(self._slot_keys(hold), body)
+        _, answer = await self._submit(_operation(self._slot_keys(hold), body))
         return b"\0" not in answer
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        if hold.slots or hold.periods:
-            return self._owe_finish(hold, money)
-        nothing_to_do = asyncio.get_running_loop().create_future()
-        nothing_to_do.set_result(None)
-        return nothing_to_do
+        return self._owe_finish(hold, money) if hold.slots or hold.periods else _nothing_to_do()
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
@@ -131,44 +145,43 @@ class RedisBackend:
         keys = [*self._period_keys(hold), self._record_key(hold)]
         body = _SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        _, answer = await self._submit_keys(keys, body + ends, must_arrive=True)
+        _, answer = await self._submit(_operation(keys, body + ends), must_arrive=True)
         return Settlement(answer[0])
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
-        self._on_orphan(charge, lease_id, outcome.hold, outcome.now, None)
+        self._on_orphan((charge, lease_id, outcome.hold), outcome.now, None)
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
         keys = [self._key(counter, self._now()) for counter in charge.counters]
-        await self._submit_keys(keys, struct.pack("<cB", b"D", len(keys)))
+        await self._submit(_operation(keys, struct.pack("<cB", b"D", len(keys))))
 
     # charges ------------------------------------------------------------------------------------
 
     async def _decide(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """What needs to know the day, whose periods are part of keys; and what happens seldom."""
         answered = 0
         for _ in range(ASKED_AGAIN):
             now = self._now()
             hold = charge.hold(lease_id, price, now) if kind == b"A" else NOTHING_HELD
-            sent = self._send_charge(kind, charge, lease_id, price, hold, now)
+            operation, packed = self._operation_of(kind, charge, lease_id, price, hold, now)
             try:
-                answered, answer = await sent
+                answered, answer = await self._submit(operation)
             except asyncio.CancelledError:
-                # In the very turn in which the answer came, so that the batcher took it for delivered.
-                if kind == b"A" and not sent.cancelled() and sent.exception() is None:
-                    self._on_orphan(charge, lease_id, hold, *sent.result())
+                _give_up(operation)
                 raise
             self._skew = answered - _machine_clock()
             if answer[0] != _OTHER_PERIOD:
-                figures = list(map(_figures, _FIGURES.iter_unpack(answer[1:])))
                 admitted = answer[0] == _ADMITTED
-                return Outcome(admitted, answered, figures, hold if admitted else NOTHING_HELD)
+                numbers = packed.answer.unpack(answer)[1:]
+                return Outcome(admitted, answered, numbers, hold if admitted else NOTHING_HELD)
             # A period ended between this machine's clock and the server's, whose time is known now.
         raise BackendError(f"the server's clock shows {answered} us and does not keep to it")
 
-    def _send_charge(
+    def _operation_of(
         self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold, now: int
-    ) -> "asyncio.Future[tuple[int, bytes]]":
+    ) -> "tuple[Operation, _Packed]":
         packed = charge.prepared
         if (
             not isinstance(packed, _Packed)
@@ -176,17 +189,15 @@ class RedisBackend:
             or not packed.since <= now < packed.until
         ):
             packed = charge.prepared = self._pack(charge, now)
-        keys, n_keys, life = packed.keys, len(charge.counters), 0
+        keys, n_keys, life = packed.keys, packed.n_keys, 0
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = b"%b%b%b\r\n" % (
-            packed.length,
-            _ACQUIRE.pack(kind, lease_id, charge.cost, price, life, len(charge.counters)),
-            packed.limits,
-        )
-        on_orphan = partial(self._on_orphan, charge, lease_id, hold) if kind == b"A" else None
-        return self._submit(keys, n_keys, body, on_orphan=on_orphan)
+        head = _ACQUIRE.pack(kind, lease_id, charge.cost, price, life, packed.n_keys)
+        operation = Operation(keys, n_keys, bulk(head + packed.limits))
+        if kind == b"A":
+            operation.orphaned, operation.about = self._on_orphan, (charge, lease_id, hold)
+        return operation, packed
 
     def _pack(self, charge: Charge, now: int) -> "_Packed":
         """A charge's keys and limits as they are sent, until a period of it ends."""
@@ -199,14 +210,19 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += _pack_limit(counter.limit)
-        length = b"$%d\r\n" % (_ACQUIRE.size + len(limits))
-        return _Packed(self, keys, length, limits, since, until)
+        n_keys = len(charge.counters)
+        kind = b"T" if charge.ahead else b"A"
+        body = bulk(_ACQUIRE.pack(kind, _NO_LEASE, charge.cost, charge.ahead, 0, n_keys) + limits)
+        head, tail = _around_lease_id(body)
+        answer = struct.Struct("<B" + "qqq" * n_keys)
+        return _Packed(self, keys, n_keys, limits, head, tail, answer, since, until)
 
-    def _on_orphan(self, charge: Charge, lease_id: bytes, hold: Hold, now: int, answer: bytes | None) -> None:
+    def _on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: bytes | None) -> None:
         """Undo a charge that nobody waits for any more.
 
         `now` is when it was made and `answer` what it met; 0 and None where both are unknown.
         """
+        charge, lease_id, hold = about
         if answer is not None and answer[0] != _ADMITTED:
             return
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
@@ -214,15 +230,15 @@ class RedisBackend:
             # Not sent again: done twice, it would give back another request's units.
             body = _FINISH.pack(b"F", lease_id, Money.UNTOUCHED.value, now, charge.cost, len(windows))
             keys = [self._key(counter, now) for counter in windows]
-            _ignore(self._submit_keys(keys, body + b"".join([_pack_limit(w.limit) for w in windows])))
+            self._submit(_operation(keys, body + b"".join([_pack_limit(w.limit) for w in windows])))
         if hold is not NOTHING_HELD:
             self._owe_finish(hold, Money.GIVE_BACK)
 
-    def _owe_finish(self, hold: Hold, money: Money) -> "asyncio.Future[tuple[int, bytes]]":
+    def _owe_finish(self, hold: Hold, money: Money) -> Operation:
         if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
             packed = self._releases.get(hold.slots) or self._pack_release(hold)
             body = b"".join((packed.head, hold.id, packed.tail))
-            return _ignore(self._submit(packed.keys, len(hold.slots), body, must_arrive=True))
+            return self._submit(Operation(packed.keys, len(hold.slots), body), must_arrive=True)
         keys, limits = self._slot_keys(hold), _LIMIT.pack(b"C", 0, 0, 0) * len(hold.slots)
         moves = money if hold.periods else Money.UNTOUCHED
         if moves is not Money.UNTOUCHED:
@@ -230,42 +246,28 @@ class RedisBackend:
             limits += b"".join([_LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
         n_limits = len(limits) // _LIMIT.size
         body = _FINISH.pack(b"F", hold.id, moves.value, 0, 0, n_limits) + limits
-        return _ignore(self._submit_keys(keys, body, must_arrive=True))
+        return self._submit(_operation(keys, body), must_arrive=True)
 
     def _pack_release(self, hold: Hold) -> "_Release":
         """All of a release but the id of the lease: the same for every request of a caller."""
         n_slots = len(hold.slots)
         body = _FINISH.pack(b"F", _NO_LEASE, Money.UNTOUCHED.value, 0, 0, n_slots)
-        body = bulk(body + _LIMIT.pack(b"C", 0, 0, 0) * n_slots)
-        at = body.index(b"F") + 1
+        head, tail = _around_lease_id(bulk(body + _LIMIT.pack(b"C", 0, 0, 0) * n_slots))
         keys = b"".join(map(bulk, self._slot_keys(hold)))
         if len(self._releases) >= _MAX_RELEASES:
             self._releases.clear()
-        packed = self._releases[hold.slots] = _Release(keys, body[:at], body[at + LEASE_ID_SIZE :])
+        packed = self._releases[hold.slots] = _Release(keys, head, tail)
         return packed
 
     # sending ------------------------------------------------------------------------------------
 
-    def _submit_keys(
-        self, keys: list[bytes], body: bytes, *, must_arrive: bool = False
-    ) -> "asyncio.Future[tuple[int, bytes]]":
-        return self._submit(b"".join(map(bulk, keys)), len(keys), bulk(body), must_arrive=must_arrive)
-
-    def _submit(
-        self,
-        keys: bytes,
-        n_keys: int,
-        body: bytes,
-        *,
-        must_arrive: bool = False,
-        on_orphan: OnOrphan | None = None,
-    ) -> "asyncio.Future[tuple[int, bytes]]":
-        loop = asyncio.get_running_loop()
-        operation = Operation(
-            keys, n_keys, body, loop.create_future(), must_arrive=must_arrive, on_orphan=on_orphan
-        )
-        (self._batchers.get(loop) or self._batcher()).submit(operation)
-        return operation.future
+    def _submit(self, operation: Operation, *, must_arrive: bool = False) -> Operation:
+        """Send an operation; it is under way when this returns, whether anybody awaits it or not."""
+        if must_arrive:
+            operation.must_arrive = True
+        batcher = self._batchers.get(asyncio.get_running_loop()) or self._batcher()
+        batcher.submit(operation)
+        return operation
 
     def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""
@@ -333,11 +335,24 @@ class _Packed(NamedTuple):
 
     owner: RedisBackend
     keys: bytes
-    length: bytes
-    """Of the operation, as its protocol says it."""
+    n_keys: int
     limits: bytes
+    head: bytes
+    """The whole operation without a price, up to the id of the lease, and in `tail` from there on."""
+    tail: bytes
+    answer: struct.Struct
     since: int
     until: int
+
+
+def _operation(keys: list[bytes], body: bytes) -> Operation:
+    return Operation(b"".join(map(bulk, keys)), len(keys), bulk(body))
+
+
+def _around_lease_id(body: bytes) -> tuple[bytes, bytes]:
+    """An operation of which the lease's id is left open: what comes before it, what comes after."""
+    at = body.index(b"\r\n") + 3  # its length, and the letter that says what it is
+    return body[:at], body[at + LEASE_ID_SIZE :]
 
 
 def _pack_limit(limit: Limit) -> bytes:
@@ -348,14 +363,18 @@ def _pack_limit(limit: Limit) -> bytes:
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
 
 
-_figures = partial(tuple.__new__, Figures)  # one for each limit of each request: no Python in between
-
-
 def _machine_clock() -> int:
     return time.time_ns() // 1000
 
 
-def _ignore(future: "asyncio.Future[tuple[int, bytes]]") -> "asyncio.Future[tuple[int, bytes]]":
-    """Let a failure pass where nobody waits: an expiry frees what was not."""
-    future.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return future
+def _give_up(operation: Operation) -> None:
+    """The request was cancelled: in the very turn, maybe, in which the answer came and was handed over."""
+    future = operation.future
+    if future is not None and not future.cancelled() and future.exception() is None:
+        operation.answer(future.result())
+
+
+def _nothing_to_do() -> Operation:
+    operation = Operation(b"", 0, b"")
+    operation.answer((0, b""))
+    return operation

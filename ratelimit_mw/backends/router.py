@@ -43,7 +43,6 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._owners: Owners = []
         self._batchers: dict[Address, Batcher] = {}
-        self._tries: dict[Operation, int] = {}
         self._paused: dict[Operation, asyncio.TimerHandle] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed = 0.0
@@ -148,7 +147,7 @@ class Router:
             return False
         if operations[0].keys == self._probe_keys:
             # Whoever can tell where the probe belongs is there.
-            operations[0].future.set_result((0, b""))
+            operations[0].answer((0, b""))
             return True
         slot, _, address = rest.partition(" ")
         target = _address(address, node) if word in ("MOVED", "ASK") else None
@@ -157,8 +156,8 @@ class Router:
                 self._owners[int(slot)] = target
             self._refresh_soon()
         for operation in operations:
-            if word == "CLUSTERDOWN" and not operation.must_arrive and not operation.future.done():
-                operation.future.set_exception(BackendError(error))
+            if word == "CLUSTERDOWN" and not operation.must_arrive:
+                operation.fail(BackendError(error))
             tries = self._count(operation)
             operation.is_asking = word == "ASK"
             if target is None or tries > AT_ONCE:
@@ -169,21 +168,16 @@ class Router:
 
     def _count(self, operation: Operation) -> int:
         """How often an operation was sent again, this time included. It waits no longer in all for that."""
-        tries = self._tries[operation] = self._tries.get(operation, 0) + 1
-        if tries == 1:
-            operation.future.add_done_callback(lambda _: self._tries.pop(operation, None))
-            if not operation.must_arrive:
-                left = operation.since + self._timeout - self._loop.time()
-                self._loop.call_later(max(left, 0), self._expire, operation)
-        return tries
-
-    def _expire(self, operation: Operation) -> None:
-        if not operation.future.done():
-            operation.future.set_exception(BackendError(f"sent on for more than {self._timeout:g} s"))
+        operation.tries += 1
+        if operation.tries == 1 and not operation.must_arrive:
+            left = operation.since + self._timeout - self._loop.time()
+            error = BackendError(f"sent on for more than {self._timeout:g} s")
+            self._loop.call_later(max(left, 0), operation.fail, error)
+        return operation.tries
 
     def _send_again(self, operation: Operation, wait: float, target: Address | None = None) -> None:
         self._paused.pop(operation, None)
-        if operation.future.done() and not operation.must_arrive:
+        if operation.is_over and not operation.must_arrive:
             return  # nothing of it was done
         if wait:
             self._paused[operation] = self._loop.call_later(wait, self._send_again, operation, 0, target)

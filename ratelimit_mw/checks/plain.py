@@ -144,9 +144,3 @@ def _without_effect(settings: Settings) -> Iterator[Finding]:
         if plan.prefetch:
             text = f"[plans.{name}] prefetch has no effect yet: every request asks the backend."
             yield Finding("no-effect", text)
-    operations = settings.operations
-    for name in ("usage_path", "dashboard_path"):
-        if getattr(operations, name) is not None:
-            yield Finding(
-                "no-effect", f"[operations] {name} has no effect yet: requests to it reach the app."
-            )

@@ -16,6 +16,7 @@ from ratelimit_mw.cli.key_commands import add_key_commands
 from ratelimit_mw.cli.options import Json, SettingsFile
 from ratelimit_mw.cli.output import CommandError, console, print_error, print_json
 from ratelimit_mw.cli.routes import routes
+from ratelimit_mw.cli.top import top
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.settings import Settings, SettingsError
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 keys_app = typer.Typer(help="API keys.", invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(keys_app, name="keys")
 app.command()(routes)
+app.command()(top)
 add_key_commands(keys_app)
 
 Key = Annotated[
@@ -158,9 +160,15 @@ def hash_key(
 @app.command()
 def demo(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port on 127.0.0.1.")] = 8000,
+    token: Annotated[
+        str, typer.Option("--token", metavar="TOKEN", help="Opens the dashboard; a new one if left out.")
+    ] = "",
+    traffic: Annotated[
+        bool, typer.Option("--traffic/--no-traffic", help="Whether simulated callers keep it busy.")
+    ] = True,
 ) -> None:
-    """Run a sample API, and print what to try.
+    """Run a sample API with its dashboard, and print what to try.
 
     It counts in memory and needs no Redis. Ctrl-C ends it.
     """
-    demo_api.run(port)
+    demo_api.run(port, token, traffic=traffic)

@@ -15,7 +15,7 @@ from ratelimit_mw.cli.callers import (
     without_placeholder,
 )
 from ratelimit_mw.cli.output import CommandError, console, print_facts, print_json, print_table
-from ratelimit_mw.cli.texts import SHARED_BY, amount_text, limit_json, limit_text, source_of
+from ratelimit_mw.cli.texts import SHARED_BY, limit_json, source_of
 from ratelimit_mw.decision import Decision, Standing
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limiter import Limiter
@@ -23,6 +23,7 @@ from ratelimit_mw.limits import SECOND, Slots, Window
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.overview import forget, overview, shared_overview
 from ratelimit_mw.settings import Settings
+from ratelimit_mw.texts import amount_text, limit_text
 
 PATIENCE = 2.0
 """Seconds that a command waits for the backend at least; a request's time-out is too short for a first
@@ -36,7 +37,7 @@ def show(settings: Settings, named: Named, *, as_json: bool) -> None:
 
     Raises `CommandError` and `BackendError`.
     """
-    limiter = _limiter(settings)
+    limiter = patient_limiter(settings)
     callers: list[Caller | None] = [None]
     if not named.is_nobody:
         read_live_keys(limiter, named)
@@ -55,7 +56,7 @@ def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
     """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
     if named.is_nobody:
         raise CommandError("reset needs a caller: --key, --address or --account")
-    limiter = _limiter(settings)
+    limiter = patient_limiter(settings)
     read_live_keys(limiter, named)
     identities = [_counted(caller) for caller in find_callers(limiter, named)]
     cleared = list(zip(identities, _run(limiter, _clear(limiter, identities)), strict=True))
@@ -66,7 +67,8 @@ def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
         console.print(f"{identity.partition}: {number} counter{'' if number == 1 else 's'} cleared")
 
 
-def _limiter(settings: Settings) -> Limiter:
+def patient_limiter(settings: Settings) -> Limiter:
+    """A limiter that waits for its backend as long as a person would. Raises `CommandError` without one."""
     if settings.backend.url.startswith("memory:"):
         raise CommandError(
             f"{settings.source} counts in the memory of each process, where no command can look: "

@@ -8,10 +8,8 @@ from ratelimit_mw.cli.callers import Caller, Named, find_caller, read_live_keys
 from ratelimit_mw.cli.output import CommandError, console, print_facts, print_json, print_table
 from ratelimit_mw.cli.texts import (
     SHARED_BY,
-    amount_text,
     key_place,
     limit_json,
-    limit_text,
     route_text,
     source_of,
 )
@@ -19,6 +17,7 @@ from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.policy import Policy
 from ratelimit_mw.settings import PlanSettings, Settings, SpendingSettings
+from ratelimit_mw.texts import amount_text, limit_text
 
 
 def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json: bool) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
 WIDTH = 140
 """Columns of a table that goes to a file or another program, which have no width of their own."""
+PAGE = 500
+"""Rows of a table that are laid out together."""
 
 console = Console(markup=False, highlight=False, emoji=False)
 errors = Console(markup=False, highlight=False, emoji=False, stderr=True)
@@ -41,10 +44,22 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under bold headings; what is too long goes on in the next line."""
+    """Print rows under bold headings; what is too long goes on in the next line.
+
+    Many rows come page by page, so that the first are there at once. Where they go into a file, a bar on the
+    terminal shows how far it is.
+    """
+    rows = list(rows)
+    pages = [rows[start : start + PAGE] for start in range(0, len(rows), PAGE)] or [rows]
+    shows_bar = len(pages) > 1 and errors.is_terminal and not console.is_terminal
+    for page in track(pages, "printing", console=errors, transient=True, disable=not shows_bar):
+        console.print(_table(columns, page))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(str, row))
-    console.print(table)
+    return table

@@ -4,27 +4,14 @@ from typing import Any
 
 from ratelimit_mw.charge import Counter
 from ratelimit_mw.identity import Identity
-from ratelimit_mw.limits import Allowance, Limit, Slots, Window
-from ratelimit_mw.money import TOKEN, format_amount
+from ratelimit_mw.limits import Limit, Slots, Window
+from ratelimit_mw.money import format_amount
 from ratelimit_mw.policy import route_scope
 from ratelimit_mw.settings import KeySettings, RouteSettings, Settings, SpendingSettings
+from ratelimit_mw.texts import limit_text
 
 SHARED_BY = {"caller": "this caller", "address": "its address", "everyone": "all callers"}
 """Who draws on a counter, by its owner."""
-
-
-def amount_text(units: int, currency: str) -> str:
-    """An amount with its currency, such as `25.00 USD` or `1500 tokens`."""
-    return f"{format_amount(units, currency)} {'tokens' if currency == TOKEN else currency}"
-
-
-def limit_text(limit: Limit) -> str:
-    """A limit in a few words: `60/minute`, `5 requests at once`, `25.00 USD a day`."""
-    if isinstance(limit, Window):
-        return limit.text
-    if isinstance(limit, Slots):
-        return f"{limit.limit} {limit.unit}{'' if limit.limit == 1 else 's'} at once"
-    return f"{amount_text(limit.amount, limit.currency)} a {_period(limit)}"
 
 
 def limit_json(limit: Limit) -> dict[str, Any]:
@@ -96,7 +83,3 @@ def _name_of(limit: Limit) -> str:
     if isinstance(limit, Window):
         return "requests"
     return "concurrent" if isinstance(limit, Slots) else "spending"
-
-
-def _period(limit: Allowance) -> str:
-    return "day" if limit.period == "daily" else "month"

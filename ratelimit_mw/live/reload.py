@@ -54,7 +54,11 @@ class FileWatch:
 
     def _report(self, error: str, waiting: tuple[str, ...]) -> None:
         if error and error != self._reported:
-            logger.error("changed settings are ignored, those before stay in force:\n%s", error)
+            logger.error(
+                "changed settings are ignored, those before stay in force:\n%s",
+                error,
+                extra={"ratelimit": {"event": "settings_ignored"}},
+            )
         elif self._reported and not error:
             logger.warning("%s: the settings are good again", self._file)
         self._reported = error

@@ -25,7 +25,10 @@ OPEN_TIMEOUT = 1.0
 class Live:
     """The rules in force, and what changes them: always as a whole, between two requests."""
 
-    def __init__(self, settings: Settings, resolve: Resolve | None = None) -> None:
+    def __init__(
+        self, settings: Settings, resolve: Resolve | None = None, others: Iterable[Job] = ()
+    ) -> None:
+        """`others` are jobs to do beside, wherever something is watched."""
         # Its own, since the app may keep the event loop's threads busy for longer than a change may take.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ratelimit_mw")
         self._registry = Registry(open_key_store(settings.backend), self._thread)
@@ -33,7 +36,7 @@ class Live:
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
-        jobs = []
+        jobs = [*others]
         if settings.file is not None:
             self._watch = FileWatch(settings.file, self._thread)
             jobs.append(Job("watching the settings", reload.POLL_SECONDS, self._look_at_file))
@@ -132,4 +135,10 @@ class Live:
     def _put(self, rules: Rules) -> None:
         before, self.rules = self.rules, rules
         if rules.settings is not before.settings:
-            logger.info("settings in force: version %s of %s", rules.version, rules.settings.source)
+            fields = {"event": "settings_in_force", "version": rules.version}
+            logger.info(
+                "settings in force: version %s of %s",
+                rules.version,
+                rules.settings.source,
+                extra={"ratelimit": fields},
+            )

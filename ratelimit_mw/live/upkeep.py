@@ -17,10 +17,12 @@ class Job:
     run: Callable[[], Awaitable[object]]
     close: Callable[[], Awaitable[object]] | None = None
     """Called in the end."""
+    waits: bool = False
+    """Whether it is first done after so many seconds, so that nobody waits for it."""
 
 
 class Upkeep:
-    """Runs each job at once and then again and again, until it is stopped or its event loop ends."""
+    """Runs each job again and again, from the start on, until it is stopped or its event loop ends."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
@@ -68,6 +70,9 @@ class _Running:
 async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
     task = asyncio.current_task()
     try:
+        if job.waits:
+            first.set_result(None)
+            await asyncio.sleep(job.seconds)
         # redis-py loses a cancellation that meets it at the wrong moment, so that it is asked for here.
         while task is not None and not task.cancelling():
             try:

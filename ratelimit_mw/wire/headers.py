@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
-from ratelimit_mw.decision import Decision
-from ratelimit_mw.limits import SECOND
+from ratelimit_mw.decision import Admission, Decision
+from ratelimit_mw.limits import SECOND, Window
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.settings import ResponseSettings
 
@@ -26,12 +26,16 @@ class HeaderWriter:
         self._classic = "x-ratelimit" in settings.headers
         self._ietf = "ietf" in settings.headers
         self._unix = settings.reset == "unix"
+        self.tells_moments = self._unix and not self._ietf
+        """Whether headers tell when something happens, which stays true, and not how long it takes."""
 
     def __call__(self, decision: Decision) -> RawHeaders:
         """The headers of any response to this request; none where nothing is known."""
         headers: RawHeaders = []
-        if self._classic:
-            headers += self._x_ratelimit(decision)
+        nearest = decision.nearest() if self._classic else None
+        if nearest is not None:
+            window, figures = nearest
+            headers += self._x_ratelimit(decision.now, window, figures.used, figures.reset_after)
         if self._ietf:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
@@ -39,19 +43,23 @@ class HeaderWriter:
             headers.append((SHADOW, b"refused"))
         return headers
 
+    def of_admission(self, admission: Admission) -> RawHeaders:
+        """The same of a plain admission, which is what nearly every response is of."""
+        if self._ietf or not self._classic or admission.charge.allowances:
+            return self(admission.decision)
+        nearest = admission.nearest()
+        return [] if nearest is None else self._x_ratelimit(admission.outcome.now, *nearest)
+
     def reset(self, now: int, reset_after: int) -> int:
         """A reset as the settings want it: a Unix time or seconds from now, rounded up."""
         return _seconds(now + reset_after if self._unix else reset_after)
 
-    def _x_ratelimit(self, decision: Decision) -> RawHeaders:
-        nearest = decision.nearest()
-        if nearest is None:
-            return []
-        window, figures = nearest
+    def _x_ratelimit(self, now: int, window: Window, used: int, reset_after: int) -> RawHeaders:
+        quota = window.quota
         return [
-            (b"x-ratelimit-limit", b"%d" % window.quota),
-            (b"x-ratelimit-remaining", b"%d" % max(window.quota - figures.used, 0)),
-            (b"x-ratelimit-reset", b"%d" % self.reset(decision.now, figures.reset_after)),
+            (b"x-ratelimit-limit", b"%d" % quota),
+            (b"x-ratelimit-remaining", b"%d" % (quota - used if quota > used else 0)),
+            (b"x-ratelimit-reset", b"%d" % self.reset(now, reset_after)),
         ]
 
     def _spending(self, decision: Decision) -> RawHeaders:
@@ -70,14 +78,13 @@ class HeaderWriter:
 
 def add_headers(present: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
     """The app's headers and ours; of rate limits the app's alone, where it tells of them itself."""
-    headers = []
-    told = False
-    for name, value in present:
-        headers.append((bytes(name), bytes(value)))
-        told = told or (name[:1] in _FIRST and bytes(name).lower().startswith(_OWN))
-    if told:
-        ours = [(name, value) for name, value in ours if name == SHADOW or not name.startswith(_OWN)]
-    return [*headers, *ours]
+    headers = list(present)
+    for name, _ in headers:
+        if name[:1] in _FIRST and bytes(name).lower().startswith(_OWN):
+            ours = [(name, value) for name, value in ours if name == SHADOW or not name.startswith(_OWN)]
+            break
+    headers += ours
+    return headers
 
 
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from ratelimit_mw.charge import place_of
 from ratelimit_mw.decision import Decision, Refusal, Standing
-from ratelimit_mw.limits import Allowance, Slots, Window
+from ratelimit_mw.identity import IdentityError
+from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.money import format_amount
+from ratelimit_mw.refused import Refused
 from ratelimit_mw.settings import ResponseSettings
 from ratelimit_mw.wire.headers import HeaderWriter, RawHeaders
 
@@ -17,6 +19,7 @@ MAX_BODIES = 1_000
 """Bodies of refusals that are kept."""
 
 _PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
+_MILLISECONDS = b"retry-after-ms"
 _PERIODS = {"daily": "Daily", "monthly": "Monthly"}
 
 
@@ -53,6 +56,27 @@ class RefusalWriter:
                 self._bodies[figures] = body
         return self._response(status, headers, body)
 
+    def keep(self, refused: Refused, response: Response, decision: Decision) -> None:
+        """Keep the answer to a refusal, to give it again for as long as it says the same."""
+        wait = None if decision.refusal is None else decision.refusal.retry_after
+        if wait is None or not self._headers.tells_moments:
+            return
+        wait += decision.now - refused.outcome.now
+        seconds = _whole_seconds(wait - (decision.now - refused.outcome.now))
+        last = wait - (seconds - 1) * SECOND if seconds > 1 else wait
+        at = [name for name, _ in response.headers].index(_MILLISECONDS)
+        refused.answer = _Kept(self, response, at, wait, last)
+
+    def again(self, refused: Refused, age: int) -> Response | None:
+        """The answer that was kept, `age` microseconds after the refusal; None where it would say another."""
+        kept = refused.answer
+        if not isinstance(kept, _Kept) or kept.writer is not self or age >= kept.last:
+            return None
+        status, headers, body = kept.response
+        headers = headers.copy()
+        headers[kept.at] = (_MILLISECONDS, b"%d" % max(-(-(kept.wait - age) // 1000), 1))
+        return Response(status, headers, body)
+
     def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
         error = _describe(decision, refusal, self._headers)
         if refusal.retry_after is not None and refusal.reason not in ("capacity", "unavailable"):
@@ -67,6 +91,10 @@ class RefusalWriter:
         reset = self._headers.reset(decision.now, standing.figures.reset_after)
         rates = (standing.counter.limit, *_violated(decision))
         return (*rates, standing.figures.used, reset, decision.cost, _whole_seconds(wait))
+
+    def unidentified(self, error: IdentityError) -> Response:
+        """An answer to who doesn't say clearly who is calling."""
+        return self.error(error.status, "invalid_request_error", error.code, error.message)
 
     def error(self, status: int, type_: str, code: str, message: str) -> Response:
         """An answer that is not about limits: an API key that cannot be read, settings that don't load."""
@@ -94,12 +122,25 @@ class RefusalWriter:
         )
 
 
+class _Kept(NamedTuple):
+    """An answer of which only the milliseconds to wait change."""
+
+    writer: RefusalWriter
+    response: Response
+    at: int
+    """Where those are among the headers."""
+    wait: int
+    """Microseconds to wait from the moment that the refusal came."""
+    last: int
+    """Its age, in microseconds, from which on the whole seconds are others."""
+
+
 def _waiting(wait: int | None) -> RawHeaders:
     """When to come back, for every client: seconds for HTTP, milliseconds for SDKs, and whether at all."""
     if wait is None:
         return [(b"x-should-retry", b"false")]
     seconds = _whole_seconds(wait)
-    headers = [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % max(-(-wait // 1000), 1))]
+    headers = [(b"retry-after", b"%d" % seconds), (_MILLISECONDS, b"%d" % max(-(-wait // 1000), 1))]
     if seconds > GIVE_UP_AFTER:
         headers.append((b"x-should-retry", b"false"))
     return headers

@@ -1,16 +1,19 @@
-"""Both writers of one `[response]` table, which change together."""
+"""What writes answers, for one state of the settings."""
 
-from ratelimit_mw.settings import ResponseSettings
+from ratelimit_mw.settings import Settings
 from ratelimit_mw.wire.headers import HeaderWriter
 from ratelimit_mw.wire.refusals import RefusalWriter
 
 
 class Writers:
-    """What writes answers as `response` says."""
+    """Both writers of the `[response]` table, which change together with all else."""
 
-    __slots__ = ("headers", "refusals", "response")
+    __slots__ = ("has_own_paths", "headers", "refusals", "settings")
 
-    def __init__(self, response: ResponseSettings) -> None:
-        self.response = response
-        self.headers = HeaderWriter(response)
-        self.refusals = RefusalWriter(response)
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.headers = HeaderWriter(settings.response)
+        self.refusals = RefusalWriter(settings.response)
+        operations = settings.operations
+        self.has_own_paths = operations.usage_path is not None or operations.dashboard_path is not None
+        """Whether some requests are answered by the middleware itself."""

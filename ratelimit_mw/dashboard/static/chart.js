@@ -1,0 +1,135 @@
+// The chart of admitted and refused requests, by uPlot, with its figures as a table for who can't see it.
+
+import { make, setText } from "./dom.js";
+import { clock, count, rate, total } from "./format.js";
+
+const HEIGHT = 200;
+const SHADOW = 3;
+const SHORTEST = 2;
+const dark = matchMedia("(prefers-color-scheme: dark)");
+
+export class Chart {
+  constructor(place, title) {
+    this.place = make("div", { className: "chart", role: "img", "aria-label": title });
+    this.table = make("tbody");
+    const head = ["From", "Admitted", "Refused", "Would be refused (shadow)"];
+    const row = make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })));
+    const table = make("table", {}, make("thead", {}, row), this.table);
+    this.details = make("details", {}, make("summary", { text: "The same in numbers, by minute" }), table);
+    place.append(this.place, this.details);
+    this.title = title;
+    this.seconds = 300;
+    dark.addEventListener("change", () => this.rebuild());
+    new ResizeObserver(() => this.resize()).observe(this.place);
+    this.details.addEventListener("toggle", () => this.fillTable());
+  }
+
+  show(series, bucket, now) {
+    this.series = series;
+    this.bucket = bucket;
+    this.now = now;
+    this.draw();
+    this.fillTable();
+  }
+
+  draw() {
+    if (!this.series?.length || !this.place.clientWidth) return;
+    const data = this.data();
+    if (this.plot) this.plot.setData(data);
+    else this.plot = new uPlot(options(this.place.clientWidth), data, this.place);
+    this.plot.setSeries(SHADOW, { show: data[SHADOW].some((number) => number) });
+    // After uPlot has drawn, which empties the legend: it tells the present, unless somebody points at the past.
+    setTimeout(() => {
+      if (this.plot?.cursor.idx === null || this.plot?.cursor.idx === undefined) this.plot?.setLegend({ idx: data[0].length - 1 });
+    }, 0);
+    const sum = this.lastMinute();
+    const said = `${count(sum.admitted)} requests admitted and ${count(sum.refused)} refused in the last minute`;
+    this.place.setAttribute("aria-label", `${this.title}: ${said}`);
+  }
+
+  data() {
+    const { bucket, now } = this;
+    // The bucket that is still filling stands for the part of it that has passed, unless that is too short.
+    const shown = this.series.filter((point) => point.at > now - this.seconds - bucket && point.at <= now - SHORTEST);
+    const length = (point) => Math.min(bucket, now - point.at);
+    return [
+      shown.map((point) => point.at),
+      shown.map((point) => point.admitted / length(point)),
+      shown.map((point) => total(point.refused) / length(point)),
+      shown.map((point) => point.shadow / length(point)),
+    ];
+  }
+
+  lastMinute() {
+    const recent = this.series.filter((point) => point.at > this.now - 60);
+    const sum = (of) => recent.reduce((all, point) => all + of(point), 0);
+    const first = this.series.find((point) => point.admitted || point.shadow || total(point.refused));
+    return {
+      admitted: sum((point) => point.admitted + point.shadow),
+      refused: sum((point) => total(point.refused)),
+      seconds: Math.max(1, Math.min(60, this.now - (first?.at ?? this.now))),
+    };
+  }
+
+  fillTable() {
+    if (!this.details.open || !this.series) return;
+    const minutes = new Map();
+    for (const point of this.series) {
+      const minute = Math.floor(point.at / 60) * 60;
+      const row = minutes.get(minute) ?? [0, 0, 0];
+      minutes.set(minute, [row[0] + point.admitted, row[1] + total(point.refused), row[2] + point.shadow]);
+    }
+    const rows = [...minutes].reverse().slice(0, 15);
+    while (this.table.rows.length < rows.length) {
+      this.table.append(make("tr", {}, ...Array.from({ length: 4 }, (_, i) => make("td", i ? { className: "number" } : {}))));
+    }
+    while (this.table.rows.length > rows.length) this.table.lastChild.remove();
+    rows.forEach(([minute, numbers], index) => {
+      [clock(minute), ...numbers.map(count)].forEach((text, i) => setText(this.table.rows[index].cells[i], text));
+    });
+  }
+
+  zoom(seconds) {
+    this.seconds = seconds;
+    this.draw();
+  }
+
+  resize() {
+    if (this.plot && this.place.clientWidth) this.plot.setSize({ width: this.place.clientWidth, height: HEIGHT });
+    else this.draw();
+  }
+
+  rebuild() {
+    this.plot?.destroy();
+    this.plot = null;
+    this.draw();
+  }
+}
+
+function options(width) {
+  const styles = getComputedStyle(document.documentElement);
+  const colour = (name) => styles.getPropertyValue(`--${name}`).trim();
+  const axis = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
+  const value = (_plot, number) => (number == null ? "–" : `${rate(number)}/s`);
+  const line = (label, name, more) => ({
+    label, value, stroke: colour(name), width: 2, points: { show: false }, ...more,
+  });
+  return {
+    width,
+    height: HEIGHT,
+    padding: [null, 28, null, null],
+    cursor: { y: false, drag: { x: false, y: false } },
+    legend: { live: true },
+    scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
+    axes: [
+      { ...axis, size: 30, space: 70, values: (_plot, times) => times.map((at) => clock(at).slice(0, at % 60 ? 8 : 5)) },
+      { ...axis, size: 44, values: (_plot, numbers) => numbers.map(String) },
+    ],
+    series: [
+      { label: "Time", value: (_plot, at) => (at == null ? "–" : clock(at)) },
+      line("Admitted", "admitted", { fill: colour("admitted-fill") }),
+      line("Refused", "refused", { fill: colour("refused-fill") }),
+      line("Would be refused (shadow)", "near", { dash: [6, 4] }),
+    ],
+  };
+}

@@ -1,0 +1,217 @@
+// The overview: who is the trouble, the traffic, the callers, and what stands behind them.
+
+import { bar, find, keepRows, make, plain, setBar, setText, shortCaller } from "./dom.js";
+import { Chart } from "./chart.js";
+import { count, duration, kind, milliseconds, outlook, percent, rate, reasons, total, used } from "./format.js";
+
+const RANGES = [["5 min", 300], ["15 min", 900], ["1 hour", 3600]];
+const ORDERS = [
+  ["Most refused", (a, b) => total(b.refused) - total(a.refused) || b.rate - a.rate],
+  ["Nearest to a limit", (a, b) => (b.nearest ?? 0) - (a.nearest ?? 0) || b.rate - a.rate],
+  ["Busiest", (a, b) => b.rate - a.rate],
+];
+const SHOWN = 50;
+const HELD = 12;
+
+export class Overview {
+  constructor() {
+    this.chart = new Chart(find("traffic"), "Requests a second");
+    this.order = ORDERS[0][1];
+    choice(find("range"), RANGES, 0, (seconds) => this.chart.zoom(seconds));
+    choice(find("order"), ORDERS, 0, (order) => {
+      this.order = order;
+      if (this.snapshot) this.callers(this.snapshot.callers, true);
+    });
+  }
+
+  show(snapshot, series) {
+    this.snapshot = snapshot;
+    this.headline(snapshot);
+    this.chart.show(series, snapshot.bucket, snapshot.now);
+    this.now(this.chart.lastMinute());
+    this.callers(snapshot.callers);
+    this.kinds(snapshot.plans);
+    this.plans(snapshot.plans);
+    this.held(snapshot.callers);
+    this.workers(snapshot.workers);
+  }
+
+  // The sentence that says who is the trouble, also given to screen readers when it changes.
+  headline({ callers, plans, workers, partial }) {
+    const refused = plans.reduce((sum, plan) => sum + total(plan.refused), 0);
+    const worst = callers.toSorted(ORDERS[0][1])[0];
+    const isTrouble = refused > 0 && worst && total(worst.refused) > 0;
+    find("headline").classList.toggle("trouble", Boolean(isTrouble));
+    if (!isTrouble) {
+      this.said = refused ? `${count(refused)} requests were refused in the last minute` : "Nobody is being refused";
+      if (partial && !workers.length) this.said = "There are no figures";
+      setText(find("headline-text"), this.said);
+      setText(find("headline-more"), "");
+      this.linked = null;
+      return;
+    }
+    const theirs = total(worst.refused);
+    const title = find("headline-text");
+    if (this.linked !== worst.caller) {
+      this.linked = worst.caller;
+      const account = make("bdi", { text: worst.account ? ` (${plain(worst.account)})` : "" });
+      title.replaceChildren(callerLink(worst.caller), account, " is refused most");
+    }
+    this.said = title.textContent;
+    const share = percent(Math.min(1, theirs / Math.max(refused, theirs)));
+    setText(
+      find("headline-more"),
+      `${count(theirs)} of its ${count(theirs + worst.admitted + worst.shadow)} requests in the last minute were refused ` +
+        `(${reasons(worst.refused)}): ${share} of all refusals. Its plan is ${plain(worst.plan ?? "unknown")}.`,
+    );
+  }
+
+  now(sum) {
+    const facts = [
+      ["admitted", `${rate(sum.admitted / sum.seconds)}/s`, "admitted"],
+      ["refused", `${rate(sum.refused / sum.seconds)}/s`, "refused"],
+      ["of all", sum.refused ? percent(sum.refused / (sum.admitted + sum.refused)) : "0 %", "refused"],
+    ];
+    keepRows(find("now"), facts, ([name]) => name,
+      ([name, , style]) => make("div", { className: style }, make("dt", { text: name }), make("dd")),
+      (element, [, text]) => setText(element.lastChild, text));
+  }
+
+  callers(callers, resort = false) {
+    const body = find("callers").tBodies[0];
+    const sorted = callers.toSorted(this.order).slice(0, SHOWN);
+    if (resort) {
+      body.replaceChildren();
+      body.known = new Map();
+    }
+    const most = Math.max(0, ...callers.map((caller) => total(caller.refused)));
+    const worst = callers.toSorted(ORDERS[0][1])[0];
+    keepRows(body, sorted, ({ caller }) => caller, callerRow, (row, caller) => {
+      const refused = total(caller.refused);
+      const isWorst = refused > 0 && caller === worst;
+      row.classList.toggle("worst", isWorst);
+      row.classList.toggle("refused", refused > 0);
+      const [name, plan, speed, admitted, cell, why, limits] = row.cells;
+      name.querySelector(".tag").hidden = !isWorst;
+      setText(name.querySelector(".account"), caller.account ? plain(caller.account) : "");
+      setText(plan.firstChild, plain(caller.plan ?? "–"));
+      setText(speed, rate(caller.rate));
+      setText(admitted, count(caller.admitted));
+      setText(cell.firstChild, count(refused));
+      setBar(cell.lastChild, most ? refused / most : 0);
+      cell.lastChild.hidden = refused === 0;
+      setText(why, reasons(caller.refused) || (caller.shadow ? `${count(caller.shadow)} in shadow` : "–"));
+      limitBars(limits.firstChild, caller.limits);
+    });
+    find("no-callers").hidden = sorted.length > 0;
+    find("callers").hidden = sorted.length === 0;
+  }
+
+  kinds(plans) {
+    const kinds = new Map();
+    for (const plan of plans) {
+      for (const [name, number] of Object.entries(plan.refused)) kinds.set(name, (kinds.get(name) ?? 0) + number);
+    }
+    const found = [...kinds].filter(([, number]) => number > 0).sort((a, b) => b[1] - a[1]);
+    const all = found.reduce((sum, [, number]) => sum + number, 0);
+    keepRows(find("kinds").tBodies[0], found, ([name]) => name,
+      ([name]) => row(make("th", { scope: "row", text: kind(name) }), make("td", {}, bar(0, "of-refused")), number()),
+      (element, [, each]) => {
+        setBar(element.cells[1].firstChild, each / all);
+        setText(element.cells[2], count(each));
+      });
+    find("no-kinds").hidden = found.length > 0;
+  }
+
+  plans(plans) {
+    const sorted = plans.toSorted((a, b) => total(b.refused) - total(a.refused) || b.admitted - a.admitted);
+    keepRows(find("plans").tBodies[0], sorted, ({ plan }) => plan,
+      ({ plan }) => row(named(plan), make("td"), number(), number()),
+      (element, plan) => {
+        setText(element.cells[1], reasons(plan.refused) || "–");
+        setText(element.cells[2], count(plan.admitted));
+        setText(element.cells[3], count(total(plan.refused)));
+        element.cells[3].classList.toggle("refused-text", total(plan.refused) > 0);
+      });
+  }
+
+  held(callers) {
+    const all = callers.flatMap(({ caller, limits }) => limits.map((limit) => ({ caller, limit })));
+    const held = all.filter(({ limit }) => limit.kind !== "window" && (limit.used > 0 || limit.held > 0));
+    const sorted = held.sort((a, b) => b.limit.share - a.limit.share).slice(0, HELD);
+    keepRows(find("held").tBodies[0], sorted, ({ caller, limit }) => JSON.stringify([caller, limit.name, limit.scope]),
+      ({ caller, limit }) => row(
+        make("th", { scope: "row" }, callerLink(caller)),
+        make("td", { text: plain(limit.name) }),
+        make("td", {}, bar(0), make("span", { className: "amount" })),
+        make("td"),
+      ),
+      (element, { limit }) => {
+        setBar(element.cells[2].firstChild, limit.share);
+        setText(element.cells[2].lastChild, used(limit));
+        setText(element.cells[3], outlook(limit));
+      });
+    find("no-held").hidden = sorted.length > 0;
+    find("held").hidden = sorted.length === 0;
+  }
+
+  workers(workers) {
+    const versions = new Set(workers.map((worker) => worker.version));
+    keepRows(find("workers").tBodies[0], workers, ({ worker }) => worker,
+      (each) => row(named(`${each.host} ${each.pid}`), number(), number(), number(), make("td", { className: "code" })),
+      (element, each) => {
+        element.classList.toggle("bad", !each.backend_up || versions.size > 1);
+        setText(element.cells[1], rate(each.requests));
+        setText(element.cells[2], count(each.leases));
+        const { p50, p99 } = each.latency_ms ?? {};
+        setText(element.cells[3], each.backend_up ? `${milliseconds(p50)}, ${milliseconds(p99)}` : "backend away");
+        setText(element.cells[4], `${plain(each.version)}${each.seen > 5 ? `, silent for ${duration(each.seen)}` : ""}`);
+      });
+  }
+}
+
+export function callerLink(caller) {
+  const link = make("a", { href: `#caller=${encodeURIComponent(caller.toWellFormed())}`, title: plain(caller) });
+  link.append(make("bdi", { text: shortCaller(caller) }));
+  return link;
+}
+
+function callerRow({ caller }) {
+  const tag = make("strong", { className: "tag", text: "most refused" });
+  const cell = (className, ...children) => make("td", { role: "cell", className }, ...children);
+  const account = make("bdi", { className: "account" });
+  return make("tr", { role: "row" },
+    make("th", { scope: "row", role: "rowheader" }, callerLink(caller), tag, account),
+    cell("plan", make("bdi")),
+    cell("number speed"), cell("number admitted"),
+    cell("number refusals", make("span"), bar(0, "of-refused")),
+    cell("why"),
+    cell("limits", make("ul")));
+}
+
+function limitBars(list, limits) {
+  keepRows(list, limits.slice(0, 4), ({ name, scope }) => JSON.stringify([name, scope]),
+    ({ name, scope }) => make("li", {},
+      make("span", { className: "what", text: plain(scope === "plan" ? name : `${name}, ${scope}`) }),
+      bar(0), make("span", { className: "amount" })),
+    (element, limit) => {
+      setBar(element.children[1], limit.share);
+      setText(element.lastChild, used(limit));
+    });
+}
+
+function choice(place, options, first, choose) {
+  const buttons = options.map(([name, value], index) => {
+    const button = make("button", { type: "button", "aria-pressed": String(index === first), text: name });
+    button.addEventListener("click", () => {
+      buttons.forEach((each) => each.setAttribute("aria-pressed", String(each === button)));
+      choose(value);
+    });
+    return button;
+  });
+  place.append(...buttons);
+}
+
+const row = (...cells) => make("tr", {}, ...cells);
+const number = () => make("td", { className: "number" });
+const named = (name) => make("th", { scope: "row" }, make("bdi", { text: plain(name) }));

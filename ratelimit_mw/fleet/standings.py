@@ -1,0 +1,121 @@
+"""How the limits of callers stand, and how fast their budgets burn."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ratelimit_mw.charge import Charge, place_of
+from ratelimit_mw.decision import Standing
+from ratelimit_mw.fleet.snapshot import LimitFigures
+from ratelimit_mw.identity import Identity
+from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.money import TOKEN, format_amount
+from ratelimit_mw.overview import charges_of, look
+from ratelimit_mw.policy import PLAN_SCOPE, route_scope
+from ratelimit_mw.texts import limit_text
+
+if TYPE_CHECKING:
+    from ratelimit_mw.live.rules import Rules
+
+MAX_KEPT = 500
+"""Callers and budgets remembered from one look to the next."""
+PACE_SECONDS = 60.0
+"""How far back a budget's pace is measured, and from how many seconds on."""
+PACE_AFTER = 3.0
+
+
+class Standings:
+    """Asks how callers stand. Costs their limits nothing."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._rules: Rules | None = None
+        self._charges: dict[tuple[str, str, str | None], tuple[Charge, ...]] = {}
+        self._scopes: Mapping[str, str] = {}
+        self._spent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()
+
+    async def of(self, identities: Iterable[Identity]) -> list[tuple[LimitFigures, ...]]:
+        """The limits of each of them; none of a plan that is gone. Raises `BackendError`."""
+        self._go_by_rules()
+        return await asyncio.gather(*[self._of(identity) for identity in identities])
+
+    def _go_by_rules(self) -> None:
+        rules = self._limiter.live.rules
+        if self._rules is not rules or len(self._charges) > MAX_KEPT:
+            self._rules, self._charges = rules, {}
+            self._scopes = {
+                route_scope(route): " ".join(["route", *sorted(route.methods or ()), route.path])
+                for route in rules.settings.routes
+            }
+
+    async def _of(self, identity: Identity) -> tuple[LimitFigures, ...]:
+        if identity.plan not in self._limiter.settings.plans:
+            return ()
+        key = (identity.partition, identity.plan, identity.address)
+        charges = self._charges.get(key)
+        if charges is None:
+            charges = self._charges[key] = charges_of(self._limiter, identity)
+        decision = await look(self._limiter, charges)
+        return tuple(self._figures(standing, decision.now) for standing in decision.standings)
+
+    def _figures(self, standing: Standing, now: int) -> LimitFigures:
+        counter, figures = standing.counter, standing.figures
+        limit, used = counter.limit, figures.used
+        scope = self._scope(standing)
+        if isinstance(limit, Window):
+            reset = round(figures.reset_after / SECOND, 3) if used else None
+            texts = (str(used), str(limit.quota))
+            share = round(used / limit.quota, 4)
+            return LimitFigures(
+                limit.text, "window", scope, used, limit.quota, 0, share, reset, None, *texts, None
+            )
+        if isinstance(limit, Slots):
+            texts, share = (str(used), str(limit.limit)), round(used / limit.limit, 4)
+            return LimitFigures(
+                limit_text(limit), "slots", scope, used, limit.limit, 0, share, None, None, *texts, None
+            )
+        return self._spending(standing, limit, scope, now)
+
+    def _spending(self, standing: Standing, limit: Allowance, scope: str, now: int) -> LimitFigures:
+        spent, held, currency = standing.figures.used, standing.figures.held, limit.currency
+        unit = 1 if currency == TOKEN else 1_000_000
+        reset = round((place_of(standing.counter, now).ends - now) / SECOND, 3)
+        return LimitFigures(
+            name=limit_text(limit),
+            kind="spending",
+            scope=scope,
+            used=spent / unit,
+            limit=limit.amount / unit,
+            held=held / unit,
+            share=round((spent + held) / limit.amount, 4) if limit.amount else 1.0,
+            reset_after=reset,
+            currency=currency,
+            used_text=format_amount(spent, currency),
+            limit_text=format_amount(limit.amount, currency),
+            forecast=self._forecast(standing, limit, now / SECOND, reset),
+        )
+
+    def _forecast(self, standing: Standing, limit: Allowance, now: float, reset: float) -> float | None:
+        """Seconds until the budget is burnt at the pace since the first look within a minute."""
+        amount = standing.figures.used + standing.figures.held
+        key = (standing.counter.partition, f"{limit.currency} {limit.period}")
+        looks = self._spent.setdefault(key, deque())
+        self._spent.move_to_end(key)
+        if len(self._spent) > MAX_KEPT:
+            self._spent.popitem(last=False)
+        looks.append((now, amount))
+        while looks[0][0] < now - PACE_SECONDS:
+            looks.popleft()
+        since, before = looks[0]
+        if now - since < PACE_AFTER or amount <= before:
+            return None
+        left = max(limit.amount - amount, 0) * (now - since) / (amount - before)
+        return round(left, 1) if left < reset else None
+
+    def _scope(self, standing: Standing) -> str:
+        counter = standing.counter
+        if counter.owner == "address":
+            return "address"
+        return "plan" if counter.scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")

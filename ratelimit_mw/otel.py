@@ -1,0 +1,72 @@
+"""Metrics and span attributes for OpenTelemetry (extra `otel`).
+
+    from ratelimit_mw.otel import instrument
+    instrument(limiter)
+
+Metrics are those of Prometheus with dots in their names. Attributes are names from the settings, never a
+caller.
+"""
+
+from collections.abc import Callable, Iterable
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+from ratelimit_mw.decision import Decision
+from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.policy import Policy
+from ratelimit_mw.stats import METRICS, Metric
+from ratelimit_mw.tally import limit_name, outcome_of
+
+
+def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None, spans: bool = True) -> None:
+    """Let OpenTelemetry read a limiter's figures, and tell on each request's span how it was decided.
+
+    `meter_provider` is the global one unless it is given. `spans=False` leaves spans alone. A span is that
+    of whoever traces the app: put its middleware around `RateLimitMiddleware`.
+    """
+    provider = meter_provider or metrics.get_meter_provider()
+    meter = provider.get_meter("ratelimit_mw")
+    for metric in METRICS:
+        create = (
+            meter.create_observable_counter if metric.kind == "counter" else meter.create_observable_gauge
+        )
+        create(_dotted(metric.name), [_reader(limiter, metric)], description=metric.text)
+    if spans:
+        limiter.observe(describe_span)
+
+
+def describe_span(policy: Policy, decision: Decision) -> None:
+    """Write a decision onto the current span, if there is one that is recorded."""
+    span = trace.get_current_span()
+    if not span.is_recording():
+        return
+    refusal, route = decision.refusal, policy.route
+    span.set_attribute("ratelimit.plan", policy.identity.plan)
+    span.set_attribute("ratelimit.outcome", outcome_of(decision))
+    if route is not None:
+        span.set_attribute("ratelimit.route", route.path)
+    if decision.policy != "shared":
+        span.set_attribute("ratelimit.without_backend", decision.policy)
+    if refusal is not None:
+        span.set_attribute("ratelimit.limit", limit_name(policy, refusal))
+        if refusal.retry_after is not None:
+            span.set_attribute("ratelimit.retry_after", refusal.retry_after / 1_000_000)
+    nearest = decision.nearest()
+    if nearest is not None:
+        window, figures = nearest
+        span.set_attribute("ratelimit.remaining", max(window.quota - figures.used, 0))
+
+
+def _reader(limiter: Limiter, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    names = [f"ratelimit.{label}" for label in metric.labels]
+
+    def read(_: CallbackOptions) -> Iterable[Observation]:
+        for values, number in metric.read(limiter.stats()).items():
+            yield Observation(number, dict(zip(names, values, strict=True)))
+
+    return read
+
+
+def _dotted(name: str) -> str:
+    return name.replace("_", ".", 1)

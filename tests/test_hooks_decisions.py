@@ -1,0 +1,170 @@
+"""`on_decision`: the app is told of every decision, and can neither delay nor break one by that."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ratelimit_mw import Decision, Limiter, RateLimitMiddleware
+from ratelimit_mw.events import DecisionMade
+from ratelimit_mw.policy import Policy
+from tests.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
+
+SETTINGS = """
+operations = { usage_path = "/limits" }
+plans.default = { requests = ["2/minute"] }
+plans.trial = { requests = ["1/minute"], shadow = true }
+keys = [{ key = "trial", plan = "trial" }]
+routes = [
+  { path = "/v1/{x}", cost = 2 },
+  { path = "/huge", cost = 3 },
+  { path = "/health", exempt = true },
+]
+"""
+
+
+def limiter_with(on_decision: Callable[[DecisionMade], object]) -> Limiter:
+    """A limiter with this hook."""
+    return Limiter(settings_of(SETTINGS), on_decision=on_decision)
+
+
+def reason(made: DecisionMade) -> str | None:
+    """Why it was refused, None where it was not."""
+    return None if made.decision.refusal is None else made.decision.refusal.reason
+
+
+async def ended_turn() -> None:
+    """Let what was put off to the end of the turn happen."""
+    await asyncio.sleep(0)
+
+
+async def test_every_decision_is_told_with_caller_and_rule() -> None:
+    """Admitted, refused, never admitted, and let through by shadow mode; what is exempt is no decision."""
+    told: list[DecisionMade] = []
+    limiter = limiter_with(told.append)
+    for key, path in [
+        ("a", "/v1/x"),
+        ("a", "/v1/y"),
+        ("a", "/huge"),
+        ("a", "/health"),
+        ("trial", "/"),
+        ("trial", "/"),
+    ]:
+        await limiter.acquire(api_key=key, path=path)
+    await ended_turn()
+    assert [(made.identity.plan, made.route, made.decision.allowed, reason(made)) for made in told] == [
+        ("default", "/v1/{x}", True, None),
+        ("default", "/v1/{x}", False, "rate"),
+        ("default", "/huge", False, "cost"),
+        ("trial", None, True, None),
+        ("trial", None, True, "rate"),
+    ]
+    assert told[0].identity.partition.startswith("k:")
+
+
+async def test_what_is_told_is_what_the_request_was_told() -> None:
+    """The decision is the lease's own, and neither it nor what names its caller can be changed."""
+    told: list[DecisionMade] = []
+    limiter = limiter_with(told.append)
+    lease = await limiter.acquire(api_key="a")
+    await ended_turn()
+    (made,) = told
+    assert made.decision == lease.decision
+    for target, name in [(made, "decision"), (made.decision, "allowed"), (made.identity, "plan")]:
+        with pytest.raises((AttributeError, dataclasses.FrozenInstanceError)):
+            setattr(target, name, None)
+
+
+async def test_refusals_that_are_remembered_are_told_too() -> None:
+    """Also where this process refuses by itself, nothing goes untold."""
+    told: list[DecisionMade] = []
+    limiter = limiter_with(told.append)
+    limiter._remembers = True  # as with any backend but memory
+    for _ in range(6):
+        await limiter.acquire(api_key="a")
+    await ended_turn()
+    assert [made.decision.allowed for made in told] == [True, True, *[False] * 4]
+
+
+async def test_decisions_without_the_backend_are_told() -> None:
+    """Who decided is part of the decision."""
+    told: list[DecisionMade] = []
+    clock = FakeClock()
+    limiter = limiter_of(SETTINGS, clock, Down(clock=clock))
+    app = RateLimitMiddleware(ok_app(), limiter=limiter, on_decision=told.append)
+    async with client_of(app, x_api_key="a") as client:
+        await statuses(client, 3)
+    await ended_turn()
+    assert [made.decision.policy for made in told] == ["local"] * 3
+    await limiter.close()
+
+
+async def test_the_hook_is_called_after_the_decision() -> None:
+    """Who is waiting for the decision has it first: the hook's turn is later."""
+    told: list[DecisionMade] = []
+    limiter = limiter_with(told.append)
+    await limiter.live.get_ready()
+    await limiter.acquire(api_key="a")
+    assert told == []
+    await ended_turn()
+    assert len(told) == 1
+
+
+async def test_a_hook_that_fails_breaks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Its error is logged, once a minute and without the key, and requests are served as ever."""
+
+    def fail(made: DecisionMade) -> None:
+        raise RuntimeError("no disk")
+
+    app = RateLimitMiddleware(ok_app(), settings=settings_of(SETTINGS), on_decision=fail)
+    async with client_of(app, x_api_key="secret-key") as client:
+        assert await statuses(client, 4) == [200, 200, 429, 429]
+    await ended_turn()
+    (record,) = [each for each in caplog.records if "on_decision" in each.message]
+    assert record.exc_info is not None
+    assert "secret-key" not in caplog.text
+
+
+async def test_hooks_of_the_middleware_and_of_its_limiter_are_both_called() -> None:
+    """A limiter that is handed to a middleware keeps its own hook."""
+    told: list[str] = []
+    limiter = limiter_with(lambda _: told.append("limiter"))
+    app = RateLimitMiddleware(ok_app(), limiter=limiter, on_decision=lambda _: told.append("middleware"))
+    async with client_of(app, x_api_key="a") as client:
+        await client.get("/")
+    await ended_turn()
+    assert sorted(told) == ["limiter", "middleware"]
+
+
+async def test_reading_the_usage_is_told_under_its_path() -> None:
+    """Whether the usage may be read is a decision like any other."""
+    told: list[DecisionMade] = []
+    app = RateLimitMiddleware(ok_app(), settings=settings_of(SETTINGS), on_decision=told.append)
+    async with client_of(app, x_api_key="a") as client:
+        await client.get("/limits")
+    await ended_turn()
+    assert [made.route for made in told] == ["/limits"]
+
+
+async def test_an_observer_sees_decisions_in_the_requests_own_turn() -> None:
+    """What has to know the request's context, such as its span, is shown them at once."""
+    seen: list[Decision] = []
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("broken")
+
+    def see(policy: Policy, decision: Decision) -> None:
+        seen.append(decision)
+
+    limiter = Limiter(settings_of(SETTINGS))
+    limiter.observe(fail)
+    limiter.observe(see)
+    logging.getLogger("ratelimit_mw").setLevel(logging.CRITICAL)
+    try:
+        lease = await limiter.acquire(api_key="a")
+    finally:
+        logging.getLogger("ratelimit_mw").setLevel(logging.NOTSET)
+    assert seen == [lease.decision]
