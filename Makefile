@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 BENCH_PYTHON ?= .venv-bench/bin/python
+PROCESSES ?= 3
 
 BIN := .venv/bin
 SOURCES := $(wildcard ratelimit_mw tests examples benchmarks)
@@ -25,7 +26,7 @@ demo: .venv/installed
 test: check-format lint types imports wheel tests
 
 test-quick: .venv/installed
-	$(BIN)/pytest --numprocesses 3 --dist worksteal -m "not slow" --quiet
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal -m "not slow" --quiet
 
 format: .venv/installed
 	$(BIN)/ruff check --fix-only --quiet .
@@ -52,7 +53,7 @@ wheel: .venv/installed .venv-wheel/made
 	.venv-wheel/bin/python -I tests/check_wheel.py
 
 tests: .venv/installed
-	$(BIN)/pytest --numprocesses 3 --dist worksteal --cov --cov-report=term:skip-covered
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal --cov --cov-report=term:skip-covered
 
 bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run

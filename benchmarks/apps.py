@@ -54,9 +54,13 @@ class OneGet:
         await self.app(scope, receive, send)
 
 
-def ours(url: str, *rates: str, slots: int | None = None) -> ASGIApp:
+def ours(url: str, *rates: str, slots: int | None = None, prefetch: bool = False) -> ASGIApp:
     """The app behind this middleware."""
-    plan = {"requests": rates, "concurrent": None if slots is None else {"limit": slots}}
+    plan = {
+        "requests": rates,
+        "concurrent": None if slots is None else {"limit": slots},
+        "prefetch": prefetch,
+    }
     settings = Settings.model_validate(
         {
             "backend": {"url": url},
@@ -77,6 +81,7 @@ VARIANTS: dict[str, Callable[[], ASGIApp]] = {
     "memory": lambda: ours("memory://", MINUTE, HOUR, slots=1000),
     "redis-1": lambda: ours(REDIS_URL, MINUTE),
     "redis-2": lambda: ours(REDIS_URL, MINUTE, HOUR, slots=1000),
+    "prefetch": lambda: ours(REDIS_URL, MINUTE, HOUR, prefetch=True),
     "refuse": lambda: ours(REDIS_URL, "10/hour"),
     **{name: partial(build, REDIS_URL, LIMIT, predict) for name, build in peers.PEERS.items()},
 }

@@ -43,6 +43,7 @@ def goals(cases: Mapping[str, Mapping[str, float]], memory: Mapping[str, float])
         ("two windows and a slot in memory, one busy caller", "memory", 0.85),
         ("two windows and a slot in memory, 1,000 callers", "memory x1000", 0.85),
         ("refusing an exhausted key", "refuse", 1.30),
+        ("two windows in Redis, with prefetch", "prefetch", 0.85),
     ]
     cpu = [
         ("Redis CPU, two windows and a slot, one caller", "redis-2", 10),

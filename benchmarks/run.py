@@ -46,7 +46,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     rounds, seconds = (1, 1) if arguments.quick else (arguments.rounds, arguments.seconds)
     one, many = Load(seconds=seconds), Load(callers=1000, seconds=seconds)
     alone = Load(connections=1, seconds=seconds)
-    cases = {name: Case(name, one) for name in ("bare", "server", "get", "memory", "redis-1", "redis-2")}
+    cases = {
+        name: Case(name, one)
+        for name in ("bare", "server", "get", "memory", "redis-1", "redis-2", "prefetch")
+    }
     cases |= {f"{name} x1000": Case(name, many) for name in ("memory", "redis-1", "redis-2")}
     cases |= {"refuse": Case("refuse", one)}
     cases |= {} if arguments.quick else {name: Case(name, one) for name in PEERS}
@@ -101,6 +104,7 @@ def _plot(medians: dict[str, dict[str, float]]) -> str:
         "redis-2": ("two windows, slot", 0.70),
         "redis-2 x1000": ("the same, 1,000 callers", 0.62),
         "memory": ("the same in memory", 0.85),
+        "prefetch": ("two windows, prefetch", 0.85),
     }
     peers = {name: name for name in PEERS if name != "fastapi"} | {"get": "one redis-py GET"}
     values = {shown: medians[name]["share"] for name, (shown, _) in ours.items() if name in medians}

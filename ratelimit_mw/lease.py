@@ -44,8 +44,8 @@ class Lease:
     # What few leases ever set is not set for each: one is made for every request.
     give_up_at: float | None = None
     """When the slots have been held for their `max_hold`, by `time.monotonic`; None without one."""
-    renew_at: float | None = None
-    """When to renew next, by `time.monotonic`; None where that was not looked at yet."""
+    renew_at = 0.0
+    """When to renew next, by `time.monotonic`."""
     renewals: "Renewals | None" = None
     """What renews the slots of a request, from its admission on."""
     repeats: "Refused | None" = None

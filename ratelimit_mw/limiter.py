@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
@@ -326,6 +326,8 @@ class Limiter:
         """
         if policy.price is not None or self._observers is not None or logger.isEnabledFor(logging.DEBUG):
             return None  # there are others who want to be shown a decision
+        if policy.stock is not None and policy.stock.block is not None:
+            return None  # what was taken ahead may have come since
         refused = self._refusals.find(policy.charge)
         if refused is None or refused.kind is None:
             return None
@@ -347,16 +349,21 @@ class Limiter:
 
     async def reset(self, policy: Policy) -> None:
         """Forget what was counted of the caller's own limits. Raises `BackendError`."""
-        counters = [c for c in policy.priced_charge.counters if c.owner != "everyone"]
-        self._refusals.clear()
+        await self.forget([c for c in policy.priced_charge.counters if c.owner != "everyone"])
+
+    async def forget(self, counters: Iterable[Counter]) -> None:
+        """Forget what was counted under these counters. Raises `BackendError`."""
         try:
             await self.backend.reset(Charge(counters))
         finally:
+            # Only now: whoever asked meanwhile may have been refused by what was just forgotten.
+            self._refusals.clear()
             self._prefetch.clear()  # what was taken before is counted nowhere any more
 
     def _without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
         """What the settings say about a request while the backend is away."""
         share = self.settings.backend.local_share
+        self._local.recall(self.policies, policy.identity.partition)
         decision, hold = self._local.answer(policy, charge, price, never, share=share)
         lease = Lease(self, hold, self._local.holds, self._counted(policy, decision))
         return self._kept(lease, charge) if hold.slots else lease
@@ -365,9 +372,13 @@ class Limiter:
         """A lease with slots, which are renewed from now on."""
         if charge.max_hold is not None:
             lease.give_up_at = time.monotonic() + charge.max_hold
-        lease.renewals = self._renewing()
-        lease.renewals.add(lease)
+        self._renewing().add(lease)
         return lease
+
+    def _leave(self, lease: Lease) -> None:
+        """Renew a lease's slots no more."""
+        if lease.renewals is not None:
+            lease.renewals.remove(lease)
 
     # ending -------------------------------------------------------------------------------------
 
@@ -380,8 +391,7 @@ class Limiter:
             return
         lease.is_ended = True
         if lease.hold is not NOTHING_HELD and not lease.is_detached:
-            if lease.renewals is not None:
-                lease.renewals.remove(lease)
+            self._leave(lease)
             lease.backend.finish(lease.hold, Money.GIVE_BACK if failed else Money.KEEP)
 
     async def release(self, lease: Lease | str) -> None:
@@ -390,7 +400,7 @@ class Limiter:
             lease = self._of_token(lease)
         hold = lease.hold
         if hold.slots:
-            self._renewing().remove(lease)
+            self._leave(lease)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
             lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
             await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
@@ -402,7 +412,7 @@ class Limiter:
         seconds = check_ttl(ttl)
         if lease.is_detached:
             return lease.token
-        self._renewing().remove(lease)
+        self._leave(lease)
         lease.is_detached = True
         # One of this process alone becomes the backend's, under the same id, when that is back.
         hold = NOTHING_HELD if lease.is_ended else lease.hold
@@ -436,7 +446,7 @@ class Limiter:
         try:
             yield lease
         finally:
-            self._renewing().remove(lease)
+            self._leave(lease)
             if lease.hold.slots:
                 lease.backend.finish(lease.hold, Money.UNTOUCHED)
 
@@ -502,8 +512,8 @@ class Limiter:
         loop = asyncio.get_running_loop()
         renewals = self._renewals.get(loop)
         if renewals is None:
-            for closed in [each for each in self._renewals if each.is_closed()]:
-                del self._renewals[closed]
+            for closed in [each for each in list(self._renewals) if each.is_closed()]:
+                self._renewals.pop(closed, None)  # another thread's loop may be doing the same
             renewals = self._renewals[loop] = Renewals(self._notify)
         return renewals
 

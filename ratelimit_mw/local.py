@@ -25,7 +25,7 @@ from ratelimit_mw.charge import (
 from ratelimit_mw.decision import Decision, Refusal, decision_of
 from ratelimit_mw.handback import HandBack
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
-from ratelimit_mw.policy import Policy
+from ratelimit_mw.policy import Policies, Policy
 
 RETRY_UNAVAILABLE = SECOND
 """When to try again where the settings say to refuse, in microseconds."""
@@ -51,6 +51,8 @@ class LocalPolicy:
         self._known: dict[tuple[str, str, int], _Known] = {}
         self.holds = HandBack(shared, self._books, clock, self.remember)
         """Where the leases that are granted here live."""
+        self._recalled: set[str] = set()
+        self._asked_at = 0
         self.decisions = {"local": 0, "allow": 0, "deny": 0}
         """How many decisions each policy has made."""
 
@@ -73,6 +75,20 @@ class LocalPolicy:
         denied = Decision(policy.shadow, now, charge.cost, price, (), refusal, policy.shadow, "deny")
         return denied, NOTHING_HELD
 
+    def recall(self, policies: Policies, partition: str) -> None:
+        """Start from what was last known of a caller on each of its routes; once in an outage."""
+        now = self._clock()
+        if not self._asked_at <= now < self._asked_at + SECOND:  # nobody was, for so long: another outage
+            self._recalled.clear()
+        self._asked_at = now
+        if partition in self._recalled or len(self._recalled) >= MAX_KNOWN:
+            return
+        self._recalled.add(partition)
+        for policy in policies.of(partition):
+            for charge in (policy.charge, policy.priced_charge):
+                if charge.last is not None:
+                    self.remember(charge, charge.last, since=charge.last.now)
+
     def decide(self, charge: Charge, price: int, share: float, *, only_look: bool = False) -> Outcome:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
@@ -84,11 +100,17 @@ class LocalPolicy:
         figures = [_as_real(*each) for each in limits]
         return Outcome.of(outcome.admitted, outcome.now, figures, outcome.hold)
 
-    def remember(self, charge: Charge, outcome: Outcome) -> None:
-        """Remember how the windows and budgets of `charge` stand by the shared books."""
+    def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
+        """Remember how the windows and budgets of `charge` stand by the shared books.
+
+        What is known of a place from `since` on is kept.
+        """
         for counter, figures in zip(charge.counters, outcome.figures, strict=True):
             if not isinstance(counter.limit, Slots):
                 place = _place(counter)
+                known = self._known.get(place)
+                if since is not None and known is not None and known.at >= since:
+                    continue
                 if place not in self._known and len(self._known) >= MAX_KNOWN:
                     del self._known[next(iter(self._known))]
                 self._known[place] = _Known(figures, outcome.now)

@@ -119,7 +119,7 @@ class RateLimitMiddleware:
                 await _respond(writers.refusals.unidentified(error), scope, receive, send)
                 return
             policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
-            price = None if self._price_hook is None else await self._price(scope, policy)
+            price = None if self._price_hook is None else await self._price(scope, policy, identity)
             if limiter.has_refused and price is None:
                 again = limiter.repeat(policy, writers.refusals.again)
                 if again is not None:
@@ -129,8 +129,10 @@ class RateLimitMiddleware:
             if not lease.allowed:
                 await _respond(_refusal(lease, writers), scope, receive, send)
                 return
-            state = scope.setdefault("state", {})
-            if "ratelimit" in state and isinstance(state["ratelimit"], Lease):
+            state = scope.get("state")
+            if state is None:
+                state = scope["state"] = {}
+            elif isinstance(state.get("ratelimit"), Lease):
                 say_once(mounted_twice())
             state["ratelimit"] = lease
             sender = _Sender(send, writers.headers, lease)
@@ -186,11 +188,14 @@ class RateLimitMiddleware:
             return self.limiter.identify.anonymous(scope)
         return adopt(identity, self.limiter.settings)
 
-    async def _price(self, scope: Scope, policy: Policy) -> int | None:
-        """What the app's own hook estimates; None where the route's price counts."""
+    async def _price(self, scope: Scope, policy: Policy, identity: Identity) -> int | None:
+        """What the app's own hook estimates; None where the route's price counts.
+
+        It is told who calls: keys of one account, and unknown ones of one address, share a policy.
+        """
         if self._price_hook is None or policy.currency is None or policy.is_exempt:
             return None
-        amount = await _value(self._price_hook(scope, policy.identity))
+        amount = await _value(self._price_hook(scope, identity))
         try:
             return None if amount is None else parse_amount(amount, policy.currency, round_up=True)
         except ValueError as error:

@@ -46,7 +46,7 @@ async def forget(limiter: Limiter, identity: Identity) -> int:
     """Clear everything that is counted of a caller; returns how many counters. Raises `BackendError`."""
     counters = [counter for counter in limiter.policies.counters_of(identity) if counter.owner != "everyone"]
     for part in _parts(counters):
-        await limiter.backend.reset(Charge(part))
+        await limiter.forget(part)
     return len(counters)
 
 

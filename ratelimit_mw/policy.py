@@ -1,6 +1,7 @@
 """Which limits a request meets: a caller's plan and a route, put together once and kept."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class Policies:
         self._settings = settings
         self._routes = RouteTable(settings.routes)
         self._policies: dict[tuple[object, ...], Policy] = {}
+        self._lock = threading.Lock()
         self._latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
 
@@ -73,17 +75,26 @@ class Policies:
             policy = self._latest.get((identity.partition, index))
             if policy is not None and policy.identity is identity:
                 return policy
-        key = (identity.partition, identity.plan, identity.address, index, cost)
+        # Keys of one account are counted together, and told apart where decisions are told.
+        key_hash = identity.account and identity.api_key_hash
+        key = (identity.partition, identity.plan, identity.address, key_hash, index, cost)
         policy = self._policies.get(key)
         if policy is None or (policy.identity is not identity and not _is_same(policy.identity, identity)):
-            if len(self._policies) >= MAX_POLICIES:
-                del self._policies[next(iter(self._policies))]
-            policy = self._policies[key] = self._compile(identity, index, cost)
+            policy = self._compile(identity, index, cost)
+            with self._lock:  # one limiter serves the event loops of several threads
+                if len(self._policies) >= MAX_POLICIES:
+                    del self._policies[next(iter(self._policies))]
+                self._policies[key] = policy
         if cost is None and policy.identity is identity:
             if len(self._latest) >= MAX_POLICIES:
                 self._latest.clear()
             self._latest[identity.partition, index] = policy
         return policy
+
+    def of(self, partition: str) -> list[Policy]:
+        """What held for a caller's latest request on each route, as far as that is remembered."""
+        indexes = (None, *range(len(self._settings.routes)))
+        return [policy for index in indexes if (policy := self._latest.get((partition, index))) is not None]
 
     def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
         """Every counter that a request of this caller can meet, on whichever route; each once."""
@@ -141,7 +152,7 @@ class Policies:
 
 def _is_same(known: Identity, identity: Identity) -> bool:
     """Whether what holds for a caller holds for another of the same partition, plan and address."""
-    return known.overrides is identity.overrides and known.account == identity.account
+    return known.account == identity.account and known.overrides == identity.overrides
 
 
 def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:

@@ -10,16 +10,18 @@ spends less, never more. Nor does it matter who else charges these windows, by w
 unit counts is written where it is counted.
 
 Why little is lost, though units that nobody spends count all the same: of what was spent in this period and
-the one before, each as long as the shortest window, at most a `SHARE`-th is in hand or lost. So at most two
-such parts of a limit are, however many workers there are and whatever becomes of them. What is spent from
-blocks counts at most a `PART`-th of the window longer. Together at least 93 % of a limit can be used. Near
-the limit nothing is taken ahead.
+the one before, each as long as the shortest window, at most a `SHARE`-th is in hand or lost, or a `START`-th
+of what is left of the limit where that is more. So it is at most two `SHARE`-ths of a limit, however many
+workers there are and whatever becomes of them, and twice a `START`-th for each worker. What is spent from
+blocks counts at most a `PART`-th of the window longer. Together at least 90 % of a limit can be used by up to
+18 workers, even if all lose as much as they may. Near the limit nothing is taken ahead.
 """
 
 import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from operator import length_hint
 from weakref import WeakSet
 
@@ -34,11 +36,15 @@ DRIFT = 50
 """The last such part of a block's life is left out: clocks may differ in speed by that much."""
 SHARE = 50
 """Of so many units spent one may be in hand or lost."""
+START = 1_024
+"""The same of so many that are left, so that blocks of large limits need not begin small."""
 RESERVE = 8
 """At most such a part of what is left of a limit is taken at once."""
+MOST = 256
+"""Requests that a block is for at most: more would save nothing that counts."""
 GROWTH = 4
 """How many times what was spent since the last block was taken may go into the next."""
-REFILL = 4
+REFILL = 2
 """With such a part of a block left the next is taken."""
 PATIENCE = 1.0
 """Seconds after which a question whose answer did not come is asked anew."""
@@ -53,7 +59,7 @@ def steady_clock() -> SteadyClock:
         time.clock_gettime(clock)
     except (AttributeError, OSError):
         return time.monotonic
-    return lambda: time.clock_gettime(clock)
+    return partial(time.clock_gettime, clock)
 
 
 class Block:
@@ -64,7 +70,7 @@ class Block:
     def __init__(self, charge: Charge, outcome: Outcome, size: int, era: object) -> None:
         numbers, self.size = outcome.numbers, size
         self.units: Iterator[int] = iter(range(size - 1, -1, -1))
-        """How many are left after each. Taking one is a single step: no two threads get the same."""
+        """How many are left after each. Two threads never get the same: taking one is a single step."""
         self.low = size // REFILL
         self.decided = outcome.now
         # What is left grows by a unit that leaves, and is looked up only when the block is over.
@@ -145,9 +151,11 @@ class Stock:
         """For how many requests to take units now; 0 for none."""
         while self.block is not None and (now >= self.block.until or not self.block.left):
             self.after(self.block)
-        blocks = [block for block in (self.block, self.spare) if block is not None]
-        in_hand = sum(block.left for block in blocks)
-        spent = self._spent + sum(block.size for block in blocks) - in_hand
+        block = self.block
+        in_hand = 0 if block is None else block.left
+        if self.spare is not None or (block is not None and in_hand > block.low):
+            return 0
+        spent = self._spent + (0 if block is None else block.size - in_hand)
         self._turn(now, spent)
         elapsed, recent = now - self._began, spent - self._started
         if elapsed > self.life:  # a pace of long ago, or none
@@ -155,8 +163,10 @@ class Stock:
             return 0
         # What half a block's life takes at the present pace, so that a block is gone before its time is.
         pace = min(self.life / 2 / max(elapsed, 1e-6), GROWTH)
-        allowed = (spent - self._before[0]) // SHARE - (self._lost - self._before[1]) - in_hand
-        number = min(int(recent * pace), allowed, self._rest() // RESERVE)
+        rest = self._rest()
+        most = max((spent - self._before[0]) // SHARE, rest // START)
+        allowed = most - (self._lost - self._before[1]) - in_hand
+        number = min(int(recent * pace), allowed, rest // RESERVE, MOST)
         if number < 2:
             return 0
         self._began, self._started = now, spent
@@ -260,7 +270,8 @@ def is_taken_ahead(charge: Charge) -> bool:
 
 def _outcome(charge: Charge, block: Block, left: int, now: float) -> Outcome:
     """How a caller stands, as far as this process knows: what it has in hand is still to be had."""
-    age, unspent, numbers = int((now - block.received) * SECOND), left * charge.cost, list[int]()
+    age, unspent = int((now - block.received) * SECOND), left * charge.cost
+    numbers: list[int] = []
     for used, reset_after in block.figures:
         numbers += (used - unspent, reset_after - age, 0)
     return Outcome(True, block.decided + age, numbers, NOTHING_HELD)

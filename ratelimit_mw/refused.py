@@ -5,6 +5,7 @@ limit or a give-back, which may so be seen a second late. A larger cost has a la
 backend knows: it is asked.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Refusals:
         self.now = clock
         self.kept: dict[Charge, Refused] = {}
         """What `find` looks in: empty where nobody was refused lately."""
+        self._lock = threading.Lock()  # one limiter serves the event loops of several threads
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -55,7 +57,8 @@ class Refusals:
         """The refusal that a charge would meet now; None where that is unknown."""
         refused = self.kept.get(charge)
         if refused is not None and self.now() >= refused.until:
-            self.kept.pop(charge, None)
+            with self._lock:
+                self.kept.pop(charge, None)
             return None
         return refused
 
@@ -80,11 +83,14 @@ class Refusals:
                 wait = min(wait, figures.reset_after or wait, figures.retry_after or wait)
             elif figures.retry_after:
                 return  # a slot may be free at any moment
-        self.kept.pop(charge, None)
-        if len(self.kept) >= MOST:
-            self.kept.pop(next(iter(self.kept)), None)
-        self.kept[charge] = Refused(outcome, self.now(), sent + wait / SECOND)
+        refused = Refused(outcome, self.now(), sent + wait / SECOND)
+        with self._lock:
+            self.kept.pop(charge, None)
+            if len(self.kept) >= MOST:
+                del self.kept[next(iter(self.kept))]
+            self.kept[charge] = refused
 
     def clear(self) -> None:
         """Forget every refusal."""
-        self.kept.clear()
+        with self._lock:
+            self.kept.clear()

@@ -33,6 +33,8 @@ class Renewals:
     def add(self, lease: Lease) -> None:
         """Renew this lease's slots until it is removed or it is time to give it up."""
         hold = lease.hold
+        _schedule(lease)
+        lease.renewals = self
         self._leases[hold.id] = lease
         if self._timer is None or hold.lease < self._tick * RENEWALS_PER_LEASE:
             self._tick = min(self._tick, hold.lease / RENEWALS_PER_LEASE)
@@ -73,10 +75,7 @@ class Renewals:
 
     async def _renew_due(self) -> None:
         now = time.monotonic()
-        for lease in self._leases.values():
-            if lease.renew_at is None:  # taken since the last look, half a tick ago at most
-                _schedule(lease, now - self._tick / 2)
-        due = [each for each in self._leases.values() if each.renew_at is not None and each.renew_at <= now]
+        due = [lease for lease in list(self._leases.values()) if lease.renew_at <= now]
         for lease in due:
             if lease.give_up_at is not None and lease.give_up_at <= now:
                 self._give_up(lease)
@@ -89,7 +88,7 @@ class Renewals:
             kept = await _renew(lease, lease.hold.lease)
         except BackendError:
             return  # at the next tick again, until the lease is over
-        _schedule(lease, time.monotonic())
+        _schedule(lease)
         if not kept and self.remove(lease):
             self._report_lost(lease)
 
@@ -116,6 +115,6 @@ async def _renew(lease: Lease, seconds: float) -> bool:
     return seconds > 0 and await lease.backend.renew(lease.hold, seconds)
 
 
-def _schedule(lease: Lease, now: float) -> None:
-    due = now + lease.hold.lease / RENEWALS_PER_LEASE
+def _schedule(lease: Lease) -> None:
+    due = time.monotonic() + lease.hold.lease / RENEWALS_PER_LEASE
     lease.renew_at = due if lease.give_up_at is None else min(due, lease.give_up_at)

@@ -275,6 +275,23 @@ async def test_a_server_that_takes_no_writes_counts_as_away(
     assert await figures(backend) == [(0, 0), (0, 0)]
 
 
+async def test_a_release_that_a_replica_refuses_is_owed_on(
+    own_server: StoreServer, backend: RedisBackend
+) -> None:
+    """The first to meet a server that takes no writes may be a release: it is written when one does (F19)."""
+    charge = Charge([slots(5)])
+    kept = (await backend.acquire(charge, new_id())).hold
+    with own_server.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        released = backend.finish(kept, Money.KEEP)
+        await until_async(lambda: backend.error is not None)
+        assert "READONLY" in str(backend.error)
+        client.replicaof("NO", "ONE")
+    await eventually(lambda: is_there(backend))
+    await released
+    assert (await backend.peek(charge)).figures[0].used == 0
+
+
 async def test_full_memory_refuses_charges_and_nothing_else(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:

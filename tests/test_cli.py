@@ -51,8 +51,8 @@ def test_check_prints_every_error(commands: Commands) -> None:
 
 
 def test_check_warns_of_what_has_no_effect(commands: Commands) -> None:
-    """A table that a later version fills is accepted, and said to do nothing yet."""
-    assert "prefetch has no effect yet" in commands.good("check", FULL)
+    """Units can't be taken ahead of a plan whose every request draws on what all callers share."""
+    assert "prefetch has no effect: each request draws on" in commands.good("check", FULL)
     names = [warning["name"] for warning in commands.json("check", FULL)["warnings"]]
     assert "no-effect" in names
 

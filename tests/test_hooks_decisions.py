@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import Decision, Limiter, RateLimitMiddleware
+from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.events import DecisionMade
 from ratelimit_mw.policy import Policy
 from tests.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
@@ -63,6 +64,20 @@ async def test_every_decision_is_told_with_caller_and_rule() -> None:
         ("trial", None, True, "rate"),
     ]
     assert told[0].identity.partition.startswith("k:")
+
+
+async def test_keys_of_one_account_are_told_apart() -> None:
+    """Callers who are counted together are told by the key that each of them has."""
+    told: list[DecisionMade] = []
+    text = """plans.team = {share = "account", requests = ["9/minute"]}
+    keys = [{key = "a", plan = "team", account = "acme"}, {key = "b", plan = "team", account = "acme"}]"""
+    limiter = Limiter(settings_of(text), on_decision=told.append)
+    leases = [await limiter.acquire(api_key=key) for key in ("a", "b", "a")]
+    await ended_turn()
+    assert [made.identity.api_key_hash for made in told] == [
+        hash_api_key(key, "") for key in (b"a", b"b", b"a")
+    ]
+    assert [lease.decision.standings[0].figures.used for lease in leases] == [1, 2, 3]
 
 
 async def test_what_is_told_is_what_the_request_was_told() -> None:

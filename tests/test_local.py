@@ -101,6 +101,19 @@ async def test_what_was_known_leaves_its_window(make: MakePair) -> None:
         assert await pair.admitted(2) == 1
 
 
+@pytest.mark.parametrize("path", ["/a", "/b", "/c"])
+async def test_what_was_used_on_one_route_is_known_on_all(make: MakePair, path: str) -> None:
+    """Going to a route that the caller did not use while the backend was there opens no second quota."""
+    pair = make(f'{TEN}\nroutes = [{{ path = "/a" }}, {{ path = "/b", requests = ["9/minute"] }}]')
+    for used in ("/a", "/b", "/b", "/a", "/a"):
+        pair.clock.now += 1
+        assert (await pair.limiter.acquire(api_key="a", path=used)).allowed
+    pair.backend.away = True
+    admitted = [(await pair.limiter.acquire(api_key="a", path=path)).allowed for _ in range(9)]
+    assert sum(admitted) == 5
+    assert not (await pair.limiter.acquire(api_key="a", path="/b")).allowed
+
+
 async def test_a_caller_never_seen_has_the_whole_share(make: MakePair) -> None:
     """Where nothing is known, the share is of the limit itself, rounded up and exactly."""
     pair = make('backend.local_share = 0.07\nplans.default = {requests = ["100/minute"]}')

@@ -1,5 +1,6 @@
 """The memory backend is bounded whatever callers send, and forgets nothing that still counts."""
 
+import gc
 import tracemalloc
 from collections.abc import Iterator
 
@@ -63,6 +64,7 @@ async def test_the_refused_and_the_curious_leave_nothing_behind(backend: MemoryB
         for counters in strangers(2_000, f"refused in turn {turn}"):
             assert not (await backend.acquire(Charge([*counters, shared]), new_id(), 1)).admitted
             await backend.peek(Charge(counters), 1)
+        gc.collect()
         sizes.append(tracemalloc.get_traced_memory()[0])
     assert sizes[1] - sizes[0] < 20_000
     assert (await backend.peek(Charge([mine]))).figures[0].used == 5

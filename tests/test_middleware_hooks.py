@@ -9,6 +9,7 @@ import pytest
 from starlette.types import Scope
 
 from ratelimit_mw import Identity
+from ratelimit_mw.api_keys import hash_api_key
 from tests.asgi import FakeClock, client_of, limited, shown, statuses
 
 PLANS = """
@@ -162,3 +163,29 @@ async def test_price_hook_is_told_who_pays() -> None:
     async with client_of(app) as client:
         await statuses(client, 1, "/anonymous")
     assert asked == [("/paid", "default")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        """plans.team = {share = "account", spending = {daily = "1.00"}}
+        keys = [
+          {key = "a", plan = "team", account = "acme"}, {key = "b", plan = "team", account = "acme"},
+        ]""",
+        """identity.unknown_keys = "anonymous"
+        plans.anonymous.spending = {daily = "1.00"}""",
+    ],
+)
+async def test_price_hook_is_told_the_very_caller(text: str) -> None:
+    """Of callers who are counted together, the hook is told which one it is."""
+    asked: list[str | None] = []
+
+    def price(_: Scope, identity: Identity) -> str:
+        asked.append(identity.api_key_hash)
+        return "0.10"
+
+    app = limited(text, FakeClock(), price=price)
+    for key in ("a", "b", "a"):
+        async with client_of(app, x_api_key=key) as client:
+            assert await statuses(client, 1) == [200]
+    assert asked == [hash_api_key(key, "") for key in (b"a", b"b", b"a")]

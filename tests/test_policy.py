@@ -4,8 +4,21 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from ratelimit_mw import Identity
 from ratelimit_mw.backends.memory import MemoryBackend
-from tests.asgi import Down, FakeClock, client_of, limited, limited_client, limiter_of, shown, statuses
+from ratelimit_mw.policy import Policies, Policy
+from ratelimit_mw.settings import KeySettings
+from tests.asgi import (
+    Down,
+    FakeClock,
+    client_of,
+    limited,
+    limited_client,
+    limiter_of,
+    settings_of,
+    shown,
+    statuses,
+)
 
 
 async def left(app: ASGIApp, path: str = "/", *, address: str = "192.0.2.1", **headers: str) -> str | None:
@@ -296,3 +309,18 @@ async def test_whose_on_failure_counts(text: str, unpriced: str, priced: str) ->
     limiter = limiter_of(text, FakeClock(), Down())
     assert (await limiter.acquire(api_key="a")).decision.policy == unpriced
     assert (await limiter.acquire(api_key="a", price="1")).decision.policy == priced
+
+
+def test_a_hook_may_make_its_callers_anew_each_time() -> None:
+    """Who is called the same with the same limits has one policy; with other limits another."""
+    policies = Policies(settings_of(""))
+
+    def match(requests: str) -> Policy:
+        own = KeySettings.model_validate(
+            {"hash": f"sha256:{64 * '0'}", "plan": "default", "requests": [requests]}
+        )
+        return policies.match(Identity("i:1", "default", overrides=own), "GET", "/")
+
+    first = match("5/minute")
+    assert match("5/minute") is first
+    assert match("6/minute").charge.counters != first.charge.counters

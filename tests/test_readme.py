@@ -11,7 +11,6 @@ from typing import NamedTuple
 import pytest
 
 from ratelimit_mw import Settings
-from ratelimit_mw.checks.plain import findings
 from ratelimit_mw.cli.commands import run
 from tests.apps import ROOT
 from tests.conftest import StartApp
@@ -65,23 +64,6 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     run(["keys"])
     helped = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out, re.MULTILINE)
     assert {name.removeprefix("keys ") for name in named} == set(helped) - {"keys"}
-
-
-def test_what_is_not_there_yet_is_said_to_be_without_effect() -> None:
-    """Each setting that the README calls without effect is warned of, and no other."""
-    (said,) = re.findall(r"^## Not there yet\n.*?^- (.*?)\.$", README, re.MULTILINE | re.DOTALL)
-    operations = {
-        "usage_path": "/u",
-        "dashboard_path": "/d",
-        "dashboard_token": "t",
-        "dashboard_changes": True,
-    }
-    plans = {"default": {"requests": ["60/minute"], "prefetch": True}}
-    found = findings(Settings.model_validate({"operations": operations, "plans": plans}))
-    warned = [finding.text for finding in found if finding.name == "no-effect"]
-    named = re.findall(r"`(?:operations\.)?(\w+)`", said)
-    assert len(named) == len(warned)
-    assert all(any(name in text for text in warned) for name in named)
 
 
 def test_commands_that_no_test_runs_are_known() -> None:

@@ -12,6 +12,7 @@ from ratelimit_mw.charge import Charge, Counter, Outcome
 from ratelimit_mw.decision import Decision, decision_of
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
+from ratelimit_mw.overview import forget
 from ratelimit_mw.policy import Policies
 from ratelimit_mw.refused import LONGEST, MOST, Refusals
 from ratelimit_mw.wire.refusals import RefusalWriter
@@ -222,7 +223,11 @@ async def test_a_reset_by_this_process_is_seen_at_once(redis_server: StoreServer
         asked = limiter.backend.load.operations
         assert not (await limiter.acquire(api_key="k")).allowed
         assert limiter.backend.load.operations == asked
-        await limiter.reset(limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/"))
+        identity = limiter.identity_of(api_key="k")
+        await limiter.reset(limiter.policies.match(identity, "GET", "/"))
+        assert (await limiter.acquire(api_key="k")).allowed
+        assert not (await limiter.acquire(api_key="k")).allowed
+        await forget(limiter, identity)
         assert (await limiter.acquire(api_key="k")).allowed
 
 
@@ -262,3 +267,24 @@ def test_an_answer_that_is_given_again_says_what_a_new_one_would(
         if bench.table.find(policy.charge) is refused:
             again = writer.again(refused, refused.age(bench.table.now()))
             assert again is None or again == writer(decided())
+
+
+def test_what_is_added_to_one_answer_is_not_given_again() -> None:
+    """Middleware outside of ours may add headers to the list that it is sent; the next answer has none."""
+    settings = settings_of('plans.default.requests = ["1/minute"]')
+    policy = Policies(settings).match(Identity("k:1", "default"), "GET", "/")
+    writer = RefusalWriter(settings.response)
+    bench = Bench()
+    bench.acquire(policy.charge)
+    decision = decision_of(policy, policy.charge, bench.acquire(policy.charge), 0, None)
+    refused = bench.table.find(policy.charge)
+    assert refused is not None
+    first = writer(decision)
+    writer.keep(refused, first, decision)
+    second = writer.again(refused, 0)
+    assert second is not None
+    for sent in (first, second):
+        sent.headers.append((b"x-request-id", b"another's"))
+        third = writer.again(refused, 0)
+        assert third is not None
+        assert b"x-request-id" not in dict(third.headers)

@@ -106,7 +106,7 @@ async def test_a_primary_that_is_gone_is_replaced(
         await load.stop()
         counted = [(await each.peek(CHARGE)).figures[0].used - before for each in (one, two)]
         assert [figures[:2] for figures in (await two.peek(owed)).figures] == [(0, 0), (0, 0)]
-        assert sentinels.primary is not gone
+        wait_until(lambda: sentinels.primary is not gone, "sentinel that is asked")
     lost = load.admitted - counted[0]
     with capsys.disabled():
         print(f"\n{gone.kind} {end}: away for {outage:.2f} s, lost {lost} of {load.admitted} units")  # noqa: T201

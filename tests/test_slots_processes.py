@@ -222,13 +222,15 @@ async def test_a_worker_paused_beyond_its_lease_reports_lost_slots(serve: Serve)
     """SIGSTOP beyond the lease: others get the slots, the sleeper reports it and frees no other's (F29)."""
     served = serve(limit=3, lease=1)
     sleeper, other = served.start(), served.start()
-    lost = await busy(sleeper, 3, "/run/1.5", served.ledger)
+    lost = await busy(sleeper, 3, "/gate/1", served.ledger)
     assert (await ask(other.port, "GET", "/run/0.01")).status == 429
     pid = sleeper.worker_pids()[0]
     os.kill(pid, signal.SIGSTOP)
     await until_async(lambda: served.held() == 0)
     taken = await busy(other, 3, "/gate/0", served.ledger)
     os.kill(pid, signal.SIGCONT)
+    await until_async(lambda: sleeper.log.count("slot lost") == 3)
+    served.gate.with_suffix(".1").touch()
     assert [(await client.answer()).status for client in lost] == [200] * 3
     assert served.held() == 3, "the late release of the sleeper frees nothing of the others"
     assert (await ask(sleeper.port, "GET", "/run/0.01")).status == 429

@@ -71,7 +71,7 @@ local call = redis.call -- raises, and is caught where an operation is run
 
 local function sentence(fault)
   local text = type(fault) == 'table' and fault.err or tostring(fault) -- Redis 7 raises a table
-  return (text:gsub('^@user_script: %d+: %-?', '')) -- Redis 6 says where before it says what
+  return (text:gsub('^[@=]%S+: %-?%d+: %-?', '')) -- Redis 6 says where before it says what
 end
 
 local function remember(key, state)

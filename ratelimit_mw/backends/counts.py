@@ -104,12 +104,10 @@ class Log:
         self.used += cost
         return self.used, self._oldest + self.length - now, 0
 
-    def put_off(self, limit: Window, now: int, ahead: int) -> tuple[int, int, int]:
-        """Let the newest units count from `ahead` later on."""
+    def take_ahead(self, limit: Window, now: int, cost: int, ahead: int) -> tuple[int, int, int]:
+        """Count `cost` units as used so much later."""
         self._ahead = max(self._ahead, ahead)
-        if self._newest < now + ahead:
-            self._newest = self._log[-2] = now + ahead
-            self._oldest = self._log[self._head]
+        self.charge(limit, now + ahead, b"", cost, 0)
         return self.figures(limit, now, 0, 0)
 
 

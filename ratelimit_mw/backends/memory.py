@@ -1,5 +1,6 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
@@ -43,6 +44,7 @@ class MemoryBackend:
     def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
         self._clock = clock
         self._max_windows = max_windows
+        self._lock = threading.RLock()  # one limiter serves the event loops of several threads
         # Windows by length, days and months apart: the least recently used is also the first to die.
         self._logs: dict[int, Store[Name, Log]] = {}
         self._days: Store[Name, Book] = Store(max_windows)
@@ -61,8 +63,10 @@ class MemoryBackend:
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        outcome = self.decide(charge, lease_id, price)
-        return self._put_off(charge, outcome) if charge.ahead and outcome.admitted else outcome
+        if not charge.ahead:
+            return self.decide(charge, lease_id, price)
+        with self._lock:
+            return self._take_ahead(charge)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -70,104 +74,117 @@ class MemoryBackend:
 
     def decide(self, charge: Charge, lease_id: bytes | None, price: int) -> Outcome:
         """The decision, charged where there is a lease id to charge it to."""
-        now = self._clock()
-        cost = charge.cost
-        if not (cost >= 1 and price >= 0):  # NaN compares false with everything
-            raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
-        places = charge.prepared
-        if (
-            places.__class__ is not _Places
-            or places.owner is not self
-            or not places.since <= now < places.until
-        ):
-            places = charge.prepared = self._places_of(charge, now)
-        exact = lease_id is None
-        states: list[State] = []
-        newcomers: list[tuple[_Place, State]] | None = None
-        admitted = True
-        for place in places.places:
-            store, name, limit, make = place
-            state = store.get(name)
-            if state is None:
-                state = make()
-                newcomers = [*(newcomers or ()), (place, state)]
-            else:
-                store.move_to_end(name)
-            states.append(state)
-            if not state.fits(limit, now, cost, price, exact):
-                admitted = False
-        if lease_id is None or not admitted:
-            return _look(places, states, now, (0, 0) if admitted else (cost, price), admitted=admitted)
-        numbers: list[int] = []
-        for state, place in zip(states, places.places, strict=True):
-            numbers += state.charge(place.limit, now, lease_id, cost, price)
-        for place, state in newcomers or ():  # who is refused leaves nothing behind
-            place.store.add(place.name, state, now)
-        hold = charge.hold(lease_id, price, now)
-        if hold.periods:
-            ends = max(held.ends for held in hold.periods)
-            self._records.add(lease_id, Record(price, None, ends), now)
-        return Outcome(True, now, tuple(numbers), hold)
+        with self._lock:
+            now = self._clock()
+            cost = charge.cost
+            if not (cost >= 1 and price >= 0):  # NaN compares false with everything
+                raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
+            places = charge.prepared
+            if (
+                places.__class__ is not _Places
+                or places.owner is not self
+                or not places.since <= now < places.until
+            ):
+                places = charge.prepared = self._places_of(charge, now)
+            exact = lease_id is None
+            states: list[State] = []
+            newcomers: list[tuple[_Place, State]] | None = None
+            admitted = True
+            for place in places.places:
+                store, name, limit, make = place
+                state = store.get(name)
+                if state is None:
+                    state = make()
+                    newcomers = [*(newcomers or ()), (place, state)]
+                else:
+                    store.move_to_end(name)
+                states.append(state)
+                if not state.fits(limit, now, cost, price, exact):
+                    admitted = False
+            if lease_id is None or not admitted:
+                return _look(places, states, now, (0, 0) if admitted else (cost, price), admitted=admitted)
+            numbers: list[int] = []
+            for state, place in zip(states, places.places, strict=True):
+                numbers += state.charge(place.limit, now, lease_id, cost, price)
+            for place, state in newcomers or ():  # who is refused leaves nothing behind
+                place.store.add(place.name, state, now)
+            hold = charge.hold(lease_id, price, now)
+            if hold.periods:
+                ends = max(held.ends for held in hold.periods)
+                self._records.add(lease_id, Record(price, None, ends), now)
+            return Outcome(True, now, tuple(numbers), hold)
 
     def recall(self, counter: Counter, entries: Sequence[tuple[int, int]]) -> None:
         """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet."""
         limit = counter.limit
         if not isinstance(limit, Window) or not entries:
             return
-        logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
-        if place not in logs:
-            log = Log(limit.length)
-            for at, cost in entries:
-                log.charge(limit, at, b"", cost, 0)
-            logs.add(place, log, self._clock())
+        with self._lock:
+            logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
+            if place not in logs:
+                log = Log(limit.length)
+                for at, cost in entries:
+                    log.charge(limit, at, b"", cost, 0)
+                logs.add(place, log, self._clock())
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        now = self._clock()
-        slots = [self._slots.find(_name(held)) for held in hold.slots]
-        return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
+        with self._lock:
+            now = self._clock()
+            slots = [self._slots.find(_name(held)) for held in hold.slots]
+            return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        for held in hold.slots:
-            slots = self._slots.find(_name(held))
-            if slots is not None:
-                slots.leases.pop(hold.id, 0)
-        if hold.periods and money is not Money.UNTOUCHED:
-            record = self._records.pop(hold.id, None)
-            if record is not None:
-                close(record, self._periods(hold), money)
+        with self._lock:
+            for held in hold.slots:
+                slots = self._slots.find(_name(held))
+                if slots is not None:
+                    slots.leases.pop(hold.id, 0)
+            if hold.periods and money is not Money.UNTOUCHED:
+                record = self._records.pop(hold.id, None)
+                if record is not None:
+                    close(record, self._periods(hold), money)
         return _DONE
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
             raise BackendError(f"an amount is at least 0, not {amount!r}")
-        record = self._records.find(hold.id)
-        if record is None or record.is_dead(self._clock()):
-            return Settlement.UNKNOWN
-        settled, met = settle(record, self._periods(hold), amount, replace)
-        self._records[hold.id] = settled
-        return met
+        with self._lock:
+            record = self._records.find(hold.id)
+            if record is None or record.is_dead(self._clock()):
+                return Settlement.UNKNOWN
+            settled, met = settle(record, self._periods(hold), amount, replace)
+            self._records[hold.id] = settled
+            return met
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
-        now = self._clock()
-        for counter in charge.counters:
-            place = (counter.partition, counter.scope)
-            if isinstance(counter.limit, Window):
-                self._logs_of(counter.limit.length).pop(place, None)
-            elif isinstance(counter.limit, Slots):
-                self._slots.pop(place, None)
-            else:
-                period = place_of(counter, now)
-                self._books_of(period).pop(_name(period), None)
+        with self._lock:
+            now = self._clock()
+            for counter in charge.counters:
+                place = (counter.partition, counter.scope)
+                if isinstance(counter.limit, Window):
+                    self._logs_of(counter.limit.length).pop(place, None)
+                elif isinstance(counter.limit, Slots):
+                    self._slots.pop(place, None)
+                else:
+                    period = place_of(counter, now)
+                    self._books_of(period).pop(_name(period), None)
 
-    def _put_off(self, charge: Charge, outcome: Outcome) -> Outcome:
-        """Let what was just charged count from so much later on."""
-        numbers: list[int] = []
-        for place in self._places_of(charge, outcome.now).places:
-            numbers += place.store[place.name].put_off(place.limit, outcome.now, charge.ahead)
+    def _take_ahead(self, charge: Charge) -> Outcome:
+        """Charge windows with units that will be used later."""
+        outcome = self.decide(charge, None, 0)
+        if not outcome.admitted:
+            return outcome
+        now, numbers = outcome.now, list[int]()
+        for store, name, limit, make in self._places_of(charge, now).places:
+            log: Any = store.find(name)
+            if log is None:
+                log = make()
+                store.add(name, log, now)
+            numbers += log.take_ahead(limit, now, charge.cost, charge.ahead)
         return outcome._replace(numbers=tuple(numbers))
 
     def _places_of(self, charge: Charge, now: int) -> "_Places":

@@ -13,7 +13,7 @@ from ratelimit_mw.findings import Finding
 from ratelimit_mw.limits import Window
 from ratelimit_mw.money import format_amount, parse_amount
 from ratelimit_mw.settings import RouteSettings, Settings
-from ratelimit_mw.settings.tables import BUILT_IN_PLANS
+from ratelimit_mw.settings.tables import BUILT_IN_PLANS, PlanSettings
 
 WIDEST_IPV4, WIDEST_IPV6 = 8, 7
 """Shortest prefixes of networks that anybody owns: `10.0.0.0/8` and `fc00::/7`."""
@@ -141,6 +141,16 @@ def _too_expensive(route: RouteSettings, settings: Settings) -> Iterator[str]:
 
 def _without_effect(settings: Settings) -> Iterator[Finding]:
     for name, plan in settings.plans.items():
-        if plan.prefetch:
-            text = f"[plans.{name}] prefetch has no effect yet: every request asks the backend."
-            yield Finding("no-effect", text)
+        reason = _why_not_ahead(settings, plan) if plan.prefetch else ""
+        if reason:
+            yield Finding("no-effect", f"[plans.{name}] prefetch has no effect: {reason}.", "note")
+
+
+def _why_not_ahead(settings: Settings, plan: PlanSettings) -> str:
+    """Why nothing can be taken ahead on any route; empty where something can."""
+    if not is_shared(settings):
+        return "this process keeps all counts itself"
+    if settings.application.requests or settings.application.concurrent:
+        return "each request draws on [application], which all callers share"
+    takes_slots = all(route.slot or route.exempt for route in settings.routes)
+    return "each request takes a slot of the plan" if plan.concurrent and takes_slots else ""

@@ -65,7 +65,9 @@ class RefusalWriter:
         seconds = _whole_seconds(wait - (decision.now - refused.outcome.now))
         last = wait - (seconds - 1) * SECOND if seconds > 1 else wait
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
-        refused.answer = _Kept(self, response, at, wait, last)
+        # A copy: middleware outside of ours may add to the headers that it is sent.
+        kept = response._replace(headers=response.headers.copy())
+        refused.answer = _Kept(self, kept, at, wait, last)
 
     def again(self, refused: Refused, age: int) -> Response | None:
         """The answer that was kept, `age` microseconds after the refusal; None where it would say another."""
