@@ -20,7 +20,7 @@ from ratelimit_mw import Limiter, RateLimitMiddleware, Settings, SettingsError
 from ratelimit_mw.live import reload
 from ratelimit_mw.live.reload import FileWatch
 from tests.apps import ROOT
-from tests.asgi import client_of, ok_app, shown, statuses
+from tests.asgi import client_of, ok_app, settings_of, shown, statuses
 from tests.conftest import StartApp
 from tests.live import SEEN_WITHIN, replace_file, swap_link, traffic
 from tests.servers import StoreServer
@@ -326,6 +326,12 @@ async def test_apply_by_hand(file: Path) -> None:
     limiter.apply(plans)
     with pytest.raises(SettingsError, match="there is no plan 'pro'"):
         limiter.apply(Settings.load(written(file, limits(6, 'identity.hash_secret = "s"'))))
+
+
+def test_whole_networks_are_trusted_at_no_cost() -> None:
+    """Settings that trust large networks are in force at once: nobody counts the addresses in them."""
+    texts = [f'identity.trusted_proxies = ["{network}"]' for network in ("10.0.0.0/8", "::/0", "fd00::/8")]
+    assert len({Limiter(settings_of(text)).version for text in texts}) == 3
 
 
 def test_the_version_is_the_same_in_every_process() -> None:

@@ -1,7 +1,7 @@
 """All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(value[name]) for name in sorted(value)}
     if isinstance(value, frozenset):
         return sorted(value)
-    if isinstance(value, Iterable) and not isinstance(value, str):
+    if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return value
+    return value  # a network too, though it could be asked for all its addresses
