@@ -47,8 +47,10 @@ class AddressReader:
         ]
         self._header = identity.forwarded_header
         self._name = identity.forwarded_header.lower().encode("latin-1")
-        self._hops: dict[str, _Hop | None] = {}
-        self._looks = _MAX_LOOKS
+        self.hops: dict[str, Hop | None] = {}
+        """Addresses seen lately, as servers and proxies write them."""
+        self.looks = _MAX_LOOKS
+        """How many more requests from strangers are searched for signs of a proxy."""
 
     def __call__(self, scope: Scope) -> str:
         """The text that the caller's address is counted under.
@@ -57,10 +59,10 @@ class AddressReader:
         """
         client = scope.get("client")
         host: str | None = client[0] if client else None
-        peer = (self._hops.get(host) or self._hop(host)) if host else _Hop(UNIX, self._trusts_unix)
+        peer = (self.hops.get(host) or self._hop(host)) if host else Hop(UNIX, self._trusts_unix)
         if peer is not None and peer.trusted:
             return self._forwarded(scope) or peer.text
-        if self._looks:
+        if self.looks:
             self._look_for_proxy(scope, host)
         return canonical_address(host or UNIX) if peer is None else peer.text
 
@@ -84,11 +86,11 @@ class AddressReader:
 
     def _look_for_proxy(self, scope: Scope, host: str | None) -> None:
         """Among the first requests from strangers: do they come through a proxy that nobody trusted?"""
-        self._looks -= 1
+        self.looks -= 1
         header = ",".join(self._lines(scope))
         # Where the server itself has read the header, it names the peer, and all is well.
         if header and (host is None or host not in header):
-            self._looks = 0
+            self.looks = 0
             say_once(_untrusted_proxy(self._header, canonical_address(host or UNIX)))
 
     def _client(self, hops: list[str]) -> str | None:
@@ -103,20 +105,20 @@ class AddressReader:
             text = hop.text
         return text if len(hops) <= MAX_HOPS else None
 
-    def _hop(self, text: str) -> "_Hop | None":
+    def _hop(self, text: str) -> "Hop | None":
         """An address as a server or a proxy writes it, or None where it is none."""
         try:
-            return self._hops[text]
+            return self.hops[text]
         except KeyError:
             pass
         address = _parse(text)
         hop = None
         if address is not None:
-            hop = _Hop(_counted(address), any(address in network for network in self._networks))
-        if len(self._hops) >= _MAX_HOSTS:
-            self._hops.clear()  # cheaper than an order of use, and a flood costs no more than parsing
+            hop = Hop(_counted(address), any(address in network for network in self._networks))
+        if len(self.hops) >= _MAX_HOSTS:
+            self.hops.clear()  # cheaper than an order of use, and a flood costs no more than parsing
         if len(text) <= _LONGEST_ADDRESS:
-            self._hops[text] = hop
+            self.hops[text] = hop
         return hop
 
 
@@ -137,7 +139,9 @@ def canonical_address(text: str) -> str:
     return f"peer:{name}"
 
 
-class _Hop(NamedTuple):
+class Hop(NamedTuple):
+    """A peer or a proxy: what it is counted under, and whether the settings trust what it says."""
+
     text: str
     trusted: bool
 

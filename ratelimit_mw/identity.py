@@ -8,14 +8,19 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ratelimit_mw.address import AddressReader, Scope, canonical_address
 from ratelimit_mw.api_keys import hash_api_key
+from ratelimit_mw.compiled import core
 from ratelimit_mw.settings import KeySettings, Settings
 from ratelimit_mw.settings.errors import nearest_name
 from ratelimit_mw.settings.keys import MAX_KEY
+
+if TYPE_CHECKING:
+    from ratelimit_mw.policy import Policies, Policy
 
 _BLANKS = b" \t"
 _MAX_REMEMBERED = 4_096
@@ -86,6 +91,19 @@ class Identifier:
         known = self._by_key.get(api_key) or self._look_up(api_key)
         return self.of_unknown(known, self._read_address(scope)) if isinstance(known, str) else known
 
+    def shortcut(self, policies: "Policies") -> "Callable[[Scope], Policy | None] | None":
+        """What finds the policy of a caller who was here before in one compiled step, and answers None for
+        any other; None where nothing is compiled.
+        """
+        if core is None:
+            return None
+        by_key, unlisted, addresses = self._by_key, self._unlisted, self._read_address
+        names, routes, latest = self._read_api_key.names, policies.routes, policies.latest
+        shortcut: Callable[[Scope], Policy | None] = core.Shortcut(
+            names, MAX_KEY, by_key, unlisted, addresses, routes, latest
+        )
+        return shortcut
+
     def read(self, scope: Scope) -> tuple[bytes, str] | None:
         """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
         api_key = self._read_api_key(scope)
@@ -154,7 +172,7 @@ class ApiKeyReader:
     """Reads the API key of a scope from the headers that the settings name."""
 
     def __init__(self, headers: Sequence[str]) -> None:
-        self._names = [header.lower().encode("latin-1") for header in headers]
+        self.names = [header.lower().encode("latin-1") for header in headers]
         self._shown = ", ".join(headers)
 
     def __call__(self, scope: Scope) -> bytes | None:
@@ -166,7 +184,7 @@ class ApiKeyReader:
             for name, value in headers:  # of one that came more than once, the first counts
                 by_name.setdefault(name.lower(), value)
         api_key = b""
-        for name in self._names:
+        for name in self.names:
             value = by_name.get(name)
             if value is None:
                 continue

@@ -13,7 +13,8 @@ from typing import Any, Self, TypeVar
 from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends import open_backend, open_figures_store
-from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.counts import SlotSet
+from ratelimit_mw.backends.memory import MemoryBackend, Places
 from ratelimit_mw.budget_warnings import BudgetWarnings
 from ratelimit_mw.charge import (
     NO_LEASE_ID,
@@ -22,11 +23,14 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Counter,
+    Hold,
     Money,
+    Outcome,
     Settlement,
     new_lease_id,
 )
 from ratelimit_mw.checks.startup import log_findings
+from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission, Decision, decision_of
 from ratelimit_mw.events import (
     DecisionNotifier,
@@ -89,13 +93,15 @@ class Limiter:
         self._secret = self.settings.identity.hash_secret
         self._notify = Notifier(on_event)
         self._observers: Observers | None = None
-        if on_decision is not None:
-            self.observe(DecisionNotifier(on_decision))
         self._log_refusal = RefusalLog()
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
         self._prefetch = Prefetch(self.backend, self._owed)
         self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
+        self.desk: Any = None if core is None else core.Desk(self, *self._desk_parts())
+        """Admits at once, where nobody has to be asked; None where nothing is compiled."""
+        if on_decision is not None:
+            self.observe(DecisionNotifier(on_decision))
         self._slots_lost = 0
         self._settles_ignored = 0
         self.at_close: list[Callable[[], object]] = []
@@ -191,6 +197,8 @@ class Limiter:
         """Show every decision to `observer`, as it is made. For the app itself there is `on_decision`."""
         self._observers = self._observers or Observers()
         self._observers.add(observer)
+        if self.desk is not None:
+            self.desk.is_observed = True
 
     def _counted(self, policy: Policy, decision: Decision) -> Decision:
         if decision.refusal is None:
@@ -256,6 +264,15 @@ class Limiter:
         data = api_key.encode("utf-8", "surrogatepass") if isinstance(api_key, str) else api_key or b""
         data = data.strip(b" \t")
         return (data, hash_api_key(data, self._secret)) if data else None
+
+    def _desk_parts(self) -> tuple[MemoryBackend | None, dict[str, object]]:
+        parts = {"touch": self.tally.touch, "spend": self._prefetch.spend, "keep": self._kept}
+        types = {"lease": Lease, "admission": Admission, "outcome": Outcome, "hold": Hold}
+        rest = {"new_id": new_lease_id, "nothing": NOTHING_HELD, "renewals": self._renewals}
+        memory = (
+            self.backend if type(self.backend) is MemoryBackend else None
+        )  # not one that decides otherwise
+        return memory, {**parts, **types, **rest, "places": Places, "slot_set": SlotSet}
 
     async def charge(self, policy: Policy, price: int | None = None) -> Lease:
         """Decide about one request under a policy. Never raises for a backend that is away.

@@ -7,11 +7,11 @@ import asyncio
 import inspect
 import logging
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
 from ratelimit_mw.dashboard import Dashboard, is_below
@@ -27,15 +27,11 @@ from ratelimit_mw.policy import Policy
 from ratelimit_mw.routing import route_path
 from ratelimit_mw.settings import Settings, SettingsError
 from ratelimit_mw.usage import UsageEndpoint, asks_for_usage
-from ratelimit_mw.wire.headers import HeaderWriter, add_headers
 from ratelimit_mw.wire.refusals import Response
+from ratelimit_mw.wire.sender import Sender
 from ratelimit_mw.wire.writers import Writers
 
 logger = logging.getLogger("ratelimit_mw")
-
-YIELD_EVERY = 16
-"""Messages of a response after which others have a turn. To a client that is gone a server sends without
-ever waiting: a stream that awaits nothing else would keep the whole worker for good, and its slot."""
 
 Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
 """A hook that says who is calling; None for nobody it knows, who then counts as anonymous."""
@@ -67,6 +63,7 @@ class RateLimitMiddleware:
         self.app = app
         self._identify_hook = identify
         self._price_hook = price
+        self._has_hooks = identify is not None or price is not None
         self._error: SettingsError | None = None
         try:
             self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
@@ -90,7 +87,7 @@ class RateLimitMiddleware:
         """Why the settings don't load; None where they do."""
         return self._error
 
-    async def __call__(  # noqa: C901, PLR0912 - a request's whole path: each further call would cost it
+    async def __call__(  # noqa: C901, PLR0912, PLR0915 - a request's whole path: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one connection."""
@@ -102,47 +99,57 @@ class RateLimitMiddleware:
         try:
             limiter = self.limiter
             live = limiter.live
-            if asyncio.get_running_loop() not in live.ready:
+            loop = asyncio.get_running_loop()
+            if loop not in live.ready:
                 await live.get_ready()
             rules, writers = live.rules, self._writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
                 writers = self._writers = Writers(rules.settings)
             if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
                 return
-            try:
-                if self._identify_hook is None and live.resolver is None:
-                    identity = rules.identify(scope)
-                else:
-                    identity = await self._identify(scope)
-                    rules = live.rules  # an identity is always made by the present ones
-            except IdentityError as error:
-                await _respond(writers.refusals.unidentified(error), scope, receive, send)
-                return
-            policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
-            price = None if self._price_hook is None else await self._price(scope, policy, identity)
-            if limiter.has_refused and price is None:
-                again = limiter.repeat(policy, writers.refusals.again)
-                if again is not None:
-                    await _respond(again, scope, receive, send)
+            policy = price = None
+            if rules.shortcut is not None and not self._has_hooks and live.resolver is None:
+                policy = rules.shortcut(scope)
+            if policy is None:
+                try:
+                    if self._identify_hook is None and live.resolver is None:
+                        identity = rules.identify(scope)
+                    else:
+                        identity = await self._identify(scope)
+                        rules = live.rules  # an identity is always made by the present ones
+                except IdentityError as error:
+                    await _respond(writers.refusals.unidentified(error), scope, receive, send)
                     return
-            lease = await limiter.charge(policy, price)
-            if not lease.allowed:
-                await _respond(_refusal(lease, writers), scope, receive, send)
-                return
+                policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
+                if self._price_hook is not None:
+                    price = await self._price(scope, policy, identity)
+            desk = limiter.desk
+            lease = None if desk is None or price is not None else desk.admit(policy, loop)
+            if lease is None:
+                if limiter.has_refused and price is None:
+                    again = limiter.repeat(policy, writers.refusals.again)
+                    if again is not None:
+                        await _respond(again, scope, receive, send)
+                        return
+                lease = await limiter.charge(policy, price)
+                if not lease.allowed:
+                    await _respond(_refusal(lease, writers), scope, receive, send)
+                    return
             state = scope.get("state")
             if state is None:
                 state = scope["state"] = {}
             elif isinstance(state.get("ratelimit"), Lease):
                 say_once(mounted_twice())
             state["ratelimit"] = lease
-            sender = _Sender(send, writers.headers, lease)
+            sender = Sender(send, writers.headers, lease)
             failed = True
             try:
                 await self.app(scope, receive, sender)
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
-                limiter.end(lease, failed=failed)
+                if desk is None or not desk.end(lease, failed):
+                    limiter.end(lease, failed=failed)
         finally:
             self._lifespan.active -= 1
 
@@ -205,43 +212,6 @@ class RateLimitMiddleware:
     def _broken(self) -> Response:
         message = "The service is not configured correctly. Its operator finds the reason in the log."
         return self._writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
-
-
-class _Sender:
-    """Adds headers when the response starts, remembers its status, and lets others have a turn."""
-
-    __slots__ = ("_headers", "_lease", "_send", "_sent", "status")
-
-    def __init__(self, send: Send, headers: HeaderWriter, lease: Lease) -> None:
-        self._send = send
-        self._headers = headers
-        self._lease = lease
-        self._sent = 0
-        self.status = 500  # what a server answers where the app says nothing
-
-    def __call__(self, message: Message) -> Awaitable[None]:
-        """As `send`. Not a coroutine of its own: there are two messages or more to each response."""
-        kind = message["type"]
-        if kind in ("http.response.start", "websocket.http.response.start"):
-            self.status = message["status"]
-            message = self._with_headers(message)
-        elif kind == "websocket.accept":
-            self.status = 101
-            message = self._with_headers(message)
-        self._sent += 1
-        return self._send(message) if self._sent % YIELD_EVERY else self._send_and_yield(message)
-
-    async def _send_and_yield(self, message: Message) -> None:
-        await self._send(message)
-        await asyncio.sleep(0)
-
-    def _with_headers(self, message: Message) -> MutableMapping[str, Any]:
-        admission = self._lease.admission
-        if admission is None:
-            ours = self._headers(self._lease.decision)
-        else:
-            ours = self._headers.of_admission(admission)
-        return {**message, "headers": add_headers(message.get("headers", ()), ours)} if ours else message
 
 
 def _refusal(lease: Lease, writers: Writers) -> Response:

@@ -44,6 +44,8 @@ class Policy:
     on_failure: OnFailure
     on_failure_priced: OnFailure
     shadow: bool
+    is_plain: bool = False
+    """Whether a request is decided about by `charge` alone."""
     is_exempt: bool = False
     """Whether nothing limits this request and nothing is counted."""
     admitted: int = 0
@@ -59,10 +61,10 @@ class Policies:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._routes = RouteTable(settings.routes)
+        self.routes = RouteTable(settings.routes)
         self._policies: dict[tuple[object, ...], Policy] = {}
         self._lock = threading.Lock()
-        self._latest: dict[tuple[str, int | None], Policy] = {}
+        self.latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
 
     def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
@@ -70,9 +72,9 @@ class Policies:
 
         `cost` takes the place of the route's. Raises KeyError for a plan that does not exist.
         """
-        index = self._routes.match(method, path)
+        index = self.routes.match(method, path)
         if cost is None:
-            policy = self._latest.get((identity.partition, index))
+            policy = self.latest.get((identity.partition, index))
             if policy is not None and policy.identity is identity:
                 return policy
         # Keys of one account are counted together, and told apart where decisions are told.
@@ -86,15 +88,15 @@ class Policies:
                     del self._policies[next(iter(self._policies))]
                 self._policies[key] = policy
         if cost is None and policy.identity is identity:
-            if len(self._latest) >= MAX_POLICIES:
-                self._latest.clear()
-            self._latest[identity.partition, index] = policy
+            if len(self.latest) >= MAX_POLICIES:
+                self.latest.clear()
+            self.latest[identity.partition, index] = policy
         return policy
 
     def of(self, partition: str) -> list[Policy]:
         """What held for a caller's latest request on each route, as far as that is remembered."""
         indexes = (None, *range(len(self._settings.routes)))
-        return [policy for index in indexes if (policy := self._latest.get((partition, index))) is not None]
+        return [policy for index in indexes if (policy := self.latest.get((partition, index))) is not None]
 
     def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
         """Every counter that a request of this caller can meet, on whichever route; each once."""
@@ -115,6 +117,7 @@ class Policies:
         charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
         ahead = plan.prefetch and price is None and is_taken_ahead(charge)
+        too_small = next((c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None)
         return Policy(
             identity=identity,
             route=route,
@@ -123,13 +126,12 @@ class Policies:
             price=price,
             currency=currency,
             slots=plan.concurrent if rule.slot else None,
-            too_small=next(
-                (c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None
-            ),
+            too_small=too_small,
             on_failure=on_failure,
             # Money first: what is said of it means every priced request.
             on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
             shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
+            is_plain=price is None and too_small is None and not rule.exempt,
             is_exempt=rule.exempt,
             stock=Stock(charge) if ahead else None,
         )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from math import inf
 
 from ratelimit_mw.charge import BackendError, Money
 from ratelimit_mw.events import Notifier, SlotLost
@@ -20,7 +21,10 @@ class Renewals:
     def __init__(self, notify: Notifier) -> None:
         self._notify = notify
         self._loop = asyncio.get_running_loop()
-        self._leases: dict[bytes, Lease] = {}
+        self.leases: dict[bytes, Lease] = {}
+        """Those that are renewed, by id."""
+        self.covers = inf
+        """The timer comes in time for leases of so many seconds or more; infinite where there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._tick = 10.0
         self._task: asyncio.Task[None] | None = None
@@ -28,21 +32,21 @@ class Renewals:
         """How many slots were lost before they could be renewed."""
 
     def __len__(self) -> int:
-        return len(self._leases)
+        return len(self.leases)
 
     def add(self, lease: Lease) -> None:
         """Renew this lease's slots until it is removed or it is time to give it up."""
         hold = lease.hold
         _schedule(lease)
         lease.renewals = self
-        self._leases[hold.id] = lease
-        if self._timer is None or hold.lease < self._tick * RENEWALS_PER_LEASE:
+        self.leases[hold.id] = lease
+        if hold.lease < self.covers:
             self._tick = min(self._tick, hold.lease / RENEWALS_PER_LEASE)
             self._schedule()
 
     def remove(self, lease: Lease) -> bool:
         """Stop renewing; whether it was still being renewed."""
-        return self._leases.pop(lease.hold.id, None) is not None
+        return self.leases.pop(lease.hold.id, None) is not None
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease now, for `seconds`; false where it was lost before. Raises `BackendError`."""
@@ -55,7 +59,7 @@ class Renewals:
         """Stop renewing anything."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self.covers = None, inf
         if self._task is not None:
             self._task.cancel()
 
@@ -63,11 +67,12 @@ class Renewals:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(self._tick / 2, self._on_timer)
+        self.covers = self._tick * RENEWALS_PER_LEASE
 
     def _on_timer(self) -> None:
         self._timer = None
-        if not self._leases:
-            self._tick = 10.0
+        if not self.leases:
+            self._tick, self.covers = 10.0, inf
             return
         self._schedule()
         if self._task is None or self._task.done():
@@ -75,14 +80,14 @@ class Renewals:
 
     async def _renew_due(self) -> None:
         now = time.monotonic()
-        due = [lease for lease in list(self._leases.values()) if lease.renew_at <= now]
+        due = [lease for lease in list(self.leases.values()) if lease.renew_at <= now]
         for lease in due:
             if lease.give_up_at is not None and lease.give_up_at <= now:
                 self._give_up(lease)
         await asyncio.gather(*[self._renew_one(lease) for lease in due])
 
     async def _renew_one(self, lease: Lease) -> None:
-        if self._leases.get(lease.hold.id) is not lease:
+        if self.leases.get(lease.hold.id) is not lease:
             return  # ended or detached in this very turn, when a renewal would cut its ttl short
         try:
             kept = await _renew(lease, lease.hold.lease)

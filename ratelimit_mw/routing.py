@@ -46,21 +46,23 @@ class RouteTable:
 
     def __init__(self, routes: Sequence[RouteSettings]) -> None:
         self._none = len(routes)
+        self.has_rules = bool(routes)
         self._methods: set[str] = set()
         self._index = _Node()
         self._depth = 0
         for pattern in _patterns(routes):
             self._methods.update(pattern.by_method)
             self._depth = max(self._depth, self._index.add(pattern))
-        self._literal = {
+        self.literal = {
             route.path: self._by_method(route.path) for route in routes if not PARAM_REGEX.search(route.path)
         }
+        """Paths that are patterns as they stand, with the answer for each method and for all others."""
 
     def match(self, method: str, path: str) -> int | None:
         """Index of the first rule that matches, or None. A WebSocket handshake is a `GET`."""
         if not self._none:
             return None
-        literal = self._literal.get(path)
+        literal = self.literal.get(path)
         if literal is not None:
             by_method, other = literal
             return by_method.get(method, other)

@@ -40,14 +40,14 @@ class Tally:
         # First the number, then the list: a thread that reads in between leaves no policy uncounted.
         policy.admitted += 1
         if policy.admitted == 1:
-            self._touch(policy)
+            self.touch(policy)
 
     def refuse(self, policy: Policy, kind: Kind) -> None:
         """Count a request that was refused, or would have been."""
         with self._lock:
             if policy.refused is None:
                 policy.refused = {}
-                self._touch(policy)
+                self.touch(policy)
             policy.refused[kind] = policy.refused.get(kind, 0) + 1
 
     def totals(self) -> Totals:
@@ -63,7 +63,8 @@ class Tally:
             callers, self._callers = self._callers, {}
             return list(callers.values())
 
-    def _touch(self, policy: Policy) -> None:
+    def touch(self, policy: Policy) -> None:
+        """Have what a policy counts added up later: called with its first number."""
         if len(self._touched) >= MAX_TOUCHED:
             with self._lock:
                 self._add_up()

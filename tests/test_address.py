@@ -222,7 +222,7 @@ def test_memory_of_addresses_is_bounded() -> None:
     for number in range(10_000):
         read(scope(PROXY, f"junk-{number}"))
         read(scope(str(IPv4Address(number + 1))))
-    assert len(read._hops) <= 4_096
+    assert len(read.hops) <= 4_096
 
 
 @given(host=st.ip_addresses(v=6), other=st.integers(0, 2**64 - 1))

@@ -213,7 +213,7 @@ def test_looking_for_a_proxy_ends() -> None:
     reader = AddressReader(settings_of("").identity)
     for number in range(1_100):
         reader(scope(f"192.0.2.{number % 250}", None))
-    assert reader._looks == 0
+    assert reader.looks == 0
 
 
 async def test_middleware_mounted_twice_is_told(caplog: pytest.LogCaptureFixture) -> None:

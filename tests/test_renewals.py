@@ -78,7 +78,7 @@ class Bench:
     def make_due(self) -> None:
         """Let every lease be due for renewal, and renew."""
         renewals = self.limiter._renewing()
-        for lease in renewals._leases.values():
+        for lease in renewals.leases.values():
             lease.renew_at = 0.0
         renewals._on_timer()
 

@@ -4,9 +4,11 @@ The same rules as `batch.lua`, which says what is guaranteed.
 """
 
 from array import array
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from ratelimit_mw.charge import Money, Settlement
+from ratelimit_mw.compiled import core
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.periods import KEPT_AFTER_END
 
@@ -30,7 +32,7 @@ class State(Protocol):
         """Its `Figures`; the last is for a charge of `cost` and `price` that was not admitted, 0 for none."""
 
 
-class Log:
+class PlainLog:
     """An exact sliding window: the time and cost of every live charge, oldest first."""
 
     __slots__ = ("_ahead", "_head", "_log", "_newest", "_oldest", "length", "used")
@@ -109,6 +111,10 @@ class Log:
         self._ahead = max(self._ahead, ahead)
         self.charge(limit, now + ahead, b"", cost, 0)
         return self.figures(limit, now, 0, 0)
+
+
+new_log: Callable[[int], PlainLog] = PlainLog if core is None else core.Log
+"""A window's log, of so many microseconds."""
 
 
 class SlotSet:

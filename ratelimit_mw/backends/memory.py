@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from ratelimit_mw.backends.counts import Book, Log, Record, SlotSet, State, close, settle
+from ratelimit_mw.backends.counts import Book, PlainLog, Record, SlotSet, State, close, new_log, settle
 from ratelimit_mw.backends.store import Store
 from ratelimit_mw.charge import (
     NOTHING_HELD,
@@ -42,14 +42,14 @@ class MemoryBackend:
     """Windows, slots and budgets of one process; nothing to install, nothing shared."""
 
     def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
-        self._clock = clock
+        self.clock = clock
         self._max_windows = max_windows
-        self._lock = threading.RLock()  # one limiter serves the event loops of several threads
+        self.lock = threading.RLock()  # one limiter serves the event loops of several threads
         # Windows by length, days and months apart: the least recently used is also the first to die.
-        self._logs: dict[int, Store[Name, Log]] = {}
+        self._logs: dict[int, Store[Name, PlainLog]] = {}
         self._days: Store[Name, Book] = Store(max_windows)
         self._months: Store[Name, Book] = Store(max_windows)
-        self._slots: Store[Name, SlotSet] = Store(rotates=True)
+        self.slots: Store[Name, SlotSet] = Store(rotates=True)
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
 
     load = Load()
@@ -65,7 +65,7 @@ class MemoryBackend:
         """Charge all of `charge`'s counters, or none."""
         if not charge.ahead:
             return self.decide(charge, lease_id, price)
-        with self._lock:
+        with self.lock:
             return self._take_ahead(charge)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
@@ -74,14 +74,14 @@ class MemoryBackend:
 
     def decide(self, charge: Charge, lease_id: bytes | None, price: int) -> Outcome:
         """The decision, charged where there is a lease id to charge it to."""
-        with self._lock:
-            now = self._clock()
+        with self.lock:
+            now = self.clock()
             cost = charge.cost
             if not (cost >= 1 and price >= 0):  # NaN compares false with everything
                 raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
             places = charge.prepared
             if (
-                places.__class__ is not _Places
+                places.__class__ is not Places
                 or places.owner is not self
                 or not places.since <= now < places.until
             ):
@@ -119,26 +119,26 @@ class MemoryBackend:
         limit = counter.limit
         if not isinstance(limit, Window) or not entries:
             return
-        with self._lock:
+        with self.lock:
             logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
             if place not in logs:
-                log = Log(limit.length)
+                log = new_log(limit.length)
                 for at, cost in entries:
                     log.charge(limit, at, b"", cost, 0)
-                logs.add(place, log, self._clock())
+                logs.add(place, log, self.clock())
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        with self._lock:
-            now = self._clock()
-            slots = [self._slots.find(_name(held)) for held in hold.slots]
+        with self.lock:
+            now = self.clock()
+            slots = [self.slots.find(_name(held)) for held in hold.slots]
             return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        with self._lock:
+        with self.lock:
             for held in hold.slots:
-                slots = self._slots.find(_name(held))
+                slots = self.slots.find(_name(held))
                 if slots is not None:
                     slots.leases.pop(hold.id, 0)
             if hold.periods and money is not Money.UNTOUCHED:
@@ -151,9 +151,9 @@ class MemoryBackend:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
             raise BackendError(f"an amount is at least 0, not {amount!r}")
-        with self._lock:
+        with self.lock:
             record = self._records.find(hold.id)
-            if record is None or record.is_dead(self._clock()):
+            if record is None or record.is_dead(self.clock()):
                 return Settlement.UNKNOWN
             settled, met = settle(record, self._periods(hold), amount, replace)
             self._records[hold.id] = settled
@@ -161,14 +161,14 @@ class MemoryBackend:
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
-        with self._lock:
-            now = self._clock()
+        with self.lock:
+            now = self.clock()
             for counter in charge.counters:
                 place = (counter.partition, counter.scope)
                 if isinstance(counter.limit, Window):
                     self._logs_of(counter.limit.length).pop(place, None)
                 elif isinstance(counter.limit, Slots):
-                    self._slots.pop(place, None)
+                    self.slots.pop(place, None)
                 else:
                     period = place_of(counter, now)
                     self._books_of(period).pop(_name(period), None)
@@ -187,23 +187,25 @@ class MemoryBackend:
             numbers += log.take_ahead(limit, now, charge.cost, charge.ahead)
         return outcome._replace(numbers=tuple(numbers))
 
-    def _places_of(self, charge: Charge, now: int) -> "_Places":
+    def _places_of(self, charge: Charge, now: int) -> "Places":
         """Where a charge's limits are counted, until a period of it ends."""
         places, since, until = [], 0, 1 << 62
         for counter in charge.counters:
             limit, name = counter.limit, (counter.partition, counter.scope)
             if isinstance(limit, Window):
-                places.append(_Place(self._logs_of(limit.length), name, limit, partial(Log, limit.length)))
+                places.append(
+                    _Place(self._logs_of(limit.length), name, limit, partial(new_log, limit.length))
+                )
             elif isinstance(limit, Slots):
-                places.append(_Place(self._slots, name, limit, SlotSet))
+                places.append(_Place(self.slots, name, limit, SlotSet))
             else:
                 held = place_of(counter, now)
                 period = period_at(limit.period, limit.timezone, now)
                 since, until = max(since, period.start), min(until, period.end)
                 places.append(_Place(self._books_of(held), _name(held), limit, partial(Book, held.ends)))
-        return _Places(self, places, since, until)
+        return Places(self, places, since, until)
 
-    def _logs_of(self, length: int) -> Store[Name, Log]:
+    def _logs_of(self, length: int) -> Store[Name, PlainLog]:
         logs = self._logs.get(length)
         if logs is None:
             logs = self._logs[length] = Store(self._max_windows)
@@ -214,7 +216,7 @@ class MemoryBackend:
 
     def _periods(self, hold: Hold) -> list[Book]:
         """The books of a hold's periods, opened again where they were forgotten and can still be settled."""
-        now, books = self._clock(), []
+        now, books = self.clock(), []
         for period in hold.periods:
             store, name = self._books_of(period), _name(period)
             book = store.find(name)
@@ -236,7 +238,7 @@ class _Place(NamedTuple):
     """A new state, where nothing is counted yet."""
 
 
-class _Places(NamedTuple):
+class Places(NamedTuple):
     """Where all limits of a charge are counted, found once for all of its requests."""
 
     owner: MemoryBackend
@@ -246,7 +248,7 @@ class _Places(NamedTuple):
 
 
 def _look(
-    places: _Places, states: Sequence[State], now: int, needed: tuple[int, int], *, admitted: bool
+    places: Places, states: Sequence[State], now: int, needed: tuple[int, int], *, admitted: bool
 ) -> Outcome:
     """What a charge meets that takes nothing; `needed` is the cost and price that it waits for."""
     numbers: list[int] = []

@@ -1,14 +1,15 @@
 """All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
+from ratelimit_mw.address import Scope
 from ratelimit_mw.identity import Identifier
-from ratelimit_mw.policy import Policies
+from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.settings import KeySettings, Settings
 
 _SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
@@ -26,17 +27,25 @@ class Rules:
     """The keys that are set live, by hash; those left out that don't fit the settings."""
     version: str
     """Twelve hex digits that any two processes with the same settings agree on."""
+    shortcut: Callable[[Scope], Policy | None] | None
+    """The policy of a request without hooks, where the caller was here before; None where that is unknown,
+    and in place of it where nothing is compiled."""
 
     @classmethod
     def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
         """The rules of these settings and live keys."""
-        identify = Identifier(settings, registered)
-        return cls(settings, identify, Policies(settings), registered, version_of(settings))
+        return cls._of(settings, Policies(settings), registered, version_of(settings))
 
     def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
         """The same settings with other live keys; what was made for callers whose keys stay is kept."""
-        identify = Identifier(self.settings, registered)
-        return Rules(self.settings, identify, self.policies, registered, self.version)
+        return self._of(self.settings, self.policies, registered, self.version)
+
+    @classmethod
+    def _of(
+        cls, settings: Settings, policies: Policies, registered: Mapping[str, KeySettings], version: str
+    ) -> "Rules":
+        identify = Identifier(settings, registered)
+        return cls(settings, identify, policies, registered, version, identify.shortcut(policies))
 
 
 def version_of(settings: Settings) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
 from ratelimit_mw.decision import Admission, Decision
+from ratelimit_mw.lease import Lease
 from ratelimit_mw.limits import SECOND, Window
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.settings import ResponseSettings
@@ -25,8 +26,11 @@ class HeaderWriter:
     def __init__(self, settings: ResponseSettings) -> None:
         self._classic = "x-ratelimit" in settings.headers
         self._ietf = "ietf" in settings.headers
-        self._unix = settings.reset == "unix"
-        self.tells_moments = self._unix and not self._ietf
+        self.is_plain = self._classic and not self._ietf
+        """Whether `X-RateLimit-*` are all that tells of windows."""
+        self.is_unix = settings.reset == "unix"
+        """Whether resets are Unix times."""
+        self.tells_moments = self.is_unix and not self._ietf
         """Whether headers tell when something happens, which stays true, and not how long it takes."""
 
     def __call__(self, decision: Decision) -> RawHeaders:
@@ -43,16 +47,21 @@ class HeaderWriter:
             headers.append((SHADOW, b"refused"))
         return headers
 
+    def of_lease(self, lease: Lease) -> RawHeaders:
+        """The same for the response to an admitted request."""
+        admission = lease.admission
+        return self(lease.decision) if admission is None else self.of_admission(admission)
+
     def of_admission(self, admission: Admission) -> RawHeaders:
         """The same of a plain admission, which is what nearly every response is of."""
-        if self._ietf or not self._classic or admission.charge.allowances:
+        if not self.is_plain or admission.charge.allowances:
             return self(admission.decision)
         nearest = admission.nearest()
         return [] if nearest is None else self._x_ratelimit(admission.outcome.now, *nearest)
 
     def reset(self, now: int, reset_after: int) -> int:
         """A reset as the settings want it: a Unix time or seconds from now, rounded up."""
-        return _seconds(now + reset_after if self._unix else reset_after)
+        return _seconds(now + reset_after if self.is_unix else reset_after)
 
     def _x_ratelimit(self, now: int, window: Window, used: int, reset_after: int) -> RawHeaders:
         quota = window.quota

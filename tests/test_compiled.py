@@ -1,0 +1,95 @@
+"""The compiled module gives the same answers as the Python that it stands in for."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit_mw.backends.counts import PlainLog
+from ratelimit_mw.compiled import PURE, core
+from ratelimit_mw.limits import Window
+
+ROOT = Path(__file__).parent.parent
+HAS_COMPILER = bool(shutil.which("cc")) and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+needs_core = pytest.mark.skipif(core is None, reason="nothing is compiled here")
+
+
+@pytest.mark.skipif(
+    not HAS_COMPILER or PURE in os.environ, reason="there is no C compiler, or it is not wanted"
+)
+def test_it_is_compiled_where_a_compiler_is_at_hand() -> None:
+    """An installation with a C compiler has the compiled module."""
+    assert core is not None
+
+
+def test_it_can_be_left_out() -> None:
+    """`RATELIMIT_PURE_PYTHON=1` leaves Python alone to decide."""
+    program = "from ratelimit_mw.compiled import core; print(core)"
+    assert _python("-c", program, pure=True).strip() == "None"
+
+
+STEP = st.one_of(
+    st.tuples(
+        st.just("wait"), st.sampled_from([1, 999, 10_000, 400_000, 1_000_000, 2_500_000, -1, -700_000])
+    ),
+    st.tuples(st.just("charge"), st.integers(1, 5)),
+    st.tuples(st.just("charge"), st.sampled_from([1, 10**9, 2**63, 10**30])),
+    st.tuples(st.just("ahead"), st.integers(1, 3)),
+    st.tuples(st.just("look"), st.sampled_from([0, 1, 7, 2**62, 10**40])),
+)
+
+
+@needs_core
+@given(st.sampled_from([1, 3, 1000, 1001, 10**9]), st.sampled_from([1, 2]), st.lists(STEP, max_size=120))
+def test_a_window_counts_as_its_twin(quota: int, seconds: int, steps: list[tuple[str, int]]) -> None:
+    """Whatever is charged, taken ahead and looked at, also while the clock goes back, both say the same."""
+    window = Window(quota, seconds, "second")
+    now = 1_705_312_740_000_000
+    logs = [PlainLog(window.length), core.Log(window.length)]
+    for what, number in steps:
+        if what == "wait":
+            now += number
+        elif what == "look":
+            _both([log.figures(window, now, number, 0) for log in logs])
+        elif _both([log.fits(window, now, number, 0, False) for log in logs]):
+            if what == "charge":
+                _both([log.charge(window, now, b"", number, 0) for log in logs])
+            else:
+                _both([log.take_ahead(window, now, number, window.length // 8) for log in logs])
+        _both([(log.used, log.is_dead(now), log.is_dead(now + window.length)) for log in logs])
+
+
+@needs_core
+@pytest.mark.parametrize("seed", range(4))
+def test_any_traffic_is_answered_as_by_its_twin(seed: int) -> None:
+    """Callers, routes, headers, slots, budgets, proxies, errors, late answers, clock steps: each answer, to
+    the byte, is the one that Python alone gives.
+    """
+    arguments = ("-m", "tests.twin_traffic", str(seed), "2500")
+    compiled, pure = _python(*arguments), _python(*arguments, pure=True)
+    assert compiled.count("\n") == 2500
+    assert {status for status in (200, 404, 429, 500) if f'"status", {status}' not in compiled} == set()
+    assert compiled == pure
+
+
+def _both(answers: list[object]) -> object:
+    plain, compiled = answers
+    assert compiled == plain
+    return plain
+
+
+def _python(*arguments: str, pure: bool = False) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != PURE}
+    if pure:
+        environment[PURE] = "1"
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=120
+    ).stdout
