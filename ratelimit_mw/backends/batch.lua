@@ -8,27 +8,31 @@
 -- KEYS   the keys of every operation, one operation after the other
 -- ARGV   [1] the time in microseconds, or '' for the server's own TIME; [2..] an operation each, a letter
 --        and packed little-endian fields:
---        A P  acquire, peek: id, cost, price, life of its record in ms (0: none), n, n limits;
+--        A P  acquire, peek: n, cost, price, life of its record in ms (0: none), n limits, ids;
 --             keys: one for each limit, then the record
 --        T    take ahead: as acquire, of windows alone. In place of the price the microseconds within which
 --             the units will be used, at most an eighth of each window: they count from the end of that
---        F    finish: id, mode, time and cost to give back to windows (time 0: nothing), n, n limits; mode 0
+--        F    finish: n, mode, time and cost to give back to windows (time 0: nothing), n limits, ids; mode 0
 --             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
 --        N    renew: id, lease, n; keys: n slot sets
 --        S    settle: id, amount, replace (0 or 1), n, n ends of periods; keys: n periods, then the record
 --        D    delete: n; keys: n
+--        Ids: one, or as many as there are charges (releases) that differ in nothing else: they are decided
+--             as if each were an operation of its own, one after the other. Not where money moves.
 --        A limit is a letter and three doubles: W quota, length, granule; C limit, lease, 0; B limit, start
 --        and end of the period. Times are in microseconds, amounts in micro-units.
 -- Reply  [1] the time; then a string for each operation:
 --        A P T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
 --             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
---             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses
+--             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses.
+--             Of several: 1 where any was admitted; the figures after the last one; and in two bytes how many
+--             were, which are the first ones. Where these are not all, the figures are those of the refused, too
 --        F D  1
 --        N    a byte for each slot: 1 renewed, 0 lost
 --        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   three commands for a window, three for a slot set, two for a period: once for all the charges
---        of a batch; one to release a slot, four to renew it.
+--        of a batch; one to release the slots of an operation, four to renew one.
 --
 -- A window is a string: a header, then a ring of (time, cost) entries, oldest at `head`, with room for at
 -- most half again as many as are live, and never for more than quota or granules need. Times never decrease
@@ -40,11 +44,12 @@ local HEADER, HEADER_SIZE, LAST_OF_HEADER = '<ddddI4I4I4I4I4', 52, '51'
 local ENTRY, ENTRY_SIZE = '<dI4', 12
 local NO_ENTRY = string.rep('\0', ENTRY_SIZE)
 local CHUNK = 32
+local ID_SIZE, LIMIT_SIZE = 16, 25
 local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
 local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
 local MOST_COST, MOST_MONEY = 4294967295, 9007199254740992 -- what entries and doubles hold exactly
 local spread, pack, unpack = unpack, struct.pack, struct.unpack
-local floor, min, max = math.floor, math.min, math.max
+local slice, floor, min, max = string.sub, math.floor, math.min, math.max
 
 local now
 if ARGV[1] == '' then
@@ -310,21 +315,22 @@ local function keep_alive(key, lease, is_new)
   if is_new or call('PTTL', key) < life then call('PEXPIRE', key, text(2 * life)) end
 end
 
-local function load_slots(key, limit)
+local function load_slots(key, limit, number)
   local s = states[key]
   if not s then
     local count = call('ZCARD', key)
     s = {kind = 'C', key = key, count = count, is_new = count == 0, purged = false, added = false, lease = 0}
     remember(key, s)
   end
-  if s.count >= limit and not s.purged then
+  if s.count + number > limit and not s.purged then
     s.count, s.purged = s.count - call('ZREMRANGEBYSCORE', key, '-inf', now), true
   end
   return s
 end
 
 local function live_slots(key)
-  return {kind = 'C', count = call('ZCOUNT', key, string.format('(%.0f', now), '+inf')}
+  local s, live = states[key], call('ZCOUNT', key, string.format('(%.0f', now), '+inf')
+  return {kind = 'C', count = live + (s and s.added and #s.added / 2 or 0)}
 end
 
 local function flush_slots(s)
@@ -354,21 +360,26 @@ end
 
 -- charges ---------------------------------------------------------------------------------------
 
-local function load_limit(kind, key, a, b, c, charge)
+local function load_limit(kind, key, a, b, c, number)
   if kind == 'W' then return load_window(key, a, b, c) end
   if kind == 'B' then return load_period(key, c) end
-  return charge and load_slots(key, a) or live_slots(key)
+  return number > 0 and load_slots(key, a, number) or live_slots(key)
 end
 
-local function fits(s, limit, cost, price)
-  if s.kind == 'W' then return s.sum + cost <= limit end
-  if s.kind == 'B' then return s.spent + s.held + price <= limit end
-  return s.count < limit
+local function fitting(s, limit, cost, price, number)
+  -- How many of `number` charges fit, one after the other; of money, of which there is never more than one.
+  if s.kind == 'W' then
+    if s.sum + number * cost <= limit then return number end
+    return max(floor((limit - s.sum) / cost), 0)
+  elseif s.kind == 'B' then
+    return s.spent + s.held + price <= limit and number or 0
+  end
+  return s.count + number <= limit and number or max(limit - s.count, 0)
 end
 
 local function figures(s, limit, cost, price)
   -- The three figures of a limit; where it refuses, the last is not 0. `limit` is nil where it did not.
-  local refused = limit and not fits(s, limit, cost, price)
+  local refused = limit and fitting(s, limit, cost, price, 1) < 1
   if s.kind == 'W' then
     return s.sum, reset_after(s), refused and retry_after(s, limit, cost) or 0
   elseif s.kind == 'B' then
@@ -377,63 +388,89 @@ local function figures(s, limit, cost, price)
   return s.count, 0, refused and 1 or 0
 end
 
-local function commit(s, id, lease, cost, price, ahead)
-  if s.kind == 'W' then
-    charge_window(s, cost, ahead)
-  elseif s.kind == 'B' then
-    s.held, s.changed = s.held + price, true
-  else
-    s.count, s.lease = s.count + 1, max(s.lease, lease)
-    if s.added then
-      s.added[#s.added + 1] = text(now + lease)
-      s.added[#s.added + 1] = id
-    else
-      s.added = {text(now + lease), id}
-    end
+local function take_slots(s, lease, op, at, number)
+  local expires, added = text(now + lease), s.added
+  if not added then
+    added = {}
+    s.added = added
   end
+  for _ = 1, number do
+    added[#added + 1] = expires
+    added[#added + 1] = slice(op, at, at + ID_SIZE - 1)
+    at = at + ID_SIZE
+  end
+  s.count, s.lease = s.count + number, max(s.lease, lease)
 end
 
-local plans = {} -- what the limits of a charge say, which is the same for most callers
-
-local function plan_of(op, n)
-  local packed = op:sub(43)
-  local plan = plans[packed]
-  if plan then return plan end
-  local position = 1
-  plan = {kinds = {}, a = {}, b = {}, c = {}, answer = '<B' .. string.rep('i8i8i8', n)}
-  for j = 1, n do
-    plan.kinds[j], plan.a[j], plan.b[j], plan.c[j], position = unpack('<c1ddd', packed, position)
+local function ids_of(op, at)
+  -- One by one, as arguments.
+  if #op < at + ID_SIZE then return slice(op, at) end
+  local ids = {}
+  for i = 1, (#op + 1 - at) / ID_SIZE do
+    ids[i] = slice(op, at, at + ID_SIZE - 1)
+    at = at + ID_SIZE
   end
-  plans[packed] = plan
+  return spread(ids)
+end
+
+local plans = {} -- what a charge says but for its ids, which is the same for most of one plan
+
+local function plan_of(op)
+  local n = op:byte(2)
+  local size = 26 + n * LIMIT_SIZE
+  local said = slice(op, 1, size)
+  local plan = plans[said]
+  if plan then return plan end
+  local kind, _, cost, price, life, position = unpack('<c1Bddd', said)
+  plan = {
+    n = n, size = size, n_keys = n + (life > 0 and 1 or 0), charges = kind ~= 'P',
+    cost = cost, price = price, ahead = 0, life = life,
+    valid = cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY, -- no NaN
+    kinds = {}, a = {}, b = {}, c = {}, answer = '<B' .. string.rep('i8i8i8', n),
+  }
+  if kind == 'T' then plan.ahead, plan.price = price, 0 end
+  for j = 1, n do
+    plan.kinds[j], plan.a[j], plan.b[j], plan.c[j], position = unpack('<c1ddd', said, position)
+  end
+  plans[said] = plan
   return plan
 end
 
 local found, reply = {}, {} -- of the charge in hand: made once, not for each
 
-local function acquire(op, keys)
-  local charge, ahead = op:byte(1) ~= 80, 0 -- 'P'
-  local id, cost, price, life, n = unpack('<c16dddB', op, 2)
-  if not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then
-    error('ERR a cost is a whole number from 1, a price one from 0', 0) -- NaN compares false with everything
-  end
-  if op:byte(1) == 84 then ahead, price = price, 0 end -- 'T'
-  local plan, admitted = plan_of(op, n), true
+local function acquire(op, keys, plan)
+  if not plan.valid then error('ERR a cost is a whole number from 1, a price one from 0', 0) end
+  local n, cost, price, charges = plan.n, plan.cost, plan.price, plan.charges
   local kinds, a, b, c = plan.kinds, plan.a, plan.b, plan.c
+  local number = (#op - plan.size) / ID_SIZE
+  local admitted = number
   for j = 1, n do
     if kinds[j] == 'B' and (now < b[j] or now >= c[j]) then return '\2' end
-    local s = load_limit(kinds[j], KEYS[keys + j], a[j], b[j], c[j], charge)
-    found[j], admitted = s, admitted and fits(s, a[j], cost, price)
+    local s = load_limit(kinds[j], KEYS[keys + j], a[j], b[j], c[j], charges and number or 0)
+    found[j], admitted = s, fitting(s, a[j], cost, price, admitted)
   end
-  if admitted and charge then
-    if life > 0 then call('SET', KEYS[keys + n + 1], pack('<dd', price, -1), 'PX', text(floor(life))) end
-    for j = 1, n do commit(found[j], id, b[j], cost, price, ahead) end
+  if admitted > 0 and charges then
+    if plan.life > 0 then
+      call('SET', KEYS[keys + n + 1], pack('<dd', price, -1), 'PX', text(floor(plan.life)))
+    end
+    for j = 1, n do
+      local s = found[j]
+      if s.kind == 'W' then
+        charge_window(s, admitted * cost, plan.ahead)
+      elseif s.kind == 'B' then
+        s.held, s.changed = s.held + price, true
+      else
+        take_slots(s, b[j], op, plan.size + 1, admitted)
+      end
+    end
   end
   local at = 1
   for j = 1, n do
-    reply[at], reply[at + 1], reply[at + 2] = figures(found[j], not admitted and a[j], cost, price)
+    reply[at], reply[at + 1], reply[at + 2] = figures(found[j], admitted < number and a[j], cost, price)
     at = at + 3
   end
-  return pack(plan.answer, admitted and 1 or 0, spread(reply, 1, at - 1))
+  local answer = pack(plan.answer, admitted > 0 and 1 or 0, spread(reply, 1, at - 1))
+  return number == 1 and answer or answer .. pack('<I2', admitted)
 end
 
 -- what runs before charges ----------------------------------------------------------------------
@@ -447,21 +484,23 @@ local function held_under(record)
 end
 
 local function finish(op, keys)
-  local id, mode, time, cost, n, position = unpack('<c16BddB', op, 2)
+  local n, mode, time, cost, position = unpack('<BBdd', op, 2)
   local record = mode > 0 and KEYS[keys + n + 1]
   local held = record and held_under(record)
-  local periods, failed = {}, nil
+  local ids, periods, failed = position + n * LIMIT_SIZE, {}, nil
   for j = 1, n do
-    local key, kind, a, b, c = KEYS[keys + j]
-    kind, a, b, c, position = unpack('<c1ddd', op, position)
+    local key, kind = KEYS[keys + j], slice(op, position, position)
     if kind == 'C' then
-      local ok, fault = pcall(call, 'ZREM', key, id)
+      local ok, fault = pcall(call, 'ZREM', key, ids_of(op, ids))
       if not ok then failed = fault end
     elseif kind == 'W' and time > 0 then
+      local a, b, c = unpack('<ddd', op, position + 1)
       give_back_window(key, a, b, c, time, cost)
     elseif kind == 'B' and held then
-      periods[#periods + 1] = load_period(key, c)
+      local ends = unpack('<d', op, position + 17)
+      periods[#periods + 1] = load_period(key, ends)
     end
+    position = position + LIMIT_SIZE
   end
   if record then call('DEL', record) end
   for _, p in ipairs(periods) do
@@ -528,15 +567,13 @@ end
 -- the batch -------------------------------------------------------------------------------------
 
 local FLUSH = {W = flush_window, C = flush_slots, B = flush_period}
-local HANDLERS = {A = acquire, P = acquire, T = acquire, F = finish, N = renew, S = settle, D = delete}
+local HANDLERS = {F = finish, N = renew, S = settle, D = delete}
+local CHARGES = {A = true, P = true, T = true}
 
 local function number_of_keys(op, kind)
   -- Read from the operation alone, so that one which fails cannot shift the keys of the next.
-  if kind == 'A' or kind == 'P' or kind == 'T' then
-    local life, n = unpack('<dB', op, 34)
-    return n + (life > 0 and 1 or 0)
-  elseif kind == 'F' then
-    return op:byte(35) + (op:byte(18) > 0 and 1 or 0)
+  if kind == 'F' then
+    return op:byte(2) + (op:byte(3) > 0 and 1 or 0)
   elseif kind == 'N' then
     return (select(3, unpack('<c16dB', op, 2)))
   elseif kind == 'S' then
@@ -545,24 +582,25 @@ local function number_of_keys(op, kind)
   return (unpack('<B', op, 2))
 end
 
-local replies, charges, keys_before, keys = {string.format('%.0f', now)}, {}, {}, 0
-
-local function run(i, kind, keys_before)
-  local ok, answer = pcall(HANDLERS[kind], ARGV[i], keys_before)
-  replies[i] = ok and answer or 'E' .. sentence(answer)
-end
+local replies, charges, charge_plans, keys_before, keys = {string.format('%.0f', now)}, {}, {}, {}, 0
 
 for i = 2, #ARGV do
-  local kind = ARGV[i]:sub(1, 1)
-  if kind == 'A' or kind == 'P' or kind == 'T' then
-    charges[#charges + 1] = i
-    keys_before[i] = keys
+  local op = ARGV[i]
+  local kind = slice(op, 1, 1)
+  if CHARGES[kind] then
+    local plan = plan_of(op)
+    charges[#charges + 1], charge_plans[i], keys_before[i] = i, plan, keys
+    keys = keys + plan.n_keys
   else
-    run(i, kind, keys)
+    local ok, answer = pcall(HANDLERS[kind], op, keys)
+    replies[i] = ok and answer or 'E' .. sentence(answer)
+    keys = keys + number_of_keys(op, kind)
   end
-  keys = keys + number_of_keys(ARGV[i], kind)
 end
-for _, i in ipairs(charges) do run(i, 'A', keys_before[i]) end
+for _, i in ipairs(charges) do
+  local ok, answer = pcall(acquire, ARGV[i], keys_before[i], charge_plans[i])
+  replies[i] = ok and answer or 'E' .. sentence(answer)
+end
 
 local failed
 for _, state in ipairs(order) do
@@ -571,8 +609,9 @@ for _, state in ipairs(order) do
 end
 if failed then
   for _, i in ipairs(charges) do
-    local charged = ARGV[i]:sub(1, 1) ~= 'P' and replies[i]:byte(1) == 1
-    for j = 1, charged and ARGV[i]:byte(42) or 0 do
+    local plan = charge_plans[i]
+    local charged = plan.charges and replies[i]:byte(1) == 1
+    for j = 1, charged and plan.n or 0 do
       local state = states[KEYS[keys_before[i] + j]]
       if state and state.failed then replies[i] = 'E' .. state.failed end
     end

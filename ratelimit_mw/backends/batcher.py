@@ -1,7 +1,8 @@
 """Group commit: the operations of concurrent requests leave for the server together.
 
 While `IN_FLIGHT` batches are on their way, operations queue up; the next answer sends what has gathered.
-There is no timer to wait for and, when idle, no wait. A batcher belongs to one event loop.
+There is no timer to wait for and, when idle, no wait. Those that differ in their ids alone travel as one:
+what a busy caller's requests cost the server is shared by a batch. A batcher belongs to one event loop.
 """
 
 import asyncio
@@ -9,9 +10,10 @@ import hashlib
 import logging
 import random
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from importlib.resources import files
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 from ratelimit_mw.backends.complaints import Complaints
@@ -71,12 +73,40 @@ Redirect = Callable[[list["Operation"], str], bool]
 """Asked about an error of the server: whether it takes over the operations, of which nothing was done."""
 
 
-Answer = tuple[int, bytes]
-"""The server's time and what the script says of one operation."""
+Answer = tuple[int, Any]
+"""The server's time and what the script says of one operation, as its template reads it."""
+
+
+class Template:
+    """All of an operation but its id: its keys, as arguments in the Redis protocol, and its packed body.
+
+    Operations of one template in a batch are sent as one, which the script decides as if each were its own.
+    """
+
+    __slots__ = ("_body", "head", "keys", "n_keys", "unpack")
+
+    def __init__(
+        self, keys: bytes, n_keys: int, body: bytes, id_size: int = 0, unpack: Callable[[bytes], Any] = bytes
+    ) -> None:
+        """`unpack` makes of an answer what it says; without one it is handed on as it came."""
+        self.keys = keys
+        self.n_keys = n_keys
+        self.unpack = unpack
+        self.head = b"$%d\r\n%b" % (len(body) + id_size, body)
+        """The body as an argument of one operation, up to its id."""
+        self._body = body
+
+    def several(self, ids: Collection[bytes]) -> bytes:
+        """The argument that stands for an operation of each id."""
+        return bulk(b"".join((self._body, *ids)))
+
+    def unpack_several(self, answer: bytes, number: int) -> Iterable[Any]:
+        """What an answer to so many operations says of each, in their order."""
+        return repeat(self.unpack(answer), number)
 
 
 class Operation:
-    """One operation of a batch: its keys and its packed body, as arguments in the Redis protocol.
+    """One operation of a batch: a template and an id, empty where the template leaves none open.
 
     To await it is to wait for its `Answer`, or a `BackendError`. Where nobody does, there is no future.
     """
@@ -97,10 +127,9 @@ class Operation:
     result: Answer | BackendError | None = None
     """What came of it where nobody waited."""
 
-    def __init__(self, keys: bytes, n_keys: int, body: bytes) -> None:
-        self.keys = keys
-        self.n_keys = n_keys
-        self.body = body
+    def __init__(self, template: Template, own_id: bytes = b"") -> None:
+        self.template = template
+        self.id = own_id
 
     def __await__(self) -> Generator[Any, None, Answer]:
         future = self.future
@@ -138,6 +167,8 @@ class _Batch(NamedTuple):
     """Operations in one call of the script, on their way."""
 
     operations: list[Operation]
+    groups: Collection[list[Operation]]
+    """The same by template: each is one operation of the script."""
     since: float
     """When the first of them that may time out was submitted."""
     by_digest: bool
@@ -303,14 +334,21 @@ class Batcher:
     def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
         """The call of the script for a batch, which counts as sent from now on."""
         script = _BY_DIGEST if by_digest else _BY_TEXT
-        n_keys = sum([operation.n_keys for operation in batch])
-        parts = [b"*%d\r\n" % (4 + n_keys + len(batch)), script, bulk(b"%d" % n_keys)]
-        parts += [operation.keys for operation in batch]
+        groups: defaultdict[Template, list[Operation]] = defaultdict(list)
+        for operation in batch:
+            groups[operation.template].append(operation)
+        n_keys = sum([template.n_keys for template in groups])
+        parts = [b"*%d\r\n" % (4 + n_keys + len(groups)), script, bulk(b"%d" % n_keys)]
+        parts += [template.keys for template in groups]
         parts.append(self._clock_argument())
-        parts += [operation.body for operation in batch]
+        for template, members in groups.items():
+            if len(members) == 1:
+                parts += (template.head, members[0].id, _END)
+            else:
+                parts.append(template.several([operation.id for operation in members]))
         # What must arrive may have waited long for the server to be back.
         since = next((operation.since for operation in batch if not operation.must_arrive), self._loop.time())
-        self._sent.append(_Batch(batch, since, by_digest))
+        self._sent.append(_Batch(batch, groups.values(), since, by_digest))
         self.batches += 1
         self.operations += len(batch)
         return b"".join(parts)
@@ -319,12 +357,12 @@ class Batcher:
 
     def _on_reply(self, reply: Reply) -> None:
         batch = self._sent.popleft()
-        if isinstance(reply, list) and len(reply) == len(batch.operations) + 1:
+        if isinstance(reply, list) and len(reply) == len(batch.groups) + 1:
             self._attempt = 0
             waited = self._loop.time() - batch.since
             self._waited += waited
             self._waits[bisect_left(WAITS, waited)] += 1
-            self._on_answers(batch.operations, int(reply[0]), reply[1:])
+            self._on_answers(batch.groups, int(reply[0]), reply[1:])
         elif isinstance(reply, Exception):
             self._on_error(batch, BackendError(str(reply)))
         else:
@@ -332,20 +370,27 @@ class Batcher:
         if self._queue:
             self._flush()
 
-    def _on_answers(self, operations: list[Operation], now: int, answers: list[bytes]) -> None:
+    def _on_answers(self, groups: Iterable[list[Operation]], now: int, answers: list[bytes]) -> None:
         unwritten: list[Operation] = []
         error = None
-        for operation, answer in zip(operations, answers, strict=True):
+        for operations, answer in zip(groups, answers, strict=True):
             if answer[:1] != _FAILED:
-                operation.answer((now, answer))
+                operation, template = operations[0], operations[0].template
+                if len(operations) == 1:
+                    operation.answer((now, template.unpack(answer)))
+                    continue
+                each = template.unpack_several(answer, len(operations))
+                for operation, its_own in zip(operations, each, strict=True):
+                    operation.answer((now, its_own))
                 continue
             failure = BackendError(answer[1:].decode(errors="replace").strip())
             if str(failure).startswith(_TAKES_NO_WRITES):
                 error = failure
-                unwritten.append(operation)
+                unwritten += operations
                 continue
-            self.complaints(failure)
-            operation.fail(failure)
+            for operation in operations:
+                self.complaints(failure)
+                operation.fail(failure)
         if error is not None:
             self._fail(unwritten, error)
             self._disconnect(error)
@@ -414,7 +459,7 @@ class Batcher:
 
     async def _probe(self) -> None:
         """Have a script write: a server may accept connections and be loading, hang, or be a replica."""
-        probe = Operation(bulk(self._probe_key), 1, bulk(b"D\x01"))
+        probe = Operation(Template(bulk(self._probe_key), 1, b"D\x01"))
         probe.since = self._loop.time()
         self._send([probe], by_digest=self._by_digest)
         await probe
@@ -469,6 +514,7 @@ class Batcher:
 _FAILED = b"E"
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
+_END = b"\r\n"
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode())
 _BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)

@@ -7,11 +7,12 @@ changes is packed once.
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple
+from itertools import chain, repeat
+from typing import Any
 
-from ratelimit_mw.backends.batcher import Batcher, Operation, Sender, bulk
+from ratelimit_mw.backends.batcher import Batcher, Operation, Sender, Template, bulk
 from ratelimit_mw.backends.servers import connector_to
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
@@ -37,11 +38,13 @@ ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
 _LIMIT = struct.Struct("<cddd")
-_ACQUIRE = struct.Struct("<c16sdddB")
-_FINISH = struct.Struct("<c16sBddB")
+_ACQUIRE = struct.Struct("<cBddd")
+_FINISH = struct.Struct("<cBBdd")
+_ID = struct.Struct(f"{LEASE_ID_SIZE}s")
 _RENEW = struct.Struct("<c16sdB")
 _SETTLE = struct.Struct("<c16sdBB")
-_ADMITTED, _OTHER_PERIOD = 1, 2
+_SLOT = _LIMIT.pack(b"C", 0, 0, 0)
+_REFUSED, _ADMITTED, _OTHER_PERIOD = 0, 1, 2
 _MAX_RELEASES = 10_000
 """Callers whose release is kept packed."""
 _NO_LEASE = bytes(LEASE_ID_SIZE)
@@ -69,7 +72,7 @@ class RedisBackend:
         self._timeout = timeout
         self._clock = clock
         self._batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
-        self._releases: dict[tuple[Held, ...], _Release] = {}
+        self._releases: dict[tuple[Held, ...], Template] = {}
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -107,19 +110,17 @@ class RedisBackend:
         packed = charge.prepared
         if packed.__class__ is not _Packed or packed.owner is not self:
             packed = charge.prepared = self._pack(charge, 0)
-        # All but the lease's id is the same for every request.
-        operation = Operation(packed.keys, packed.n_keys, b"".join((packed.head, lease_id, packed.tail)))
+        operation = Operation(packed, lease_id)
         hold = charge.hold(lease_id, 0, 0)
         operation.orphaned, operation.about = self._on_orphan, (charge, lease_id, hold)
         loop = asyncio.get_running_loop()
         future = operation.future = loop.create_future()
         (self._batchers.get(loop) or self._batcher()).submit(operation)
         try:
-            now, answer = await future
+            now, numbers = await future
         except asyncio.CancelledError:
             _give_up(operation)
             raise
-        numbers = packed.answer.unpack(answer)
         if numbers[0] == _ADMITTED:
             return Outcome(True, now, numbers[1:], hold)
         return Outcome(False, now, numbers[1:], NOTHING_HELD)
@@ -174,7 +175,7 @@ class RedisBackend:
             self._skew = answered - _machine_clock()
             if answer[0] != _OTHER_PERIOD:
                 admitted = answer[0] == _ADMITTED
-                numbers = packed.answer.unpack(answer)[1:]
+                numbers = packed.unpack(answer)[1:]
                 return Outcome(admitted, answered, numbers, hold if admitted else NOTHING_HELD)
             # A period ended between this machine's clock and the server's, whose time is known now.
         raise BackendError(f"the server's clock shows {answered} us and does not keep to it")
@@ -193,8 +194,8 @@ class RedisBackend:
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        head = _ACQUIRE.pack(kind, lease_id, charge.cost, price, life, packed.n_keys)
-        operation = Operation(keys, n_keys, bulk(head + packed.limits))
+        body = _ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.limits + lease_id
+        operation = Operation(Template(keys, n_keys, body))
         if kind == b"A":
             operation.orphaned, operation.about = self._on_orphan, (charge, lease_id, hold)
         return operation, packed
@@ -210,14 +211,9 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += _pack_limit(counter.limit)
-        n_keys = len(charge.counters)
-        kind = b"T" if charge.ahead else b"A"
-        body = bulk(_ACQUIRE.pack(kind, _NO_LEASE, charge.cost, charge.ahead, 0, n_keys) + limits)
-        head, tail = _around_lease_id(body)
-        answer = struct.Struct("<B" + "qqq" * n_keys)
-        return _Packed(self, keys, n_keys, limits, head, tail, answer, since, until)
+        return _Packed(self, charge, keys, limits, since, until)
 
-    def _on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: bytes | None) -> None:
+    def _on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
         """Undo a charge that nobody waits for any more.
 
         `now` is when it was made and `answer` what it met; 0 and None where both are unknown.
@@ -228,36 +224,33 @@ class RedisBackend:
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
             # Not sent again: done twice, it would give back another request's units.
-            body = _FINISH.pack(b"F", lease_id, Money.UNTOUCHED.value, now, charge.cost, len(windows))
+            body = _FINISH.pack(b"F", len(windows), Money.UNTOUCHED.value, now, charge.cost)
             keys = [self._key(counter, now) for counter in windows]
-            self._submit(_operation(keys, body + b"".join([_pack_limit(w.limit) for w in windows])))
+            limits = [_pack_limit(counter.limit) for counter in windows]
+            self._submit(_operation(keys, b"".join((body, *limits, lease_id))))
         if hold is not NOTHING_HELD:
             self._owe_finish(hold, Money.GIVE_BACK)
 
     def _owe_finish(self, hold: Hold, money: Money) -> Operation:
         if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
-            packed = self._releases.get(hold.slots) or self._pack_release(hold)
-            body = b"".join((packed.head, hold.id, packed.tail))
-            return self._submit(Operation(packed.keys, len(hold.slots), body), must_arrive=True)
-        keys, limits = self._slot_keys(hold), _LIMIT.pack(b"C", 0, 0, 0) * len(hold.slots)
+            template = self._releases.get(hold.slots) or self._pack_release(hold)
+            return self._submit(Operation(template, hold.id), must_arrive=True)
+        keys, limits = self._slot_keys(hold), _SLOT * len(hold.slots)
         moves = money if hold.periods else Money.UNTOUCHED
         if moves is not Money.UNTOUCHED:
             keys += [*self._period_keys(hold), self._record_key(hold)]
             limits += b"".join([_LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
-        n_limits = len(limits) // _LIMIT.size
-        body = _FINISH.pack(b"F", hold.id, moves.value, 0, 0, n_limits) + limits
-        return self._submit(_operation(keys, body), must_arrive=True)
+        body = _FINISH.pack(b"F", len(limits) // _LIMIT.size, moves.value, 0, 0) + limits
+        return self._submit(_operation(keys, body + _ID.pack(hold.id)), must_arrive=True)
 
-    def _pack_release(self, hold: Hold) -> "_Release":
+    def _pack_release(self, hold: Hold) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
-        n_slots = len(hold.slots)
-        body = _FINISH.pack(b"F", _NO_LEASE, Money.UNTOUCHED.value, 0, 0, n_slots)
-        head, tail = _around_lease_id(bulk(body + _LIMIT.pack(b"C", 0, 0, 0) * n_slots))
-        keys = b"".join(map(bulk, self._slot_keys(hold)))
+        body = _FINISH.pack(b"F", len(hold.slots), Money.UNTOUCHED.value, 0, 0) + _SLOT * len(hold.slots)
         if len(self._releases) >= _MAX_RELEASES:
             self._releases.clear()
-        packed = self._releases[hold.slots] = _Release(keys, head, tail)
-        return packed
+        keys = b"".join(map(bulk, self._slot_keys(hold)))
+        template = self._releases[hold.slots] = Template(keys, len(hold.slots), body, LEASE_ID_SIZE)
+        return template
 
     # sending ------------------------------------------------------------------------------------
 
@@ -322,37 +315,37 @@ class RedisBackend:
         return self._prefix + f"{{{tag}}}:{suffix}".encode("utf-8", "surrogatepass")
 
 
-class _Release(NamedTuple):
-    """A release as it is sent, around the id of its lease."""
+class _Packed(Template):
+    """A charge without a price, as it is sent; and what its answers mean."""
 
-    keys: bytes
-    head: bytes
-    tail: bytes
+    __slots__ = ("_answer_of_several", "_steps", "limits", "owner", "since", "until")
 
+    def __init__(
+        self, owner: RedisBackend, charge: Charge, keys: bytes, limits: bytes, since: int, until: int
+    ) -> None:
+        n_keys, kind = len(charge.counters), b"T" if charge.ahead else b"A"
+        body = _ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
+        answer = struct.Struct("<B" + "qqq" * n_keys)
+        super().__init__(keys, n_keys, body, LEASE_ID_SIZE, answer.unpack)
+        self.owner = owner
+        self.limits = limits
+        self.since = since
+        self.until = until
+        self._answer_of_several = struct.Struct(answer.format + "H")
+        self._steps = [charge.cost if isinstance(each.limit, Window) else 1 for each in charge.counters]
 
-class _Packed(NamedTuple):
-    """What never changes of a charge, as it is sent."""
-
-    owner: RedisBackend
-    keys: bytes
-    n_keys: int
-    limits: bytes
-    head: bytes
-    """The whole operation without a price, up to the id of the lease, and in `tail` from there on."""
-    tail: bytes
-    answer: struct.Struct
-    since: int
-    until: int
+    def unpack_several(self, answer: bytes, number: int) -> Iterable[tuple[int, ...]]:
+        """What each charge would have been told alone, in its turn: whether it is admitted, its figures."""
+        *numbers, admitted = self._answer_of_several.unpack(answer)
+        columns: list[Iterable[int]] = [repeat(_ADMITTED, admitted)]
+        for place, step in enumerate(self._steps):
+            used, reset_after, _ = numbers[3 * place + 1 : 3 * place + 4]
+            columns += (range(used - (admitted - 1) * step, used + 1, step), repeat(reset_after), repeat(0))
+        return chain(zip(*columns, strict=False), repeat((_REFUSED, *numbers[1:]), number - admitted))
 
 
 def _operation(keys: list[bytes], body: bytes) -> Operation:
-    return Operation(b"".join(map(bulk, keys)), len(keys), bulk(body))
-
-
-def _around_lease_id(body: bytes) -> tuple[bytes, bytes]:
-    """An operation of which the lease's id is left open: what comes before it, what comes after."""
-    at = body.index(b"\r\n") + 3  # its length, and the letter that says what it is
-    return body[:at], body[at + LEASE_ID_SIZE :]
+    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body))
 
 
 def _pack_limit(limit: Limit) -> bytes:
@@ -375,6 +368,6 @@ def _give_up(operation: Operation) -> None:
 
 
 def _nothing_to_do() -> Operation:
-    operation = Operation(b"", 0, b"")
+    operation = Operation(Template(b"", 0, b""))
     operation.answer((0, b""))
     return operation

@@ -59,7 +59,7 @@ class Router:
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation for the node that serves its keys."""
-        self._batcher_for(hash_slot(hash_tag(operation.keys))).submit(operation)
+        self._batcher_for(hash_slot(hash_tag(operation.template.keys))).submit(operation)
 
     async def connect(self) -> None:
         """Find out who serves what and connect to all nodes; waits as long as an operation would."""
@@ -145,7 +145,7 @@ class Router:
         word, _, rest = error.partition(" ")
         if word not in ("MOVED", "ASK", "TRYAGAIN") and not error.startswith(_UNSERVED):
             return False
-        if operations[0].keys == self._probe_keys:
+        if operations[0].template.keys == self._probe_keys:
             # Whoever can tell where the probe belongs is there.
             operations[0].answer((0, b""))
             return True
@@ -196,7 +196,7 @@ def _by_partition(operations: list[Operation]) -> Iterable[list[Operation]]:
     """What may share a call of the script: keys of one slot, and while it moves, of one caller."""
     groups: dict[object, list[Operation]] = {}
     for operation in operations:
-        group = operation if operation.is_asking else hash_tag(operation.keys)
+        group = operation if operation.is_asking else hash_tag(operation.template.keys)
         groups.setdefault(group, []).append(operation)
     return groups.values()
 
