@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ratelimit_mw.backends.batcher import MAX_BATCH
+from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.charge import BackendError, Charge, Counter, Hold, Money, Outcome
 from ratelimit_mw.limits import Slots
@@ -18,6 +19,7 @@ from tests.conftest import StartServer
 from tests.oracle import Oracle
 from tests.servers import StoreServer
 from tests.slots import until_async
+from tests.topologies import Cluster
 
 Step = tuple[Charge, bytes | None]
 """A charge and its lease id; None to look only."""
@@ -257,4 +259,26 @@ async def test_releases_alike_that_a_replica_refuses_are_owed_on(
     assert await releasing == [None] * 12
     await until_async(lambda: backend.error is None)
     assert (await backend.peek(ALIKE)).figures[2].used == 0
+    await backend.close()
+
+
+async def test_charges_alike_on_a_cluster(cluster: Cluster) -> None:
+    """Each node decides its partition's as one; where a later partition refuses, each is undone by itself."""
+    backend = ClusterBackend(cluster.url, timeout=5)
+    own = Charge([window(30), slots(50)], cost=2)
+    shared = Charge([window(99, of="another"), slots(20, of="app")])
+    outcomes = await asyncio.gather(*[backend.acquire(own, new_id()) for _ in range(40)])
+    assert [outcome.figures[0].used for outcome in outcomes] == [min(2 * n, 30) for n in range(1, 41)]
+    assert [outcome.admitted for outcome in outcomes] == [n <= 15 for n in range(1, 41)]
+    both = await asyncio.gather(*[backend.acquire(shared, new_id()) for _ in range(40)])
+    assert sum(outcome.admitted for outcome in both) == 20
+
+    async def refused_ones_are_undone() -> bool:
+        return [each.used for each in (await backend.peek(shared)).figures] == [20, 20]
+
+    await eventually(refused_ones_are_undone)
+    for outcome in (*outcomes, *both):
+        await backend.finish(outcome.hold, Money.KEEP)
+    for charge in (own, shared):
+        assert (await backend.peek(charge)).figures[1].used == 0
     await backend.close()
