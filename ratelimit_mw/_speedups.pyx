@@ -15,6 +15,7 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memmove
 
+from asyncio import get_running_loop
 from time import monotonic
 
 cdef extern from "Python.h":
@@ -188,57 +189,97 @@ cpdef charge_known(places, i64 now, i64 cost, lease_id, slots_type):
     return tuple(numbers)
 
 
-# admitting at once: limiter.py, memory.py, renewals.py --------------------------------------------------
+# deciding: limiter.py, memory.py, redis.py, renewals.py -------------------------------------------------
 
 
 cdef class Desk:
-    """Admits requests that nobody has to be asked about, and ends them, for one limiter."""
+    """Decides about plain requests, and ends them, for one limiter: the short way, as desk.py describes it."""
 
-    cdef object _limiter, _backend, _lock, _clock, _touch, _spend, _keep, _new_id, _nothing, _slots
-    cdef type _lease, _admission, _outcome, _hold, _places, _slot_set
-    cdef dict _renewals
+    cdef object _limiter, _backend, _lock, _clock, _touch, _slots, _new_id, _nothing, _no_id, _steady
+    cdef object _error, _cancelled
+    cdef type _lease, _admission, _outcome, _hold, _places, _slot_set, _packed
+    cdef dict _renewals, _refused, _batchers, _releases
+    cdef bint _counts_here, _asks
     cdef public bint is_observed
-    """Whether somebody wants to be shown every decision."""
 
-    def __init__(self, limiter, backend, shared):
-        """`backend` is the one of this process, or None; `shared` what `Limiter` and its parts have to do it."""
-        self._limiter, self._backend = limiter, backend
-        self._touch, self._spend, self._keep = shared["touch"], shared["spend"], shared["keep"]
-        self._new_id, self._nothing, self._renewals = shared["new_id"], shared["nothing"], shared["renewals"]
-        self._lease, self._admission = shared["lease"], shared["admission"]
-        self._outcome, self._hold = shared["outcome"], shared["hold"]
-        if backend is not None:
-            self._lock, self._clock, self._slots = backend.lock, backend.clock, backend.slots
-            self._places, self._slot_set = shared["places"], shared["slot_set"]
+    def __init__(self, limiter, dict known):
+        self._limiter, self._backend = limiter, limiter.backend
+        self._touch, self._renewals = limiter.tally.touch, limiter.renewals
+        self._refused, self._steady = limiter.refusals.kept, limiter.refusals.now
+        self._lease, self._admission = known["lease"], known["admission"]
+        self._outcome, self._hold = known["outcome"], known["hold"]
+        self._nothing, self._no_id, self._new_id = known["nothing"], known["no_id"], known["new_id"]
+        self._error, self._cancelled = known["error"], known["cancelled"]
+        self._counts_here, self._asks = known["counts_here"], known["asks"]
+        self._places, self._slot_set, self._packed = known["places"], known["slot_set"], known["packed"]
+        if self._counts_here:
+            self._lock, self._clock = self._backend.lock, self._backend.clock
+            self._slots = self._backend.slots
+        elif self._asks:
+            self._batchers, self._releases = self._backend.batchers, self._backend.releases
 
     def admit(self, policy, loop):
-        """The lease of an admitted request; None, and nothing done, where it takes `Limiter.charge`."""
-        cdef object charge, outcome, lease, hold, slots
-        cdef i64 admitted
+        """The lease of a request that can be admitted at once; None, and nothing done, for any other."""
+        cdef object outcome = None
         if self.is_observed or not policy.is_plain:
             return None
-        charge = policy.charge
-        if self._backend is not None:
-            outcome = self._decide(charge)
+        if self._counts_here:
+            outcome = self._decide(policy.charge)
         elif policy.stock is not None:
-            outcome = self._spend(policy.stock)
-        else:
-            return None
-        if outcome is None:
-            return None
-        admitted = policy.admitted
-        policy.admitted = admitted + 1
-        if admitted == 0:
-            self._touch(policy)
-        hold = <object>PyTuple_GET_ITEM(outcome, 3)
-        admission = row(self._admission, policy, charge, outcome, 0)
-        lease = self._lease(self._limiter, hold, self._backend, admission)
-        if hold is not self._nothing:
-            self._renew(lease, charge, loop)
+            outcome = self._limiter.prefetch.spend(policy.stock)
+        return None if outcome is None else self._admitted(policy, policy.charge, outcome, loop)
+
+    async def charge(self, policy, loop):
+        """As `Limiter.charge`."""
+        cdef Operation operation = None
+        charge = policy.charge
+        if self._asks and not self.is_observed and policy.is_plain and charge not in self._refused:
+            sent = self._steady()
+            operation = self._ask(charge, loop)
+        if operation is None:
+            return await self._limiter.charge(policy)
+        try:
+            answer = await operation.future
+        except self._cancelled:
+            self._backend.give_up(operation)
+            raise
+        except self._error:
+            return self._limiter.without_backend(policy, charge, 0, None)
+        now, numbers = answer
+        admitted = numbers[0] == 1
+        hold = operation.about[2] if admitted else self._nothing
+        outcome = row(self._outcome, admitted, now, numbers[1:], hold)
+        if not admitted:
+            return self._limiter.answered(policy, charge, outcome, 0, sent)
+        charge.last = outcome
+        lease = self._admitted(policy, charge, outcome, loop)
+        if policy.stock is not None:
+            self._limiter.look_ahead(policy, charge)
         return lease
 
+    def end(self, lease, failed, loop):
+        """End a lease as `Limiter.end` does; false, and nothing done, where that has to."""
+        cdef object hold = lease.hold, slots
+        if lease.is_ended or lease.is_detached:
+            return False
+        if hold is self._nothing:
+            lease.is_ended = True
+            return True
+        slots = <object>PyTuple_GET_ITEM(hold, 1)
+        if lease.backend is not self._backend or not slots or <object>PyTuple_GET_ITEM(hold, 2):
+            return False
+        lease_id = <object>PyTuple_GET_ITEM(hold, 0)
+        if self._counts_here:
+            self._free(slots, lease_id)
+        elif not (self._asks and self._release(slots, lease_id, loop)):
+            return False
+        lease.is_ended = True
+        if lease.renewals is not None:
+            (<dict?>lease.renewals.leases).pop(lease_id, None)
+        return True
+
     cdef object _decide(self, charge):
-        cdef object places = charge.prepared, numbers, hold, slots = charge.slots
+        cdef object places = charge.prepared, numbers, hold, slots = charge.slots, outcome
         cdef i64 now
         if type(places) is not self._places or <object>PyTuple_GET_ITEM(places, 0) is not self._backend:
             return None
@@ -246,45 +287,111 @@ cdef class Desk:
             now = self._clock()
             if now < <i64><object>PyTuple_GET_ITEM(places, 2) or now >= <i64><object>PyTuple_GET_ITEM(places, 3):
                 return None
-            lease_id = self._new_id() if slots else b""
+            lease_id = self._new_id() if slots else self._no_id
             numbers = charge_known(<object>PyTuple_GET_ITEM(places, 1), now, charge.cost, lease_id, self._slot_set)
             if numbers is None:
                 return None
-        hold = self._hold(lease_id, slots, (), charge.lease) if slots else self._nothing
-        charge.last = outcome = row(self._outcome, True, now, numbers, hold)
+        outcome = row(self._outcome, True, now, numbers, self._hold_of(charge, lease_id, slots))
+        charge.last = outcome
         return outcome
+
+    cdef object _hold_of(self, charge, lease_id, slots):
+        return self._hold(lease_id, slots, (), charge.lease) if slots else self._nothing
+
+    cdef Operation _ask(self, charge, loop):
+        """The charge on its way to the server; None where it was never packed, or nothing is connected yet."""
+        cdef object packed = charge.prepared, batcher = self._batchers.get(loop), slots = charge.slots
+        cdef Operation operation
+        if batcher is None or type(packed) is not self._packed or packed.owner is not self._backend:
+            return None
+        lease_id = self._new_id() if slots else self._no_id
+        operation = Operation(packed, lease_id)
+        operation.orphaned = self._backend.on_orphan
+        operation.about = (charge, lease_id, self._hold_of(charge, lease_id, slots))
+        operation.future = loop.create_future()
+        batcher.submit(operation)
+        return operation
+
+    cdef object _admitted(self, policy, charge, outcome, loop):
+        cdef i64 before = policy.admitted
+        cdef object hold = <object>PyTuple_GET_ITEM(outcome, 3)
+        policy.admitted = before + 1
+        if before == 0:
+            self._touch(policy)
+        lease = self._lease(self._limiter, hold, self._backend, row(self._admission, policy, charge, outcome, 0))
+        if hold is not self._nothing:
+            self._renew(lease, charge, loop)
+        return lease
 
     cdef int _renew(self, lease, charge, loop) except -1:
         renewals = self._renewals.get(loop)
         if renewals is None or charge.max_hold is not None or charge.lease < renewals.covers:
-            self._keep(lease, charge)
+            self._limiter.keep(lease, charge)
             return 0
         lease.renew_at = monotonic() + <double>charge.lease / 3
         lease.renewals = renewals
         (<dict?>renewals.leases)[lease.hold.id] = lease
         return 0
 
-    def end(self, lease, failed):
-        """End a lease that `admit` has made, as `Limiter.end` does; whether it could."""
-        cdef object hold = lease.hold
+    cdef int _free(self, slots, lease_id) except -1:
         cdef PyObject *found
-        if lease.is_ended or lease.is_detached:
-            return False
-        if hold is self._nothing:
-            lease.is_ended = True
-            return True
-        if self._backend is None or lease.backend is not self._backend or <object>PyTuple_GET_ITEM(hold, 2):
-            return False
-        lease.is_ended = True
-        lease_id = <object>PyTuple_GET_ITEM(hold, 0)
-        if lease.renewals is not None:
-            (<dict?>lease.renewals.leases).pop(lease_id, None)
         with self._lock:
-            for held in <object>PyTuple_GET_ITEM(hold, 1):
+            for held in slots:
                 found = PyDict_GetItemWithError(self._slots, held[:2])
                 if found is not NULL:
                     (<dict?>(<object>found).leases).pop(lease_id, None)
+        return 0
+
+    cdef bint _release(self, slots, lease_id, loop) except -1:
+        cdef object template = self._releases.get(slots), batcher = self._batchers.get(loop)
+        cdef Operation operation
+        if template is None or batcher is None:
+            return False
+        operation = Operation(template, lease_id)
+        operation.must_arrive = True
+        batcher.submit(operation)
         return True
+
+
+cdef class Operation:
+    """One operation of a batch: a template and an id, empty where the template leaves none open."""
+
+    cdef public object template, id, orphaned, about, since, future, result
+    cdef public bint must_arrive, is_asking
+    cdef public int tries
+
+    def __init__(self, template, own_id=b""):
+        self.template, self.id, self.since = template, own_id, 0.0
+
+    def __await__(self):
+        if self.future is None:
+            self.future = get_running_loop().create_future()
+            if isinstance(self.result, Exception):
+                self.future.set_exception(self.result)
+            elif self.result is not None:
+                self.future.set_result(self.result)
+        return self.future.__await__()
+
+    @property
+    def is_over(self):
+        """Whether it was answered, has failed, or nobody waits for it any more."""
+        return self.result is not None if self.future is None else self.future.done()
+
+    def answer(self, answer):
+        """What came of it."""
+        if self.future is None:
+            self.result = answer
+        elif not self.future.done():
+            self.future.set_result(answer)
+        elif self.orphaned is not None:
+            self.orphaned(self.about, *answer)
+
+    def fail(self, error):
+        """Nothing came of it."""
+        if self.future is None:
+            self.result = error
+        elif not self.future.done():
+            self.future.set_exception(error)
 
 
 cdef object row(type kind, a, b, c, d):

@@ -13,8 +13,7 @@ from typing import Any, Self, TypeVar
 from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends import open_backend, open_figures_store
-from ratelimit_mw.backends.counts import SlotSet
-from ratelimit_mw.backends.memory import MemoryBackend, Places
+from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.budget_warnings import BudgetWarnings
 from ratelimit_mw.charge import (
     NO_LEASE_ID,
@@ -23,15 +22,14 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Counter,
-    Hold,
     Money,
     Outcome,
     Settlement,
     new_lease_id,
 )
 from ratelimit_mw.checks.startup import log_findings
-from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission, Decision, decision_of
+from ratelimit_mw.desk import desk_of
 from ratelimit_mw.events import (
     DecisionNotifier,
     Notifier,
@@ -87,7 +85,7 @@ class Limiter:
         log_findings(self.settings)
         self.backend = backend or open_backend(self.settings.backend)
         self._local = LocalPolicy(self.backend)
-        self._refusals = Refusals()
+        self.refusals = Refusals()
         # What this process counts by itself it need not remember.
         self._remembers = not isinstance(self.backend, MemoryBackend)
         self._secret = self.settings.identity.hash_secret
@@ -96,10 +94,10 @@ class Limiter:
         self._log_refusal = RefusalLog()
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
-        self._prefetch = Prefetch(self.backend, self._owed)
-        self._renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
-        self.desk: Any = None if core is None else core.Desk(self, *self._desk_parts())
-        """Admits at once, where nobody has to be asked; None where nothing is compiled."""
+        self.prefetch = Prefetch(self.backend, self._owed)
+        self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
+        self.desk = desk_of(self)
+        """The short way of plain requests; None where nothing is compiled."""
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
         self._slots_lost = 0
@@ -164,7 +162,7 @@ class Limiter:
 
     async def close(self) -> None:
         """Send what is still owed to the backend, for a bounded time, and close."""
-        renewals = self._renewals.pop(asyncio.get_running_loop(), None)
+        renewals = self.renewals.pop(asyncio.get_running_loop(), None)
         if renewals is not None:
             renewals.close()
             self._slots_lost += renewals.lost
@@ -179,7 +177,7 @@ class Limiter:
 
     def stats(self) -> Stats:
         """What this limiter has done, and what waits."""
-        renewals = list(self._renewals.values())
+        renewals = list(self.renewals.values())
         return Stats(
             backend_up=not self.backend.is_away,
             load=self.backend.load,
@@ -265,15 +263,6 @@ class Limiter:
         data = data.strip(b" \t")
         return (data, hash_api_key(data, self._secret)) if data else None
 
-    def _desk_parts(self) -> tuple[MemoryBackend | None, dict[str, object]]:
-        parts = {"touch": self.tally.touch, "spend": self._prefetch.spend, "keep": self._kept}
-        types = {"lease": Lease, "admission": Admission, "outcome": Outcome, "hold": Hold}
-        rest = {"new_id": new_lease_id, "nothing": NOTHING_HELD, "renewals": self._renewals}
-        memory = (
-            self.backend if type(self.backend) is MemoryBackend else None
-        )  # not one that decides otherwise
-        return memory, {**parts, **types, **rest, "places": Places, "slot_set": SlotSet}
-
     async def charge(self, policy: Policy, price: int | None = None) -> Lease:
         """Decide about one request under a policy. Never raises for a backend that is away.
 
@@ -282,37 +271,41 @@ class Limiter:
         if policy.is_exempt:
             return Lease(self, NOTHING_HELD, self.backend, _EXEMPT)
         if price is None:
-            if policy.stock is not None and (spent := self._prefetch.spend(policy.stock)) is not None:
+            if policy.stock is not None and (spent := self.prefetch.spend(policy.stock)) is not None:
                 return self._admitted(policy, Admission(policy, policy.charge, spent))
             price = policy.price
         charge = policy.charge if price is None else policy.priced_charge
         never = policy.too_small or (_too_small_budget(charge, price) if price else None)
         if never is not None:
             return await self._refuse_for_good(policy, charge, price or 0, never)
-        if self._refusals.kept and (known := self._refusals.find(charge)) is not None:
-            outcome = self._refusals.outcome_of(known)
+        if self.refusals.kept and (known := self.refusals.find(charge)) is not None:
+            outcome = self.refusals.outcome_of(known)
             decision = decision_of(policy, charge, outcome, price or 0, None)
             lease = self._refused(policy, decision)
             lease.repeats, known.kind = known, kind_of(policy, decision)
             return lease
-        sent = self._refusals.now()
+        sent = self.refusals.now()
         try:
             lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
             outcome = await self.backend.acquire(charge, lease_id, price or 0)
         except BackendError:
-            return self._without_backend(policy, charge, price or 0, None)
+            return self.without_backend(policy, charge, price or 0, None)
+        return self.answered(policy, charge, outcome, price or 0, sent)
+
+    def answered(self, policy: Policy, charge: Charge, outcome: Outcome, price: int, sent: float) -> Lease:
+        """What follows from the backend's answer to a charge that was sent at that time."""
         charge.last = outcome
         if outcome.admitted:
-            lease = self._admitted(policy, Admission(policy, charge, outcome, price or 0))
-            self._look_ahead(policy, charge)
+            lease = self._admitted(policy, Admission(policy, charge, outcome, price))
+            self.look_ahead(policy, charge)
         else:
             if self._remembers:
-                self._refusals.add(charge, outcome, sent)
-            lease = self._refused(policy, decision_of(policy, charge, outcome, price or 0, None))
+                self.refusals.add(charge, outcome, sent)
+            lease = self._refused(policy, decision_of(policy, charge, outcome, price, None))
         if charge.allowances:
             self._local.remember(charge, outcome)
             self._budget_warnings.look(policy.identity, lease.decision)
-        return self._kept(lease, charge) if outcome.hold.slots else lease
+        return self.keep(lease, charge) if outcome.hold.slots else lease
 
     def _admitted(self, policy: Policy, admission: Admission) -> Lease:
         self.tally.admit(policy)
@@ -321,17 +314,17 @@ class Limiter:
             self._observers(policy, lease.decision)
         return lease
 
-    def _look_ahead(self, policy: Policy, charge: Charge) -> None:
+    def look_ahead(self, policy: Policy, charge: Charge) -> None:
         """Take units ahead, where the plan says so, after a request that found none in hand."""
         if policy.stock is not None and policy.stock.charge is charge and self._remembers:
-            self._prefetch.asked(policy.stock)
+            self.prefetch.asked(policy.stock)
 
     async def _refuse_for_good(self, policy: Policy, charge: Charge, price: int, never: Counter) -> Lease:
         """Refuse what never fits, with the figures that its limits show."""
         try:
             outcome = await self.backend.peek(charge, price)
         except BackendError:
-            return self._without_backend(policy, charge, price, never)
+            return self.without_backend(policy, charge, price, never)
         return self._refused(policy, decision_of(policy, charge, outcome, price, never))
 
     def _refused(self, policy: Policy, decision: Decision) -> Lease:
@@ -345,18 +338,13 @@ class Limiter:
             return None  # there are others who want to be shown a decision
         if policy.stock is not None and policy.stock.block is not None:
             return None  # what was taken ahead may have come since
-        refused = self._refusals.find(policy.charge)
+        refused = self.refusals.find(policy.charge)
         if refused is None or refused.kind is None:
             return None
-        answered = answer(refused, refused.age(self._refusals.now()))
+        answered = answer(refused, refused.age(self.refusals.now()))
         if answered is not None:
             self.tally.refuse(policy, refused.kind)
         return answered
-
-    @property
-    def has_refused(self) -> bool:
-        """Whether anybody was refused lately, and may be again."""
-        return bool(self._refusals.kept)
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
         """How a caller's limits stand, its budgets included; charges nothing. Raises `BackendError`."""
@@ -374,18 +362,18 @@ class Limiter:
             await self.backend.reset(Charge(counters))
         finally:
             # Only now: whoever asked meanwhile may have been refused by what was just forgotten.
-            self._refusals.clear()
-            self._prefetch.clear()  # what was taken before is counted nowhere any more
+            self.refusals.clear()
+            self.prefetch.clear()  # what was taken before is counted nowhere any more
 
-    def _without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
+    def without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
         """What the settings say about a request while the backend is away."""
         share = self.settings.backend.local_share
         self._local.recall(self.policies, policy.identity.partition)
         decision, hold = self._local.answer(policy, charge, price, never, share=share)
         lease = Lease(self, hold, self._local.holds, self._counted(policy, decision))
-        return self._kept(lease, charge) if hold.slots else lease
+        return self.keep(lease, charge) if hold.slots else lease
 
-    def _kept(self, lease: Lease, charge: Charge) -> Lease:
+    def keep(self, lease: Lease, charge: Charge) -> Lease:
         """A lease with slots, which are renewed from now on."""
         if charge.max_hold is not None:
             lease.give_up_at = time.monotonic() + charge.max_hold
@@ -527,11 +515,11 @@ class Limiter:
 
     def _renewing(self) -> Renewals:
         loop = asyncio.get_running_loop()
-        renewals = self._renewals.get(loop)
+        renewals = self.renewals.get(loop)
         if renewals is None:
-            for closed in [each for each in list(self._renewals) if each.is_closed()]:
-                self._renewals.pop(closed, None)  # another thread's loop may be doing the same
-            renewals = self._renewals[loop] = Renewals(self._notify)
+            for closed in [each for each in list(self.renewals) if each.is_closed()]:
+                self.renewals.pop(closed, None)  # another thread's loop may be doing the same
+            renewals = self.renewals[loop] = Renewals(self._notify)
         return renewals
 
 

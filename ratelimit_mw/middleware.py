@@ -126,12 +126,15 @@ class RateLimitMiddleware:
             desk = limiter.desk
             lease = None if desk is None or price is not None else desk.admit(policy, loop)
             if lease is None:
-                if limiter.has_refused and price is None:
+                if price is None and policy.charge in limiter.refusals.kept:
                     again = limiter.repeat(policy, writers.refusals.again)
                     if again is not None:
                         await _respond(again, scope, receive, send)
                         return
-                lease = await limiter.charge(policy, price)
+                if desk is None or price is not None:
+                    lease = await limiter.charge(policy, price)
+                else:
+                    lease = await desk.charge(policy, loop)
                 if not lease.allowed:
                     await _respond(_refusal(lease, writers), scope, receive, send)
                     return
@@ -148,7 +151,7 @@ class RateLimitMiddleware:
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
-                if desk is None or not desk.end(lease, failed):
+                if desk is None or not desk.end(lease, failed, loop):
                     limiter.end(lease, failed=failed)
         finally:
             self._lifespan.active -= 1

@@ -179,7 +179,7 @@ def test_one_backend_serves_one_event_loop_after_the_other(server: StoreServer) 
         return outcome.figures[0].used
 
     assert [asyncio.run(one()) for _ in range(3)] == [1, 2, 3]
-    assert len(backend._batchers) == 0
+    assert len(backend.batchers) == 0
 
 
 def test_one_backend_serves_event_loops_in_several_threads(server: StoreServer) -> None:

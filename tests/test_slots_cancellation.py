@@ -1,7 +1,7 @@
 """Cancelled at any await point, from acquire to release: no slot stays, and none is freed twice (F31)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
-from ratelimit_mw.backends.batcher import Answer, Operation
+from ratelimit_mw.backends.batcher import Batcher, Operation
 from ratelimit_mw.charge import Hold, Money
 from tests.asgi import settings_of
 from tests.servers import StoreServer
@@ -111,14 +111,17 @@ async def test_cancelled_after_any_number_of_turns(run: Run) -> None:
 async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request cancelled in the very turn in which it was admitted gives everything back."""
     task: asyncio.Task[None] | None = None
-    pass_on = Operation.answer
+    pass_on = Batcher._on_answers
 
-    def pass_on_and_cancel(operation: Operation, answer: Answer) -> None:
-        pass_on(operation, answer)
-        if task is not None and operation.orphaned is not None:
+    def pass_on_and_cancel(
+        batcher: Batcher, groups: Iterable[list[Operation]], now: int, answers: list[bytes]
+    ) -> None:
+        groups = list(groups)
+        pass_on(batcher, groups, now, answers)
+        if task is not None and any(each.orphaned is not None for group in groups for each in group):
             task.cancel()
 
-    monkeypatch.setattr(Operation, "answer", pass_on_and_cancel)
+    monkeypatch.setattr(Batcher, "_on_answers", pass_on_and_cancel)
     task = run.request()
     with pytest.raises(asyncio.CancelledError):
         await task

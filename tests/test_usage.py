@@ -286,7 +286,7 @@ async def test_a_caller_that_asks_too_often_is_refused() -> None:
     async with client_of(app, x_api_key="another") as client:
         assert (await client.get("/limits")).status_code == 200
     clock.set(60)
-    app.limiter._refusals.clear()
+    app.limiter.refusals.clear()
     async with client_of(app, x_api_key="listed") as client:
         assert (await client.get("/limits")).status_code == 200
 

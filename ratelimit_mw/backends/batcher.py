@@ -14,11 +14,12 @@ from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from importlib.resources import files
 from itertools import repeat
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import Connection, OnReply, Reply
 from ratelimit_mw.charge import WAITS, BackendError, Load
+from ratelimit_mw.compiled import core
 
 SCRIPT = files(__package__).joinpath("batch.lua").read_bytes()
 MAX_BATCH = 64
@@ -161,6 +162,10 @@ class Operation:
             self.result = error
         elif not self.future.done():
             self.future.set_exception(error)
+
+
+if core is not None and not TYPE_CHECKING:
+    Operation = core.Operation
 
 
 class _Batch(NamedTuple):

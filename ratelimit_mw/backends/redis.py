@@ -71,8 +71,8 @@ class RedisBackend:
         self._prefix = f"{namespace}:".encode()
         self._timeout = timeout
         self._clock = clock
-        self._batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
-        self._releases: dict[tuple[Held, ...], Template] = {}
+        self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self.releases: dict[tuple[Held, ...], Template] = {}
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -83,12 +83,12 @@ class RedisBackend:
     @property
     def load(self) -> Load:
         """What the connections of all event loops have carried, and what waits."""
-        return reduce(Load.plus, [each.load for each in list(self._batchers.values())], Load())
+        return reduce(Load.plus, [each.load for each in list(self.batchers.values())], Load())
 
     @property
     def is_away(self) -> bool:
         """Whether any event loop of this process thinks so."""
-        return any(each.error is not None for each in list(self._batchers.values()))
+        return any(each.error is not None for each in list(self.batchers.values()))
 
     async def open(self) -> None:
         """Connect ahead of the first request. A server that is away is no error: it is tried again."""
@@ -97,33 +97,39 @@ class RedisBackend:
     async def close(self) -> None:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
         loop = asyncio.get_running_loop()
-        batcher = self._batchers.get(loop)
+        batcher = self.batchers.get(loop)
         if batcher is not None:
             await batcher.drain(CLOSE_TIMEOUT)
             batcher.close()
-            self._batchers.pop(loop, None)
+            self.batchers.pop(loop, None)
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
         if charge.allowances:
             return await self._decide(b"A", charge, lease_id, price)
         packed = charge.prepared
-        if packed.__class__ is not _Packed or packed.owner is not self:
+        if packed.__class__ is not Packed or packed.owner is not self:
             packed = charge.prepared = self._pack(charge, 0)
         operation = Operation(packed, lease_id)
         hold = charge.hold(lease_id, 0, 0)
-        operation.orphaned, operation.about = self._on_orphan, (charge, lease_id, hold)
+        operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
         loop = asyncio.get_running_loop()
         future = operation.future = loop.create_future()
-        (self._batchers.get(loop) or self._batcher()).submit(operation)
+        (self.batchers.get(loop) or self._batcher()).submit(operation)
         try:
             now, numbers = await future
         except asyncio.CancelledError:
-            _give_up(operation)
+            self.give_up(operation)
             raise
         if numbers[0] == _ADMITTED:
             return Outcome(True, now, numbers[1:], hold)
         return Outcome(False, now, numbers[1:], NOTHING_HELD)
+
+    def give_up(self, operation: Operation) -> None:
+        """The request was cancelled: maybe in the very turn in which the answer came and was handed over."""
+        future = operation.future
+        if future is not None and not future.cancelled() and future.exception() is None:
+            operation.answer(future.result())
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -151,7 +157,7 @@ class RedisBackend:
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
-        self._on_orphan((charge, lease_id, outcome.hold), outcome.now, None)
+        self.on_orphan((charge, lease_id, outcome.hold), outcome.now, None)
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -170,7 +176,7 @@ class RedisBackend:
             try:
                 answered, answer = await self._submit(operation)
             except asyncio.CancelledError:
-                _give_up(operation)
+                self.give_up(operation)
                 raise
             self._skew = answered - _machine_clock()
             if answer[0] != _OTHER_PERIOD:
@@ -182,10 +188,10 @@ class RedisBackend:
 
     def _operation_of(
         self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold, now: int
-    ) -> "tuple[Operation, _Packed]":
+    ) -> "tuple[Operation, Packed]":
         packed = charge.prepared
         if (
-            not isinstance(packed, _Packed)
+            not isinstance(packed, Packed)
             or packed.owner is not self
             or not packed.since <= now < packed.until
         ):
@@ -197,10 +203,10 @@ class RedisBackend:
         body = _ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.limits + lease_id
         operation = Operation(Template(keys, n_keys, body))
         if kind == b"A":
-            operation.orphaned, operation.about = self._on_orphan, (charge, lease_id, hold)
+            operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
         return operation, packed
 
-    def _pack(self, charge: Charge, now: int) -> "_Packed":
+    def _pack(self, charge: Charge, now: int) -> "Packed":
         """A charge's keys and limits as they are sent, until a period of it ends."""
         keys = b"".join([bulk(self._key(counter, now)) for counter in charge.counters])
         limits, since, until = b"", 0, 1 << 62
@@ -211,9 +217,9 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += _pack_limit(counter.limit)
-        return _Packed(self, charge, keys, limits, since, until)
+        return Packed(self, charge, keys, limits, since, until)
 
-    def _on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
+    def on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
         """Undo a charge that nobody waits for any more.
 
         `now` is when it was made and `answer` what it met; 0 and None where both are unknown.
@@ -233,7 +239,7 @@ class RedisBackend:
 
     def _owe_finish(self, hold: Hold, money: Money) -> Operation:
         if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
-            template = self._releases.get(hold.slots) or self._pack_release(hold)
+            template = self.releases.get(hold.slots) or self._pack_release(hold)
             return self._submit(Operation(template, hold.id), must_arrive=True)
         keys, limits = self._slot_keys(hold), _SLOT * len(hold.slots)
         moves = money if hold.periods else Money.UNTOUCHED
@@ -246,10 +252,10 @@ class RedisBackend:
     def _pack_release(self, hold: Hold) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
         body = _FINISH.pack(b"F", len(hold.slots), Money.UNTOUCHED.value, 0, 0) + _SLOT * len(hold.slots)
-        if len(self._releases) >= _MAX_RELEASES:
-            self._releases.clear()
+        if len(self.releases) >= _MAX_RELEASES:
+            self.releases.clear()
         keys = b"".join(map(bulk, self._slot_keys(hold)))
-        template = self._releases[hold.slots] = Template(keys, len(hold.slots), body, LEASE_ID_SIZE)
+        template = self.releases[hold.slots] = Template(keys, len(hold.slots), body, LEASE_ID_SIZE)
         return template
 
     # sending ------------------------------------------------------------------------------------
@@ -258,18 +264,18 @@ class RedisBackend:
         """Send an operation; it is under way when this returns, whether anybody awaits it or not."""
         if must_arrive:
             operation.must_arrive = True
-        batcher = self._batchers.get(asyncio.get_running_loop()) or self._batcher()
+        batcher = self.batchers.get(asyncio.get_running_loop()) or self._batcher()
         batcher.submit(operation)
         return operation
 
     def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""
         loop = asyncio.get_running_loop()
-        batcher = self._batchers.get(loop)
+        batcher = self.batchers.get(loop)
         if batcher is None:
-            for closed in [each for each in list(self._batchers) if each.is_closed()]:
-                self._batchers.pop(closed, None)  # another thread's loop may be doing the same
-            batcher = self._batchers[loop] = self._new_batcher()
+            for closed in [each for each in list(self.batchers) if each.is_closed()]:
+                self.batchers.pop(closed, None)  # another thread's loop may be doing the same
+            batcher = self.batchers[loop] = self._new_batcher()
         return batcher
 
     def _new_batcher(self) -> Sender:
@@ -315,7 +321,7 @@ class RedisBackend:
         return self._prefix + f"{{{tag}}}:{suffix}".encode("utf-8", "surrogatepass")
 
 
-class _Packed(Template):
+class Packed(Template):
     """A charge without a price, as it is sent; and what its answers mean."""
 
     __slots__ = ("_answer_of_several", "_steps", "limits", "owner", "since", "until")
@@ -358,13 +364,6 @@ def _pack_limit(limit: Limit) -> bytes:
 
 def _machine_clock() -> int:
     return time.time_ns() // 1000
-
-
-def _give_up(operation: Operation) -> None:
-    """The request was cancelled: in the very turn, maybe, in which the answer came and was handed over."""
-    future = operation.future
-    if future is not None and not future.cancelled() and future.exception() is None:
-        operation.answer(future.result())
 
 
 def _nothing_to_do() -> Operation:
