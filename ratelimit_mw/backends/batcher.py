@@ -10,7 +10,7 @@ import hashlib
 import logging
 import random
 from bisect import bisect_left
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
 from importlib.resources import files
 from itertools import repeat
@@ -339,9 +339,13 @@ class Batcher:
     def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
         """The call of the script for a batch, which counts as sent from now on."""
         script = _BY_DIGEST if by_digest else _BY_TEXT
-        groups: defaultdict[Template, list[Operation]] = defaultdict(list)
+        groups: dict[Template, list[Operation]] = {}
         for operation in batch:
-            groups[operation.template].append(operation)
+            template = operation.template
+            if template in groups:
+                groups[template].append(operation)
+            else:
+                groups[template] = [operation]
         n_keys = sum([template.n_keys for template in groups])
         parts = [b"*%d\r\n" % (4 + n_keys + len(groups)), script, bulk(b"%d" % n_keys)]
         parts += [template.keys for template in groups]
