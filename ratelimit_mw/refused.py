@@ -64,8 +64,10 @@ class Refusals:
 
     def outcome_of(self, refused: Refused) -> Outcome:
         """A refusal's figures as of now: the same moments, so much nearer."""
-        passed = refused.age(self.now())
         outcome = refused.outcome
+        # Whoever was paused since it found the refusal tells of the last moment at which that held.
+        last = min(wait for figures in outcome.figures for wait in figures[1:] if wait) - 1
+        passed = min(refused.age(self.now()), last)
         figures = [
             Figures(used, reset and reset - passed, retry and retry - passed)
             for used, reset, retry in outcome.figures

@@ -1,5 +1,6 @@
 """Refusals that are answered without asking the backend again."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -75,6 +76,16 @@ def charge(*limits: Limit, cost: int = 1) -> Charge:
     return Charge([Counter("caller", "p", limit) for limit in limits], cost)
 
 
+def _settings(url: str, rate: str) -> Settings:
+    return Settings.model_validate(
+        {
+            "backend": {"url": url, "timeout": 5},
+            "identity": {"hash_secret": "a secret of some length, for tests alone"},
+            "plans": {"default": {"requests": [rate]}},
+        }
+    )
+
+
 def test_a_refused_charge_is_not_asked_about_again() -> None:
     """Once a window has refused, the backend is spared until the refusal is forgotten."""
     bench, one = Bench(), charge(Window(2, 1, "minute"))
@@ -122,6 +133,38 @@ def test_no_promise_from_the_table_comes_too_early() -> None:
     assert known is not None
     bench.clock.now += known.figures[0].retry_after
     assert bench.acquire(one).admitted
+
+
+@pytest.mark.parametrize("pause", [0.05, 0.1, 5])
+def test_a_pause_after_a_refusal_was_found_lets_it_stand(pause: float) -> None:
+    """It is told as of the last moment at which it held, at the latest: some wait is always left."""
+    bench, one = Bench(), charge(Window(1, 1, "second"), Window(1, 1, "hour"))
+    bench.acquire(one)
+    bench.clock.wait(0.9)
+    bench.acquire(one)
+    found = bench.table.find(one)
+    assert found is not None
+    bench.clock.wait(pause)
+    told = bench.table.outcome_of(found)
+    left = max(SECOND - bench.clock.now + START, 1)
+    assert told.now == START + SECOND - left
+    assert told.figures == [(1, left, left), (1, left + 3_599 * SECOND, left + 3_599 * SECOND)]
+
+
+async def test_a_process_that_was_paused_while_it_refused_answers(server: StoreServer) -> None:
+    """Time may pass, in a worker that is stopped or has to wait for the processor, between any two steps."""
+    async with Limiter(_settings(server.url, "1/second")) as limiter:
+        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
+        while (await limiter.charge(policy)).allowed:
+            pass
+        times = itertools.chain([limiter._refusals.now()], itertools.repeat(limiter._refusals.now() + 2))
+        limiter._refusals.now = lambda: next(times)
+        asked = limiter.backend.load.operations
+        lease = await limiter.charge(policy)
+        assert not lease.allowed
+        assert limiter.backend.load.operations == asked
+        assert lease.decision.refusal is not None
+        assert lease.decision.refusal.retry_after == 1
 
 
 def test_figures_are_those_of_the_moment() -> None:
@@ -210,14 +253,7 @@ def test_whoever_asks_the_table_gets_the_backends_own_answer(
 
 async def test_a_reset_by_this_process_is_seen_at_once(redis_server: StoreServer) -> None:
     """Whoever resets a caller here does not wait for the second to pass in which the server isn't asked."""
-    settings = Settings.model_validate(
-        {
-            "backend": {"url": redis_server.url, "timeout": 5},
-            "identity": {"hash_secret": "a secret of some length, for tests alone"},
-            "plans": {"default": {"requests": ["1/hour"]}},
-        }
-    )
-    async with Limiter(settings) as limiter:
+    async with Limiter(_settings(redis_server.url, "1/hour")) as limiter:
         assert (await limiter.acquire(api_key="k")).allowed
         assert not (await limiter.acquire(api_key="k")).allowed
         asked = limiter.backend.load.operations
