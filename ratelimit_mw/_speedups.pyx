@@ -19,6 +19,9 @@ from asyncio import get_running_loop
 from time import monotonic
 
 cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        object (*tp_new)(type, tuple, void *)
+
     object PyType_GenericAlloc(type kind, Py_ssize_t size)
 
 ctypedef long long i64
@@ -145,65 +148,86 @@ cdef class Log:
         return self.length
 
 
-cpdef charge_known(places, i64 now, i64 cost, lease_id, slots_type):
-    """Charge windows and slots that are all counted already; None, and nothing charged, where one refuses,
-    is not known yet or is a budget's.
-    """
-    cdef Py_ssize_t n = len(places), i
-    cdef list states = [], numbers = []
-    cdef Log log
-    cdef dict leases
-    cdef PyObject *found
-    for place in places:
-        name, limit = <object>PyTuple_GET_ITEM(place, 1), <object>PyTuple_GET_ITEM(place, 2)
-        found = PyDict_GetItemWithError(<object>PyTuple_GET_ITEM(place, 0), name)
-        if found is NULL:
-            return None
-        state = <object>found
-        if type(state) is Log:
-            log = <Log>state
-            if not log.admits(limit.quota, now, cost):
-                return None
-        elif type(state) is slots_type:
-            if len(<dict?>state.leases) >= limit.limit:
-                return None
-        else:
-            return None
-        states.append(state)
-    for i in range(n):
-        place = places[i]
-        store, name, limit = <object>PyTuple_GET_ITEM(place, 0), <object>PyTuple_GET_ITEM(place, 1), <object>PyTuple_GET_ITEM(place, 2)
-        store.move_to_end(name)
-        state = states[i]
-        if type(state) is Log:
-            log = <Log>state
-            log.add(now, cost, limit.granule)
-            numbers.append(log._used)
-            numbers.append(log._oldest + log.length - now)
-        else:
-            leases = state.leases
-            leases[lease_id] = now + <i64>(<double>limit.lease * SECOND)
-            numbers.append(len(leases))
-            numbers.append(0)
-        numbers.append(0)
-    return tuple(numbers)
+# leases: lease.py ---------------------------------------------------------------------------------------
 
 
-# deciding: limiter.py, memory.py, redis.py, renewals.py -------------------------------------------------
+cdef class LeaseState:
+    """What is remembered of each lease."""
+
+    cdef public object hold, backend, give_up_at, renewals, repeats, token, _limiter
+    cdef public double renew_at
+    cdef public bint is_detached, is_ended, is_lost
+    cdef object _made, _numbers
+    cdef Prepared _ready
+    cdef i64 _now
+
+    def __cinit__(self, *_):
+        self.token = ""
+
+    def __init__(self, limiter, hold, backend, decided):
+        self._limiter, self.hold, self.backend, self._made = limiter, hold, backend, decided
+
+    @property
+    def _decided(self):
+        """The decision, or the admission before anybody asks how its limits stand."""
+        cdef Prepared ready = self._ready
+        if self._made is None and ready is not None:
+            outcome = row(ready.gate._outcome, True, self._now, self._numbers, self.hold)
+            self._made = row(ready.gate._admission, ready.policy, ready.charge, outcome, 0)
+        return self._made
+
+    @_decided.setter
+    def _decided(self, decided):
+        self._made = decided
 
 
-cdef class Desk:
-    """Decides about plain requests, and ends them, for one limiter: the short way, as desk.py describes it."""
+# a plain request's whole way: middleware.py, limiter.py, memory.py, redis.py, renewals.py ---------------
 
-    cdef object _limiter, _backend, _lock, _clock, _touch, _slots, _new_id, _nothing, _no_id, _steady
-    cdef object _error, _cancelled
-    cdef type _lease, _admission, _outcome, _hold, _places, _slot_set, _packed
+
+cdef class Spot:
+    """Where one limit of a charge is counted in this process."""
+
+    cdef object store, name
+    cdef bint is_window
+    cdef i64 quota, granule, life
+
+
+cdef class Reach:
+    """One of the caller's own windows, and where its figures begin."""
+
+    cdef Py_ssize_t at
+    cdef i64 quota, length
+
+
+cdef class Prepared:
+    """What all requests of a plain policy have in common."""
+
+    cdef Gate gate
+    cdef object policy, charge, slots, template, stock
+    cdef double lease
+    cdef bint has_max_hold
+    cdef i64 cost
+    cdef list spots, reaches
+
+
+cdef class Gate:
+    """Lets plain requests in: those of callers who were here before, without a price, over HTTP."""
+
+    cdef object _limiter, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
+    cdef object _new_id, _nothing, _no_id, _error, _cancelled, _slots, _touch
+    cdef type _lease, _admission, _outcome, _hold, _places, _packed
     cdef dict _renewals, _refused, _batchers, _releases
-    cdef bint _counts_here, _asks
-    cdef public bint is_observed
+    cdef set _loops
+    cdef tuple _own_paths
+    cdef Shortcut _shortcut
+    cdef bint _counts_here, _asks, _is_plain, _is_unix
+    cdef readonly i64 active
+    """Requests inside the app."""
 
-    def __init__(self, limiter, dict known):
-        self._limiter, self._backend = limiter, limiter.backend
+    def __init__(self, middleware, dict known):
+        cdef object limiter = middleware.limiter
+        self._middleware, self._limiter, self._backend = middleware, limiter, limiter.backend
+        self._live, self._loops = limiter.live, limiter.live.ready
         self._touch, self._renewals = limiter.tally.touch, limiter.renewals
         self._refused, self._steady = limiter.refusals.kept, limiter.refusals.now
         self._lease, self._admission = known["lease"], known["admission"]
@@ -211,64 +235,204 @@ cdef class Desk:
         self._nothing, self._no_id, self._new_id = known["nothing"], known["no_id"], known["new_id"]
         self._error, self._cancelled = known["error"], known["cancelled"]
         self._counts_here, self._asks = known["counts_here"], known["asks"]
-        self._places, self._slot_set, self._packed = known["places"], known["slot_set"], known["packed"]
+        self._places, self._packed = known["places"], known["packed"]
         if self._counts_here:
             self._lock, self._clock = self._backend.lock, self._backend.clock
             self._slots = self._backend.slots
         elif self._asks:
             self._batchers, self._releases = self._backend.batchers, self._backend.releases
 
-    def admit(self, policy, loop):
-        """The lease of a request that can be admitted at once; None, and nothing done, for any other."""
-        cdef object outcome = None
-        if self.is_observed or not policy.is_plain:
-            return None
-        if self._counts_here:
-            outcome = self._decide(policy.charge)
-        elif policy.stock is not None:
-            outcome = self._limiter.prefetch.spend(policy.stock)
-        return None if outcome is None else self._admitted(policy, policy.charge, outcome, loop)
-
-    async def charge(self, policy, loop):
-        """As `Limiter.charge`."""
+    def enter(self, scope, send):
+        """A `Passage`, or the answer to a refusal that is repeated; None, and nothing done, where a request
+        has to go the long way.
+        """
+        cdef Passage passage
+        cdef Prepared ready
+        cdef LeaseState lease = None
         cdef Operation operation = None
+        cdef double sent = 0
+        if scope["type"] != "http" or self._limiter.observers is not None or self._live.resolver is not None:
+            return None
+        loop, rules, state = get_running_loop(), self._live.rules, scope.get("state")
+        if loop not in self._loops or (rules is not self._rules and not self._adopt(rules)):
+            return None
+        if state is not None and "ratelimit" in state:
+            return None
+        for own in self._own_paths:
+            if scope["path"].startswith(own):
+                return None
+        policy = self._shortcut.find(scope)
+        if policy is None:
+            return None
+        ready = policy.ready
+        if ready is None:
+            ready = self._prepare(policy)
+            if ready is None:
+                return None
+        if self._counts_here:
+            lease = self._decide(ready, loop)
+        elif ready.charge in self._refused:
+            return self._limiter.repeat(policy, self._again)
+        else:
+            if ready.stock is not None:
+                outcome = self._limiter.prefetch.spend(ready.stock)
+                if outcome is not None:
+                    lease = self._admitted(ready, <object>PyTuple_GET_ITEM(outcome, 1),
+                                           <object>PyTuple_GET_ITEM(outcome, 2), self._nothing, loop)
+            if lease is None and self._asks:
+                sent = self._steady()
+                operation = self._ask(ready, loop)
+        if lease is None and operation is None:
+            return None
+        passage = Passage.__new__(Passage)
+        passage._gate, passage._ready, passage._loop, passage._send = self, ready, loop, send
+        passage._scope, passage._operation, passage._sent_at = scope, operation, sent
+        passage._writer, passage._writes_plainly, passage._is_unix = self._writer, self._is_plain, self._is_unix
+        passage.status = 500  # what a server answers where the app says nothing
+        if lease is not None:
+            passage._let(lease)
+        self.active += 1
+        return passage
+
+    cdef bint _adopt(self, rules) except -1:
+        """Go by other rules from now on; false where the middleware doesn't go by them yet."""
+        writers = self._middleware.writers
+        if rules.shortcut is None or writers.settings is not rules.settings:
+            return False
+        operations = writers.settings.operations
+        own = (operations.dashboard_path, operations.usage_path)
+        self._own_paths = tuple([path for path in own if path is not None])
+        self._shortcut, self._writer, self._again = rules.shortcut, writers.headers, writers.refusals.again
+        self._is_plain, self._is_unix = writers.headers.is_plain, writers.headers.is_unix
+        self._rules = rules
+        return True
+
+    cdef Prepared _prepare(self, policy):
+        """What its requests have in common; None where they are not plain, or nothing was asked for it yet."""
+        cdef Prepared ready
+        cdef Spot spot
+        cdef Reach reach
         charge = policy.charge
-        if self._asks and not self.is_observed and policy.is_plain and charge not in self._refused:
-            sent = self._steady()
-            operation = self._ask(charge, loop)
-        if operation is None:
-            return await self._limiter.charge(policy)
-        try:
-            answer = await operation.future
-        except self._cancelled:
-            self._backend.give_up(operation)
-            raise
-        except self._error:
-            return self._limiter.without_backend(policy, charge, 0, None)
-        now, numbers = answer
-        admitted = numbers[0] == 1
-        hold = operation.about[2] if admitted else self._nothing
-        outcome = row(self._outcome, admitted, now, numbers[1:], hold)
-        if not admitted:
-            return self._limiter.answered(policy, charge, outcome, 0, sent)
-        charge.last = outcome
-        lease = self._admitted(policy, charge, outcome, loop)
-        if policy.stock is not None:
-            self._limiter.look_ahead(policy, charge)
+        if not policy.is_plain:
+            return None
+        ready = Prepared.__new__(Prepared)
+        ready.spots, ready.reaches = [], []
+        if self._counts_here:
+            if type(charge.prepared) is not self._places or charge.prepared[0] is not self._backend:
+                return None
+            for store, name, limit, _ in charge.prepared[1]:
+                spot = Spot.__new__(Spot)
+                spot.store, spot.name = store, name
+                spot.is_window = store is not self._slots
+                if spot.is_window:
+                    spot.quota, spot.granule = limit.quota, limit.granule
+                else:
+                    spot.quota, spot.life = limit.limit, int(limit.lease * SECOND)
+                ready.spots.append(spot)
+        elif self._asks:
+            if type(charge.prepared) is not self._packed or charge.prepared.owner is not self._backend:
+                return None
+            ready.template = charge.prepared
+        for at, window in charge.windows:
+            reach = Reach.__new__(Reach)
+            reach.at, reach.quota, reach.length = at, window.quota, window.length
+            ready.reaches.append(reach)
+        ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
+        ready.slots, ready.lease, ready.cost = charge.slots or None, charge.lease, charge.cost
+        ready.has_max_hold = charge.max_hold is not None
+        policy.ready = ready
+        return ready
+
+    cdef LeaseState _decide(self, Prepared ready, loop):
+        """Charge windows and slots that are all counted here already; None, and nothing charged, where one
+        refuses or is new.
+        """
+        cdef i64 now
+        cdef list states = [], numbers = []
+        cdef Spot spot
+        cdef Log log
+        cdef dict leases
+        cdef PyObject *found
+        cdef Py_ssize_t at
+        with self._lock:
+            now = self._clock()
+            for each in ready.spots:
+                spot = <Spot>each
+                found = PyDict_GetItemWithError(spot.store, spot.name)
+                if found is NULL:
+                    return None
+                if spot.is_window:
+                    if not (<Log?><object>found).admits(spot.quota, now, ready.cost):
+                        return None
+                    states.append(<object>found)
+                else:
+                    leases = (<object>found).leases
+                    if len(leases) >= spot.quota:
+                        return None
+                    states.append(leases)
+            lease_id = self._no_id if ready.slots is None else self._new_id()
+            for at in range(len(states)):
+                spot = <Spot>ready.spots[at]
+                spot.store.move_to_end(spot.name)
+                if spot.is_window:
+                    log = <Log>states[at]
+                    log.add(now, ready.cost, spot.granule)
+                    numbers.append(log._used)
+                    numbers.append(log._oldest + log.length - now)
+                else:
+                    leases = <dict>states[at]
+                    leases[lease_id] = now + spot.life
+                    numbers.append(len(leases))
+                    numbers.append(0)
+                numbers.append(0)
+        return self._admitted(ready, now, tuple(numbers), self._hold_of(ready, lease_id), loop)
+
+    cdef object _hold_of(self, Prepared ready, lease_id):
+        return self._nothing if ready.slots is None else self._hold(lease_id, ready.slots, (), ready.lease)
+
+    cdef Operation _ask(self, Prepared ready, loop):
+        """The charge on its way to the server; None where nothing is connected yet."""
+        cdef object batcher = self._batchers.get(loop)
+        cdef Operation operation
+        if batcher is None:
+            return None
+        lease_id = self._no_id if ready.slots is None else self._new_id()
+        operation = Operation(ready.template, lease_id)
+        operation.orphaned = self._backend.on_orphan
+        operation.about = (ready.charge, lease_id, self._hold_of(ready, lease_id))
+        operation.future = loop.create_future()
+        batcher.submit(operation)
+        return operation
+
+    cdef LeaseState _admitted(self, Prepared ready, i64 now, numbers, hold, loop):
+        cdef i64 before = ready.policy.admitted
+        cdef LeaseState lease = (<PyTypeObject *>self._lease).tp_new(self._lease, (), NULL)
+        ready.policy.admitted = before + 1
+        if before == 0:
+            self._touch(ready.policy)
+        lease._limiter, lease.hold, lease.backend = self._limiter, hold, self._backend
+        lease._ready, lease._now, lease._numbers = ready, now, numbers
+        if hold is not self._nothing:
+            renewals = self._renewals.get(loop)
+            if renewals is None or ready.has_max_hold or ready.lease < <double>renewals.covers:
+                self._limiter.keep(lease, ready.charge)
+            else:
+                lease.renew_at = <double>monotonic() + ready.lease / 3
+                lease.renewals = renewals
+                (<dict?>renewals.leases)[<object>PyTuple_GET_ITEM(hold, 0)] = lease
         return lease
 
-    def end(self, lease, failed, loop):
+    cdef bint _end(self, LeaseState lease, loop) except -1:
         """End a lease as `Limiter.end` does; false, and nothing done, where that has to."""
-        cdef object hold = lease.hold, slots
+        cdef object hold = lease.hold, slots, lease_id
         if lease.is_ended or lease.is_detached:
             return False
         if hold is self._nothing:
             lease.is_ended = True
             return True
-        slots = <object>PyTuple_GET_ITEM(hold, 1)
+        lease_id, slots = <object>PyTuple_GET_ITEM(hold, 0), <object>PyTuple_GET_ITEM(hold, 1)
         if lease.backend is not self._backend or not slots or <object>PyTuple_GET_ITEM(hold, 2):
             return False
-        lease_id = <object>PyTuple_GET_ITEM(hold, 0)
         if self._counts_here:
             self._free(slots, lease_id)
         elif not (self._asks and self._release(slots, lease_id, loop)):
@@ -277,61 +441,6 @@ cdef class Desk:
         if lease.renewals is not None:
             (<dict?>lease.renewals.leases).pop(lease_id, None)
         return True
-
-    cdef object _decide(self, charge):
-        cdef object places = charge.prepared, numbers, hold, slots = charge.slots, outcome
-        cdef i64 now
-        if type(places) is not self._places or <object>PyTuple_GET_ITEM(places, 0) is not self._backend:
-            return None
-        with self._lock:
-            now = self._clock()
-            if now < <i64><object>PyTuple_GET_ITEM(places, 2) or now >= <i64><object>PyTuple_GET_ITEM(places, 3):
-                return None
-            lease_id = self._new_id() if slots else self._no_id
-            numbers = charge_known(<object>PyTuple_GET_ITEM(places, 1), now, charge.cost, lease_id, self._slot_set)
-            if numbers is None:
-                return None
-        outcome = row(self._outcome, True, now, numbers, self._hold_of(charge, lease_id, slots))
-        charge.last = outcome
-        return outcome
-
-    cdef object _hold_of(self, charge, lease_id, slots):
-        return self._hold(lease_id, slots, (), charge.lease) if slots else self._nothing
-
-    cdef Operation _ask(self, charge, loop):
-        """The charge on its way to the server; None where it was never packed, or nothing is connected yet."""
-        cdef object packed = charge.prepared, batcher = self._batchers.get(loop), slots = charge.slots
-        cdef Operation operation
-        if batcher is None or type(packed) is not self._packed or packed.owner is not self._backend:
-            return None
-        lease_id = self._new_id() if slots else self._no_id
-        operation = Operation(packed, lease_id)
-        operation.orphaned = self._backend.on_orphan
-        operation.about = (charge, lease_id, self._hold_of(charge, lease_id, slots))
-        operation.future = loop.create_future()
-        batcher.submit(operation)
-        return operation
-
-    cdef object _admitted(self, policy, charge, outcome, loop):
-        cdef i64 before = policy.admitted
-        cdef object hold = <object>PyTuple_GET_ITEM(outcome, 3)
-        policy.admitted = before + 1
-        if before == 0:
-            self._touch(policy)
-        lease = self._lease(self._limiter, hold, self._backend, row(self._admission, policy, charge, outcome, 0))
-        if hold is not self._nothing:
-            self._renew(lease, charge, loop)
-        return lease
-
-    cdef int _renew(self, lease, charge, loop) except -1:
-        renewals = self._renewals.get(loop)
-        if renewals is None or charge.max_hold is not None or charge.lease < renewals.covers:
-            self._limiter.keep(lease, charge)
-            return 0
-        lease.renew_at = monotonic() + <double>charge.lease / 3
-        lease.renewals = renewals
-        (<dict?>renewals.leases)[lease.hold.id] = lease
-        return 0
 
     cdef int _free(self, slots, lease_id) except -1:
         cdef PyObject *found
@@ -351,6 +460,127 @@ cdef class Desk:
         operation.must_arrive = True
         batcher.submit(operation)
         return True
+
+
+cdef class Passage:
+    """A request that was let in, as the `send` of its app: adds headers when the response starts, remembers
+    its status, and lets others have a turn.
+    """
+
+    cdef Gate _gate
+    cdef Prepared _ready
+    cdef Operation _operation
+    cdef LeaseState _lease
+    cdef object _loop, _send, _scope, _writer
+    cdef double _sent_at
+    cdef bint _writes_plainly, _is_unix
+    cdef int _sent
+    cdef readonly object status
+
+    @property
+    def is_asked(self):
+        """Whether its charge is on its way to the backend."""
+        return self._operation is not None
+
+    async def answer(self):
+        """The lease that the backend's answer to the charge makes, refused or admitted."""
+        cdef Gate gate = self._gate
+        cdef Prepared ready = self._ready
+        cdef LeaseState lease
+        try:
+            answer = await self._operation.future
+        except gate._cancelled:
+            gate._backend.give_up(self._operation)
+            raise
+        except gate._error:
+            lease = gate._limiter.without_backend(ready.policy, ready.charge, 0, None)
+        else:
+            lease = self._lease_of(answer)
+        if lease.allowed:
+            self._let(lease)
+        return lease
+
+    cdef LeaseState _lease_of(self, tuple answer):
+        cdef Gate gate = self._gate
+        cdef Prepared ready = self._ready
+        cdef LeaseState lease
+        now, numbers = answer[0], answer[1]
+        admitted = numbers[0] == 1
+        hold = self._operation.about[2] if admitted else gate._nothing
+        outcome = row(gate._outcome, admitted, now, numbers[1:], hold)
+        if not admitted:
+            return gate._limiter.answered(ready.policy, ready.charge, outcome, 0, self._sent_at)
+        ready.charge.last = outcome
+        lease = gate._admitted(ready, now, <object>PyTuple_GET_ITEM(outcome, 2), hold, self._loop)
+        if ready.stock is not None:
+            gate._limiter.look_ahead(ready.policy, ready.charge)
+        return lease
+
+    cdef int _let(self, LeaseState lease) except -1:
+        self._lease = lease
+        state = self._scope.get("state")
+        if state is None:
+            state = self._scope["state"] = {}
+        state["ratelimit"] = lease
+        return 0
+
+    def leave(self):
+        """The request is over: as `Limiter.end`."""
+        self._gate.active -= 1
+        if self._lease is not None and not self._gate._end(self._lease, self._loop):
+            self._gate._limiter.end(self._lease, failed=self.status >= 400)
+
+    def __call__(self, message):
+        """As `send`."""
+        kind = message["type"]
+        if kind == "http.response.start":
+            self.status = message["status"]
+            message = self._with_headers(message)
+        self._sent += 1
+        if self._sent % 16 == 0:
+            from ratelimit_mw.wire.sender import send_and_yield
+            return send_and_yield(self._send, message)
+        return self._send(message)
+
+    cdef object _with_headers(self, message):
+        cdef list ours
+        if self._writes_plainly and self._lease._ready is not None:
+            ours = self._headers()
+        else:
+            ours = self._writer.of_lease(self._lease)
+        if not ours:
+            return message
+        present = message.get("headers", ())
+        changed = dict(message)
+        if tells_of_limits(present):
+            from ratelimit_mw.wire.headers import add_headers
+            changed["headers"] = add_headers(present, ours)
+        else:
+            changed["headers"] = list(present) + ours
+        return changed
+
+    cdef list _headers(self):
+        """The `X-RateLimit-*` of the window under which the fewest more requests fit."""
+        cdef i64 left, fewest = 0, used, reset
+        cdef Reach reach, best = None
+        numbers = self._lease._numbers
+        for each in self._ready.reaches:
+            reach = <Reach>each
+            used = numbers[reach.at]
+            left = (reach.quota - used) // self._ready.cost
+            if best is None or left < fewest or (left == fewest and reach.length > best.length):
+                best, fewest = reach, left
+        if best is None:
+            return []
+        used, reset = numbers[best.at], numbers[best.at + 1]
+        if self._is_unix:
+            reset += self._lease._now
+        left = best.quota - used
+        return [
+            (b"x-ratelimit-limit", digits(best.quota)),
+            (b"x-ratelimit-remaining", digits(left if left > 0 else 0)),
+            (b"x-ratelimit-reset", digits(-(-reset // SECOND))),
+        ]
 
 
 cdef class Operation:
@@ -428,7 +658,7 @@ cdef class Shortcut:
         self._match, self._literal, self._has_routes = routes.match, routes.literal, routes.has_rules
         self._latest = latest
 
-    def __call__(self, scope):
+    cdef object find(self, scope):
         """The policy; None where somebody has to look closer."""
         cdef object api_key = self._key(scope["headers"]), known, hop, index = None
         if api_key is None or scope.get("root_path"):
@@ -508,80 +738,7 @@ cdef bytes plain_key(bytes value, bytes name):
     return value
 
 
-# the way out: wire/headers.py, middleware.py -----------------------------------------------------------
-
-
-cdef class Sender:
-    """Adds headers when the response starts, remembers its status, and lets others have a turn."""
-
-    cdef object _send, _writer, _lease
-    cdef int _sent
-    cdef readonly object status
-
-    def __init__(self, send, writer, lease):
-        self._send, self._writer, self._lease = send, writer, lease
-        self.status = 500  # what a server answers where the app says nothing
-
-    def __call__(self, message):
-        """As `send`."""
-        kind = message["type"]
-        if kind == "http.response.start" or kind == "websocket.http.response.start":
-            self.status = message["status"]
-            message = self._with_headers(message)
-        elif kind == "websocket.accept":
-            self.status = 101
-            message = self._with_headers(message)
-        self._sent += 1
-        if self._sent % 16 == 0:
-            from ratelimit_mw.wire.sender import send_and_yield
-            return send_and_yield(self._send, message)
-        return self._send(message)
-
-    cdef object _with_headers(self, message):
-        ours = headers_of(self._writer, self._lease.admission)
-        if ours is None:
-            ours = self._writer.of_lease(self._lease)
-        if not ours:
-            return message
-        present = message.get("headers", ())
-        changed = dict(message)
-        if tells_of_limits(present):
-            from ratelimit_mw.wire.headers import add_headers
-            changed["headers"] = add_headers(present, ours)
-        else:
-            changed["headers"] = list(present) + ours
-        return changed
-
-
-cdef list headers_of(writer, admission):
-    """The `X-RateLimit-*` of a plain admission; None where it takes other headers, or none."""
-    cdef i64 left, fewest = 0, used, cost, now, reset, length, longest = 0
-    cdef Py_ssize_t at, best = -1
-    if admission is None or not writer.is_plain:
-        return None
-    charge, outcome = <object>PyTuple_GET_ITEM(admission, 1), <object>PyTuple_GET_ITEM(admission, 2)
-    if charge.allowances:
-        return None
-    numbers = <object>PyTuple_GET_ITEM(outcome, 2)
-    cost = charge.cost
-    window = None
-    for place in charge.windows:
-        at, each = place
-        used = numbers[at]
-        left, length = (<i64>each.quota - used) // cost, each.length
-        if window is None or left < fewest or (left == fewest and length > longest):
-            best, fewest, longest, window = at, left, length, each
-    if window is None:
-        return []
-    used, now, reset = numbers[best], <object>PyTuple_GET_ITEM(outcome, 1), numbers[best + 1]
-    if writer.is_unix:
-        reset += now
-    left = <i64>window.quota - used
-    return [
-        (b"x-ratelimit-limit", digits(window.quota)),
-        (b"x-ratelimit-remaining", digits(left if left > 0 else 0)),
-        (b"x-ratelimit-reset", digits(-(-reset // SECOND))),
-    ]
+# headers: wire/headers.py -------------------------------------------------------------------------------
 
 
 cdef bytes digits(i64 number):

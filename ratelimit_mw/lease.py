@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ratelimit_mw.charge import Held, Hold
+from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission, Decision
 
 if TYPE_CHECKING:
@@ -34,12 +35,8 @@ class LeaseError(ValueError):
     """A token that is damaged, forged or of another secret, or a ttl or amount that is not one."""
 
 
-class Lease:
-    """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
-
-    Where nothing was charged, its methods do nothing. It is released when the app has returned from the
-    request; a detached one by `Limiter.resume` or `Limiter.release`.
-    """
+class LeaseState:
+    """What is remembered of each lease."""
 
     # What few leases ever set is not set for each: one is made for every request.
     give_up_at: float | None = None
@@ -63,6 +60,18 @@ class Lease:
         self.hold = hold
         self.backend = backend
         self._decided = decided
+
+
+if core is not None and not TYPE_CHECKING:
+    LeaseState = core.LeaseState
+
+
+class Lease(LeaseState):
+    """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
+
+    Where nothing was charged, its methods do nothing. It is released when the app has returned from the
+    request; a detached one by `Limiter.resume` or `Limiter.release`.
+    """
 
     @property
     def decision(self) -> Decision:

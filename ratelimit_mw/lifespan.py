@@ -5,6 +5,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit_mw.gate import Gate
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.settings import SettingsError
 
@@ -17,9 +18,10 @@ CLOSE_TIMEOUT = 2.0
 class Lifespan:
     """Opens the limiter before the app starts and closes it after the last request."""
 
-    def __init__(self, limiter: Limiter, error: SettingsError | None) -> None:
+    def __init__(self, limiter: Limiter, error: SettingsError | None, gate: Gate | None) -> None:
         self.active = 0
-        """Requests inside the app."""
+        """Requests inside the app that did not come through the gate."""
+        self._gate = gate
         self._limiter = limiter
         self._error = error
         self._reported = False
@@ -72,6 +74,8 @@ class Lifespan:
     async def _close(self) -> None:
         """Before the app closes what it needs itself: wait for the requests that end just now."""
         deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
-        while self.active and asyncio.get_running_loop().time() < deadline:
+        while (
+            self.active or (self._gate and self._gate.active)
+        ) and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         await self._limiter.close()

@@ -29,7 +29,6 @@ from ratelimit_mw.charge import (
 )
 from ratelimit_mw.checks.startup import log_findings
 from ratelimit_mw.decision import Admission, Decision, decision_of
-from ratelimit_mw.desk import desk_of
 from ratelimit_mw.events import (
     DecisionNotifier,
     Notifier,
@@ -90,14 +89,12 @@ class Limiter:
         self._remembers = not isinstance(self.backend, MemoryBackend)
         self._secret = self.settings.identity.hash_secret
         self._notify = Notifier(on_event)
-        self._observers: Observers | None = None
+        self.observers: Observers | None = None
         self._log_refusal = RefusalLog()
         self._budget_warnings = BudgetWarnings(self.backend, self._notify)
         self._owed: set[asyncio.Future[Any]] = set()
         self.prefetch = Prefetch(self.backend, self._owed)
         self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
-        self.desk = desk_of(self)
-        """The short way of plain requests; None where nothing is compiled."""
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
         self._slots_lost = 0
@@ -193,10 +190,8 @@ class Limiter:
 
     def observe(self, observer: Observer) -> None:
         """Show every decision to `observer`, as it is made. For the app itself there is `on_decision`."""
-        self._observers = self._observers or Observers()
-        self._observers.add(observer)
-        if self.desk is not None:
-            self.desk.is_observed = True
+        self.observers = self.observers or Observers()
+        self.observers.add(observer)
 
     def _counted(self, policy: Policy, decision: Decision) -> Decision:
         if decision.refusal is None:
@@ -204,8 +199,8 @@ class Limiter:
         else:
             self.tally.refuse(policy, kind_of(policy, decision))
             self._log_refusal(policy, decision.refusal, shadow=decision.allowed)
-        if self._observers is not None:
-            self._observers(policy, decision)
+        if self.observers is not None:
+            self.observers(policy, decision)
         return decision
 
     # deciding -----------------------------------------------------------------------------------
@@ -310,8 +305,8 @@ class Limiter:
     def _admitted(self, policy: Policy, admission: Admission) -> Lease:
         self.tally.admit(policy)
         lease = Lease(self, admission.outcome.hold, self.backend, admission)
-        if self._observers is not None:
-            self._observers(policy, lease.decision)
+        if self.observers is not None:
+            self.observers(policy, lease.decision)
         return lease
 
     def look_ahead(self, policy: Policy, charge: Charge) -> None:
@@ -334,7 +329,7 @@ class Limiter:
         """What `answer` makes of a refusal that a request without a price meets again, and of its age in
         microseconds; None where the request has to be decided about.
         """
-        if policy.price is not None or self._observers is not None or logger.isEnabledFor(logging.DEBUG):
+        if policy.price is not None or self.observers is not None or logger.isEnabledFor(logging.DEBUG):
             return None  # there are others who want to be shown a decision
         if policy.stock is not None and policy.stock.block is not None:
             return None  # what was taken ahead may have come since

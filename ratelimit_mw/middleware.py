@@ -17,6 +17,7 @@ from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
 from ratelimit_mw.dashboard import Dashboard, is_below
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
+from ratelimit_mw.gate import gate_of
 from ratelimit_mw.identity import Identity, IdentityError, adopt
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
@@ -63,7 +64,6 @@ class RateLimitMiddleware:
         self.app = app
         self._identify_hook = identify
         self._price_hook = price
-        self._has_hooks = identify is not None or price is not None
         self._error: SettingsError | None = None
         try:
             self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
@@ -75,8 +75,10 @@ class RateLimitMiddleware:
             self.limiter = Limiter()
         if on_decision is not None:
             self.limiter.observe(DecisionNotifier(on_decision))
-        self._writers = Writers(self.limiter.settings)
-        self._lifespan = Lifespan(self.limiter, self._error)
+        self.writers = Writers(self.limiter.settings)
+        hooked = identify is not None or price is not None
+        self._gate = None if hooked or self._error is not None else gate_of(self)
+        self._lifespan = Lifespan(self.limiter, self._error, self._gate)
         self._usage = UsageEndpoint(self.limiter)
         self._dashboard = Dashboard(self.limiter)
         for finding in app_findings(app, RateLimitMiddleware):
@@ -87,10 +89,29 @@ class RateLimitMiddleware:
         """Why the settings don't load; None where they do."""
         return self._error
 
-    async def __call__(  # noqa: C901, PLR0912, PLR0915 - a request's whole path: each further call would cost it
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        passage = None if self._gate is None else self._gate.enter(scope, send)
+        if passage is None:
+            await self._serve(scope, receive, send)
+            return
+        if isinstance(passage, Response):
+            await _respond(passage, scope, receive, send)
+            return
+        try:
+            if passage.is_asked:
+                lease = await passage.answer()
+                if not lease.allowed:
+                    await _respond(_refusal(lease, self.writers), scope, receive, send)
+                    return
+            await self.app(scope, receive, passage)
+        finally:
+            passage.leave()
+
+    async def _serve(  # noqa: C901, PLR0912 - the whole path: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Serve one connection."""
+        """Serve one connection in Python alone. The gate is the short way of what is plain here."""
         if scope["type"] not in ("http", "websocket") or self._error is not None:
             await self._serve_unlimited(scope, receive, send)
             return
@@ -99,45 +120,33 @@ class RateLimitMiddleware:
         try:
             limiter = self.limiter
             live = limiter.live
-            loop = asyncio.get_running_loop()
-            if loop not in live.ready:
+            if asyncio.get_running_loop() not in live.ready:
                 await live.get_ready()
-            rules, writers = live.rules, self._writers
+            rules, writers = live.rules, self.writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
-                writers = self._writers = Writers(rules.settings)
+                writers = self.writers = Writers(rules.settings)
             if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
                 return
-            policy = price = None
-            if rules.shortcut is not None and not self._has_hooks and live.resolver is None:
-                policy = rules.shortcut(scope)
-            if policy is None:
-                try:
-                    if self._identify_hook is None and live.resolver is None:
-                        identity = rules.identify(scope)
-                    else:
-                        identity = await self._identify(scope)
-                        rules = live.rules  # an identity is always made by the present ones
-                except IdentityError as error:
-                    await _respond(writers.refusals.unidentified(error), scope, receive, send)
-                    return
-                policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
-                if self._price_hook is not None:
-                    price = await self._price(scope, policy, identity)
-            desk = limiter.desk
-            lease = None if desk is None or price is not None else desk.admit(policy, loop)
-            if lease is None:
-                if price is None and policy.charge in limiter.refusals.kept:
-                    again = limiter.repeat(policy, writers.refusals.again)
-                    if again is not None:
-                        await _respond(again, scope, receive, send)
-                        return
-                if desk is None or price is not None:
-                    lease = await limiter.charge(policy, price)
+            try:
+                if self._identify_hook is None and live.resolver is None:
+                    identity = rules.identify(scope)
                 else:
-                    lease = await desk.charge(policy, loop)
-                if not lease.allowed:
-                    await _respond(_refusal(lease, writers), scope, receive, send)
+                    identity = await self._identify(scope)
+                    rules = live.rules  # an identity is always made by the present ones
+            except IdentityError as error:
+                await _respond(writers.refusals.unidentified(error), scope, receive, send)
+                return
+            policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
+            price = None if self._price_hook is None else await self._price(scope, policy, identity)
+            if price is None and policy.charge in limiter.refusals.kept:
+                again = limiter.repeat(policy, writers.refusals.again)
+                if again is not None:
+                    await _respond(again, scope, receive, send)
                     return
+            lease = await limiter.charge(policy, price)
+            if not lease.allowed:
+                await _respond(_refusal(lease, writers), scope, receive, send)
+                return
             state = scope.get("state")
             if state is None:
                 state = scope["state"] = {}
@@ -151,8 +160,7 @@ class RateLimitMiddleware:
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
-                if desk is None or not desk.end(lease, failed, loop):
-                    limiter.end(lease, failed=failed)
+                limiter.end(lease, failed=failed)
         finally:
             self._lifespan.active -= 1
 
@@ -214,7 +222,7 @@ class RateLimitMiddleware:
 
     def _broken(self) -> Response:
         message = "The service is not configured correctly. Its operator finds the reason in the log."
-        return self._writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
+        return self.writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
 
 
 def _refusal(lease: Lease, writers: Writers) -> Response:

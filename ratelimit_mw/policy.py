@@ -52,6 +52,8 @@ class Policy:
     """Requests admitted since the tally was added up last."""
     refused: dict[tuple[str, str], int] | None = None
     """The same of requests that were not, by outcome and limit; None for none."""
+    ready: object = None
+    """The compiled module's own: what it has made of this policy once, to use it for every request."""
     stock: Stock | None = None
     """What this process has taken ahead for requests without a price; None where it takes nothing."""
 

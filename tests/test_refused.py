@@ -157,8 +157,8 @@ async def test_a_process_that_was_paused_while_it_refused_answers(server: StoreS
         policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
         while (await limiter.charge(policy)).allowed:
             pass
-        times = itertools.chain([limiter._refusals.now()], itertools.repeat(limiter._refusals.now() + 2))
-        limiter._refusals.now = lambda: next(times)
+        times = itertools.chain([limiter.refusals.now()], itertools.repeat(limiter.refusals.now() + 2))
+        limiter.refusals.now = lambda: next(times)
         asked = limiter.backend.load.operations
         lease = await limiter.charge(policy)
         assert not lease.allowed

@@ -101,7 +101,7 @@ class Live:
     async def _start(self, timeout: float) -> None:
         self._upkeep.start()
         await self._upkeep.first_run(timeout)
-        self.ready = {loop for loop in self.ready if not loop.is_closed()}
+        self.ready.difference_update([loop for loop in list(self.ready) if loop.is_closed()])
         self.ready.add(asyncio.get_running_loop())
 
     # changes ------------------------------------------------------------------------------------

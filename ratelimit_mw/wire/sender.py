@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ratelimit_mw.compiled import core
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.wire.headers import HeaderWriter, add_headers
 
@@ -16,7 +15,7 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class PlainSender:
+class Sender:
     """Adds headers when the response starts, remembers its status, and lets others have a turn."""
 
     __slots__ = ("_lease", "_send", "_sent", "_writer", "status")
@@ -49,6 +48,3 @@ async def send_and_yield(send: Send, message: Message) -> None:
     """Send a message and let others have a turn."""
     await send(message)
     await asyncio.sleep(0)
-
-
-Sender: Callable[[Send, HeaderWriter, Lease], PlainSender] = PlainSender if core is None else core.Sender

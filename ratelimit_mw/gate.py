@@ -1,0 +1,78 @@
+"""The short way of plain requests through the middleware, where it is compiled.
+
+A request is plain that comes over HTTP, without a price, from a caller who was here before, under limits that
+are counted in this process or one Redis. Any other goes the long way, through Python alone.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Protocol
+
+from starlette.types import Message, Scope, Send
+
+from ratelimit_mw.backends.memory import MemoryBackend, Places
+from ratelimit_mw.backends.redis import Packed, RedisBackend
+from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome, new_lease_id
+from ratelimit_mw.compiled import core
+from ratelimit_mw.decision import Admission
+from ratelimit_mw.lease import Lease
+from ratelimit_mw.wire.refusals import Response
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from ratelimit_mw.middleware import RateLimitMiddleware
+
+
+class Passage(Protocol):
+    """A request that was let in, as the `send` of its app. `leave` has to follow, whatever becomes of it."""
+
+    is_asked: bool
+    """Whether its charge is on its way to the backend: then `answer` comes before the app."""
+
+    def answer(self) -> "Awaitable[Lease]":
+        """The lease that the backend's answer to the charge makes, refused or admitted."""
+
+    def __call__(self, message: Message) -> "Awaitable[None]":
+        """As `send`, with the headers of the decision."""
+
+    def leave(self) -> None:
+        """The request is over: free its slots. Waits for nothing."""
+
+
+class Gate(Protocol):
+    """Lets plain requests in."""
+
+    active: int
+    """Requests that are inside the app."""
+
+    def enter(self, scope: Scope, send: Send) -> Passage | Response | None:
+        """A passage, or the answer to a refusal that is repeated; None, and nothing done, where a request
+        has to go the long way.
+        """
+
+
+def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
+    """The gate of a middleware; None where nothing is compiled."""
+    if core is None:
+        return None
+    backend = middleware.limiter.backend
+    gate: Gate = core.Gate(
+        middleware,
+        {
+            "lease": Lease,
+            "admission": Admission,
+            "outcome": Outcome,
+            "hold": Hold,
+            "nothing": NOTHING_HELD,
+            "no_id": NO_LEASE_ID,
+            "new_id": new_lease_id,
+            "error": BackendError,
+            "cancelled": asyncio.CancelledError,
+            # Of exactly these backends it knows the insides.
+            "counts_here": type(backend) is MemoryBackend,
+            "places": Places,
+            "asks": type(backend) is RedisBackend,
+            "packed": Packed,
+        },
+    )
+    return gate
