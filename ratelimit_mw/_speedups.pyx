@@ -12,9 +12,9 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
-from libc.stdio cimport snprintf
 from libc.string cimport memcmp, memmove
 
+import os
 from asyncio import get_running_loop
 from time import monotonic
 
@@ -203,7 +203,7 @@ cdef class Prepared:
     """What all requests of a plain policy have in common."""
 
     cdef Gate gate
-    cdef object policy, charge, slots, template, stock
+    cdef object policy, charge, slots, template, stock, lease_seconds
     cdef double lease
     cdef bint has_max_hold
     cdef i64 cost
@@ -214,7 +214,7 @@ cdef class Gate:
     """Lets plain requests in: those of callers who were here before, without a price, over HTTP."""
 
     cdef object _limiter, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
-    cdef object _new_id, _nothing, _no_id, _error, _cancelled, _slots, _touch
+    cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch
     cdef type _lease, _admission, _outcome, _hold, _places, _packed
     cdef dict _renewals, _refused, _batchers, _releases
     cdef set _loops
@@ -232,7 +232,7 @@ cdef class Gate:
         self._refused, self._steady = limiter.refusals.kept, limiter.refusals.now
         self._lease, self._admission = known["lease"], known["admission"]
         self._outcome, self._hold = known["outcome"], known["hold"]
-        self._nothing, self._no_id, self._new_id = known["nothing"], known["no_id"], known["new_id"]
+        self._nothing, self._no_id = known["nothing"], known["no_id"]
         self._error, self._cancelled = known["error"], known["cancelled"]
         self._counts_here, self._asks = known["counts_here"], known["asks"]
         self._places, self._packed = known["places"], known["packed"]
@@ -339,6 +339,7 @@ cdef class Gate:
             ready.reaches.append(reach)
         ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
         ready.slots, ready.lease, ready.cost = charge.slots or None, charge.lease, charge.cost
+        ready.lease_seconds = charge.lease
         ready.has_max_hold = charge.max_hold is not None
         policy.ready = ready
         return ready
@@ -370,7 +371,7 @@ cdef class Gate:
                     if len(leases) >= spot.quota:
                         return None
                     states.append(leases)
-            lease_id = self._no_id if ready.slots is None else self._new_id()
+            lease_id = self._no_id if ready.slots is None else new_lease_id()
             for at in range(len(states)):
                 spot = <Spot>ready.spots[at]
                 spot.store.move_to_end(spot.name)
@@ -388,7 +389,17 @@ cdef class Gate:
         return self._admitted(ready, now, tuple(numbers), self._hold_of(ready, lease_id), loop)
 
     cdef object _hold_of(self, Prepared ready, lease_id):
-        return self._nothing if ready.slots is None else self._hold(lease_id, ready.slots, (), ready.lease)
+        cdef object made
+        if ready.slots is None:
+            return self._nothing
+        made = PyType_GenericAlloc(self._hold, 6)
+        put(made, 0, lease_id)
+        put(made, 1, ready.slots)
+        put(made, 2, ())
+        put(made, 3, ready.lease_seconds)
+        put(made, 4, 0)
+        put(made, 5, "USD")
+        return made
 
     cdef Operation _ask(self, Prepared ready, loop):
         """The charge on its way to the server; None where nothing is connected yet."""
@@ -396,12 +407,12 @@ cdef class Gate:
         cdef Operation operation
         if batcher is None:
             return None
-        lease_id = self._no_id if ready.slots is None else self._new_id()
+        lease_id = self._no_id if ready.slots is None else new_lease_id()
         operation = Operation(ready.template, lease_id)
         operation.orphaned = self._backend.on_orphan
         operation.about = (ready.charge, lease_id, self._hold_of(ready, lease_id))
         operation.future = loop.create_future()
-        batcher.submit(operation)
+        submit(batcher, operation, loop)
         return operation
 
     cdef LeaseState _admitted(self, Prepared ready, i64 now, numbers, hold, loop):
@@ -431,10 +442,10 @@ cdef class Gate:
             lease.is_ended = True
             return True
         lease_id, slots = <object>PyTuple_GET_ITEM(hold, 0), <object>PyTuple_GET_ITEM(hold, 1)
-        if lease.backend is not self._backend or not slots or <object>PyTuple_GET_ITEM(hold, 2):
+        if lease._ready is None or not slots:
             return False
         if self._counts_here:
-            self._free(slots, lease_id)
+            self._free(lease._ready, lease_id)
         elif not (self._asks and self._release(slots, lease_id, loop)):
             return False
         lease.is_ended = True
@@ -442,13 +453,16 @@ cdef class Gate:
             (<dict?>lease.renewals.leases).pop(lease_id, None)
         return True
 
-    cdef int _free(self, slots, lease_id) except -1:
+    cdef int _free(self, Prepared ready, lease_id) except -1:
         cdef PyObject *found
+        cdef Spot spot
         with self._lock:
-            for held in slots:
-                found = PyDict_GetItemWithError(self._slots, held[:2])
-                if found is not NULL:
-                    (<dict?>(<object>found).leases).pop(lease_id, None)
+            for each in ready.spots:
+                spot = <Spot>each
+                if not spot.is_window:
+                    found = PyDict_GetItemWithError(spot.store, spot.name)
+                    if found is not NULL:
+                        (<dict?>(<object>found).leases).pop(lease_id, None)
         return 0
 
     cdef bint _release(self, slots, lease_id, loop) except -1:
@@ -458,7 +472,7 @@ cdef class Gate:
             return False
         operation = Operation(template, lease_id)
         operation.must_arrive = True
-        batcher.submit(operation)
+        submit(batcher, operation, loop)
         return True
 
 
@@ -624,18 +638,66 @@ cdef class Operation:
             self.future.set_exception(error)
 
 
+cdef int submit(batcher, Operation operation, loop) except -1:
+    """As `Batcher.submit`, which does what is not plain itself."""
+    cdef object queue = batcher._queue
+    if batcher._is_closed or batcher._error is not None or len(queue) >= 1000:
+        batcher.submit(operation)
+        return 0
+    operation.since = loop.time()
+    queue.append(operation)
+    if not batcher._flush_is_due:
+        batcher._schedule()
+    return 0
+
+
+def take(queue, Py_ssize_t most):
+    """Up to so many operations from the front of a queue, without those that are over."""
+    cdef list batch = []
+    cdef Operation operation
+    while queue and len(batch) < most:
+        operation = queue.popleft()
+        if operation.must_arrive or not operation.is_over:
+            batch.append(operation)
+    return batch
+
+
+def hand_out(list operations, now, answers):
+    """Tell operations of one template what came of each."""
+    cdef Operation operation
+    for operation, answer in zip(operations, answers, strict=True):
+        operation.answer((now, answer))
+
+
 cdef object row(type kind, a, b, c, d):
     """A named tuple of four."""
     cdef object made = PyType_GenericAlloc(kind, 4)
-    Py_INCREF(a)
-    Py_INCREF(b)
-    Py_INCREF(c)
-    Py_INCREF(d)
-    PyTuple_SET_ITEM(made, 0, a)
-    PyTuple_SET_ITEM(made, 1, b)
-    PyTuple_SET_ITEM(made, 2, c)
-    PyTuple_SET_ITEM(made, 3, d)
+    put(made, 0, a)
+    put(made, 1, b)
+    put(made, 2, c)
+    put(made, 3, d)
     return made
+
+
+cdef inline void put(object made, Py_ssize_t at, object value):
+    Py_INCREF(value)
+    PyTuple_SET_ITEM(made, at, value)
+
+
+cdef list fresh_ids = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=fresh_ids.clear)
+
+
+cpdef bytes new_lease_id():
+    """A lease id that was never handed out. Random bytes are fetched for many at once."""
+    cdef bytes fetched
+    cdef Py_ssize_t at
+    if not fresh_ids:
+        fetched = os.urandom(16 * 256)
+        for at in range(0, 16 * 256, 16):
+            fresh_ids.append(PyBytes_FromStringAndSize(PyBytes_AS_STRING(fetched) + at, 16))
+    return fresh_ids.pop()
 
 
 # the way in: identity.py, address.py, policy.py --------------------------------------------------------
@@ -742,8 +804,22 @@ cdef bytes plain_key(bytes value, bytes name):
 
 
 cdef bytes digits(i64 number):
+    """A number as text; none is below zero by more than a clock's step."""
     cdef char text[24]
-    return PyBytes_FromStringAndSize(text, snprintf(text, 24, "%lld", number))
+    cdef int at = 24
+    cdef bint is_negative = number < 0
+    if is_negative:
+        number = -number
+    while True:
+        at -= 1
+        text[at] = <char>(48 + number % 10)
+        number //= 10
+        if number == 0:
+            break
+    if is_negative:
+        at -= 1
+        text[at] = 45
+    return PyBytes_FromStringAndSize(text + at, 24 - at)
 
 
 cdef bint tells_of_limits(headers) except -1:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
 
+from ratelimit_mw.compiled import core
 from ratelimit_mw.limits import Allowance, Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
@@ -38,6 +39,10 @@ def new_lease_id() -> bytes:
         *others, one = [fetched[at : at + LEASE_ID_SIZE] for at in range(0, len(fetched), LEASE_ID_SIZE)]
         _fresh_ids.extend(others)
         return one
+
+
+if core is not None and not TYPE_CHECKING:
+    new_lease_id = core.new_lease_id
 
 
 @dataclass(frozen=True, slots=True)

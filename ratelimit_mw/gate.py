@@ -11,7 +11,7 @@ from starlette.types import Message, Scope, Send
 
 from ratelimit_mw.backends.memory import MemoryBackend, Places
 from ratelimit_mw.backends.redis import Packed, RedisBackend
-from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome, new_lease_id
+from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission
 from ratelimit_mw.lease import Lease
@@ -65,7 +65,6 @@ def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
             "hold": Hold,
             "nothing": NOTHING_HELD,
             "no_id": NO_LEASE_ID,
-            "new_id": new_lease_id,
             "error": BackendError,
             "cancelled": asyncio.CancelledError,
             # Of exactly these backends it knows the insides.

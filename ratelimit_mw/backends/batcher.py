@@ -305,11 +305,7 @@ class Batcher:
     def _flush(self) -> None:
         self._flush_is_due = False
         while self._queue and self._is_ready and len(self._sent) < IN_FLIGHT:
-            batch: list[Operation] = []
-            while self._queue and len(batch) < MAX_BATCH:
-                operation = self._queue.popleft()
-                if operation.must_arrive or not operation.is_over:
-                    batch.append(operation)
+            batch = _take(self._queue, MAX_BATCH)
             if batch:
                 self._send(batch, by_digest=self._by_digest)
 
@@ -384,13 +380,11 @@ class Batcher:
         error = None
         for operations, answer in zip(groups, answers, strict=True):
             if answer[:1] != _FAILED:
-                operation, template = operations[0], operations[0].template
+                template = operations[0].template
                 if len(operations) == 1:
-                    operation.answer((now, template.unpack(answer)))
-                    continue
-                each = template.unpack_several(answer, len(operations))
-                for operation, its_own in zip(operations, each, strict=True):
-                    operation.answer((now, its_own))
+                    operations[0].answer((now, template.unpack(answer)))
+                else:
+                    _hand_out(operations, now, template.unpack_several(answer, len(operations)))
                 continue
             failure = BackendError(answer[1:].decode(errors="replace").strip())
             if str(failure).startswith(_TAKES_NO_WRITES):
@@ -527,6 +521,26 @@ _END = b"\r\n"
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode())
 _BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)
+
+
+def _take(queue: deque[Operation], most: int) -> list[Operation]:
+    """Up to so many operations from the front of a queue, without those that are over."""
+    batch: list[Operation] = []
+    while queue and len(batch) < most:
+        operation = queue.popleft()
+        if operation.must_arrive or not operation.is_over:
+            batch.append(operation)
+    return batch
+
+
+def _hand_out(operations: list[Operation], now: int, answers: Iterable[Any]) -> None:
+    """Tell operations of one template what came of each."""
+    for operation, answer in zip(operations, answers, strict=True):
+        operation.answer((now, answer))
+
+
+if core is not None and not TYPE_CHECKING:
+    _take, _hand_out = core.take, core.hand_out
 
 
 def _ignore(_reply: Reply) -> None:
