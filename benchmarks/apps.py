@@ -1,7 +1,7 @@
 """The same small app behind each limiter, served by uvicorn: `BENCH_VARIANT` names which."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from redis.asyncio import Redis
@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks import peers
 from ratelimit_mw import RateLimitMiddleware, Settings
@@ -38,6 +38,26 @@ class Unframed:
             headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b'{"output":"ok"}'})
+
+
+class Headers:
+    """Three headers on each response and no decision: the least that any limiter costs."""
+
+    OURS = ((b"x-ratelimit-limit", b"1000000"), (b"x-ratelimit-remaining", b"999999"))
+    RESET = (b"x-ratelimit-reset", b"1795325697")
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and add them."""
+
+        def with_headers(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self.OURS, self.RESET]
+            return send(message)
+
+        await self.app(scope, receive, with_headers)
 
 
 class OneGet:
@@ -77,6 +97,7 @@ MINUTE, HOUR = f"{LIMIT}/minute", f"{LIMIT * 60}/hour"
 VARIANTS: dict[str, Callable[[], ASGIApp]] = {
     "bare": bare,
     "server": Unframed,
+    "headers": lambda: Headers(bare()),
     "get": lambda: OneGet(bare()),
     "memory": lambda: ours("memory://", MINUTE, HOUR, slots=1000),
     "redis-1": lambda: ours(REDIS_URL, MINUTE),

@@ -16,6 +16,7 @@ from benchmarks.memory import memory
 from benchmarks.peers import PEERS
 from benchmarks.plot import bars
 from benchmarks.report import goals, render
+from ratelimit_mw.compiled import core
 
 RESULTS = Path(__file__).parent / "results"
 SWEEPS = ("connections", "callers", "routes", "workers", "limits")
@@ -48,7 +49,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     alone = Load(connections=1, seconds=seconds)
     cases = {
         name: Case(name, one)
-        for name in ("bare", "server", "get", "memory", "redis-1", "redis-2", "prefetch")
+        for name in ("bare", "server", "headers", "get", "memory", "redis-1", "redis-2", "prefetch")
     }
     cases |= {f"{name} x1000": Case(name, many) for name in ("memory", "redis-1", "redis-2")}
     cases |= {"refuse": Case("refuse", one)}
@@ -64,13 +65,21 @@ def _compare(arguments: argparse.Namespace) -> None:
     medians = {name: measured[case].medians() for name, case in cases.items() if case in measured}
     _on_fastapi(medians)
     lines = goals(medians, stored)
-    print(f"load: {GENERATOR}, {rounds} rounds of {seconds} s\n\n{_table(medians)}\n\n{render(lines)}")
+    kind = "compiled" if core is not None else "in Python alone"
+    print(f"load: {GENERATOR}, {rounds} rounds of {seconds} s, the middleware {kind}")
+    print(f"\n{_table(medians)}\n\n{render(lines)}")
     for name, reason in missing.items():
         print(f"{name} did not run: {reason}")
     if arguments.quick or arguments.only:
         return
     RESULTS.mkdir(exist_ok=True)
-    machine = {"python": platform.python_version(), "load": GENERATOR, "rounds": rounds, "seconds": seconds}
+    machine = {
+        "python": platform.python_version(),
+        "compiled": core is not None,
+        "load": GENERATOR,
+        "rounds": rounds,
+        "seconds": seconds,
+    }
     table = [{**line._asdict(), "verdict": line.verdict} for line in lines]
     document = {"machine": machine, "goals": table, "cases": medians, "memory": stored, "missing": missing}
     (RESULTS / "latest.json").write_text(json.dumps(document, indent=1) + "\n")

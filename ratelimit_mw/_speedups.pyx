@@ -275,10 +275,7 @@ cdef class Gate:
             return self._limiter.repeat(policy, self._again)
         else:
             if ready.stock is not None:
-                outcome = self._limiter.prefetch.spend(ready.stock)
-                if outcome is not None:
-                    lease = self._admitted(ready, <object>PyTuple_GET_ITEM(outcome, 1),
-                                           <object>PyTuple_GET_ITEM(outcome, 2), self._nothing, loop)
+                lease = self._spend(ready, loop)
             if lease is None and self._asks:
                 sent = self._steady()
                 operation = self._ask(ready, loop)
@@ -387,6 +384,31 @@ cdef class Gate:
                     numbers.append(0)
                 numbers.append(0)
         return self._admitted(ready, now, tuple(numbers), self._hold_of(ready, lease_id), loop)
+
+    cdef LeaseState _spend(self, Prepared ready, loop):
+        """Spend units that were taken ahead, as `Prefetch.spend` does; None where there are none."""
+        cdef object prefetch = self._limiter.prefetch, block = ready.stock.block, outcome
+        cdef i64 left, age, unspent, used, reset_after
+        cdef double now
+        cdef list numbers = []
+        if block is None:
+            return None
+        left = next(block.units, -1)
+        # The clock after the unit: whatever pauses this process before it is seen.
+        now = prefetch.now()
+        if left < 0 or now >= <double>block.until or block.era is not prefetch.era:
+            ready.stock.after(block)  # and another may be in hand
+            outcome = prefetch.spend(ready.stock)
+            return None if outcome is None else self._admitted(ready, outcome[1], outcome[2], self._nothing, loop)
+        if left == <i64>block.low:
+            prefetch.take(ready.stock, now)
+        age, unspent = <i64>((now - <double>block.received) * SECOND), left * ready.cost
+        for each in block.figures:
+            used, reset_after = each
+            numbers.append(used - unspent)
+            numbers.append(reset_after - age)
+            numbers.append(0)
+        return self._admitted(ready, <i64>block.decided + age, numbers, self._nothing, loop)
 
     cdef object _hold_of(self, Prepared ready, lease_id):
         cdef object made
@@ -564,13 +586,13 @@ cdef class Passage:
             ours = self._writer.of_lease(self._lease)
         if not ours:
             return message
-        present = message.get("headers", ())
+        present = list(message.get("headers", ()))
         changed = dict(message)
         if tells_of_limits(present):
             from ratelimit_mw.wire.headers import add_headers
             changed["headers"] = add_headers(present, ours)
         else:
-            changed["headers"] = list(present) + ours
+            changed["headers"] = present + ours
         return changed
 
     cdef list _headers(self):
@@ -822,7 +844,7 @@ cdef bytes digits(i64 number):
     return PyBytes_FromStringAndSize(text + at, 24 - at)
 
 
-cdef bint tells_of_limits(headers) except -1:
+cdef bint tells_of_limits(list headers) except -1:
     """Whether the app may tell of rate limits itself."""
     cdef const char *text
     for header in headers:

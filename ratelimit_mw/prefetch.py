@@ -203,13 +203,13 @@ class Prefetch:
         """`tasks` holds the questions under way, for whoever closes the limiter."""
         self._backend = backend
         self._tasks = tasks
-        self._era = object()  # blocks of another are not spent any more
+        self.era = object()  # blocks of another are not spent any more
         self.now = clock or steady_clock()
         _all.add(self)
 
     def clear(self) -> None:
         """Forget every block, those included that are under way."""
-        self._era = object()
+        self.era = object()
 
     def spend(self, stock: Stock) -> Outcome | None:
         """The units of one request from what is in hand; None where there are none. Asks nobody."""
@@ -220,7 +220,7 @@ class Prefetch:
                 # The clock last: whatever pauses this process before it is seen, and what comes after it
                 # happens to a request that was admitted in time.
                 now = self.now()
-                if now < block.until and block.era is self._era:
+                if now < block.until and block.era is self.era:
                     if left == block.low:
                         self.take(stock, now)
                     return _outcome(stock.charge, block, left, now)
@@ -246,7 +246,7 @@ class Prefetch:
 
     async def _take(self, stock: Stock, number: int) -> None:
         charge = Charge(stock.charge.counters, stock.charge.cost * number, ahead=stock.ahead)
-        era, sent = self._era, self.now()
+        era, sent = self.era, self.now()
         try:
             outcome = await self._backend.acquire(charge, NO_LEASE_ID)
         except BackendError:

@@ -1,19 +1,25 @@
 """The compiled module gives the same answers as the Python that it stands in for."""
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
+from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.counts import PlainLog
 from ratelimit_mw.compiled import PURE, core
 from ratelimit_mw.limits import Window
+from tests.asgi import ok_app, settings_of
+from tests.servers import StoreServer
 
 ROOT = Path(__file__).parent.parent
 HAS_COMPILER = bool(shutil.which("cc")) and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -77,6 +83,44 @@ def test_any_traffic_is_answered_as_by_its_twin(seed: int) -> None:
     assert compiled.count("\n") == 2500
     assert {status for status in (200, 404, 429, 500) if f'"status", {status}' not in compiled} == set()
     assert compiled == pure
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+async def test_through_the_middleware_exactly_the_limit_is_admitted(
+    server: StoreServer, prefetch: bool
+) -> None:
+    """A caller who sends more than was sold, many requests at once, is admitted as often as the limit says:
+    whether each is asked for or taken ahead, on the short way and the long.
+    """
+    limiter = Limiter(
+        settings_of(f"""
+            backend = {{ url = "{server.url}", timeout = 5.0 }}
+            identity.hash_secret = "s"
+            plans.default = {{ requests = ["6000/hour"], prefetch = {str(prefetch).lower()} }}
+        """)
+    )
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
+    starts: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            starts.append(message)
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "state": {}}
+        await app({**scope, "headers": [(b"x-api-key", b"one")], "client": ("192.0.2.1", 1)}, receive, send)
+
+    async with limiter:
+        for _ in range(63):
+            await asyncio.gather(*[ask() for _ in range(100)])
+        assert Counter(start["status"] for start in starts) == {200: 6000, 429: 300}
+        assert limiter.tally.totals()["default", "", "admitted", ""] == 6000
+    told = [dict(start["headers"])[b"x-ratelimit-remaining"] for start in starts if start["status"] == 200]
+    if not prefetch:
+        assert sorted(map(int, told)) == list(range(6000))
 
 
 def _both(answers: list[object]) -> object:

@@ -262,7 +262,7 @@ async def test_threads_never_spend_one_unit_twice() -> None:
     worker = _busy(world)
     stock, charge = worker.stocks[0], worker.stocks[0].charge
     outcome = await world.server.acquire(Charge(charge.counters, 20_000, ahead=stock.ahead), NO_LEASE_ID)
-    block = Block(charge, outcome, 20_000, worker.prefetch._era)
+    block = Block(charge, outcome, 20_000, worker.prefetch.era)
     block.until, block.low = world.now / SECOND + 1, -1
     stock.keep(block)
 

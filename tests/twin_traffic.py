@@ -88,7 +88,7 @@ class Traffic:
             await self.doors[how["door"]].wait()
         if how["fails"]:
             raise RuntimeError("the app failed")
-        await send({"type": "http.response.start", "status": how["status"], "headers": how["headers"]})
+        await send({"type": "http.response.start", "status": how["status"], "headers": iter(how["headers"])})
         for _ in range(how["parts"]):
             await send({"type": "http.response.body", "body": b"part", "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -125,7 +125,7 @@ class Traffic:
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
-            sent.append(message)
+            sent.append({**message, "headers": list(message.get("headers", ()))})
 
         async def receive() -> Message:
             return {"type": "http.request"}
