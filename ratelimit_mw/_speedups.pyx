@@ -154,7 +154,7 @@ cdef class Log:
 cdef class LeaseState:
     """What is remembered of each lease."""
 
-    cdef public object hold, backend, give_up_at, renewals, repeats, token, _limiter
+    cdef public object hold, backend, give_up_at, renewals, repeats, token, _leases
     cdef public double renew_at
     cdef public bint is_detached, is_ended, is_lost
     cdef object _made, _numbers
@@ -164,8 +164,8 @@ cdef class LeaseState:
     def __cinit__(self, *_):
         self.token = ""
 
-    def __init__(self, limiter, hold, backend, decided):
-        self._limiter, self.hold, self.backend, self._made = limiter, hold, backend, decided
+    def __init__(self, leases, hold, backend, decided):
+        self._leases, self.hold, self.backend, self._made = leases, hold, backend, decided
 
     @property
     def _decided(self):
@@ -213,7 +213,7 @@ cdef class Prepared:
 cdef class Gate:
     """Lets plain requests in: those of callers who were here before, without a price, over HTTP."""
 
-    cdef object _limiter, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
+    cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
     cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch
     cdef type _lease, _admission, _outcome, _hold, _places, _packed
     cdef dict _renewals, _refused, _batchers, _releases
@@ -227,8 +227,9 @@ cdef class Gate:
     def __init__(self, middleware, dict known):
         cdef object limiter = middleware.limiter
         self._middleware, self._limiter, self._backend = middleware, limiter, limiter.backend
+        self._leases = limiter.leases
         self._live, self._loops = limiter.live, limiter.live.ready
-        self._touch, self._renewals = limiter.tally.touch, limiter.renewals
+        self._touch, self._renewals = limiter.tally.touch, limiter.leases.renewals
         self._refused, self._steady = limiter.refusals.kept, limiter.refusals.now
         self._lease, self._admission = known["lease"], known["admission"]
         self._outcome, self._hold = known["outcome"], known["hold"]
@@ -443,12 +444,12 @@ cdef class Gate:
         ready.policy.admitted = before + 1
         if before == 0:
             self._touch(ready.policy)
-        lease._limiter, lease.hold, lease.backend = self._limiter, hold, self._backend
+        lease._leases, lease.hold, lease.backend = self._leases, hold, self._backend
         lease._ready, lease._now, lease._numbers = ready, now, numbers
         if hold is not self._nothing:
             renewals = self._renewals.get(loop)
             if renewals is None or ready.has_max_hold or ready.lease < <double>renewals.covers:
-                self._limiter.keep(lease, ready.charge)
+                self._leases.keep(lease, ready.charge)
             else:
                 lease.renew_at = <double>monotonic() + ready.lease / 3
                 lease.renewals = renewals
@@ -564,7 +565,7 @@ cdef class Passage:
         """The request is over: as `Limiter.end`."""
         self._gate.active -= 1
         if self._lease is not None and not self._gate._end(self._lease, self._loop):
-            self._gate._limiter.end(self._lease, failed=self.status >= 400)
+            self._gate._leases.end(self._lease, failed=self.status >= 400)
 
     def __call__(self, message):
         """As `send`."""

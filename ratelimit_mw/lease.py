@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ratelimit_mw.charge import Holder
-    from ratelimit_mw.limiter import Limiter
+    from ratelimit_mw.leases import Leases
     from ratelimit_mw.refused import Refused
     from ratelimit_mw.renewals import Renewals
 
@@ -54,9 +54,9 @@ class LeaseState:
     token = ""
 
     def __init__(
-        self, limiter: "Limiter", hold: Hold, backend: "Holder", decided: "Decision | Admission"
+        self, leases: "Leases", hold: Hold, backend: "Holder", decided: "Decision | Admission"
     ) -> None:
-        self._limiter = limiter
+        self._leases = leases
         self.hold = hold
         self.backend = backend
         self._decided = decided
@@ -102,7 +102,7 @@ class Lease(LeaseState):
         `ttl` is how many seconds the slot waits for a worker to resume it. A second call returns the same
         token. Raises `LeaseError` for a ttl that is not a positive number of at most 30 days.
         """
-        return await self._limiter.detach(self, ttl)
+        return await self._leases.detach(self, ttl)
 
     async def settle(self, amount: str | int | Decimal, *, replace: bool = False) -> None:
         """Put the actual price in place of the estimate, once; of several amounts the first counts.
@@ -110,11 +110,11 @@ class Lease(LeaseState):
         `amount` is a decimal string in the plan's currency, rounded up to the micro-unit. Raises
         `LeaseError` for one that is malformed or negative.
         """
-        await self._limiter.settle(self, amount, replace=replace)
+        await self._leases.settle(self, amount, replace=replace)
 
     async def release(self) -> None:
         """Free the slots now instead of at the end. Idempotent."""
-        await self._limiter.release(self)
+        await self._leases.release(self)
 
     async def __aenter__(self) -> "Self":
         return self
@@ -122,7 +122,7 @@ class Lease(LeaseState):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
     ) -> None:
-        self._limiter.end(self, failed=error is not None)
+        self._leases.end(self, failed=error is not None)
 
 
 @dataclass(frozen=True, slots=True)

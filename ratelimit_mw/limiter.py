@@ -3,12 +3,11 @@
 import asyncio
 import logging
 import os
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from decimal import Decimal
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
@@ -22,9 +21,7 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Counter,
-    Money,
     Outcome,
-    Settlement,
     new_lease_id,
 )
 from ratelimit_mw.checks.startup import log_findings
@@ -36,20 +33,19 @@ from ratelimit_mw.events import (
     Observers,
     OnDecision,
     OnEvent,
-    SettleIgnored,
 )
 from ratelimit_mw.identity import Identifier, Identity
-from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
+from ratelimit_mw.lease import Lease
+from ratelimit_mw.leases import EXEMPT, Leases
 from ratelimit_mw.limits import Allowance
 from ratelimit_mw.live.resolve import Resolve
 from ratelimit_mw.live.state import Live
 from ratelimit_mw.local import LocalPolicy
-from ratelimit_mw.money import format_amount, parse_amount
+from ratelimit_mw.money import parse_amount
 from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.prefetch import Prefetch
 from ratelimit_mw.refusal_log import RefusalLog
 from ratelimit_mw.refused import Refusals, Refused
-from ratelimit_mw.renewals import Renewals
 from ratelimit_mw.reporting import Reporter
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.stats import Stats
@@ -88,17 +84,15 @@ class Limiter:
         # What this process counts by itself it need not remember.
         self._remembers = not isinstance(self.backend, MemoryBackend)
         self._secret = self.settings.identity.hash_secret
-        self._notify = Notifier(on_event)
+        notify = Notifier(on_event)
         self.observers: Observers | None = None
         self._log_refusal = RefusalLog()
-        self._budget_warnings = BudgetWarnings(self.backend, self._notify)
-        self._owed: set[asyncio.Future[Any]] = set()
-        self.prefetch = Prefetch(self.backend, self._owed)
-        self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
+        self._budget_warnings = BudgetWarnings(self.backend, notify)
+        self.leases = Leases(self.backend, notify, self._secret, self.settings.backend.timeout)
+        """What was admitted and is not over."""
+        self.prefetch = Prefetch(self.backend, self.leases.owed)
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
-        self._slots_lost = 0
-        self._settles_ignored = 0
         self.at_close: list[Callable[[], object]] = []
         """Called when it was closed: a server that stops may end a process without any other word."""
 
@@ -159,30 +153,24 @@ class Limiter:
 
     async def close(self) -> None:
         """Send what is still owed to the backend, for a bounded time, and close."""
-        renewals = self.renewals.pop(asyncio.get_running_loop(), None)
-        if renewals is not None:
-            renewals.close()
-            self._slots_lost += renewals.lost
+        self.leases.stop_renewing()
         await self.live.close()
         await self._local.holds.close()
         await self.backend.close()
-        owed = [task for task in self._owed if task.get_loop() is asyncio.get_running_loop()]
-        if owed:  # and cannot be written any more, which the log has to say
-            await asyncio.wait(owed, timeout=self.settings.backend.timeout)
+        await self.leases.finish()
         for tell in self.at_close:
             tell()
 
     def stats(self) -> Stats:
         """What this limiter has done, and what waits."""
-        renewals = list(self.renewals.values())
         return Stats(
             backend_up=not self.backend.is_away,
             load=self.backend.load,
             totals=self.tally.totals(),
             decisions_without_backend=dict(self._local.decisions),
-            leases=sum(map(len, renewals)),
-            slots_lost=self._slots_lost + sum([each.lost for each in renewals]),
-            settles_ignored=self._settles_ignored,
+            leases=self.leases.number,
+            slots_lost=self.leases.slots_lost,
+            settles_ignored=self.leases.settles_ignored,
             untold=len(self._local.holds),
             untold_lost=self._local.holds.lost,
             version=self.version,
@@ -264,7 +252,7 @@ class Limiter:
         `price` takes the place of the route's estimate, in units of the caller's currency.
         """
         if policy.is_exempt:
-            return Lease(self, NOTHING_HELD, self.backend, _EXEMPT)
+            return Lease(self.leases, NOTHING_HELD, self.backend, EXEMPT)
         if price is None:
             if policy.stock is not None and (spent := self.prefetch.spend(policy.stock)) is not None:
                 return self._admitted(policy, Admission(policy, policy.charge, spent))
@@ -300,11 +288,11 @@ class Limiter:
         if charge.allowances:
             self._local.remember(charge, outcome)
             self._budget_warnings.look(policy.identity, lease.decision)
-        return self.keep(lease, charge) if outcome.hold.slots else lease
+        return self.leases.keep(lease, charge) if outcome.hold.slots else lease
 
     def _admitted(self, policy: Policy, admission: Admission) -> Lease:
         self.tally.admit(policy)
-        lease = Lease(self, admission.outcome.hold, self.backend, admission)
+        lease = Lease(self.leases, admission.outcome.hold, self.backend, admission)
         if self.observers is not None:
             self.observers(policy, lease.decision)
         return lease
@@ -323,7 +311,7 @@ class Limiter:
         return self._refused(policy, decision_of(policy, charge, outcome, price, never))
 
     def _refused(self, policy: Policy, decision: Decision) -> Lease:
-        return Lease(self, NOTHING_HELD, self.backend, self._counted(policy, decision))
+        return Lease(self.leases, NOTHING_HELD, self.backend, self._counted(policy, decision))
 
     def repeat(self, policy: Policy, answer: Callable[[Refused, int], T | None]) -> T | None:
         """What `answer` makes of a refusal that a request without a price meets again, and of its age in
@@ -365,157 +353,30 @@ class Limiter:
         share = self.settings.backend.local_share
         self._local.recall(self.policies, policy.identity.partition)
         decision, hold = self._local.answer(policy, charge, price, never, share=share)
-        lease = Lease(self, hold, self._local.holds, self._counted(policy, decision))
-        return self.keep(lease, charge) if hold.slots else lease
+        lease = Lease(self.leases, hold, self._local.holds, self._counted(policy, decision))
+        return self.leases.keep(lease, charge) if hold.slots else lease
 
-    def keep(self, lease: Lease, charge: Charge) -> Lease:
-        """A lease with slots, which are renewed from now on."""
-        if charge.max_hold is not None:
-            lease.give_up_at = time.monotonic() + charge.max_hold
-        self._renewing().add(lease)
-        return lease
-
-    def _leave(self, lease: Lease) -> None:
-        """Renew a lease's slots no more."""
-        if lease.renewals is not None:
-            lease.renewals.remove(lease)
-
-    # ending -------------------------------------------------------------------------------------
-
-    def end(self, lease: Lease, *, failed: bool) -> None:
-        """The request is over: free its slots; give its estimate back where it failed. Waits for nothing.
-
-        A detached lease is left to whoever has its token. Only the first end counts.
-        """
-        if lease.is_ended:
-            return
-        lease.is_ended = True
-        if lease.hold is not NOTHING_HELD and not lease.is_detached:
-            self._leave(lease)
-            lease.backend.finish(lease.hold, Money.GIVE_BACK if failed else Money.KEEP)
+    # leases -------------------------------------------------------------------------------------
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
-        if isinstance(lease, str):
-            lease = self._of_token(lease)
-        hold = lease.hold
-        if hold.slots:
-            self._leave(lease)
-            # Before anything is awaited: whatever comes in between, the slots are freed once.
-            lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
-            await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
+        await self.leases.release(lease)
 
-    # jobs ---------------------------------------------------------------------------------------
-
-    async def detach(self, lease: Lease, ttl: float) -> str:
-        """See `Lease.detach`."""
-        seconds = check_ttl(ttl)
-        if lease.is_detached:
-            return lease.token
-        self._leave(lease)
-        lease.is_detached = True
-        # One of this process alone becomes the backend's, under the same id, when that is back.
-        hold = NOTHING_HELD if lease.is_ended else lease.hold
-        lease.token = write_token(Ticket(hold, lease.give_up_at), self._secret)
-        if hold.slots:
-            try:
-                await self._renew(lease, seconds)
-            except asyncio.CancelledError:
-                self._attach(lease)
-                raise
-        return lease.token
-
-    def _attach(self, lease: Lease) -> None:
-        """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
-        lease.is_detached, lease.token = False, ""
-        if lease.is_ended:  # meanwhile
-            lease.backend.finish(lease.hold, Money.KEEP)
-        elif not lease.is_lost:
-            self._renewing().add(lease)
-
-    @asynccontextmanager
-    async def resume(self, token: str) -> AsyncIterator[Lease]:
+    def resume(self, token: str) -> AbstractAsyncContextManager[Lease]:
         """Go on with a detached job: its slot is renewed meanwhile and freed at the end, however it ends.
 
         Raises `LeaseError` for a token that is damaged or forged. Where the slot was lost before, the work
         runs on uncounted, and `is_lost` says so.
         """
-        lease = self._of_token(token)
-        if lease.hold.slots and await self._renew(lease, lease.hold.lease):
-            self._renewing().add(lease)
-        try:
-            yield lease
-        finally:
-            self._leave(lease)
-            if lease.hold.slots:
-                lease.backend.finish(lease.hold, Money.UNTOUCHED)
+        return self.leases.resume(token)
 
     async def renew(self, token: str) -> bool:
         """Let a detached job's slot last for its lease from now; false where it was lost before."""
-        lease = self._of_token(token)
-        return not lease.hold.slots or await self._renew(lease, lease.hold.lease)
+        return await self.leases.renew(token)
 
     async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
-        if isinstance(lease, str):
-            lease = self._of_token(lease)
-        hold = lease.hold
-        if not hold.periods:
-            return
-        try:
-            units = parse_amount(amount, hold.currency, round_up=True)
-        except ValueError as error:
-            raise LeaseError(f"cannot settle: {error}") from error
-        await self._arrive(self._settle(lease, units, replace), "a settle", lease)
-
-    async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
-        met = await lease.backend.settle(lease.hold, units, replace=replace)
-        amount = format_amount(units, lease.hold.currency)
-        if met is Settlement.DIFFERENT:
-            text = "settle ignored: lease %s was settled before with another amount"
-            self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
-        elif met is Settlement.UNKNOWN:
-            text = "settle ignored: lease %s has ended, or its period did two days ago"
-            self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
-
-    def _settle_ignored(self, text: str, ignored: SettleIgnored) -> None:
-        fields = {"event": "settle_ignored", "lease": ignored.lease_id, "reason": ignored.reason}
-        logger.warning(text, ignored.lease_id, extra={"ratelimit": fields})
-        self._settles_ignored += 1
-        self._notify(ignored)
-
-    async def _renew(self, lease: Lease, seconds: float) -> bool:
-        """Renew a lease that no timer renews; whether it is still held, as far as one can tell."""
-        try:
-            return await self._renewing().renew(lease, seconds)
-        except BackendError as error:
-            logger.warning("lease %s could not be renewed: %s", lease.id, error)
-            return True
-
-    async def _arrive(self, sent: Awaitable[object], what: str, lease: Lease) -> None:
-        """Wait for the backend as long as a request would. What is owed to it goes on without the caller."""
-        task = asyncio.ensure_future(_log_failure(sent, what, lease.id))
-        self._owed.add(task)
-        task.add_done_callback(self._owed.discard)
-        done, _ = await asyncio.wait([task], timeout=self.settings.backend.timeout)
-        if not done:
-            logger.warning("%s of lease %s waits for the backend", what, lease.id)
-
-    def _of_token(self, token: str) -> Lease:
-        ticket = read_token(token, self._secret)
-        lease = Lease(self, ticket.hold, self.backend, _EXEMPT)
-        lease.give_up_at = ticket.give_up_at
-        lease.is_detached, lease.token = True, token
-        return lease
-
-    def _renewing(self) -> Renewals:
-        loop = asyncio.get_running_loop()
-        renewals = self.renewals.get(loop)
-        if renewals is None:
-            for closed in [each for each in list(self.renewals) if each.is_closed()]:
-                self.renewals.pop(closed, None)  # another thread's loop may be doing the same
-            renewals = self.renewals[loop] = Renewals(self._notify)
-        return renewals
+        await self.leases.settle(lease, amount, replace=replace)
 
 
 def _too_small_budget(charge: Charge, price: int) -> Counter | None:
@@ -526,19 +387,7 @@ def _too_small_budget(charge: Charge, price: int) -> Counter | None:
     return None
 
 
-async def _log_failure(sent: Awaitable[object], what: str, lease_id: str) -> None:
-    try:
-        await sent
-    except BackendError as error:
-        logger.error(  # noqa: TRY400 - the reason says it all, a trace would not
-            "%s of lease %s did not reach the backend: %s", what, lease_id, error
-        )
-
-
 def _check_cost(cost: int | None) -> int | None:
     if cost is not None and (type(cost) is not int or cost < 1):
         raise ValueError(f"cost must be a whole number, at least 1, not {cost!r}")
     return cost
-
-
-_EXEMPT = Decision(True, 0)

@@ -160,7 +160,7 @@ class RateLimitMiddleware:
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
-                limiter.end(lease, failed=failed)
+                limiter.leases.end(lease, failed=failed)
         finally:
             self._lifespan.active -= 1
 

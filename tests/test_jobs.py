@@ -83,7 +83,7 @@ async def job_of(limiter: Limiter, ttl: float = 600) -> str:
     lease = await limiter.acquire(api_key="a")
     assert lease.allowed
     token = await lease.detach(ttl=ttl)
-    limiter.end(lease, failed=False)
+    limiter.leases.end(lease, failed=False)
     return token
 
 
@@ -344,7 +344,7 @@ async def test_detaching_after_the_request_has_ended_holds_nothing(make: MakeLim
     """A task that outlived its request gets a token of nothing: the slot is another's by now."""
     api = make()
     lease = await api.acquire(api_key="a")
-    api.end(lease, failed=False)
+    api.leases.end(lease, failed=False)
     token = await lease.detach(ttl=60)
     async with api.resume(token) as job:
         assert not job.is_lost
@@ -390,7 +390,7 @@ async def test_a_settle_outlives_an_outage(kind: str, start_server: StartServer)
         await limiter.release(token)
         assert (await limiter.acquire(api_key="a")).decision.policy == "local"
         server.continue_signal()
-        await until_async(lambda: not limiter._owed)
+        await until_async(lambda: not limiter.leases.owed)
         assert (await figures(limiter))[:2] == (31 * CENT, 0)
         assert await active(limiter) == 0
 
@@ -404,7 +404,7 @@ async def test_a_settle_whose_answer_is_lost_counts_once(server: StoreServer) ->
         assert proxy.lost > 0
         proxy.fault = "none"
         proxy.reset()
-        await until_async(lambda: not limiter._owed)
+        await until_async(lambda: not limiter.leases.owed)
         assert (await figures(limiter))[:2] == (31 * CENT, 0)
 
 
@@ -418,7 +418,7 @@ async def test_a_settle_that_cannot_be_written_before_the_close_is_reported(
         token = await job_of(limiter)
         server.kill()
         await limiter.settle(token, "0.31")
-    assert not limiter._owed
+    assert not limiter.leases.owed
     assert "did not reach the backend" in caplog.text
 
 

@@ -198,14 +198,14 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
     pair.backend.away = True
     settled, kept, failed, running = [await pair.limiter.acquire(api_key="a") for _ in range(4)]
     await settled.settle("0.04")
-    pair.limiter.end(settled, failed=False)
-    pair.limiter.end(kept, failed=False)
-    pair.limiter.end(failed, failed=True)
+    pair.limiter.leases.end(settled, failed=False)
+    pair.limiter.leases.end(kept, failed=False)
+    pair.limiter.leases.end(failed, failed=True)
     await pair.back()
     _, slots, day = await pair.figures()
     assert (slots.used, day.used, day.held) == (1, 14 * CENT, 10 * CENT)
     await running.settle("0.03")
-    pair.limiter.end(running, failed=False)
+    pair.limiter.leases.end(running, failed=False)
     _, slots, day = await pair.figures()
     assert (slots.used, day.used, day.held) == (0, 17 * CENT, 0)
     assert len(pair.limiter._local.holds) == 0
@@ -238,7 +238,7 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
         outcome = decide(charge, lease_id, price)
         if charge.slots:
             await lease.settle("0.02")
-            pair.limiter.end(lease, failed=False)
+            pair.limiter.leases.end(lease, failed=False)
             ended.append(lease)
         return outcome
 

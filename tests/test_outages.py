@@ -61,16 +61,16 @@ async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: St
         assert [lease.decision.policy for lease in leases] == ["local"] * 3
         settled, kept, running = leases
         await settled.settle("0.01")
-        limiter.end(settled, failed=False)
-        limiter.end(kept, failed=False)
-        limiter.end(before, failed=True)
+        limiter.leases.end(settled, failed=False)
+        limiter.leases.end(kept, failed=False)
+        limiter.leases.end(before, failed=True)
         server.continue_signal()
         assert await eventually(lambda: is_told(limiter)) < 2
         window, slots, day = await figures(limiter)
         # The request that met the outage may have been counted before it was given up.
         assert 4 <= window.used <= 5
         assert (slots.used, day.used, day.held) == (1, 11 * CENT, 10 * CENT)
-        limiter.end(running, failed=False)
+        limiter.leases.end(running, failed=False)
     async with limiter_on(server.url) as limiter:
         _, slots, day = await figures(limiter)
         assert (slots.used, day.used, day.held) == (0, 21 * CENT, 0)

@@ -77,7 +77,7 @@ class Bench:
 
     def make_due(self) -> None:
         """Let every lease be due for renewal, and renew."""
-        renewals = self.limiter._renewing()
+        renewals = self.limiter.leases.renewing()
         for lease in renewals.leases.values():
             lease.renew_at = 0.0
         renewals._on_timer()
@@ -121,8 +121,8 @@ async def test_nothing_ticks_where_nothing_is_held(bench: Bench) -> None:
     """The timer stops with the last lease."""
     lease = await bench.acquire()
     await lease.release()
-    bench.limiter._renewing()._on_timer()
-    assert bench.limiter._renewing()._timer is None
+    bench.limiter.leases.renewing()._on_timer()
+    assert bench.limiter.leases.renewing()._timer is None
 
 
 async def test_a_lost_lease_is_reported_once_and_never_taken_again(
@@ -141,7 +141,7 @@ async def test_a_lost_lease_is_reported_once_and_never_taken_again(
         f"slot lost: lease {lease.id} was not renewed in time; its work runs on uncounted"
     ]
     assert bench.events == [SlotLost(lease.id)]
-    assert bench.limiter._renewing().lost == 1
+    assert bench.limiter.leases.renewing().lost == 1
     assert await bench.active() == 0
 
 
@@ -152,7 +152,7 @@ async def test_a_renewal_that_fails_is_tried_again(bench: Bench) -> None:
     bench.make_due()
     await turns()
     bench.backend.fails = False
-    bench.limiter._renewing()._on_timer()
+    bench.limiter.leases.renewing()._on_timer()
     await turns()
     assert bench.backend.renewed == [1.0]
     assert not lease.is_lost
@@ -165,7 +165,7 @@ async def test_a_release_during_a_renewal_is_no_loss(bench: Bench) -> None:
     bench.make_due()
     await turns()
     assert bench.backend.renewed == [1.0]
-    bench.limiter.end(lease, failed=False)
+    bench.limiter.leases.end(lease, failed=False)
     bench.backend.answers.set()
     await turns()
     assert await bench.active() == 0
@@ -177,7 +177,7 @@ async def test_a_lease_that_ends_as_it_is_due_is_not_renewed(bench: Bench) -> No
     lease = await bench.acquire()
     bench.make_due()
     await turns(1)  # the renewals have started, and none was sent
-    bench.limiter.end(lease, failed=False)
+    bench.limiter.leases.end(lease, failed=False)
     await turns()
     assert bench.backend.renewed == []
     assert bench.events == []
@@ -198,8 +198,8 @@ async def test_a_lease_ends_once(bench: Bench) -> None:
     lease = await bench.acquire()
     await lease.release()
     await lease.release()
-    bench.limiter.end(lease, failed=False)
-    bench.limiter.end(lease, failed=True)
+    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.leases.end(lease, failed=True)
     assert len(bench.backend.finished) == 1
 
 
@@ -269,7 +269,7 @@ async def test_renewals_need_no_hand_on_the_clock() -> None:
         for second in (0.5, 1.0, 1.5, 2.0):
             clock.set(second)
             lease.renew_at = 0.0
-            limiter._renewing()._on_timer()
+            limiter.leases.renewing()._on_timer()
             await turns()
         assert not lease.is_lost
         await lease.release()

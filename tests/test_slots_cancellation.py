@@ -163,7 +163,7 @@ async def test_release_is_cancelled(run: Run) -> None:
             await asyncio.sleep(0)
         release.cancel()
         await asyncio.gather(release, return_exceptions=True)
-        run.limiter.end(lease, failed=True)
+        run.limiter.leases.end(lease, failed=True)
         run.entered += 1
     await until_async(lambda: held(run.server) == 0)
 
@@ -177,5 +177,5 @@ async def test_detach_is_cancelled(run: Run) -> None:
             await asyncio.sleep(0)
         detach.cancel()
         await asyncio.gather(detach, return_exceptions=True)
-        run.limiter.end(lease, failed=True)
+        run.limiter.leases.end(lease, failed=True)
     await until_async(lambda: held(run.server) == 0)

@@ -74,7 +74,7 @@ async def test_a_charge_whose_answer_is_lost_is_given_back(bench: Bench, fault: 
     leases = await asyncio.gather(*[bench.limiter.acquire(api_key="a") for _ in range(5)])
     assert [lease.decision.policy for lease in leases] == ["local"] * 5
     for lease in leases:  # else the server would be told of them once it is back
-        bench.limiter.end(lease, failed=True)
+        bench.limiter.leases.end(lease, failed=True)
     await bench.heal()
     await until_async(lambda: held(bench.server) == 0)
     await bench.becomes(0, 0)
@@ -87,12 +87,12 @@ async def test_a_release_whose_answer_is_lost_frees_once(bench: Bench) -> None:
     first = await bench.limiter.acquire(api_key="a")
     second = await bench.limiter.acquire(api_key="a")
     bench.proxy.fault = "drop_replies"
-    bench.limiter.end(first, failed=False)
+    bench.limiter.leases.end(first, failed=False)
     await asyncio.sleep(0.05)
     await bench.heal()
     await until_async(lambda: held(bench.server) == 1)
     await bench.becomes(1, 2_000_000)
-    bench.limiter.end(second, failed=True)
+    bench.limiter.leases.end(second, failed=True)
     await until_async(lambda: held(bench.server) == 0)
     await bench.becomes(0, 1_000_000)
 
@@ -102,7 +102,7 @@ async def test_a_release_during_an_outage_arrives_after_it(bench: Bench) -> None
     leases = [await bench.limiter.acquire(api_key="a") for _ in range(5)]
     bench.proxy.refuse()
     for lease in leases:
-        bench.limiter.end(lease, failed=True)
+        bench.limiter.leases.end(lease, failed=True)
     await bench.heal()
     await until_async(lambda: held(bench.server) == 0)
     await bench.becomes(0, 0)
@@ -113,7 +113,7 @@ async def test_a_renewal_that_is_lost_keeps_the_slot(bench: Bench) -> None:
     lease = await bench.limiter.acquire(api_key="a")
     bench.proxy.fault = "drop_replies"
     lease.renew_at = 0.0
-    renewals = bench.limiter._renewing()
+    renewals = bench.limiter.leases.renewing()
     await renewals._renew_due()
     assert not lease.is_lost
     await bench.heal()
@@ -129,7 +129,7 @@ async def test_a_job_detached_during_an_outage_is_settled_after_it(bench: Bench)
     lease = await bench.limiter.acquire(api_key="a")
     assert lease.decision.policy == "local"
     token = await lease.detach(ttl=60)
-    bench.limiter.end(lease, failed=False)
+    bench.limiter.leases.end(lease, failed=False)
     await bench.heal()
     await until_async(lambda: len(bench.limiter._local.holds) == 0)
     await bench.becomes(1, 1_000_000)
@@ -152,7 +152,7 @@ async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
         await asyncio.sleep(chance.uniform(0, 0.01))
         failed = chance.random() < 0.5
         paid += lease.allowed and not failed
-        bench.limiter.end(lease, failed=failed)
+        bench.limiter.leases.end(lease, failed=failed)
 
     async def cut() -> None:
         while True:

@@ -1,0 +1,216 @@
+"""What becomes of leases after their admission: kept, ended, detached into jobs, settled."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from typing import Any
+
+from ratelimit_mw.charge import NOTHING_HELD, Backend, BackendError, Charge, Money, Settlement
+from ratelimit_mw.decision import Decision
+from ratelimit_mw.events import Notifier, SettleIgnored
+from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
+from ratelimit_mw.money import format_amount, parse_amount
+from ratelimit_mw.renewals import Renewals
+
+logger = logging.getLogger("ratelimit_mw")
+
+EXEMPT = Decision(True, 0)
+"""Where nothing limits."""
+
+
+class Leases:
+    """The leases of one limiter, in all its event loops."""
+
+    def __init__(self, backend: Backend, notify: Notifier, secret: str, timeout: float) -> None:
+        """Tokens are signed under `secret`; `timeout` is how many seconds to wait for the backend at most."""
+        self._backend = backend
+        self._notify = notify
+        self._secret = secret
+        self._timeout = timeout
+        self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
+        self.owed: set[asyncio.Future[Any]] = set()
+        """What is under way to the backend and has nobody who waits for it."""
+        self._slots_lost = 0
+        self.settles_ignored = 0
+        """How many settles changed nothing."""
+
+    @property
+    def slots_lost(self) -> int:
+        """How many slots were lost before they could be renewed."""
+        return self._slots_lost + sum([each.lost for each in list(self.renewals.values())])
+
+    @property
+    def number(self) -> int:
+        """How many leases are renewed."""
+        return sum(map(len, list(self.renewals.values())))
+
+    def stop_renewing(self) -> None:
+        """Renew nothing any more in the running event loop."""
+        renewals = self.renewals.pop(asyncio.get_running_loop(), None)
+        if renewals is not None:
+            renewals.close()
+            self._slots_lost += renewals.lost
+
+    async def finish(self) -> None:
+        """Wait for what is under way from the running event loop, for a bounded time."""
+        owed = [task for task in self.owed if task.get_loop() is asyncio.get_running_loop()]
+        if owed:  # and cannot be written any more, which the log has to say
+            await asyncio.wait(owed, timeout=self._timeout)
+
+    def keep(self, lease: Lease, charge: Charge) -> Lease:
+        """A lease with slots, which are renewed from now on."""
+        if charge.max_hold is not None:
+            lease.give_up_at = time.monotonic() + charge.max_hold
+        self.renewing().add(lease)
+        return lease
+
+    def _leave(self, lease: Lease) -> None:
+        """Renew a lease's slots no more."""
+        if lease.renewals is not None:
+            lease.renewals.remove(lease)
+
+    def end(self, lease: Lease, *, failed: bool) -> None:
+        """The request is over: free its slots; give its estimate back where it failed. Waits for nothing.
+
+        A detached lease is left to whoever has its token. Only the first end counts.
+        """
+        if lease.is_ended:
+            return
+        lease.is_ended = True
+        if lease.hold is not NOTHING_HELD and not lease.is_detached:
+            self._leave(lease)
+            lease.backend.finish(lease.hold, Money.GIVE_BACK if failed else Money.KEEP)
+
+    async def release(self, lease: Lease | str) -> None:
+        """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
+        if isinstance(lease, str):
+            lease = self._of_token(lease)
+        hold = lease.hold
+        if hold.slots:
+            self._leave(lease)
+            # Before anything is awaited: whatever comes in between, the slots are freed once.
+            lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
+            await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
+
+    async def detach(self, lease: Lease, ttl: float) -> str:
+        """See `Lease.detach`."""
+        seconds = check_ttl(ttl)
+        if lease.is_detached:
+            return lease.token
+        self._leave(lease)
+        lease.is_detached = True
+        # One of this process alone becomes the backend's, under the same id, when that is back.
+        hold = NOTHING_HELD if lease.is_ended else lease.hold
+        lease.token = write_token(Ticket(hold, lease.give_up_at), self._secret)
+        if hold.slots:
+            try:
+                await self._renew(lease, seconds)
+            except asyncio.CancelledError:
+                self._attach(lease)
+                raise
+        return lease.token
+
+    def _attach(self, lease: Lease) -> None:
+        """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
+        lease.is_detached, lease.token = False, ""
+        if lease.is_ended:  # meanwhile
+            lease.backend.finish(lease.hold, Money.KEEP)
+        elif not lease.is_lost:
+            self.renewing().add(lease)
+
+    @asynccontextmanager
+    async def resume(self, token: str) -> AsyncIterator[Lease]:
+        """Go on with a detached job: its slot is renewed meanwhile and freed at the end, however it ends.
+
+        Raises `LeaseError` for a token that is damaged or forged. Where the slot was lost before, the work
+        runs on uncounted, and `is_lost` says so.
+        """
+        lease = self._of_token(token)
+        if lease.hold.slots and await self._renew(lease, lease.hold.lease):
+            self.renewing().add(lease)
+        try:
+            yield lease
+        finally:
+            self._leave(lease)
+            if lease.hold.slots:
+                lease.backend.finish(lease.hold, Money.UNTOUCHED)
+
+    async def renew(self, token: str) -> bool:
+        """Let a detached job's slot last for its lease from now; false where it was lost before."""
+        lease = self._of_token(token)
+        return not lease.hold.slots or await self._renew(lease, lease.hold.lease)
+
+    async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
+        """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
+        if isinstance(lease, str):
+            lease = self._of_token(lease)
+        hold = lease.hold
+        if not hold.periods:
+            return
+        try:
+            units = parse_amount(amount, hold.currency, round_up=True)
+        except ValueError as error:
+            raise LeaseError(f"cannot settle: {error}") from error
+        await self._arrive(self._settle(lease, units, replace), "a settle", lease)
+
+    async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
+        met = await lease.backend.settle(lease.hold, units, replace=replace)
+        amount = format_amount(units, lease.hold.currency)
+        if met is Settlement.DIFFERENT:
+            text = "settle ignored: lease %s was settled before with another amount"
+            self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
+        elif met is Settlement.UNKNOWN:
+            text = "settle ignored: lease %s has ended, or its period did two days ago"
+            self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
+
+    def _settle_ignored(self, text: str, ignored: SettleIgnored) -> None:
+        fields = {"event": "settle_ignored", "lease": ignored.lease_id, "reason": ignored.reason}
+        logger.warning(text, ignored.lease_id, extra={"ratelimit": fields})
+        self.settles_ignored += 1
+        self._notify(ignored)
+
+    async def _renew(self, lease: Lease, seconds: float) -> bool:
+        """Renew a lease that no timer renews; whether it is still held, as far as one can tell."""
+        try:
+            return await self.renewing().renew(lease, seconds)
+        except BackendError as error:
+            logger.warning("lease %s could not be renewed: %s", lease.id, error)
+            return True
+
+    async def _arrive(self, sent: Awaitable[object], what: str, lease: Lease) -> None:
+        """Wait for the backend as long as a request would. What is owed to it goes on without the caller."""
+        task = asyncio.ensure_future(_log_failure(sent, what, lease.id))
+        self.owed.add(task)
+        task.add_done_callback(self.owed.discard)
+        done, _ = await asyncio.wait([task], timeout=self._timeout)
+        if not done:
+            logger.warning("%s of lease %s waits for the backend", what, lease.id)
+
+    def _of_token(self, token: str) -> Lease:
+        ticket = read_token(token, self._secret)
+        lease = Lease(self, ticket.hold, self._backend, EXEMPT)
+        lease.give_up_at = ticket.give_up_at
+        lease.is_detached, lease.token = True, token
+        return lease
+
+    def renewing(self) -> Renewals:
+        """The running loop's renewals."""
+        loop = asyncio.get_running_loop()
+        renewals = self.renewals.get(loop)
+        if renewals is None:
+            for closed in [each for each in list(self.renewals) if each.is_closed()]:
+                self.renewals.pop(closed, None)  # another thread's loop may be doing the same
+            renewals = self.renewals[loop] = Renewals(self._notify)
+        return renewals
+
+
+async def _log_failure(sent: Awaitable[object], what: str, lease_id: str) -> None:
+    try:
+        await sent
+    except BackendError as error:
+        logger.error(  # noqa: TRY400 - the reason says it all, a trace would not
+            "%s of lease %s did not reach the backend: %s", what, lease_id, error
+        )
