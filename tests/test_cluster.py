@@ -13,7 +13,7 @@ from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.nodes import hash_slot, hash_tag
-from ratelimit_mw.charge import BackendError, Charge, Counter, Figures, Money, Settlement
+from ratelimit_mw.charge import BackendError, Charge, Counter, Figures, Money, Outcome, Settlement
 from ratelimit_mw.settings import BackendSettings
 from tests.conformance import Bench, daily, eventually, new_id, slots, window
 from tests.servers import StoreServer
@@ -205,6 +205,30 @@ async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None
         left = (await backend.peek(Charge(counters))).figures
         assert [(figures.used, figures.held) for figures in left[1:]] == [(0, 0), (0, 0)]
         assert left[0].used == 1
+
+
+async def test_a_slot_set_that_vanishes_while_it_moves_fails_nobody(cluster: Cluster) -> None:
+    """A charge does not fail for a key that a release in the same call has deleted, as it was the caller's
+    last slot, while both move: the node answers for the keys that it still has, and for no other.
+    """
+    counters = [window(9, of="moving"), slots(9, of="moving")]
+    slot = slot_of("moving")
+    source = cluster.owner_of(slot)
+    target = elsewhere(cluster, slot)
+    async with opened(cluster) as backend:
+        first = await backend.acquire(Charge(counters), new_id())
+        cluster.open_migration(slot, target)
+
+        async def release_and_charge() -> Outcome:
+            backend.finish(first.hold, Money.UNTOUCHED)
+            return await backend.acquire(Charge(counters), new_id())
+
+        second = asyncio.create_task(release_and_charge())
+        await asyncio.sleep(0.05)
+        cluster.move_keys(slot, source, target)
+        cluster.close_migration(slot, target)
+        outcome = await asyncio.wait_for(second, 60)
+        assert [figures.used for figures in outcome.figures] == [2, 1]
 
 
 async def test_slots_move_under_load_and_nobody_notices(cluster: Cluster) -> None:

@@ -387,6 +387,8 @@ class Batcher:
                     _hand_out(operations, now, template.unpack_several(answer, len(operations)))
                 continue
             failure = BackendError(answer[1:].decode(errors="replace").strip())
+            if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
+                continue
             if str(failure).startswith(_TAKES_NO_WRITES):
                 error = failure
                 unwritten += operations
@@ -518,6 +520,10 @@ _FAILED = b"E"
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
 _END = b"\r\n"
+_MOVING, _LATER = "non local key", "TRYAGAIN"
+"""A key that the script met lies in a slot that is moving, and was deleted in this very call: so nothing was
+done, and the operation has to wait like one whose keys lie on two nodes.
+"""
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 _BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode())
 _BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)
