@@ -22,7 +22,18 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         object (*tp_new)(type, tuple, void *)
 
-    object PyType_GenericAlloc(type kind, Py_ssize_t size)
+cdef extern from *:
+    """
+    static PyObject *empty_row(PyTypeObject *kind, Py_ssize_t size) {
+        PyObject *made = PyType_GenericAlloc(kind, size);
+    #if PY_VERSION_HEX >= 0x030E0000
+        if (made != NULL) ((PyTupleObject *)made)->ob_hash = -1;  /* tuples remember theirs from 3.14 on */
+    #endif
+        return made;
+    }
+    """
+    object empty_row(type kind, Py_ssize_t size)
+
 
 ctypedef long long i64
 
@@ -31,7 +42,9 @@ cdef i64 SECOND = 1_000_000
 
 
 cdef inline i64 units(object number) except -1:
-    """A cost or a price, as far as it can ever fit."""
+    """A cost, as far as it can ever fit."""
+    if not isinstance(number, int):
+        raise TypeError(f"a cost is a whole number, not {number!r}")
     return NEVER if number > NEVER else number
 
 
@@ -72,15 +85,15 @@ cdef class Log:
         reset_after = self._oldest + self.length - now if self._used else 0
         return self._used, reset_after, self._wait(needed, now) if needed > 0 else 0
 
-    def charge(self, limit, i64 now, lease_id, i64 cost, price):
+    def charge(self, limit, i64 now, lease_id, cost, price):
         """Count `cost` units at `now`."""
-        self.add(now, cost, limit.granule)
+        self.add(now, units(cost), limit.granule)
         return self._used, self._oldest + self.length - now, 0
 
-    def take_ahead(self, limit, i64 now, i64 cost, i64 ahead):
+    def take_ahead(self, limit, i64 now, cost, i64 ahead):
         """Count `cost` units as used so much later."""
         self._ahead = max(self._ahead, ahead)
-        self.add(now + ahead, cost, limit.granule)
+        self.add(now + ahead, units(cost), limit.granule)
         return self.figures(limit, now, 0, 0)
 
     cdef bint admits(self, i64 quota, i64 now, i64 cost) except -1:
@@ -161,10 +174,8 @@ cdef class LeaseState:
     cdef Prepared _ready
     cdef i64 _now
 
-    def __cinit__(self, *_):
-        self.token = ""
-
     def __init__(self, leases, hold, backend, decided):
+        self.token = ""
         self._leases, self.hold, self.backend, self._made = leases, hold, backend, decided
 
     @property
@@ -249,6 +260,7 @@ cdef class Gate:
         """
         cdef Passage passage
         cdef Prepared ready
+        cdef Shortcut shortcut
         cdef LeaseState lease = None
         cdef Operation operation = None
         cdef double sent = 0
@@ -262,11 +274,12 @@ cdef class Gate:
         for own in self._own_paths:
             if scope["path"].startswith(own):
                 return None
-        policy = self._shortcut.find(scope)
+        shortcut = self._shortcut  # its own: other rules may come in force meanwhile, in another thread
+        policy = shortcut.find(scope)
         if policy is None:
             return None
         ready = policy.ready
-        if ready is None:
+        if ready is None or ready.gate._backend is not self._backend:
             ready = self._prepare(policy)
             if ready is None:
                 return None
@@ -415,7 +428,7 @@ cdef class Gate:
         cdef object made
         if ready.slots is None:
             return self._nothing
-        made = PyType_GenericAlloc(self._hold, 6)
+        made = empty_row(self._hold, 6)
         put(made, 0, lease_id)
         put(made, 1, ready.slots)
         put(made, 2, ())
@@ -439,13 +452,13 @@ cdef class Gate:
         return operation
 
     cdef LeaseState _admitted(self, Prepared ready, i64 now, numbers, hold, loop):
-        cdef i64 before = ready.policy.admitted
         cdef LeaseState lease = (<PyTypeObject *>self._lease).tp_new(self._lease, (), NULL)
+        cdef i64 before = ready.policy.admitted
         ready.policy.admitted = before + 1
         if before == 0:
             self._touch(ready.policy)
         lease._leases, lease.hold, lease.backend = self._leases, hold, self._backend
-        lease._ready, lease._now, lease._numbers = ready, now, numbers
+        lease._ready, lease._now, lease._numbers, lease.token = ready, now, numbers, ""
         if hold is not self._nothing:
             renewals = self._renewals.get(loop)
             if renewals is None or ready.has_max_hold or ready.lease < <double>renewals.covers:
@@ -464,6 +477,8 @@ cdef class Gate:
         if hold is self._nothing:
             lease.is_ended = True
             return True
+        if type(hold) is not self._hold:
+            return False
         lease_id, slots = <object>PyTuple_GET_ITEM(hold, 0), <object>PyTuple_GET_ITEM(hold, 1)
         if lease._ready is None or not slots:
             return False
@@ -694,7 +709,7 @@ def hand_out(list operations, now, answers):
 
 cdef object row(type kind, a, b, c, d):
     """A named tuple of four."""
-    cdef object made = PyType_GenericAlloc(kind, 4)
+    cdef object made = empty_row(kind, 4)
     put(made, 0, a)
     put(made, 1, b)
     put(made, 2, c)
@@ -774,7 +789,10 @@ cdef class Shortcut:
     cdef object _key(self, headers):
         """The API key, empty where there is none; None where it is not plain to see."""
         cdef bytes api_key = b"", found, wanted
-        cdef Py_ssize_t at, number = len(self._names), seen = 0
+        cdef Py_ssize_t at, number = len(self._names)
+        cdef unsigned long long seen = 0, bit
+        if number > 64:
+            return None
         for header in headers:
             name = header[0]
             if not PyBytes_CheckExact(name):
@@ -782,9 +800,10 @@ cdef class Shortcut:
             for at in range(number):
                 wanted = <bytes>self._names[at]
                 if same_letters(name, wanted):
-                    if seen & (1 << at):
+                    bit = <unsigned long long>1 << at
+                    if seen & bit:
                         continue  # of one that came more than once, the first counts
-                    seen |= 1 << at
+                    seen |= bit
                     value = header[1]
                     if not PyBytes_CheckExact(value):
                         return None

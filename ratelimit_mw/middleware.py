@@ -91,6 +91,7 @@ class RateLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        writers = self.writers  # the request keeps them to the end
         passage = None if self._gate is None else self._gate.enter(scope, send)
         if passage is None:
             await self._serve(scope, receive, send)
@@ -102,7 +103,7 @@ class RateLimitMiddleware:
             if passage.is_asked:
                 lease = await passage.answer()
                 if not lease.allowed:
-                    await _respond(_refusal(lease, self.writers), scope, receive, send)
+                    await _respond(_refusal(lease, writers), scope, receive, send)
                     return
             await self.app(scope, receive, passage)
         finally:

@@ -24,7 +24,7 @@ _ANY_ROUTE = RouteSettings(path="/{rest:path}")
 
 @dataclass(slots=True, eq=False)
 class Policy:
-    """What holds for one caller on one route. Nothing of it changes but what the tally counts on it."""
+    """What holds for one caller on one route. What it says never changes; the tally counts on it."""
 
     identity: Identity
     route: RouteSettings | None
@@ -89,7 +89,8 @@ class Policies:
                 if len(self._policies) >= MAX_POLICIES:
                     del self._policies[next(iter(self._policies))]
                 self._policies[key] = policy
-        if cost is None and policy.identity is identity:
+        if cost is None:
+            policy.identity = identity  # the same caller, read anew since keys were set live
             if len(self.latest) >= MAX_POLICIES:
                 self.latest.clear()
             self.latest[identity.partition, index] = policy

@@ -8,17 +8,18 @@ import sys
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Message
+from starlette.types import Message, Scope
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.counts import PlainLog
 from ratelimit_mw.compiled import PURE, core
 from ratelimit_mw.limits import Window
-from tests.asgi import ok_app, settings_of
+from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
 from tests.servers import StoreServer
 
 ROOT = Path(__file__).parent.parent
@@ -101,26 +102,89 @@ async def test_through_the_middleware_exactly_the_limit_is_admitted(
     )
     app = RateLimitMiddleware(ok_app(), limiter=limiter)
     starts: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request"}
-
-    async def send(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            starts.append(message)
-
-    async def ask() -> None:
-        scope = {"type": "http", "method": "GET", "path": "/", "query_string": b"", "state": {}}
-        await app({**scope, "headers": [(b"x-api-key", b"one")], "client": ("192.0.2.1", 1)}, receive, send)
-
     async with limiter:
         for _ in range(63):
-            await asyncio.gather(*[ask() for _ in range(100)])
+            starts += await asyncio.gather(*[_start(app, b"one") for _ in range(100)])
         assert Counter(start["status"] for start in starts) == {200: 6000, 429: 300}
         assert limiter.tally.totals()["default", "", "admitted", ""] == 6000
     told = [dict(start["headers"])[b"x-ratelimit-remaining"] for start in starts if start["status"] == 200]
     if not prefetch:
         assert sorted(map(int, told)) == list(range(6000))
+
+
+async def test_two_keys_are_refused_in_whichever_of_many_headers() -> None:
+    """However many headers may hold a key, two that differ are ambiguous."""
+    names = [f"x-k{number}" for number in range(70)]
+    app = limited(f"identity.api_key_headers = {names}\n".replace("'", '"'), FakeClock())
+    app.limiter.identify.of_address("192.0.2.1")
+    async with client_of(app) as client:
+        for other in ("x-k1", "x-k31", "x-k32", "x-k64"):
+            assert (await client.get("/", headers={"x-k0": "one"})).status_code == 200
+            assert (await client.get("/", headers={"x-k0": "one", other: "two"})).status_code == 400
+
+
+@needs_core
+async def test_who_was_here_before_is_let_in_also_after_keys_were_set_live() -> None:
+    """A change of the live keys costs each caller one request on the long way, not all that follow."""
+    app = limited("", FakeClock())
+    app.limiter.identify._read_address.looks = 0
+    gate: Any = app._gate
+    for _ in range(2):
+        for _ in range(2):
+            assert (await _start(app, b"one"))["status"] == 200
+        passage = gate.enter(_scope(b"one"), None)
+        assert passage is not None
+        passage.leave()
+        live = app.limiter.live
+        live._put(live.rules.with_registered({}))
+        app.limiter.identify._read_address.looks = 0
+
+
+async def test_a_refusal_under_way_keeps_the_settings_it_began_with(server: StoreServer) -> None:
+    """Settings that come in force while the backend is asked don't change how the answer is written."""
+    table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
+    table += 'plans.default = { requests = ["3/minute"] }\n'
+    limiter = Limiter(settings_of(table))
+    limiter.identify._read_address.looks = 0
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
+    async with limiter:
+        for _ in range(3):
+            assert (await _start(app, b"one"))["status"] == 200
+        refused = asyncio.create_task(_start(app, b"one"))
+        await asyncio.sleep(0)  # it is under way
+        limiter.apply(settings_of(table + '[response]\nbody = "problem"\n'))
+        await _start(app, b"two")
+        start = await refused
+    assert start["status"] == 429
+    assert dict(start["headers"])[b"content-type"] == b"application/json"
+
+
+def _scope(api_key: bytes) -> Scope:
+    headers = [(b"x-api-key", api_key)]
+    client = ("192.0.2.1", 1)
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
+    return {**scope, "headers": headers, "client": client}
+        "type": "http",
+        "method": "GET",
+        "path": "/",
+        "headers": headers,
+        "client": client,
+        "query_string": b"",
+    }
+
+
+async def _start(app: RateLimitMiddleware, api_key: bytes) -> Message:
+    """Send a request; how the response to it starts."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(_scope(api_key), receive, send)
+    return sent[0]
 
 
 def _both(answers: list[object]) -> object:
