@@ -226,7 +226,7 @@ cdef class Gate:
 
     cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
     cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch
-    cdef type _lease, _admission, _outcome, _hold, _places, _packed
+    cdef type _lease, _admission, _outcome, _hold, _places, _packed, _slot_set
     cdef dict _renewals, _refused, _batchers, _releases
     cdef set _loops
     cdef tuple _own_paths
@@ -248,6 +248,7 @@ cdef class Gate:
         self._error, self._cancelled = known["error"], known["cancelled"]
         self._counts_here, self._asks = known["counts_here"], known["asks"]
         self._places, self._packed = known["places"], known["packed"]
+        self._slot_set = known["slot_set"]
         if self._counts_here:
             self._lock, self._clock = self._backend.lock, self._backend.clock
             self._slots = self._backend.slots
@@ -356,10 +357,10 @@ cdef class Gate:
         return ready
 
     cdef LeaseState _decide(self, Prepared ready, loop):
-        """Charge windows and slots that are all counted here already; None, and nothing charged, where one
-        refuses or is new.
-        """
+        """Charge windows and slots; None, and nothing charged, where one refuses or a window is new."""
         cdef i64 now
+        cdef object newcomer = None
+        cdef Spot place = None
         cdef list states = [], numbers = []
         cdef Spot spot
         cdef Log log
@@ -372,8 +373,11 @@ cdef class Gate:
                 spot = <Spot>each
                 found = PyDict_GetItemWithError(spot.store, spot.name)
                 if found is NULL:
-                    return None
-                if spot.is_window:
+                    if spot.is_window or newcomer is not None:
+                        return None
+                    newcomer, place = self._slot_set(), spot  # sets that hold nothing are forgotten soon
+                    states.append(newcomer.leases)
+                elif spot.is_window:
                     if not (<Log?><object>found).admits(spot.quota, now, ready.cost):
                         return None
                     states.append(<object>found)
@@ -385,8 +389,8 @@ cdef class Gate:
             lease_id = self._no_id if ready.slots is None else new_lease_id()
             for at in range(len(states)):
                 spot = <Spot>ready.spots[at]
-                spot.store.move_to_end(spot.name)
                 if spot.is_window:
+                    spot.store.move_to_end(spot.name)
                     log = <Log>states[at]
                     log.add(now, ready.cost, spot.granule)
                     numbers.append(log._used)
@@ -394,9 +398,13 @@ cdef class Gate:
                 else:
                     leases = <dict>states[at]
                     leases[lease_id] = now + spot.life
+                    if spot is not place:
+                        spot.store.move_to_end(spot.name)
                     numbers.append(len(leases))
                     numbers.append(0)
                 numbers.append(0)
+            if newcomer is not None:  # last, since it forgets sets that hold nothing
+                place.store.add(place.name, newcomer, now)
         return self._admitted(ready, now, tuple(numbers), self._hold_of(ready, lease_id), loop)
 
     cdef LeaseState _spend(self, Prepared ready, loop):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from starlette.types import Message, Scope, Send
 
+from ratelimit_mw.backends.counts import SlotSet
 from ratelimit_mw.backends.memory import MemoryBackend, Places
 from ratelimit_mw.backends.redis import Packed, RedisBackend
 from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome
@@ -70,6 +71,7 @@ def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
             # Of exactly these backends it knows the insides.
             "counts_here": type(backend) is MemoryBackend,
             "places": Places,
+            "slot_set": SlotSet,
             "asks": type(backend) is RedisBackend,
             "packed": Packed,
         },

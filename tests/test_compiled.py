@@ -164,13 +164,6 @@ def _scope(api_key: bytes) -> Scope:
     client = ("192.0.2.1", 1)
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
     return {**scope, "headers": headers, "client": client}
-        "type": "http",
-        "method": "GET",
-        "path": "/",
-        "headers": headers,
-        "client": client,
-        "query_string": b"",
-    }
 
 
 async def _start(app: RateLimitMiddleware, api_key: bytes) -> Message:

@@ -18,6 +18,8 @@ from tests.asgi import FakeClock, limited
 SETTINGS = """
 identity.hash_secret = "of the traffic"
 identity.trusted_proxies = ["10.0.0.0/8"]
+[application]
+concurrent = 5
 [plans.default]
 requests = ["7/second", "40/minute"]
 concurrent = 3
@@ -25,6 +27,7 @@ concurrent = 3
 requests = ["5/second"]
 [plans.pro]
 requests = ["1200/second"]
+concurrent = 2
 [plans.budget]
 requests = ["50/minute"]
 spending = { daily = "1.00", warn_at = 0.5 }
