@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.types import Message, Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.counts import PlainLog
@@ -21,6 +21,7 @@ from ratelimit_mw.compiled import PURE, core
 from ratelimit_mw.limits import Window
 from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
 from tests.servers import StoreServer
+from tests.slots import held, until_async
 
 ROOT = Path(__file__).parent.parent
 HAS_COMPILER = bool(shutil.which("cc")) and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -157,6 +158,38 @@ async def test_a_refusal_under_way_keeps_the_settings_it_began_with(server: Stor
         start = await refused
     assert start["status"] == 429
     assert dict(start["headers"])[b"content-type"] == b"application/json"
+
+
+async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: StoreServer) -> None:
+    """A request that ends frees its slot, and one cancelled before the app gives all back: both ways."""
+    entered = 0
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal entered
+        entered += 1
+        await asyncio.sleep(0)
+        await ok_app()(scope, receive, send)
+
+    table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
+    table += 'plans.default = { requests = ["9000/hour"], concurrent = { limit = 500, lease = 600 } }\n'
+    limiter = Limiter(settings_of(table))
+    limiter.identify._read_address.looks = 0
+    app = RateLimitMiddleware(answer, limiter=limiter)
+    gate: Any = app._gate
+    async with limiter:
+        for _ in range(3):
+            assert (await _start(app, b"one"))["status"] == 200
+        for turns in range(50):
+            task = asyncio.create_task(_start(app, b"one"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        assert gate is None or gate.active == 0
+        assert 3 < entered < 53, "some were cancelled before the app, and some were not"
+        await until_async(lambda: held(server) == 0)
+        policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
+        assert [standing.figures.used for standing in (await limiter.peek(policy)).standings] == [entered, 0]
 
 
 def _scope(api_key: bytes) -> Scope:
