@@ -192,6 +192,28 @@ async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: S
         assert [standing.figures.used for standing in (await limiter.peek(policy)).standings] == [entered, 0]
 
 
+async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:
+    """Units taken ahead are left alone once their time is over, however many there are: both ways."""
+    table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
+    table += 'plans.default = { requests = ["100000/hour"], prefetch = true }\n'
+    limiter = Limiter(settings_of(table))
+    limiter.identify._read_address.looks = 0
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
+    async with limiter:
+        policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
+        stock = policy.stock
+        assert stock is not None
+        for _ in range(2_000):
+            await _start(app, b"one")
+            if stock.block is not None and stock.block.left > 2:
+                break
+        block = stock.block
+        assert block is not None
+        block.until = 0.0
+        assert (await _start(app, b"one"))["status"] == 200
+        assert stock.block is not block
+
+
 def _scope(api_key: bytes) -> Scope:
     headers = [(b"x-api-key", api_key)]
     client = ("192.0.2.1", 1)
