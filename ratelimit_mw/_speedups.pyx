@@ -214,7 +214,7 @@ cdef class Prepared:
     """What all requests of a plain policy have in common."""
 
     cdef Gate gate
-    cdef object policy, charge, slots, template, stock, lease_seconds
+    cdef object policy, charge, slots, template, release, stock, lease_seconds
     cdef double lease
     cdef bint has_max_hold
     cdef i64 cost
@@ -222,12 +222,12 @@ cdef class Prepared:
 
 
 cdef class Gate:
-    """Lets plain requests in: those of callers who were here before, without a price, over HTTP."""
+    """Lets plain requests in: those without a price, over HTTP."""
 
     cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
     cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch
-    cdef type _lease, _admission, _outcome, _hold, _places, _packed, _slot_set
-    cdef dict _renewals, _refused, _batchers, _releases
+    cdef type _lease, _admission, _outcome, _hold, _slot_set
+    cdef dict _renewals, _refused, _batchers
     cdef set _loops
     cdef tuple _own_paths
     cdef Shortcut _shortcut
@@ -247,13 +247,12 @@ cdef class Gate:
         self._nothing, self._no_id = known["nothing"], known["no_id"]
         self._error, self._cancelled = known["error"], known["cancelled"]
         self._counts_here, self._asks = known["counts_here"], known["asks"]
-        self._places, self._packed = known["places"], known["packed"]
         self._slot_set = known["slot_set"]
         if self._counts_here:
             self._lock, self._clock = self._backend.lock, self._backend.clock
             self._slots = self._backend.slots
         elif self._asks:
-            self._batchers, self._releases = self._backend.batchers, self._backend.releases
+            self._batchers = self._backend.batchers
 
     def enter(self, scope, send):
         """A `Passage`, or the answer to a refusal that is repeated; None, and nothing done, where a request
@@ -320,7 +319,7 @@ cdef class Gate:
         return True
 
     cdef Prepared _prepare(self, policy):
-        """What its requests have in common; None where they are not plain, or nothing was asked for it yet."""
+        """What its requests have in common; None where they are not plain."""
         cdef Prepared ready
         cdef Spot spot
         cdef Reach reach
@@ -330,11 +329,10 @@ cdef class Gate:
         ready = Prepared.__new__(Prepared)
         ready.spots, ready.reaches = [], []
         if self._counts_here:
-            if type(charge.prepared) is not self._places or charge.prepared[0] is not self._backend:
-                return None
-            for store, name, limit, _ in charge.prepared[1]:
+            model = charge if charge.like is None else charge.like
+            for store, (partition, scope), limit, _ in self._backend.prepare(model, 0).places:
                 spot = Spot.__new__(Spot)
-                spot.store, spot.name = store, name
+                spot.store, spot.name = store, (charge.partition_of(partition), scope)
                 spot.is_window = store is not self._slots
                 if spot.is_window:
                     spot.quota, spot.granule = limit.quota, limit.granule
@@ -342,9 +340,7 @@ cdef class Gate:
                     spot.quota, spot.life = limit.limit, int(limit.lease * SECOND)
                 ready.spots.append(spot)
         elif self._asks:
-            if type(charge.prepared) is not self._packed or charge.prepared.owner is not self._backend:
-                return None
-            ready.template = charge.prepared
+            ready.template = self._backend.prepare(charge)
         for at, window in charge.windows:
             reach = Reach.__new__(Reach)
             reach.at, reach.quota, reach.length = at, window.quota, window.length
@@ -492,7 +488,7 @@ cdef class Gate:
             return False
         if self._counts_here:
             self._free(lease._ready, lease_id)
-        elif not (self._asks and self._release(slots, lease_id, loop)):
+        elif not (self._asks and self._release(lease._ready, lease_id, loop)):
             return False
         lease.is_ended = True
         if lease.renewals is not None:
@@ -511,12 +507,14 @@ cdef class Gate:
                         (<dict?>(<object>found).leases).pop(lease_id, None)
         return 0
 
-    cdef bint _release(self, slots, lease_id, loop) except -1:
-        cdef object template = self._releases.get(slots), batcher = self._batchers.get(loop)
+    cdef bint _release(self, Prepared ready, lease_id, loop) except -1:
+        cdef object batcher = self._batchers.get(loop)
         cdef Operation operation
-        if template is None or batcher is None:
+        if batcher is None:
             return False
-        operation = Operation(template, lease_id)
+        if ready.release is None:
+            ready.release = self._backend.release_of(ready.charge)
+        operation = Operation(ready.release, lease_id)
         operation.must_arrive = True
         submit(batcher, operation, loop)
         return True
@@ -750,40 +748,42 @@ cpdef bytes new_lease_id():
 
 
 cdef class Shortcut:
-    """The policy of a caller who was here before, straight from a scope."""
+    """The policy of a caller, straight from a scope; made by those who know how where it is not remembered."""
 
     cdef list _names
     cdef dict _by_key, _unlisted, _hops, _literal, _latest
-    cdef object _addresses, _match
+    cdef object _addresses, _match, _look_up, _of_unknown, _of_address, _at
     cdef Py_ssize_t _longest
     cdef bint _has_routes
 
-    def __init__(self, list names, Py_ssize_t longest, dict by_key, dict unlisted, addresses, routes, dict latest):
-        """What `Identifier`, `ApiKeyReader`, `AddressReader`, `RouteTable` and `Policies` remember."""
+    def __init__(self, list names, Py_ssize_t longest, policies, dict known):
+        """What `Identifier`, `AddressReader`, `RouteTable` and `Policies` remember, and how they make more."""
+        cdef object routes = policies.routes
         self._names, self._longest = names, longest
-        self._by_key, self._unlisted = by_key, unlisted
-        self._addresses, self._hops = addresses, addresses.hops
+        self._by_key, self._unlisted = known["by_key"], known["unlisted"]
+        self._look_up, self._of_unknown = known["look_up"], known["of_unknown"]
+        self._addresses, self._of_address = known["addresses"], known["of_address"]
+        self._hops = self._addresses.hops
         self._match, self._literal, self._has_routes = routes.match, routes.literal, routes.has_rules
-        self._latest = latest
+        self._latest, self._at = policies.latest, policies.at
 
     cdef object find(self, scope):
         """The policy; None where somebody has to look closer."""
-        cdef object api_key = self._key(scope["headers"]), known, hop, index = None
+        cdef object api_key = self._key(scope["headers"]), known, hop = None, index = None
         if api_key is None or scope.get("root_path"):
             return None
         known = self._by_key.get(api_key) if <bytes>api_key else ""
         if known is None:
-            return None
+            known = self._look_up(api_key)
         if type(known) is str:
             client = scope.get("client")
-            if not client or self._addresses.looks:
-                return None
-            hop = self._hops.get(client[0])
-            if hop is None or hop.trusted:
-                return None
-            known = self._unlisted.get((known, hop.text))
-            if known is None:
-                return None
+            if client and not self._addresses.looks:
+                hop = self._hops.get(client[0])
+            address = self._addresses(scope) if hop is None or hop.trusted else hop.text
+            caller = self._unlisted.get((known, address))
+            if caller is None:
+                caller = self._of_unknown(known, address) if known else self._of_address(address)
+            known = caller
         if self._has_routes:
             path, method = scope["path"], scope.get("method", "GET")
             literal = self._literal.get(path)
@@ -792,7 +792,7 @@ cdef class Shortcut:
             else:
                 index = self._match(method, path)
         policy = self._latest.get((known.partition, index))
-        return policy if policy is not None and policy.identity is known else None
+        return policy if policy is not None and policy.identity is known else self._at(known, index)
 
     cdef object _key(self, headers):
         """The API key, empty where there is none; None where it is not plain to see."""

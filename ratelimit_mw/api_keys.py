@@ -6,6 +6,7 @@ what `hash_api_key` returns.
 
 import hashlib
 import hmac
+from functools import lru_cache
 
 
 def hash_api_key(api_key: bytes, secret: str) -> str:
@@ -14,5 +15,13 @@ def hash_api_key(api_key: bytes, secret: str) -> str:
     Prefer a secret: without one, a leaked list of hashes can be searched for guessable keys.
     """
     if secret:
-        return "hmac-sha256:" + hmac.new(secret.encode(), api_key, hashlib.sha256).hexdigest()
+        keyed = _keyed(secret).copy()
+        keyed.update(api_key)
+        return "hmac-sha256:" + keyed.hexdigest()
     return "sha256:" + hashlib.sha256(api_key).hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _keyed(secret: str) -> hmac.HMAC:
+    """What every key under a secret is hashed from: half the work of a hash is in the secret."""
+    return hmac.new(secret.encode(), digestmod="sha256")

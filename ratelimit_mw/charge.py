@@ -92,15 +92,18 @@ class Charge:
     """
 
     __slots__ = (
+        "_counters",
+        "address",
         "ahead",
         "allowances",
+        "caller",
         "cost",
-        "counters",
         "currency",
         "is_held",
         "is_of_one",
         "last",
         "lease",
+        "like",
         "max_hold",
         "prepared",
         "slots",
@@ -111,7 +114,11 @@ class Charge:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
         taken, at most an eighth of each window; they leave it a window's length after the end of that time.
         """
-        self.counters = tuple(counters)
+        self._counters: tuple[Counter, ...] | None = tuple(counters)
+        self.like: Charge | None = None
+        """The charge that this one was made from, by `of`; None for one that was made of counters."""
+        self.caller = self.address = ""
+        """The partitions that others have others in place of, who are made from this one."""
         self.cost = cost
         self.ahead = ahead
         if ahead and not all(isinstance(c.limit, Window) for c in self.counters):
@@ -139,6 +146,43 @@ class Charge:
         """A backend's own: what it has made of this charge once, to use it for every request."""
         self.last: Outcome | None = None
         """How it went last: where this process starts from while the backend is away."""
+
+    def of(self, caller: str, address: str) -> "Charge":
+        """The same for another caller: with other partitions in place of `self.caller` and `self.address`.
+
+        What doesn't differ is shared, and counters are made only if somebody looks at them.
+        """
+        made = Charge.__new__(Charge)
+        made._counters = made.prepared = made.last = None  # noqa: SLF001 - its own
+        made.like, made.caller, made.address = self, caller, address
+        made.cost, made.ahead = self.cost, self.ahead
+        made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
+        made.is_of_one, made.windows, made.currency = self.is_of_one, self.windows, self.currency
+        made.slots = made.allowances = ()
+        if self.slots:
+            made.slots = tuple([Held(made.partition_of(held.partition), held.scope) for held in self.slots])
+        if self.allowances:
+            made.allowances = tuple([each for each in made.counters if isinstance(each.limit, Allowance)])
+        return made
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """The limits and where they are counted."""
+        counters = self._counters
+        if counters is None:
+            model = () if self.like is None else self.like.counters
+            counters = self._counters = tuple(
+                [Counter(self.partition_of(c.partition), c.scope, c.limit, c.owner) for c in model]
+            )
+        return counters
+
+    def partition_of(self, partition: str) -> str:
+        """What stands here for a partition of the charge that this one was made from."""
+        if self.like is None:
+            return partition
+        if partition == self.like.caller:
+            return self.caller
+        return self.address if partition == self.like.address else partition
 
     def hold(self, lease_id: bytes, price: int, now: int) -> Hold:
         """What this charge holds once it is admitted at `now`; of a budget also where the price is 0."""

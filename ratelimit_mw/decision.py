@@ -136,7 +136,7 @@ def decision_of(
     standings = tuple(map(_standing, zip(charge.counters, outcome.figures, strict=True)))
     refusal = None
     if never is not None:
-        refusal = Refusal("cost", next(s for s in standings if s.counter is never), None)
+        refusal = Refusal("cost", next(s for s in standings if s.counter == never), None)
     elif not outcome.admitted:
         refusal = refusal_of(standings, price, outcome.now)
     allowed = refusal is None or policy.shadow

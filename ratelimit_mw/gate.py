@@ -1,7 +1,7 @@
 """The short way of plain requests through the middleware, where it is compiled.
 
-A request is plain that comes over HTTP, without a price, from a caller who was here before, under limits that
-are counted in this process or one Redis. Any other goes the long way, through Python alone.
+A request is plain that comes over HTTP, without a price, under limits that are counted in this process or one
+Redis. Any other goes the long way, through Python alone.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from starlette.types import Message, Scope, Send
 
 from ratelimit_mw.backends.counts import SlotSet
-from ratelimit_mw.backends.memory import MemoryBackend, Places
-from ratelimit_mw.backends.redis import Packed, RedisBackend
+from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission
@@ -70,10 +70,8 @@ def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
             "cancelled": asyncio.CancelledError,
             # Of exactly these backends it knows the insides.
             "counts_here": type(backend) is MemoryBackend,
-            "places": Places,
             "slot_set": SlotSet,
             "asks": type(backend) is RedisBackend,
-            "packed": Packed,
         },
     )
     return gate

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ratelimit_mw.address import AddressReader, Scope, canonical_address
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.compiled import core
+from ratelimit_mw.room import make_room
 from ratelimit_mw.settings import KeySettings, Settings
 from ratelimit_mw.settings.errors import nearest_name
 from ratelimit_mw.settings.keys import MAX_KEY
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ratelimit_mw.policy import Policies, Policy
 
 _BLANKS = b" \t"
-_MAX_REMEMBERED = 4_096
+_MAX_REMEMBERED = 16_384
 _LONGEST_REMEMBERED = 256
 _PLAIN_ACCOUNT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
@@ -92,15 +93,15 @@ class Identifier:
         return self.of_unknown(known, self._read_address(scope)) if isinstance(known, str) else known
 
     def shortcut(self, policies: "Policies") -> "Callable[[Scope], Policy | None] | None":
-        """What finds the policy of a caller who was here before in one compiled step, and answers None for
-        any other; None where nothing is compiled.
+        """What finds a caller's policy in one compiled step, and has it made where the caller is new; None
+        where nothing is compiled. It answers None to a request that is not plain.
         """
         if core is None:
             return None
-        by_key, unlisted, addresses = self._by_key, self._unlisted, self._read_address
-        names, routes, latest = self._read_api_key.names, policies.routes, policies.latest
+        known = {"by_key": self._by_key, "unlisted": self._unlisted, "addresses": self._read_address}
+        makers = {"look_up": self._look_up, "of_unknown": self.of_unknown, "of_address": self.of_address}
         shortcut: Callable[[Scope], Policy | None] = core.Shortcut(
-            names, MAX_KEY, by_key, unlisted, addresses, routes, latest
+            self._read_api_key.names, MAX_KEY, policies, {**known, **makers}
         )
         return shortcut
 
@@ -148,9 +149,7 @@ class Identifier:
         return self._remember(anonymous, "", address)
 
     def _remember(self, identity: Identity, api_key_hash: str, address: str) -> Identity:
-        # Dropping all is cheap: who invents keys costs the others one look-up in 4,096.
-        if len(self._unlisted) >= _MAX_REMEMBERED:
-            self._unlisted.clear()
+        make_room(self._unlisted, _MAX_REMEMBERED)
         self._unlisted[api_key_hash, address] = identity
         return identity
 
@@ -158,8 +157,7 @@ class Identifier:
         api_key_hash = hash_api_key(api_key, self._secret)
         known = self.of_key(api_key_hash) or api_key_hash
         if len(api_key) <= _LONGEST_REMEMBERED:
-            if len(self._by_key) >= _MAX_REMEMBERED:
-                self._by_key.clear()
+            make_room(self._by_key, _MAX_REMEMBERED)
             self._by_key[api_key] = known
         return known
 

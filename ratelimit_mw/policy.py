@@ -10,15 +10,20 @@ from ratelimit_mw.identity import Identity, address_partition
 from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw.money import parse_amount
 from ratelimit_mw.prefetch import Stock, is_taken_ahead
+from ratelimit_mw.room import make_room
 from ratelimit_mw.routing import RouteTable
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.settings.tables import PlanSettings, RouteSettings
 
 PLAN_SCOPE = "p"
 """Scope of what a plan limits. Not the plan's name: changing plans keeps what was counted."""
-MAX_POLICIES = 10_000
-"""Policies kept for callers seen before; the one made first goes first."""
+MAX_POLICIES = 16_384
+"""Policies kept for callers seen before; those made first go first."""
+MAX_MODELS = 4_096
+"""Policies kept that others are made from: of a plan, a rule and a key's own limits."""
 
+_CALLER, _ADDRESS = "caller", "ip:address"
+"""The partitions of a model: nothing that everyone shares is called so."""
 _ANY_ROUTE = RouteSettings(path="/{rest:path}")
 
 
@@ -57,6 +62,29 @@ class Policy:
     stock: Stock | None = None
     """What this process has taken ahead for requests without a price; None where it takes nothing."""
 
+    def of(self, identity: Identity, address: str) -> "Policy":
+        """The same for another caller; `address` is what counts its address."""
+        charge = self.charge.of(identity.partition, address)
+        priced = charge
+        if self.priced_charge is not self.charge:
+            priced = self.priced_charge.of(identity.partition, address)
+        return Policy(
+            identity,
+            self.route,
+            charge,
+            priced,
+            self.price,
+            self.currency,
+            self.slots,
+            self.too_small and priced.counters[self.priced_charge.counters.index(self.too_small)],
+            self.on_failure,
+            self.on_failure_priced,
+            self.shadow,
+            self.is_plain,
+            self.is_exempt,
+            stock=self.stock and Stock(charge),
+        )
+
 
 class Policies:
     """Compiles policies from the settings, each once."""
@@ -64,7 +92,9 @@ class Policies:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.routes = RouteTable(settings.routes)
-        self._policies: dict[tuple[object, ...], Policy] = {}
+        self._models: dict[tuple[object, ...], Policy] = {}
+        self._others: dict[tuple[object, ...], Policy] = {}
+        """Those that have no place in `latest`: another has it, or their cost is their own."""
         self._lock = threading.Lock()
         self.latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
@@ -74,27 +104,35 @@ class Policies:
 
         `cost` takes the place of the route's. Raises KeyError for a plan that does not exist.
         """
-        index = self.routes.match(method, path)
-        if cost is None:
-            policy = self.latest.get((identity.partition, index))
-            if policy is not None and policy.identity is identity:
+        return self.at(identity, self.routes.match(method, path), cost)
+
+    def at(self, identity: Identity, index: int | None, cost: int | None = None) -> Policy:
+        """The same under the rule of this index, None for none."""
+        place = (identity.partition, index)
+        latest = self.latest.get(place)
+        if latest is not None and cost is None and _is_same(latest.identity, identity):
+            latest.identity = identity  # the same caller, read anew since keys were set live
+            return latest
+        key = _key(identity, index, cost)
+        policy = self._others.get(key)
+        if policy is None or not _is_same(policy.identity, identity):
+            policy = self._make(identity, index, cost)
+        with self._lock:  # one limiter serves the event loops of several threads
+            if cost is not None:
+                self._keep(key, policy)
                 return policy
-        # Keys of one account are counted together, and told apart where decisions are told.
-        key_hash = identity.account and identity.api_key_hash
-        key = (identity.partition, identity.plan, identity.address, key_hash, index, cost)
-        policy = self._policies.get(key)
-        if policy is None or (policy.identity is not identity and not _is_same(policy.identity, identity)):
-            policy = self._compile(identity, index, cost)
-            with self._lock:  # one limiter serves the event loops of several threads
-                if len(self._policies) >= MAX_POLICIES:
-                    del self._policies[next(iter(self._policies))]
-                self._policies[key] = policy
-        if cost is None:
-            policy.identity = identity  # the same caller, read anew since keys were set live
-            if len(self.latest) >= MAX_POLICIES:
-                self.latest.clear()
-            self.latest[identity.partition, index] = policy
+            if latest is None:
+                make_room(self.latest, MAX_POLICIES)
+            else:
+                self._keep(_key(latest.identity, index, None), latest)
+            policy.identity = identity
+            self.latest[place] = policy
         return policy
+
+    def _keep(self, key: tuple[object, ...], policy: Policy) -> None:
+        if key not in self._others:
+            make_room(self._others, MAX_POLICIES)
+        self._others[key] = policy
 
     def of(self, partition: str) -> list[Policy]:
         """What held for a caller's latest request on each route, as far as that is remembered."""
@@ -109,6 +147,25 @@ class Policies:
             dict.fromkeys(counter for rule in rules for counter in self._counters(identity, plan, rule))
         )
 
+    def _make(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
+        """A caller's policy, of the model of all whose limits are the same."""
+        address = "" if identity.address is None else address_partition(identity.address)
+        # Who is counted by address alone has one partition for both kinds of limit.
+        caller = _ADDRESS if identity.partition == address else _CALLER
+        own = identity.overrides
+        limits = own and (own.requests, own.concurrent, own.spending)
+        key = (identity.plan, index, cost, caller, not address, limits)
+        model = self._models.get(key)
+        if model is None:
+            anybody = Identity(caller, identity.plan, address="address" if address else None, overrides=own)
+            model = self._compile(anybody, index, cost)
+            for charge in (model.charge, model.priced_charge):
+                charge.caller, charge.address = caller, _ADDRESS
+            with self._lock:
+                make_room(self._models, MAX_MODELS)
+                self._models[key] = model
+        return model.of(identity, address)
+
     def _compile(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
         route = None if index is None else self._settings.routes[index]
         rule = route or _ANY_ROUTE
@@ -118,6 +175,7 @@ class Policies:
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
         charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
+        priced = charge if plan.spending is None else Charge(counters, cost)
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
         ahead = plan.prefetch and price is None and is_taken_ahead(charge)
         too_small = next((c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None)
@@ -125,7 +183,7 @@ class Policies:
             identity=identity,
             route=route,
             charge=charge,
-            priced_charge=Charge(counters, cost),
+            priced_charge=priced,
             price=price,
             currency=currency,
             slots=plan.concurrent if rule.slot else None,
@@ -155,9 +213,24 @@ class Policies:
         yield from (Counter("app", "app", limit, "everyone") for limit in limits)
 
 
+def _key(identity: Identity, index: int | None, cost: int | None) -> tuple[object, ...]:
+    return (identity.partition, identity.plan, identity.address, _told_apart(identity), index, cost)
+
+
+def _told_apart(identity: Identity) -> str | None:
+    """Keys of one account are counted together, and told apart where decisions are told."""
+    return identity.account and identity.api_key_hash
+
+
 def _is_same(known: Identity, identity: Identity) -> bool:
-    """Whether what holds for a caller holds for another of the same partition, plan and address."""
-    return known.account == identity.account and known.overrides == identity.overrides
+    """Whether what holds for a caller holds for another of the same partition."""
+    return known is identity or (
+        known.plan == identity.plan
+        and known.address == identity.address
+        and known.account == identity.account
+        and _told_apart(known) == _told_apart(identity)
+        and known.overrides == identity.overrides
+    )
 
 
 def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
+from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends.counts import PlainLog
 from ratelimit_mw.compiled import PURE, core
 from ratelimit_mw.limits import Window
+from ratelimit_mw.settings import KeySettings
 from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
 from tests.servers import StoreServer
 from tests.slots import held, until_async
@@ -125,20 +127,37 @@ async def test_two_keys_are_refused_in_whichever_of_many_headers() -> None:
 
 
 @needs_core
-async def test_who_was_here_before_is_let_in_also_after_keys_were_set_live() -> None:
-    """A change of the live keys costs each caller one request on the long way, not all that follow."""
-    app = limited("", FakeClock())
-    app.limiter.identify._read_address.looks = 0
+async def test_a_caller_is_let_in_who_was_never_here(server: StoreServer) -> None:
+    """A first request goes the short way, also right after keys were set live."""
+    table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
+    limiter = Limiter(settings_of(table))
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
     gate: Any = app._gate
-    for _ in range(2):
-        for _ in range(2):
-            assert (await _start(app, b"one"))["status"] == 200
-        passage = gate.enter(_scope(b"one"), None)
-        assert passage is not None
-        passage.leave()
-        live = app.limiter.live
-        live._put(live.rules.with_registered({}))
-        app.limiter.identify._read_address.looks = 0
+    async with limiter:
+        for number in range(4):
+            passage = gate.enter(_scope(b"new %d" % number), None)
+            assert passage is not None
+            assert (await passage.answer()).allowed
+            passage.leave()
+            limiter.live._put(limiter.live.rules.with_registered({}))
+
+
+@pytest.mark.parametrize("is_remembered", [True, False])
+async def test_what_is_set_live_counts_at_once(monkeypatch: pytest.MonkeyPatch, is_remembered: bool) -> None:
+    """A key gets and loses a plan of its own between two requests, whether its caller is remembered here or
+    was forgotten.
+    """
+    if not is_remembered:
+        monkeypatch.setattr("ratelimit_mw.policy.MAX_POLICIES", 1)
+        monkeypatch.setattr("ratelimit_mw.identity._MAX_REMEMBERED", 1)
+    app = limited('plans = { default.requests = ["5/hour"], pro.requests = ["50/hour"] }', FakeClock())
+    live, digest = app.limiter.live, hash_api_key(b"one", "")
+    told: list[bytes] = []
+    for keys in ({}, {digest: KeySettings(hash=digest, plan="pro")}, {}):
+        live._put(live.rules.with_registered(keys))
+        starts = [await _start(app, key) for key in (b"one", b"two", b"three")]
+        told += [dict(start["headers"])[b"x-ratelimit-limit"] for start in starts]
+    assert told == [b"5"] * 3 + [b"50"] + [b"5"] * 5
 
 
 async def test_a_refusal_under_way_keeps_the_settings_it_began_with(server: StoreServer) -> None:

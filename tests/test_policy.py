@@ -6,6 +6,8 @@ from starlette.types import ASGIApp
 
 from ratelimit_mw import Identity
 from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.redis import RedisBackend
+from ratelimit_mw.limits import Window
 from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.settings import KeySettings
 from tests.asgi import (
@@ -324,3 +326,74 @@ def test_a_hook_may_make_its_callers_anew_each_time() -> None:
     first = match("5/minute")
     assert match("5/minute") is first
     assert match("6/minute").charge.counters != first.charge.counters
+
+
+PARTITIONS = [
+    "k:0123",
+    "a:acme",
+    "ip:192.0.2.9",
+    "ip:address",
+    "caller",
+    "a {brace} of 100%d",
+    "\u00e9\ud800",
+    "",
+]
+
+
+@pytest.mark.parametrize("partition", PARTITIONS)
+@pytest.mark.parametrize("address", [None, "192.0.2.9", "address"])
+@pytest.mark.parametrize("own", [None, (Window(7, 1, "minute"),)])
+async def test_a_policy_made_from_another_is_as_if_it_was_made_alone(
+    partition: str, address: str | None, own: tuple[Window, ...] | None
+) -> None:
+    """What callers of one plan share never shows: each one's limits, keys and slots are its own."""
+    settings = settings_of("""
+        identity.per_address = ["50/minute"]
+        application = { requests = ["900/second"], concurrent = 70 }
+        plans.default = { requests = ["9/minute", "90/hour"], concurrent = 3, spending.daily = "1.00" }
+        routes = [{ path = "/", requests = ["2/second"], total = ["9/second"], price = "0.01" }]
+    """)
+    policies = Policies(settings)
+    key = KeySettings(hash=f"sha256:{'0' * 64}", plan="default", requests=own) if own else None
+    others = [Identity(f"k:{number}", "default", address="203.0.113.4") for number in range(3)]
+    identity = Identity(partition, "default", address=address, overrides=key)
+    for index in (None, 0):
+        for stranger in others:
+            policies.at(stranger, index)
+        made, alone = policies.at(identity, index), policies._compile(identity, index, None)
+        backend = RedisBackend("redis://127.0.0.1:1")
+        for one, other in ((made.charge, alone.charge), (made.priced_charge, alone.priced_charge)):
+            assert one.counters == other.counters
+            assert [one.slots, one.windows, one.allowances] == [other.slots, other.windows, other.allowances]
+            assert [one.lease, one.is_of_one, one.is_held] == [other.lease, other.is_of_one, other.is_held]
+        packed, same = backend.prepare(made.charge), backend.prepare(alone.charge)
+        assert (packed.keys, packed.head, packed.n_keys) == (same.keys, same.head, same.n_keys)
+        assert backend.release_of(made.charge).keys == backend.release_of(alone.charge).keys
+        assert (made.route, made.price, made.on_failure) == (alone.route, alone.price, alone.on_failure)
+
+
+async def test_who_was_forgotten_is_decided_about_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of callers makes a process forget policies, and nothing that was counted."""
+    monkeypatch.setattr("ratelimit_mw.policy.MAX_POLICIES", 50)
+    app = limited('plans.default = { requests = ["3/minute"], concurrent = 2 }', FakeClock())
+    policies = app.limiter.policies
+    for number in range(300):
+        if number % 100 == 0:
+            assert await left(app, x_api_key="mine") == str(2 - number // 100)
+        assert await left(app, x_api_key=f"invented {number}") == "2"
+        assert len(policies.latest) <= 50
+    async with client_of(app, x_api_key="mine") as client:
+        assert (await client.get("/")).status_code == 429
+
+
+def test_callers_of_one_partition_keep_their_policies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that comes from several addresses in turn has one policy for each; so many are kept."""
+    monkeypatch.setattr("ratelimit_mw.policy.MAX_POLICIES", 50)
+    policies = Policies(settings_of('identity.per_address = ["5/minute"]'))
+    here, there = [Identity("k:1", "default", address=f"192.0.2.{number}") for number in range(2)]
+    first = [policies.at(identity, None) for identity in (here, there)]
+    assert [policies.at(identity, None) for identity in (here, there, here)] == [*first, first[0]]
+    for number in range(500):
+        policies.at(Identity("k:1", "default", address=f"198.51.100.{number}"), None)
+    assert len(policies.latest) == 1
+    assert len(policies._others) <= 50

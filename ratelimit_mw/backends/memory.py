@@ -79,13 +79,7 @@ class MemoryBackend:
             cost = charge.cost
             if not (cost >= 1 and price >= 0):  # NaN compares false with everything
                 raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
-            places = charge.prepared
-            if (
-                places.__class__ is not Places
-                or places.owner is not self
-                or not places.since <= now < places.until
-            ):
-                places = charge.prepared = self._places_of(charge, now)
+            places = self.prepare(charge, now)
             exact = lease_id is None
             states: list[State] = []
             newcomers: list[tuple[_Place, State]] | None = None
@@ -113,6 +107,17 @@ class MemoryBackend:
                 ends = max(held.ends for held in hold.periods)
                 self._records.add(lease_id, Record(price, None, ends), now)
             return Outcome(True, now, tuple(numbers), hold)
+
+    def prepare(self, charge: Charge, now: int) -> "Places":
+        """Where a charge is counted, found once, or again where a period of it has ended."""
+        places = charge.prepared
+        if (
+            places.__class__ is not Places
+            or places.owner is not self
+            or not places.since <= now < places.until
+        ):
+            places = charge.prepared = self._places_of(charge, now)
+        return places
 
     def recall(self, counter: Counter, entries: Sequence[tuple[int, int]]) -> None:
         """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet."""

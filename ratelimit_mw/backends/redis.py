@@ -31,6 +31,7 @@ from ratelimit_mw.charge import (
 )
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw.periods import KEPT_AFTER_END, period_at
+from ratelimit_mw.room import make_room
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that closing waits for what is still owed to the server."""
@@ -45,7 +46,7 @@ _RENEW = struct.Struct("<c16sdB")
 _SETTLE = struct.Struct("<c16sdBB")
 _SLOT = _LIMIT.pack(b"C", 0, 0, 0)
 _REFUSED, _ADMITTED, _OTHER_PERIOD = 0, 1, 2
-_MAX_RELEASES = 10_000
+_MAX_RELEASES = 16_384
 """Callers whose release is kept packed."""
 _NO_LEASE = bytes(LEASE_ID_SIZE)
 _SERVER_CLOCK = bulk(b"")
@@ -107,10 +108,7 @@ class RedisBackend:
         """Charge all of `charge`'s counters, or none."""
         if charge.allowances:
             return await self._decide(b"A", charge, lease_id, price)
-        packed = charge.prepared
-        if packed.__class__ is not Packed or packed.owner is not self:
-            packed = charge.prepared = self._pack(charge, 0)
-        operation = Operation(packed, lease_id)
+        operation = Operation(self.prepare(charge), lease_id)
         hold = charge.hold(lease_id, 0, 0)
         operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
         loop = asyncio.get_running_loop()
@@ -193,22 +191,40 @@ class RedisBackend:
         if (
             not isinstance(packed, Packed)
             or packed.owner is not self
-            or not packed.since <= now < packed.until
+            or not packed.layout.since <= now < packed.layout.until
         ):
             packed = charge.prepared = self._pack(charge, now)
         keys, n_keys, life = packed.keys, packed.n_keys, 0
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = _ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.limits + lease_id
+        body = _ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
         operation = Operation(Template(keys, n_keys, body))
         if kind == b"A":
             operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
         return operation, packed
 
+    def prepare(self, charge: Charge) -> "Packed":
+        """A charge of no allowances as it is sent, made once."""
+        packed = charge.prepared
+        if packed.__class__ is not Packed or packed.owner is not self:
+            packed = charge.prepared = self._pack(charge, 0)
+        return packed
+
+    def release_of(self, charge: Charge) -> Template:
+        """All of a release but the id of the lease, made once."""
+        packed = self.prepare(charge)
+        if packed.release is None:
+            packed.release = self._pack_release(charge.slots)
+        return packed.release
+
     def _pack(self, charge: Charge, now: int) -> "Packed":
         """A charge's keys and limits as they are sent, until a period of it ends."""
-        keys = b"".join([bulk(self._key(counter, now)) for counter in charge.counters])
+        if charge.like is not None and not charge.allowances:
+            model = self.prepare(charge.like)
+            return Packed(self, model.layout, model.layout.keys.of(charge))
+        places = [(counter.partition, self._suffix(counter, now)) for counter in charge.counters]
+        keys = _Keys(self._prefix, places)
         limits, since, until = b"", 0, 1 << 62
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
@@ -217,7 +233,7 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += _pack_limit(counter.limit)
-        return Packed(self, charge, keys, limits, since, until)
+        return Packed(self, _Layout(charge, keys, limits, since, until), keys.of(charge))
 
     def on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
         """Undo a charge that nobody waits for any more.
@@ -239,7 +255,10 @@ class RedisBackend:
 
     def _owe_finish(self, hold: Hold, money: Money) -> Operation:
         if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
-            template = self.releases.get(hold.slots) or self._pack_release(hold)
+            template = self.releases.get(hold.slots)
+            if template is None:
+                make_room(self.releases, _MAX_RELEASES)
+                template = self.releases[hold.slots] = self._pack_release(hold.slots)
             return self._submit(Operation(template, hold.id), must_arrive=True)
         keys, limits = self._slot_keys(hold), _SLOT * len(hold.slots)
         moves = money if hold.periods else Money.UNTOUCHED
@@ -249,14 +268,11 @@ class RedisBackend:
         body = _FINISH.pack(b"F", len(limits) // _LIMIT.size, moves.value, 0, 0) + limits
         return self._submit(_operation(keys, body + _ID.pack(hold.id)), must_arrive=True)
 
-    def _pack_release(self, hold: Hold) -> Template:
+    def _pack_release(self, slots: tuple[Held, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
-        body = _FINISH.pack(b"F", len(hold.slots), Money.UNTOUCHED.value, 0, 0) + _SLOT * len(hold.slots)
-        if len(self.releases) >= _MAX_RELEASES:
-            self.releases.clear()
-        keys = b"".join(map(bulk, self._slot_keys(hold)))
-        template = self.releases[hold.slots] = Template(keys, len(hold.slots), body, LEASE_ID_SIZE)
-        return template
+        body = _FINISH.pack(b"F", len(slots), Money.UNTOUCHED.value, 0, 0) + _SLOT * len(slots)
+        keys = b"".join([bulk(self._name(held.partition, f"s:{held.scope}")) for held in slots])
+        return Template(keys, len(slots), body, LEASE_ID_SIZE)
 
     # sending ------------------------------------------------------------------------------------
 
@@ -296,12 +312,15 @@ class RedisBackend:
     # keys ---------------------------------------------------------------------------------------
 
     def _key(self, counter: Counter, now: int) -> bytes:
+        return self._name(counter.partition, self._suffix(counter, now))
+
+    def _suffix(self, counter: Counter, now: int) -> str:
         limit = counter.limit
         if isinstance(limit, Window):
-            return self._name(counter.partition, f"w:{counter.scope}:{limit.seconds}")
+            return f"w:{counter.scope}:{limit.seconds}"
         if isinstance(limit, Slots):
-            return self._name(counter.partition, f"s:{counter.scope}")
-        return self._period_key(place_of(counter, now))
+            return f"s:{counter.scope}"
+        return f"b:{place_of(counter, now).scope}"
 
     def _slot_keys(self, hold: Hold) -> list[bytes]:
         return [self._name(held.partition, f"s:{held.scope}") for held in hold.slots]
@@ -316,35 +335,65 @@ class RedisBackend:
         return self._name(hold.periods[0].partition, f"r:{hold.id.hex()}")
 
     def _name(self, partition: str, suffix: str) -> bytes:
-        # The partition is the hash tag of Redis Cluster, so it must not hold a brace of its own.
-        tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-        return self._prefix + f"{{{tag}}}:{suffix}".encode("utf-8", "surrogatepass")
+        return b"%b{%b}:%b" % (self._prefix, _tag(partition), suffix.encode("utf-8", "surrogatepass"))
+
+
+class _Keys:
+    """The keys of charges that differ in their partitions alone, as they are sent."""
+
+    def __init__(self, prefix: bytes, places: Iterable[tuple[str, str]]) -> None:
+        self._text = b""
+        self._places: list[tuple[str, int]] = []
+        for partition, suffix in places:
+            before, after = prefix + b"{", b"}:" + suffix.encode("utf-8", "surrogatepass")
+            parts = [part.replace(b"%", b"%%") for part in (before, after)]
+            self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
+            self._places.append((partition, len(before + after)))
+
+    def of(self, charge: Charge) -> bytes:
+        """Those of one of the charges."""
+        last, tag, filled = None, b"", list[int | bytes]()
+        for partition, size in self._places:
+            if partition != last:
+                last, tag = partition, _tag(charge.partition_of(partition))
+            filled += (size + len(tag), tag)
+        return self._text % tuple(filled)
+
+
+class _Layout:
+    """What charges have in common that differ in their partitions alone."""
+
+    def __init__(self, charge: Charge, keys: _Keys, limits: bytes, since: int, until: int) -> None:
+        self.keys = keys
+        self.limits = limits
+        self.since = since
+        self.until = until
+        n_keys, kind = len(charge.counters), b"T" if charge.ahead else b"A"
+        body = _ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
+        answer = struct.Struct("<B" + "qqq" * n_keys)
+        self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, answer.unpack)
+        self.answer_of_several = struct.Struct(answer.format + "H")
+        self.steps = [charge.cost if isinstance(each.limit, Window) else 1 for each in charge.counters]
 
 
 class Packed(Template):
     """A charge without a price, as it is sent; and what its answers mean."""
 
-    __slots__ = ("_answer_of_several", "_steps", "limits", "owner", "since", "until")
+    __slots__ = ("layout", "owner", "release")
 
-    def __init__(
-        self, owner: RedisBackend, charge: Charge, keys: bytes, limits: bytes, since: int, until: int
-    ) -> None:
-        n_keys, kind = len(charge.counters), b"T" if charge.ahead else b"A"
-        body = _ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
-        answer = struct.Struct("<B" + "qqq" * n_keys)
-        super().__init__(keys, n_keys, body, LEASE_ID_SIZE, answer.unpack)
+    def __init__(self, owner: RedisBackend, layout: _Layout, keys: bytes) -> None:
+        rest = layout.template
+        self.keys, self.n_keys, self.unpack = keys, rest.n_keys, rest.unpack
+        self.head, self._body = rest.head, rest._body  # noqa: SLF001 - shared, since it is kept for each caller
         self.owner = owner
-        self.limits = limits
-        self.since = since
-        self.until = until
-        self._answer_of_several = struct.Struct(answer.format + "H")
-        self._steps = [charge.cost if isinstance(each.limit, Window) else 1 for each in charge.counters]
+        self.layout = layout
+        self.release: Template | None = None
 
     def unpack_several(self, answer: bytes, number: int) -> Iterable[tuple[int, ...]]:
         """What each charge would have been told alone, in its turn: whether it is admitted, its figures."""
-        *numbers, admitted = self._answer_of_several.unpack(answer)
+        *numbers, admitted = self.layout.answer_of_several.unpack(answer)
         columns: list[Iterable[int]] = [repeat(_ADMITTED, admitted)]
-        for place, step in enumerate(self._steps):
+        for place, step in enumerate(self.layout.steps):
             used, reset_after, _ = numbers[3 * place + 1 : 3 * place + 4]
             columns += (range(used - (admitted - 1) * step, used + 1, step), repeat(reset_after), repeat(0))
         return chain(zip(*columns, strict=False), repeat((_REFUSED, *numbers[1:]), number - admitted))
@@ -360,6 +409,12 @@ def _pack_limit(limit: Limit) -> bytes:
     if isinstance(limit, Slots):
         return _LIMIT.pack(b"C", limit.limit, int(limit.lease * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
+
+
+def _tag(partition: str) -> bytes:
+    """A partition as the hash tag of Redis Cluster, which must not hold a brace of its own."""
+    tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return tag.encode("utf-8", "surrogatepass")
 
 
 def _machine_clock() -> int:

@@ -28,8 +28,8 @@ class Rules:
     version: str
     """Twelve hex digits that any two processes with the same settings agree on."""
     shortcut: Callable[[Scope], Policy | None] | None
-    """The policy of a request without hooks, where the caller was here before; None where that is unknown,
-    and in place of it where nothing is compiled."""
+    """The policy of a plain request without hooks; None for any other, and in place of it where nothing is
+    compiled."""
 
     @classmethod
     def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
