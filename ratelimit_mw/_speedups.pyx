@@ -327,9 +327,9 @@ cdef class Gate:
         if not policy.is_plain:
             return None
         ready = Prepared.__new__(Prepared)
-        ready.spots, ready.reaches = [], []
+        model = charge if charge.like is None else charge.like
         if self._counts_here:
-            model = charge if charge.like is None else charge.like
+            ready.spots = []
             for store, (partition, scope), limit, _ in self._backend.prepare(model, 0).places:
                 spot = Spot.__new__(Spot)
                 spot.store, spot.name = store, (charge.partition_of(partition), scope)
@@ -341,10 +341,13 @@ cdef class Gate:
                 ready.spots.append(spot)
         elif self._asks:
             ready.template = self._backend.prepare(charge)
-        for at, window in charge.windows:
-            reach = Reach.__new__(Reach)
-            reach.at, reach.quota, reach.length = at, window.quota, window.length
-            ready.reaches.append(reach)
+        ready.reaches = model.reaches
+        if ready.reaches is None:
+            model.reaches = ready.reaches = []
+            for at, window in charge.windows:
+                reach = Reach.__new__(Reach)
+                reach.at, reach.quota, reach.length = at, window.quota, window.length
+                ready.reaches.append(reach)
         ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
         ready.slots, ready.lease, ready.cost = charge.slots or None, charge.lease, charge.cost
         ready.lease_seconds = charge.lease

@@ -4,6 +4,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ratelimit_mw.charge import Charge, Counter
 from ratelimit_mw.identity import Identity, address_partition
@@ -122,7 +123,7 @@ class Policies:
                 self._keep(key, policy)
                 return policy
             if latest is None:
-                make_room(self.latest, MAX_POLICIES)
+                _make_room(self.latest)
             else:
                 self._keep(_key(latest.identity, index, None), latest)
             policy.identity = identity
@@ -131,7 +132,7 @@ class Policies:
 
     def _keep(self, key: tuple[object, ...], policy: Policy) -> None:
         if key not in self._others:
-            make_room(self._others, MAX_POLICIES)
+            _make_room(self._others)
         self._others[key] = policy
 
     def of(self, partition: str) -> list[Policy]:
@@ -211,6 +212,12 @@ class Policies:
         yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
         limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
         yield from (Counter("app", "app", limit, "everyone") for limit in limits)
+
+
+def _make_room(policies: dict[Any, Policy]) -> None:
+    for forgotten in make_room(policies, MAX_POLICIES):
+        # Whoever still has it makes it anew. What knows the policy, too, would wait for the garbage collector.
+        forgotten.ready = forgotten.charge.prepared = forgotten.charge.last = None
 
 
 def _key(identity: Identity, index: int | None, cost: int | None) -> tuple[object, ...]:
