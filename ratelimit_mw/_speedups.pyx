@@ -8,15 +8,16 @@ beyond 2**62 fits into none.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItemWithError
+from cpython.dict cimport PyDict_Copy, PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
-from libc.string cimport memcmp, memmove
+from libc.string cimport memcmp, memcpy, memmove
 
 import os
 from asyncio import get_running_loop
-from time import monotonic
+from itertools import repeat
+from time import monotonic, time_ns
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
@@ -36,6 +37,9 @@ cdef extern from *:
 
 
 ctypedef long long i64
+
+cdef enum:
+    MOST_LIMITS = 8  # of a charge that is counted here; one of more goes the long way
 
 cdef i64 NEVER = 1 << 62
 cdef i64 SECOND = 1_000_000
@@ -170,9 +174,10 @@ cdef class LeaseState:
     cdef public object hold, backend, give_up_at, renewals, repeats, token, _leases
     cdef public double renew_at
     cdef public bint is_detached, is_ended, is_lost
-    cdef object _made, _numbers
+    cdef object _made, _numbers  # None: they are in `_row`
     cdef Prepared _ready
     cdef i64 _now
+    cdef i64 _row[3 * MOST_LIMITS]
 
     def __init__(self, leases, hold, backend, decided):
         self.token = ""
@@ -183,6 +188,8 @@ cdef class LeaseState:
         """The decision, or the admission before anybody asks how its limits stand."""
         cdef Prepared ready = self._ready
         if self._made is None and ready is not None:
+            if self._numbers is None:
+                self._numbers = tuple([self._row[at] for at in range(3 * len(ready.spots))])
             outcome = row(ready.gate._outcome, True, self._now, self._numbers, self.hold)
             self._made = row(ready.gate._admission, ready.policy, ready.charge, outcome, 0)
         return self._made
@@ -196,18 +203,26 @@ cdef class LeaseState:
 
 
 cdef class Spot:
-    """Where one limit of a charge is counted in this process."""
+    """Where one limit of a charge is counted in this process, whoever it is counted for."""
 
-    cdef object store, name
+    cdef object store, move_to_end
     cdef bint is_window
-    cdef i64 quota, granule, life
+    cdef i64 quota, granule, length, life
 
 
 cdef class Reach:
-    """One of the caller's own windows, and where its figures begin."""
+    """One of the caller's own windows, where its figures begin, and the header that says its quota."""
 
     cdef Py_ssize_t at
     cdef i64 quota, length
+    cdef tuple header
+
+
+cdef class Shape:
+    """What charges have in common that differ in their partitions alone, which `names` has of one of them."""
+
+    cdef object backend
+    cdef list spots, reaches, names
 
 
 cdef class Prepared:
@@ -218,20 +233,21 @@ cdef class Prepared:
     cdef double lease
     cdef bint has_max_hold
     cdef i64 cost
-    cdef list spots, reaches
+    cdef list spots, names, reaches
 
 
 cdef class Gate:
     """Lets plain requests in: those without a price, over HTTP."""
 
-    cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady, _lock, _clock
+    cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady
+    cdef object _acquire_lock, _release_lock, _clock
     cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch
     cdef type _lease, _admission, _outcome, _hold, _slot_set
     cdef dict _renewals, _refused, _batchers
     cdef set _loops
     cdef tuple _own_paths
     cdef Shortcut _shortcut
-    cdef bint _counts_here, _asks, _is_plain, _is_unix
+    cdef bint _counts_here, _asks, _goes_by_wall_clock, _is_plain, _is_unix
     cdef readonly i64 active
     """Requests inside the app."""
 
@@ -249,21 +265,26 @@ cdef class Gate:
         self._counts_here, self._asks = known["counts_here"], known["asks"]
         self._slot_set = known["slot_set"]
         if self._counts_here:
-            self._lock, self._clock = self._backend.lock, self._backend.clock
-            self._slots = self._backend.slots
+            self._acquire_lock, self._release_lock = self._backend.lock.acquire, self._backend.lock.release
+            self._clock, self._slots = self._backend.clock, self._backend.slots
+            self._goes_by_wall_clock = self._clock is known["wall_clock"]
         elif self._asks:
             self._batchers = self._backend.batchers
 
-    def enter(self, scope, send):
+    def enter(self, connection, send):
         """A `Passage`, or the answer to a refusal that is repeated; None, and nothing done, where a request
         has to go the long way.
         """
+        cdef dict scope
         cdef Passage passage
         cdef Prepared ready
         cdef Shortcut shortcut
         cdef LeaseState lease = None
         cdef Operation operation = None
         cdef double sent = 0
+        if type(connection) is not dict:
+            return None
+        scope = <dict>connection
         if scope["type"] != "http" or self._limiter.observers is not None or self._live.resolver is not None:
             return None
         loop, rules, state = get_running_loop(), self._live.rules, scope.get("state")
@@ -321,33 +342,24 @@ cdef class Gate:
     cdef Prepared _prepare(self, policy):
         """What its requests have in common; None where they are not plain."""
         cdef Prepared ready
-        cdef Spot spot
-        cdef Reach reach
-        charge = policy.charge
+        cdef Shape shape
+        cdef object charge = policy.charge, model, last = None, name, own_name = None
         if not policy.is_plain:
             return None
-        ready = Prepared.__new__(Prepared)
         model = charge if charge.like is None else charge.like
+        shape = self._shape_of(model)
+        if shape is None:
+            return None
+        ready = Prepared.__new__(Prepared)
+        ready.spots, ready.reaches = shape.spots, shape.reaches
         if self._counts_here:
-            ready.spots = []
-            for store, (partition, scope), limit, _ in self._backend.prepare(model, 0).places:
-                spot = Spot.__new__(Spot)
-                spot.store, spot.name = store, (charge.partition_of(partition), scope)
-                spot.is_window = store is not self._slots
-                if spot.is_window:
-                    spot.quota, spot.granule = limit.quota, limit.granule
-                else:
-                    spot.quota, spot.life = limit.limit, int(limit.lease * SECOND)
-                ready.spots.append(spot)
+            ready.names = []
+            for name in shape.names:
+                if name is not last:
+                    last, own_name = name, (charge.partition_of(name[0]), name[1])
+                ready.names.append(own_name)
         elif self._asks:
             ready.template = self._backend.prepare(charge)
-        ready.reaches = model.reaches
-        if ready.reaches is None:
-            model.reaches = ready.reaches = []
-            for at, window in charge.windows:
-                reach = Reach.__new__(Reach)
-                reach.at, reach.quota, reach.length = at, window.quota, window.length
-                ready.reaches.append(reach)
         ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
         ready.slots, ready.lease, ready.cost = charge.slots or None, charge.lease, charge.cost
         ready.lease_seconds = charge.lease
@@ -355,56 +367,97 @@ cdef class Gate:
         policy.ready = ready
         return ready
 
-    cdef LeaseState _decide(self, Prepared ready, loop):
-        """Charge windows and slots; None, and nothing charged, where one refuses or a window is new."""
-        cdef i64 now
-        cdef object newcomer = None
-        cdef Spot place = None
-        cdef list states = [], numbers = []
+    cdef Shape _shape_of(self, charge):
+        """What charges have in common that are made from this one; None where they are not plain."""
+        cdef Shape shape = charge.shape
         cdef Spot spot
+        cdef Reach reach
+        cdef object last = None
+        if shape is not None and shape.backend is self._backend:
+            return shape
+        shape = Shape.__new__(Shape)
+        shape.backend, shape.spots, shape.reaches, shape.names = self._backend, [], [], []
+        if self._counts_here:
+            for store, name, limit, _ in self._backend.prepare(charge, 0).places:
+                spot = Spot.__new__(Spot)
+                spot.store, spot.move_to_end = store, store.move_to_end
+                spot.is_window = store is not self._slots
+                if spot.is_window:
+                    spot.quota, spot.granule, spot.length = limit.quota, limit.granule, limit.length
+                else:
+                    spot.quota, spot.life = limit.limit, int(limit.lease * SECOND)
+                last = last if name == last else name
+                shape.names.append(last)
+                shape.spots.append(spot)
+            if len(shape.spots) > MOST_LIMITS:
+                return None
+        for at, window in charge.windows:
+            reach = Reach.__new__(Reach)
+            reach.at, reach.quota, reach.length = at, window.quota, window.length
+            reach.header = (b"x-ratelimit-limit", digits(reach.quota))
+            shape.reaches.append(reach)
+        charge.shape = shape
+        return shape
+
+    cdef LeaseState _decide(self, Prepared ready, loop):
+        """Charge windows and slots; None, and nothing charged, where one refuses."""
+        self._acquire_lock()
+        try:
+            return self._charge(ready, loop)
+        finally:
+            self._release_lock()
+
+    cdef LeaseState _charge(self, Prepared ready, loop):
+        cdef i64 now = <i64>time_ns() // 1000 if self._goes_by_wall_clock else <i64>self._clock()
+        cdef Spot spot
+        cdef LeaseState lease
         cdef Log log
         cdef dict leases
+        cdef list states = [], newcomers = None
+        cdef bint is_new[MOST_LIMITS]
         cdef PyObject *found
+        cdef i64 *figures
         cdef Py_ssize_t at
-        with self._lock:
-            now = self._clock()
-            for each in ready.spots:
-                spot = <Spot>each
-                found = PyDict_GetItemWithError(spot.store, spot.name)
-                if found is NULL:
-                    if spot.is_window or newcomer is not None:
-                        return None
-                    newcomer, place = self._slot_set(), spot  # sets that hold nothing are forgotten soon
-                    states.append(newcomer.leases)
-                elif spot.is_window:
-                    if not (<Log?><object>found).admits(spot.quota, now, ready.cost):
-                        return None
-                    states.append(<object>found)
-                else:
-                    leases = (<object>found).leases
-                    if len(leases) >= spot.quota:
-                        return None
-                    states.append(leases)
-            lease_id = self._no_id if ready.slots is None else new_lease_id()
-            for at in range(len(states)):
-                spot = <Spot>ready.spots[at]
-                if spot.is_window:
-                    spot.store.move_to_end(spot.name)
-                    log = <Log>states[at]
-                    log.add(now, ready.cost, spot.granule)
-                    numbers.append(log._used)
-                    numbers.append(log._oldest + log.length - now)
-                else:
-                    leases = <dict>states[at]
-                    leases[lease_id] = now + spot.life
-                    if spot is not place:
-                        spot.store.move_to_end(spot.name)
-                    numbers.append(len(leases))
-                    numbers.append(0)
-                numbers.append(0)
-            if newcomer is not None:  # last, since it forgets sets that hold nothing
-                place.store.add(place.name, newcomer, now)
-        return self._admitted(ready, now, tuple(numbers), self._hold_of(ready, lease_id), loop)
+        for at in range(len(ready.spots)):
+            spot = <Spot>ready.spots[at]
+            found = PyDict_GetItemWithError(spot.store, ready.names[at])
+            is_new[at] = found is NULL
+            if found is not NULL:
+                state = <object>found
+            else:
+                state = Log(spot.length) if spot.is_window else self._slot_set()
+                newcomers = newcomers or []
+                newcomers.append((at, state))
+            if spot.is_window:
+                if not (<Log?>state).admits(spot.quota, now, ready.cost):
+                    return None
+                states.append(state)
+            else:
+                leases = state.leases
+                if len(leases) >= spot.quota:
+                    return None
+                states.append(leases)
+        lease_id = self._no_id if ready.slots is None else new_lease_id()
+        lease = self._new_lease()
+        for at in range(len(states)):
+            spot = <Spot>ready.spots[at]
+            figures = lease._row + 3 * at
+            if spot.is_window:
+                log = <Log>states[at]
+                log.add(now, ready.cost, spot.granule)
+                figures[0], figures[1] = log._used, log._oldest + log.length - now
+            else:
+                leases = <dict>states[at]
+                leases[lease_id] = now + spot.life
+                figures[0], figures[1] = len(leases), 0
+            figures[2] = 0
+            if not is_new[at]:
+                spot.move_to_end(ready.names[at])
+        if newcomers is not None:  # last: who is refused leaves nothing behind, and a set that holds nothing goes
+            for each in newcomers:
+                spot = <Spot>ready.spots[each[0]]
+                spot.store.add(ready.names[each[0]], each[1], now)
+        return self._admitted(lease, ready, now, None, self._hold_of(ready, lease_id), loop)
 
     cdef LeaseState _spend(self, Prepared ready, loop):
         """Spend units that were taken ahead, as `Prefetch.spend` does; None where there are none."""
@@ -420,7 +473,9 @@ cdef class Gate:
         if left < 0 or now >= <double>block.until or block.era is not prefetch.era:
             ready.stock.after(block)  # and another may be in hand
             outcome = prefetch.spend(ready.stock)
-            return None if outcome is None else self._admitted(ready, outcome[1], outcome[2], self._nothing, loop)
+            if outcome is None:
+                return None
+            return self._admitted(self._new_lease(), ready, outcome[1], outcome[2], self._nothing, loop)
         if left == <i64>block.low:
             prefetch.take(ready.stock, now)
         age, unspent = <i64>((now - <double>block.received) * SECOND), left * ready.cost
@@ -429,7 +484,9 @@ cdef class Gate:
             numbers.append(used - unspent)
             numbers.append(reset_after - age)
             numbers.append(0)
-        return self._admitted(ready, <i64>block.decided + age, numbers, self._nothing, loop)
+        return self._admitted(
+            self._new_lease(), ready, <i64>block.decided + age, numbers, self._nothing, loop
+        )
 
     cdef object _hold_of(self, Prepared ready, lease_id):
         cdef object made
@@ -458,8 +515,10 @@ cdef class Gate:
         submit(batcher, operation, loop)
         return operation
 
-    cdef LeaseState _admitted(self, Prepared ready, i64 now, numbers, hold, loop):
-        cdef LeaseState lease = (<PyTypeObject *>self._lease).tp_new(self._lease, (), NULL)
+    cdef inline LeaseState _new_lease(self):
+        return (<PyTypeObject *>self._lease).tp_new(self._lease, (), NULL)
+
+    cdef LeaseState _admitted(self, LeaseState lease, Prepared ready, i64 now, numbers, hold, loop):
         cdef i64 before = ready.policy.admitted
         ready.policy.admitted = before + 1
         if before == 0:
@@ -501,13 +560,20 @@ cdef class Gate:
     cdef int _free(self, Prepared ready, lease_id) except -1:
         cdef PyObject *found
         cdef Spot spot
-        with self._lock:
-            for each in ready.spots:
-                spot = <Spot>each
+        cdef dict leases
+        cdef Py_ssize_t at
+        self._acquire_lock()
+        try:
+            for at in range(len(ready.spots)):
+                spot = <Spot>ready.spots[at]
                 if not spot.is_window:
-                    found = PyDict_GetItemWithError(spot.store, spot.name)
+                    found = PyDict_GetItemWithError(spot.store, ready.names[at])
                     if found is not NULL:
-                        (<dict?>(<object>found).leases).pop(lease_id, None)
+                        leases = (<object>found).leases
+                        if lease_id in leases:
+                            del leases[lease_id]
+        finally:
+            self._release_lock()
         return 0
 
     cdef bint _release(self, Prepared ready, lease_id, loop) except -1:
@@ -532,7 +598,8 @@ cdef class Passage:
     cdef Prepared _ready
     cdef Operation _operation
     cdef LeaseState _lease
-    cdef object _loop, _send, _scope, _writer
+    cdef object _loop, _send, _writer
+    cdef dict _scope
     cdef double _sent_at
     cdef bint _writes_plainly, _is_unix
     cdef int _sent
@@ -544,7 +611,7 @@ cdef class Passage:
         return self._operation is not None
 
     async def answer(self):
-        """The lease that the backend's answer to the charge makes, refused or admitted."""
+        """The refused lease; None where the request was let in."""
         cdef Gate gate = self._gate
         cdef Prepared ready = self._ready
         cdef LeaseState lease
@@ -557,9 +624,10 @@ cdef class Passage:
             lease = gate._limiter.without_backend(ready.policy, ready.charge, 0, None)
         else:
             lease = self._lease_of(answer)
-        if lease.allowed:
-            self._let(lease)
-        return lease
+        if lease._ready is None and not lease.allowed:
+            return lease
+        self._let(lease)
+        return None
 
     cdef LeaseState _lease_of(self, tuple answer):
         cdef Gate gate = self._gate
@@ -572,7 +640,7 @@ cdef class Passage:
         if not admitted:
             return gate._limiter.answered(ready.policy, ready.charge, outcome, 0, self._sent_at)
         ready.charge.last = outcome
-        lease = gate._admitted(ready, now, <object>PyTuple_GET_ITEM(outcome, 2), hold, self._loop)
+        lease = gate._admitted(gate._new_lease(), ready, now, <object>PyTuple_GET_ITEM(outcome, 2), hold, self._loop)
         if ready.stock is not None:
             gate._limiter.look_ahead(ready.policy, ready.charge)
         return lease
@@ -604,7 +672,8 @@ cdef class Passage:
         return self._send(message)
 
     cdef object _with_headers(self, message):
-        cdef list ours
+        cdef list ours, present
+        cdef dict changed
         if self._writes_plainly and self._lease._ready is not None:
             ours = self._headers()
         else:
@@ -612,42 +681,71 @@ cdef class Passage:
         if not ours:
             return message
         present = list(message.get("headers", ()))
-        changed = dict(message)
+        changed = PyDict_Copy(message) if type(message) is dict else dict(message)
         if tells_of_limits(present):
             from ratelimit_mw.wire.headers import add_headers
-            changed["headers"] = add_headers(present, ours)
+            present = add_headers(present, ours)
         else:
-            changed["headers"] = present + ours
+            present += ours
+        changed["headers"] = present
         return changed
 
     cdef list _headers(self):
         """The `X-RateLimit-*` of the window under which the fewest more requests fit."""
         cdef i64 left, fewest = 0, used, reset
         cdef Reach reach, best = None
-        numbers = self._lease._numbers
+        cdef LeaseState lease = self._lease
+        cdef bint is_counted_here = lease._numbers is None
         for each in self._ready.reaches:
             reach = <Reach>each
-            used = numbers[reach.at]
+            used = lease._row[reach.at] if is_counted_here else lease._numbers[reach.at]
             left = (reach.quota - used) // self._ready.cost
             if best is None or left < fewest or (left == fewest and reach.length > best.length):
                 best, fewest = reach, left
         if best is None:
             return []
-        used, reset = numbers[best.at], numbers[best.at + 1]
+        if is_counted_here:
+            used, reset = lease._row[best.at], lease._row[best.at + 1]
+        else:
+            used, reset = lease._numbers[best.at], lease._numbers[best.at + 1]
         if self._is_unix:
-            reset += self._lease._now
+            reset += lease._now
         left = best.quota - used
         return [
-            (b"x-ratelimit-limit", digits(best.quota)),
+            best.header,
             (b"x-ratelimit-remaining", digits(left if left > 0 else 0)),
             (b"x-ratelimit-reset", digits(-(-reset // SECOND))),
         ]
 
 
+cdef class Template:
+    """All of an operation but its id."""
+
+    cdef readonly bytes keys, head
+    cdef readonly Py_ssize_t n_keys
+    cdef readonly object unpack
+    cdef bytes _body
+
+    def __init__(self, bytes keys, Py_ssize_t n_keys, bytes body, Py_ssize_t id_size=0, unpack=bytes, bytes head=None):
+        self.keys, self.n_keys, self.unpack, self._body = keys, n_keys, unpack, body
+        self.head = head or b"$%d\r\n%b" % (len(body) + id_size, body)
+
+    def several(self, ids):
+        """The argument that stands for an operation of each id."""
+        body = b"".join((self._body, *ids))
+        return b"$%d\r\n%b\r\n" % (len(body), body)
+
+    def unpack_several(self, answer, number):
+        """What an answer to so many operations says of each, in their order."""
+        return repeat(self.unpack(answer), number)
+
+
 cdef class Operation:
     """One operation of a batch: a template and an id, empty where the template leaves none open."""
 
-    cdef public object template, id, orphaned, about, since, future, result
+    cdef public Template template
+    cdef public bytes id
+    cdef public object orphaned, about, since, future, result
     cdef public bint must_arrive, is_asking
     cdef public int tries
 
@@ -670,12 +768,16 @@ cdef class Operation:
 
     def answer(self, answer):
         """What came of it."""
+        self.settle(answer)
+
+    cdef int settle(self, tuple answer) except -1:
         if self.future is None:
             self.result = answer
         elif not self.future.done():
             self.future.set_result(answer)
         elif self.orphaned is not None:
             self.orphaned(self.about, *answer)
+        return 0
 
     def fail(self, error):
         """Nothing came of it."""
@@ -709,11 +811,78 @@ def take(queue, Py_ssize_t most):
     return batch
 
 
-def hand_out(list operations, now, answers):
-    """Tell operations of one template what came of each."""
+def compose(list batch):
+    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations."""
+    cdef dict places = {}
+    cdef list groups = [], members, several = []
     cdef Operation operation
-    for operation, answer in zip(operations, answers, strict=True):
-        operation.answer((now, answer))
+    cdef Template template
+    cdef PyObject *found
+    cdef Py_ssize_t n_keys = 0, keys_size = 0, size = 0, at
+    cdef bytes keys, arguments, argument
+    cdef char *into
+    for each in batch:
+        operation = <Operation?>each
+        found = PyDict_GetItemWithError(places, operation.template)
+        if found is NULL:
+            members = [operation]
+            places[operation.template] = members
+            groups.append(members)
+        else:
+            (<list>found).append(operation)
+    for each in groups:
+        members = <list>each
+        operation = <Operation>members[0]
+        template = operation.template
+        n_keys += template.n_keys
+        keys_size += PyBytes_GET_SIZE(template.keys)
+        if len(members) == 1:
+            size += PyBytes_GET_SIZE(template.head) + PyBytes_GET_SIZE(operation.id) + 2
+        else:
+            argument = template.several([(<Operation>member).id for member in members])
+            several.append(argument)
+            size += PyBytes_GET_SIZE(argument)
+    keys = PyBytes_FromStringAndSize(NULL, keys_size)
+    into = PyBytes_AS_STRING(keys)
+    for each in groups:
+        into = put_bytes(into, (<Operation>(<list>each)[0]).template.keys)
+    arguments = PyBytes_FromStringAndSize(NULL, size)
+    into, at = PyBytes_AS_STRING(arguments), 0
+    for each in groups:
+        members = <list>each
+        if len(members) == 1:
+            operation = <Operation>members[0]
+            into = put_bytes(put_bytes(into, operation.template.head), operation.id)
+            into[0], into[1] = 13, 10
+            into += 2
+        else:
+            into = put_bytes(into, <bytes>several[at])
+            at += 1
+    return groups, n_keys, keys, arguments
+
+
+cdef inline char *put_bytes(char *into, bytes data):
+    memcpy(into, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+    return into + PyBytes_GET_SIZE(data)
+
+
+def hand_out(list groups, now, list answers):
+    """Tell operations what came of each; those that failed, and the reason, are left to the caller."""
+    cdef list members, failed = []
+    cdef Template template
+    cdef bytes answer
+    cdef Py_ssize_t at
+    for at in range(len(groups)):
+        members, answer = <list>groups[at], <bytes?>answers[at]
+        template = (<Operation>members[0]).template
+        if PyBytes_GET_SIZE(answer) and PyBytes_AS_STRING(answer)[0] == 69:  # E
+            failed.append((members, answer[1:]))
+        elif len(members) == 1:
+            (<Operation>members[0]).settle((now, template.unpack(answer)))
+        else:
+            for operation, each in zip(members, template.unpack_several(answer, len(members)), strict=True):
+                (<Operation>operation).settle((now, each))
+    return failed
 
 
 cdef object row(type kind, a, b, c, d):
@@ -770,7 +939,7 @@ cdef class Shortcut:
         self._match, self._literal, self._has_routes = routes.match, routes.literal, routes.has_rules
         self._latest, self._at = policies.latest, policies.at
 
-    cdef object find(self, scope):
+    cdef object find(self, dict scope):
         """The policy; None where somebody has to look closer."""
         cdef object api_key = self._key(scope["headers"]), known, hop = None, index = None
         if api_key is None or scope.get("root_path"):

@@ -106,7 +106,7 @@ class Charge:
         "like",
         "max_hold",
         "prepared",
-        "reaches",
+        "shape",
         "slots",
         "windows",
     )
@@ -145,8 +145,8 @@ class Charge:
         )
         self.prepared: object = None
         """A backend's own: what it has made of this charge once, to use it for every request."""
-        self.reaches: object = None
-        """The compiled module's own: what it has made of the windows, for all that are made from this."""
+        self.shape: object = None
+        """The compiled module's own: what it has made of this charge for all that are made from it."""
         self.last: Outcome | None = None
         """How it went last: where this process starts from while the backend is away."""
 
@@ -156,7 +156,7 @@ class Charge:
         What doesn't differ is shared, and counters are made only if somebody looks at them.
         """
         made = Charge.__new__(Charge)
-        made._counters = made.prepared = made.reaches = made.last = None  # noqa: SLF001 - its own
+        made._counters = made.prepared = made.shape = made.last = None  # noqa: SLF001 - its own
         made.like, made.caller, made.address = self, caller, address
         made.cost, made.ahead = self.cost, self.ahead
         made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held

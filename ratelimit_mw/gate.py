@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from starlette.types import Message, Scope, Send
 
 from ratelimit_mw.backends.counts import SlotSet
-from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome
 from ratelimit_mw.compiled import core
@@ -30,8 +30,8 @@ class Passage(Protocol):
     is_asked: bool
     """Whether its charge is on its way to the backend: then `answer` comes before the app."""
 
-    def answer(self) -> "Awaitable[Lease]":
-        """The lease that the backend's answer to the charge makes, refused or admitted."""
+    def answer(self) -> "Awaitable[Lease | None]":
+        """The lease that the backend has refused; None where the request was let in."""
 
     def __call__(self, message: Message) -> "Awaitable[None]":
         """As `send`, with the headers of the decision."""
@@ -71,6 +71,7 @@ def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
             # Of exactly these backends it knows the insides.
             "counts_here": type(backend) is MemoryBackend,
             "slot_set": SlotSet,
+            "wall_clock": wall_clock,
             "asks": type(backend) is RedisBackend,
         },
     )

@@ -101,9 +101,9 @@ class RateLimitMiddleware:
             return
         try:
             if passage.is_asked:
-                lease = await passage.answer()
-                if not lease.allowed:
-                    await _respond(_refusal(lease, writers), scope, receive, send)
+                refused = await passage.answer()
+                if refused is not None:
+                    await _respond(_refusal(refused, writers), scope, receive, send)
                     return
             await self.app(scope, receive, passage)
         finally:

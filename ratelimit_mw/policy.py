@@ -216,7 +216,7 @@ class Policies:
 
 def _make_room(policies: dict[Any, Policy]) -> None:
     for forgotten in make_room(policies, MAX_POLICIES):
-        # Whoever still has it makes it anew. What knows the policy, too, would wait for the garbage collector.
+        # Made anew for whoever still needs it. In a circle it would have to wait for the garbage collector.
         forgotten.ready = forgotten.charge.prepared = forgotten.charge.last = None
 
 

@@ -4,9 +4,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 AT_ONCE = 16
-"""Entries forgotten together: a dict steps over all that it dropped to find its first one. Not many, since the
-garbage collector counts what is made and not yet freed, and would look through all that is remembered.
-"""
+"""Entries forgotten together, since a dict steps over all that it dropped to find its first one; few, since
+the garbage collector counts what was made and not freed, and then looks through all that is remembered."""
 
 T = TypeVar("T")
 

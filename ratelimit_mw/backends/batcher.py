@@ -87,13 +87,21 @@ class Template:
     __slots__ = ("_body", "head", "keys", "n_keys", "unpack")
 
     def __init__(
-        self, keys: bytes, n_keys: int, body: bytes, id_size: int = 0, unpack: Callable[[bytes], Any] = bytes
+        self,
+        keys: bytes,
+        n_keys: int,
+        body: bytes,
+        id_size: int = 0,
+        unpack: Callable[[bytes], Any] = bytes,
+        head: bytes | None = None,
     ) -> None:
-        """`unpack` makes of an answer what it says; without one it is handed on as it came."""
+        """`unpack` makes of an answer what it says; without one it is handed on as it came. `head` is that of
+        another template with this body, to share it.
+        """
         self.keys = keys
         self.n_keys = n_keys
         self.unpack = unpack
-        self.head = b"$%d\r\n%b" % (len(body) + id_size, body)
+        self.head = head or b"$%d\r\n%b" % (len(body) + id_size, body)
         """The body as an argument of one operation, up to its id."""
         self._body = body
 
@@ -165,14 +173,14 @@ class Operation:
 
 
 if core is not None and not TYPE_CHECKING:
-    Operation = core.Operation
+    Template, Operation = core.Template, core.Operation
 
 
 class _Batch(NamedTuple):
     """Operations in one call of the script, on their way."""
 
     operations: list[Operation]
-    groups: Collection[list[Operation]]
+    groups: list[list[Operation]]
     """The same by template: each is one operation of the script."""
     since: float
     """When the first of them that may time out was submitted."""
@@ -334,29 +342,14 @@ class Batcher:
 
     def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
         """The call of the script for a batch, which counts as sent from now on."""
-        script = _BY_DIGEST if by_digest else _BY_TEXT
-        groups: dict[Template, list[Operation]] = {}
-        for operation in batch:
-            template = operation.template
-            if template in groups:
-                groups[template].append(operation)
-            else:
-                groups[template] = [operation]
-        n_keys = sum([template.n_keys for template in groups])
-        parts = [b"*%d\r\n" % (4 + n_keys + len(groups)), script, bulk(b"%d" % n_keys)]
-        parts += [template.keys for template in groups]
-        parts.append(self._clock_argument())
-        for template, members in groups.items():
-            if len(members) == 1:
-                parts += (template.head, members[0].id, _END)
-            else:
-                parts.append(template.several([operation.id for operation in members]))
+        groups, n_keys, keys, arguments = _compose(batch)
+        head = b"*%d\r\n%b" % (4 + n_keys + len(groups), _BY_DIGEST if by_digest else _BY_TEXT)
         # What must arrive may have waited long for the server to be back.
         since = next((operation.since for operation in batch if not operation.must_arrive), self._loop.time())
-        self._sent.append(_Batch(batch, groups.values(), since, by_digest))
+        self._sent.append(_Batch(batch, groups, since, by_digest))
         self.batches += 1
         self.operations += len(batch)
-        return b"".join(parts)
+        return b"".join((head, bulk(b"%d" % n_keys), keys, self._clock_argument(), arguments))
 
     # answers ------------------------------------------------------------------------------------
 
@@ -375,18 +368,11 @@ class Batcher:
         if self._queue:
             self._flush()
 
-    def _on_answers(self, groups: Iterable[list[Operation]], now: int, answers: list[bytes]) -> None:
+    def _on_answers(self, groups: list[list[Operation]], now: int, answers: list[bytes]) -> None:
         unwritten: list[Operation] = []
         error = None
-        for operations, answer in zip(groups, answers, strict=True):
-            if answer[:1] != _FAILED:
-                template = operations[0].template
-                if len(operations) == 1:
-                    operations[0].answer((now, template.unpack(answer)))
-                else:
-                    _hand_out(operations, now, template.unpack_several(answer, len(operations)))
-                continue
-            failure = BackendError(answer[1:].decode(errors="replace").strip())
+        for operations, text in _hand_out(groups, now, answers):
+            failure = BackendError(text.decode(errors="replace").strip())
             if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
                 continue
             if str(failure).startswith(_TAKES_NO_WRITES):
@@ -519,7 +505,6 @@ class Batcher:
 _FAILED = b"E"
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
-_END = b"\r\n"
 _MOVING, _LATER = "non local key", "TRYAGAIN"
 """A key that the script met lies in a slot that is moving, and was deleted in this very call: so nothing was
 done, and the operation has to wait like one whose keys lie on two nodes.
@@ -539,14 +524,42 @@ def _take(queue: deque[Operation], most: int) -> list[Operation]:
     return batch
 
 
-def _hand_out(operations: list[Operation], now: int, answers: Iterable[Any]) -> None:
-    """Tell operations of one template what came of each."""
-    for operation, answer in zip(operations, answers, strict=True):
-        operation.answer((now, answer))
+def _compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, bytes]:
+    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations."""
+    groups: dict[Template, list[Operation]] = {}
+    for operation in batch:
+        groups.setdefault(operation.template, []).append(operation)
+    arguments = [
+        b"%b%b\r\n" % (template.head, members[0].id)
+        if len(members) == 1
+        else template.several([operation.id for operation in members])
+        for template, members in groups.items()
+    ]
+    n_keys = sum([template.n_keys for template in groups])
+    keys = b"".join([template.keys for template in groups])
+    return list(groups.values()), n_keys, keys, b"".join(arguments)
+
+
+def _hand_out(
+    groups: list[list[Operation]], now: int, answers: list[bytes]
+) -> list[tuple[list[Operation], bytes]]:
+    """Tell operations what came of each; those that failed, and the reason, are left to the caller."""
+    failed = []
+    for operations, answer in zip(groups, answers, strict=True):
+        template = operations[0].template
+        if answer[:1] == _FAILED:
+            failed.append((operations, answer[1:]))
+        elif len(operations) == 1:
+            operations[0].answer((now, template.unpack(answer)))
+        else:
+            several = template.unpack_several(answer, len(operations))
+            for operation, each in zip(operations, several, strict=True):
+                operation.answer((now, each))
+    return failed
 
 
 if core is not None and not TYPE_CHECKING:
-    _take, _hand_out = core.take, core.hand_out
+    _take, _compose, _hand_out = core.take, core.compose, core.hand_out
 
 
 def _ignore(_reply: Reply) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable, Iterable, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import chain, repeat
 from typing import Any
 
@@ -270,9 +270,9 @@ class RedisBackend:
 
     def _pack_release(self, slots: tuple[Held, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
-        body = _FINISH.pack(b"F", len(slots), Money.UNTOUCHED.value, 0, 0) + _SLOT * len(slots)
         keys = b"".join([bulk(self._name(held.partition, f"s:{held.scope}")) for held in slots])
-        return Template(keys, len(slots), body, LEASE_ID_SIZE)
+        body, head = _release(len(slots))
+        return Template(keys, len(slots), body, LEASE_ID_SIZE, head=head)
 
     # sending ------------------------------------------------------------------------------------
 
@@ -372,6 +372,7 @@ class _Layout:
         body = _ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
         answer = struct.Struct("<B" + "qqq" * n_keys)
         self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, answer.unpack)
+        self.body = body
         self.answer_of_several = struct.Struct(answer.format + "H")
         self.steps = [charge.cost if isinstance(each.limit, Window) else 1 for each in charge.counters]
 
@@ -382,9 +383,8 @@ class Packed(Template):
     __slots__ = ("layout", "owner", "release")
 
     def __init__(self, owner: RedisBackend, layout: _Layout, keys: bytes) -> None:
-        rest = layout.template
-        self.keys, self.n_keys, self.unpack = keys, rest.n_keys, rest.unpack
-        self.head, self._body = rest.head, rest._body  # noqa: SLF001 - shared, since it is kept for each caller
+        like = layout.template
+        super().__init__(keys, like.n_keys, layout.body, LEASE_ID_SIZE, like.unpack, like.head)
         self.owner = owner
         self.layout = layout
         self.release: Template | None = None
@@ -409,6 +409,13 @@ def _pack_limit(limit: Limit) -> bytes:
     if isinstance(limit, Slots):
         return _LIMIT.pack(b"C", limit.limit, int(limit.lease * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
+
+
+@lru_cache(maxsize=16)
+def _release(slots: int) -> tuple[bytes, bytes]:
+    """The body of a release of so many slots, up to the id; the same as an argument."""
+    body = _FINISH.pack(b"F", slots, Money.UNTOUCHED.value, 0, 0) + _SLOT * slots
+    return body, Template(b"", slots, body, LEASE_ID_SIZE).head
 
 
 def _tag(partition: str) -> bytes:
