@@ -72,6 +72,13 @@ class Tally:
 
     def _add_up(self) -> None:
         touched, self._touched = self._touched, []
+        if len(self._callers) + len(touched) > MAX_CALLERS:
+            # Of a crowd most are not worth a place: those who ask most are counted first.
+            touched.sort(key=_requests, reverse=True)
+            busiest = nlargest(
+                MAX_CALLERS // 2, self._callers.items(), key=lambda each: sum(each[1][1].values())
+            )
+            self._callers = dict(busiest)
         for policy in touched:
             admitted, policy.admitted = policy.admitted, 0
             refused, policy.refused = policy.refused, None
@@ -79,18 +86,22 @@ class Tally:
                 self._add(policy, "admitted", "", admitted)
             for (outcome, limit), number in (refused or {}).items():
                 self._add(policy, outcome, limit, number)
-        if len(self._callers) > MAX_CALLERS:
-            busiest = nlargest(
-                MAX_CALLERS // 2, self._callers.items(), key=lambda each: sum(each[1][1].values())
-            )
-            self._callers = dict(busiest)
 
     def _add(self, policy: Policy, outcome: str, limit: str, number: int) -> None:
         identity, route = policy.identity, policy.route
         what = (identity.plan, "" if route is None else route.path, outcome, limit)
         self._totals[what] = self._totals.get(what, 0) + number
-        _, counts = self._callers.setdefault((identity.partition, identity.plan), (identity, {}))
-        counts[outcome] = counts.get(outcome, 0) + number
+        caller = self._callers.get((identity.partition, identity.plan))
+        if caller is None:
+            if len(self._callers) >= MAX_CALLERS:
+                return
+            caller = self._callers[identity.partition, identity.plan] = (identity, {})
+        caller[1][outcome] = caller[1].get(outcome, 0) + number
+
+
+def _requests(policy: Policy) -> int:
+    """How many were counted on a policy since they were added up."""
+    return policy.admitted if policy.refused is None else policy.admitted + sum(policy.refused.values())
 
 
 def kind_of(policy: Policy, decision: Decision) -> Kind:
