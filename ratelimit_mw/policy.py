@@ -114,13 +114,12 @@ class Policies:
         if latest is not None and cost is None and _is_same(latest.identity, identity):
             latest.identity = identity  # the same caller, read anew since keys were set live
             return latest
-        key = _key(identity, index, cost)
-        policy = self._others.get(key)
+        policy = self._others.get(_key(identity, index, cost)) if self._others else None
         if policy is None or not _is_same(policy.identity, identity):
             policy = self._make(identity, index, cost)
         with self._lock:  # one limiter serves the event loops of several threads
             if cost is not None:
-                self._keep(key, policy)
+                self._keep(_key(identity, index, cost), policy)
                 return policy
             if latest is None:
                 _make_room(self.latest)

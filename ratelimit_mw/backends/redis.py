@@ -215,7 +215,9 @@ class RedisBackend:
         """All of a release but the id of the lease, made once."""
         packed = self.prepare(charge)
         if packed.release is None:
-            packed.release = self._pack_release(charge.slots)
+            body, head = _release(len(charge.slots))
+            keys = packed.layout.slot_keys.of(charge)
+            packed.release = Template(keys, len(charge.slots), body, LEASE_ID_SIZE, head=head)
         return packed.release
 
     def _pack(self, charge: Charge, now: int) -> "Packed":
@@ -233,7 +235,8 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += _pack_limit(counter.limit)
-        return Packed(self, _Layout(charge, keys, limits, since, until), keys.of(charge))
+        slot_keys = _Keys(self._prefix, [(held.partition, f"s:{held.scope}") for held in charge.slots])
+        return Packed(self, _Layout(charge, (keys, slot_keys), limits, since, until), keys.of(charge))
 
     def on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
         """Undo a charge that nobody waits for any more.
@@ -363,8 +366,10 @@ class _Keys:
 class _Layout:
     """What charges have in common that differ in their partitions alone."""
 
-    def __init__(self, charge: Charge, keys: _Keys, limits: bytes, since: int, until: int) -> None:
-        self.keys = keys
+    def __init__(
+        self, charge: Charge, keys: tuple[_Keys, _Keys], limits: bytes, since: int, until: int
+    ) -> None:
+        self.keys, self.slot_keys = keys
         self.limits = limits
         self.since = since
         self.until = until
