@@ -12,6 +12,7 @@ from cpython.dict cimport PyDict_Copy, PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
+from cython cimport no_gc
 from libc.string cimport memcmp, memcpy, memmove
 
 import os
@@ -233,7 +234,8 @@ cdef class Prepared:
     cdef double lease
     cdef bint has_max_hold
     cdef i64 cost
-    cdef list spots, names, reaches
+    cdef list spots, reaches
+    cdef tuple names
 
 
 cdef class Gate:
@@ -353,11 +355,12 @@ cdef class Gate:
         ready = Prepared.__new__(Prepared)
         ready.spots, ready.reaches = shape.spots, shape.reaches
         if self._counts_here:
-            ready.names = []
+            names = []
             for name in shape.names:
                 if name is not last:
                     last, own_name = name, (charge.partition_of(name[0]), name[1])
-                ready.names.append(own_name)
+                names.append(own_name)
+            ready.names = tuple(names)
         elif self._asks:
             ready.template = self._backend.prepare(charge)
         ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
@@ -636,7 +639,7 @@ cdef class Passage:
         now, numbers = answer[0], answer[1]
         admitted = numbers[0] == 1
         hold = self._operation.about[2] if admitted else gate._nothing
-        outcome = row(gate._outcome, admitted, now, numbers[1:], hold)
+        outcome = row(gate._outcome, admitted, now, numbers[1:], gate._nothing)  # it is remembered; a hold is not
         if not admitted:
             return gate._limiter.answered(ready.policy, ready.charge, outcome, 0, self._sent_at)
         ready.charge.last = outcome
@@ -718,6 +721,7 @@ cdef class Passage:
         ]
 
 
+@no_gc
 cdef class Template:
     """All of an operation but its id."""
 

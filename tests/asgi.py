@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Scope
 
 from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
 from ratelimit_mw.backends.memory import MemoryBackend
@@ -119,3 +119,25 @@ async def statuses(client: httpx.AsyncClient, count: int, path: str = "/", metho
 def shown(response: httpx.Response) -> tuple[str | None, ...]:
     """Limit, remaining and reset, as the `X-RateLimit` headers say."""
     return tuple(response.headers.get(f"x-ratelimit-{name}") for name in ("limit", "remaining", "reset"))
+
+
+def scope_of(api_key: bytes) -> Scope:
+    """The scope of a request with this key."""
+    headers = [(b"x-api-key", api_key)]
+    client = ("192.0.2.1", 1)
+    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
+    return {**scope, "headers": headers, "client": client}
+
+
+async def start_of(app: ASGIApp, api_key: bytes) -> Message:
+    """Send a request; how the response to it starts."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope_of(api_key), receive, send)
+    return sent[0]

@@ -21,7 +21,7 @@ from ratelimit_mw.backends.counts import PlainLog
 from ratelimit_mw.compiled import PURE, core
 from ratelimit_mw.limits import Window
 from ratelimit_mw.settings import KeySettings
-from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
+from tests.asgi import FakeClock, client_of, limited, ok_app, scope_of, settings_of, start_of
 from tests.servers import StoreServer
 from tests.slots import held, until_async
 
@@ -107,7 +107,7 @@ async def test_through_the_middleware_exactly_the_limit_is_admitted(
     starts: list[Message] = []
     async with limiter:
         for _ in range(63):
-            starts += await asyncio.gather(*[_start(app, b"one") for _ in range(100)])
+            starts += await asyncio.gather(*[start_of(app, b"one") for _ in range(100)])
         assert Counter(start["status"] for start in starts) == {200: 6000, 429: 300}
         assert limiter.tally.totals()["default", "", "admitted", ""] == 6000
     told = [dict(start["headers"])[b"x-ratelimit-remaining"] for start in starts if start["status"] == 200]
@@ -135,7 +135,7 @@ async def test_a_caller_is_let_in_who_was_never_here(server: StoreServer) -> Non
     gate: Any = app._gate
     async with limiter:
         for number in range(4):
-            passage = gate.enter(_scope(b"new %d" % number), None)
+            passage = gate.enter(scope_of(b"new %d" % number), None)
             assert passage is not None
             assert await passage.answer() is None
             passage.leave()
@@ -155,7 +155,7 @@ async def test_what_is_set_live_counts_at_once(monkeypatch: pytest.MonkeyPatch, 
     told: list[bytes] = []
     for keys in ({}, {digest: KeySettings(hash=digest, plan="pro")}, {}):
         live._put(live.rules.with_registered(keys))
-        starts = [await _start(app, key) for key in (b"one", b"two", b"three")]
+        starts = [await start_of(app, key) for key in (b"one", b"two", b"three")]
         told += [dict(start["headers"])[b"x-ratelimit-limit"] for start in starts]
     assert told == [b"5"] * 3 + [b"50"] + [b"5"] * 5
 
@@ -169,11 +169,11 @@ async def test_a_refusal_under_way_keeps_the_settings_it_began_with(server: Stor
     app = RateLimitMiddleware(ok_app(), limiter=limiter)
     async with limiter:
         for _ in range(3):
-            assert (await _start(app, b"one"))["status"] == 200
-        refused = asyncio.create_task(_start(app, b"one"))
+            assert (await start_of(app, b"one"))["status"] == 200
+        refused = asyncio.create_task(start_of(app, b"one"))
         await asyncio.sleep(0)  # it is under way
         limiter.apply(settings_of(table + '[response]\nbody = "problem"\n'))
-        await _start(app, b"two")
+        await start_of(app, b"two")
         start = await refused
     assert start["status"] == 429
     assert dict(start["headers"])[b"content-type"] == b"application/json"
@@ -197,9 +197,9 @@ async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: S
     gate: Any = app._gate
     async with limiter:
         for _ in range(3):
-            assert (await _start(app, b"one"))["status"] == 200
+            assert (await start_of(app, b"one"))["status"] == 200
         for turns in range(50):
-            task = asyncio.create_task(_start(app, b"one"))
+            task = asyncio.create_task(start_of(app, b"one"))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
@@ -223,35 +223,14 @@ async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:
         stock = policy.stock
         assert stock is not None
         for _ in range(2_000):
-            await _start(app, b"one")
+            await start_of(app, b"one")
             if stock.block is not None and stock.block.left > 2:
                 break
         block = stock.block
         assert block is not None
         block.until = 0.0
-        assert (await _start(app, b"one"))["status"] == 200
+        assert (await start_of(app, b"one"))["status"] == 200
         assert stock.block is not block
-
-
-def _scope(api_key: bytes) -> Scope:
-    headers = [(b"x-api-key", api_key)]
-    client = ("192.0.2.1", 1)
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
-    return {**scope, "headers": headers, "client": client}
-
-
-async def _start(app: RateLimitMiddleware, api_key: bytes) -> Message:
-    """Send a request; how the response to it starts."""
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app(_scope(api_key), receive, send)
-    return sent[0]
 
 
 def _both(answers: list[object]) -> object:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.backends.store import Store
 from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Settlement
+from tests.asgi import ok_app, settings_of, start_of
 from tests.conformance import Clock, daily, monthly, new_id, slots, window
 
 
@@ -53,6 +55,29 @@ async def test_any_number_of_callers_takes_bounded_memory(
         sizes.append(tracemalloc.get_traced_memory()[0])
     assert sizes[3] < 1.3 * sizes[1]
     assert sizes[3] < 1_000_000
+
+
+async def test_a_flood_of_keys_takes_bounded_memory(
+    backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch, traced: None
+) -> None:
+    """What is remembered of callers who come once is freed as others come, without the garbage collector."""
+    monkeypatch.setattr("ratelimit_mw.policy.MAX_POLICIES", 100)
+    monkeypatch.setattr("ratelimit_mw.identity._MAX_REMEMBERED", 100)
+    limiter = Limiter(
+        settings_of('plans.default = { requests = ["5/minute"], concurrent = 5 }'), backend=backend
+    )
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
+    sizes = []
+    gc.disable()
+    try:
+        for turn in range(3):
+            for number in range(1_000):
+                assert (await start_of(app, f"{turn} {number}".encode()))["status"] == 200
+            limiter.tally.take_callers()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        gc.enable()
+    assert sizes[2] - sizes[1] < 100_000, "less than 100 bytes of each"
 
 
 async def test_the_refused_and_the_curious_leave_nothing_behind(backend: MemoryBackend, traced: None) -> None:
