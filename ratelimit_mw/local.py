@@ -86,8 +86,9 @@ class LocalPolicy:
         self._recalled.add(partition)
         for policy in policies.of(partition):
             for charge in (policy.charge, policy.priced_charge):
-                if charge.last is not None:
-                    self.remember(charge, charge.last, since=charge.last.now)
+                last = charge.last
+                if last is not None:
+                    self.remember(charge, last, since=last.now)
 
     def decide(self, charge: Charge, price: int, share: float, *, only_look: bool = False) -> Outcome:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""

@@ -183,9 +183,10 @@ class Stock:
     def _rest(self) -> int:
         """For how many requests there was room when the backend was asked last."""
         charge = self.charge
-        if charge.last is None:
+        last = charge.last
+        if last is None:
             return 0
-        numbers = charge.last.numbers
+        numbers = last.numbers
         return min((window.quota - numbers[at]) // charge.cost for at, window in charge.windows)
 
     def _end(self, block: Block) -> None:

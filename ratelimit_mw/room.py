@@ -18,4 +18,4 @@ def make_room(remembered: dict[Any, T], most: int) -> list[T]:
         first = list(islice(remembered, AT_ONCE))
     except RuntimeError:  # another thread added one in the midst: the next newcomer makes room
         return []
-    return [remembered.pop(each) for each in first if each in remembered]
+    return [gone for each in first if (gone := remembered.pop(each, None)) is not None]

@@ -173,8 +173,9 @@ def _steps_of(charge: Charge) -> Sequence[_Step]:
     """A step for each partition, in the order of the counters."""
     if charge.is_of_one:
         return [_Step(charge, tuple(range(len(charge.counters))))]
-    if isinstance(charge.prepared, _Steps):
-        return charge.prepared
+    prepared = charge.prepared
+    if isinstance(prepared, _Steps):
+        return prepared
     places: dict[str, list[int]] = {}
     for place, counter in enumerate(charge.counters):
         places.setdefault(counter.partition, []).append(place)
