@@ -187,7 +187,7 @@ async def test_a_foreign_key_fails_its_own_operation_alone(bench: Bench, client:
     broken: dict[str, tuple[Counter, Callable[[bytes], Any]]] = {
         "w:p:60": (window(5, of="broken"), lambda key: client.lpush(key, "x")),
         "w:p:3600": (window(5, 1, "hour", of="broken"), lambda key: client.set(key, "not a window")),
-        "w:p:1": (window(5, 1, "second", of="broken"), lambda key: client.set(key, b"\xff" * 48)),
+        "w:p:1": (window(5, 1, "second", of="broken"), lambda key: client.set(key, b"\xff" * 108)),
         "s:p": (slots(5, of="broken"), lambda key: client.set(key, "x")),
         "b:USD:2026-11-21": (daily(5, of="broken"), lambda key: client.sadd(key, "x")),
         "b:USD:2026-11": (monthly(5, of="broken"), lambda key: client.set(key, "short")),

@@ -31,35 +31,42 @@
 --        N    a byte for each slot: 1 renewed, 0 lost
 --        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
--- Cost   three commands for a window, three for a slot set, two for a period: once for all the charges
---        of a batch; one to release the slots of an operation, four to renew one.
+-- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
+--        one to release the slots of an operation, four to renew one. A key that several charges need is read
+--        once and written once, at the end; another is written with the charge. No operation has a key twice.
 --
--- A window is a string: a header, then a ring of (time, cost) entries, oldest at `head`, with room for at
--- most half again as many as are live, and never for more than quota or granules need. Times never decrease
--- from entry to entry; one of units taken ahead lies up to `ahead` later than they were taken. A slot set is
--- a sorted set: lease id by expiry. A period is two doubles: spent and held. A record is two doubles:
--- the estimate and the settled amount (-1: none yet).
+-- A window is a string: a header, a stage for five entries of (time, cost), and a ring of them. The header
+-- holds the newest entry; those before it gather on the stage, and move to the ring together. The ring has its
+-- oldest at `head`, and room for at most half again as many as are live, and never for more than quota or
+-- granules need. Times never decrease from entry to entry; one of units taken ahead lies up to `ahead` later
+-- than they were taken. A slot set is a sorted set: lease id by expiry. A period is two doubles: spent and held.
+-- A record is two doubles: the estimate and the settled amount (-1: none yet).
+--
+-- A call makes its functions and tables anew and pays for each, so what few calls need is made when it is first
+-- asked for, by `upkeep` and `rare`. What is read of a limit stays in local variables, as a table would cost more
+-- than the commands: to decide one limit a function calls itself for the next, and then charges its own.
 
-local HEADER, HEADER_SIZE, LAST_OF_HEADER = '<ddddI4I4I4I4I4', 52, '51'
-local ENTRY, ENTRY_SIZE = '<dI4', 12
-local NO_ENTRY = string.rep('\0', ENTRY_SIZE)
-local CHUNK = 32
+-- Fields of a header: sum, oldest, newest, when the key dies, cost of the newest, ahead, head, room in the ring,
+-- entries in the ring, entries outside of it. The same with the stage behind it, and with one more entry on that.
+local HEADER, WITH_STAGE, WITH_ENTRY = '<ddddI4I4I2I2I2I2', '<ddddI4I4I2I2I2I2c0', '<ddddI4I4I2I2I2I2c0dI4'
+local HEADER_SIZE, ENTRY_SIZE, STAGED = 48, 12, 5
 local ID_SIZE, LIMIT_SIZE = 16, 25
-local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
-local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
 local MOST_COST, MOST_MONEY = 4294967295, 9007199254740992 -- what entries and doubles hold exactly
-local spread, pack, unpack = unpack, struct.pack, struct.unpack
-local slice, floor, min, max = string.sub, math.floor, math.min, math.max
+local ARGV, KEYS = ARGV, KEYS
+local call, pack, slice, byte = redis.call, struct.pack, string.sub, string.byte
+local spread, unpack = unpack, struct.unpack
 
 local now
 if ARGV[1] == '' then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   now = time[1] * 1000000 + time[2]
 else
   now = tonumber(ARGV[1])
 end
 
-local states, order = {}, {} -- what was read of each key, and changed since
+-- Of the keys of charges: true where one charge needs it, false where several do; else what was read of it and
+-- changed since, to be written at the end, in this order. Whether any is needed by several.
+local states, order, shares = {}, {}, false
 
 local texts = {} -- numbers as arguments: the same few times and places come again and again
 
@@ -72,549 +79,560 @@ local function text(number)
   return known
 end
 
-local call = redis.call -- raises, and is caught where an operation is run
-
 local function sentence(fault)
-  local text = type(fault) == 'table' and fault.err or tostring(fault) -- Redis 7 raises a table
-  return (text:gsub('^[@=]%S+: %-?%d+: %-?', '')) -- Redis 6 says where before it says what
+  local said = type(fault) == 'table' and fault.err or tostring(fault) -- Redis 7 raises a table
+  return (said:gsub('^[@=]%S+: %-?%d+: %-?', '')) -- Redis 6 says where before it says what
 end
 
-local function remember(key, state)
-  states[key] = state
-  order[#order + 1] = state
-  return state
-end
-
--- windows ---------------------------------------------------------------------------------------
-
-local function entries(w, first, number)
-  -- Reads up to `number` entries from the `first` after the head, as far as they lie in one piece.
-  local at = (w.head + first) % w.cap
-  number = min(number, w.cap - at)
-  local from = HEADER_SIZE + at * ENTRY_SIZE
-  return call('GETRANGE', w.key, text(from), text(from + number * ENTRY_SIZE - 1)), number
-end
-
-local function entry(w, i)
-  return unpack(ENTRY, (entries(w, i, 1)))
-end
-
-local function write_entry(w, i, time, cost)
-  local at = (w.head + i) % w.cap
-  call('SETRANGE', w.key, text(HEADER_SIZE + at * ENTRY_SIZE), pack(ENTRY, time, cost))
-end
-
-local function packed_header(w)
-  return pack(HEADER, w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost, w.ahead)
-end
-
-local function write_header(w)
-  call('SETRANGE', w.key, '0', packed_header(w))
-end
-
-local function rewrite(w, cap)
-  -- Writes the live entries anew, in one piece; the newest was not written before.
-  local parts, first = {'', ''}, 0
-  while first < w.count - 1 do
-    local raw, number = entries(w, first, w.count - 1 - first)
-    parts[#parts + 1] = raw
-    first = first + number
-  end
-  parts[#parts + 1] = pack(ENTRY, w.newest, w.newest_cost)
-  parts[#parts + 1] = string.rep(NO_ENTRY, cap - w.count)
-  w.head, w.cap, w.ttl = 0, cap, now + w.life
-  parts[1] = packed_header(w)
-  call('SET', w.key, table.concat(parts), 'PX', text(floor(w.life / 1000)))
-end
-
-local function first_since(w, time)
-  -- The place of the first entry at `time` or later; the count where there is none.
-  local low, high = 0, w.count
-  while low < high do
-    local middle = floor((low + high) / 2)
-    if entry(w, middle) < time then low = middle + 1 else high = middle end
-  end
-  return low
-end
-
-local function step_back(w)
-  -- The server's clock went back: what was stored as later happened now at the latest, in one entry. What
-  -- was taken ahead is used as much later as it could be when it was taken.
-  local latest = now + w.ahead
-  local first, total = first_since(w, latest + 1), 0
-  local at = first
-  while at < w.count do
-    local raw, number = entries(w, at, min(w.count - at, CHUNK))
-    for i = 0, number - 1 do
-      local _, cost = unpack(ENTRY, raw, i * ENTRY_SIZE + 1)
-      total = total + cost
-    end
-    at = at + number
-  end
-  w.count, w.newest, w.newest_cost, w.ttl = first + 1, latest, total, now + w.life
-  if first == 0 then w.oldest = latest end
-  write_entry(w, first, latest, total)
-  write_header(w)
-  call('PEXPIRE', w.key, floor(w.life / 1000))
-end
-
-local function step_over(w)
-  -- Steps over the entries that have left the window, and those of which all was given back.
-  local horizon = now - w.length
-  while w.count > 0 do
-    local raw, number = entries(w, 0, min(w.count, CHUNK))
-    local position = 1
-    for _ = 1, number do
-      local time, cost
-      time, cost, position = unpack(ENTRY, raw, position)
-      if time > horizon and cost > 0 then
-        w.oldest = time
-        return
-      end
-      w.sum, w.head, w.count = w.sum - cost, (w.head + 1) % w.cap, w.count - 1
-    end
-    w.stepped = true -- far enough to be written down, though nothing may be charged
-  end
-end
-
-local function expire(w)
-  if w.count == 0 or w.newest <= now then w.ahead = 0 end
-  if w.count == 0 then return end
-  if w.newest > now + w.ahead then step_back(w) end
-  local horizon = now - w.length
-  if w.newest <= horizon then
-    w.sum, w.head, w.count = 0, 0, 0
-  elseif w.oldest <= horizon then
-    step_over(w)
-  end
-end
-
-local function load_window(key, quota, length, granule)
-  local w = states[key]
-  if w then
-    w.quota, w.granule = max(w.quota, quota), max(w.granule, granule)
-    return w
-  end
-  local header = call('GETRANGE', key, '0', LAST_OF_HEADER)
-  w = { -- every field at once: a table that grows costs more than the commands
-    kind = 'W', key = key, quota = quota, length = length, granule = granule, pending = 0,
-    life = length + max(floor(length / 8), 1000000),
-    sum = 0, oldest = 0, newest = 0, ttl = 0, head = 0, count = 0, cap = 0, newest_cost = 0,
-    ahead = 0, joins = false, stamp = 0,
-  }
-  if #header == HEADER_SIZE then
-    w.sum, w.oldest, w.newest, w.ttl, w.head, w.count, w.cap, w.newest_cost, w.ahead =
-      unpack(HEADER, header)
-    if w.count > w.cap or w.head >= max(w.cap, 1) then error('WRONGTYPE the key does not hold a window', 0) end
-    expire(w)
-  elseif header ~= '' then
-    error('WRONGTYPE the key does not hold a window', 0)
-  end
-  return remember(key, w)
-end
-
-local function retry_after(w, quota, cost)
-  -- Microseconds until `cost` fits: when the oldest entries that make room for it have left.
-  local needed = w.sum + cost - quota
-  if w.retry_needed == needed then return w.retry end
-  local first, freed, wait = 0, 0, w.length + (w.pending > 0 and w.stamp - now or 0)
-  while first < w.count and freed < needed do
-    local raw, number = entries(w, first, min(w.count - first, CHUNK))
-    local position = 1
-    for _ = 1, number do
-      local time, spent
-      time, spent, position = unpack(ENTRY, raw, position)
-      freed, first = freed + spent, first + 1
-      if freed >= needed then
-        if first == w.count then time = w.newest end -- which a charge of this batch may have joined
-        wait = time + w.length - now
-        break
-      end
-    end
-  end
-  w.retry_needed, w.retry = needed, wait
-  return wait
-end
-
-local function reset_after(w)
-  if w.count > 0 then return w.oldest + w.length - now end
-  return w.pending > 0 and w.stamp + w.length - now or 0
-end
-
-local function charge_window(w, cost, ahead)
-  -- All charges of a batch go into one entry, under the latest of their times.
-  local stamp = now + ahead
-  if w.count > 0 and w.newest > stamp then stamp = w.newest end -- of what another has taken ahead
-  if w.pending == 0 then
-    w.joins = w.count > 0
-      and (w.newest == stamp or (w.granule > 0 and floor(w.newest / w.granule) == floor(stamp / w.granule)))
-    w.stamp = stamp
-  elseif stamp > w.stamp then
-    w.stamp = stamp
-  end
-  if w.joins then
-    w.newest = w.stamp
-    if w.count == 1 then w.oldest = w.stamp end
-  end
-  if ahead > w.ahead then w.ahead = ahead end
-  w.sum, w.pending = w.sum + cost, w.pending + cost
-  if w.retry_needed then w.retry_needed = nil end
-end
-
-local function fitting(w)
-  -- How many entries the ring should have room for.
-  local count, bound = w.count, w.granule > 0 and GRANULES or w.quota
-  if count <= w.cap and w.cap <= 1.5 * count + 6 then return w.cap end
-  if count > bound then bound = MOST_ENTRIES end -- the quota was lowered, or raised
-  return max(count, min(max(floor(1.25 * count), count + 3), bound))
-end
-
-local function append(w)
-  w.count, w.newest, w.newest_cost = w.count + 1, w.stamp, w.pending
-  if w.count == 1 then w.oldest = w.stamp end
-end
-
-local function flush_window(w)
-  if states[w.key] ~= w or (w.pending == 0 and not w.stepped) then return end
-  if w.pending > 0 then
-    if w.joins then
-      w.newest_cost = w.newest_cost + w.pending
-    else
-      append(w)
-      local cap = fitting(w)
-      if cap ~= w.cap then return rewrite(w, cap) end
-    end
-    write_entry(w, w.count - 1, w.newest, w.newest_cost)
-  end
-  local renewed = w.pending > 0 and w.ttl < w.newest + w.length
-  if renewed then w.ttl = now + w.life end
-  write_header(w)
-  if renewed then call('PEXPIRE', w.key, text(floor(w.life / 1000))) end
-end
-
-local function give_back_window(key, quota, length, granule, time, cost)
-  -- Takes `cost` off the entry that the charge at `time` went into, if it is still there.
-  local w = load_window(key, quota, length, granule)
-  local i = first_since(w, time)
-  if i == w.count then return end
-  local stored, spent = entry(w, i)
-  if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return end
-  cost = min(cost, spent)
-  w.sum = w.sum - cost
-  if i == w.count - 1 then w.newest_cost = spent - cost end
-  write_entry(w, i, stored, spent - cost)
-  if i == 0 then step_over(w) end
-  write_header(w)
-end
-
--- slots -----------------------------------------------------------------------------------------
-
-local function keep_alive(key, lease, is_new)
-  -- The key outlives its longest lease: a life is lengthened here, never shortened.
-  local life = floor(lease / 1000) + 1000
-  if is_new or call('PTTL', key) < life then call('PEXPIRE', key, text(2 * life)) end
-end
-
-local function load_slots(key, limit, number)
-  local s = states[key]
-  if not s then
-    local count = call('ZCARD', key)
-    s = {kind = 'C', key = key, count = count, is_new = count == 0, purged = false, added = false, lease = 0}
-    remember(key, s)
-  end
-  if s.count + number > limit and not s.purged then
-    s.count, s.purged = s.count - call('ZREMRANGEBYSCORE', key, '-inf', now), true
-  end
-  return s
-end
-
-local function live_slots(key)
-  local s, live = states[key], call('ZCOUNT', key, string.format('(%.0f', now), '+inf')
-  return {kind = 'C', count = live + (s and s.added and #s.added / 2 or 0)}
-end
-
-local function flush_slots(s)
-  if not s.added then return end
-  call('ZADD', s.key, spread(s.added))
-  keep_alive(s.key, s.lease, s.is_new)
-end
-
--- spending --------------------------------------------------------------------------------------
-
-local KEPT = 172800000000 -- two days in microseconds: how long after its end a period can be settled
-
-local function load_period(key, ends)
-  local p = states[key]
-  if p then return p end
-  local raw = call('GET', key)
-  p = {kind = 'B', key = key, ends = ends, spent = 0, held = 0, changed = false}
-  if raw then p.spent, p.held = unpack('<dd', raw) end
-  return remember(key, p)
-end
-
-local function flush_period(p)
-  if not p.changed then return end
-  local life = max(floor((p.ends - now + KEPT) / 1000), 1)
-  call('SET', p.key, pack('<dd', p.spent, p.held), 'PX', life)
-end
+local decide, upkeep, rare -- defined below
 
 -- charges ---------------------------------------------------------------------------------------
 
-local function load_limit(kind, key, a, b, c, number)
-  if kind == 'W' then return load_window(key, a, b, c) end
-  if kind == 'B' then return load_period(key, c) end
-  return number > 0 and load_slots(key, a, number) or live_slots(key)
+local reply = {0, 0, 0, 0, 0, 0, 0, 0, 0} -- the figures of the charge in hand
+
+local function decide_window(plan, limit, key, j, alone, admitted)
+  local shared = not alone and rare().shared(key, limit)
+  local read = shared and shared.raw or call('GETRANGE', key, '0', '107')
+  if #read < HEADER_SIZE then read = upkeep().checked(read) end
+  local raw, length, cost, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later =
+    read, limit.length, plan.cost, unpack(HEADER, read)
+  if newest <= now and oldest > now - length and ring <= cap then
+    ahead = 0
+  else
+    raw = upkeep().refreshed(key, limit, read)
+    sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = unpack(HEADER, raw)
+  end
+  if shared and not shared.raw then shared.raw, shared.read = raw, read end
+  if sum + admitted * cost > limit.quota then admitted = math.max(math.floor((limit.quota - sum) / cost), 0) end
+
+  admitted = decide(plan, j + 1, alone, admitted)
+  if not admitted then return nil end
+  if admitted > 0 and plan.charges then
+    local stamp, last, last_cost, granule, format = now + plan.ahead, newest, newest_cost, limit.granule, WITH_STAGE
+    local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
+    if later > 0 and newest > stamp then stamp = newest end -- of what another has taken ahead
+    newest, newest_cost = stamp, admitted * cost
+    sum = sum + newest_cost
+    if plan.ahead > ahead then ahead = plan.ahead end
+    if later == 0 then
+      oldest, later = stamp, 1
+    elseif last == stamp or granule > 0 and last >= stamp - stamp % granule then
+      newest_cost = newest_cost + last_cost
+      if ring + later == 1 then oldest = stamp end
+    else
+      format, later = WITH_ENTRY, later + 1
+    end
+    raw = pack(format, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later, stage, last, last_cost)
+    if shared then
+      shared.raw = raw
+    elseif dies < newest + length or later > STAGED + 1 or cap > 1.5 * (ring + later) + 2 then
+      raw = upkeep().written(key, limit, raw)
+    else
+      call('SETRANGE', key, '0', raw)
+    end
+  elseif alone and raw ~= read then
+    redis.pcall('SETRANGE', key, '0', raw) -- steps that can't be written down are taken again
+  end
+  local at = 3 * j
+  reply[at - 2], reply[at - 1] = sum, later > 0 and oldest + length - now or 0
+  reply[at] = admitted < plan.number and upkeep().retry_after(key, limit, raw, plan.cost) or 0
+  return admitted
 end
 
-local function fitting(s, limit, cost, price, number)
-  -- How many of `number` charges fit, one after the other; of money, of which there is never more than one.
-  if s.kind == 'W' then
-    if s.sum + number * cost <= limit then return number end
-    return max(floor((limit - s.sum) / cost), 0)
-  elseif s.kind == 'B' then
-    return s.spent + s.held + price <= limit and number or 0
-  end
-  return s.count + number <= limit and number or max(limit - s.count, 0)
+local function keep_alive(key, lease, is_new)
+  -- The key outlives its longest lease: a life is lengthened here, never shortened.
+  local life = math.floor(lease / 1000) + 1000
+  if is_new or call('PTTL', key) < life then call('PEXPIRE', key, text(2 * life)) end
 end
 
-local function figures(s, limit, cost, price)
-  -- The three figures of a limit; where it refuses, the last is not 0. `limit` is nil where it did not.
-  local refused = limit and fitting(s, limit, cost, price, 1) < 1
-  if s.kind == 'W' then
-    return s.sum, reset_after(s), refused and retry_after(s, limit, cost) or 0
-  elseif s.kind == 'B' then
-    return s.spent, s.held, refused and 1 or 0
+local members = {'', ''} -- ids, or ids and when they expire, as arguments
+
+local function decide_slots(plan, limit, key, j, alone, admitted)
+  local shared, charges = not alone and rare().shared(key, limit), plan.charges
+  local quota, lease, n, count = limit.quota, limit.length, shared and shared.n or 0, nil
+  if charges then
+    count = shared and shared.count or call('ZCARD', key)
+    if count + plan.number > quota and not (shared and shared.purged) then
+      count = count - call('ZREMRANGEBYSCORE', key, '-inf', now)
+      if shared then shared.purged = true end
+    end
+    if shared then shared.count = count end
+  else
+    count = call('ZCOUNT', key, '(' .. text(now), '+inf') + n / 2
   end
-  return s.count, 0, refused and 1 or 0
+  if count + admitted > quota then admitted = math.max(quota - count, 0) end
+
+  admitted = decide(plan, j + 1, alone, admitted)
+  if not admitted then return nil end
+  if admitted > 0 and charges then
+    local added, expires, at = shared and shared.added or members, text(now + lease), plan.size + 1
+    for i = n + 1, n + 2 * admitted, 2 do
+      added[i], added[i + 1], at = expires, slice(plan.op, at, at + ID_SIZE - 1), at + ID_SIZE
+    end
+    if shared then
+      shared.n, shared.lease = n + 2 * admitted, math.max(shared.lease, lease)
+    else
+      call('ZADD', key, spread(added, 1, 2 * admitted))
+      keep_alive(key, lease, count == 0)
+    end
+    count = count + admitted
+    if shared then shared.count = count end
+  end
+  local at = 3 * j
+  reply[at - 2], reply[at - 1], reply[at] = count, 0, admitted < plan.number and count + 1 > quota and 1 or 0
+  return admitted
 end
 
-local function take_slots(s, lease, op, at, number)
-  local expires, added = text(now + lease), s.added
-  if not added then
-    added = {}
-    s.added = added
-  end
-  for _ = 1, number do
-    added[#added + 1] = expires
-    added[#added + 1] = slice(op, at, at + ID_SIZE - 1)
-    at = at + ID_SIZE
-  end
-  s.count, s.lease = s.count + number, max(s.lease, lease)
-end
+local plans = {} -- what charges say but for their ids, which is the same for most of a batch
 
-local function ids_of(op, at)
-  -- One by one, as arguments.
-  if #op < at + ID_SIZE then return slice(op, at) end
-  local ids = {}
-  for i = 1, (#op + 1 - at) / ID_SIZE do
-    ids[i] = slice(op, at, at + ID_SIZE - 1)
-    at = at + ID_SIZE
+local function plan_of(said)
+  local kind, n, cost, price, life, position = unpack('<c1Bddd', said)
+  if not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then -- no NaN
+    error('ERR a cost is a whole number from 1, a price one from 0', 0)
   end
-  return spread(ids)
-end
-
-local plans = {} -- what a charge says but for its ids, which is the same for most of one plan
-
-local function plan_of(op)
-  local n = op:byte(2)
-  local size = 26 + n * LIMIT_SIZE
-  local said = slice(op, 1, size)
-  local plan = plans[said]
-  if plan then return plan end
-  local kind, _, cost, price, life, position = unpack('<c1Bddd', said)
-  plan = {
-    n = n, size = size, n_keys = n + (life > 0 and 1 or 0), charges = kind ~= 'P',
-    cost = cost, price = price, ahead = 0, life = life,
-    valid = cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY, -- no NaN
-    kinds = {}, a = {}, b = {}, c = {}, answer = '<B' .. string.rep('i8i8i8', n),
+  local plan = {
+    charges = kind ~= 'P', cost = cost, price = kind ~= 'T' and price or 0, ahead = kind == 'T' and price or 0,
+    life = life, answer = '<B' .. string.rep('i8i8i8', n), size = #said, n = n, number = 0, op = '', first = 0,
   }
-  if kind == 'T' then plan.ahead, plan.price = price, 0 end
   for j = 1, n do
-    plan.kinds[j], plan.a[j], plan.b[j], plan.c[j], position = unpack('<c1ddd', said, position)
+    local letter, quota, length, granule
+    letter, quota, length, granule, position = unpack('<c1ddd', said, position)
+    local decision = letter == 'W' and decide_window or letter == 'C' and decide_slots or rare().decide_period
+    plan[j] = {quota = quota, length = length, granule = granule, decide = decision, letter = letter}
   end
   plans[said] = plan
   return plan
 end
 
-local found, reply = {}, {} -- of the charge in hand: made once, not for each
-
-local function acquire(op, keys, plan)
-  if not plan.valid then error('ERR a cost is a whole number from 1, a price one from 0', 0) end
-  local n, cost, price, charges = plan.n, plan.cost, plan.price, plan.charges
-  local kinds, a, b, c = plan.kinds, plan.a, plan.b, plan.c
-  local number = (#op - plan.size) / ID_SIZE
-  local admitted = number
-  for j = 1, n do
-    if kinds[j] == 'B' and (now < b[j] or now >= c[j]) then return '\2' end
-    local s = load_limit(kinds[j], KEYS[keys + j], a[j], b[j], c[j], charges and number or 0)
-    found[j], admitted = s, fitting(s, a[j], cost, price, admitted)
+function decide(plan, j, alone, admitted)
+  -- Decides the limits from the j-th on, and once all have been asked, charges them, the last one first: those
+  -- of no other operation, which are written at once, before those that others share. So where memory is full
+  -- nothing is charged that is shared. Returns how many are admitted, nil where TIME lies outside a period.
+  local limit = plan[j]
+  if limit then
+    local key = KEYS[plan.first + j]
+    if (states[key] == true) == alone then return limit.decide(plan, limit, key, j, alone, admitted) end
+    return decide(plan, j + 1, alone, admitted)
+  elseif not alone then
+    return decide(plan, 1, true, admitted)
   end
-  if admitted > 0 and charges then
-    if plan.life > 0 then
-      call('SET', KEYS[keys + n + 1], pack('<dd', price, -1), 'PX', text(floor(plan.life)))
-    end
-    for j = 1, n do
-      local s = found[j]
-      if s.kind == 'W' then
-        charge_window(s, admitted * cost, plan.ahead)
-      elseif s.kind == 'B' then
-        s.held, s.changed = s.held + price, true
-      else
-        take_slots(s, b[j], op, plan.size + 1, admitted)
-      end
-    end
+  if plan.life > 0 and plan.charges and admitted > 0 then
+    call('SET', KEYS[plan.first + j], pack('<dd', plan.price, -1), 'PX', text(math.floor(plan.life)))
   end
-  local at = 1
-  for j = 1, n do
-    reply[at], reply[at + 1], reply[at + 2] = figures(found[j], admitted < number and a[j], cost, price)
-    at = at + 3
-  end
-  local answer = pack(plan.answer, admitted > 0 and 1 or 0, spread(reply, 1, at - 1))
-  return number == 1 and answer or answer .. pack('<I2', admitted)
-end
-
--- what runs before charges ----------------------------------------------------------------------
-
-local function held_under(record)
-  -- What the record of a charge holds; nil where there is none or it was settled.
-  local raw = call('GET', record)
-  local estimate, settled = 0, 0
-  if raw then estimate, settled = unpack('<dd', raw) end
-  return settled < 0 and estimate or nil
-end
-
-local function finish(op, keys)
-  local n, mode, time, cost, position = unpack('<BBdd', op, 2)
-  local record = mode > 0 and KEYS[keys + n + 1]
-  local held = record and held_under(record)
-  local ids, periods, failed = position + n * LIMIT_SIZE, {}, nil
-  for j = 1, n do
-    local key, kind = KEYS[keys + j], slice(op, position, position)
-    if kind == 'C' then
-      local ok, fault = pcall(call, 'ZREM', key, ids_of(op, ids))
-      if not ok then failed = fault end
-    elseif kind == 'W' and time > 0 then
-      local a, b, c = unpack('<ddd', op, position + 1)
-      give_back_window(key, a, b, c, time, cost)
-    elseif kind == 'B' and held then
-      local ends = unpack('<d', op, position + 17)
-      periods[#periods + 1] = load_period(key, ends)
-    end
-    position = position + LIMIT_SIZE
-  end
-  if record then call('DEL', record) end
-  for _, p in ipairs(periods) do
-    p.held, p.changed = max(p.held - held, 0), true
-    if mode == 1 then p.spent = p.spent + held end
-  end
-  if failed then error(sentence(failed), 0) end
-  return '\1'
-end
-
-local function renew(op, keys)
-  local id, lease, n = unpack('<c16dB', op, 2)
-  local present, result = {}, {}
-  for j = 1, n do
-    call('ZREMRANGEBYSCORE', KEYS[keys + j], '-inf', now)
-    present[j] = call('ZSCORE', KEYS[keys + j], id)
-  end
-  for j = 1, n do
-    local key = KEYS[keys + j]
-    if present[j] then
-      call('ZADD', key, 'XX', now + lease, id)
-      keep_alive(key, lease)
-    end
-    result[j] = present[j] and '\1' or '\0'
-  end
-  return table.concat(result)
-end
-
-local function settle(op, keys)
-  local amount, replace, n, position = unpack('<dBB', op, 18)
-  if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
-  local record = KEYS[keys + n + 1]
-  local raw = call('GET', record)
-  if not raw then return '\0' end
-  local estimate, settled = unpack('<dd', raw)
-  if settled == amount then return '\2' end
-  if settled >= 0 and replace == 0 then return '\3' end
-  local periods = {}
-  for j = 1, n do
-    local ends
-    ends, position = unpack('<d', op, position)
-    periods[j] = load_period(KEYS[keys + j], ends)
-  end
-  local life = max(call('PTTL', record), 1)
-  call('PEXPIRE', record, life) -- a first write that is let through when memory is full
-  call('SET', record, pack('<dd', estimate, amount), 'PX', life)
-  for _, p in ipairs(periods) do
-    if settled < 0 then p.held = max(p.held - estimate, 0) end
-    p.spent, p.changed = max(p.spent + amount - max(settled, 0), 0), true
-  end
-  return '\1'
-end
-
-local function delete(op, keys)
-  for j = 1, unpack('<B', op, 2) do
-    local key = KEYS[keys + j]
-    call('DEL', key)
-    local s = states[key]
-    if s then s.changed, states[key] = false, nil end
-  end
-  return '\1'
+  return admitted
 end
 
 -- the batch -------------------------------------------------------------------------------------
 
-local FLUSH = {W = flush_window, C = flush_slots, B = flush_period}
-local HANDLERS = {F = finish, N = renew, S = settle, D = delete}
-local CHARGES = {A = true, P = true, T = true}
+local replies, firsts = {string.format('%.0f', now)}, {0} -- `firsts` as `keys` below, of charges
+local place, keys = 2, 0 -- of the operation in hand: its place in ARGV, and the number of keys before its own
 
-local function number_of_keys(op, kind)
-  -- Read from the operation alone, so that one which fails cannot shift the keys of the next.
-  if kind == 'F' then
-    return op:byte(2) + (op:byte(3) > 0 and 1 or 0)
-  elseif kind == 'N' then
-    return (select(3, unpack('<c16dB', op, 2)))
-  elseif kind == 'S' then
-    return (select(4, unpack('<c16dBB', op, 2))) + 1
+local function all_but_charges()
+  while place <= #ARGV do
+    local op, first = ARGV[place], keys
+    local kind, n, mode = byte(op, 1, 3)
+    -- The number of keys is read from the operation alone: one which fails cannot shift those of the next.
+    if kind == 65 or kind == 80 or kind == 84 then -- A P T
+      firsts[place] = first
+      for i = first + 1, first + n do
+        local key = KEYS[i]
+        local known = states[key]
+        shares = shares or known ~= nil
+        if known == nil or known == true then states[key] = not known end
+      end
+      keys = first + n + (byte(op, 26) > 0 and 1 or 0) -- no life but 0 has a 0 there
+    elseif kind == 70 then -- F
+      keys = first + n + (mode > 0 and 1 or 0)
+      local count, others, failed = 0, mode > 0, nil
+      for at = 20 + n * LIMIT_SIZE, #op, ID_SIZE do
+        count = count + 1
+        members[count] = slice(op, at, at + ID_SIZE - 1)
+      end
+      for j = 1, n do
+        if byte(op, 20 + (j - 1) * LIMIT_SIZE) == 67 then -- C
+          local freed = redis.pcall('ZREM', KEYS[first + j], spread(members, 1, count))
+          if type(freed) == 'table' then failed = freed end
+        else
+          others = true
+        end
+      end
+      if others then rare().finish(op, first, n, mode) end
+      replies[place] = failed and 'E' .. sentence(failed) or '\1'
+    else -- D N S
+      keys = first + (kind == 68 and n or kind == 78 and byte(op, 26) or byte(op, 27) + 1)
+      replies[place] = rare()[kind](op, first)
+    end
+    place = place + 1
   end
-  return (unpack('<B', op, 2))
 end
 
-local replies, charges, charge_plans, keys_before, keys = {string.format('%.0f', now)}, {}, {}, {}, 0
-
-for i = 2, #ARGV do
-  local op = ARGV[i]
-  local kind = slice(op, 1, 1)
-  if CHARGES[kind] then
-    local plan = plan_of(op)
-    charges[#charges + 1], charge_plans[i], keys_before[i] = i, plan, keys
-    keys = keys + plan.n_keys
-  else
-    local ok, answer = pcall(HANDLERS[kind], op, keys)
-    replies[i] = ok and answer or 'E' .. sentence(answer)
-    keys = keys + number_of_keys(op, kind)
+local function all_charges()
+  while place <= #ARGV do
+    local first = firsts[place]
+    if first then
+      local op = ARGV[place]
+      local said = slice(op, 1, 26 + byte(op, 2) * LIMIT_SIZE)
+      local plan, number = plans[said] or plan_of(said), (#op - #said) / ID_SIZE
+      plan.op, plan.first, plan.number = op, first, number
+      local admitted = decide(plan, 1, not shares, number)
+      if admitted then
+        local answer = pack(plan.answer, admitted > 0 and 1 or 0, spread(reply, 1, 3 * plan.n))
+        replies[place] = number == 1 and answer or answer .. pack('<I2', admitted)
+      else
+        replies[place] = '\2'
+      end
+    end
+    place = place + 1
   end
 end
-for _, i in ipairs(charges) do
-  local ok, answer = pcall(acquire, ARGV[i], keys_before[i], charge_plans[i])
-  replies[i] = ok and answer or 'E' .. sentence(answer)
+
+-- what few batches need -------------------------------------------------------------------------
+
+local made_upkeep, made_rare
+
+function upkeep()
+  -- What becomes of windows beside a charge. All take and give header and stage as one string, `raw`.
+  if made_upkeep then return made_upkeep end
+  local floor, min, max = math.floor, math.min, math.max
+  local ENTRY, RING, CHUNK = '<dI4', 108, 32 -- the ring begins behind the stage
+  local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
+  local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
+  local MOST_OUTSIDE = 99 -- more than a batch puts outside of the ring
+
+  local function checked(raw)
+    if raw ~= '' and #raw < HEADER_SIZE then error('WRONGTYPE the key does not hold a window', 0) end
+    return raw ~= '' and raw or string.rep('\0', HEADER_SIZE)
+  end
+
+  local function window(key, limit, raw)
+    local w = {key = key, quota = limit.quota, length = limit.length, granule = limit.granule, stage = ''}
+    w.sum, w.oldest, w.newest, w.dies, w.cost, w.ahead, w.head, w.cap, w.ring, w.later = unpack(HEADER, raw)
+    if w.ring > w.cap or w.later > MOST_OUTSIDE then error('WRONGTYPE the key does not hold a window', 0) end
+    w.stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (w.later - 1) * ENTRY_SIZE)
+    return w
+  end
+
+  local function raw_of(w)
+    local header = pack(HEADER, w.sum, w.oldest, w.newest, w.dies, w.cost, w.ahead, w.head, w.cap, w.ring, w.later)
+    return header .. w.stage
+  end
+
+  local function entries(w, first, number)
+    -- Reads up to `number` entries from the `first` on, or all of those outside the ring.
+    if first >= w.ring then
+      first = first - w.ring
+      return slice(w.stage .. pack(ENTRY, w.newest, w.cost), first * ENTRY_SIZE + 1), w.later - first
+    end
+    local at = (w.head + first) % w.cap
+    number = min(number, w.ring - first, w.cap - at)
+    local from = RING + at * ENTRY_SIZE
+    return call('GETRANGE', w.key, text(from), text(from + number * ENTRY_SIZE - 1)), number
+  end
+
+  local function each(w, first)
+    -- Walks the entries from the `first` on: time and cost.
+    local raw, number, i = nil, 0, 0
+    return function()
+      if i == number then
+        first, i = first + number, 0
+        if first == w.ring + w.later then return nil end
+        raw, number = entries(w, first, CHUNK)
+      end
+      i = i + 1
+      return unpack(ENTRY, raw, i * ENTRY_SIZE - 11)
+    end
+  end
+
+  local function first_since(w, time)
+    -- The place of the first entry at `time` or later; the count where there is none.
+    local low, high = 0, w.ring + w.later
+    while low < high do
+      local middle = floor((low + high) / 2)
+      if unpack(ENTRY, (entries(w, middle, 1))) < time then low = middle + 1 else high = middle end
+    end
+    return low
+  end
+
+  local function write_ring(w, first, raw)
+    local at = (w.head + first) % w.cap
+    local size = (w.cap - at) * ENTRY_SIZE
+    call('SETRANGE', w.key, text(RING + at * ENTRY_SIZE), slice(raw, 1, size))
+    if #raw > size then call('SETRANGE', w.key, text(RING), slice(raw, size + 1)) end
+  end
+
+  local function lengthen_life(w)
+    local life = w.length + max(floor(w.length / 8), 1000000)
+    w.dies = now + life
+    return text(floor(life / 1000))
+  end
+
+  local function rewrite(w, moved)
+    -- Writes the window anew, with the ring in one piece and so many entries of the stage in it.
+    local parts, first, ring, bound = {}, 0, w.ring + moved, w.granule > 0 and GRANULES or w.quota
+    while first < w.ring do
+      local raw, number = entries(w, first, w.ring)
+      parts[#parts + 1], first = raw, first + number
+    end
+    if ring > bound then bound = MOST_ENTRIES end -- the quota was lowered, or raised
+    local cap = ring > 0 and max(ring, min(max(floor(1.2 * ring), ring + STAGED), bound)) or 0
+    parts[#parts + 1] = slice(w.stage, 1, moved * ENTRY_SIZE) .. string.rep('\0', (cap - ring) * ENTRY_SIZE)
+    w.stage, w.later = slice(w.stage, moved * ENTRY_SIZE + 1), w.later - moved
+    w.head, w.cap, w.ring = 0, cap, ring
+    local life = lengthen_life(w)
+    local raw = raw_of(w)
+    call('SET', w.key, raw .. string.rep('\0', RING - #raw) .. table.concat(parts), 'PX', life)
+    return raw
+  end
+
+  local function written(key, limit, raw)
+    -- Writes a window after a charge: with a full stage moved to the ring, in a ring that fits, and with a life.
+    local w = window(key, limit, raw)
+    local moved, room = w.later > STAGED + 1 and w.later - 2 or 0, 1.5 * (w.ring + w.later) + 2
+    if w.dies == 0 or w.ring + moved > w.cap or w.cap > room then return rewrite(w, moved) end
+    if moved > 0 then
+      write_ring(w, w.ring, slice(w.stage, 1, moved * ENTRY_SIZE))
+      w.ring, w.later, w.stage = w.ring + moved, w.later - moved, slice(w.stage, moved * ENTRY_SIZE + 1)
+    end
+    local life = w.dies < w.newest + w.length and lengthen_life(w)
+    raw = raw_of(w)
+    call('SETRANGE', key, '0', raw)
+    if life then call('PEXPIRE', key, life) end
+    return raw
+  end
+
+  local function step_over(w)
+    -- Steps over the entries that have left the window, and those of which all was given back.
+    local horizon, gone = now - w.length, 0
+    for time, cost in each(w, 0) do
+      if time > horizon and cost > 0 then
+        w.oldest = time
+        break
+      end
+      w.sum, gone = w.sum - cost, gone + 1
+    end
+    local of_ring = min(gone, w.ring)
+    w.head, w.ring = (w.head + of_ring) % max(w.cap, 1), w.ring - of_ring
+    w.later, w.stage = w.later - gone + of_ring, slice(w.stage, (gone - of_ring) * ENTRY_SIZE + 1)
+  end
+
+  local function step_back(w)
+    -- The server's clock went back: what was stored as later happened now at the latest, in one entry. What
+    -- was taken ahead is used as much later as it could be when it was taken.
+    local latest, total = now + w.ahead, 0
+    local first = first_since(w, latest + 1)
+    for _, cost in each(w, first) do total = total + cost end
+    w.ring = min(w.ring, first)
+    w.stage, w.later = slice(w.stage, 1, (first - w.ring) * ENTRY_SIZE), first - w.ring + 1
+    w.newest, w.cost = latest, total
+    if first == 0 then w.oldest = latest end
+    call('PEXPIRE', w.key, lengthen_life(w))
+    call('SETRANGE', w.key, '0', raw_of(w))
+  end
+
+  local function refreshed(key, limit, raw)
+    -- The window without what has left it.
+    local w = window(key, limit, raw)
+    if w.later == 0 or w.newest <= now then w.ahead = 0 end
+    if w.later > 0 and w.newest > now + w.ahead then step_back(w) end
+    if w.newest <= now - w.length then
+      w.sum, w.head, w.ring, w.later, w.stage = 0, 0, 0, 0, ''
+    elseif w.oldest <= now - w.length then
+      step_over(w)
+    end
+    return raw_of(w)
+  end
+
+  local function retry_after(key, limit, raw, cost)
+    -- Microseconds until `cost` fits: when the oldest entries that make room for it have left. 0 where it does.
+    local w = window(key, limit, raw)
+    local needed = w.sum + cost - w.quota
+    if needed <= 0 then return 0 end
+    for time, spent in each(w, 0) do
+      needed = needed - spent
+      if needed <= 0 then return time + w.length - now end
+    end
+    return w.length
+  end
+
+  local function give_back(key, limit, time, cost)
+    -- Takes `cost` off the entry that the charge at `time` went into, if it is still there.
+    local w = window(key, limit, refreshed(key, limit, checked(call('GETRANGE', key, '0', '107'))))
+    local i, last, granule = first_since(w, time), w.ring + w.later - 1, limit.granule
+    if i > last then return end
+    local stored, spent = unpack(ENTRY, (entries(w, i, 1)))
+    if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return end
+    cost = min(cost, spent)
+    w.sum = w.sum - cost
+    local changed, at = pack(ENTRY, stored, spent - cost), (i - w.ring) * ENTRY_SIZE
+    if i == last then
+      w.cost = spent - cost
+    elseif i < w.ring then
+      write_ring(w, i, changed)
+    else
+      w.stage = slice(w.stage, 1, at) .. changed .. slice(w.stage, at + ENTRY_SIZE + 1)
+    end
+    if i == 0 then step_over(w) end
+    call('SETRANGE', key, '0', raw_of(w))
+  end
+
+  made_upkeep = {checked = checked, refreshed = refreshed, written = written, retry_after = retry_after}
+  made_upkeep.give_back = give_back
+  return made_upkeep
+end
+
+function rare()
+  -- What several charges share, spending, and other operations.
+  if made_rare then return made_rare end
+  local max = math.max
+  local KEPT = 172800000000 -- two days in microseconds: how long after its end a period can be settled
+
+  local function shared(key, limit)
+    -- What is known of a key that several charges need.
+    local s = states[key]
+    if not s then
+      s = {key = key, letter = limit.letter, limit = limit, n = 0, added = {}, lease = 0}
+      states[key], order[#order + 1] = s, s
+    elseif limit.quota > s.limit.quota then
+      s.limit = limit
+    end
+    return s
+  end
+
+  local function flush(s)
+    if s.letter == 'W' then
+      if s.raw ~= s.read then upkeep().written(s.key, s.limit, s.raw) end
+    elseif s.letter == 'C' then
+      if s.n == 0 then return end
+      call('ZADD', s.key, spread(s.added, 1, s.n))
+      keep_alive(s.key, s.lease, false)
+    elseif s.changed then
+      local life = max(math.floor((s.ends - now + KEPT) / 1000), 1)
+      call('SET', s.key, pack('<dd', s.spent, s.held), 'PX', life)
+    end
+  end
+
+  local function load_period(key, ends)
+    local p = states[key]
+    if type(p) == 'table' then return p end
+    local raw = call('GET', key)
+    p = {key = key, letter = 'B', alone = p, ends = ends, spent = 0, held = 0, changed = false}
+    if raw then p.spent, p.held = unpack('<dd', raw) end
+    if not p.alone then states[key], order[#order + 1] = p, p end
+    return p
+  end
+
+  local function change(p, spent, held)
+    p.spent, p.held, p.changed = max(p.spent + spent, 0), max(p.held + held, 0), true
+    if p.alone then flush(p) end
+  end
+
+  local function decide_period(plan, limit, key, j, alone, admitted)
+    if now < limit.length or now >= limit.granule then return nil end
+    local p = load_period(key, limit.granule)
+    if p.spent + p.held + plan.price > limit.quota then admitted = 0 end
+    admitted = decide(plan, j + 1, alone, admitted)
+    if not admitted then return nil end
+    if admitted > 0 and plan.charges then change(p, 0, plan.price) end
+    local at, is_over = 3 * j, p.spent + p.held + plan.price > limit.quota
+    reply[at - 2], reply[at - 1], reply[at] = p.spent, p.held, admitted < plan.number and is_over and 1 or 0
+    return admitted
+  end
+
+  local function finish(op, first, n, mode)
+    -- All of a finish but its slots.
+    local _, _, time, cost, position = unpack('<BBdd', op, 2)
+    local record, held, periods = mode > 0 and KEYS[first + n + 1], nil, {}
+    local raw, settled = record and call('GET', record), nil
+    if raw then held, settled = unpack('<dd', raw) end
+    if raw and settled >= 0 then held = nil end
+    for j = 1, n do
+      local key, kind, quota, length, granule = KEYS[first + j], unpack('<c1ddd', op, position)
+      if kind == 'W' and time > 0 then
+        upkeep().give_back(key, {quota = quota, length = length, granule = granule}, time, cost)
+      elseif kind == 'B' and held then
+        periods[#periods + 1] = load_period(key, granule)
+      end
+      position = position + LIMIT_SIZE
+    end
+    if record then call('DEL', record) end
+    for _, p in ipairs(periods) do change(p, mode == 1 and held or 0, -held) end
+  end
+
+  local function renew(op, first)
+    local id, lease, n = unpack('<c16dB', op, 2)
+    local present, result = {}, {}
+    for j = 1, n do
+      call('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
+      present[j] = call('ZSCORE', KEYS[first + j], id)
+    end
+    for j = 1, n do
+      local key = KEYS[first + j]
+      if present[j] then
+        call('ZADD', key, 'XX', now + lease, id)
+        keep_alive(key, lease)
+      end
+      result[j] = present[j] and '\1' or '\0'
+    end
+    return table.concat(result)
+  end
+
+  local function settle(op, first)
+    local amount, replace, n, position = unpack('<dBB', op, 18)
+    if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
+    local record = KEYS[first + n + 1]
+    local raw = call('GET', record)
+    if not raw then return '\0' end
+    local estimate, settled = unpack('<dd', raw)
+    if settled == amount then return '\2' end
+    if settled >= 0 and replace == 0 then return '\3' end
+    local periods = {}
+    for j = 1, n do
+      local ends
+      ends, position = unpack('<d', op, position)
+      periods[j] = load_period(KEYS[first + j], ends)
+    end
+    local life = max(call('PTTL', record), 1)
+    call('PEXPIRE', record, life) -- a first write that is let through when memory is full
+    call('SET', record, pack('<dd', estimate, amount), 'PX', life)
+    for _, p in ipairs(periods) do change(p, amount - max(settled, 0), settled < 0 and -estimate or 0) end
+    return '\1'
+  end
+
+  local function delete(op, first)
+    for j = 1, byte(op, 2) do
+      local key = KEYS[first + j]
+      call('DEL', key)
+      local s = states[key]
+      if type(s) == 'table' then s.changed, states[key] = false, false end
+    end
+    return '\1'
+  end
+
+  made_rare = {
+    shared = shared, flush = flush, decide_period = decide_period, finish = finish,
+    [68] = delete, [78] = renew, [83] = settle, -- D N S
+  }
+  return made_rare
+end
+
+for _, step in ipairs({all_but_charges, all_charges}) do -- an operation that fails, fails alone
+  place = 2
+  while place <= #ARGV do
+    local ok, fault = pcall(step)
+    if not ok then replies[place], place = 'E' .. sentence(fault), place + 1 end
+  end
 end
 
 local failed
 for _, state in ipairs(order) do
-  local ok, fault = pcall(FLUSH[state.kind], state)
+  local ok, fault = pcall(rare().flush, state)
   if not ok then state.failed, failed = sentence(fault), true end
 end
-if failed then
-  for _, i in ipairs(charges) do
-    local plan = charge_plans[i]
-    local charged = plan.charges and replies[i]:byte(1) == 1
-    for j = 1, charged and plan.n or 0 do
-      local state = states[KEYS[keys_before[i] + j]]
-      if state and state.failed then replies[i] = 'E' .. state.failed end
-    end
+for i = 2, failed and #ARGV or 0 do
+  local charged = firsts[i] and byte(ARGV[i]) ~= 80 and byte(replies[i]) == 1
+  for j = 1, charged and byte(ARGV[i], 2) or 0 do
+    local state = states[KEYS[firsts[i] + j]]
+    if type(state) == 'table' and state.failed then replies[i] = 'E' .. state.failed end
   end
 end
 return replies
