@@ -32,8 +32,7 @@
 --        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
---        one to release the slots of an operation, four to renew one. A key that several charges need is read
---        once and written once, at the end; another is written with the charge. No operation has a key twice.
+--        one to release the slots of an operation, four to renew one. No operation has a key twice.
 --
 -- A window is a string: a header, a stage for five entries of (time, cost), and a ring of them. The header
 -- holds the newest entry; those before it gather on the stage, and move to the ring together. The ring has its
@@ -305,7 +304,10 @@ function upkeep()
   end
 
   local function window(key, limit, raw)
-    local w = {key = key, quota = limit.quota, length = limit.length, granule = limit.granule, stage = ''}
+    local w = { -- every field at once, as a table that grows costs more
+      key = key, quota = limit.quota, length = limit.length, granule = limit.granule, stage = '',
+      sum = 0, oldest = 0, newest = 0, dies = 0, cost = 0, ahead = 0, head = 0, cap = 0, ring = 0, later = 0,
+    }
     w.sum, w.oldest, w.newest, w.dies, w.cost, w.ahead, w.head, w.cap, w.ring, w.later = unpack(HEADER, raw)
     if w.ring > w.cap or w.later > MOST_OUTSIDE then error('WRONGTYPE the key does not hold a window', 0) end
     w.stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (w.later - 1) * ENTRY_SIZE)
