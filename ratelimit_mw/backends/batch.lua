@@ -432,7 +432,21 @@ function upkeep()
   end
 
   local function refreshed(key, limit, raw)
-    -- The window without what has left it.
+    -- The window without what has left it; the short way where those are a few of the ring.
+    local horizon = now - limit.length
+    local sum, _, newest, dies, newest_cost, _, head, cap, ring, later = unpack(HEADER, raw)
+    if newest <= now and newest > horizon and ring > 0 and ring <= cap and head < cap then
+      local number, from = min(ring, cap - head, 4), RING + head * ENTRY_SIZE
+      local piece = call('GETRANGE', key, text(from), text(from + number * ENTRY_SIZE - 1))
+      for i = 0, number - 1 do
+        local time, cost = unpack(ENTRY, piece, i * ENTRY_SIZE + 1)
+        if time > horizon and cost > 0 then
+          local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
+          return pack(WITH_STAGE, sum, time, newest, dies, newest_cost, 0, head + i, cap, ring - i, later, stage)
+        end
+        sum = sum - cost
+      end
+    end
     local w = window(key, limit, raw)
     if w.later == 0 or w.newest <= now then w.ahead = 0 end
     if w.later > 0 and w.newest > now + w.ahead then step_back(w) end
