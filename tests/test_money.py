@@ -1,6 +1,7 @@
 """Money is exact: what `parse_amount` reads is what `format_amount` writes, and nothing else is money."""
 
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -122,5 +123,5 @@ def test_what_is_written_reads_back(units: int, currency: str) -> None:
 @given(st.decimals(min_value=0, max_value=10**9, allow_nan=False, allow_infinity=False))
 def test_rounding_up_adds_less_than_a_unit(amount: Decimal) -> None:
     """A rounded amount is never below the given one, and less than one micro-unit above it."""
-    exact = Decimal(parse_amount(amount, "USD", round_up=True)) / 10**6
-    assert 0 <= exact - amount < Decimal("0.000001")
+    rounded = Fraction(parse_amount(amount, "USD", round_up=True), 10**6)  # Decimal has but 28 digits
+    assert 0 <= rounded - Fraction(amount) < Fraction(1, 10**6)
