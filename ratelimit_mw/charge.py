@@ -22,6 +22,9 @@ LEASE_ID_SIZE = 16
 NO_LEASE_ID = bytes(LEASE_ID_SIZE)
 """In place of one where nothing is held."""
 
+MAX_AHEAD = 2**32 - 1
+"""Microseconds: what the header of a window has room for."""
+
 _IDS_AT_ONCE = 256
 _fresh_ids: list[bytes] = []
 if hasattr(os, "register_at_fork"):  # or parent and child would go on with the same ones
@@ -113,7 +116,8 @@ class Charge:
 
     def __init__(self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0) -> None:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
-        taken, at most an eighth of each window; they leave it a window's length after the end of that time.
+        taken, at most an eighth of each window and `MAX_AHEAD`; they leave it a window's length after the end
+        of that time.
         """
         self._counters: tuple[Counter, ...] | None = tuple(counters)
         self.like: Charge | None = None
@@ -124,6 +128,8 @@ class Charge:
         self.ahead = ahead
         if ahead and not all(isinstance(c.limit, Window) for c in self.counters):
             raise ValueError("only units of windows are taken ahead")
+        if ahead > MAX_AHEAD:
+            raise ValueError(f"units are taken at most {MAX_AHEAD} us ahead, not {ahead}")
         limits = [c.limit for c in self.counters if isinstance(c.limit, Slots)]
         self.slots = tuple(Held(c.partition, c.scope) for c in self.counters if isinstance(c.limit, Slots))
         # A request's slots are renewed and freed together, so the shortest counts for all.

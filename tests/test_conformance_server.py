@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import redis
 
-from ratelimit_mw.charge import NOTHING_HELD, BackendError, Charge, Counter, Money, Outcome, Settlement
+from ratelimit_mw.charge import (
+    NO_LEASE_ID,
+    NOTHING_HELD,
+    BackendError,
+    Charge,
+    Counter,
+    Money,
+    Outcome,
+    Settlement,
+)
 from ratelimit_mw.limits import SECOND
 from ratelimit_mw.periods import KEPT_AFTER_END
 from tests.conformance import (
@@ -163,6 +172,28 @@ NAMES = [
     "\udc80",
     "x" * 5_000,
 ]
+
+
+@pytest.mark.parametrize("kept", [1, 9])
+async def test_what_is_given_back_again_and_again_takes_no_room(
+    bench: Bench, client: redis.Redis, kept: int
+) -> None:
+    """A window has room for what its quota needs, and counts that, however many charges were undone."""
+    requests = window(10, 1, "hour", of=PARTITION)
+    backend: Any = bench.backend
+    for turn in range(300):
+        bench.wait(microseconds=1000)
+        outcome = await bench.acquire(requests)
+        assert outcome.admitted
+        if turn % 30 or turn >= 30 * kept:
+            backend.give_back(Charge([requests]), NO_LEASE_ID, outcome)
+    assert await bench.used(requests) == [kept]
+    [key] = client.keys("*:w:*")
+    assert client.strlen(key) <= 108 + 12 * 10
+    bench.wait(3599.7)  # a millisecond less than an hour after the first
+    assert await bench.used(requests) == [kept]
+    bench.wait(0.001)
+    assert await bench.used(requests) == [kept - 1]
 
 
 async def test_partitions_of_any_text_are_counted_apart(bench: Bench, client: redis.Redis) -> None:

@@ -382,3 +382,5 @@ def test_only_a_callers_own_windows_are_taken_ahead() -> None:
     assert not is_taken_ahead(Charge([Counter("ip:1", "a", Window(5, 1, "minute"), "address")]))
     with pytest.raises(ValueError, match="windows"):
         Charge([slots(5)], ahead=1)
+    with pytest.raises(ValueError, match="at most 4294967295 us ahead"):
+        Charge([window(5)], ahead=2**32)

@@ -375,9 +375,20 @@ function upkeep()
       local raw, number = entries(w, first, w.ring)
       parts[#parts + 1], first = raw, first + number
     end
-    if ring > bound then bound = MOST_ENTRIES end -- the quota was lowered, or raised
+    parts[#parts + 1] = slice(w.stage, 1, moved * ENTRY_SIZE)
+    if ring > bound then -- all of some was given back, or the quota was lowered, or raised
+      local all = table.concat(parts)
+      parts, ring = {}, 0
+      for at = 1, #all, ENTRY_SIZE do
+        if unpack('<I4', all, at + 8) > 0 then
+          ring = ring + 1
+          parts[ring] = slice(all, at, at + ENTRY_SIZE - 1)
+        end
+      end
+      if ring > bound then bound = MOST_ENTRIES end
+    end
     local cap = ring > 0 and max(ring, min(max(floor(1.2 * ring), ring + STAGED), bound)) or 0
-    parts[#parts + 1] = slice(w.stage, 1, moved * ENTRY_SIZE) .. string.rep('\0', (cap - ring) * ENTRY_SIZE)
+    parts[#parts + 1] = string.rep('\0', (cap - ring) * ENTRY_SIZE)
     w.stage, w.later = slice(w.stage, moved * ENTRY_SIZE + 1), w.later - moved
     w.head, w.cap, w.ring = 0, cap, ring
     local life = lengthen_life(w)
