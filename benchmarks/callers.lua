@@ -1,11 +1,11 @@
 -- For wrk: callers in turn, each with an API key of its own; prints what was measured as one line of JSON.
--- Arguments: path, number of callers.
+-- Arguments: path, number of callers, the one to begin with.
 
 local head, callers, caller
 
 function init(args)
   head = 'GET ' .. args[1] .. ' HTTP/1.1\r\nHost: bench\r\nX-API-Key: key-'
-  callers, caller = tonumber(args[2]), 0
+  callers, caller = tonumber(args[2]), tonumber(args[3])
 end
 
 function request()

@@ -5,6 +5,7 @@
 
 import asyncio
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -53,16 +54,22 @@ def run_load(port: int, load: Load) -> Sample:
     else:
         command = [WRK, "-t1", f"-c{load.connections}", f"-d{load.seconds:.0f}s", "--latency"]
         command += ["-s", str(Path(__file__).with_name("callers.lua")), f"http://127.0.0.1:{port}"]
-        command += ["--", PATH, str(load.callers)]
+        command += ["--", PATH, str(load.callers), str(_first(load.callers))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=load.seconds + 60)
     return Sample(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _first(callers: int) -> int:
+    """The caller to begin with: from the first one on, each round would meet those of the one before."""
+    return random.randrange(callers)
 
 
 class _Client(asyncio.Protocol):
     """One connection that sends the next request as soon as it has the answer to the last one."""
 
-    def __init__(self, callers: int, latencies: list[float], statuses: list[int]) -> None:
+    def __init__(self, callers: int, first: int, latencies: list[float], statuses: list[int]) -> None:
         self._callers = callers
+        self._first = first
         self._latencies = latencies
         self._statuses = statuses
         self._data = b""
@@ -83,7 +90,7 @@ class _Client(asyncio.Protocol):
         self._send()
 
     def _send(self) -> None:
-        caller = len(self._latencies) % self._callers
+        caller = (self._first + len(self._latencies)) % self._callers
         self._sent = time.perf_counter()
         request = f"GET {PATH} HTTP/1.1\r\nHost: bench\r\nX-API-Key: key-{caller}\r\n\r\n"
         self._transport.write(request.encode())
@@ -97,9 +104,9 @@ def _content_length(head: bytes) -> int:
 async def _generate(port: int, connections: int, seconds: float, callers: int) -> Sample:
     latencies: list[float] = []
     statuses: list[int] = []
-    loop, begin = asyncio.get_running_loop(), time.perf_counter()
+    loop, begin, first = asyncio.get_running_loop(), time.perf_counter(), _first(callers)
     for _ in range(connections):
-        await loop.create_connection(lambda: _Client(callers, latencies, statuses), "127.0.0.1", port)
+        await loop.create_connection(lambda: _Client(callers, first, latencies, statuses), "127.0.0.1", port)
     await asyncio.sleep(seconds)
     spent, ordered = time.perf_counter() - begin, sorted(latencies) or [0.0]
     p50, p99 = (ordered[int(len(ordered) * share)] * 1e6 for share in (0.5, 0.99))
