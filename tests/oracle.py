@@ -69,6 +69,7 @@ class Oracle:
         self, counters: list[Counter], cost: int, price: int, lease_id: bytes | None, got: Outcome
     ) -> None:
         """Compare an answer with what it has to be, and count the charge if it was admitted."""
+        self._notice_what_is_over()
         fits = [self.fits(counter, cost, price) for counter in counters]
         if all(sure for sure, _ in fits):
             assert got.admitted
@@ -79,6 +80,15 @@ class Oracle:
             self._charge(counters, cost, price, lease_id)
         for counter, figures in zip(counters, got.figures, strict=True):
             self._check_figures(counter, cost, price, figures, got.admitted, charged=lease_id is not None)
+
+    def _notice_what_is_over(self) -> None:
+        """Whoever charges anything may have a backend forget what is over by now, wherever it was counted."""
+        for place, units in self.units.items():
+            for unit in units:
+                unit.has_left = unit.has_left or unit.at + int(place[-1]) * SECOND <= self.now
+        for leases in self.leases.values():
+            for lease in leases.values():
+                lease.has_expired = lease.has_expired or lease.expires <= self.now
 
     def fits(self, counter: Counter, cost: int, price: int) -> tuple[bool, bool]:
         """Whether a limit has room for sure, and whether it may have."""
@@ -101,17 +111,13 @@ class Oracle:
         late = length // 1_000 if place in self.large else 0
         for unit in self.units.get(place, []):
             unit.at = min(unit.at, self.now)
-            unit.has_left = unit.has_left or unit.at + length <= self.now
         units = self.units.get(place, [])
         least = sum(unit.cost for unit in units if unit.at + length > self.now and not unit.has_left)
         return least, sum(unit.cost for unit in units if unit.at + length + late > self.now)
 
     def active(self, place: Place) -> tuple[int, int]:
         """Live leases: at least, at most."""
-        leases = self.leases.get(place, {}).values()
-        for lease in leases:
-            lease.has_expired = lease.has_expired or lease.expires <= self.now
-        live = [lease for lease in leases if lease.expires > self.now]
+        live = [lease for lease in self.leases.get(place, {}).values() if lease.expires > self.now]
         return sum(not lease.has_expired for lease in live), len(live)
 
     def money(self, place: Place) -> tuple[Decimal, Decimal]:
@@ -173,9 +179,9 @@ class Oracle:
 
     def check_renewed(self, places: Iterable[Place], lease_id: bytes, lease: float, kept: bool) -> None:
         """Compare the answer to a renewal, and renew."""
+        self._notice_what_is_over()
         sure = maybe = True
         for place in places:
-            self.active(place)
             found = self.leases.get(place, {}).get(lease_id)
             live = found is not None and found.expires > self.now
             sure = sure and live and found is not None and not found.has_expired
