@@ -56,7 +56,26 @@ cdef inline i64 units(object number) except -1:
 # the memory backend: counts.py -------------------------------------------------------------------------
 
 
-cdef class Log:
+cdef class Kept:
+    """What a store keeps, and can forget at some time."""
+
+    cdef public bint is_kept, is_used
+
+    def let_go(self):
+        """No store has it any more."""
+        self.is_kept = False
+
+
+cdef class Slots(Kept):
+    """What is counted of slots."""
+
+    cdef public dict leases
+
+    def __init__(self):
+        self.leases = {}
+
+
+cdef class Log(Kept):
     """An exact sliding window: the time and cost of every live charge, oldest first."""
 
     cdef readonly i64 length
@@ -70,6 +89,14 @@ cdef class Log:
 
     def __dealloc__(self):
         PyMem_Free(self._log)
+
+    def let_go(self):
+        """No store has it any more; a policy may still hold on to it."""
+        self.is_kept = False
+        PyMem_Free(self._log)
+        self._log = NULL
+        self._head = self._end = self._room = 0
+        self._used, self._ahead, self._oldest, self._newest = 0, 0, NEVER, -NEVER
 
     @property
     def used(self):
@@ -206,7 +233,7 @@ cdef class LeaseState:
 cdef class Spot:
     """Where one limit of a charge is counted in this process, whoever it is counted for."""
 
-    cdef object store, move_to_end
+    cdef object store
     cdef bint is_window
     cdef i64 quota, granule, length, life
 
@@ -235,6 +262,7 @@ cdef class Prepared:
     cdef bint has_max_hold
     cdef i64 cost
     cdef list spots, reaches
+    cdef list states  # as they were found last, so that who finds them kept needs no name
     cdef tuple names
 
 
@@ -360,7 +388,7 @@ cdef class Gate:
                 if name is not last:
                     last, own_name = name, (charge.partition_of(name[0]), name[1])
                 names.append(own_name)
-            ready.names = tuple(names)
+            ready.names, ready.states = tuple(names), [None] * len(names)
         elif self._asks:
             ready.template = self._backend.prepare(charge)
         ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
@@ -383,7 +411,7 @@ cdef class Gate:
         if self._counts_here:
             for store, name, limit, _ in self._backend.prepare(charge, 0).places:
                 spot = Spot.__new__(Spot)
-                spot.store, spot.move_to_end = store, store.move_to_end
+                spot.store = store
                 spot.is_window = store is not self._slots
                 if spot.is_window:
                     spot.quota, spot.granule, spot.length = limit.quota, limit.granule, limit.length
@@ -414,53 +442,57 @@ cdef class Gate:
         cdef i64 now = <i64>time_ns() // 1000 if self._goes_by_wall_clock else <i64>self._clock()
         cdef Spot spot
         cdef LeaseState lease
+        cdef Kept state
         cdef Log log
         cdef dict leases
-        cdef list states = [], newcomers = None
-        cdef bint is_new[MOST_LIMITS]
-        cdef PyObject *found
+        cdef bint has_new = False
         cdef i64 *figures
-        cdef Py_ssize_t at
-        for at in range(len(ready.spots)):
-            spot = <Spot>ready.spots[at]
-            found = PyDict_GetItemWithError(spot.store, ready.names[at])
-            is_new[at] = found is NULL
-            if found is not NULL:
-                state = <object>found
-            else:
-                state = Log(spot.length) if spot.is_window else self._slot_set()
-                newcomers = newcomers or []
-                newcomers.append((at, state))
+        cdef Py_ssize_t at, size = len(ready.spots)
+        for at in range(size):
+            spot, state = <Spot>ready.spots[at], <Kept>ready.states[at]
+            if state is None or not state.is_kept:
+                state = self._state_of(ready, spot, at)
+                has_new = has_new or not state.is_kept
             if spot.is_window:
-                if not (<Log?>state).admits(spot.quota, now, ready.cost):
+                if not (<Log>state).admits(spot.quota, now, ready.cost):
                     return None
-                states.append(state)
-            else:
-                leases = state.leases
-                if len(leases) >= spot.quota:
-                    return None
-                states.append(leases)
+            elif len((<Slots>state).leases) >= spot.quota:
+                return None
         lease_id = self._no_id if ready.slots is None else new_lease_id()
         lease = self._new_lease()
-        for at in range(len(states)):
-            spot = <Spot>ready.spots[at]
+        for at in range(size):
+            spot, state = <Spot>ready.spots[at], <Kept>ready.states[at]
             figures = lease._row + 3 * at
             if spot.is_window:
-                log = <Log>states[at]
+                log = <Log>state
                 log.add(now, ready.cost, spot.granule)
                 figures[0], figures[1] = log._used, log._oldest + log.length - now
             else:
-                leases = <dict>states[at]
+                leases = (<Slots>state).leases
                 leases[lease_id] = now + spot.life
                 figures[0], figures[1] = len(leases), 0
             figures[2] = 0
-            if not is_new[at]:
-                spot.move_to_end(ready.names[at])
-        if newcomers is not None:  # last: who is refused leaves nothing behind, and a set that holds nothing goes
-            for each in newcomers:
-                spot = <Spot>ready.spots[each[0]]
-                spot.store.add(ready.names[each[0]], each[1], now)
+            state.is_used = True
+        if has_new:  # last: who is refused leaves nothing behind, and a set that holds nothing may go
+            for at in range(size):
+                if not (<Kept>ready.states[at]).is_kept:
+                    (<Spot>ready.spots[at]).store.add(ready.names[at], ready.states[at], now)
         return self._admitted(lease, ready, now, None, self._hold_of(ready, lease_id), loop)
+
+    cdef Kept _state_of(self, Prepared ready, Spot spot, Py_ssize_t at):
+        """How a limit stands, as its store has it, or else a new state that no store has yet."""
+        cdef PyObject *found = PyDict_GetItemWithError(spot.store, ready.names[at])
+        cdef Kept state
+        if found is not NULL:
+            state = <Kept?><object>found
+        elif spot.is_window:
+            state = Log(spot.length)
+        else:
+            state = self._slot_set()
+        if not isinstance(state, Log if spot.is_window else Slots):
+            raise TypeError(f"{ready.names[at]!r} is counted as {type(state)!r}")
+        ready.states[at] = state
+        return state
 
     cdef LeaseState _spend(self, Prepared ready, loop):
         """Spend units that were taken ahead, as `Prefetch.spend` does; None where there are none."""
@@ -561,20 +593,20 @@ cdef class Gate:
         return True
 
     cdef int _free(self, Prepared ready, lease_id) except -1:
-        cdef PyObject *found
+        cdef Kept state
         cdef Spot spot
         cdef dict leases
         cdef Py_ssize_t at
         self._acquire_lock()
         try:
             for at in range(len(ready.spots)):
-                spot = <Spot>ready.spots[at]
+                spot, state = <Spot>ready.spots[at], <Kept>ready.states[at]
                 if not spot.is_window:
-                    found = PyDict_GetItemWithError(spot.store, ready.names[at])
-                    if found is not NULL:
-                        leases = (<object>found).leases
-                        if lease_id in leases:
-                            del leases[lease_id]
+                    if state is None or not state.is_kept:
+                        state = self._state_of(ready, spot, at)
+                    leases = (<Slots>state).leases
+                    if lease_id in leases:
+                        del leases[lease_id]
         finally:
             self._release_lock()
         return 0

@@ -121,15 +121,15 @@ def shown(response: httpx.Response) -> tuple[str | None, ...]:
     return tuple(response.headers.get(f"x-ratelimit-{name}") for name in ("limit", "remaining", "reset"))
 
 
-def scope_of(api_key: bytes) -> Scope:
+def scope_of(api_key: bytes, path: str = "/") -> Scope:
     """The scope of a request with this key."""
     headers = [(b"x-api-key", api_key)]
     client = ("192.0.2.1", 1)
-    scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
+    scope = {"type": "http", "method": "GET", "path": path, "query_string": b""}
     return {**scope, "headers": headers, "client": client}
 
 
-async def start_of(app: ASGIApp, api_key: bytes) -> Message:
+async def start_of(app: ASGIApp, api_key: bytes, path: str = "/") -> Message:
     """Send a request; how the response to it starts."""
     sent: list[Message] = []
 
@@ -139,5 +139,5 @@ async def start_of(app: ASGIApp, api_key: bytes) -> Message:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(scope_of(api_key), receive, send)
+    await app(scope_of(api_key, path), receive, send)
     return sent[0]

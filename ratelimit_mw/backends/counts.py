@@ -5,8 +5,9 @@ The same rules as `batch.lua`, which says what is guaranteed.
 
 from array import array
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ratelimit_mw.backends.store import Kept
 from ratelimit_mw.charge import Money, Settlement
 from ratelimit_mw.compiled import core
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
@@ -32,7 +33,7 @@ class State(Protocol):
         """Its `Figures`; the last is for a charge of `cost` and `price` that was not admitted, 0 for none."""
 
 
-class PlainLog:
+class PlainLog(Kept):
     """An exact sliding window: the time and cost of every live charge, oldest first."""
 
     __slots__ = ("_ahead", "_head", "_log", "_newest", "_oldest", "length", "used")
@@ -117,13 +118,23 @@ new_log: Callable[[int], PlainLog] = PlainLog if core is None else core.Log
 """A window's log, of so many microseconds."""
 
 
-class SlotSet:
-    """Leases by id, each with the time it expires."""
+class _Slots(Kept):
+    """What is counted of slots."""
 
     __slots__ = ("leases",)
 
     def __init__(self) -> None:
         self.leases: dict[bytes, int] = {}
+
+
+if core is not None and not TYPE_CHECKING:
+    _Slots = core.Slots
+
+
+class SlotSet(_Slots):
+    """Leases by id, each with the time it expires."""
+
+    __slots__ = ()
 
     def is_dead(self, now: int) -> bool:
         """Whether no lease is live."""
@@ -154,7 +165,7 @@ class SlotSet:
         return live
 
 
-class Book:
+class Book(Kept):
     """What one period has spent and what it holds for charges not yet settled."""
 
     __slots__ = ("ends", "held", "spent")
@@ -184,30 +195,34 @@ class Book:
         return self.spent, self.held, 0
 
 
-class Record(NamedTuple):
+class Record(Kept):
     """What was held for one charge and what it settled at (None: not yet)."""
 
-    estimate: int
-    settled: int | None
-    ends: int
-    """End of the longest of its periods."""
+    __slots__ = ("ends", "estimate", "settled")
+
+    def __init__(self, estimate: int, ends: int) -> None:
+        """`ends` is the end of the longest of its periods."""
+        self.estimate = estimate
+        self.settled: int | None = None
+        self.ends = ends
 
     def is_dead(self, now: int) -> bool:
         """Whether it can no longer be settled."""
         return self.ends + KEPT_AFTER_END <= now
 
 
-def settle(record: Record, books: list[Book], amount: int, replace: bool) -> tuple[Record, Settlement]:
+def settle(record: Record, books: list[Book], amount: int, replace: bool) -> Settlement:
     """Put `amount` in place of a record's estimate, once."""
     if record.settled == amount:
-        return record, Settlement.REPEATED
+        return Settlement.REPEATED
     if record.settled is not None and not replace:
-        return record, Settlement.DIFFERENT
+        return Settlement.DIFFERENT
     for book in books:
         if record.settled is None:
             book.held = max(book.held - record.estimate, 0)
         book.spent = max(book.spent + amount - (record.settled or 0), 0)
-    return record._replace(settled=amount), Settlement.SETTLED
+    record.settled = amount
+    return Settlement.SETTLED
 
 
 def close(record: Record, books: list[Book], money: Money) -> None:

@@ -26,8 +26,10 @@ from ratelimit_mw.limits import Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
 MAX_WINDOWS = 200_000
-"""Windows remembered per length, days and months of budgets; beyond it the caller not seen for longest is
+"""Windows remembered per length, days and months of budgets; beyond it a caller not seen lately is
 forgotten. Also how many charges that were never settled nor ended are remembered."""
+SPARE_SLOTS = 4_000
+"""Slot sets that are kept though nobody holds a slot, so that callers who come one at a time find theirs."""
 
 Name = tuple[str, str]
 """Partition and scope."""
@@ -45,11 +47,11 @@ class MemoryBackend:
         self.clock = clock
         self._max_windows = max_windows
         self.lock = threading.RLock()  # one limiter serves the event loops of several threads
-        # Windows by length, days and months apart: the least recently used is also the first to die.
+        # Windows by length, days and months apart: those not used for longest are also the first to die.
         self._logs: dict[int, Store[Name, PlainLog]] = {}
         self._days: Store[Name, Book] = Store(max_windows)
         self._months: Store[Name, Book] = Store(max_windows)
-        self.slots: Store[Name, SlotSet] = Store(rotates=True)
+        self.slots: Store[Name, SlotSet] = Store(rotates=True, spare=min(SPARE_SLOTS, max_windows))
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
 
     load = Load()
@@ -86,12 +88,10 @@ class MemoryBackend:
             admitted = True
             for place in places.places:
                 store, name, limit, make = place
-                state = store.get(name)
+                state = store.find(name)
                 if state is None:
                     state = make()
                     newcomers = [*(newcomers or ()), (place, state)]
-                else:
-                    store.move_to_end(name)
                 states.append(state)
                 if not state.fits(limit, now, cost, price, exact):
                     admitted = False
@@ -105,7 +105,7 @@ class MemoryBackend:
             hold = charge.hold(lease_id, price, now)
             if hold.periods:
                 ends = max(held.ends for held in hold.periods)
-                self._records.add(lease_id, Record(price, None, ends), now)
+                self._records.add(lease_id, Record(price, ends), now)
             return Outcome(True, now, tuple(numbers), hold)
 
     def prepare(self, charge: Charge, now: int) -> "Places":
@@ -147,7 +147,7 @@ class MemoryBackend:
                 if slots is not None:
                     slots.leases.pop(hold.id, 0)
             if hold.periods and money is not Money.UNTOUCHED:
-                record = self._records.pop(hold.id, None)
+                record = self._records.forget(hold.id)
                 if record is not None:
                     close(record, self._periods(hold), money)
         return _DONE
@@ -160,9 +160,7 @@ class MemoryBackend:
             record = self._records.find(hold.id)
             if record is None or record.is_dead(self.clock()):
                 return Settlement.UNKNOWN
-            settled, met = settle(record, self._periods(hold), amount, replace)
-            self._records[hold.id] = settled
-            return met
+            return settle(record, self._periods(hold), amount, replace)
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -171,12 +169,12 @@ class MemoryBackend:
             for counter in charge.counters:
                 place = (counter.partition, counter.scope)
                 if isinstance(counter.limit, Window):
-                    self._logs_of(counter.limit.length).pop(place, None)
+                    self._logs_of(counter.limit.length).forget(place)
                 elif isinstance(counter.limit, Slots):
-                    self.slots.pop(place, None)
+                    self.slots.forget(place)
                 else:
                     period = place_of(counter, now)
-                    self._books_of(period).pop(_name(period), None)
+                    self._books_of(period).forget(_name(period))
 
     def _take_ahead(self, charge: Charge) -> Outcome:
         """Charge windows with units that will be used later."""

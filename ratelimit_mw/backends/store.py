@@ -2,54 +2,92 @@
 
 import sys
 from collections import OrderedDict
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from ratelimit_mw.compiled import core
 
 
-class Mortal(Protocol):
-    """What is stored, and can be forgotten at some time."""
+class Kept:
+    """What a store keeps, and can forget at some time.
+
+    Whoever holds on to one has to look whether it is still kept: what is counted in one that is not is lost.
+    """
+
+    __slots__ = ("is_kept", "is_used")
+
+    is_kept: bool
+    """Whether a store has it."""
+    is_used: bool
+    """Whether it was used since its store looked at it last."""
 
     def is_dead(self, now: int) -> bool:
         """Whether it can be forgotten."""
+        raise NotImplementedError
 
+    def let_go(self) -> None:
+        """No store has it any more."""
+        self.is_kept = False
+
+
+if core is not None and not TYPE_CHECKING:
+    Kept = core.Kept
 
 K = TypeVar("K")
-S = TypeVar("S", bound=Mortal)
+S = TypeVar("S", bound=Kept)
 
 STEPS = 4
 """Old states looked at for each new one: the dead leave faster than the living arrive."""
+MOST_STEPS = 64
+"""The same where a place is needed: as many in a row that were used may get their second chance."""
 
 
 class Store(OrderedDict[K, S]):
-    """States by place, the least recently used first.
+    """States by place. A use is a mark on the state, so that it costs no more than that.
 
-    At most `most`: beyond that the least recently used is forgotten. Where states don't die in the order of
-    their use, `rotates` makes the search for dead ones go round.
+    At most `most`: beyond that one not used lately is forgotten, by second chance: who comes to the front
+    and was used goes to the end once more. The dead are found at the front; where states don't die in the
+    order of their use, `rotates` makes the search go round. Of `spare` states no dead ones are looked for.
     """
 
-    def __init__(self, most: int = sys.maxsize, *, rotates: bool = False) -> None:
+    def __init__(self, most: int = sys.maxsize, *, rotates: bool = False, spare: int = 0) -> None:
         super().__init__()
         self._most = most
         self._rotates = rotates
+        self._spare = spare
 
     def find(self, place: K) -> S | None:
         """The state at `place`, which is used now."""
         state = self.get(place)
         if state is not None:
-            self.move_to_end(place)
+            state.is_used = True
         return state
 
     def add(self, place: K, state: S, now: int) -> None:
         """Keep a new state, and forget a few that are dead."""
-        for _ in range(STEPS):
-            if not self:
+        if len(self) >= self._spare:
+            self._make_room(now)
+        state.is_kept, state.is_used = True, False
+        self[place] = state
+
+    def forget(self, place: K) -> S | None:
+        """The state at `place`, which is kept no longer."""
+        state = self.pop(place, None)
+        if state is not None:
+            state.let_go()
+        return state
+
+    def _make_room(self, now: int) -> None:
+        for step in range(MOST_STEPS):
+            if not self or (step >= STEPS and (self._rotates or len(self) < self._most)):
                 break
             first = next(iter(self))
-            if self[first].is_dead(now):
-                del self[first]
-            elif self._rotates:
+            state = self[first]
+            if state.is_dead(now):
+                self.forget(first)
+            elif self._rotates or state.is_used:
+                state.is_used = False
                 self.move_to_end(first)
             else:
                 break
         if len(self) >= self._most:
-            self.popitem(last=False)
-        self[place] = state
+            self.forget(next(iter(self)))
