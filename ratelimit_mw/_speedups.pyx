@@ -20,6 +20,8 @@ from asyncio import get_running_loop
 from itertools import repeat
 from time import monotonic, time_ns
 
+from ratelimit_mw.room import make_room
+
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         object (*tp_new)(type, tuple, void *)
@@ -955,18 +957,27 @@ cpdef bytes new_lease_id():
 # the way in: identity.py, address.py, policy.py --------------------------------------------------------
 
 
+@no_gc
+cdef class Seen:
+    """What the last request with an API key came to."""
+
+    cdef object policy, index
+    cdef object address  # None where the caller is the same from any address
+
+
 cdef class Shortcut:
     """The policy of a caller, straight from a scope; made by those who know how where it is not remembered."""
 
     cdef list _names
-    cdef dict _by_key, _unlisted, _hops, _literal, _latest
+    cdef dict _seen, _by_key, _unlisted, _hops, _literal, _latest
     cdef object _addresses, _match, _look_up, _of_unknown, _of_address, _at
-    cdef Py_ssize_t _longest
+    cdef Py_ssize_t _longest, _most
     cdef bint _has_routes
 
     def __init__(self, list names, Py_ssize_t longest, policies, dict known):
         """What `Identifier`, `AddressReader`, `RouteTable` and `Policies` remember, and how they make more."""
         cdef object routes = policies.routes
+        self._seen, self._most = {}, known["most"]
         self._names, self._longest = names, longest
         self._by_key, self._unlisted = known["by_key"], known["unlisted"]
         self._look_up, self._of_unknown = known["look_up"], known["of_unknown"]
@@ -977,21 +988,12 @@ cdef class Shortcut:
 
     cdef object find(self, dict scope):
         """The policy; None where somebody has to look closer."""
-        cdef object api_key = self._key(scope["headers"]), known, hop = None, index = None
+        cdef object api_key = self._key(scope["headers"]), known, address = None, index = None, policy
+        cdef PyObject *found
+        cdef Seen seen
+        cdef bint is_new = False
         if api_key is None or scope.get("root_path"):
             return None
-        known = self._by_key.get(api_key) if <bytes>api_key else ""
-        if known is None:
-            known = self._look_up(api_key)
-        if type(known) is str:
-            client = scope.get("client")
-            if client and not self._addresses.looks:
-                hop = self._hops.get(client[0])
-            address = self._addresses(scope) if hop is None or hop.trusted else hop.text
-            caller = self._unlisted.get((known, address))
-            if caller is None:
-                caller = self._of_unknown(known, address) if known else self._of_address(address)
-            known = caller
         if self._has_routes:
             path, method = scope["path"], scope.get("method", "GET")
             literal = self._literal.get(path)
@@ -999,8 +1001,38 @@ cdef class Shortcut:
                 index = (<dict?>literal[0]).get(method, literal[1])
             else:
                 index = self._match(method, path)
+        found = PyDict_GetItemWithError(self._seen, api_key)
+        if found is not NULL:
+            seen = <Seen><object>found
+            if seen.index is index and seen.policy.is_latest:
+                if seen.address is None or seen.address == self._address_of(scope):
+                    return seen.policy
+        known = self._by_key.get(api_key) if <bytes>api_key else ""
+        if known is None:
+            known, is_new = self._look_up(api_key), True
+        if type(known) is str:
+            address = self._address_of(scope)
+            caller = self._unlisted.get((known, address))
+            if caller is None:
+                caller = self._of_unknown(known, address) if known else self._of_address(address)
+            known = caller
         policy = self._latest.get((known.partition, index))
-        return policy if policy is not None and policy.identity is known else self._at(known, index)
+        if policy is None or policy.identity is not known:
+            policy = self._at(known, index)
+        if <bytes>api_key and not is_new and policy.is_latest:  # who comes again may come often
+            if found is NULL:
+                make_room(self._seen, self._most)
+            seen = Seen.__new__(Seen)
+            seen.policy, seen.index, seen.address = policy, index, address
+            self._seen[api_key] = seen
+        return policy
+
+    cdef object _address_of(self, dict scope):
+        """The client address, as it is counted under."""
+        cdef object hop = None, client = scope.get("client")
+        if client and not self._addresses.looks:
+            hop = self._hops.get(client[0])
+        return self._addresses(scope) if hop is None or hop.trusted else hop.text
 
     cdef object _key(self, headers):
         """The API key, empty where there is none; None where it is not plain to see."""

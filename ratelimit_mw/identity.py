@@ -98,7 +98,12 @@ class Identifier:
         """
         if core is None:
             return None
-        known = {"by_key": self._by_key, "unlisted": self._unlisted, "addresses": self._read_address}
+        known = {
+            "by_key": self._by_key,
+            "unlisted": self._unlisted,
+            "addresses": self._read_address,
+            "most": _MAX_REMEMBERED,
+        }
         makers = {"look_up": self._look_up, "of_unknown": self.of_unknown, "of_address": self.of_address}
         shortcut: Callable[[Scope], Policy | None] = core.Shortcut(
             self._read_api_key.names, MAX_KEY, policies, {**known, **makers}

@@ -60,6 +60,8 @@ class Policy:
     """The same of requests that were not, by outcome and limit; None for none."""
     ready: object = None
     """The compiled module's own: what it has made of this policy once, to use it for every request."""
+    is_latest: bool = False
+    """Whether `Policies.latest` has it."""
     stock: Stock | None = None
     """What this process has taken ahead for requests without a price; None where it takes nothing."""
 
@@ -124,8 +126,9 @@ class Policies:
             if latest is None:
                 _make_room(self.latest)
             else:
+                latest.is_latest = False
                 self._keep(_key(latest.identity, index, None), latest)
-            policy.identity = identity
+            policy.identity, policy.is_latest = identity, True
             self.latest[place] = policy
         return policy
 
@@ -215,6 +218,7 @@ class Policies:
 
 def _make_room(policies: dict[Any, Policy]) -> None:
     for forgotten in make_room(policies, MAX_POLICIES):
+        forgotten.is_latest = False
         # Made anew for whoever still needs it. In a circle it would have to wait for the garbage collector.
         forgotten.ready = forgotten.charge.prepared = forgotten.charge.last = None
 

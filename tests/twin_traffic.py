@@ -31,12 +31,23 @@ concurrent = 2
 [plans.budget]
 requests = ["50/minute"]
 spending = { daily = "1.00", warn_at = 0.5 }
+[plans.team]
+requests = ["30/minute"]
+share = "account"
 [[keys]]
 hash = "TWO"
 plan = "pro"
 [[keys]]
 hash = "THREE"
 plan = "budget"
+[[keys]]
+hash = "FIVE"
+plan = "team"
+account = "acme"
+[[keys]]
+hash = "SIX"
+plan = "team"
+account = "acme"
 [[routes]]
 path = "/free"
 exempt = true
@@ -56,7 +67,7 @@ path = "/things/{id}"
 total = ["9/second"]
 slot = false
 """
-KEYS = (b"one", b"two", b"three", b" two", b"four\t", b"")
+KEYS = (b"one", b"two", b"three", b" two", b"four\t", b"five", b"six", b"")
 NAMES = (b"x-api-key", b"X-Api-Key", b"authorization", b"x-other")
 PATHS = ("/", "/", "/free", "/priced", "/dear", "/huge", "/things/1", "/things/1\n", "/elsewhere")
 APP_HEADERS: tuple[list[tuple[bytes, bytes]], ...] = (
@@ -73,8 +84,12 @@ class Traffic:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.clock = FakeClock()
-        two, three = [hash_api_key(key, "of the traffic") for key in (b"two", b"three")]
-        self.settings = SETTINGS.replace("TWO", two).replace("THREE", three)
+        self.settings = SETTINGS
+        for key in ("two", "three", "five", "six"):
+            hashed = hash_api_key(key.encode(), "of the traffic")
+            self.settings = self.settings.replace(f'"{key.upper()}"', f'"{hashed}"')
+        if seed > 1:
+            self.settings = f'identity.per_address = ["60/minute"]\n{self.settings}'
         if seed % 2:
             self.settings += '[response]\nheaders = ["x-ratelimit", "ietf"]\nreset = "seconds"\n'
         self.app = limited(self.settings, self.clock, self.answer)
