@@ -16,7 +16,7 @@ from cython cimport no_gc
 from libc.string cimport memcmp, memcpy, memmove
 
 import os
-from asyncio import get_running_loop
+from asyncio import InvalidStateError, get_running_loop
 from itertools import repeat
 from time import monotonic, time_ns
 
@@ -204,7 +204,7 @@ cdef class LeaseState:
     cdef public object hold, backend, give_up_at, renewals, repeats, token, _leases
     cdef public double renew_at
     cdef public bint is_detached, is_ended, is_lost
-    cdef object _made, _numbers  # None: they are in `_row`
+    cdef object _made
     cdef Prepared _ready
     cdef i64 _now
     cdef i64 _row[3 * MOST_LIMITS]
@@ -218,9 +218,8 @@ cdef class LeaseState:
         """The decision, or the admission before anybody asks how its limits stand."""
         cdef Prepared ready = self._ready
         if self._made is None and ready is not None:
-            if self._numbers is None:
-                self._numbers = tuple([self._row[at] for at in range(3 * len(ready.spots))])
-            outcome = row(ready.gate._outcome, True, self._now, self._numbers, self.hold)
+            numbers = tuple([self._row[at] for at in range(3 * len(ready.steps))])
+            outcome = row(ready.gate._outcome, True, self._now, numbers, self.hold)
             self._made = row(ready.gate._admission, ready.policy, ready.charge, outcome, 0)
         return self._made
 
@@ -252,7 +251,7 @@ cdef class Shape:
     """What charges have in common that differ in their partitions alone, which `names` has of one of them."""
 
     cdef object backend
-    cdef list spots, reaches, names
+    cdef list spots, reaches, names, steps
 
 
 cdef class Prepared:
@@ -264,6 +263,7 @@ cdef class Prepared:
     cdef bint has_max_hold
     cdef i64 cost
     cdef list spots, reaches
+    cdef list steps  # by how much each limit's figure grows with a request
     cdef list states  # as they were found last, so that who finds them kept needs no name
     cdef tuple names
 
@@ -273,7 +273,7 @@ cdef class Gate:
 
     cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady
     cdef object _acquire_lock, _release_lock, _clock
-    cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch
+    cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch, _on_orphan
     cdef type _lease, _admission, _outcome, _hold, _slot_set
     cdef dict _renewals, _refused, _batchers
     cdef set _loops
@@ -301,7 +301,7 @@ cdef class Gate:
             self._clock, self._slots = self._backend.clock, self._backend.slots
             self._goes_by_wall_clock = self._clock is known["wall_clock"]
         elif self._asks:
-            self._batchers = self._backend.batchers
+            self._batchers, self._on_orphan = self._backend.batchers, self._backend.on_orphan
 
     def enter(self, connection, send):
         """A `Passage`, or the answer to a refusal that is repeated; None, and nothing done, where a request
@@ -383,7 +383,7 @@ cdef class Gate:
         if shape is None:
             return None
         ready = Prepared.__new__(Prepared)
-        ready.spots, ready.reaches = shape.spots, shape.reaches
+        ready.spots, ready.reaches, ready.steps = shape.spots, shape.reaches, shape.steps
         if self._counts_here:
             names = []
             for name in shape.names:
@@ -408,8 +408,11 @@ cdef class Gate:
         cdef object last = None
         if shape is not None and shape.backend is self._backend:
             return shape
+        if len(charge.counters) > MOST_LIMITS:
+            return None
         shape = Shape.__new__(Shape)
         shape.backend, shape.spots, shape.reaches, shape.names = self._backend, [], [], []
+        shape.steps = charge.steps
         if self._counts_here:
             for store, name, limit, _ in self._backend.prepare(charge, 0).places:
                 spot = Spot.__new__(Spot)
@@ -422,8 +425,6 @@ cdef class Gate:
                 last = last if name == last else name
                 shape.names.append(last)
                 shape.spots.append(spot)
-            if len(shape.spots) > MOST_LIMITS:
-                return None
         for at, window in charge.windows:
             reach = Reach.__new__(Reach)
             reach.at, reach.quota, reach.length = at, window.quota, window.length
@@ -479,7 +480,7 @@ cdef class Gate:
             for at in range(size):
                 if not (<Kept>ready.states[at]).is_kept:
                     (<Spot>ready.spots[at]).store.add(ready.names[at], ready.states[at], now)
-        return self._admitted(lease, ready, now, None, self._hold_of(ready, lease_id), loop)
+        return self._admitted(lease, ready, now, self._hold_of(ready, lease_id), loop)
 
     cdef Kept _state_of(self, Prepared ready, Spot spot, Py_ssize_t at):
         """How a limit stands, as its store has it, or else a new state that no store has yet."""
@@ -501,7 +502,8 @@ cdef class Gate:
         cdef object prefetch = self._limiter.prefetch, block = ready.stock.block, outcome
         cdef i64 left, age, unspent, used, reset_after
         cdef double now
-        cdef list numbers = []
+        cdef Py_ssize_t at = 0
+        cdef LeaseState lease
         if block is None:
             return None
         left = next(block.units, -1)
@@ -512,18 +514,20 @@ cdef class Gate:
             outcome = prefetch.spend(ready.stock)
             if outcome is None:
                 return None
-            return self._admitted(self._new_lease(), ready, outcome[1], outcome[2], self._nothing, loop)
+            lease = self._new_lease()
+            for each in outcome[2]:
+                lease._row[at] = each
+                at += 1
+            return self._admitted(lease, ready, outcome[1], self._nothing, loop)
         if left == <i64>block.low:
             prefetch.take(ready.stock, now)
         age, unspent = <i64>((now - <double>block.received) * SECOND), left * ready.cost
-        for each in block.figures:
-            used, reset_after = each
-            numbers.append(used - unspent)
-            numbers.append(reset_after - age)
-            numbers.append(0)
-        return self._admitted(
-            self._new_lease(), ready, <i64>block.decided + age, numbers, self._nothing, loop
-        )
+        lease = self._new_lease()
+        for each in <list?>block.figures:
+            used, reset_after = <tuple?>each
+            lease._row[at], lease._row[at + 1], lease._row[at + 2] = used - unspent, reset_after - age, 0
+            at += 3
+        return self._admitted(lease, ready, <i64>block.decided + age, self._nothing, loop)
 
     cdef object _hold_of(self, Prepared ready, lease_id):
         cdef object made
@@ -540,28 +544,29 @@ cdef class Gate:
 
     cdef Operation _ask(self, Prepared ready, loop):
         """The charge on its way to the server; None where nothing is connected yet."""
-        cdef object batcher = self._batchers.get(loop)
+        cdef Outbox outbox = self._batchers.get(loop)
         cdef Operation operation
-        if batcher is None:
+        if outbox is None:
             return None
         lease_id = self._no_id if ready.slots is None else new_lease_id()
-        operation = Operation(ready.template, lease_id)
-        operation.orphaned = self._backend.on_orphan
+        operation = Operation.__new__(Operation)
+        operation.template, operation.id = ready.template, lease_id
+        operation.orphaned, operation.takes_told = self._on_orphan, True
         operation.about = (ready.charge, lease_id, self._hold_of(ready, lease_id))
-        operation.future = loop.create_future()
-        submit(batcher, operation, loop)
+        operation.future = outbox._new_future()
+        submit(outbox, operation)
         return operation
 
     cdef inline LeaseState _new_lease(self):
         return (<PyTypeObject *>self._lease).tp_new(self._lease, (), NULL)
 
-    cdef LeaseState _admitted(self, LeaseState lease, Prepared ready, i64 now, numbers, hold, loop):
+    cdef LeaseState _admitted(self, LeaseState lease, Prepared ready, i64 now, hold, loop):
         cdef i64 before = ready.policy.admitted
         ready.policy.admitted = before + 1
         if before == 0:
             self._touch(ready.policy)
         lease._leases, lease.hold, lease.backend = self._leases, hold, self._backend
-        lease._ready, lease._now, lease._numbers, lease.token = ready, now, numbers, ""
+        lease._ready, lease._now, lease.token = ready, now, ""
         if hold is not self._nothing:
             renewals = self._renewals.get(loop)
             if renewals is None or ready.has_max_hold or ready.lease < <double>renewals.covers:
@@ -614,15 +619,15 @@ cdef class Gate:
         return 0
 
     cdef bint _release(self, Prepared ready, lease_id, loop) except -1:
-        cdef object batcher = self._batchers.get(loop)
+        cdef Outbox outbox = self._batchers.get(loop)
         cdef Operation operation
-        if batcher is None:
+        if outbox is None:
             return False
         if ready.release is None:
             ready.release = self._backend.release_of(ready.charge)
-        operation = Operation(ready.release, lease_id)
-        operation.must_arrive = True
-        submit(batcher, operation, loop)
+        operation = Operation.__new__(Operation)
+        operation.template, operation.id, operation.must_arrive = ready.release, lease_id, True
+        submit(outbox, operation)
         return True
 
 
@@ -666,18 +671,18 @@ cdef class Passage:
         self._let(lease)
         return None
 
-    cdef LeaseState _lease_of(self, tuple answer):
+    cdef LeaseState _lease_of(self, Told told):
         cdef Gate gate = self._gate
         cdef Prepared ready = self._ready
         cdef LeaseState lease
-        now, numbers = answer[0], answer[1]
-        admitted = numbers[0] == 1
-        hold = self._operation.about[2] if admitted else gate._nothing
-        outcome = row(gate._outcome, admitted, now, numbers[1:], gate._nothing)  # it is remembered; a hold is not
-        if not admitted:
-            return gate._limiter.answered(ready.policy, ready.charge, outcome, 0, self._sent_at)
-        ready.charge.last = outcome
-        lease = gate._admitted(gate._new_lease(), ready, now, <object>PyTuple_GET_ITEM(outcome, 2), hold, self._loop)
+        cdef Py_ssize_t at
+        if not told.is_admitted():
+            return gate._limiter.answered(ready.policy, ready.charge, told.outcome(), 0, self._sent_at)
+        ready.charge.told = told
+        lease = gate._new_lease()
+        for at in range(3 * len(ready.steps)):
+            lease._row[at] = told.number(at)
+        lease = gate._admitted(lease, ready, told.now, self._operation.about[2], self._loop)
         if ready.stock is not None:
             gate._limiter.look_ahead(ready.policy, ready.charge)
         return lease
@@ -729,25 +734,19 @@ cdef class Passage:
 
     cdef list _headers(self):
         """The `X-RateLimit-*` of the window under which the fewest more requests fit."""
-        cdef i64 left, fewest = 0, used, reset
+        cdef i64 left, fewest = 0, reset
         cdef Reach reach, best = None
         cdef LeaseState lease = self._lease
-        cdef bint is_counted_here = lease._numbers is None
         for each in self._ready.reaches:
             reach = <Reach>each
-            used = lease._row[reach.at] if is_counted_here else lease._numbers[reach.at]
-            left = (reach.quota - used) // self._ready.cost
+            left = (reach.quota - lease._row[reach.at]) // self._ready.cost
             if best is None or left < fewest or (left == fewest and reach.length > best.length):
                 best, fewest = reach, left
         if best is None:
             return []
-        if is_counted_here:
-            used, reset = lease._row[best.at], lease._row[best.at + 1]
-        else:
-            used, reset = lease._numbers[best.at], lease._numbers[best.at + 1]
+        reset, left = lease._row[best.at + 1], best.quota - lease._row[best.at]
         if self._is_unix:
             reset += lease._now
-        left = best.quota - used
         return [
             best.header,
             (b"x-ratelimit-remaining", digits(left if left > 0 else 0)),
@@ -762,6 +761,7 @@ cdef class Template:
     cdef readonly bytes keys, head
     cdef readonly Py_ssize_t n_keys
     cdef readonly object unpack
+    cdef public list steps
     cdef bytes _body
 
     def __init__(self, bytes keys, Py_ssize_t n_keys, bytes body, Py_ssize_t id_size=0, unpack=bytes, bytes head=None):
@@ -783,12 +783,14 @@ cdef class Operation:
 
     cdef public Template template
     cdef public bytes id
-    cdef public object orphaned, about, since, future, result
+    cdef public object orphaned, about, future, result
+    cdef public double since
     cdef public bint must_arrive, is_asking
     cdef public int tries
+    cdef bint takes_told  # whether its answer is wanted as it was told
 
     def __init__(self, template, own_id=b""):
-        self.template, self.id, self.since = template, own_id, 0.0
+        self.template, self.id = template, own_id
 
     def __await__(self):
         if self.future is None:
@@ -808,13 +810,15 @@ cdef class Operation:
         """What came of it."""
         self.settle(answer)
 
-    cdef int settle(self, tuple answer) except -1:
+    cdef int settle(self, answer) except -1:
         if self.future is None:
             self.result = answer
-        elif not self.future.done():
+            return 0
+        try:
             self.future.set_result(answer)
-        elif self.orphaned is not None:
-            self.orphaned(self.about, *answer)
+        except InvalidStateError:
+            if self.orphaned is not None:
+                self.orphaned(self.about, *answer)
         return 0
 
     def fail(self, error):
@@ -825,27 +829,79 @@ cdef class Operation:
             self.future.set_exception(error)
 
 
-cdef int submit(batcher, Operation operation, loop) except -1:
+cdef class Told:
+    """What the script says of one charge, read when somebody looks. As a pair: when, and the numbers."""
+
+    cdef i64 now
+    cdef bytes answer
+    cdef list steps
+    cdef Py_ssize_t place  # among the charges that were decided as one; below 0 where it was decided alone
+
+    cdef bint is_admitted(self):
+        return PyBytes_AS_STRING(self.answer)[0] == 1 if self.place < 0 else self.place < self.admitted()
+
+    cdef Py_ssize_t admitted(self):
+        """How many of those that were decided as one."""
+        cdef const unsigned char *end = <const unsigned char *>PyBytes_AS_STRING(self.answer)
+        end += PyBytes_GET_SIZE(self.answer) - 2
+        return end[0] | end[1] << 8
+
+    cdef i64 number(self, Py_ssize_t at):
+        """As `Packed.unpack_several` says: the figures are those after the last one."""
+        cdef const unsigned char *text = <const unsigned char *>PyBytes_AS_STRING(self.answer) + 1 + 8 * at
+        cdef unsigned long long found = 0
+        cdef int byte
+        for byte in range(8):
+            found |= <unsigned long long>text[byte] << (8 * byte)
+        if self.place < 0 or at % 3 == 1 or not self.is_admitted():
+            return <i64>found
+        if at % 3 == 2:
+            return 0
+        return <i64>found - (self.admitted() - 1 - self.place) * <i64>self.steps[at // 3]
+
+    cdef tuple numbers(self):
+        return tuple([self.number(at) for at in range(3 * len(self.steps))])
+
+    def outcome(self):
+        """As an `Outcome` that holds nothing: it is remembered, and a hold is not."""
+        from ratelimit_mw.charge import NOTHING_HELD, Outcome
+        return Outcome(self.is_admitted(), self.now, self.numbers(), NOTHING_HELD)
+
+    def __iter__(self):
+        return iter((self.now, (int(self.is_admitted()), *self.numbers())))
+
+
+cdef class Outbox:
+    """What `Batcher.submit` looks at for each operation."""
+
+    cdef public list _queue
+    cdef public object _error, _time, _new_future
+    cdef public bint _is_closed, _flush_is_due
+
+
+cdef int submit(Outbox outbox, Operation operation) except -1:
     """As `Batcher.submit`, which does what is not plain itself."""
-    cdef object queue = batcher._queue
-    if batcher._is_closed or batcher._error is not None or len(queue) >= 1000:
-        batcher.submit(operation)
+    if outbox._is_closed or outbox._error is not None or len(outbox._queue) >= 1000:
+        (<object>outbox).submit(operation)
         return 0
-    operation.since = loop.time()
-    queue.append(operation)
-    if not batcher._flush_is_due:
-        batcher._schedule()
+    operation.since = outbox._time()
+    outbox._queue.append(operation)
+    if not outbox._flush_is_due:
+        (<object>outbox)._schedule()
     return 0
 
 
-def take(queue, Py_ssize_t most):
+def take(list queue, Py_ssize_t most):
     """Up to so many operations from the front of a queue, without those that are over."""
     cdef list batch = []
     cdef Operation operation
-    while queue and len(batch) < most:
-        operation = queue.popleft()
+    cdef Py_ssize_t at = 0
+    while at < len(queue) and len(batch) < most:
+        operation = <Operation?>queue[at]
+        at += 1
         if operation.must_arrive or not operation.is_over:
             batch.append(operation)
+    del queue[:at]
     return batch
 
 
@@ -908,13 +964,28 @@ def hand_out(list groups, now, list answers):
     """Tell operations what came of each; those that failed, and the reason, are left to the caller."""
     cdef list members, failed = []
     cdef Template template
+    cdef Operation operation
+    cdef Told told
     cdef bytes answer
-    cdef Py_ssize_t at
+    cdef Py_ssize_t at, place
     for at in range(len(groups)):
         members, answer = <list>groups[at], <bytes?>answers[at]
         template = (<Operation>members[0]).template
         if PyBytes_GET_SIZE(answer) and PyBytes_AS_STRING(answer)[0] == 69:  # E
             failed.append((members, answer[1:]))
+        elif template.steps is not None:
+            if PyBytes_GET_SIZE(answer) != 1 + 24 * len(template.steps) + (2 if len(members) > 1 else 0):
+                raise ValueError(f"an answer of {len(answer)} bytes to {len(members)} charges")
+            for place in range(len(members)):
+                operation = <Operation>members[place]
+                told = Told.__new__(Told)
+                told.now, told.answer, told.steps = now, answer, template.steps
+                told.place = place if len(members) > 1 else -1
+                operation.settle(told if operation.takes_told else tuple(told))
+        elif template.unpack is bytes:
+            result = (now, answer)
+            for each in members:
+                (<Operation>each).settle(result)
         elif len(members) == 1:
             (<Operation>members[0]).settle((now, template.unpack(answer)))
         else:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from ratelimit_mw.compiled import core
 from ratelimit_mw.limits import Allowance, Limit, Slots, Window
@@ -104,13 +104,13 @@ class Charge:
         "currency",
         "is_held",
         "is_of_one",
-        "last",
         "lease",
         "like",
         "max_hold",
         "prepared",
         "shape",
         "slots",
+        "told",
         "windows",
     )
 
@@ -153,8 +153,8 @@ class Charge:
         """A backend's own: what it has made of this charge once, to use it for every request."""
         self.shape: object = None
         """The compiled module's own: what it has made of this charge for all that are made from it."""
-        self.last: Outcome | None = None
-        """How it went last: where this process starts from while the backend is away."""
+        self.told: Any = None
+        """How it went last, as the backend told it."""
 
     def of(self, caller: str, address: str) -> "Charge":
         """The same for another caller: with other partitions in place of `self.caller` and `self.address`.
@@ -162,7 +162,7 @@ class Charge:
         What doesn't differ is shared, and counters are made only if somebody looks at them.
         """
         made = Charge.__new__(Charge)
-        made._counters = made.prepared = made.shape = made.last = None  # noqa: SLF001 - its own
+        made._counters = made.prepared = made.shape = made.told = None  # noqa: SLF001 - its own
         made.like, made.caller, made.address = self, caller, address
         made.cost, made.ahead = self.cost, self.ahead
         made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
@@ -173,6 +173,23 @@ class Charge:
         if self.allowances:
             made.allowances = tuple([each for each in made.counters if isinstance(each.limit, Allowance)])
         return made
+
+    @property
+    def last(self) -> "Outcome | None":
+        """How it went last: where this process starts from while the backend is away."""
+        if self.told is None or isinstance(self.told, Outcome):
+            return self.told
+        outcome: Outcome = self.told.outcome()
+        return outcome
+
+    @last.setter
+    def last(self, outcome: "Outcome | None") -> None:
+        self.told = outcome
+
+    @property
+    def steps(self) -> list[int]:
+        """By how much each limit's first figure grows with one more charge of this kind."""
+        return [self.cost if isinstance(each.limit, Window) else 1 for each in self.counters]
 
     @property
     def counters(self) -> tuple[Counter, ...]:

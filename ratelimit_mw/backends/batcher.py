@@ -84,7 +84,7 @@ class Template:
     Operations of one template in a batch are sent as one, which the script decides as if each were its own.
     """
 
-    __slots__ = ("_body", "head", "keys", "n_keys", "unpack")
+    __slots__ = ("_body", "head", "keys", "n_keys", "steps", "unpack")
 
     def __init__(
         self,
@@ -104,6 +104,8 @@ class Template:
         self.head = head or b"$%d\r\n%b" % (len(body) + id_size, body)
         """The body as an argument of one operation, up to its id."""
         self._body = body
+        self.steps: list[int] | None = None
+        """Of a charge: by how much the figure of each limit grows with one more of its kind."""
 
     def several(self, ids: Collection[bytes]) -> bytes:
         """The argument that stands for an operation of each id."""
@@ -187,7 +189,15 @@ class _Batch(NamedTuple):
     by_digest: bool
 
 
-class Batcher:
+class _Outbox:
+    """What `Batcher.submit` looks at for each operation."""
+
+
+if core is not None and not TYPE_CHECKING:
+    _Outbox = core.Outbox
+
+
+class Batcher(_Outbox):
     """Sends operations to one server over one connection, and knows whether the server is there."""
 
     def __init__(
@@ -207,7 +217,8 @@ class Batcher:
         self._group = group
         self._redirect = redirect
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Operation] = deque()
+        self._queue: list[Operation] = []
+        self._time, self._new_future = self._loop.time, self._loop.create_future
         self._sent: deque[_Batch] = deque()
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -263,7 +274,7 @@ class Batcher:
         elif self._error is not None and not operation.must_arrive:
             operation.fail(self._error)
         elif len(self._queue) < MAX_QUEUE or self._make_room(operation):
-            operation.since = self._loop.time()
+            operation.since = self._time()
             self._queue.append(operation)
             if not self._flush_is_due:
                 self._schedule()
@@ -403,7 +414,7 @@ class Batcher:
     def _fail(self, operations: list[Operation], error: BackendError, *, maybe_done: bool = False) -> None:
         for operation in reversed(operations):
             if operation.must_arrive and not self._is_closed:
-                self._queue.appendleft(operation)
+                self._queue.insert(0, operation)
                 continue
             operation.fail(error)
             if maybe_done and operation.orphaned is not None:
@@ -415,7 +426,7 @@ class Batcher:
         if not newcomer.must_arrive:
             newcomer.fail(error)
             return False
-        oldest = self._queue.popleft()
+        oldest = self._queue.pop(0)
         if oldest.must_arrive:
             logger.error("an operation that was owed to the backend is given up: %s", error)
         oldest.fail(error)
@@ -514,13 +525,17 @@ _BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False)
 _BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)
 
 
-def _take(queue: deque[Operation], most: int) -> list[Operation]:
+def _take(queue: list[Operation], most: int) -> list[Operation]:
     """Up to so many operations from the front of a queue, without those that are over."""
     batch: list[Operation] = []
-    while queue and len(batch) < most:
-        operation = queue.popleft()
+    taken = 0
+    for operation in queue:
+        if len(batch) == most:
+            break
+        taken += 1
         if operation.must_arrive or not operation.is_over:
             batch.append(operation)
+    del queue[:taken]
     return batch
 
 

@@ -376,10 +376,10 @@ class _Layout:
         n_keys, kind = len(charge.counters), b"T" if charge.ahead else b"A"
         body = _ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
         answer = struct.Struct("<B" + "qqq" * n_keys)
+        self.steps = charge.steps
         self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, answer.unpack)
         self.body = body
         self.answer_of_several = struct.Struct(answer.format + "H")
-        self.steps = [charge.cost if isinstance(each.limit, Window) else 1 for each in charge.counters]
 
 
 class Packed(Template):
@@ -390,6 +390,7 @@ class Packed(Template):
     def __init__(self, owner: RedisBackend, layout: _Layout, keys: bytes) -> None:
         like = layout.template
         super().__init__(keys, like.n_keys, layout.body, LEASE_ID_SIZE, like.unpack, like.head)
+        self.steps = layout.steps
         self.owner = owner
         self.layout = layout
         self.release: Template | None = None
