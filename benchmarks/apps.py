@@ -1,7 +1,9 @@
 """The same small app behind each limiter, served by uvicorn: `BENCH_VARIANT` names which."""
 
+import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from redis.asyncio import Redis
@@ -12,10 +14,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks import peers
+from benchmarks.load import PATH
 from ratelimit_mw import RateLimitMiddleware, Settings
 
 LIMIT = int(os.environ.get("BENCH_LIMIT", "1000000"))
+PERIODS = os.environ.get("BENCH_PERIODS", "minute hour").split()
+"""What the two windows are of."""
 ROUTES = int(os.environ.get("BENCH_ROUTES", "1"))
+EXHAUSTED = 10
+"""Requests an hour of a key that is refused."""
 REDIS_URL = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379/0")
 
 
@@ -26,35 +33,57 @@ async def predict(_: Request) -> JSONResponse:
 
 def bare() -> ASGIApp:
     """The app without a limiter: the measure of all others."""
-    return Starlette(routes=[Route("/v1/predictions", predict)])
+    return Starlette(routes=[Route(PATH, predict)])
+
+
+def answer_of(app: ASGIApp, requests: int = 1) -> list[Message]:
+    """The messages in which an app answers the last of so many equal requests of one caller."""
+    headers = [(b"host", b"bench"), (b"x-api-key", b"key-0")]
+    scope = {"type": "http", "method": "GET", "path": PATH, "query_string": b"", "headers": headers}
+    messages: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def ask() -> None:
+        for _ in range(requests):
+            messages.clear()
+            await app({**scope, "state": {}}, receive, send)
+
+    with ThreadPoolExecutor(1) as thread:  # the server's own loop may run in this one
+        thread.submit(lambda: asyncio.run(ask())).result()
+    return messages
 
 
 class Unframed:
-    """The same answer by no framework: what is left is the server's own cost, which no limiter can save."""
+    """One answer to everything, by no framework: what is left is the server's own cost."""
+
+    def __init__(self, answer: Sequence[Message]) -> None:
+        self._start, self._body = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; there is nothing to start or stop."""
         if scope["type"] == "http":
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"15")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b'{"output":"ok"}'})
+            await send(self._start)
+            await send(self._body)
 
 
 class Headers:
-    """Three headers on each response and no decision: the least that any limiter costs."""
+    """Headers as constant as these on each response and no decision: the least that a limiter costs."""
 
-    OURS = ((b"x-ratelimit-limit", b"1000000"), (b"x-ratelimit-remaining", b"999999"))
-    RESET = (b"x-ratelimit-reset", b"1795325697")
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.app = app
+        self.headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, and add them."""
 
         def with_headers(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *self.OURS, self.RESET]
+                message["headers"] = [*message["headers"], *self.headers]
             return send(message)
 
         await self.app(scope, receive, with_headers)
@@ -74,14 +103,14 @@ class OneGet:
         await self.app(scope, receive, send)
 
 
-def ours(url: str, *rates: str, slots: int | None = None, prefetch: bool = False) -> ASGIApp:
-    """The app behind this middleware."""
+def settings_of(url: str, *rates: str, slots: int | None = None, prefetch: bool = False) -> Settings:
+    """One plan for all callers, on this backend."""
     plan = {
         "requests": rates,
         "concurrent": None if slots is None else {"limit": slots},
         "prefetch": prefetch,
     }
-    settings = Settings.model_validate(
+    return Settings.model_validate(
         {
             "backend": {"url": url},
             "identity": {"hash_secret": "of the benchmark"},
@@ -90,20 +119,43 @@ def ours(url: str, *rates: str, slots: int | None = None, prefetch: bool = False
             "routes": [{"path": f"/v1/models/m{number}/{{id}}"} for number in range(ROUTES - 1)],
         }
     )
-    return RateLimitMiddleware(bare(), settings)
 
 
-MINUTE, HOUR = f"{LIMIT}/minute", f"{LIMIT * 60}/hour"
+def ours(settings: Callable[[], Settings]) -> ASGIApp:
+    """The app behind this middleware."""
+    return RateLimitMiddleware(bare(), settings())
+
+
+SHORT, LONG = f"{LIMIT}/{PERIODS[0]}", f"{LIMIT * 60}/{PERIODS[1]}"
+SETTINGS: dict[str, Callable[[], Settings]] = {
+    "memory": partial(settings_of, "memory://", SHORT, LONG, slots=1000),
+    "redis-1": partial(settings_of, REDIS_URL, SHORT),
+    "redis-2": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000),
+    "prefetch": partial(settings_of, REDIS_URL, SHORT, LONG, prefetch=True),
+    "refuse": partial(settings_of, REDIS_URL, f"{EXHAUSTED}/hour"),
+}
+"""Of this middleware in each of its variants."""
+
+
+def same_headers() -> Headers:
+    """The bare app with the headers that this middleware adds, from one answer of its own."""
+    start, _ = answer_of(ours(SETTINGS["memory"]))
+    return Headers(bare(), [header for header in start["headers"] if header[0].startswith(b"x-ratelimit-")])
+
+
+def same_refusal() -> Unframed:
+    """The refusal of an exhausted key, decided once and for all."""
+    exhausted = ours(partial(settings_of, "memory://", f"{EXHAUSTED}/hour"))
+    return Unframed(answer_of(exhausted, EXHAUSTED + 1))
+
+
 VARIANTS: dict[str, Callable[[], ASGIApp]] = {
     "bare": bare,
-    "server": Unframed,
-    "headers": lambda: Headers(bare()),
+    "server": lambda: Unframed(answer_of(bare())),
+    "headers": same_headers,
+    "refusal": same_refusal,
     "get": lambda: OneGet(bare()),
-    "memory": lambda: ours("memory://", MINUTE, HOUR, slots=1000),
-    "redis-1": lambda: ours(REDIS_URL, MINUTE),
-    "redis-2": lambda: ours(REDIS_URL, MINUTE, HOUR, slots=1000),
-    "prefetch": lambda: ours(REDIS_URL, MINUTE, HOUR, prefetch=True),
-    "refuse": lambda: ours(REDIS_URL, "10/hour"),
+    **{name: partial(ours, settings) for name, settings in SETTINGS.items()},
     **{name: partial(build, REDIS_URL, LIMIT, predict) for name, build in peers.PEERS.items()},
 }
 

@@ -1,19 +1,28 @@
-"""Servers for every variant, and what Redis did while one of them was under load."""
+"""Servers for every variant, and what they and Redis did while one of them was under load."""
 
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.load import Load, Sample, run_load
-from tests.apps import AppServer
+from tests.apps import ROOT, AppServer
 from tests.processes import ServerError
 from tests.servers import StoreServer
+
+SPREAD = ("share", "cpu")
+"""Figures whose quartiles are told beside their medians."""
+MET_IN_A_SECOND = 1000
+"""Callers that the slowest of servers meets at least."""
+REMEMBERED = 16_384
+"""Callers that a process remembers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,46 +33,104 @@ class Case:
     load: Load
     environment: tuple[tuple[str, str], ...] = ()
     workers: int = 1
+    yardstick: str = "bare"
+    """The variant that it is compared with."""
+    stored: int = 0
+    """Callers that Redis knows before: `key-0`, `key-1` and so on. Others come for the first time."""
 
     @property
-    def server(self) -> tuple[str, tuple[tuple[str, str], ...], int]:
-        """What tells the servers apart."""
-        return self.variant, self.environment, self.workers
+    def server(self) -> tuple[object, ...]:
+        """What tells the servers apart: each meets its own callers alone."""
+        return self.variant, self.environment, self.workers, self.load.callers
+
+    @property
+    def bare(self) -> "Case":
+        """What it is compared with: that knows no callers."""
+        return Case(self.yardstick, replace(self.load, callers=1), workers=self.workers)
+
+    @property
+    def first(self) -> "Case":
+        """Enough of it for the server to meet all callers that it can remember."""
+        seconds = 1 + (self.load.callers // MET_IN_A_SECOND if self.load.callers <= REMEMBERED else 0)
+        return replace(self, load=replace(self.load, seconds=seconds))
 
 
 @dataclass(slots=True)
 class Result:
-    """What one case met, a value for each round."""
+    """What one case met, a value for each round: `figures_of` says what."""
 
-    share: list[float] = field(default_factory=list)
-    """Of the bare app's throughput just before and just after."""
-    rate: list[float] = field(default_factory=list)
-    p50: list[float] = field(default_factory=list)
-    p99: list[float] = field(default_factory=list)
-    app_us: list[float] = field(default_factory=list)
-    """CPU time of the app's server for each request, in microseconds; 0 where there is no /proc."""
-    redis_us: list[float] = field(default_factory=list)
-    """CPU time of Redis for each request, in microseconds."""
-    calls: list[float] = field(default_factory=list)
-    """Calls of a script for each request."""
+    figures: dict[str, list[float]] = field(default_factory=dict)
     refused: int = 0
     failed: int = 0
 
+    def add(self, sample: Sample, figures: dict[str, float]) -> None:
+        """Another round."""
+        for name, figure in figures.items():
+            self.figures.setdefault(name, []).append(figure)
+        self.refused += sample.refused
+        self.failed += sample.failed
+
     def medians(self) -> dict[str, float]:
-        """The median of every figure."""
-        names = ("share", "rate", "p50", "p99", "app_us", "redis_us", "calls")
-        figures = {name: getattr(self, name) for name in names}
-        medians = {name: statistics.median(values) for name, values in figures.items() if values}
+        """The median of every figure, and of some the quartiles, such as `share_q1` and `share_q3`."""
+        medians = {name: statistics.median(values) for name, values in self.figures.items()}
+        for name in SPREAD:
+            values = self.figures[name] * (2 if len(self.figures[name]) == 1 else 1)
+            medians[f"{name}_q1"], _, medians[f"{name}_q3"] = statistics.quantiles(values, method="inclusive")
         return {**medians, "refused": self.refused, "failed": self.failed}
 
 
+class Cpu(NamedTuple):
+    """CPU time in user mode and in the kernel."""
+
+    user: float
+    system: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.user + self.system
+
+    def since(self, before: "Cpu", requests: int) -> "Cpu":
+        """What was spent on each of so many requests, in microseconds."""
+        user, system = ((now - then) / requests * 1e6 for now, then in zip(self, before, strict=True))
+        return Cpu(user, system)
+
+
 class Measurement(NamedTuple):
-    """A sample and what each of its requests cost."""
+    """A sample, and what each of its requests cost in microseconds."""
 
     sample: Sample
-    app_us: float
-    redis_us: float
+    app: Cpu
+    """Of the app's server; nothing where there is no /proc."""
+    redis: Cpu
     calls: float
+    """Calls of a script."""
+
+
+def figures_of(measured: Measurement, bare: Sequence[Measurement]) -> dict[str, float]:
+    """What is told of a measurement, against those of the bare app just before and just after it.
+
+    `share` is of its throughput, `cpu` the app's CPU in multiples of its, `redis_cpu` that of Redis likewise,
+    and `added_us` what the median request takes longer.
+    """
+    sample, app, redis, calls = measured
+    bare_us = statistics.mean(each.app.total for each in bare)
+    return {
+        "share": sample.rate / statistics.mean(each.sample.rate for each in bare),
+        "cpu": app.total / bare_us if bare_us else 0.0,
+        "redis_cpu": redis.total / bare_us if bare_us else 0.0,
+        "added_us": sample.p50 - statistics.mean(each.sample.p50 for each in bare),
+        "rate": sample.rate,
+        "p50": sample.p50,
+        "p99": sample.p99,
+        "app_us": app.total,
+        "app_user_us": app.user,
+        "app_system_us": app.system,
+        "redis_us": redis.total,
+        "redis_user_us": redis.user,
+        "redis_system_us": redis.system,
+        "calls": calls,
+    }
 
 
 class Bench:
@@ -75,24 +142,22 @@ class Bench:
         self.missing: dict[str, str] = {}
         """Variants that did not start, each with the reason."""
         self._servers: dict[object, AppServer] = {}
+        self.held: list[str] = []
+        """What Redis took for each load of callers."""
+        self._holds: object = None
 
     def start(self, stack: ExitStack, folder: Path, cases: Sequence[Case]) -> None:
         """Serve what the cases need, each once."""
-        for case in cases:
+        for case in [needed for each in cases for needed in (each.bare, each)]:
             if case.server in self._servers or case.variant in self.missing:
                 continue
-            environment = {
-                "BENCH_VARIANT": case.variant,
-                "BENCH_REDIS": self.store.url,
-                **dict(case.environment),
-            }
             arguments = ["--loop", "uvloop", "--http", "httptools", "--factory"]
             server = AppServer(
                 "benchmarks.apps:app",
                 folder / str(len(self._servers)),
                 *arguments,
                 workers=case.workers,
-                environment=environment,
+                environment=self._environment(case),
             )
             stack.callback(server.stop)
             try:
@@ -102,76 +167,70 @@ class Bench:
             else:
                 self._servers[case.server] = server
 
-    def run(self, case: Case) -> "Measurement":
-        """One measurement, on an empty Redis."""
+    def measure(self, cases: Sequence[Case], rounds: int) -> dict[Case, Result]:
+        """Every case once a round, between two measurements of its yardstick; every other round backwards."""
+        served = [case for case in cases if {case.server, case.bare.server} <= self._servers.keys()]
+        results = {case: Result() for case in served}
+        for case in served:
+            self.run(case.first)
+        for number in range(rounds):
+            bare: tuple[Case, Measurement] | None = None
+            for case in served[:: -1 if number % 2 else 1]:
+                before = bare[1] if bare is not None and bare[0] == case.bare else self.run(case.bare)
+                measured = self.run(case)
+                bare = case.bare, self.run(case.bare)
+                results[case].add(measured.sample, figures_of(measured, (before, bare[1])))
+        return results
+
+    def run(self, case: Case) -> Measurement:
+        """One measurement."""
         server = self._servers[case.server]
-        self.client.flushall()
-        before = self._spent(server)
+        if case != case.bare:
+            self._fill(case)
+        app, redis, calls = self._spent(server)
         sample = run_load(server.port, case.load)
         requests = max(sample.requests, 1)
-        app, store, calls = (
-            (now - then) / requests for now, then in zip(self._spent(server), before, strict=True)
-        )
-        return Measurement(sample, app * 1e6, store * 1e6, calls)
+        app_now, redis_now, calls_now = self._spent(server)
+        spent_by_app, spent_by_redis = app_now.since(app, requests), redis_now.since(redis, requests)
+        return Measurement(sample, spent_by_app, spent_by_redis, (calls_now - calls) / requests)
 
-    def _spent(self, server: AppServer) -> tuple[float, float, float]:
+    def _fill(self, case: Case) -> None:
+        """Leave in Redis the callers that the case wants there, and nothing else."""
+        holds = (case.variant, case.environment, case.stored) if case.stored else None
+        if holds is not None and holds == self._holds:
+            return
+        self.client.flushall()
+        self._holds = holds
+        if case.stored:
+            command = [sys.executable, "-m", "benchmarks.stored", str(case.stored)]
+            began = time.monotonic()
+            subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **self._environment(case)})
+            memory: dict[str, Any] = self.client.info("memory")
+            self.held.append(
+                f"{case.variant}: {case.stored:,} callers, {self.client.dbsize():,} keys, "
+                f"{memory['used_memory'] / 1e6:,.1f} MB, in {time.monotonic() - began:.1f} s"
+            )
+
+    def _environment(self, case: Case) -> dict[str, str]:
+        return {"BENCH_VARIANT": case.variant, "BENCH_REDIS": self.store.url, **dict(case.environment)}
+
+    def _spent(self, server: AppServer) -> tuple[Cpu, Cpu, int]:
         """CPU seconds of the app's server and of Redis, and calls of scripts, until now."""
         cpu: dict[str, Any] = self.client.info("cpu")
         stats: dict[str, Any] = self.client.info("commandstats")
         calls = sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
-        app = sum(_cpu_seconds(pid) for pid in server.worker_pids())
-        return app, cpu["used_cpu_user"] + cpu["used_cpu_sys"], calls
-
-    def measure(self, cases: Sequence[Case], rounds: int) -> dict[Case, Result]:
-        """Every case once a round, the bare app in between; the order turns round each time."""
-        results = {case: Result() for case in cases if case.server in self._servers}
-        for case in results:
-            self.run(Case(case.variant, Load(case.load.connections, 1, 1.0), case.environment, case.workers))
-        for number in range(rounds):
-            order = list(results)[:: -1 if number % 2 else 1]
-            for before, group in _groups(order, 3):
-                yardstick = [self._bare(before)]
-                measured = [(case, self.run(case)) for case in group]
-                yardstick.append(self._bare(before))
-                for case, measurement in measured:
-                    _record(results[case], measurement, statistics.mean(yardstick))
-        return results
-
-    def _bare(self, like: Case) -> float:
-        server = ("bare", (), like.workers)
-        case = next((known for known in self._servers if known == server), None)
-        if case is None:
-            raise ServerError("the bare app is not served")
-        return self.run(Case("bare", like.load, (), like.workers)).sample.rate
+        workers = [_cpu_seconds(pid) for pid in server.worker_pids()]
+        app = Cpu(sum(each.user for each in workers), sum(each.system for each in workers))
+        return app, Cpu(cpu["used_cpu_user"], cpu["used_cpu_sys"]), calls
 
 
-def _groups(cases: list[Case], size: int) -> Iterator[tuple[Case, list[Case]]]:
-    """A few cases at a time that share their connections and workers, and the first of them."""
-    for _, alike in groupby(cases, key=lambda case: (case.load.connections, case.workers)):
-        group = list(alike)
-        for at in range(0, len(group), size):
-            yield group[at], group[at : at + size]
-
-
-def _record(result: Result, measurement: Measurement, bare: float) -> None:
-    sample = measurement.sample
-    result.share.append(sample.rate / bare)
-    result.rate.append(sample.rate)
-    result.p50.append(sample.p50)
-    result.p99.append(sample.p99)
-    result.app_us.append(measurement.app_us)
-    result.redis_us.append(measurement.redis_us)
-    result.calls.append(measurement.calls)
-    result.refused += sample.refused
-    result.failed += sample.failed
-
-
-def _cpu_seconds(pid: int) -> float:
+def _cpu_seconds(pid: int) -> Cpu:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return Cpu(0.0, 0.0)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return Cpu(int(fields[11]) / ticks, int(fields[12]) / ticks)
 
 
 @contextmanager

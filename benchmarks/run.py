@@ -1,7 +1,7 @@
 """Run the load test: `python -m benchmarks.run`, or `make bench`.
 
 Everything runs on this machine, on servers that it starts and stops. Each round measures every variant
-once, with the bare app in between; what counts are ratios and their medians.
+once, between two measurements of the bare app; what counts are ratios to those, and their medians.
 """
 
 import argparse
@@ -11,65 +11,83 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.load import GENERATOR, Load
-from benchmarks.measure import Case, Result, bench
+from benchmarks.measure import Bench, Case, bench
 from benchmarks.memory import memory
 from benchmarks.peers import PEERS
 from benchmarks.plot import bars
-from benchmarks.report import goals, render
+from benchmarks.report import Medians, goals, render, table
 from ratelimit_mw.compiled import core
 
+MANY = 1000
+"""Callers in turn, each known to the process and to Redis."""
+YARDSTICKS = {"fastapi-limiter": "fastapi"}
+"""What is not measured against the bare app."""
 RESULTS = Path(__file__).parent / "results"
 SWEEPS = ("connections", "callers", "routes", "workers", "limits")
+FIRST, *_ = SWEPT = ("redis-2", "redis-1", "prefetch", "memory")
+"""Variants of which a sweep shows how the cost grows."""
 
 
 def main() -> None:
     """Parse the command line and run."""
-    arguments = _parser().parse_args()
-    if any(getattr(arguments, name) for name in SWEEPS):
-        _sweep(arguments)
-    else:
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds = 1, 1
+    if not any(getattr(arguments, name) for name in SWEEPS):
+        if arguments.stored:
+            parser.error("--stored goes with a sweep, such as --callers")
         _compare(arguments)
+        return
+    swept = arguments.only or [FIRST]
+    if not set(swept) <= set(SWEPT) or (arguments.stored and "memory" in swept):
+        parser.error("a sweep is of redis-2, redis-1, prefetch or, without --stored, memory")
+    _sweep(arguments, swept)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="times that everything is measured")
-    parser.add_argument("--seconds", type=int, default=2, help="length of one measurement")
+    parser.add_argument("--rounds", type=int, default=9, help="times that everything is measured")
+    parser.add_argument("--seconds", type=int, default=1, help="length of one measurement")
     parser.add_argument("--quick", action="store_true", help="one round of one second, without peers")
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="measure these variants alone")
+    parser.add_argument(
+        "--only", nargs="+", metavar="VARIANT", help="measure, or sweep, these variants alone"
+    )
     for name in SWEEPS:
         parser.add_argument(f"--{name}", nargs="+", type=int, metavar="N", help=f"sweep the number of {name}")
+    parser.add_argument(
+        "--stored", type=int, metavar="N", help="sweep with the windows of N callers in Redis"
+    )
     return parser
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     """Ours and the peers', against the goals."""
-    rounds, seconds = (1, 1) if arguments.quick else (arguments.rounds, arguments.seconds)
-    one, many = Load(seconds=seconds), Load(callers=1000, seconds=seconds)
-    alone = Load(connections=1, seconds=seconds)
-    cases = {
-        name: Case(name, one)
-        for name in ("bare", "server", "headers", "get", "memory", "redis-1", "redis-2", "prefetch")
-    }
-    cases |= {f"{name} x1000": Case(name, many) for name in ("memory", "redis-1", "redis-2")}
+    one, alone = Load(seconds=arguments.seconds), Load(connections=1, seconds=arguments.seconds)
+    many = replace(one, callers=MANY)
+    floors = ("bare", "server", "headers", "refusal", "get")
+    cases = {name: Case(name, one) for name in (*floors, "memory", "redis-1", "redis-2", "prefetch")}
+    cases |= {f"memory x{MANY}": Case("memory", many)}
+    cases |= {f"{name} x{MANY}": Case(name, many, stored=MANY) for name in ("redis-1", "redis-2")}
     cases |= {"refuse": Case("refuse", one)}
-    cases |= {} if arguments.quick else {name: Case(name, one) for name in PEERS}
+    cases |= (
+        {}
+        if arguments.quick
+        else {name: Case(name, one, yardstick=YARDSTICKS.get(name, "bare")) for name in PEERS}
+    )
     cases |= {f"{name} latency": Case(name, alone) for name in ("bare", "get", "redis-1", "redis-2")}
     if arguments.only:
         cases = {name: case for name, case in cases.items() if case.variant in (*arguments.only, "bare")}
     with bench() as (running, stack, folder):
         running.start(stack, folder, list(cases.values()))
-        measured = running.measure(list(cases.values()), rounds)
+        medians = _medians(running, cases, arguments.rounds)
         stored = memory(running.store.url, running.client)
         missing = running.missing
-    medians = {name: measured[case].medians() for name, case in cases.items() if case in measured}
-    _on_fastapi(medians)
     lines = goals(medians, stored)
     kind = "compiled" if core is not None else "in Python alone"
-    print(f"load: {GENERATOR}, {rounds} rounds of {seconds} s, the middleware {kind}")
-    print(f"\n{_table(medians)}\n\n{render(lines)}")
-    for name, reason in missing.items():
-        print(f"{name} did not run: {reason}")
+    print(f"load: {GENERATOR}, {arguments.rounds} rounds of {arguments.seconds} s, the middleware {kind}")
+    print(f"\n{table(medians)}\n\n{render(lines)}")
+    _print_missing(missing)
     if arguments.quick or arguments.only:
         return
     RESULTS.mkdir(exist_ok=True)
@@ -77,36 +95,26 @@ def _compare(arguments: argparse.Namespace) -> None:
         "python": platform.python_version(),
         "compiled": core is not None,
         "load": GENERATOR,
-        "rounds": rounds,
-        "seconds": seconds,
+        "rounds": arguments.rounds,
+        "seconds": arguments.seconds,
     }
-    table = [{**line._asdict(), "verdict": line.verdict} for line in lines]
-    document = {"machine": machine, "goals": table, "cases": medians, "memory": stored, "missing": missing}
+    written = [{**line._asdict(), "verdict": line.verdict} for line in lines]
+    document = {"machine": machine, "goals": written, "cases": medians, "memory": stored, "missing": missing}
     (RESULTS / "latest.json").write_text(json.dumps(document, indent=1) + "\n")
     (RESULTS / "latest.svg").write_text(_plot(medians))
 
 
-def _on_fastapi(medians: dict[str, dict[str, float]]) -> None:
-    """What runs on FastAPI is a share of bare FastAPI."""
-    bare = medians.get("fastapi")
-    if bare is not None and "fastapi-limiter" in medians:
-        medians["fastapi-limiter"]["share"] = medians["fastapi-limiter"]["rate"] / bare["rate"]
+def _medians(running: Bench, cases: dict[str, Case], rounds: int) -> dict[str, dict[str, float]]:
+    measured = running.measure(list(cases.values()), rounds)
+    return {name: measured[case].medians() for name, case in cases.items() if case in measured}
 
 
-def _table(medians: dict[str, dict[str, float]]) -> str:
-    rows = [
-        f"{'':<18}{'share':>7}{'req/s':>8}{'p50 us':>8}{'p99 us':>8}{'app us':>8}{'Redis us':>10}{'calls':>7}"
-    ]
-    for name, figures in medians.items():
-        row = f"{name:<18}{figures['share']:>7.2f}{figures['rate']:>8.0f}{figures['p50']:>8.0f}"
-        row += f"{figures['p99']:>8.0f}{figures['app_us']:>8.1f}{figures['redis_us']:>10.1f}"
-        row += f"{figures['calls']:>7.2f}"
-        row += f"  {figures['refused']:.0f} refused" if figures["refused"] else ""
-        rows.append(row + (f"  {figures['failed']:.0f} FAILED" if figures["failed"] else ""))
-    return "\n".join(rows)
+def _print_missing(missing: dict[str, str]) -> None:
+    for name, reason in missing.items():
+        print(f"{name} did not run: {reason}")
 
 
-def _plot(medians: dict[str, dict[str, float]]) -> str:
+def _plot(medians: Medians) -> str:
     ours = {
         "redis-1": ("one window", 0.78),
         "redis-1 x1000": ("one window, 1,000 callers", 0.72),
@@ -121,36 +129,46 @@ def _plot(medians: dict[str, dict[str, float]]) -> str:
     return bars("Throughput as a share of the bare app's", values, dict(ours.values()))
 
 
-def _sweep(arguments: argparse.Namespace) -> None:
-    """How the cost grows: two windows and a slot in Redis, one thing changed at a time."""
-    base = Case("redis-2", Load(callers=1000, seconds=arguments.seconds))
-    cases = {
-        f"{name} {number}": _changed(base, name, number)
-        for name in SWEEPS
-        for number in getattr(arguments, name) or ()
-    }
-    yardsticks = {Case("bare", base.load, (), case.workers) for case in cases.values()}
+def _sweep(arguments: argparse.Namespace, swept: list[str]) -> None:
+    """How the cost grows, one thing changed at a time."""
+    load = Load(callers=MANY, seconds=arguments.seconds)
+    medians: dict[str, dict[str, float]] = {}
     with bench() as (running, stack, folder):
-        running.start(stack, folder, [*yardsticks, *cases.values()])
-        measured: dict[Case, Result] = running.measure(list(cases.values()), arguments.rounds)
-        missing = running.missing
-    print(_table({name: measured[case].medians() for name, case in cases.items() if case in measured}))
-    for name, reason in missing.items():
-        print(f"{name} did not run: {reason}")
+        for variant in swept:  # one after the other: each fills Redis with its own callers
+            base = Case(variant, load, stored=0 if variant == "memory" else MANY)
+            cases = {
+                f"{variant}, {name} {number}": _stored(_changed(base, name, number), arguments.stored)
+                for name in SWEEPS
+                for number in getattr(arguments, name) or ()
+            }
+            running.start(stack, folder, list(cases.values()))
+            medians |= _medians(running, cases, arguments.rounds)
+    print(table(medians))
+    for held in running.held:
+        print(held)
+    _print_missing(running.missing)
 
 
 def _changed(base: Case, name: str, number: int) -> Case:
     if name == "connections":
         return replace(base, load=replace(base.load, connections=number))
     if name == "callers":
-        return replace(base, load=replace(base.load, callers=number))
+        # Whoever comes is new, unless `--stored` says otherwise: that is what many callers are to Redis.
+        return replace(base, load=replace(base.load, callers=number), stored=0)
     if name == "workers":
         return replace(base, workers=number)
     if name == "limits":
         # So many callers that even the smallest limit refuses nobody.
         environment = (("BENCH_LIMIT", str(number)),)
-        return replace(base, load=replace(base.load, callers=20_000), environment=environment)
+        return replace(base, load=replace(base.load, callers=20_000), environment=environment, stored=0)
     return replace(base, environment=(("BENCH_ROUTES", str(number)),))
+
+
+def _stored(case: Case, callers: int | None) -> Case:
+    """The same with the windows of so many callers in Redis, long enough to be there to the end."""
+    if callers is None:
+        return case
+    return replace(case, stored=callers, environment=(*case.environment, ("BENCH_PERIODS", "hour day")))
 
 
 if __name__ == "__main__":
