@@ -36,25 +36,31 @@ def bare() -> ASGIApp:
     return Starlette(routes=[Route(PATH, predict)])
 
 
-def answer_of(app: ASGIApp, requests: int = 1) -> list[Message]:
-    """The messages in which an app answers the last of so many equal requests of one caller."""
-    headers = [(b"host", b"bench"), (b"x-api-key", b"key-0")]
+async def ask(app: ASGIApp, caller: int, send: Send) -> None:
+    """One request of a caller of the load, in this process."""
+    headers = [(b"host", b"bench"), (b"x-api-key", b"key-%d" % caller)]
     scope = {"type": "http", "method": "GET", "path": PATH, "query_string": b"", "headers": headers}
-    messages: list[Message] = []
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
+    await app({**scope, "client": ("127.0.0.1", 1)}, receive, send)
+
+
+def answer_of(app: ASGIApp, requests: int = 1) -> list[Message]:
+    """The messages in which an app answers the last of so many equal requests of one caller."""
+    messages: list[Message] = []
+
     async def send(message: Message) -> None:
         messages.append(message)
 
-    async def ask() -> None:
+    async def ask_all() -> None:
         for _ in range(requests):
             messages.clear()
-            await app({**scope, "state": {}}, receive, send)
+            await ask(app, 0, send)
 
     with ThreadPoolExecutor(1) as thread:  # the server's own loop may run in this one
-        thread.submit(lambda: asyncio.run(ask())).result()
+        thread.submit(lambda: asyncio.run(ask_all())).result()
     return messages
 
 

@@ -1,7 +1,7 @@
 """Callers put into Redis before a measurement: `python -m benchmarks.stored CALLERS`.
 
-Each asks once, as `key-0`, `key-1` and so on. Run it in the environment of the server that is to be measured:
-then the same settings hold, and what it leaves in Redis is what that server would have left.
+Each asks once, as `key-0`, `key-1` and so on. Run it in the environment of the server that is to be measured: then
+the same middleware with the same settings counts them, and leaves in Redis what that server would have left.
 """
 
 import asyncio
@@ -9,9 +9,10 @@ import gc
 import os
 import sys
 
-from benchmarks.apps import SETTINGS
-from benchmarks.load import PATH
-from ratelimit_mw import Limiter, Settings
+from starlette.types import Message
+
+from benchmarks.apps import SETTINGS, Unframed, answer_of, ask, bare
+from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
 
 IN_FLIGHT = 256
 PATIENCE = 30.0
@@ -22,14 +23,18 @@ async def store(settings: Settings, callers: int) -> None:
     """Let so many callers ask once each. Raises RuntimeError where the backend did not count them all."""
     backend = settings.backend.model_copy(update={"timeout": PATIENCE})
     numbers = iter(range(callers))
+
+    async def forget(_: Message) -> None:
+        """Nobody reads the answers."""
+
     async with Limiter(settings.model_copy(update={"backend": backend})) as limiter:
+        app = RateLimitMiddleware(Unframed(answer_of(bare())), limiter=limiter)
 
-        async def ask() -> None:
+        async def ask_on() -> None:
             for number in numbers:
-                async with await limiter.acquire(api_key=f"key-{number}", path=PATH):
-                    pass  # nobody waits for the release
+                await ask(app, number, forget)
 
-        await asyncio.gather(*(ask() for _ in range(IN_FLIGHT)))
+        await asyncio.gather(*(ask_on() for _ in range(IN_FLIGHT)))
         uncounted = sum(limiter.stats().decisions_without_backend.values())
     if uncounted:
         raise RuntimeError(f"the backend did not count {uncounted} of {callers} callers")
