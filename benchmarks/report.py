@@ -108,12 +108,14 @@ def goals(cases: Medians, memory: Mapping[str, float]) -> list[Line]:
 
 def render(lines: Iterable[Line]) -> str:
     """The goals as text."""
-    rows = [f"{'':<65}{'measured':>10}{'goal':>8}{'floor':>8}"]
+    lines = list(lines)
+    wide = max((len(line.what) for line in lines), default=0)
+    rows = [f"{'':<{wide}}{'measured':>10}{'goal':>8}{'floor':>8}"]
     for line in lines:
         measured = "-" if line.figure is None else f"{line.figure:.2f}"
         goal = "" if line.goal is None else f"{line.goal:.3g}"
         floor = "" if line.floor is None else f"{line.floor:.2f}"
-        row = f"{line.what:<65}{measured:>10}{goal:>8}{floor:>8}  {line.unit:<11} {line.verdict}"
+        row = f"{line.what:<{wide}}{measured:>10}{goal:>8}{floor:>8}  {line.unit:<11} {line.verdict}"
         rows.append(row.rstrip())
     return "\n".join(rows)
 

@@ -15,7 +15,7 @@ from benchmarks.measure import Bench, Case, bench
 from benchmarks.memory import memory
 from benchmarks.peers import PEERS
 from benchmarks.plot import bars
-from benchmarks.report import Medians, goals, render, table
+from benchmarks.report import SHARES, Medians, goals, render, table
 from ratelimit_mw.compiled import core
 
 MANY = 1000
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.run", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="times that everything is measured")
+    parser.add_argument("--rounds", type=int, default=8, help="times that everything is measured")
     parser.add_argument("--seconds", type=int, default=1, help="length of one measurement")
     parser.add_argument("--quick", action="store_true", help="one round of one second, without peers")
     parser.add_argument(
@@ -63,21 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(arguments: argparse.Namespace) -> None:
     """Ours and the peers', against the goals."""
-    one, alone = Load(seconds=arguments.seconds), Load(connections=1, seconds=arguments.seconds)
-    many = replace(one, callers=MANY)
-    floors = ("bare", "server", "headers", "refusal", "get")
-    cases = {name: Case(name, one) for name in (*floors, "memory", "redis-1", "redis-2", "prefetch")}
-    cases |= {f"memory x{MANY}": Case("memory", many)}
-    cases |= {f"{name} x{MANY}": Case(name, many, stored=MANY) for name in ("redis-1", "redis-2")}
-    cases |= {"refuse": Case("refuse", one)}
-    cases |= (
-        {}
-        if arguments.quick
-        else {name: Case(name, one, yardstick=YARDSTICKS.get(name, "bare")) for name in PEERS}
-    )
-    cases |= {f"{name} latency": Case(name, alone) for name in ("bare", "get", "redis-1", "redis-2")}
-    if arguments.only:
-        cases = {name: case for name, case in cases.items() if case.variant in (*arguments.only, "bare")}
+    cases = _cases(arguments)
     with bench() as (running, stack, folder):
         running.start(stack, folder, list(cases.values()))
         medians = _medians(running, cases, arguments.rounds)
@@ -90,7 +76,6 @@ def _compare(arguments: argparse.Namespace) -> None:
     _print_missing(missing)
     if arguments.quick or arguments.only:
         return
-    RESULTS.mkdir(exist_ok=True)
     machine = {
         "python": platform.python_version(),
         "compiled": core is not None,
@@ -100,8 +85,28 @@ def _compare(arguments: argparse.Namespace) -> None:
     }
     written = [{**line._asdict(), "verdict": line.verdict} for line in lines]
     document = {"machine": machine, "goals": written, "cases": medians, "memory": stored, "missing": missing}
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.json").write_text(json.dumps(document, indent=1) + "\n")
     (RESULTS / "latest.svg").write_text(_plot(medians))
+
+
+def _cases(arguments: argparse.Namespace) -> dict[str, Case]:
+    """What is measured, by the names that the tables and the goals have for it."""
+    one, alone = Load(seconds=arguments.seconds), Load(connections=1, seconds=arguments.seconds)
+    many = replace(one, callers=MANY)
+    undecided = ("bare", "server", "headers", "refusal", "get")
+    cases = {name: Case(name, one) for name in (*undecided, "memory", "redis-1", "redis-2", "prefetch")}
+    cases |= {f"memory x{MANY}": Case("memory", many)}
+    cases |= {f"{name} x{MANY}": Case(name, many, stored=MANY) for name in ("redis-1", "redis-2")}
+    cases |= {"refuse": Case("refuse", one)}
+    if not arguments.quick:
+        cases |= {name: Case(name, one, yardstick=YARDSTICKS.get(name, "bare")) for name in PEERS}
+    cases |= {f"{name} latency": Case(name, alone) for name in ("bare", "get", "redis-1", "redis-2")}
+    if not arguments.only:
+        return cases
+    floors = {floor for _, case, _, floor in SHARES if cases[case].variant in arguments.only}
+    wanted = {"bare", *arguments.only, *floors}
+    return {name: case for name, case in cases.items() if case.variant in wanted}
 
 
 def _medians(running: Bench, cases: dict[str, Case], rounds: int) -> dict[str, dict[str, float]]:

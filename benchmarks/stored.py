@@ -1,7 +1,7 @@
 """Callers put into Redis before a measurement: `python -m benchmarks.stored CALLERS`.
 
-Each asks once, as `key-0`, `key-1` and so on. Run it in the environment of the server that is to be measured: then
-the same middleware with the same settings counts them, and leaves in Redis what that server would have left.
+Each asks once, as `key-0`, `key-1` and so on. Run it in the environment of the server that is to be measured:
+the same middleware with the same settings then leaves in Redis what that server would have left.
 """
 
 import asyncio
