@@ -149,8 +149,8 @@ def _sweep(arguments: argparse.Namespace, swept: list[str]) -> None:
             running.start(stack, folder, list(cases.values()))
             medians |= _medians(running, cases, arguments.rounds)
     print(table(medians))
-    for held in running.held:
-        print(held)
+    if arguments.stored:
+        print("\n".join(running.held))
     _print_missing(running.missing)
 
 
