@@ -171,8 +171,8 @@ class Bench:
         """Every case once a round, between two measurements of its yardstick; every other round backwards."""
         served = [case for case in cases if {case.server, case.bare.server} <= self._servers.keys()]
         results = {case: Result() for case in served}
-        for case in served:
-            self.run(case.first)
+        for case in dict.fromkeys(each for case in served for each in (case.bare, case.first)):
+            self.run(case)
         for number in range(rounds):
             bare: tuple[Case, Measurement] | None = None
             for case in served[:: -1 if number % 2 else 1]:
@@ -204,7 +204,7 @@ class Bench:
         if case.stored:
             command = [sys.executable, "-m", "benchmarks.stored", str(case.stored)]
             began = time.monotonic()
-            subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **self._environment(case)})
+            subprocess.run(command, check=True, cwd=ROOT, env=self._servers[case.server].environment())
             memory: dict[str, Any] = self.client.info("memory")
             self.held.append(
                 f"{case.variant}: {case.stored:,} callers, {self.client.dbsize():,} keys, "
