@@ -171,7 +171,7 @@ class Bench:
         """Every case once a round, between two measurements of its yardstick; every other round backwards."""
         served = [case for case in cases if {case.server, case.bare.server} <= self._servers.keys()]
         results = {case: Result() for case in served}
-        for case in dict.fromkeys(each for case in served for each in (case.bare, case.first)):
+        for case in dict.fromkeys(warm for each in served for warm in (each.bare, each.first)):
             self.run(case)
         for number in range(rounds):
             bare: tuple[Case, Measurement] | None = None
