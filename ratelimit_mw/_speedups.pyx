@@ -13,6 +13,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
 from cython cimport no_gc
+from libc.math cimport llrint
 from libc.string cimport memcmp, memcpy, memmove
 
 import os
@@ -44,6 +45,7 @@ ctypedef long long i64
 cdef enum:
     MOST_LIMITS = 8  # of a charge that is counted here; one of more goes the long way
 
+cdef int DEBUG = 10  # logging.DEBUG
 cdef i64 NEVER = 1 << 62
 cdef i64 SECOND = 1_000_000
 
@@ -271,10 +273,10 @@ cdef class Prepared:
 cdef class Gate:
     """Lets plain requests in: those without a price, over HTTP."""
 
-    cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _again, _steady
+    cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _refusals, _steady, _is_logged
     cdef object _acquire_lock, _release_lock, _clock
     cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch, _on_orphan
-    cdef type _lease, _admission, _outcome, _hold, _slot_set
+    cdef type _lease, _admission, _outcome, _hold, _slot_set, _kept
     cdef dict _renewals, _refused, _batchers
     cdef set _loops
     cdef tuple _own_paths
@@ -290,6 +292,7 @@ cdef class Gate:
         self._live, self._loops = limiter.live, limiter.live.ready
         self._touch, self._renewals = limiter.tally.touch, limiter.leases.renewals
         self._refused, self._steady = limiter.refusals.kept, limiter.refusals.now
+        self._is_logged, self._kept = known["is_logged"], known["kept"]
         self._lease, self._admission = known["lease"], known["admission"]
         self._outcome, self._hold = known["outcome"], known["hold"]
         self._nothing, self._no_id = known["nothing"], known["no_id"]
@@ -304,8 +307,8 @@ cdef class Gate:
             self._batchers, self._on_orphan = self._backend.batchers, self._backend.on_orphan
 
     def enter(self, connection, send):
-        """A `Passage`, or the answer to a refusal that is repeated; None, and nothing done, where a request
-        has to go the long way.
+        """A `Passage`, or the two messages of a refusal that is repeated; None, and nothing done, where a
+        request has to go the long way.
         """
         cdef dict scope
         cdef Passage passage
@@ -339,7 +342,7 @@ cdef class Gate:
         if self._counts_here:
             lease = self._decide(ready, loop)
         elif ready.charge in self._refused:
-            return self._limiter.repeat(policy, self._again)
+            return self._repeat(ready)
         else:
             if ready.stock is not None:
                 lease = self._spend(ready, loop)
@@ -366,10 +369,41 @@ cdef class Gate:
         operations = writers.settings.operations
         own = (operations.dashboard_path, operations.usage_path)
         self._own_paths = tuple([path for path in own if path is not None])
-        self._shortcut, self._writer, self._again = rules.shortcut, writers.headers, writers.refusals.again
+        self._shortcut, self._writer, self._refusals = rules.shortcut, writers.headers, writers.refusals
         self._is_plain, self._is_unix = writers.headers.is_plain, writers.headers.is_unix
         self._rules = rules
         return True
+
+    cdef tuple _repeat(self, Prepared ready):
+        """A refusal met again, as `Limiter.repeat` and `RefusalWriter.again` answer it; None where they may not,
+        or would say another.
+        """
+        cdef object refused = self._refused.get(ready.charge), counted = ready.policy.refused, kind
+        cdef double now = self._steady()
+        cdef object kept, response
+        cdef list headers
+        cdef i64 age, wait
+        cdef PyObject *number
+        if refused is None or now >= <double>refused.until or self._is_logged(DEBUG):
+            return None
+        kept, kind = refused.answer, refused.kind
+        if (ready.stock is not None and ready.stock.block is not None) or type(kept) is not self._kept:
+            return None
+        age = llrint((now - <double>refused.received) * SECOND)
+        if item(kept, 0) is not self._refusals or age >= <i64>item(kept, 4):
+            return None
+        response = item(kept, 1)  # status, headers, body
+        headers = (<list?>item(response, 1)).copy()
+        wait = -(-(<i64>item(kept, 3) - age) // 1000)
+        headers[<Py_ssize_t>item(kept, 2)] = (b"retry-after-ms", digits(wait if wait > 1 else 1))
+        # Nothing else runs between these lines, so what another thread adds up is never half counted.
+        number = NULL if counted is None else PyDict_GetItemWithError(counted, kind)
+        if number is NULL:
+            self._limiter.tally.refuse(ready.policy, kind)
+        else:
+            (<dict>counted)[kind] = <object>number + 1
+        start = {"type": "http.response.start", "status": item(response, 0), "headers": headers}
+        return start, {"type": "http.response.body", "body": item(response, 2)}
 
     cdef Prepared _prepare(self, policy):
         """What its requests have in common; None where they are not plain."""
@@ -574,7 +608,7 @@ cdef class Gate:
             else:
                 lease.renew_at = <double>monotonic() + ready.lease / 3
                 lease.renewals = renewals
-                (<dict?>renewals.leases)[<object>PyTuple_GET_ITEM(hold, 0)] = lease
+                (<dict?>renewals.leases)[item(hold, 0)] = lease
         return lease
 
     cdef bint _end(self, LeaseState lease, loop) except -1:
@@ -587,7 +621,7 @@ cdef class Gate:
             return True
         if type(hold) is not self._hold:
             return False
-        lease_id, slots = <object>PyTuple_GET_ITEM(hold, 0), <object>PyTuple_GET_ITEM(hold, 1)
+        lease_id, slots = item(hold, 0), item(hold, 1)
         if lease._ready is None or not slots:
             return False
         if self._counts_here:
@@ -1002,6 +1036,10 @@ cdef object row(type kind, a, b, c, d):
     put(made, 2, c)
     put(made, 3, d)
     return made
+
+
+cdef inline object item(object row, Py_ssize_t at):
+    return <object>PyTuple_GET_ITEM(row, at)
 
 
 cdef inline void put(object made, Py_ssize_t at, object value):

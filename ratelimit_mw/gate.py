@@ -5,6 +5,7 @@ Redis. Any other goes the long way, through Python alone.
 """
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.types import Message, Scope, Send
@@ -16,7 +17,7 @@ from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, O
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission
 from ratelimit_mw.lease import Lease
-from ratelimit_mw.wire.refusals import Response
+from ratelimit_mw.wire.refusals import Kept
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -46,9 +47,9 @@ class Gate(Protocol):
     active: int
     """Requests that are inside the app."""
 
-    def enter(self, scope: Scope, send: Send) -> Passage | Response | None:
-        """A passage, or the answer to a refusal that is repeated; None, and nothing done, where a request
-        has to go the long way.
+    def enter(self, scope: Scope, send: Send) -> Passage | tuple[Message, Message] | None:
+        """A passage, or the two messages of a refusal that is repeated; None, and nothing done, where a
+        request has to go the long way.
         """
 
 
@@ -72,6 +73,8 @@ def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
             "counts_here": type(backend) is MemoryBackend,
             "slot_set": SlotSet,
             "wall_clock": wall_clock,
+            "kept": Kept,
+            "is_logged": logging.getLogger("ratelimit_mw").isEnabledFor,
             "asks": type(backend) is RedisBackend,
         },
     )

@@ -96,8 +96,10 @@ class RateLimitMiddleware:
         if passage is None:
             await self._serve(scope, receive, send)
             return
-        if isinstance(passage, Response):
-            await _respond(passage, scope, receive, send)
+        if isinstance(passage, tuple):
+            start, body = passage
+            await send(start)
+            await send(body)
             return
         try:
             if passage.is_asked:

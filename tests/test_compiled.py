@@ -179,6 +179,31 @@ async def test_a_refusal_under_way_keeps_the_settings_it_began_with(server: Stor
     assert dict(start["headers"])[b"content-type"] == b"application/json"
 
 
+async def test_a_refusal_met_again_is_answered_as_by_its_twin(server: StoreServer) -> None:
+    """What a refused caller is told while the server is not asked: each answer and count, both ways."""
+    table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
+    table += 'plans.default = { requests = ["3/minute"] }\n'
+    limiter = Limiter(settings_of(table))
+    limiter.identify._read_address.looks = 0
+    seconds = 100.0
+    limiter.refusals.now = lambda: seconds
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
+    async with limiter:
+        statuses = [(await start_of(app, b"one"))["status"] for _ in range(5)]
+        assert statuses == [200, 200, 200, 429, 429]
+        policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
+        for later in (0.0, 0.000_000_4, 0.001, 0.25, 0.9):
+            seconds = 100.0 + later
+            again = limiter.repeat(policy, app.writers.refusals.again)
+            assert again is not None
+            start = await start_of(app, b"one")
+            assert (start["status"], start["headers"]) == (again.status, again.headers)
+        assert limiter.tally.totals()["default", "", "rate", "3/minute"] == 12
+        seconds = 101.1
+        assert (await start_of(app, b"one"))["status"] == 429
+        assert limiter.refusals.kept[policy.charge].received == seconds, "the server was asked"
+
+
 async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: StoreServer) -> None:
     """A request that ends frees its slot, and one cancelled before the app gives all back: both ways."""
     entered = 0

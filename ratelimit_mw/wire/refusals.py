@@ -67,12 +67,12 @@ class RefusalWriter:
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
         # A copy: middleware outside of ours may add to the headers that it is sent.
         kept = response._replace(headers=response.headers.copy())
-        refused.answer = _Kept(self, kept, at, wait, last)
+        refused.answer = Kept(self, kept, at, wait, last)
 
     def again(self, refused: Refused, age: int) -> Response | None:
         """The answer that was kept, `age` microseconds after the refusal; None where it would say another."""
         kept = refused.answer
-        if not isinstance(kept, _Kept) or kept.writer is not self or age >= kept.last:
+        if not isinstance(kept, Kept) or kept.writer is not self or age >= kept.last:
             return None
         status, headers, body = kept.response
         headers = headers.copy()
@@ -124,7 +124,7 @@ class RefusalWriter:
         )
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """An answer of which only the milliseconds to wait change."""
 
     writer: RefusalWriter
