@@ -10,6 +10,10 @@ beyond 2**62 fits into none.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Copy, PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.pythread cimport (
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    PyThread_get_thread_ident, PyThread_release_lock, PyThread_type_lock,
+)
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_SET_ITEM
 from cython cimport no_gc
@@ -19,9 +23,11 @@ from libc.string cimport memcmp, memcpy, memmove
 import os
 from asyncio import InvalidStateError, get_running_loop
 from itertools import repeat
-from time import monotonic, time_ns
+from time import monotonic
 
 from ratelimit_mw.room import make_room
+
+ctypedef long long i64
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
@@ -39,8 +45,24 @@ cdef extern from *:
     """
     object empty_row(type kind, Py_ssize_t size)
 
+cdef extern from *:
+    """
+    #include <time.h>
 
-ctypedef long long i64
+    static long long little_endian(const char *text) {
+        unsigned long long found = 0;
+        for (int byte = 0; byte < 8; byte++) found |= (unsigned long long)(unsigned char)text[byte] << (8 * byte);
+        return (long long)found;
+    }
+
+    static long long wall_clock_us(void) {  /* as time.time_ns tells it */
+        struct timespec now;
+        timespec_get(&now, TIME_UTC);
+        return (long long)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+    }
+    """
+    i64 little_endian(const char *text) noexcept
+    i64 wall_clock_us() noexcept
 
 cdef enum:
     MOST_LIMITS = 8  # of a charge that is counted here; one of more goes the long way
@@ -58,6 +80,43 @@ cdef inline i64 units(object number) except -1:
 
 
 # the memory backend: counts.py -------------------------------------------------------------------------
+
+
+cdef class Lock:
+    """A lock that the thread which has it may take again, as `threading.RLock`, at next to no cost here."""
+
+    cdef PyThread_type_lock _lock
+    cdef long _owner
+    cdef Py_ssize_t _depth
+
+    def __cinit__(self):
+        self._lock = PyThread_allocate_lock()
+        if self._lock is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self._lock is not NULL:
+            PyThread_free_lock(self._lock)
+
+    def __enter__(self):
+        self.take()
+
+    def __exit__(self, *_):
+        self.give()
+
+    cdef void take(self) noexcept:
+        cdef long me = PyThread_get_thread_ident()
+        if self._depth == 0 or self._owner != me:
+            if not PyThread_acquire_lock(self._lock, NOWAIT_LOCK):
+                with nogil:  # another thread has it, which may need the interpreter to go on
+                    PyThread_acquire_lock(self._lock, WAIT_LOCK)
+            self._owner = me
+        self._depth += 1
+
+    cdef void give(self) noexcept:
+        self._depth -= 1
+        if self._depth == 0:
+            PyThread_release_lock(self._lock)
 
 
 cdef class Kept:
@@ -188,7 +247,7 @@ cdef class Log(Kept):
             self._oldest, self._newest = NEVER, -NEVER
         return 0
 
-    cdef i64 _wait(self, i64 needed, i64 now):
+    cdef i64 _wait(self, i64 needed, i64 now) noexcept:
         cdef Py_ssize_t at
         for at in range(self._head, self._end, 2):
             needed -= self._log[at + 1]
@@ -203,7 +262,8 @@ cdef class Log(Kept):
 cdef class LeaseState:
     """What is remembered of each lease."""
 
-    cdef public object hold, backend, give_up_at, renewals, repeats, token, _leases
+    cdef public RenewalsState renewals
+    cdef public object hold, backend, give_up_at, repeats, token, _leases
     cdef public double renew_at
     cdef public bint is_detached, is_ended, is_lost
     cdef object _made
@@ -228,6 +288,20 @@ cdef class LeaseState:
     @_decided.setter
     def _decided(self, decided):
         self._made = decided
+
+
+cdef class RenewalsState:
+    """What is looked at for each lease."""
+
+    cdef public dict leases
+    cdef public double covers
+
+
+cdef class LiveState:
+    """What is looked at for each request."""
+
+    cdef public object rules, resolver
+    cdef public set ready
 
 
 # a plain request's whole way: middleware.py, limiter.py, memory.py, redis.py, renewals.py ---------------
@@ -256,11 +330,21 @@ cdef class Shape:
     cdef list spots, reaches, names, steps
 
 
+cdef class PolicyState:
+    """What changes about a policy."""
+
+    cdef public i64 admitted
+    cdef public dict refused
+    cdef public Prepared ready
+    cdef public bint is_latest
+
+
 cdef class Prepared:
     """What all requests of a plain policy have in common."""
 
     cdef Gate gate
-    cdef object policy, charge, slots, template, release, stock, lease_seconds
+    cdef PolicyState policy
+    cdef object charge, slots, template, release, stock, lease_seconds
     cdef double lease
     cdef bint has_max_hold
     cdef i64 cost
@@ -273,9 +357,11 @@ cdef class Prepared:
 cdef class Gate:
     """Lets plain requests in: those without a price, over HTTP."""
 
-    cdef object _limiter, _leases, _backend, _live, _middleware, _rules, _writer, _refusals, _steady, _is_logged
-    cdef object _acquire_lock, _release_lock, _clock
-    cdef object _nothing, _no_id, _error, _cancelled, _slots, _touch, _on_orphan
+    cdef LiveState _live
+    cdef object _limiter, _leases, _backend, _middleware, _rules, _writer, _refusals, _steady, _is_logged
+    cdef object _clock
+    cdef Lock _lock
+    cdef object _nothing, _no_id, _slots, _touch, _on_orphan
     cdef type _lease, _admission, _outcome, _hold, _slot_set, _kept
     cdef dict _renewals, _refused, _batchers
     cdef set _loops
@@ -296,11 +382,10 @@ cdef class Gate:
         self._lease, self._admission = known["lease"], known["admission"]
         self._outcome, self._hold = known["outcome"], known["hold"]
         self._nothing, self._no_id = known["nothing"], known["no_id"]
-        self._error, self._cancelled = known["error"], known["cancelled"]
         self._counts_here, self._asks = known["counts_here"], known["asks"]
         self._slot_set = known["slot_set"]
         if self._counts_here:
-            self._acquire_lock, self._release_lock = self._backend.lock.acquire, self._backend.lock.release
+            self._lock = self._backend.lock
             self._clock, self._slots = self._backend.clock, self._backend.slots
             self._goes_by_wall_clock = self._clock is known["wall_clock"]
         elif self._asks:
@@ -314,6 +399,7 @@ cdef class Gate:
         cdef Passage passage
         cdef Prepared ready
         cdef Shortcut shortcut
+        cdef PolicyState policy
         cdef LeaseState lease = None
         cdef Operation operation = None
         cdef double sent = 0
@@ -405,12 +491,12 @@ cdef class Gate:
         start = {"type": "http.response.start", "status": item(response, 0), "headers": headers}
         return start, {"type": "http.response.body", "body": item(response, 2)}
 
-    cdef Prepared _prepare(self, policy):
+    cdef Prepared _prepare(self, PolicyState policy):
         """What its requests have in common; None where they are not plain."""
         cdef Prepared ready
         cdef Shape shape
-        cdef object charge = policy.charge, model, last = None, name, own_name = None
-        if not policy.is_plain:
+        cdef object charge = (<object>policy).charge, model, last = None, name, own_name = None
+        if not (<object>policy).is_plain:
             return None
         model = charge if charge.like is None else charge.like
         shape = self._shape_of(model)
@@ -427,7 +513,7 @@ cdef class Gate:
             ready.names, ready.states = tuple(names), [None] * len(names)
         elif self._asks:
             ready.template = self._backend.prepare(charge)
-        ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, policy.stock
+        ready.gate, ready.policy, ready.charge, ready.stock = self, policy, charge, (<object>policy).stock
         ready.slots, ready.lease, ready.cost = charge.slots or None, charge.lease, charge.cost
         ready.lease_seconds = charge.lease
         ready.has_max_hold = charge.max_hold is not None
@@ -469,14 +555,14 @@ cdef class Gate:
 
     cdef LeaseState _decide(self, Prepared ready, loop):
         """Charge windows and slots; None, and nothing charged, where one refuses."""
-        self._acquire_lock()
+        self._lock.take()
         try:
             return self._charge(ready, loop)
         finally:
-            self._release_lock()
+            self._lock.give()
 
     cdef LeaseState _charge(self, Prepared ready, loop):
-        cdef i64 now = <i64>time_ns() // 1000 if self._goes_by_wall_clock else <i64>self._clock()
+        cdef i64 now = wall_clock_us() if self._goes_by_wall_clock else <i64>self._clock()
         cdef Spot spot
         cdef LeaseState lease
         cdef Kept state
@@ -595,20 +681,20 @@ cdef class Gate:
         return (<PyTypeObject *>self._lease).tp_new(self._lease, (), NULL)
 
     cdef LeaseState _admitted(self, LeaseState lease, Prepared ready, i64 now, hold, loop):
-        cdef i64 before = ready.policy.admitted
-        ready.policy.admitted = before + 1
-        if before == 0:
+        cdef RenewalsState renewals
+        ready.policy.admitted += 1
+        if ready.policy.admitted == 1:
             self._touch(ready.policy)
         lease._leases, lease.hold, lease.backend = self._leases, hold, self._backend
         lease._ready, lease._now, lease.token = ready, now, ""
         if hold is not self._nothing:
             renewals = self._renewals.get(loop)
-            if renewals is None or ready.has_max_hold or ready.lease < <double>renewals.covers:
+            if renewals is None or ready.has_max_hold or ready.lease < renewals.covers:
                 self._leases.keep(lease, ready.charge)
             else:
                 lease.renew_at = <double>monotonic() + ready.lease / 3
                 lease.renewals = renewals
-                (<dict?>renewals.leases)[item(hold, 0)] = lease
+                renewals.leases[item(hold, 0)] = lease
         return lease
 
     cdef bint _end(self, LeaseState lease, loop) except -1:
@@ -630,26 +716,23 @@ cdef class Gate:
             return False
         lease.is_ended = True
         if lease.renewals is not None:
-            (<dict?>lease.renewals.leases).pop(lease_id, None)
+            lease.renewals.leases.pop(lease_id, None)
         return True
 
     cdef int _free(self, Prepared ready, lease_id) except -1:
         cdef Kept state
         cdef Spot spot
-        cdef dict leases
         cdef Py_ssize_t at
-        self._acquire_lock()
+        self._lock.take()
         try:
             for at in range(len(ready.spots)):
                 spot, state = <Spot>ready.spots[at], <Kept>ready.states[at]
                 if not spot.is_window:
                     if state is None or not state.is_kept:
                         state = self._state_of(ready, spot, at)
-                    leases = (<Slots>state).leases
-                    if lease_id in leases:
-                        del leases[lease_id]
+                    (<Slots>state).leases.pop(lease_id, None)
         finally:
-            self._release_lock()
+            self._lock.give()
         return 0
 
     cdef bint _release(self, Prepared ready, lease_id, loop) except -1:
@@ -682,24 +765,24 @@ cdef class Passage:
     cdef readonly object status
 
     @property
-    def is_asked(self):
-        """Whether its charge is on its way to the backend."""
-        return self._operation is not None
+    def asked(self):
+        """The answer of the backend; None where the request was let in at once."""
+        return None if self._operation is None else self._operation.future
 
-    async def answer(self):
-        """The refused lease; None where the request was let in."""
-        cdef Gate gate = self._gate
-        cdef Prepared ready = self._ready
-        cdef LeaseState lease
-        try:
-            answer = await self._operation.future
-        except gate._cancelled:
-            gate._backend.give_up(self._operation)
-            raise
-        except gate._error:
-            lease = gate._limiter.without_backend(ready.policy, ready.charge, 0, None)
-        else:
-            lease = self._lease_of(answer)
+    def answered(self, Told told):
+        """The refused lease; None where the request is let in."""
+        return self._unless_refused(self._lease_of(told))
+
+    def unanswered(self):
+        """The same where the backend is away."""
+        policy, charge = self._ready.policy, self._ready.charge
+        return self._unless_refused(self._gate._limiter.without_backend(policy, charge, 0, None))
+
+    def give_up(self):
+        """The request was cancelled before its answer was read."""
+        self._gate._backend.give_up(self._operation)
+
+    cdef LeaseState _unless_refused(self, LeaseState lease):
         if lease._ready is None and not lease.allowed:
             return lease
         self._let(lease)
@@ -709,24 +792,23 @@ cdef class Passage:
         cdef Gate gate = self._gate
         cdef Prepared ready = self._ready
         cdef LeaseState lease
-        cdef Py_ssize_t at
         if not told.is_admitted():
             return gate._limiter.answered(ready.policy, ready.charge, told.outcome(), 0, self._sent_at)
         ready.charge.told = told
         lease = gate._new_lease()
-        for at in range(3 * len(ready.steps)):
-            lease._row[at] = told.number(at)
+        told.write(lease._row, len(ready.steps))
         lease = gate._admitted(lease, ready, told.now, self._operation.about[2], self._loop)
         if ready.stock is not None:
             gate._limiter.look_ahead(ready.policy, ready.charge)
         return lease
 
     cdef int _let(self, LeaseState lease) except -1:
+        cdef PyObject *state = PyDict_GetItemWithError(self._scope, "state")
         self._lease = lease
-        state = self._scope.get("state")
-        if state is None:
-            state = self._scope["state"] = {}
-        state["ratelimit"] = lease
+        if state is NULL or <object>state is None:
+            self._scope["state"] = {"ratelimit": lease}
+        else:
+            (<object>state)["ratelimit"] = lease
         return 0
 
     def leave(self):
@@ -750,20 +832,24 @@ cdef class Passage:
     cdef object _with_headers(self, message):
         cdef list ours, present
         cdef dict changed
+        cdef PyObject *found
         if self._writes_plainly and self._lease._ready is not None:
             ours = self._headers()
         else:
             ours = self._writer.of_lease(self._lease)
         if not ours:
             return message
-        present = list(message.get("headers", ()))
         changed = PyDict_Copy(message) if type(message) is dict else dict(message)
+        found = PyDict_GetItemWithError(changed, "headers")
+        if found is NULL:
+            present = []
+        else:
+            present = <list><object>found if type(<object>found) is list else list(<object>found)
         if tells_of_limits(present):
             from ratelimit_mw.wire.headers import add_headers
-            present = add_headers(present, ours)
+            changed["headers"] = add_headers(present.copy(), ours)
         else:
-            present += ours
-        changed["headers"] = present
+            changed["headers"] = present + ours
         return changed
 
     cdef list _headers(self):
@@ -871,30 +957,33 @@ cdef class Told:
     cdef list steps
     cdef Py_ssize_t place  # among the charges that were decided as one; below 0 where it was decided alone
 
-    cdef bint is_admitted(self):
+    cdef bint is_admitted(self) noexcept:
         return PyBytes_AS_STRING(self.answer)[0] == 1 if self.place < 0 else self.place < self.admitted()
 
-    cdef Py_ssize_t admitted(self):
+    cdef Py_ssize_t admitted(self) noexcept:
         """How many of those that were decided as one."""
         cdef const unsigned char *end = <const unsigned char *>PyBytes_AS_STRING(self.answer)
         end += PyBytes_GET_SIZE(self.answer) - 2
         return end[0] | end[1] << 8
 
-    cdef i64 number(self, Py_ssize_t at):
+    cdef int write(self, i64 *row, Py_ssize_t limits) except -1:
         """As `Packed.unpack_several` says: the figures are those after the last one."""
-        cdef const unsigned char *text = <const unsigned char *>PyBytes_AS_STRING(self.answer) + 1 + 8 * at
-        cdef unsigned long long found = 0
-        cdef int byte
-        for byte in range(8):
-            found |= <unsigned long long>text[byte] << (8 * byte)
-        if self.place < 0 or at % 3 == 1 or not self.is_admitted():
-            return <i64>found
-        if at % 3 == 2:
-            return 0
-        return <i64>found - (self.admitted() - 1 - self.place) * <i64>self.steps[at // 3]
+        cdef const char *text = PyBytes_AS_STRING(self.answer) + 1
+        cdef Py_ssize_t at
+        for at in range(3 * limits):
+            row[at] = little_endian(text + 8 * at)
+        if self.place >= 0 and self.is_admitted():
+            for at in range(limits):
+                row[3 * at] -= (self.admitted() - 1 - self.place) * <i64>self.steps[at]
+                row[3 * at + 2] = 0
+        return 0
 
     cdef tuple numbers(self):
-        return tuple([self.number(at) for at in range(3 * len(self.steps))])
+        cdef Py_ssize_t limits = len(self.steps), at
+        cdef bytes room = PyBytes_FromStringAndSize(NULL, 24 * limits)
+        cdef i64 *row = <i64 *>PyBytes_AS_STRING(room)
+        self.write(row, limits)
+        return tuple([row[at] for at in range(3 * limits)])
 
     def outcome(self):
         """As an `Outcome` that holds nothing: it is remembered, and a hold is not."""
@@ -989,7 +1078,7 @@ def compose(list batch):
     return groups, n_keys, keys, arguments
 
 
-cdef inline char *put_bytes(char *into, bytes data):
+cdef inline char *put_bytes(char *into, bytes data) noexcept:
     memcpy(into, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
     return into + PyBytes_GET_SIZE(data)
 
@@ -1042,7 +1131,7 @@ cdef inline object item(object row, Py_ssize_t at):
     return <object>PyTuple_GET_ITEM(row, at)
 
 
-cdef inline void put(object made, Py_ssize_t at, object value):
+cdef inline void put(object made, Py_ssize_t at, object value) noexcept:
     Py_INCREF(value)
     PyTuple_SET_ITEM(made, at, value)
 
@@ -1070,8 +1159,9 @@ cpdef bytes new_lease_id():
 cdef class Seen:
     """What the last request with an API key came to."""
 
-    cdef object policy, index
-    cdef object address  # None where the caller is the same from any address
+    cdef PolicyState policy
+    cdef object index
+    cdef object address  # None where the limits are the same from any address
 
 
 cdef class Shortcut:
@@ -1081,7 +1171,7 @@ cdef class Shortcut:
     cdef dict _seen, _by_key, _unlisted, _hops, _literal, _latest
     cdef object _addresses, _match, _look_up, _of_unknown, _of_address, _at
     cdef Py_ssize_t _longest, _most
-    cdef bint _has_routes
+    cdef bint _has_routes, _unknown_by_address
 
     def __init__(self, list names, Py_ssize_t longest, policies, dict known):
         """What `Identifier`, `AddressReader`, `RouteTable` and `Policies` remember, and how they make more."""
@@ -1091,13 +1181,15 @@ cdef class Shortcut:
         self._by_key, self._unlisted = known["by_key"], known["unlisted"]
         self._look_up, self._of_unknown = known["look_up"], known["of_unknown"]
         self._addresses, self._of_address = known["addresses"], known["of_address"]
+        self._unknown_by_address = known["unknown_by_address"]
         self._hops = self._addresses.hops
         self._match, self._literal, self._has_routes = routes.match, routes.literal, routes.has_rules
         self._latest, self._at = policies.latest, policies.at
 
-    cdef object find(self, dict scope):
+    cdef PolicyState find(self, dict scope):
         """The policy; None where somebody has to look closer."""
-        cdef object api_key = self._key(scope["headers"]), known, address = None, index = None, policy
+        cdef object api_key = self._key(scope["headers"]), known, address = None, index = None
+        cdef PolicyState policy
         cdef PyObject *found
         cdef Seen seen
         cdef bint is_new = False
@@ -1126,13 +1218,13 @@ cdef class Shortcut:
                 caller = self._of_unknown(known, address) if known else self._of_address(address)
             known = caller
         policy = self._latest.get((known.partition, index))
-        if policy is None or policy.identity is not known:
+        if policy is None or (<object>policy).identity is not known:
             policy = self._at(known, index)
         if <bytes>api_key and not is_new and policy.is_latest:  # who comes again may come often
             if found is NULL:
                 make_room(self._seen, self._most)
             seen = Seen.__new__(Seen)
-            seen.policy, seen.index, seen.address = policy, index, address
+            seen.policy, seen.index, seen.address = policy, index, address if self._unknown_by_address else None
             self._seen[api_key] = seen
         return policy
 

@@ -4,7 +4,6 @@ A request is plain that comes over HTTP, without a price, under limits that are 
 Redis. Any other goes the long way, through Python alone.
 """
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,7 +12,7 @@ from starlette.types import Message, Scope, Send
 from ratelimit_mw.backends.counts import SlotSet
 from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome
+from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, Hold, Outcome
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission
 from ratelimit_mw.lease import Lease
@@ -28,11 +27,17 @@ if TYPE_CHECKING:
 class Passage(Protocol):
     """A request that was let in, as the `send` of its app. `leave` has to follow, whatever becomes of it."""
 
-    is_asked: bool
-    """Whether its charge is on its way to the backend: then `answer` comes before the app."""
+    asked: "Awaitable[object] | None"
+    """The answer of the backend, where its charge is on its way there; None where it was let in at once."""
 
-    def answer(self) -> "Awaitable[Lease | None]":
-        """The lease that the backend has refused; None where the request was let in."""
+    def answered(self, answer: object) -> "Lease | None":
+        """What follows from the answer: the refused lease; None where the request was let in."""
+
+    def unanswered(self) -> "Lease | None":
+        """The same where the backend is away."""
+
+    def give_up(self) -> None:
+        """The request was cancelled before its answer was read."""
 
     def __call__(self, message: Message) -> "Awaitable[None]":
         """As `send`, with the headers of the decision."""
@@ -67,8 +72,6 @@ def gate_of(middleware: "RateLimitMiddleware") -> Gate | None:
             "hold": Hold,
             "nothing": NOTHING_HELD,
             "no_id": NO_LEASE_ID,
-            "error": BackendError,
-            "cancelled": asyncio.CancelledError,
             # Of exactly these backends it knows the insides.
             "counts_here": type(backend) is MemoryBackend,
             "slot_set": SlotSet,

@@ -72,6 +72,7 @@ class Identifier:
         self._default_plan = identity.default_plan
         self._anonymous_plan = identity.anonymous_plan
         self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
+        self._caps_addresses = bool(identity.per_address)
         self._secret = identity.hash_secret
         self._read_api_key = ApiKeyReader(identity.api_key_headers)
         self._read_address = AddressReader(identity)
@@ -103,6 +104,7 @@ class Identifier:
             "unlisted": self._unlisted,
             "addresses": self._read_address,
             "most": _MAX_REMEMBERED,
+            "unknown_by_address": self._unknown_are_anonymous or self._caps_addresses,
         }
         makers = {"look_up": self._look_up, "of_unknown": self.of_unknown, "of_address": self.of_address}
         shortcut: Callable[[Scope], Policy | None] = core.Shortcut(

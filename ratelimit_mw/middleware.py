@@ -13,6 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ratelimit_mw.charge import BackendError
 from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
 from ratelimit_mw.dashboard import Dashboard, is_below
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
@@ -102,8 +103,17 @@ class RateLimitMiddleware:
             await send(body)
             return
         try:
-            if passage.is_asked:
-                refused = await passage.answer()
+            asked = passage.asked
+            if asked is not None:
+                try:
+                    answer = await asked
+                except asyncio.CancelledError:
+                    passage.give_up()
+                    raise
+                except BackendError:
+                    refused = passage.unanswered()
+                else:
+                    refused = passage.answered(answer)
                 if refused is not None:
                     await _respond(_refusal(refused, writers), scope, receive, send)
                     return

@@ -4,9 +4,10 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ratelimit_mw.charge import Charge, Counter
+from ratelimit_mw.compiled import core
 from ratelimit_mw.identity import Identity, address_partition
 from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw.money import parse_amount
@@ -28,8 +29,25 @@ _CALLER, _ADDRESS = "caller", "ip:address"
 _ANY_ROUTE = RouteSettings(path="/{rest:path}")
 
 
+class PolicyState:
+    """What changes about a policy."""
+
+    admitted = 0
+    """Requests admitted since the tally was added up last."""
+    refused: dict[tuple[str, str], int] | None = None
+    """The same of requests that were not, by outcome and limit; None for none."""
+    ready: object = None
+    """The compiled module's own: what it has made of this policy once, to use it for every request."""
+    is_latest = False
+    """Whether `Policies.latest` has it."""
+
+
+if core is not None and not TYPE_CHECKING:
+    PolicyState = core.PolicyState
+
+
 @dataclass(slots=True, eq=False)
-class Policy:
+class Policy(PolicyState):
     """What holds for one caller on one route. What it says never changes; the tally counts on it."""
 
     identity: Identity
@@ -54,14 +72,6 @@ class Policy:
     """Whether a request is decided about by `charge` alone."""
     is_exempt: bool = False
     """Whether nothing limits this request and nothing is counted."""
-    admitted: int = 0
-    """Requests admitted since the tally was added up last."""
-    refused: dict[tuple[str, str], int] | None = None
-    """The same of requests that were not, by outcome and limit; None for none."""
-    ready: object = None
-    """The compiled module's own: what it has made of this policy once, to use it for every request."""
-    is_latest: bool = False
-    """Whether `Policies.latest` has it."""
     stock: Stock | None = None
     """What this process has taken ahead for requests without a price; None where it takes nothing."""
 

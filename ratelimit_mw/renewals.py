@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from math import inf
+from typing import TYPE_CHECKING
 
 from ratelimit_mw.charge import BackendError, Money
+from ratelimit_mw.compiled import core
 from ratelimit_mw.events import Notifier, SlotLost
 from ratelimit_mw.lease import Lease
 
@@ -15,16 +17,27 @@ RENEWALS_PER_LEASE = 3
 """So that two renewals in a row may fail before a slot is lost."""
 
 
-class Renewals:
+class RenewalsState:
+    """What is looked at for each lease."""
+
+    leases: dict[bytes, Lease]
+    """Those that are renewed, by id."""
+    covers: float
+    """The timer comes in time for leases of so many seconds or more; infinite where there is none."""
+
+
+if core is not None and not TYPE_CHECKING:
+    RenewalsState = core.RenewalsState
+
+
+class Renewals(RenewalsState):
     """The live leases of one event loop. Created inside that loop."""
 
     def __init__(self, notify: Notifier) -> None:
         self._notify = notify
         self._loop = asyncio.get_running_loop()
-        self.leases: dict[bytes, Lease] = {}
-        """Those that are renewed, by id."""
+        self.leases = {}
         self.covers = inf
-        """The timer comes in time for leases of so many seconds or more; infinite where there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._tick = 10.0
         self._task: asyncio.Task[None] | None = None

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,28 @@ def test_a_window_counts_as_its_twin(quota: int, seconds: int, steps: list[tuple
 
 
 @needs_core
+def test_the_lock_keeps_other_threads_out() -> None:
+    """Who has the lock may take it again; another thread waits until it was given back as often."""
+    lock = core.Lock()
+    steps: list[str] = []
+
+    def other() -> None:
+        with lock:
+            steps.append("other")
+
+    thread = threading.Thread(target=other)
+    with lock:
+        with lock:
+            thread.start()
+            thread.join(0.05)
+            steps.append("inner")
+        thread.join(0.05)
+        steps.append("outer")
+    thread.join(5)
+    assert steps == ["inner", "outer", "other"]
+
+
+@needs_core
 @pytest.mark.parametrize("seed", range(4))
 def test_any_traffic_is_answered_as_by_its_twin(seed: int) -> None:
     """Callers, routes, headers, slots, budgets, proxies, errors, late answers, clock steps: each answer, to
@@ -137,7 +160,7 @@ async def test_a_caller_is_let_in_who_was_never_here(server: StoreServer) -> Non
         for number in range(4):
             passage = gate.enter(scope_of(b"new %d" % number), None)
             assert passage is not None
-            assert await passage.answer() is None
+            assert passage.answered(await passage.asked) is None
             passage.leave()
             limiter.live._put(limiter.live.rules.with_registered({}))
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from ratelimit_mw.charge import (
     Settlement,
     place_of,
 )
+from ratelimit_mw.compiled import core
 from ratelimit_mw.limits import Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
@@ -30,6 +32,8 @@ MAX_WINDOWS = 200_000
 forgotten. Also how many charges that were never settled nor ended are remembered."""
 SPARE_SLOTS = 4_000
 """Slot sets that are kept though nobody holds a slot, so that callers who come one at a time find theirs."""
+
+new_lock: Callable[[], AbstractContextManager[object]] = threading.RLock if core is None else core.Lock
 
 Name = tuple[str, str]
 """Partition and scope."""
@@ -46,7 +50,7 @@ class MemoryBackend:
     def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
         self.clock = clock
         self._max_windows = max_windows
-        self.lock = threading.RLock()  # one limiter serves the event loops of several threads
+        self.lock = new_lock()  # one limiter serves the event loops of several threads
         # Windows by length, days and months apart: those not used for longest are also the first to die.
         self._logs: dict[int, Store[Name, PlainLog]] = {}
         self._days: Store[Name, Book] = Store(max_windows)

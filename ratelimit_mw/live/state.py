@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.checks.startup import log_findings
+from ratelimit_mw.compiled import core
 from ratelimit_mw.live import registry, reload
 from ratelimit_mw.live.key_entries import KeyEntry
 from ratelimit_mw.live.registry import Registry
@@ -22,7 +24,20 @@ OPEN_TIMEOUT = 1.0
 """Seconds that opening waits for the live keys. A backend that is away never prevents a start."""
 
 
-class Live:
+class LiveState:
+    """What is looked at for each request."""
+
+    rules: Rules
+    resolver: Resolver | None
+    ready: set[asyncio.AbstractEventLoop]
+    """The event loops in which everything is watched. In any other, `get_ready` comes first."""
+
+
+if core is not None and not TYPE_CHECKING:
+    LiveState = core.LiveState
+
+
+class Live(LiveState):
     """The rules in force, and what changes them: always as a whole, between two requests."""
 
     def __init__(
@@ -33,7 +48,7 @@ class Live:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ratelimit_mw")
         self._registry = Registry(open_key_store(settings.backend), self._thread)
         self.rules = Rules.of(settings, {})
-        self.resolver: Resolver | None = None
+        self.resolver = None
         if resolve is not None:
             self.resolve_by(resolve)
         jobs = [*others]
@@ -44,8 +59,7 @@ class Live:
             run, close = self._look_at_keys, self._registry.close
             jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
         self._upkeep = Upkeep(jobs)
-        self.ready: set[asyncio.AbstractEventLoop] = set()
-        """The event loops in which everything is watched. In any other, `get_ready` comes first."""
+        self.ready = set()
 
     @property
     def keys(self) -> Mapping[str, KeyEntry]:
