@@ -882,6 +882,7 @@ cdef class Template:
     cdef readonly Py_ssize_t n_keys
     cdef readonly object unpack
     cdef public list steps
+    cdef public str charges
     cdef bytes _body
 
     def __init__(self, bytes keys, Py_ssize_t n_keys, bytes body, Py_ssize_t id_size=0, unpack=bytes, bytes head=None):
@@ -1029,15 +1030,19 @@ def take(list queue, Py_ssize_t most):
 
 
 def compose(list batch):
-    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations."""
+    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations; and whether two
+    charges may have a key in common.
+    """
     cdef dict places = {}
+    cdef set charged = set()
     cdef list groups = [], members, several = []
     cdef Operation operation
     cdef Template template
     cdef PyObject *found
-    cdef Py_ssize_t n_keys = 0, keys_size = 0, size = 0, at
+    cdef Py_ssize_t n_keys = 0, keys_size = 0, size = 0, charges = 0, at
     cdef bytes keys, arguments, argument
     cdef char *into
+    cdef bint is_shared = False
     for each in batch:
         operation = <Operation?>each
         found = PyDict_GetItemWithError(places, operation.template)
@@ -1053,6 +1058,11 @@ def compose(list batch):
         template = operation.template
         n_keys += template.n_keys
         keys_size += PyBytes_GET_SIZE(template.keys)
+        if template.charges is None:
+            is_shared = True
+        elif template.charges:
+            charges += 1
+            charged.add(template.charges)
         if len(members) == 1:
             size += PyBytes_GET_SIZE(template.head) + PyBytes_GET_SIZE(operation.id) + 2
         else:
@@ -1075,7 +1085,7 @@ def compose(list batch):
         else:
             into = put_bytes(into, <bytes>several[at])
             at += 1
-    return groups, n_keys, keys, arguments
+    return groups, n_keys, keys, arguments, is_shared or len(charged) < charges
 
 
 cdef inline char *put_bytes(char *into, bytes data) noexcept:

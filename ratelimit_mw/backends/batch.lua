@@ -6,8 +6,9 @@
 -- read once and written once per batch; in between the charges are decided in order on what was read.
 --
 -- KEYS   the keys of every operation, one operation after the other
--- ARGV   [1] the time in microseconds, or '' for the server's own TIME; [2..] an operation each, a letter
---        and packed little-endian fields:
+-- ARGV   [1] D where no two charges have a key in common and none has a period, else S; and the time in
+--        microseconds, or nothing for the server's own TIME; [2..] an operation each, a letter and packed
+--        little-endian fields:
 --        A P  acquire, peek: n, cost, price, life of its record in ms (0: none), n limits, ids;
 --             keys: one for each limit, then the record
 --        T    take ahead: as acquire, of windows alone. In place of the price the microseconds within which
@@ -47,25 +48,34 @@
 
 -- Fields of a header: sum, oldest, newest, when the key dies, cost of the newest, ahead, head, room in the ring,
 -- entries in the ring, entries outside of it. The same with the stage behind it, and with one more entry on that.
-local HEADER, WITH_STAGE, WITH_ENTRY = '<ddddI4I4I2I2I2I2', '<ddddI4I4I2I2I2I2c0', '<ddddI4I4I2I2I2I2c0dI4'
-local HEADER_SIZE, ENTRY_SIZE, STAGED = 48, 12, 5
-local ID_SIZE, LIMIT_SIZE = 16, 25
-local MOST_COST, MOST_MONEY = 4294967295, 9007199254740992 -- what entries and doubles hold exactly
+-- Whoever loads the script writes these constants into it: a variable that functions share costs each call.
+local HEADER = '<ddddI4I4I2I2I2I2'
+local WITH_STAGE = '<ddddI4I4I2I2I2I2c0'
+local WITH_ENTRY = '<ddddI4I4I2I2I2I2c0dI4'
+local HEADER_SIZE = 48
+local ENTRY_SIZE = 12
+local STAGED = 5
+local ID_SIZE = 16
+local LIMIT_SIZE = 25
+local MOST_COST = 4294967295 -- what entries hold exactly, and what doubles do
+local MOST_MONEY = 9007199254740992
+
 local ARGV, KEYS = ARGV, KEYS
 local call, pack, slice, byte = redis.call, struct.pack, string.sub, string.byte
 local spread, unpack = unpack, struct.unpack
 
-local now
-if ARGV[1] == '' then
-  local time = call('TIME')
-  now = time[1] * 1000000 + time[2]
-else
-  now = tonumber(ARGV[1])
+local function run() -- its functions find those above without a search
+
+local time = slice(ARGV[1], 2)
+if time == '' then
+  local parts = call('TIME')
+  time = parts[1] .. slice('00000' .. parts[2], -6)
 end
+local now = tonumber(time)
 
 -- Of the keys of charges: true where one charge needs it, false where several do; else what was read of it and
--- changed since, to be written at the end, in this order. Whether any is needed by several.
-local states, order, shares = {}, {}, false
+-- changed since, to be written at the end, in this order. Whether any may be needed by several, and whether one is.
+local states, order, looks, shares = {}, {}, byte(ARGV[1]) ~= 68, false -- D
 
 local texts = {} -- numbers as arguments: the same few times and places come again and again
 
@@ -210,7 +220,9 @@ function decide(plan, j, alone, admitted)
   local limit = plan[j]
   if limit then
     local key = KEYS[plan.first + j]
-    if (states[key] == true) == alone then return limit.decide(plan, limit, key, j, alone, admitted) end
+    if not shares or (states[key] == true) == alone then
+      return limit.decide(plan, limit, key, j, alone, admitted)
+    end
     return decide(plan, j + 1, alone, admitted)
   elseif not alone then
     return decide(plan, 1, true, admitted)
@@ -223,7 +235,7 @@ end
 
 -- the batch -------------------------------------------------------------------------------------
 
-local replies, firsts = {string.format('%.0f', now)}, {0} -- `firsts` as `keys` below, of charges
+local replies, firsts = {time}, {0} -- `firsts` as `keys` below, of charges
 local place, keys = 2, 0 -- of the operation in hand: its place in ARGV, and the number of keys before its own
 
 local function all_but_charges()
@@ -233,7 +245,7 @@ local function all_but_charges()
     -- The number of keys is read from the operation alone: one which fails cannot shift those of the next.
     if kind == 65 or kind == 80 or kind == 84 then -- A P T
       firsts[place] = first
-      for i = first + 1, first + n do
+      for i = first + 1, looks and first + n or 0 do
         local key = KEYS[i]
         local known = states[key]
         shares = shares or known ~= nil
@@ -293,7 +305,9 @@ function upkeep()
   -- What becomes of windows beside a charge. All take and give header and stage as one string, `raw`.
   if made_upkeep then return made_upkeep end
   local floor, min, max = math.floor, math.min, math.max
-  local ENTRY, RING, CHUNK = '<dI4', 108, 32 -- the ring begins behind the stage
+  local ENTRY = '<dI4'
+  local RING = 108 -- it begins behind the stage
+  local CHUNK = 32
   local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
   local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
   local MOST_OUTSIDE = 99 -- more than a batch puts outside of the ring
@@ -642,7 +656,8 @@ function rare()
   return made_rare
 end
 
-for _, step in ipairs({all_but_charges, all_charges}) do -- an operation that fails, fails alone
+for pass = 1, 2 do -- an operation that fails, fails alone
+  local step = pass == 1 and all_but_charges or all_charges
   place = 2
   while place <= #ARGV do
     local ok, fault = pcall(step)
@@ -663,3 +678,7 @@ for i = 2, failed and #ARGV or 0 do
   end
 end
 return replies
+
+end
+
+return run()

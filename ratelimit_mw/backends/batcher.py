@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 import random
+import re
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable
@@ -21,7 +22,16 @@ from ratelimit_mw.backends.connection import Connection, OnReply, Reply
 from ratelimit_mw.charge import WAITS, BackendError, Load
 from ratelimit_mw.compiled import core
 
-SCRIPT = files(__package__).joinpath("batch.lua").read_bytes()
+
+def _load_script() -> bytes:
+    """`batch.lua` with its constants written where they are used: each `local NAME = value` of one value."""
+    text = files(__package__).joinpath("batch.lua").read_text("utf-8")
+    constant = re.compile(r"^ *local ([A-Z_]+) = (\S+).*\n", re.MULTILINE)
+    values = dict(constant.findall(text))
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda name: values[name[0]], constant.sub("", text)).encode()
+
+
+SCRIPT = _load_script()
 MAX_BATCH = 64
 """Operations in one call of the script, so that none takes the server over a millisecond."""
 IN_FLIGHT = 2
@@ -84,7 +94,7 @@ class Template:
     Operations of one template in a batch are sent as one, which the script decides as if each were its own.
     """
 
-    __slots__ = ("_body", "head", "keys", "n_keys", "steps", "unpack")
+    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "steps", "unpack")
 
     def __init__(
         self,
@@ -106,6 +116,8 @@ class Template:
         self._body = body
         self.steps: list[int] | None = None
         """Of a charge: by how much the figure of each limit grows with one more of its kind."""
+        self.charges: str | None = None
+        """The one partition whose windows and slots it charges, "" for none; None for any other."""
 
     def several(self, ids: Collection[bytes]) -> bytes:
         """The argument that stands for an operation of each id."""
@@ -353,14 +365,15 @@ class Batcher(_Outbox):
 
     def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
         """The call of the script for a batch, which counts as sent from now on."""
-        groups, n_keys, keys, arguments = _compose(batch)
+        groups, n_keys, keys, arguments, is_shared = _compose(batch)
         head = b"*%d\r\n%b" % (4 + n_keys + len(groups), _BY_DIGEST if by_digest else _BY_TEXT)
         # What must arrive may have waited long for the server to be back.
         since = next((operation.since for operation in batch if not operation.must_arrive), self._loop.time())
         self._sent.append(_Batch(batch, groups, since, by_digest))
         self.batches += 1
         self.operations += len(batch)
-        return b"".join((head, bulk(b"%d" % n_keys), keys, self._clock_argument(), arguments))
+        shares_and_time = bulk((b"S" if is_shared else b"D") + self._clock_argument())
+        return b"".join((head, bulk(b"%d" % n_keys), keys, shares_and_time, arguments))
 
     # answers ------------------------------------------------------------------------------------
 
@@ -539,8 +552,11 @@ def _take(queue: list[Operation], most: int) -> list[Operation]:
     return batch
 
 
-def _compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, bytes]:
-    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations."""
+def _compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, bytes, bool]:
+    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations.
+
+    And whether two charges may have a key in common.
+    """
     groups: dict[Template, list[Operation]] = {}
     for operation in batch:
         groups.setdefault(operation.template, []).append(operation)
@@ -552,7 +568,9 @@ def _compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes,
     ]
     n_keys = sum([template.n_keys for template in groups])
     keys = b"".join([template.keys for template in groups])
-    return list(groups.values()), n_keys, keys, b"".join(arguments)
+    charged = [template.charges for template in groups if template.charges != ""]
+    is_shared = None in charged or len(set(charged)) < len(charged)
+    return list(groups.values()), n_keys, keys, b"".join(arguments), is_shared
 
 
 def _hand_out(

@@ -49,7 +49,6 @@ _REFUSED, _ADMITTED, _OTHER_PERIOD = 0, 1, 2
 _MAX_RELEASES = 16_384
 """Callers whose release is kept packed."""
 _NO_LEASE = bytes(LEASE_ID_SIZE)
-_SERVER_CLOCK = bulk(b"")
 
 
 class RedisBackend:
@@ -215,16 +214,15 @@ class RedisBackend:
         """All of a release but the id of the lease, made once."""
         packed = self.prepare(charge)
         if packed.release is None:
-            body, head = _release(len(charge.slots))
             keys = packed.layout.slot_keys.of(charge)
-            packed.release = Template(keys, len(charge.slots), body, LEASE_ID_SIZE, head=head)
+            packed.release = _release_template(keys, len(charge.slots))
         return packed.release
 
     def _pack(self, charge: Charge, now: int) -> "Packed":
         """A charge's keys and limits as they are sent, until a period of it ends."""
         if charge.like is not None and not charge.allowances:
             model = self.prepare(charge.like)
-            return Packed(self, model.layout, model.layout.keys.of(charge))
+            return Packed(self, model.layout, charge)
         places = [(counter.partition, self._suffix(counter, now)) for counter in charge.counters]
         keys = _Keys(self._prefix, places)
         limits, since, until = b"", 0, 1 << 62
@@ -236,7 +234,7 @@ class RedisBackend:
             else:
                 limits += _pack_limit(counter.limit)
         slot_keys = _Keys(self._prefix, [(held.partition, f"s:{held.scope}") for held in charge.slots])
-        return Packed(self, _Layout(charge, (keys, slot_keys), limits, since, until), keys.of(charge))
+        return Packed(self, _Layout(charge, (keys, slot_keys), limits, since, until), charge)
 
     def on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
         """Undo a charge that nobody waits for any more.
@@ -274,8 +272,7 @@ class RedisBackend:
     def _pack_release(self, slots: tuple[Held, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
         keys = b"".join([bulk(self._name(held.partition, f"s:{held.scope}")) for held in slots])
-        body, head = _release(len(slots))
-        return Template(keys, len(slots), body, LEASE_ID_SIZE, head=head)
+        return _release_template(keys, len(slots))
 
     # sending ------------------------------------------------------------------------------------
 
@@ -306,7 +303,7 @@ class RedisBackend:
         )
 
     def _clock_argument(self) -> bytes:
-        return _SERVER_CLOCK if self._clock is None else bulk(b"%d" % self._clock())
+        return b"" if self._clock is None else b"%d" % self._clock()
 
     def _now(self) -> int:
         """The server's time in microseconds, as far as this machine can tell."""
@@ -362,6 +359,11 @@ class _Keys:
             filled += (size + len(tag), tag)
         return self._text % tuple(filled)
 
+    def only_partition_of(self, charge: Charge) -> str | None:
+        """The partition of all of them, None where there are several."""
+        partition, *others = {partition for partition, _ in self._places} or {""}
+        return None if others else charge.partition_of(partition)
+
 
 class _Layout:
     """What charges have in common that differ in their partitions alone."""
@@ -387,10 +389,11 @@ class Packed(Template):
 
     __slots__ = ("layout", "owner", "release")
 
-    def __init__(self, owner: RedisBackend, layout: _Layout, keys: bytes) -> None:
-        like = layout.template
-        super().__init__(keys, like.n_keys, layout.body, LEASE_ID_SIZE, like.unpack, like.head)
+    def __init__(self, owner: RedisBackend, layout: _Layout, charge: Charge) -> None:
+        like, keys = layout.template, layout.keys
+        super().__init__(keys.of(charge), like.n_keys, layout.body, LEASE_ID_SIZE, like.unpack, like.head)
         self.steps = layout.steps
+        self.charges = keys.only_partition_of(charge)
         self.owner = owner
         self.layout = layout
         self.release: Template | None = None
@@ -415,6 +418,13 @@ def _pack_limit(limit: Limit) -> bytes:
     if isinstance(limit, Slots):
         return _LIMIT.pack(b"C", limit.limit, int(limit.lease * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
+
+
+def _release_template(keys: bytes, slots: int) -> Template:
+    body, head = _release(slots)
+    template = Template(keys, slots, body, LEASE_ID_SIZE, head=head)
+    template.charges = ""
+    return template
 
 
 @lru_cache(maxsize=16)
