@@ -9,7 +9,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
-from ratelimit_mw.backends.batcher import Batcher, Operation
+from ratelimit_mw.backends.batcher import Batcher
+from ratelimit_mw.backends.operations import Operation
 from ratelimit_mw.charge import Hold, Money
 from tests.asgi import settings_of
 from tests.servers import StoreServer

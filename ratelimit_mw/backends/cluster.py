@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from ratelimit_mw.backends.batcher import Batcher, Sender
+from ratelimit_mw.backends.batcher import Batcher
 from ratelimit_mw.backends.nodes import Nodes
+from ratelimit_mw.backends.operations import Sender
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.backends.router import Router
 from ratelimit_mw.charge import (

@@ -1,18 +1,35 @@
 """The shared backend: one Redis or Valkey behind all workers.
 
-Packs charges into operations of the script `batch.lua` and reads its answers. Whatever of a charge never
-changes is packed once.
+Makes operations of the script `batch.lua` of charges, releases and settles, and reads its answers.
 """
 
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable, Iterable, Sequence
-from functools import lru_cache, reduce
-from itertools import chain, repeat
+from collections.abc import Awaitable, Sequence
+from functools import reduce
 from typing import Any
 
-from ratelimit_mw.backends.batcher import Batcher, Operation, Sender, Template, bulk
+from ratelimit_mw.backends.batcher import Batcher
+from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk
+from ratelimit_mw.backends.packing import (
+    ACQUIRE,
+    ADMITTED,
+    FINISH,
+    ID,
+    LIMIT,
+    OTHER_PERIOD,
+    RENEW,
+    SETTLE,
+    SLOT,
+    Keys,
+    Layout,
+    Packed,
+    operation_on,
+    pack_limit,
+    release_template,
+    tag_of,
+)
 from ratelimit_mw.backends.servers import connector_to
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
@@ -29,7 +46,7 @@ from ratelimit_mw.charge import (
     Settlement,
     place_of,
 )
-from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
+from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.periods import KEPT_AFTER_END, period_at
 from ratelimit_mw.room import make_room
 
@@ -38,14 +55,6 @@ CLOSE_TIMEOUT = 2.0
 ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
-_LIMIT = struct.Struct("<cddd")
-_ACQUIRE = struct.Struct("<cBddd")
-_FINISH = struct.Struct("<cBBdd")
-_ID = struct.Struct(f"{LEASE_ID_SIZE}s")
-_RENEW = struct.Struct("<c16sdB")
-_SETTLE = struct.Struct("<c16sdBB")
-_SLOT = _LIMIT.pack(b"C", 0, 0, 0)
-_REFUSED, _ADMITTED, _OTHER_PERIOD = 0, 1, 2
 _MAX_RELEASES = 16_384
 """Callers whose release is kept packed."""
 _NO_LEASE = bytes(LEASE_ID_SIZE)
@@ -118,7 +127,7 @@ class RedisBackend:
         except asyncio.CancelledError:
             self.give_up(operation)
             raise
-        if numbers[0] == _ADMITTED:
+        if numbers[0] == ADMITTED:
             return Outcome(True, now, numbers[1:], hold)
         return Outcome(False, now, numbers[1:], NOTHING_HELD)
 
@@ -134,8 +143,8 @@ class RedisBackend:
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        body = _RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
-        _, answer = await self._submit(_operation(self._slot_keys(hold), body))
+        body = RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
+        _, answer = await self._submit(operation_on(self._slot_keys(hold), body))
         return b"\0" not in answer
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
@@ -147,9 +156,9 @@ class RedisBackend:
         if not hold.periods:
             return Settlement.UNKNOWN
         keys = [*self._period_keys(hold), self._record_key(hold)]
-        body = _SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
+        body = SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        _, answer = await self._submit(_operation(keys, body + ends), must_arrive=True)
+        _, answer = await self._submit(operation_on(keys, body + ends), must_arrive=True)
         return Settlement(answer[0])
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
@@ -159,7 +168,7 @@ class RedisBackend:
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
         keys = [self._key(counter, self._now()) for counter in charge.counters]
-        await self._submit(_operation(keys, struct.pack("<cB", b"D", len(keys))))
+        await self._submit(operation_on(keys, struct.pack("<cB", b"D", len(keys))))
 
     # charges ------------------------------------------------------------------------------------
 
@@ -176,8 +185,8 @@ class RedisBackend:
                 self.give_up(operation)
                 raise
             self._skew = answered - _machine_clock()
-            if answer[0] != _OTHER_PERIOD:
-                admitted = answer[0] == _ADMITTED
+            if answer[0] != OTHER_PERIOD:
+                admitted = answer[0] == ADMITTED
                 numbers = packed.unpack(answer)[1:]
                 return Outcome(admitted, answered, numbers, hold if admitted else NOTHING_HELD)
             # A period ended between this machine's clock and the server's, whose time is known now.
@@ -197,7 +206,7 @@ class RedisBackend:
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = _ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
+        body = ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
         operation = Operation(Template(keys, n_keys, body))
         if kind == b"A":
             operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
@@ -215,7 +224,7 @@ class RedisBackend:
         packed = self.prepare(charge)
         if packed.release is None:
             keys = packed.layout.slot_keys.of(charge)
-            packed.release = _release_template(keys, len(charge.slots))
+            packed.release = release_template(keys, len(charge.slots))
         return packed.release
 
     def _pack(self, charge: Charge, now: int) -> "Packed":
@@ -224,17 +233,17 @@ class RedisBackend:
             model = self.prepare(charge.like)
             return Packed(self, model.layout, charge)
         places = [(counter.partition, self._suffix(counter, now)) for counter in charge.counters]
-        keys = _Keys(self._prefix, places)
+        keys = Keys(self._prefix, places)
         limits, since, until = b"", 0, 1 << 62
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
                 period = period_at(counter.limit.period, counter.limit.timezone, now)
-                limits += _LIMIT.pack(b"B", counter.limit.amount, period.start, period.end)
+                limits += LIMIT.pack(b"B", counter.limit.amount, period.start, period.end)
                 since, until = max(since, period.start), min(until, period.end)
             else:
-                limits += _pack_limit(counter.limit)
-        slot_keys = _Keys(self._prefix, [(held.partition, f"s:{held.scope}") for held in charge.slots])
-        return Packed(self, _Layout(charge, (keys, slot_keys), limits, since, until), charge)
+                limits += pack_limit(counter.limit)
+        slot_keys = Keys(self._prefix, [(held.partition, f"s:{held.scope}") for held in charge.slots])
+        return Packed(self, Layout(charge, (keys, slot_keys), limits, since, until), charge)
 
     def on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
         """Undo a charge that nobody waits for any more.
@@ -242,15 +251,15 @@ class RedisBackend:
         `now` is when it was made and `answer` what it met; 0 and None where both are unknown.
         """
         charge, lease_id, hold = about
-        if answer is not None and answer[0] != _ADMITTED:
+        if answer is not None and answer[0] != ADMITTED:
             return
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
             # Not sent again: done twice, it would give back another request's units.
-            body = _FINISH.pack(b"F", len(windows), Money.UNTOUCHED.value, now, charge.cost)
+            body = FINISH.pack(b"F", len(windows), Money.UNTOUCHED.value, now, charge.cost)
             keys = [self._key(counter, now) for counter in windows]
-            limits = [_pack_limit(counter.limit) for counter in windows]
-            self._submit(_operation(keys, b"".join((body, *limits, lease_id))))
+            limits = [pack_limit(counter.limit) for counter in windows]
+            self._submit(operation_on(keys, b"".join((body, *limits, lease_id))))
         if hold is not NOTHING_HELD:
             self._owe_finish(hold, Money.GIVE_BACK)
 
@@ -261,18 +270,18 @@ class RedisBackend:
                 make_room(self.releases, _MAX_RELEASES)
                 template = self.releases[hold.slots] = self._pack_release(hold.slots)
             return self._submit(Operation(template, hold.id), must_arrive=True)
-        keys, limits = self._slot_keys(hold), _SLOT * len(hold.slots)
+        keys, limits = self._slot_keys(hold), SLOT * len(hold.slots)
         moves = money if hold.periods else Money.UNTOUCHED
         if moves is not Money.UNTOUCHED:
             keys += [*self._period_keys(hold), self._record_key(hold)]
-            limits += b"".join([_LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
-        body = _FINISH.pack(b"F", len(limits) // _LIMIT.size, moves.value, 0, 0) + limits
-        return self._submit(_operation(keys, body + _ID.pack(hold.id)), must_arrive=True)
+            limits += b"".join([LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
+        body = FINISH.pack(b"F", len(limits) // LIMIT.size, moves.value, 0, 0) + limits
+        return self._submit(operation_on(keys, body + ID.pack(hold.id)), must_arrive=True)
 
     def _pack_release(self, slots: tuple[Held, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
         keys = b"".join([bulk(self._name(held.partition, f"s:{held.scope}")) for held in slots])
-        return _release_template(keys, len(slots))
+        return release_template(keys, len(slots))
 
     # sending ------------------------------------------------------------------------------------
 
@@ -335,109 +344,7 @@ class RedisBackend:
         return self._name(hold.periods[0].partition, f"r:{hold.id.hex()}")
 
     def _name(self, partition: str, suffix: str) -> bytes:
-        return b"%b{%b}:%b" % (self._prefix, _tag(partition), suffix.encode("utf-8", "surrogatepass"))
-
-
-class _Keys:
-    """The keys of charges that differ in their partitions alone, as they are sent."""
-
-    def __init__(self, prefix: bytes, places: Iterable[tuple[str, str]]) -> None:
-        self._text = b""
-        self._places: list[tuple[str, int]] = []
-        for partition, suffix in places:
-            before, after = prefix + b"{", b"}:" + suffix.encode("utf-8", "surrogatepass")
-            parts = [part.replace(b"%", b"%%") for part in (before, after)]
-            self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
-            self._places.append((partition, len(before + after)))
-
-    def of(self, charge: Charge) -> bytes:
-        """Those of one of the charges."""
-        last, tag, filled = None, b"", list[int | bytes]()
-        for partition, size in self._places:
-            if partition != last:
-                last, tag = partition, _tag(charge.partition_of(partition))
-            filled += (size + len(tag), tag)
-        return self._text % tuple(filled)
-
-    def only_partition_of(self, charge: Charge) -> str | None:
-        """The partition of all of them, None where there are several."""
-        partition, *others = {partition for partition, _ in self._places} or {""}
-        return None if others else charge.partition_of(partition)
-
-
-class _Layout:
-    """What charges have in common that differ in their partitions alone."""
-
-    def __init__(
-        self, charge: Charge, keys: tuple[_Keys, _Keys], limits: bytes, since: int, until: int
-    ) -> None:
-        self.keys, self.slot_keys = keys
-        self.limits = limits
-        self.since = since
-        self.until = until
-        n_keys, kind = len(charge.counters), b"T" if charge.ahead else b"A"
-        body = _ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
-        answer = struct.Struct("<B" + "qqq" * n_keys)
-        self.steps = charge.steps
-        self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, answer.unpack)
-        self.body = body
-        self.answer_of_several = struct.Struct(answer.format + "H")
-
-
-class Packed(Template):
-    """A charge without a price, as it is sent; and what its answers mean."""
-
-    __slots__ = ("layout", "owner", "release")
-
-    def __init__(self, owner: RedisBackend, layout: _Layout, charge: Charge) -> None:
-        like, keys = layout.template, layout.keys
-        super().__init__(keys.of(charge), like.n_keys, layout.body, LEASE_ID_SIZE, like.unpack, like.head)
-        self.steps = layout.steps
-        self.charges = keys.only_partition_of(charge)
-        self.owner = owner
-        self.layout = layout
-        self.release: Template | None = None
-
-    def unpack_several(self, answer: bytes, number: int) -> Iterable[tuple[int, ...]]:
-        """What each charge would have been told alone, in its turn: whether it is admitted, its figures."""
-        *numbers, admitted = self.layout.answer_of_several.unpack(answer)
-        columns: list[Iterable[int]] = [repeat(_ADMITTED, admitted)]
-        for place, step in enumerate(self.layout.steps):
-            used, reset_after, _ = numbers[3 * place + 1 : 3 * place + 4]
-            columns += (range(used - (admitted - 1) * step, used + 1, step), repeat(reset_after), repeat(0))
-        return chain(zip(*columns, strict=False), repeat((_REFUSED, *numbers[1:]), number - admitted))
-
-
-def _operation(keys: list[bytes], body: bytes) -> Operation:
-    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body))
-
-
-def _pack_limit(limit: Limit) -> bytes:
-    if isinstance(limit, Window):
-        return _LIMIT.pack(b"W", limit.quota, limit.length, limit.granule)
-    if isinstance(limit, Slots):
-        return _LIMIT.pack(b"C", limit.limit, int(limit.lease * SECOND), 0)
-    raise TypeError(f"an allowance is packed with its period: {limit!r}")
-
-
-def _release_template(keys: bytes, slots: int) -> Template:
-    body, head = _release(slots)
-    template = Template(keys, slots, body, LEASE_ID_SIZE, head=head)
-    template.charges = ""
-    return template
-
-
-@lru_cache(maxsize=16)
-def _release(slots: int) -> tuple[bytes, bytes]:
-    """The body of a release of so many slots, up to the id; the same as an argument."""
-    body = _FINISH.pack(b"F", slots, Money.UNTOUCHED.value, 0, 0) + _SLOT * slots
-    return body, Template(b"", slots, body, LEASE_ID_SIZE).head
-
-
-def _tag(partition: str) -> bytes:
-    """A partition as the hash tag of Redis Cluster, which must not hold a brace of its own."""
-    tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    return tag.encode("utf-8", "surrogatepass")
+        return b"%b{%b}:%b" % (self._prefix, tag_of(partition), suffix.encode("utf-8", "surrogatepass"))
 
 
 def _machine_clock() -> int:

@@ -9,10 +9,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial, reduce
 from typing import Protocol
 
-from ratelimit_mw.backends.batcher import Batcher, Group, Operation, Redirect, bulk
+from ratelimit_mw.backends.batcher import Batcher, Group, Redirect
 from ratelimit_mw.backends.connection import Connection
 from ratelimit_mw.backends.hosts import Address
 from ratelimit_mw.backends.nodes import Nodes, Owners, hash_slot, hash_tag
+from ratelimit_mw.backends.operations import Operation, bulk
 from ratelimit_mw.charge import BackendError, Load
 
 AT_ONCE = 3
