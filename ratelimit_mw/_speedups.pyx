@@ -21,9 +21,9 @@ from libc.math cimport llrint
 from libc.string cimport memcmp, memcpy, memmove
 
 import os
+import time  # its clocks are looked up each time, as in Python: tests of apps put others in their place
 from asyncio import InvalidStateError, get_running_loop
 from itertools import repeat
-from time import monotonic
 
 from ratelimit_mw.room import make_room
 
@@ -47,22 +47,13 @@ cdef extern from *:
 
 cdef extern from *:
     """
-    #include <time.h>
-
     static long long little_endian(const char *text) {
         unsigned long long found = 0;
         for (int byte = 0; byte < 8; byte++) found |= (unsigned long long)(unsigned char)text[byte] << (8 * byte);
         return (long long)found;
     }
-
-    static long long wall_clock_us(void) {  /* as time.time_ns tells it */
-        struct timespec now;
-        timespec_get(&now, TIME_UTC);
-        return (long long)now.tv_sec * 1000000 + now.tv_nsec / 1000;
-    }
     """
     i64 little_endian(const char *text) noexcept
-    i64 wall_clock_us() noexcept
 
 cdef enum:
     MOST_LIMITS = 8  # of a charge that is counted here; one of more goes the long way
@@ -339,6 +330,11 @@ cdef class PolicyState:
     cdef public bint is_latest
 
 
+def count_one(dict counts, kind):
+    """Add one to a count, while no other thread runs."""
+    counts[kind] = counts.get(kind, 0) + 1
+
+
 cdef class Prepared:
     """What all requests of a plain policy have in common."""
 
@@ -464,7 +460,8 @@ cdef class Gate:
         """A refusal met again, as `Limiter.repeat` and `RefusalWriter.again` answer it; None where they may not,
         or would say another.
         """
-        cdef object refused = self._refused.get(ready.charge), counted = ready.policy.refused, kind
+        cdef object refused = self._refused.get(ready.charge), kind
+        cdef dict counted
         cdef double now = self._steady()
         cdef object kept, response
         cdef list headers
@@ -483,11 +480,12 @@ cdef class Gate:
         wait = -(-(<i64>item(kept, 3) - age) // 1000)
         headers[<Py_ssize_t>item(kept, 2)] = (b"retry-after-ms", digits(wait if wait > 1 else 1))
         # Nothing else runs between these lines, so what another thread adds up is never half counted.
+        counted = ready.policy.refused
         number = NULL if counted is None else PyDict_GetItemWithError(counted, kind)
         if number is NULL:
             self._limiter.tally.refuse(ready.policy, kind)
         else:
-            (<dict>counted)[kind] = <object>number + 1
+            counted[kind] = <object>number + 1
         start = {"type": "http.response.start", "status": item(response, 0), "headers": headers}
         return start, {"type": "http.response.body", "body": item(response, 2)}
 
@@ -562,7 +560,7 @@ cdef class Gate:
             self._lock.give()
 
     cdef LeaseState _charge(self, Prepared ready, loop):
-        cdef i64 now = wall_clock_us() if self._goes_by_wall_clock else <i64>self._clock()
+        cdef i64 now = <i64>time.time_ns() // 1000 if self._goes_by_wall_clock else <i64>self._clock()
         cdef Spot spot
         cdef LeaseState lease
         cdef Kept state
@@ -692,7 +690,7 @@ cdef class Gate:
             if renewals is None or ready.has_max_hold or ready.lease < renewals.covers:
                 self._leases.keep(lease, ready.charge)
             else:
-                lease.renew_at = <double>monotonic() + ready.lease / 3
+                lease.renew_at = <double>time.monotonic() + ready.lease / 3
                 lease.renewals = renewals
                 renewals.leases[item(hold, 0)] = lease
         return lease
@@ -769,7 +767,7 @@ cdef class Passage:
         """The answer of the backend; None where the request was let in at once."""
         return None if self._operation is None else self._operation.future
 
-    def answered(self, Told told):
+    def answered(self, Told told not None):
         """The refused lease; None where the request is let in."""
         return self._unless_refused(self._lease_of(told))
 
@@ -1165,7 +1163,6 @@ cpdef bytes new_lease_id():
 # the way in: identity.py, address.py, policy.py --------------------------------------------------------
 
 
-@no_gc
 cdef class Seen:
     """What the last request with an API key came to."""
 

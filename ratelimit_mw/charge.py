@@ -177,9 +177,10 @@ class Charge:
     @property
     def last(self) -> "Outcome | None":
         """How it went last: where this process starts from while the backend is away."""
-        if self.told is None or isinstance(self.told, Outcome):
-            return self.told
-        outcome: Outcome = self.told.outcome()
+        told = self.told  # another thread may put the next one in its place
+        if told is None or isinstance(told, Outcome):
+            return told
+        outcome: Outcome = told.outcome()
         return outcome
 
     @last.setter

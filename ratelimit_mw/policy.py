@@ -133,11 +133,13 @@ class Policies:
             if cost is not None:
                 self._keep(_key(identity, index, cost), policy)
                 return policy
+            latest = self.latest.get(place)  # another thread may have put one there meanwhile
             if latest is None:
                 _make_room(self.latest)
             else:
                 latest.is_latest = False
                 self._keep(_key(latest.identity, index, None), latest)
+            self._others.pop(_key(identity, index, None), None)
             policy.identity, policy.is_latest = identity, True
             self.latest[place] = policy
         return policy

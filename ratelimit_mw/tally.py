@@ -2,7 +2,9 @@
 
 import threading
 from heapq import nlargest
+from typing import TYPE_CHECKING
 
+from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Decision, Refusal
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limits import Slots, Window
@@ -48,7 +50,7 @@ class Tally:
             if policy.refused is None:
                 policy.refused = {}
                 self.touch(policy)
-            policy.refused[kind] = policy.refused.get(kind, 0) + 1
+            _count_one(policy.refused, kind)  # what is compiled counts there without the lock
 
     def totals(self) -> Totals:
         """Every number since the limiter was made."""
@@ -97,6 +99,14 @@ class Tally:
                 return
             caller = self._callers[identity.partition, identity.plan] = (identity, {})
         caller[1][outcome] = caller[1].get(outcome, 0) + number
+
+
+def _count_one(counts: dict[Kind, int], kind: Kind) -> None:
+    counts[kind] = counts.get(kind, 0) + 1
+
+
+if core is not None and not TYPE_CHECKING:
+    _count_one = core.count_one
 
 
 def _requests(policy: Policy) -> int:

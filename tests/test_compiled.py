@@ -1,17 +1,21 @@
 """The compiled module gives the same answers as the Python that it stands in for."""
 
 import asyncio
+import gc
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message, Receive, Scope, Send
@@ -299,3 +303,56 @@ def _python(*arguments: str, pure: bool = False) -> str:
     return subprocess.run(
         command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=120
     ).stdout
+
+
+async def test_a_test_of_an_app_may_move_the_clock() -> None:
+    """Where a library for tests stops or moves the machine's clock, the memory backend goes by it: the second
+    request over the limit is refused like the first, and the window is over when the clock says so.
+    """
+    with time_machine.travel("2024-01-15 10:00:00Z", tick=False) as clock:
+        app = RateLimitMiddleware(ok_app(), settings_of('plans.default.requests = ["2/minute"]'))
+
+        async def meet(number: int) -> list[int]:
+            return [(await start_of(app, b"one"))["status"] for _ in range(number)]
+
+        assert await meet(5) == [200, 200, 429, 429, 429]
+        clock.shift(60)
+        assert await meet(4) == [200, 200, 429, 429]
+        await app.limiter.close()
+
+
+def test_what_nobody_uses_any_more_is_freed() -> None:
+    """An app that was closed and dropped takes its limiter along, whoever it has met."""
+
+    async def serve() -> tuple[weakref.ref[object], weakref.ref[object]]:
+        app = RateLimitMiddleware(ok_app(), settings_of(""))
+        for key in (b"one", b"one", b"two"):
+            await start_of(app, key)
+        await app.limiter.close()
+        return weakref.ref(app), weakref.ref(app.limiter.backend)
+
+    seen = asyncio.run(serve())
+    gc.collect()
+    assert [each() for each in seen] == [None, None]
+
+
+async def test_a_refusal_is_counted_though_another_thread_reads(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a reader of the figures comes in between, each refusal is counted once."""
+    logger, limiters = logging.getLogger("ratelimit_mw"), list[Limiter]()
+    is_enabled_for = logger.isEnabledFor
+
+    def read_first(level: int) -> bool:
+        for limiter in limiters:
+            limiter.tally.totals()
+        return is_enabled_for(level)
+
+    monkeypatch.setattr(logger, "isEnabledFor", read_first)
+    text = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
+    app = RateLimitMiddleware(ok_app(), settings_of(f'{text}plans.default.requests = ["2/minute"]'))
+    async with app.limiter as limiter:
+        limiters.append(limiter)
+        for _ in range(22):
+            await start_of(app, b"one")
+        assert limiter.tally.totals()["default", "", "rate", "2/minute"] == 20

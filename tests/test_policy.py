@@ -397,3 +397,15 @@ def test_callers_of_one_partition_keep_their_policies(monkeypatch: pytest.Monkey
         policies.at(Identity("k:1", "default", address=f"198.51.100.{number}"), None)
     assert len(policies.latest) == 1
     assert len(policies._others) <= 50
+
+
+def test_who_comes_again_stays_the_latest_whoever_else_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy that is met again is not forgotten with those that were replaced."""
+    monkeypatch.setattr("ratelimit_mw.policy.MAX_POLICIES", 50)
+    policies = Policies(settings_of('identity.per_address = ["5/minute"]'))
+    here, there = [Identity("k:1", "default", address=f"192.0.2.{number}") for number in range(2)]
+    first, _, again = [policies.at(identity, None) for identity in (here, there, here)]
+    for cost in range(2, 200):
+        policies.at(Identity("k:2", "default"), None, cost)
+    assert first is again is policies.at(here, None)
+    assert first.is_latest

@@ -288,10 +288,10 @@ class Batcher(_Outbox):
             self._disconnect(error)
 
     def _fail(self, operations: list[Operation], error: BackendError, *, maybe_done: bool = False) -> None:
-        for operation in reversed(operations):
-            if operation.must_arrive and not self._is_closed:
-                self._queue.insert(0, operation)
-                continue
+        if not self._is_closed:
+            self._queue[0:0] = [operation for operation in operations if operation.must_arrive]
+            operations = [operation for operation in operations if not operation.must_arrive]
+        for operation in operations:
             operation.fail(error)
             if maybe_done and operation.orphaned is not None:
                 operation.orphaned(operation.about, 0, None)
