@@ -1,0 +1,181 @@
+"""Instructions for each request, of the app's server and of Redis: `python -m benchmarks.instructions`.
+
+Counted by callgrind, which has to be installed (valgrind). Unlike times, they are nearly the same on a busy
+machine and on a quiet one. What runs once a second is left out, since callgrind takes fifty times as long.
+Each case runs itself in a process of its own, as `--inside CASE CALLERS URL`.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvloop
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from benchmarks.apps import SETTINGS, VARIANTS
+from benchmarks.load import PATH
+from benchmarks.stored import PATIENCE
+from ratelimit_mw import Limiter, reporting
+from tests.apps import ROOT
+from tests.servers import StoreServer
+
+CASES = ("bare", "headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "refusal")
+REQUESTS = 3_200
+CONNECTIONS = 32
+IN_A_CALL = 12
+"""Requests that a call of the script brings, in what is counted of Redis: as under load."""
+CALLGRIND = ("valgrind", "--tool=callgrind", "--instr-atstart=no")
+
+
+class Transport(asyncio.Transport):
+    """Takes what the server answers."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        """As of a connection from this machine."""
+        return {"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)}.get(name, default)
+
+    def write(self, data: object) -> None:
+        """Nobody reads it."""
+
+    def is_closing(self) -> bool:
+        """Never."""
+        return False
+
+    def pause_reading(self) -> None:
+        """Nothing comes that was not asked for."""
+
+    resume_reading = pause_reading
+
+
+async def ask_app(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
+    """What has so many requests served, by callers in turn: uvicorn's protocol, without sockets."""
+    server = Config(VARIANTS[case], factory=True, log_level="error", access_log=False, http="httptools")
+    server.load()
+    protocols = [HttpToolsProtocol(server, ServerState(), {}) for _ in range(CONNECTIONS)]
+    for protocol in protocols:
+        protocol.connection_made(Transport())
+    asked = 0
+
+    async def ask(number: int) -> None:
+        nonlocal asked
+        for _ in range(number // CONNECTIONS):
+            for protocol in protocols:
+                head = f"GET {PATH} HTTP/1.1\r\nHost: bench\r\nX-API-Key: key-{asked % callers}\r\n\r\n"
+                protocol.data_received(head.encode())
+                asked += 1
+            while not all([each.cycle.response_complete for each in protocols]):
+                await asyncio.sleep(0.0003 if "redis" in case else 0)
+
+    return ask
+
+
+async def ask_redis(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
+    """What has so many requests decided about, `IN_A_CALL` at once."""
+    settings = SETTINGS[case]()
+    backend = settings.backend.model_copy(update={"timeout": PATIENCE})
+    limiter = Limiter(settings.model_copy(update={"backend": backend}))
+    await limiter.open()
+    asked = 0
+
+    async def one(number: int) -> None:
+        await (await limiter.acquire(api_key=f"key-{number % callers}")).release()
+
+    async def ask(number: int) -> None:
+        nonlocal asked
+        for _ in range(number // IN_A_CALL):
+            await asyncio.gather(*[one(asked + place) for place in range(IN_A_CALL)])
+            asked += IN_A_CALL
+
+    return ask
+
+
+async def inside(case: str, callers: int, pid: int) -> None:
+    """Ask, and have what the process `pid` runs counted once every caller was met twice."""
+    reporting.REPORT_SECONDS = 1e9
+    ask = await (ask_app if pid == os.getpid() else ask_redis)(case, callers)
+    await ask(max(2 * callers, 20 * CONNECTIONS))
+    _tell(pid, "-z")
+    _tell(pid, "-i", "on")
+    await ask(REQUESTS)
+    _tell(pid, "-i", "off")
+
+
+def _tell(pid: int, *setting: str) -> None:
+    subprocess.run(["callgrind_control", *setting, str(pid)], check=True, capture_output=True)
+
+
+class CountedStore(StoreServer):
+    """A Redis under callgrind."""
+
+    def command(self) -> list[str]:
+        """The same, and what counts it."""
+        return [*CALLGRIND, f"--callgrind-out-file={self.folder}/out", *super().command()]
+
+
+@contextmanager
+def store(kind: type[StoreServer]) -> Iterator[StoreServer]:
+    """A Redis while it is needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = kind("redis", Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def of_app(case: str, callers: int) -> float:
+    """Instructions of the app's server for a request."""
+    with store(StoreServer) as server, tempfile.TemporaryDirectory() as folder:
+        command = [*CALLGRIND, f"--callgrind-out-file={folder}/out", sys.executable, "-m", __spec__.name]
+        environment = {**os.environ, "BENCH_REDIS": server.url, "PYTHONHASHSEED": "1"}
+        arguments = ["--inside", case, str(callers), "0"]
+        done = subprocess.run(
+            command + arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return _collected(done.stderr) / REQUESTS
+
+
+def of_redis(case: str, callers: int) -> float:
+    """Instructions of Redis for a request and its release."""
+    with store(CountedStore) as server:
+        command = [sys.executable, "-m", __spec__.name, "--inside", case, str(callers), str(server.pid)]
+        environment = {**os.environ, "BENCH_REDIS": server.url}
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+        server.stop()
+        return _collected(server.log) / (REQUESTS // IN_A_CALL * IN_A_CALL)
+
+
+def _collected(text: str) -> int:
+    return int(re.findall(r"Collected : (\d+)", text)[-1])
+
+
+def main() -> None:
+    """Parse the command line, and count."""
+    parser = argparse.ArgumentParser(prog="benchmarks.instructions", description=__doc__)
+    parser.add_argument("cases", nargs="*", default=CASES, metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--callers", nargs="+", type=int, default=[1], metavar="N")
+    parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        case, callers, pid = arguments.inside
+        uvloop.run(inside(case, int(callers), int(pid) or os.getpid()))
+        return
+    print(f"{'':<10}{'callers':>8}{'app':>10}{'Redis':>10}")
+    for case in arguments.cases:
+        for callers in arguments.callers:
+            redis = f"{of_redis(case, callers):>10,.0f}" if case.startswith("redis") else ""
+            print(f"{case:<10}{callers:>8}{of_app(case, callers):>10,.0f}{redis}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
