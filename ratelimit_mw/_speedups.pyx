@@ -706,7 +706,7 @@ cdef class Gate:
         if type(hold) is not self._hold:
             return False
         lease_id, slots = item(hold, 0), item(hold, 1)
-        if lease._ready is None or not slots:
+        if lease._ready is None or not slots or item(hold, 2):  # money goes the long way
             return False
         if self._counts_here:
             self._free(lease._ready, lease_id)

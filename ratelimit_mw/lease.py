@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ratelimit_mw.charge import Held, Hold
+from ratelimit_mw.charge import NOTHING_HELD, Held, Hold
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission, Decision
 
 if TYPE_CHECKING:
+    import asyncio
     from types import TracebackType
     from typing import Self
 
-    from ratelimit_mw.charge import Holder
+    from ratelimit_mw.charge import Charge, Holder
     from ratelimit_mw.leases import Leases
     from ratelimit_mw.refused import Refused
     from ratelimit_mw.renewals import Renewals
@@ -73,11 +74,16 @@ class Lease(LeaseState):
     request; a detached one by `Limiter.resume` or `Limiter.release`.
     """
 
+    _admission: Admission | None = None
+    opening: "asyncio.Task[None] | None" = None
+    """What gives a request without a price an estimate of nothing, so that it can be settled."""
+
     @property
     def decision(self) -> Decision:
         """How the limits stood when it was decided."""
         decided = self._decided
         if isinstance(decided, Admission):
+            self._admission = decided
             decided = self._decided = decided.decision
         return decided
 
@@ -85,6 +91,21 @@ class Lease(LeaseState):
     def admission(self) -> "Admission | None":
         """The same of a plain admission nobody has looked at: what headers need, for less."""
         return self._decided if isinstance(self._decided, Admission) else None
+
+    @property
+    def unpriced(self) -> "Charge | None":
+        """The charge, with the caller's budgets, of a request that had no price, and was admitted without.
+
+        None for any other.
+        """
+        admission = self._admission or self.admission
+        charge = None if admission is None or self.hold.periods else admission.policy.priced_charge
+        return charge if charge is not None and charge.allowances else None
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether anything was charged for it, or is held."""
+        return (self._admission or self.admission) is not None or self.hold is not NOTHING_HELD
 
     @property
     def id(self) -> str:

@@ -1,6 +1,7 @@
 """What becomes of leases after their admission: kept, ended, detached into jobs, settled."""
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -8,10 +9,20 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
-from ratelimit_mw.charge import NOTHING_HELD, Backend, BackendError, Charge, Money, Settlement
+from ratelimit_mw.charge import (
+    NOTHING_HELD,
+    Backend,
+    BackendError,
+    Charge,
+    Counter,
+    Money,
+    Settlement,
+    new_lease_id,
+)
 from ratelimit_mw.decision import Decision
 from ratelimit_mw.events import Notifier, SettleIgnored
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
+from ratelimit_mw.limits import Allowance
 from ratelimit_mw.money import format_amount, parse_amount
 from ratelimit_mw.renewals import Renewals
 
@@ -19,6 +30,8 @@ logger = logging.getLogger("ratelimit_mw")
 
 EXEMPT = Decision(True, 0)
 """Where nothing limits."""
+_ANY_AMOUNT = 2**53
+"""More than any budget has."""
 
 
 class Leases:
@@ -97,7 +110,9 @@ class Leases:
 
     async def detach(self, lease: Lease, ttl: float) -> str:
         """See `Lease.detach`."""
-        seconds = check_ttl(ttl)
+        seconds = check_ttl(ttl) if lease.is_charged else 0.0  # what was not, promises never to raise
+        if not lease.is_ended:
+            await self._open_estimate(lease)  # the token has it
         if lease.is_detached:
             return lease.token
         self._leave(lease)
@@ -147,14 +162,36 @@ class Leases:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
         if isinstance(lease, str):
             lease = self._of_token(lease)
-        hold = lease.hold
-        if not hold.periods:
+        unpriced = lease.unpriced
+        if not lease.hold.periods and unpriced is None:
             return
         try:
-            units = parse_amount(amount, hold.currency, round_up=True)
+            units = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
+        if not lease.is_ended or lease.is_detached:
+            await self._open_estimate(lease)
         await self._arrive(self._settle(lease, units, replace), "a settle", lease)
+
+    async def _open_estimate(self, lease: Lease) -> None:
+        """Give a request that has none an estimate of nothing, never refused, to be settled later."""
+        unpriced = lease.unpriced
+        if unpriced is None:
+            return
+        if lease.opening is None or (lease.opening.done() and not lease.hold.periods):
+            lease.opening = asyncio.ensure_future(
+                _log_failure(self._open(lease, unpriced), "an estimate", lease.id)
+            )
+            self.owed.add(lease.opening)
+            lease.opening.add_done_callback(self.owed.discard)
+        await asyncio.wait([lease.opening])  # not by this caller alone; the backend bounds it
+
+    async def _open(self, lease: Lease, unpriced: Charge) -> None:
+        charge = Charge(map(_without_end, unpriced.allowances))
+        lease_id = lease.hold.id if lease.hold.slots else new_lease_id()
+        opened = (await self._backend.acquire(charge, lease_id, 0)).hold
+        # Its slots may have been freed meanwhile.
+        lease.hold = opened._replace(slots=lease.hold.slots, lease=lease.hold.lease)
 
     async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
         met = await lease.backend.settle(lease.hold, units, replace=replace)
@@ -205,6 +242,13 @@ class Leases:
                 self.renewals.pop(closed, None)  # another thread's loop may be doing the same
             renewals = self.renewals[loop] = Renewals(self._notify)
         return renewals
+
+
+def _without_end(budget: Counter) -> Counter:
+    """A budget as it is counted, with room for any price."""
+    if not isinstance(budget.limit, Allowance):
+        raise TypeError(f"only an allowance is spent, not {budget.limit!r}")
+    return dataclasses.replace(budget, limit=dataclasses.replace(budget.limit, amount=_ANY_AMOUNT))
 
 
 async def _log_failure(sent: Awaitable[object], what: str, lease_id: str) -> None:

@@ -147,8 +147,10 @@ class RateLimitMiddleware:
                     identity = await self._identify(scope)
                     rules = live.rules  # an identity is always made by the present ones
             except IdentityError as error:
-                await _respond(writers.refusals.unidentified(error), scope, receive, send)
-                return
+                if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
+                    await _respond(writers.refusals.unidentified(error), scope, receive, send)
+                    return
+                identity = rules.identify.anonymous(scope)
             policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
             price = None if self._price_hook is None else await self._price(scope, policy, identity)
             if price is None and policy.charge in limiter.refusals.kept:

@@ -149,6 +149,11 @@ class Policies:
             _make_room(self._others)
         self._others[key] = policy
 
+    def is_exempt(self, method: str, path: str) -> bool:
+        """Whether nothing limits a request on this path, whoever sends it."""
+        index = self.routes.match(method, path)
+        return index is not None and self._settings.routes[index].exempt
+
     def of(self, partition: str) -> list[Policy]:
         """What held for a caller's latest request on each route, as far as that is remembered."""
         indexes = (None, *range(len(self._settings.routes)))

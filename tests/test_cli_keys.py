@@ -13,6 +13,7 @@ import pytest
 from ratelimit_mw import KeyEntry, Limiter
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.cli.commands import run
+from ratelimit_mw.cli.output import console
 from ratelimit_mw.live.key_entries import read_entry
 from tests.apps import ROOT
 from tests.conftest import StartApp
@@ -157,6 +158,23 @@ def test_every_mistake_is_named(keys: Commands) -> None:
 def test_a_hash_of_the_wrong_kind_is_refused(keys: Commands, command: tuple[str, ...]) -> None:
     """No request's key can have it under the secret that is set."""
     assert "a hash of the wrong kind" in keys.bad(*command, f"sha256:{'0' * 64}")
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("sha256:abc", "is no hash"), ("one\ntwo", "has a line break"), ("k" * 16_385, "is too long")],
+)
+def test_a_key_that_no_request_can_have_is_refused(keys: Commands, key: str, wrong: str) -> None:
+    """A part of a hash, two lines, more than a header holds: nothing would ever come of it."""
+    assert wrong in keys.bad("set", key, "--plan", "pro")
+    assert keys.json("list")["keys"][0]["from"] != "live"
+
+
+def test_list_keeps_each_hash_in_one_piece(keys: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much there is to say of a key, its hash can be copied."""
+    monkeypatch.setattr(console, "width", 80)
+    keys.good("set", "listed", "--plan", "pro", "--requests", "1000/minute", "--requests", "9/second")
+    assert LISTED in keys.good("list")
 
 
 def test_list_tells_live_keys_and_listed_ones(keys: Commands, redis_server: StoreServer) -> None:

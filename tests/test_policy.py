@@ -81,6 +81,13 @@ async def test_exempt_needs_no_quota() -> None:
         assert await statuses(client, 5, "/health") == [200] * 5
 
 
+async def test_exempt_asks_nobody_who_he_is() -> None:
+    """Where nothing is limited, no caller is refused over two keys."""
+    app = limited('routes = [{path = "/health", exempt = true}]', FakeClock())
+    async with client_of(app, x_api_key="a", authorization="Bearer b") as client:
+        assert [(await client.get(path)).status_code for path in ("/health", "/")] == [200, 400]
+
+
 async def test_route_limit_is_each_callers_own() -> None:
     """A route's `requests` is counted for each caller, on that route alone, on top of the plan."""
     text = 'routes = [{path = "/slow", requests = ["2/minute"]}, {path = "/too", requests = ["2/minute"]}]'

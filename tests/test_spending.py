@@ -1,7 +1,7 @@
 """Spending budgets over HTTP: held, settled, given back, refused, warned of."""
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -13,7 +13,12 @@ from starlette.routing import Route
 from ratelimit_mw import Identity, LeaseError, Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.events import BudgetWarning, Event, SettleIgnored
+from ratelimit_mw.limits import Slots
 from tests.asgi import START, FakeClock, client_of, limiter_of, settings_of
+
+if TYPE_CHECKING:
+    from tests.servers import StoreServer
+    from tests.topologies import Cluster
 
 SETTINGS = """
 [plans.default]
@@ -278,3 +283,81 @@ async def test_a_slot_or_rate_refusal_holds_no_money() -> None:
     async with client_of(app_of(limiter), x_api_key="k") as client:
         assert [(await client.get("/")).status_code for _ in range(3)] == [200, 200, 429]
         assert await spent(client, limiter) == (200_000, 0)
+
+
+UNPRICED = SETTINGS.replace('price = "0.10"', "slot = true")
+
+
+@pytest.fixture(params=["memory", "redis", "valkey", "cluster"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Of each kind of backend."""
+    if request.param == "memory":
+        return "memory://"
+    if request.param == "cluster":
+        cluster: Cluster = request.getfixturevalue("shared_cluster")("valkey")
+        return cluster.url
+    server: StoreServer = request.getfixturevalue("shared_server")(request.param)
+    return server.url
+
+
+def unpriced(url: str, concurrent: str = "") -> Limiter:
+    """A limiter whose callers have a budget, and whose routes have no price."""
+    text = UNPRICED.replace("[plans.default]", f"[plans.default]\n{concurrent}")
+    return Limiter(
+        settings_of(f'backend = {{ url = "{url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n{text}')
+    )
+
+
+@pytest.mark.parametrize("concurrent", ["", "concurrent = 5"])
+async def test_what_had_no_price_is_charged_when_it_is_settled(url: str, concurrent: str) -> None:
+    """The actual price of a request counts, also where its route has none, once however often it is sent.
+
+    It needs no room in the budget beforehand; what costs is refused afterwards.
+    """
+    limiter = unpriced(url, concurrent)
+    async with limiter, client_of(app_of(limiter), x_api_key="k") as client:
+        for query in ("settle=0.70&settle=0.70", "settle=0.80&status=500", "", "settle=0.10"):
+            await client.get(f"/?{query}")
+        assert await spent(client, limiter) == (1_600_000, 0)
+        lease = await limiter.acquire(api_key="k")
+        await asyncio.gather(lease.settle("0.25"), lease.settle("0.25"))
+        with pytest.raises(LeaseError):
+            await lease.settle("much")
+        await lease.release()
+        assert await spent(client, limiter) == (1_850_000, 0)
+        assert limiter.stats().settles_ignored == limiter.stats().leases == 0
+        in_use = await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/"))
+        assert [each.figures.used for each in in_use.standings if each.counter.limit == Slots(5)] in ([], [0])
+
+
+async def test_a_settle_after_the_end_of_a_request_without_a_price_is_said_to_be_late() -> None:
+    """What is over can't be charged any more, and that is not passed over in silence."""
+    limiter = limiter_of(UNPRICED, FakeClock())
+    async with await limiter.acquire(api_key="k") as lease:
+        pass
+    limiter.leases.end(lease, failed=False)
+    await lease.settle("0.30")
+    assert limiter.stats().settles_ignored == 1
+
+
+async def test_a_job_of_a_request_without_a_price_is_settled_by_its_token(url: str) -> None:
+    """What is detached can be settled by whoever has the token, once, whether it had an estimate or not."""
+    limiter = unpriced(url)
+    async with limiter, client_of(app_of(limiter), x_api_key="k") as client:
+        lease = await limiter.acquire(api_key="k")
+        assert lease.decision.allowed
+        token = await lease.detach(ttl=60)
+        for _ in range(2):
+            await limiter.settle(token, "0.30")
+        assert limiter.stats().settles_ignored == 0
+        await limiter.settle(token, "0.40")
+        assert limiter.stats().settles_ignored == 1
+        assert await spent(client, limiter) == (300_000, 0)
+
+
+async def test_what_was_never_charged_never_raises() -> None:
+    """Where a route is exempt, detach and settle do nothing, whatever they are given."""
+    limiter = limiter_of('routes = [{ path = "/", exempt = true }]', FakeClock())
+    lease = await limiter.acquire(api_key="k")
+    await lease.settle("much")
+    assert await lease.detach(ttl=-1)

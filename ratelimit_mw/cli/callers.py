@@ -14,6 +14,7 @@ from ratelimit_mw.identity import Identity
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.settings import KeySettings, Settings
 from ratelimit_mw.settings.errors import nearest_name
+from ratelimit_mw.settings.keys import unusable
 
 _HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 _NOWHERE = "ADDRESS"
@@ -69,7 +70,7 @@ def find_callers(limiter: Limiter, named: Named) -> list[Caller]:
 def hash_of(key: str, settings: Settings) -> str:
     """The hash of an API key, or the hash itself; `-` reads the key from standard input.
 
-    Raises `CommandError` for no key, and for a hash that no request's key can have.
+    Raises `CommandError` for a key or a hash that no request can have.
     """
     secret = settings.identity.hash_secret
     if _HASH.fullmatch(key.lower()):
@@ -80,9 +81,12 @@ def hash_of(key: str, settings: Settings) -> str:
                 f"a hash of the wrong kind: identity.hash_secret {state} set, so hashes begin with {kind}:"
             )
         return key.lower()
+    if key.lower().startswith(("sha256:", "hmac-sha256:")):
+        raise CommandError(f"{key!r} is no hash: expected 64 hexadecimal digits after the colon")
     api_key = (_standard_input() if key == "-" else os.fsencode(key)).strip(b" \t")
-    if not api_key:
-        raise CommandError("the API key is empty")
+    wrong = unusable(api_key)
+    if wrong is not None:
+        raise CommandError("the API key {}: expected {}".format(*wrong))
     return hash_api_key(api_key, secret)
 
 

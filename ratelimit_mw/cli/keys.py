@@ -71,7 +71,7 @@ def list_keys(settings: Settings, *, as_json: bool) -> None:
         console.print("no keys")
     else:
         columns = ("key", "plan", "account", "requests", "concurrent", "spending", "from")
-        print_table(columns, map(_row, rows))
+        print_table(columns, map(_row, rows), whole=True)  # a hash is there to be copied
 
 
 def _run(settings: Settings, ask: Callable[[Registry], Awaitable[T]]) -> T:

@@ -12,6 +12,8 @@ from rich.text import Text
 
 WIDTH = 140
 """Columns of a table that goes to a file or another program, which have no width of their own."""
+WIDEST = 10_000
+"""The same of one whose cells can't be divided."""
 PAGE = 500
 """Rows of a table that are laid out together."""
 
@@ -43,8 +45,8 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         console.print(Text(f"{name:<{width}}", style="bold"), value, sep="  ", soft_wrap=True)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows under bold headings; what is too long goes on in the next line.
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, whole: bool = False) -> None:
+    """Print rows under bold headings; what is too long goes on in the next line, or stays `whole`.
 
     Many rows come page by page, so that the first are there at once. Where they go into a file, a bar on the
     terminal shows how far it is.
@@ -53,7 +55,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     pages = [rows[start : start + PAGE] for start in range(0, len(rows), PAGE)] or [rows]
     shows_bar = len(pages) > 1 and errors.is_terminal and not console.is_terminal
     for page in track(pages, "printing", console=errors, transient=True, disable=not shows_bar):
-        console.print(_table(columns, page))
+        table = _table(columns, page)
+        own = console.width
+        if whole:
+            options = console.options.update(width=WIDEST)
+            console.width = max(own, console.measure(table, options=options).maximum)
+        console.print(table)
+        console.width = own
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

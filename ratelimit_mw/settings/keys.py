@@ -85,6 +85,17 @@ def unknown_plan(place: tuple[int | str, ...], name: str, plans: Mapping[str, ob
     return SettingsProblem("", path_of(place), what, one_of([*plans][:20]), nearest_name(name, plans))
 
 
+def unusable(api_key: bytes) -> tuple[str, str] | None:
+    """Why no request can have this key, and what is expected instead; None where one can."""
+    if not api_key:
+        return "is empty", "an API key"
+    if len(api_key) > MAX_KEY:
+        return "is too long", f"at most {MAX_KEY} bytes"
+    if any(each in api_key for each in b"\r\n\0"):
+        return "has a line break", "one line, as a header has"
+    return None
+
+
 def _inspect(entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
     """Return the name under which an entry has its key, what is wrong with that, and what was expected."""
     if ("key" in entry) == ("hash" in entry):
@@ -94,11 +105,7 @@ def _inspect(entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
     key = entry["key"]
     if not isinstance(key, str):
         return ("key",), f"is {kind_of(key)}", "a string"
-    if not _key_bytes(key):
-        return ("key",), "is empty", "an API key"
-    if len(_key_bytes(key)) > MAX_KEY:
-        return ("key",), "is too long", f"at most {MAX_KEY} bytes"
-    return ("key",), "", ""
+    return ("key",), *(unusable(_key_bytes(key)) or ("", ""))
 
 
 def _key_bytes(key: str) -> bytes:

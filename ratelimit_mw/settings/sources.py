@@ -57,10 +57,13 @@ def read_file(path: str) -> dict[str, Any]:
 
     Raises `SettingsError` where it is missing, can't be read, is no UTF-8 or no TOML; the last with its line.
     """
+    text = ""
     try:
-        return tomllib.loads(_read_text(path))
+        text = _read_text(path)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        what = f"is no TOML: {error}"
+        last = f"at the end, line {text.rstrip().count(chr(10)) + 1}"
+        what = f"is no TOML: {error}".replace("at end of document", last)
     except (ValueError, RecursionError):
         what = "is no TOML: a number is too long, or lists are nested too deeply"
     raise SettingsError([SettingsProblem(path, "", what)])
