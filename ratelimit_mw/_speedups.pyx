@@ -424,7 +424,7 @@ cdef class Gate:
         if self._counts_here:
             lease = self._decide(ready, loop)
         elif ready.charge in self._refused:
-            return self._repeat(ready)
+            return self._repeat(ready, loop)
         else:
             if ready.stock is not None:
                 lease = self._spend(ready, loop)
@@ -456,12 +456,13 @@ cdef class Gate:
         self._rules = rules
         return True
 
-    cdef tuple _repeat(self, Prepared ready):
+    cdef tuple _repeat(self, Prepared ready, loop):
         """A refusal met again, as `Limiter.repeat` and `RefusalWriter.again` answer it; None where they may not,
         or would say another.
         """
         cdef object refused = self._refused.get(ready.charge), kind
         cdef dict counted
+        cdef Outbox outbox = self._batchers.get(loop) if self._asks else None
         cdef double now = self._steady()
         cdef object kept, response
         cdef list headers
@@ -469,6 +470,8 @@ cdef class Gate:
         cdef PyObject *number
         if refused is None or now >= <double>refused.until or self._is_logged(DEBUG):
             return None
+        if outbox is not None and outbox._error is not None:
+            return None  # what is said while the backend is away, the settings say
         kept, kind = refused.answer, refused.kind
         if (ready.stock is not None and ready.stock.block is not None) or type(kept) is not self._kept:
             return None
@@ -793,6 +796,8 @@ cdef class Passage:
         if not told.is_admitted():
             return gate._limiter.answered(ready.policy, ready.charge, told.outcome(), 0, self._sent_at)
         ready.charge.told = told
+        if gate._refused:
+            gate._limiter.refusals.admitted(ready.charge)
         lease = gate._new_lease()
         told.write(lease._row, len(ready.steps))
         lease = gate._admitted(lease, ready, told.now, self._operation.about[2], self._loop)

@@ -77,6 +77,7 @@ class HandBack:
         self._clock = clock
         self._on_told = on_told
         self._windows: dict[Counter, int] = {}
+        self._telling: dict[Counter, int] = {}
         self._owed: dict[bytes, _Owed] = {}
         self._budgets: dict[Counter, None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -87,6 +88,10 @@ class HandBack:
     def __len__(self) -> int:
         """How many holds and counters the backend has to be told of."""
         return len(self._windows) + len(self._owed)
+
+    def untold(self, counter: Counter) -> int:
+        """Units that were admitted here under a window, and that the backend doesn't know of."""
+        return self._windows.get(counter, 0) + self._telling.get(counter, 0)
 
     def add(self, charge: Charge, hold: Hold, price: int) -> None:
         """Remember a charge that was admitted here. Waits for nothing."""
@@ -197,6 +202,7 @@ class HandBack:
         live = self._books.decide(Charge([counter]), None, 0).figures[0].used
         counted = min(cost, live, _ANY_COST)
         if counted:
+            self._telling[counter] = counted
             try:
                 outcome = await self._shared.acquire(Charge([_boundless(counter)], counted), NO_LEASE_ID)
             except (BackendError, asyncio.CancelledError) as failure:
@@ -204,6 +210,8 @@ class HandBack:
                 if isinstance(failure, BackendError):
                     return False
                 raise
+            finally:
+                del self._telling[counter]
             self._on_told(Charge([counter]), outcome)
         if counter not in self._windows:
             await self._books.reset(Charge([counter]))

@@ -261,7 +261,7 @@ class Limiter:
         never = policy.too_small or (_too_small_budget(charge, price) if price else None)
         if never is not None:
             return await self._refuse_for_good(policy, charge, price or 0, never)
-        if self.refusals.kept and (known := self.refusals.find(charge)) is not None:
+        if self.refusals.kept and (known := self._known_refusal(charge)) is not None:
             outcome = self.refusals.outcome_of(known)
             decision = decision_of(policy, charge, outcome, price or 0, None)
             lease = self._refused(policy, decision)
@@ -279,6 +279,8 @@ class Limiter:
         """What follows from the backend's answer to a charge that was sent at that time."""
         charge.last = outcome
         if outcome.admitted:
+            if self.refusals.kept:
+                self.refusals.admitted(charge)
             lease = self._admitted(policy, Admission(policy, charge, outcome, price))
             self.look_ahead(policy, charge)
         else:
@@ -313,6 +315,14 @@ class Limiter:
     def _refused(self, policy: Policy, decision: Decision) -> Lease:
         return Lease(self.leases, NOTHING_HELD, self.backend, self._counted(policy, decision))
 
+    def _known_refusal(self, charge: Charge) -> Refused | None:
+        """A refusal that is remembered, unless it is for the settings to say: the backend is away."""
+        known = self.refusals.find(charge)
+        if known is not None and self.backend.is_away:
+            self.refusals.clear()
+            return None
+        return known
+
     def repeat(self, policy: Policy, answer: Callable[[Refused, int], T | None]) -> T | None:
         """What `answer` makes of a refusal that a request without a price meets again, and of its age in
         microseconds; None where the request has to be decided about.
@@ -321,7 +331,7 @@ class Limiter:
             return None  # there are others who want to be shown a decision
         if policy.stock is not None and policy.stock.block is not None:
             return None  # what was taken ahead may have come since
-        refused = self.refusals.find(policy.charge)
+        refused = self._known_refusal(policy.charge)
         if refused is None or refused.kind is None:
             return None
         answered = answer(refused, refused.age(self.refusals.now()))

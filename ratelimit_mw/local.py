@@ -26,6 +26,7 @@ from ratelimit_mw.decision import Decision, Refusal, decision_of
 from ratelimit_mw.handback import HandBack
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw.policy import Policies, Policy
+from ratelimit_mw.room import make_room
 
 RETRY_UNAVAILABLE = SECOND
 """When to try again where the settings say to refuse, in microseconds."""
@@ -51,6 +52,8 @@ class LocalPolicy:
         self._known: dict[tuple[str, str, int], _Known] = {}
         self.holds = HandBack(shared, self._books, clock, self.remember)
         """Where the leases that are granted here live."""
+        self._seeded: dict[tuple[str, str, int], int] = {}
+        """When what was known was known that a window of `self._books` began with."""
         self._recalled: set[str] = set()
         self._asked_at = 0
         self.decisions = {"local": 0, "allow": 0, "deny": 0}
@@ -76,11 +79,11 @@ class LocalPolicy:
         return denied, NOTHING_HELD
 
     def recall(self, policies: Policies, partition: str) -> None:
-        """Start from what was last known of a caller on each of its routes; once in an outage."""
+        """Start from what was last known of a caller on each of its routes; once a second: outages end."""
         now = self._clock()
-        if not self._asked_at <= now < self._asked_at + SECOND:  # nobody was, for so long: another outage
+        if not self._asked_at <= now < self._asked_at + SECOND:
             self._recalled.clear()
-        self._asked_at = now
+            self._asked_at = now
         if partition in self._recalled or len(self._recalled) >= MAX_KNOWN:
             return
         self._recalled.add(partition)
@@ -128,12 +131,23 @@ class LocalPolicy:
         if isinstance(limit, Window):
             local = replace(counter, limit=replace(limit, quota=math.ceil(limit.quota * share)))
             if known is not None:
-                self._books.recall(local, _entries(limit, known, share, self._clock()))
+                self._seed(local, counter, known, _entries(limit, known, share, self._clock()))
             return local
         left = limit.amount
         if known is not None and place_of(counter, known.at) == place_of(counter, self._clock()):
             left = max(left - known.figures.used - known.figures.held, 0)
         return replace(counter, limit=replace(limit, amount=math.ceil(left * share)))
+
+    def _seed(self, local: Counter, counter: Counter, known: _Known, entries: list[tuple[int, int]]) -> None:
+        """Let a window begin here with what was counted elsewhere; anew where more is known than before."""
+        place = _place(counter)
+        is_news = self._seeded.get(place, -1) < known.at
+        if is_news:
+            make_room(self._seeded, MAX_KNOWN)
+            self._seeded[place] = known.at
+            if untold := self.holds.untold(counter):  # admitted here, and not yet among what is known
+                entries = [*entries, (self._clock(), untold)]
+        self._books.recall(local, entries, anew=is_news)
 
 
 def _place(counter: Counter) -> tuple[str, str, int]:

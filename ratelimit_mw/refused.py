@@ -2,7 +2,8 @@
 
 When a window refuses a cost, nothing can change that before its `retry_after`, but for a reset, a raised
 limit or a give-back, which may so be seen a second late. A larger cost has a later promise, which only the
-backend knows: it is asked.
+backend knows: it is asked. What is admitted of the same caller makes promise and figures untrue: then all
+that was refused of that caller is forgotten. What other processes admit meanwhile is seen a second late.
 """
 
 import threading
@@ -48,6 +49,7 @@ class Refusals:
         self.now = clock
         self.kept: dict[Charge, Refused] = {}
         """What `find` looks in: empty where nobody was refused lately."""
+        self._by_caller: dict[str, list[Charge]] = {}
         self._lock = threading.Lock()  # one limiter serves the event loops of several threads
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ class Refusals:
         refused = self.kept.get(charge)
         if refused is not None and self.now() >= refused.until:
             with self._lock:
-                self.kept.pop(charge, None)
+                self._forget(charge)
             return None
         return refused
 
@@ -87,12 +89,32 @@ class Refusals:
                 return  # a slot may be free at any moment
         refused = Refused(outcome, self.now(), sent + wait / SECOND)
         with self._lock:
-            self.kept.pop(charge, None)
+            self._forget(charge)
             if len(self.kept) >= MOST:
-                del self.kept[next(iter(self.kept))]
+                self._forget(next(iter(self.kept)))
             self.kept[charge] = refused
+            self._by_caller.setdefault(_caller_of(charge), []).append(charge)
+
+    def admitted(self, charge: Charge) -> None:
+        """A charge was admitted: what was refused of its caller before has other figures now."""
+        with self._lock:
+            for refused in self._by_caller.pop(_caller_of(charge), ()):
+                self.kept.pop(refused, None)
 
     def clear(self) -> None:
         """Forget every refusal."""
         with self._lock:
             self.kept.clear()
+            self._by_caller.clear()
+
+    def _forget(self, charge: Charge) -> None:
+        if self.kept.pop(charge, None) is not None:
+            caller = _caller_of(charge)
+            others = [each for each in self._by_caller.pop(caller) if each is not charge]
+            if others:
+                self._by_caller[caller] = others
+
+
+def _caller_of(charge: Charge) -> str:
+    """The partition under which the caller's own limits are counted."""
+    return charge.caller or (charge.counters[0].partition if charge.counters else "")

@@ -138,6 +138,26 @@ async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
     assert await pair.admitted(20) == 7
 
 
+@pytest.mark.parametrize("also_admitted", [False, True])
+async def test_another_outage_begins_with_what_was_known_last(make: MakePair, also_admitted: bool) -> None:
+    """What a first outage began with is not what the next one begins with: meanwhile the rest was used up."""
+    pair = make('plans.default.requests = ["10/second", "30/hour"]')
+    assert await pair.admitted(10) == 10
+    pair.backend.away = True
+    assert await pair.admitted(1) == 0
+    pair.clock.set(1)
+    if also_admitted:
+        assert await pair.admitted(3) == 3
+    await pair.back() if also_admitted else setattr(pair.backend, "away", False)
+    for second in (3, 5):
+        pair.clock.set(second)
+        assert await pair.admitted(10) == (10 if second == 3 or not also_admitted else 7)
+    pair.backend.away = True
+    for later in (5.4, 7.0):
+        pair.clock.set(later)
+        assert await pair.admitted(10) == 0
+
+
 async def test_a_flapping_backend_grants_nothing_twice(make: MakePair) -> None:
     """However often it goes and comes, nobody gets more than the limit."""
     pair = make(TEN)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ratelimit_mw import Limiter, Settings
+from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.charge import Charge, Counter, Outcome
 from ratelimit_mw.decision import Decision, decision_of
@@ -17,8 +17,10 @@ from ratelimit_mw.overview import forget
 from ratelimit_mw.policy import Policies
 from ratelimit_mw.refused import LONGEST, MOST, Refusals
 from ratelimit_mw.wire.refusals import RefusalWriter
-from tests.asgi import settings_of
+from tests.asgi import ok_app, settings_of, start_of
+from tests.conftest import StartServer
 from tests.servers import StoreServer
+from tests.slots import until_async
 
 START = 1_800_000_000 * SECOND
 NO_LEASE = bytes(16)
@@ -324,3 +326,53 @@ def test_what_is_added_to_one_answer_is_not_given_again() -> None:
         third = writer.again(refused, 0)
         assert third is not None
         assert b"x-request-id" not in dict(third.headers)
+
+
+@pytest.mark.parametrize("by_http", [False, True])
+async def test_a_refusal_met_again_knows_what_was_admitted_meanwhile(
+    redis_server: StoreServer, by_http: bool
+) -> None:
+    """What other requests of the caller have used since is in the figures and in the wait, at once."""
+    text = """
+        plans.default.requests = ["10/hour"]
+        routes = [{ path = "/big", cost = 8 }]
+    """
+    backend = f'identity.hash_secret = "s"\nbackend = {{ url = "{redis_server.url}", timeout = 5.0 }}'
+    app = RateLimitMiddleware(ok_app(), settings_of(backend + text))
+
+    async def remaining(path: str) -> tuple[int, int]:
+        if by_http:
+            start = await start_of(app, b"one", path)
+            return start["status"], int(dict(start["headers"])[b"x-ratelimit-remaining"])
+        decision = (await app.limiter.acquire(api_key="one", path=path)).decision
+        nearest = decision.nearest()
+        assert nearest is not None
+        return 200 if decision.allowed else 429, nearest[0].quota - nearest[1].used
+
+    async with app.limiter:
+        assert [await remaining("/") for _ in range(4)] == [(200, left) for left in (9, 8, 7, 6)]
+        assert [await remaining("/big") for _ in range(3)] == [(429, 6)] * 3
+        assert await remaining("/") == (200, 5)
+        assert [await remaining("/big") for _ in range(3)] == [(429, 5)] * 3
+        assert len(app.limiter.refusals) == 1
+
+
+@pytest.mark.parametrize(("on_failure", "status"), [("allow", 200), ("deny", 503)])
+async def test_once_the_backend_is_away_no_refusal_of_it_is_repeated(
+    start_server: StartServer, on_failure: str, status: int
+) -> None:
+    """Who was just refused is answered as the settings say of an outage, like everybody else."""
+    server = start_server("redis")
+    text = f"""
+        backend = {{ url = "{server.url}", timeout = 0.5, on_failure = "{on_failure}" }}
+        identity.hash_secret = "s"
+        plans.default.requests = ["2/hour"]
+    """
+    app = RateLimitMiddleware(ok_app(), settings_of(text))
+    async with app.limiter:
+        met = [(await start_of(app, b"one"))["status"] for _ in range(5)]
+        assert met == [200, 200, 429, 429, 429]
+        server.kill()
+        await until_async(lambda: app.limiter.backend.is_away)
+        assert (await start_of(app, b"one"))["status"] == status
+        assert (await app.limiter.acquire(api_key="one")).decision.policy == on_failure

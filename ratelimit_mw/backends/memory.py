@@ -123,14 +123,19 @@ class MemoryBackend:
             places = charge.prepared = self._places_of(charge, now)
         return places
 
-    def recall(self, counter: Counter, entries: Sequence[tuple[int, int]]) -> None:
-        """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet."""
+    def recall(self, counter: Counter, entries: Sequence[tuple[int, int]], *, anew: bool = False) -> None:
+        """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet.
+
+        Or, `anew`, in place of what is.
+        """
         limit = counter.limit
-        if not isinstance(limit, Window) or not entries:
+        if not isinstance(limit, Window):
             return
         with self.lock:
             logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
-            if place not in logs:
+            if anew:
+                logs.forget(place)
+            if entries and place not in logs:
                 log = new_log(limit.length)
                 for at, cost in entries:
                     log.charge(limit, at, b"", cost, 0)
