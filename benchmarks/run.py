@@ -7,11 +7,12 @@ once, between two measurements of the bare app; what counts are ratios to those,
 import argparse
 import json
 import platform
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.load import GENERATOR, Load
-from benchmarks.measure import Bench, Case, bench
+from benchmarks.measure import Bench, Case, awake, bench
 from benchmarks.memory import memory
 from benchmarks.peers import PEERS
 from benchmarks.plot import bars
@@ -34,6 +35,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds = 1, 1
+    with awake() if arguments.awake else nullcontext():
+        _run(parser, arguments)
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if not any(getattr(arguments, name) for name in SWEEPS):
         if arguments.stored:
             parser.error("--stored goes with a sweep, such as --callers")
@@ -50,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=8, help="times that everything is measured")
     parser.add_argument("--seconds", type=int, default=1, help="length of one measurement")
     parser.add_argument("--quick", action="store_true", help="one round of one second, without peers")
+    parser.add_argument("--awake", action="store_true", help="let no core fall asleep (Linux)")
     parser.add_argument(
         "--only", nargs="+", metavar="VARIANT", help="measure, or sweep, these variants alone"
     )
@@ -74,7 +81,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"load: {GENERATOR}, {arguments.rounds} rounds of {arguments.seconds} s, the middleware {kind}")
     print(f"\n{table(medians)}\n\n{render(lines)}")
     _print_missing(missing)
-    if arguments.quick or arguments.only:
+    if arguments.quick or arguments.only or arguments.awake:
         return
     machine = {
         "python": platform.python_version(),
