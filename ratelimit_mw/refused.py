@@ -110,7 +110,7 @@ class Refusals:
     def _forget(self, charge: Charge) -> None:
         if self.kept.pop(charge, None) is not None:
             caller = _caller_of(charge)
-            others = [each for each in self._by_caller.pop(caller) if each is not charge]
+            others = [each for each in self._by_caller.pop(caller, ()) if each is not charge]
             if others:
                 self._by_caller[caller] = others
 
