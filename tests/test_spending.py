@@ -330,6 +330,17 @@ async def test_what_had_no_price_is_charged_when_it_is_settled(url: str, concurr
         assert [each.figures.used for each in in_use.standings if each.counter.limit == Slots(5)] in ([], [0])
 
 
+@pytest.mark.parametrize("concurrent", ["", "concurrent = 5"])
+async def test_nothing_is_left_of_an_estimate_that_a_request_has_settled(concurrent: str) -> None:
+    """Whichever way a request goes through the middleware, its record ends with it."""
+    limiter = unpriced("memory://", concurrent)
+    async with limiter, client_of(app_of(limiter), x_api_key="k") as client:
+        await client.get("/?settle=0.70")
+        assert await spent(client, limiter) == (700_000, 0)
+        assert isinstance(limiter.backend, MemoryBackend)
+        assert not limiter.backend._records
+
+
 async def test_a_settle_after_the_end_of_a_request_without_a_price_is_said_to_be_late() -> None:
     """What is over can't be charged any more, and that is not passed over in silence."""
     limiter = limiter_of(UNPRICED, FakeClock())
