@@ -158,6 +158,21 @@ async def test_another_outage_begins_with_what_was_known_last(make: MakePair, al
         assert await pair.admitted(10) == 0
 
 
+async def test_what_the_backend_was_not_told_yet_counts_in_the_next_outage(make: MakePair) -> None:
+    """Where it is away again before it was told, what was admitted here is added to what is known then."""
+    pair = make(TEN)
+    assert await pair.admitted(2) == 2
+    pair.backend.away = True
+    pair.clock.set(1)
+    assert await pair.admitted(4) == 4
+    pair.backend.away = False
+    pair.clock.set(2)
+    assert await pair.admitted(1) == 1
+    pair.backend.away = True
+    pair.clock.set(3)
+    assert await pair.admitted(9) == 10 - 2 - 4 - 1
+
+
 async def test_a_flapping_backend_grants_nothing_twice(make: MakePair) -> None:
     """However often it goes and comes, nobody gets more than the limit."""
     pair = make(TEN)
