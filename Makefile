@@ -9,7 +9,7 @@ BIN := .venv/bin
 SOURCES := $(wildcard ratelimit_mw tests examples benchmarks)
 COMPILED := hatch_build.py ratelimit_mw/_speedups.pyx
 TWINS := $(wildcard tests/test_compiled.py tests/test_conformance_batches.py tests/test_conformance_slots.py \
-  tests/test_conformance_windows.py tests/test_headers.py tests/test_identity.py tests/test_limiter.py \
+  tests/test_conformance_windows.py tests/test_golden.py tests/test_headers.py tests/test_identity.py tests/test_limiter.py \
   tests/test_middleware.py tests/test_prefetch.py tests/test_refused.py tests/test_slots_requests.py)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
