@@ -91,7 +91,8 @@ async def test_nginx_passes_websockets(deployment: Deployment) -> None:
 
 def test_nginx_spreads_requests_over_the_replicas(deployment: Deployment) -> None:
     """Both replicas serve."""
-    pids = {httpx.get(f"{deployment.balancer.url}/anything").json()["pid"] for _ in range(20)}
+    with httpx.Client(base_url=deployment.balancer.url) as client:
+        pids = {client.get("/anything").json()["pid"] for _ in range(20)}
     for replica in deployment.replicas:
         assert pids & set(replica.worker_pids())
 
