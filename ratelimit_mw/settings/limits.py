@@ -8,7 +8,7 @@ import limits as notation
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from ratelimit_mw.limits import UNIT_SECONDS, Slots, Window
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.money import parse_amount, plain_text
 from ratelimit_mw.settings.errors import fault, faults, kind_of, nearest_name, shown
 from ratelimit_mw.settings.values import Items, Label, Table
 
@@ -113,19 +113,23 @@ def parse_slots(concurrent: object) -> Slots:
 
 
 def parse_amount_of(amount: object, currency: str) -> int:
-    """Return a decimal string in units of `currency`."""
+    """Return an amount in units of `currency`."""
+    return parse_amount(money_text(amount, currency), currency)
+
+
+def money_text(amount: object, currency: str) -> str:
+    """Return an amount as decimal text: as it was written, where that is plain digits."""
     if not isinstance(amount, str | Decimal):
         raise fault(f"is {kind_of(amount)}", 'a decimal string, such as "25.00"')
     try:
-        return parse_amount(amount, currency)
+        return plain_text(amount, currency)
     except ValueError as error:
         raise fault(f"{shown(str(amount))} is no amount: {error}") from None
 
 
 def parse_price(price: object) -> Decimal:
     """Return a price exactly as it is written; which currency it is in is its plan's business."""
-    parse_amount_of(price, "")
-    return Decimal(str(price))
+    return Decimal(money_text(price, ""))
 
 
 Rate = Annotated[Window, PlainValidator(parse_rate)]

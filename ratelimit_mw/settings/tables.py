@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from ratelimit_mw.limits import Budget, OnFailure, Slots, Window
 from ratelimit_mw.settings.errors import fault, faults
-from ratelimit_mw.settings.limits import MAX_QUOTA, Concurrent, Price, Rates, parse_amount_of
+from ratelimit_mw.settings.limits import MAX_QUOTA, Concurrent, Price, Rates, money_text, parse_amount_of
 from ratelimit_mw.settings.url import BackendURL, may_use_tls, without_credentials
 from ratelimit_mw.settings.values import (
     Account,
@@ -177,9 +177,13 @@ class SpendingSettings(Table):
     @classmethod
     def _some_money(cls, amount: object, info: ValidationInfo) -> object:
         # Fields before this one are in `data`, those that are wrong left out.
-        if amount is not None and not parse_amount_of(amount, info.data.get("currency", "USD")):
+        if amount is None:
+            return None
+        currency = info.data.get("currency", "USD")
+        text = money_text(amount, currency)
+        if not parse_amount_of(text, currency):
             raise fault("is nothing", "more than 0")
-        return amount
+        return text
 
     @model_validator(mode="after")
     def _month_holds_day(self) -> Self:
