@@ -73,7 +73,7 @@ class Identifier:
         self._anonymous_plan = identity.anonymous_plan
         self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
         self._caps_addresses = bool(identity.per_address)
-        self._secret = identity.hash_secret
+        self._secret = identity.hash_secret.get_secret_value()
         self._read_api_key = ApiKeyReader(identity.api_key_headers)
         self._read_address = AddressReader(identity)
         self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
@@ -233,7 +233,7 @@ def adopt(identity: Identity, settings: Settings) -> Identity:
         raise ValueError(
             f"identify= returned an identity on the plan {identity.plan!r}, which doesn't exist{hint}"
         )
-    secret = settings.identity.hash_secret
+    secret = settings.identity.hash_secret.get_secret_value()
     if plan.share == "account" and identity.account is not None:
         partition = account_partition(identity.account)
     else:

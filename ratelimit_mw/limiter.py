@@ -83,7 +83,7 @@ class Limiter:
         self.refusals = Refusals()
         # What this process counts by itself it need not remember.
         self._remembers = not isinstance(self.backend, MemoryBackend)
-        self._secret = self.settings.identity.hash_secret
+        self._secret = self.settings.identity.hash_secret.get_secret_value()
         notify = Notifier(on_event)
         self.observers: Observers | None = None
         self._log_refusal = RefusalLog()

@@ -14,7 +14,7 @@ from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.nodes import hash_slot, hash_tag
 from ratelimit_mw.charge import BackendError, Charge, Counter, Figures, Money, Outcome, Settlement
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.conformance import Bench, daily, eventually, new_id, slots, window
 from tests.servers import StoreServer
 from tests.topologies import Cluster
@@ -298,7 +298,7 @@ def redis_cluster(shared_cluster: Callable[[str], Cluster]) -> Cluster:
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
 async def test_settings_name_a_cluster(scheme: str, redis_cluster: Cluster) -> None:
     """A limiter and the live keys work under both schemes."""
-    backend = BackendSettings(url=redis_cluster.url.replace("redis", scheme, 1), timeout=5)
+    backend = BackendSettings(url=SecretURL(redis_cluster.url.replace("redis", scheme, 1)), timeout=5)
     async with Limiter(Settings(backend=backend)) as limiter, await limiter.acquire(api_key="k") as lease:
         assert lease.decision.policy == "shared"
     store = open_key_store(backend)

@@ -15,7 +15,7 @@ from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.limits import Slots
 from ratelimit_mw.live import registry, reload
 from ratelimit_mw.live.key_entries import read_entry, write_entry
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.asgi import client_of, ok_app, settings_of, shown
 from tests.conftest import StartApp, StartServer
 from tests.live import traffic
@@ -65,7 +65,7 @@ def about_keys(heard: pytest.LogCaptureFixture) -> list[str]:
 
 def settings_on(url: str, text: str = PLANS, **backend: Any) -> Settings:
     """Settings with these plans and a backend."""
-    table = BackendSettings(url=url, **{"timeout": 5.0, **backend})
+    table = BackendSettings(url=SecretURL(url), **{"timeout": 5.0, **backend})
     return settings_of(text).model_copy(update={"backend": table})
 
 
@@ -395,7 +395,7 @@ def test_entries_are_read_as_they_were_written(entry: KeyEntry) -> None:
 
 async def test_a_write_is_never_half_seen(server_url: str) -> None:
     """Keys that are set together come together, whenever another process looks."""
-    store = open_key_store(BackendSettings(url=server_url))
+    store = open_key_store(BackendSettings(url=SecretURL(server_url)))
     hashes = [hash_api_key(b"%d" % number, "") for number in range(50)]
 
     async def repeat(step: Callable[[int], Awaitable[object]]) -> None:

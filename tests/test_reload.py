@@ -228,8 +228,8 @@ async def test_backend_and_secret_apply_at_restart(file: Path, heard: pytest.Log
         written(file, limits(9, changed) + listed)
         await until_async(lambda: quota_of(limiter) == 9)
         assert limiter.backend is backend
-        assert limiter.settings.backend.url == "memory://"
-        assert limiter.settings.identity.hash_secret == ""
+        assert limiter.settings.backend.safe_url == "memory://"
+        assert not limiter.settings.identity.hash_secret
         assert limiter.identity_of(api_key="k").account == "acme"
         await until_async(lambda: reported(heard))
         await settle()
@@ -321,7 +321,7 @@ async def test_apply_by_hand(file: Path) -> None:
     limiter = Limiter.from_settings(file)
     limiter.apply(Settings.load(written(file, limits(6, 'backend.url = "redis://127.0.0.1:1"'))))
     assert quota_of(limiter) == 6
-    assert limiter.settings.backend.url == "memory://"
+    assert limiter.settings.backend.safe_url == "memory://"
     plans = Settings.load(written(file, limits(6) + '[plans.pro]\n[[keys]]\nkey = "k"\nplan = "pro"\n'))
     limiter.apply(plans)
     with pytest.raises(SettingsError, match="there is no plan 'pro'"):

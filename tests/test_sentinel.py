@@ -12,7 +12,7 @@ from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.charge import BackendError, Charge, Money
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.servers import server_binaries
 from tests.topologies import SERVICE, Sentinels, running, wait_until
@@ -158,7 +158,7 @@ async def test_sentinels_that_are_down_are_passed_over(sentinels: Sentinels) -> 
 async def test_settings_name_sentinels(sentinels: Sentinels) -> None:
     """A limiter and the live keys find the primary under both schemes."""
     for scheme in ("redis", "valkey"):
-        settings = BackendSettings(url=f"{sentinels.url}/0".replace("redis", scheme, 1), timeout=5)
+        settings = BackendSettings(url=SecretURL(f"{sentinels.url}/0".replace("redis", scheme, 1)), timeout=5)
         async with (
             Limiter(Settings(backend=settings)) as limiter,
             await limiter.acquire(api_key="k") as lease,

@@ -39,7 +39,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
 
 def is_shared(settings: Settings) -> bool:
     """Whether the backend is one that several processes count in together."""
-    return not settings.backend.url.startswith("memory:")
+    return settings.backend.is_shared
 
 
 def _everyone_trusted(settings: Settings) -> Iterator[Finding]:
@@ -67,12 +67,12 @@ def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
-    url = settings.backend.url
+    url = settings.backend.safe_url
     scheme = url.partition("://")[0].partition("+")[0]
     files = settings.backend.tls_ca_file or settings.backend.tls_cert_file
     if scheme not in ("redis", "valkey") or "+unix" in url or files:
         return
-    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    hosts = urlsplit(url).netloc.split(",")
     far = [host for host in hosts if not _is_this_machine(host)]
     if far:
         text = (

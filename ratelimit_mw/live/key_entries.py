@@ -130,7 +130,7 @@ def _contradictions(
     keys = dict(enumerate([*listed, *sound.values()]))
     places = dict.fromkeys(range(len(listed), len(keys)), "hash")
     found = [*check_keys(keys, places, settings.plans)]
-    found += check_hash_kind(keys, places, settings.identity.hash_secret)
+    found += check_hash_kind(keys, places, bool(settings.identity.hash_secret))
     for problem in found:
         index, _, name = problem.path.removeprefix("keys[").partition("].")
         if int(index) in places:

@@ -69,10 +69,10 @@ def check_keys(
 
 
 def check_hash_kind(
-    keys: Mapping[int, KeySettings], places: Mapping[int, str], secret: str
+    keys: Mapping[int, KeySettings], places: Mapping[int, str], has_secret: bool
 ) -> Iterator[SettingsProblem]:
-    """Yield the listed hashes that no request's key can ever have under this secret."""
-    kind, because = ("hmac-sha256", "is") if secret else ("sha256", "is not")
+    """Yield the listed hashes that no request's key can ever have with or without a secret."""
+    kind, because = ("hmac-sha256", "is") if has_secret else ("sha256", "is not")
     for index, key in keys.items():
         if places.get(index) == "hash" and not key.hash.startswith(f"{kind}:"):
             what = f"a hash of the wrong kind, as identity.hash_secret {because} set"

@@ -1,11 +1,12 @@
 """The limits in the settings: rates, slots and amounts, as the file writes them and as values."""
 
 import re
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Annotated, Self
 
 import limits as notation
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from ratelimit_mw.limits import UNIT_SECONDS, Slots, Window
 from ratelimit_mw.money import parse_amount, plain_text
@@ -52,6 +53,10 @@ def _window(rate: str, window: Window) -> Window:
     if window.seconds > MAX_SECONDS:
         raise fault(f"{shown(rate)} is too long", "a window of at most 10 years")
     return window
+
+
+def _rate_text(window: Window) -> str:
+    return window.text
 
 
 def _rate_nearest(rate: str) -> str:
@@ -132,7 +137,7 @@ def parse_price(price: object) -> Decimal:
     return Decimal(money_text(price, ""))
 
 
-Rate = Annotated[Window, PlainValidator(parse_rate)]
+Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str)]
 Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
-Concurrent = Annotated[Slots, PlainValidator(parse_slots)]
+Concurrent = Annotated[Slots, PlainValidator(parse_slots), PlainSerializer(asdict, dict)]
 Price = Annotated[Decimal, PlainValidator(parse_price)]

@@ -10,7 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ratelimit_mw.settings.checks import cross_check, sound_parts
@@ -170,6 +177,8 @@ def _prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
         secret = identity.get("hash_secret")
     else:
         secret = getattr(identity, "hash_secret", "")
+    if isinstance(secret, SecretStr):
+        secret = secret.get_secret_value()
     listed = hash_listed_keys(data.get("keys", ()), secret if isinstance(secret, str) else "")
     data["keys"] = listed.entries
     if isinstance(data.setdefault("plans", {}), dict):

@@ -4,15 +4,14 @@ What a value may be is in `settings.values`, `settings.limits` and `settings.url
 than one table are in `settings.checks`.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from ratelimit_mw.limits import Budget, OnFailure, Slots, Window
 from ratelimit_mw.settings.errors import fault, faults
 from ratelimit_mw.settings.limits import MAX_QUOTA, Concurrent, Price, Rates, money_text, parse_amount_of
-from ratelimit_mw.settings.url import BackendURL, may_use_tls, without_credentials
+from ratelimit_mw.settings.url import BackendURL, SecretURL, may_use_tls
 from ratelimit_mw.settings.values import (
     Account,
     Currency,
@@ -39,7 +38,7 @@ Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 class BackendSettings(Table):
     """`[backend]`: where counts are kept. Applies at restart."""
 
-    url: BackendURL = "memory://"
+    url: BackendURL = SecretURL("memory://")
     """Where it is; `settings.url.SCHEMES` lists the kinds. Default: "memory://", this process alone."""
     namespace: Namespace = "ratelimit"
     """Prefix of every key in the backend. Default: "ratelimit"."""
@@ -59,12 +58,17 @@ class BackendSettings(Table):
     @property
     def safe_url(self) -> str:
         """The URL without user, password and query, for logs and messages."""
-        return without_credentials(self.url)
+        return str(self.url)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes can count there together."""
+        return not self.safe_url.startswith("memory:")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
         files = [name for name in ("tls_ca_file", "tls_cert_file", "tls_key_file") if getattr(self, name)]
-        if files and not may_use_tls(self.url):
+        if files and not may_use_tls(self.safe_url):
             found = fault("has no effect, since the backend's URL has no TLS", 'a URL such as "rediss://…"')
             raise faults([((files[0],), found)])
         if self.tls_cert_file and not self.tls_key_file:
@@ -73,17 +77,13 @@ class BackendSettings(Table):
             raise faults([(("tls_cert_file",), fault("is missing", "the certificate of tls_key_file"))])
         return self
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, self.safe_url if name == "url" else value
-
 
 class IdentitySettings(Table):
     """`[identity]`: who is calling."""
 
     api_key_headers: HeaderNames = ("X-API-Key", "Authorization")
     """Headers that carry an API key. Default: "X-API-Key" and "Authorization"."""
-    hash_secret: str = Field(default="", repr=False)
+    hash_secret: SecretStr = SecretStr("")
     """Secret under which API keys are hashed and tokens signed. Applies at restart. Default: none."""
     trusted_proxies: Items[Network] = ()
     """Networks whose `forwarded_header` is believed; "unix" is a peer without an address. Default: none."""
@@ -121,7 +121,7 @@ class OperationsSettings(Table):
     """Where a caller reads its own limits and usage. Default: off."""
     dashboard_path: OptionalPath = None
     """Where the dashboard is mounted; needs `dashboard_token`. Default: off."""
-    dashboard_token: str = Field(default="", repr=False)
+    dashboard_token: SecretStr = SecretStr("")
     """What opens the dashboard. Default: none."""
     dashboard_changes: bool = False
     """Whether plans and counters can be changed from the dashboard. Default: false."""
@@ -131,7 +131,7 @@ class OperationsSettings(Table):
         dashboard = self.dashboard_path
         if dashboard is None:
             return self
-        if not self.dashboard_token.strip():
+        if not self.dashboard_token.get_secret_value().strip():
             raise faults([(("dashboard_token",), fault("is missing", "one, since dashboard_path is set"))])
         if dashboard == "/":
             found = fault("'/' covers the whole app", 'a path such as "/dashboard"')

@@ -4,7 +4,7 @@ import re
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Secret
 
 from ratelimit_mw.settings.errors import fault, nearest_name, one_of
 
@@ -19,8 +19,8 @@ _SCHEME = re.compile(r"[a-z][a-z+]{0,20}")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
-def check_url(url: str) -> str:
-    """Return `url` if a backend can be had from it. No message repeats it, since it may hold a password."""
+def check_url(url: str) -> None:
+    """Check that a backend can be had from a URL. No message repeats it, since it may hold a password."""
     scheme, separator, _ = url.partition("://")
     if not separator:
         raise fault("is no URL", 'a URL such as "memory://" or "redis://127.0.0.1:6379/0"')
@@ -34,7 +34,6 @@ def check_url(url: str) -> str:
     if not url.isprintable() or " " in url:
         raise fault("holds blanks or control characters", "a URL with such characters percent-encoded")
     _check_parts(scheme, parts)
-    return url
 
 
 def may_use_tls(url: str) -> bool:
@@ -94,4 +93,16 @@ def _check_database(database: str) -> None:
         raise fault("names no database", "a number, such as 0, or nothing, after the host")
 
 
-BackendURL = Annotated[str, AfterValidator(check_url)]
+class SecretURL(Secret[str]):
+    """A URL that shows itself without its user, password and query."""
+
+    def _display(self) -> str:
+        return without_credentials(self.get_secret_value())
+
+
+def _checked(url: SecretURL) -> SecretURL:
+    check_url(url.get_secret_value())
+    return url
+
+
+BackendURL = Annotated[SecretURL, AfterValidator(_checked)]
