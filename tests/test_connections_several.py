@@ -106,6 +106,19 @@ async def test_sentinel_and_primary_are_asked_over_tls(
         assert [await decided_by(limiter) for _ in range(3)] == ["shared"] * 3
 
 
+async def test_sentinel_and_primary_are_asked_over_tls_by_options_of_the_url(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    """TLS options of the URL hold for the sentinels as for the servers that they name."""
+    files = files_of(certificates)
+    query = f"ssl_ca_certs={files['tls_ca_file']}&ssl_certfile={files['tls_cert_file']}"
+    async with (
+        tls_sentinel("redis", tmp_path, certificates) as url,
+        limiter_on(f"{url}?{query}&ssl_keyfile={files['tls_key_file']}") as limiter,
+    ):
+        assert await decided_by(limiter) == "shared"
+
+
 async def test_a_primary_with_a_wrong_certificate_is_not_believed(
     tmp_path: Path, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,6 @@
 """Where counts live: in this process, or in a Redis or Valkey that all workers share."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.connection import Client
@@ -29,7 +28,7 @@ def open_backend(settings: BackendSettings) -> Backend:
         settings.url.get_secret_value(),
         namespace=settings.namespace,
         timeout=settings.timeout,
-        options=_tls(settings),
+        options=settings.tls_options,
     )
 
 
@@ -54,7 +53,11 @@ def open_figures_store(settings: BackendSettings, *, timeout: float = 1.0) -> Fi
 
 def _clients(settings: BackendSettings, key: str, timeout: float) -> Callable[[], Client]:
     """Makes clients for the server that has a key."""
-    url, timeout, options = settings.url.get_secret_value(), max(timeout, settings.timeout), _tls(settings)
+    url, timeout, options = (
+        settings.url.get_secret_value(),
+        max(timeout, settings.timeout),
+        settings.tls_options,
+    )
     if _is_cluster(settings):
         return Nodes(url, timeout=timeout, options=options).client_for(key)
     return connector_to(url, timeout=timeout, options=options).client
@@ -62,12 +65,3 @@ def _clients(settings: BackendSettings, key: str, timeout: float) -> Callable[[]
 
 def _is_cluster(settings: BackendSettings) -> bool:
     return settings.safe_url.partition("://")[0].endswith("+cluster")
-
-
-def _tls(settings: BackendSettings) -> dict[str, Any]:
-    files = {
-        "ssl_ca_certs": settings.tls_ca_file,
-        "ssl_certfile": settings.tls_cert_file,
-        "ssl_keyfile": settings.tls_key_file,
-    }
-    return {name: file for name, file in files.items() if file is not None}

@@ -327,8 +327,10 @@ class Batcher(_Outbox):
                     await self._probe()
                 if self._connection is not None:  # it may have been lost since the answer
                     break
-            except (BackendError, TimeoutError) as error:
-                self._disconnect(BackendError(str(error) or "no answer to the first command"))
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be asked: an outage
+                known = isinstance(error, (BackendError, TimeoutError))
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                self._disconnect(BackendError(reason or "no answer to the first command"))
         self._connecting = None
         if self._error is not None:
             self._error = None

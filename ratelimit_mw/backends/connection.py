@@ -22,9 +22,6 @@ from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, Red
 
 from ratelimit_mw.charge import BackendError
 
-FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
-"""What redis-py raises where a server can't be reached, does not answer, or refuses. A RuntimeError is what
-uvloop raises for a write to a connection that has just ended."""
 Reply = bytes | int | None | list[Any] | Exception
 OnReply = Callable[[Reply], None]
 
@@ -82,10 +79,10 @@ class ServerConnector:
         try:
             await connection.connect()
             _stay_cancelled()
-        except FAILURES as error:
+        except Exception as error:  # whatever it is, the server can't be asked
             await connection.disconnect(nowait=True)
             _stay_cancelled()
-            raise BackendError(f"cannot connect: {error}") from error
+            raise BackendError(f"cannot connect: {reason_of(error)}") from error
         except asyncio.CancelledError:
             await connection.disconnect(nowait=True)
             raise
@@ -115,7 +112,7 @@ class Client:
         """Send one command; its answer as redis-py gives it, texts as bytes."""
         try:
             return await (await self._server()).execute_command(*command)  # type: ignore[no-untyped-call]
-        except FAILURES as error:
+        except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
     async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
@@ -125,7 +122,7 @@ class Client:
                 for command in commands:
                     pipeline.execute_command(*command)
                 await pipeline.execute()
-        except FAILURES as error:
+        except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
     async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
@@ -136,7 +133,7 @@ class Client:
                     pipeline.execute_command(*command)
                 answers = await pipeline.execute(raise_on_error=False)
             return [_unless_wrong_type(answer) for answer in answers]
-        except FAILURES as error:
+        except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
     async def close(self) -> None:
@@ -238,4 +235,11 @@ def _redis_scheme(url: str) -> str:
 def as_backend_error(error: Exception) -> BackendError:
     """What redis-py raised, as what a backend raises."""
     refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)
-    return (ReplyError if refused else BackendError)(str(error) or "no answer in time")
+    return (ReplyError if refused else BackendError)(reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one text: with its type where that is no error of a server or a network."""
+    if isinstance(error, (RedisError, OSError, ValueError, RuntimeError, BackendError)):
+        return str(error) or "no answer in time"
+    return f"{type(error).__name__}: {error}"

@@ -123,8 +123,8 @@ class Router:
         there = [node for node, batcher in self._batchers.items() if batcher.error is None]
         try:
             self._adopt(await self._nodes.owners(there))
-        except BackendError:
-            return  # no node is there: their batchers say so, and ask for this again
+        except Exception:  # noqa: BLE001
+            return  # no node is there, or none is understood: their batchers say so, and ask for this again
 
     def _adopt(self, owners: Owners) -> None:
         """Go by a new map: what waits for a node that is away may have another one now."""

@@ -68,12 +68,8 @@ def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
 
 def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
     url = settings.backend.safe_url
-    scheme = url.partition("://")[0].partition("+")[0]
-    files = settings.backend.tls_ca_file or settings.backend.tls_cert_file
-    if scheme not in ("redis", "valkey") or "+unix" in url or files:
-        return
-    hosts = urlsplit(url).netloc.split(",")
-    far = [host for host in hosts if not _is_this_machine(host)]
+    hosts = [] if settings.backend.is_encrypted else urlsplit(url).netloc.split(",")
+    far = [host for host in hosts if host and not _is_this_machine(host)]
     if far:
         text = (
             f"backend.url: {', '.join(far)} is reached without TLS, so whoever is on the way reads the "

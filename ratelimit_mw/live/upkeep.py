@@ -69,6 +69,7 @@ class _Running:
 
 async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
     task = asyncio.current_task()
+    failure = ""
     try:
         if job.waits:
             first.set_result(None)
@@ -77,8 +78,12 @@ async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
         while task is not None and not task.cancelling():
             try:
                 await job.run()
-            except Exception:
-                logger.exception("%s failed", job.name)
+            except Exception as error:
+                if failure != repr(error):  # said once, not as often as the job is done
+                    logger.exception("%s failed", job.name)
+                failure = repr(error)
+            else:
+                failure = ""
             if not first.done():
                 first.set_result(None)
             if not task.cancelling():

@@ -4,14 +4,17 @@ What a value may be is in `settings.values`, `settings.limits` and `settings.url
 than one table are in `settings.checks`.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ratelimit_mw.limits import Budget, OnFailure, Slots, Window
 from ratelimit_mw.settings.errors import fault, faults
 from ratelimit_mw.settings.limits import MAX_QUOTA, Concurrent, Price, Rates, money_text, parse_amount_of
-from ratelimit_mw.settings.url import BackendURL, SecretURL, may_use_tls
+from ratelimit_mw.settings.url import BackendURL, SecretURL, may_use_tls, options_of
+from ratelimit_mw.settings.url_options import check_tls, kind_of_url
 from ratelimit_mw.settings.values import (
     Account,
     Currency,
@@ -31,6 +34,9 @@ from ratelimit_mw.settings.values import (
     TimeZone,
     no_repeats,
 )
+
+TLS_FILES = {"tls_ca_file": "ssl_ca_certs", "tls_cert_file": "ssl_certfile", "tls_key_file": "ssl_keyfile"}
+"""The TLS files among the settings, with redis-py's names for them."""
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
@@ -65,9 +71,25 @@ class BackendSettings(Table):
         """Whether several processes can count there together."""
         return not self.safe_url.startswith("memory:")
 
+    @property
+    def tls_options(self) -> dict[str, str]:
+        """The TLS files under redis-py's names for them."""
+        return {option: file for name, option in TLS_FILES.items() if (file := getattr(self, name))}
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS: by the URL's scheme, or by TLS options or files for several hosts."""
+        url = self.url.get_secret_value()
+        if not may_use_tls(url):
+            return False
+        options = {**options_of(url), **self.tls_options}
+        return kind_of_url(url.partition("://")[0]) == "server with TLS" or any(
+            name.startswith("ssl_") for name in options
+        )
+
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
-        files = [name for name in ("tls_ca_file", "tls_cert_file", "tls_key_file") if getattr(self, name)]
+        files = [name for name in TLS_FILES if getattr(self, name)]
         if files and not may_use_tls(self.safe_url):
             found = fault("has no effect, since the backend's URL has no TLS", 'a URL such as "rediss://…"')
             raise faults([((files[0],), found)])
@@ -75,7 +97,21 @@ class BackendSettings(Table):
             raise faults([(("tls_key_file",), fault("is missing", "the key of tls_cert_file"))])
         if self.tls_key_file and not self.tls_cert_file:
             raise faults([(("tls_cert_file",), fault("is missing", "the certificate of tls_key_file"))])
+        if may_use_tls(self.safe_url):
+            self._check_tls(files)
         return self
+
+    def _check_tls(self, files: Sequence[str]) -> None:
+        options = options_of(self.url.get_secret_value())
+        for name in files:
+            if TLS_FILES[name] in options:
+                found = fault(f"is set by option '{TLS_FILES[name]}' of the URL, too", "one of the two")
+                raise faults([((name,), found)])
+        options |= self.tls_options
+        try:
+            check_tls(options)
+        except PydanticCustomError as error:
+            raise faults([((files[0] if files else "url",), error)]) from None
 
 
 class IdentitySettings(Table):
