@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -198,16 +197,15 @@ async def test_a_missing_file_is_reported_once_and_ignored(
 async def test_a_file_that_is_being_written_is_left_alone(file: Path) -> None:
     """It is read once two looks have found it the same: half a file may be good, too."""
     running = Settings.load(file)
-    with ThreadPoolExecutor(1) as executor:
-        watch = FileWatch(str(file), executor)
-        assert [await watch.check(running) for _ in range(3)] == [None] * 3
-        for quota in (6, 7, 8):
-            written(file, limits(quota))
-            assert await watch.check(running) is None
-        changed = await watch.check(running)
-        assert changed is not None
-        assert changed.plans["default"].requests[0].quota == 8
-        assert await watch.check(changed) is None
+    watch = FileWatch(str(file))
+    assert [await watch.check(running) for _ in range(3)] == [None] * 3
+    for quota in (6, 7, 8):
+        written(file, limits(quota))
+        assert await watch.check(running) is None
+    changed = await watch.check(running)
+    assert changed is not None
+    assert changed.plans["default"].requests[0].quota == 8
+    assert await watch.check(changed) is None
 
 
 async def test_a_change_between_loading_and_watching_is_seen(file: Path) -> None:

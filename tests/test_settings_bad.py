@@ -1,6 +1,8 @@
 """What is said about settings that are wrong."""
 
 import os
+import socket
+import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from ratelimit_mw.settings import (
     Settings,
     SettingsError,
     SettingsProblem,
+    sources,
 )
 from tests.settings_files import load, problems, written
 
@@ -67,6 +70,33 @@ def test_a_directory_is_an_error(tmp_path: Path) -> None:
     """A directory is no settings file."""
     with pytest.raises(SettingsError, match="is a directory"):
         Settings.load(tmp_path)
+
+
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    """A FIFO, a device and a socket are errors, none of which is waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path, what in (("fifo", "a FIFO"), ("socket", "a socket"), ("/dev/zero", "a device")):
+            with pytest.raises(SettingsError, match=f"is {what}, no file"):
+                Settings.load(tmp_path / path)
+
+
+def test_a_file_without_an_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read than a settings file may have."""
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    with pytest.raises(SettingsError, match="is larger than 100 bytes"):
+        load(tmp_path, "#" * 101)
+
+
+def test_a_disk_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start waits for the settings file for a bounded time."""
+    mended = threading.Event()
+    monkeypatch.setattr(sources, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: mended.wait(60))
+    with pytest.raises(SettingsError, match="can't be read within"):
+        Settings.load(tmp_path / "s.toml")
+    mended.set()
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ratelimit_mw import threads
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.checks.startup import log_findings
 from ratelimit_mw.compiled import core
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.live import registry, reload
 from ratelimit_mw.live.key_entries import KeyEntry
 from ratelimit_mw.live.registry import Registry
@@ -44,22 +46,25 @@ class Live(LiveState):
         self, settings: Settings, resolve: Resolve | None = None, others: Iterable[Job] = ()
     ) -> None:
         """`others` are jobs to do beside, wherever something is watched."""
-        # Its own, since the app may keep the event loop's threads busy for longer than a change may take.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ratelimit_mw")
-        self._registry = Registry(open_key_store(settings.backend), self._thread)
+        self._registry = Registry(open_key_store(settings.backend))
         self.rules = Rules.of(settings, {})
         self.resolver = None
         if resolve is not None:
             self.resolve_by(resolve)
         jobs = [*others]
         if settings.file is not None:
-            self._watch = FileWatch(settings.file, self._thread)
+            self._watch = FileWatch(settings.file)
             jobs.append(Job("watching the settings", reload.POLL_SECONDS, self._look_at_file))
         if self._registry.is_shared:
             run, close = self._look_at_keys, self._registry.close
             jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
         self._upkeep = Upkeep(jobs)
         self.ready = set()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Watch anew: what the parent process watched in its event loops comes to no end here."""
+        self.ready.clear()
 
     @property
     def keys(self) -> Mapping[str, KeyEntry]:
@@ -138,10 +143,9 @@ class Live(LiveState):
 
     async def _swap(self, make: Callable[[Rules], Rules]) -> None:
         """Make new rules in a thread and put them in force; make them again where these changed meanwhile."""
-        loop = asyncio.get_running_loop()
         while True:
             rules, keys = self.rules, self._registry.entries
-            made = await loop.run_in_executor(self._thread, make, rules)
+            made = await threads.call(partial(make, rules))
             if self.rules is rules and self._registry.entries is keys:
                 self._put(made)
                 return

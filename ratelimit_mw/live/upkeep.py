@@ -5,6 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
+
 logger = logging.getLogger("ratelimit_mw")
 
 
@@ -27,6 +29,12 @@ class Upkeep:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the jobs to the parent process; each event loop of this one starts its own."""
+        leave_to_parent(*self._running.values())
+        self._running.clear()
 
     def start(self) -> None:
         """Start in the running event loop, unless that was done before."""

@@ -119,10 +119,14 @@ class Settings(BaseSettings):
         Raises `SettingsError` with everything that is wrong.
         """
         named = os.environ.get("RATELIMIT_SETTINGS") or None if path is None else os.fspath(path)
+        return cls.of_file(named, {} if named is None else read_file(named))
+
+    @classmethod
+    def of_file(cls, named: str | None, tables: Mapping[str, Any]) -> Self:
+        """Return the settings of a file of this name that has these tables, as `load` does."""
         source = _BUILT_IN if named is None else named
         environment = read_environment(os.environ)
-        values = environment.over({} if named is None else read_file(named))
-        settings, problems = cls._checked(values)
+        settings, problems = cls._checked(environment.over(tables))
         problems = [*environment.problems, *(_located(problem, source, environment) for problem in problems)]
         if settings is None or problems:
             raise SettingsError(problems)
