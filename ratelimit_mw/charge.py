@@ -356,6 +356,9 @@ class Backend(Holder, Protocol):
     async def close(self) -> None:
         """Send what still waits and close; a closed backend may be opened again."""
 
+    def take_over(self) -> None:
+        """Send what event loops that have ended still owed. Waits for nothing."""
+
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
 

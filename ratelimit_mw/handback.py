@@ -24,6 +24,7 @@ from ratelimit_mw.charge import (
     Settlement,
     place_of,
 )
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.limits import Allowance, Slots, Window
 
 logger = logging.getLogger("ratelimit_mw")
@@ -84,6 +85,16 @@ class HandBack:
         self._is_closing = False
         self.lost = 0
         """How many holds and counters were given up before the backend was back."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave what the backend has to be told to the parent process, which tells it."""
+        leave_to_parent(self._task)
+        self._task, self._is_closing, self.lost = None, False, 0
+        self._windows.clear()
+        self._telling.clear()
+        self._owed.clear()
+        self._budgets.clear()
 
     def __len__(self) -> int:
         """How many holds and counters the backend has to be told of."""
@@ -163,6 +174,23 @@ class HandBack:
             logger.error("the backend was never told of %d counts of this process: it is closed", len(self))
             self._windows.clear()
             self._owed.clear()
+
+    def resume(self) -> None:
+        """Go on in the running event loop where the one that told the backend has ended."""
+        if len(self):
+            self._start()
+
+    async def leave(self) -> None:
+        """Tell no more in the running event loop, which ends; another one goes on with it."""
+        task = self._task
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+            return
+        self._is_closing = True
+        try:
+            # Not cancelled: the backend would take back what it is being told, under the same lease id.
+            await asyncio.wait([task], timeout=CLOSE_TIMEOUT)
+        finally:
+            self._is_closing = False
 
     async def tell(self) -> None:
         """Tell the backend what it doesn't know yet, as far as it can be told now."""

@@ -21,6 +21,7 @@ from ratelimit_mw.charge import (
 )
 from ratelimit_mw.decision import Decision
 from ratelimit_mw.events import Notifier, SettleIgnored
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw.limits import Allowance
 from ratelimit_mw.money import format_amount, parse_amount
@@ -49,6 +50,14 @@ class Leases:
         self._slots_lost = 0
         self.settles_ignored = 0
         """How many settles changed nothing."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the leases to the parent process, and count anew."""
+        leave_to_parent(*self.renewals.values(), *self.owed)
+        self.renewals.clear()
+        self.owed.clear()
+        self._slots_lost = self.settles_ignored = 0
 
     @property
     def slots_lost(self) -> int:
@@ -239,7 +248,8 @@ class Leases:
         renewals = self.renewals.get(loop)
         if renewals is None:
             for closed in [each for each in list(self.renewals) if each.is_closed()]:
-                self.renewals.pop(closed, None)  # another thread's loop may be doing the same
+                ended = self.renewals.pop(closed, None)  # another thread's loop may be doing the same
+                self._slots_lost += 0 if ended is None else ended.lost
             renewals = self.renewals[loop] = Renewals(self._notify)
         return renewals
 

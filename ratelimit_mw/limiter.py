@@ -40,6 +40,7 @@ from ratelimit_mw.leases import EXEMPT, Leases
 from ratelimit_mw.limits import Allowance
 from ratelimit_mw.live.resolve import Resolve
 from ratelimit_mw.live.state import Live
+from ratelimit_mw.live.upkeep import Job
 from ratelimit_mw.local import LocalPolicy
 from ratelimit_mw.money import parse_amount
 from ratelimit_mw.policy import Policies, Policy
@@ -52,6 +53,9 @@ from ratelimit_mw.stats import Stats
 from ratelimit_mw.tally import Tally, kind_of
 
 logger = logging.getLogger("ratelimit_mw")
+
+TAKE_OVER_SECONDS = 0.5
+"""How often an event loop looks whether another one has ended and left something to do."""
 
 T = TypeVar("T")
 
@@ -76,7 +80,8 @@ class Limiter:
         """Counts every decision."""
         self.reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
         """Tells the fleet of them."""
-        self.live = Live(settings, resolve, [self.reporter.job()])
+        taking_over = Job("taking over from ended event loops", TAKE_OVER_SECONDS, self._take_over)
+        self.live = Live(settings, resolve, [self.reporter.job(), taking_over])
         log_findings(self.settings)
         self.backend = backend or open_backend(self.settings.backend)
         self._local = LocalPolicy(self.backend)
@@ -155,11 +160,19 @@ class Limiter:
         """Send what is still owed to the backend, for a bounded time, and close."""
         self.leases.stop_renewing()
         await self.live.close()
-        await self._local.holds.close()
+        if any(loop.is_running() for loop in list(self.live.ready)):
+            await self._local.holds.leave()
+        else:
+            await self._local.holds.close()
         await self.backend.close()
         await self.leases.finish()
         for tell in self.at_close:
             tell()
+
+    async def _take_over(self) -> None:
+        """Go on with what event loops that have ended owed to the backend."""
+        self.backend.take_over()
+        self._local.holds.resume()
 
     def stats(self) -> Stats:
         """What this limiter has done, and what waits."""

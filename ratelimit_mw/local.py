@@ -23,6 +23,7 @@ from ratelimit_mw.charge import (
     place_of,
 )
 from ratelimit_mw.decision import Decision, Refusal, decision_of
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.handback import HandBack
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw.policy import Policies, Policy
@@ -58,6 +59,11 @@ class LocalPolicy:
         self._asked_at = 0
         self.decisions = {"local": 0, "allow": 0, "deny": 0}
         """How many decisions each policy has made."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Count anew."""
+        self.decisions.update(dict.fromkeys(self.decisions, 0))
 
     def answer(
         self, policy: Policy, charge: Charge, price: int, never: Counter | None, *, share: float

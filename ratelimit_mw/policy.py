@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ratelimit_mw.charge import Charge, Counter
 from ratelimit_mw.compiled import core
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.identity import Identity, address_partition
 from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw.money import parse_amount
@@ -111,6 +112,11 @@ class Policies:
         self._lock = threading.Lock()
         self.latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self._lock = threading.Lock()
 
     def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
         """What holds for this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.

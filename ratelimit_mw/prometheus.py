@@ -87,7 +87,7 @@ class Mirror:
         # Nobody is forked off while figures are read: a lock that is held then is never released there.
         lock = self._lock
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-        os.register_at_fork(after_in_child=self._run)
+        os.register_at_fork(after_in_child=self._begin_anew)
         atexit.register(self._try)
         self._limiter.at_close.append(self._try)
         self._run()
@@ -108,6 +108,11 @@ class Mirror:
                 for values in told.keys() - now.keys():
                     if isinstance(shared, Gauge):  # such as settings that are no longer in force
                         shared.labels(*values).set(0)
+
+    def _begin_anew(self) -> None:
+        """Write the figures of a process that was forked off, which counts from nothing on."""
+        self._told.clear()
+        self._run()
 
     def _run(self) -> None:
         threading.Thread(target=self._again_and_again, name="ratelimit_mw metrics", daemon=True).start()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ratelimit_mw.charge import NOTHING_HELD, Charge, Figures, Outcome
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.limits import SECOND, Window
 
 LONGEST = 1.0
@@ -51,6 +52,12 @@ class Refusals:
         """What `find` looks in: empty where nobody was refused lately."""
         self._by_caller: dict[str, list[Charge]] = {}
         self._lock = threading.Lock()  # one limiter serves the event loops of several threads
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds, and nothing that it left half done."""
+        self._lock = threading.Lock()
+        self.clear()
 
     def __len__(self) -> int:
         return len(self.kept)

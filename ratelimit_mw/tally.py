@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Decision, Refusal
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limits import Slots, Window
 from ratelimit_mw.policy import PLAN_SCOPE, Policy
@@ -36,6 +37,14 @@ class Tally:
         self._touched: list[Policy] = []
         self._totals: Totals = {}
         self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Count anew: what was counted until then is the parent process's to tell."""
+        self._lock = threading.RLock()
+        for policy in self._touched:
+            policy.admitted, policy.refused = 0, None
+        self._touched, self._totals, self._callers = [], {}, {}
 
     def admit(self, policy: Policy) -> None:
         """Count an admitted request."""

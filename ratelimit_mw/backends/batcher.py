@@ -173,6 +173,22 @@ class Batcher(_Outbox):
         self._queue.clear()
         return queued
 
+    def bequeath(self) -> list[Operation]:
+        """Hand out what is owed, in its order, and what was sent and may have to be undone.
+
+        For a batcher whose event loop has ended or is about to: nobody waits there any more.
+        """
+        sent, queued = self._in_flight(), self.withdraw()
+        self._sent.clear()
+        return [each for each in sent if each.must_arrive or each.orphaned is not None] + [
+            each for each in queued if each.must_arrive
+        ]
+
+    def leave_to_parent(self) -> None:
+        """Give up the connection in a process that was forked off."""
+        if self._connection is not None:
+            self._connection.leave_to_parent()
+
     def close(self) -> None:
         """Close the connection; whoever still waits gets a `BackendError`."""
         self._is_closed = True

@@ -74,6 +74,10 @@ class ClusterBackend:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
         await self._partitions.close()
 
+    def take_over(self) -> None:
+        """Send what event loops that have ended owed, and undo what they left half done."""
+        self._partitions.take_over()
+
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
         if charge.is_of_one:

@@ -8,6 +8,7 @@ through redis-py's own client.
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -142,6 +143,14 @@ class Client:
         if redis is not None:
             await redis.aclose(close_connection_pool=True)
 
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+        if self._redis is not None:
+            pool = self._redis.connection_pool
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                if connection._writer is not None:
+                    _silence(connection._writer.transport)
+
     async def _server(self) -> Redis:
         if self._redis is None:
             self._redis = (await self._find()).redis()
@@ -201,6 +210,11 @@ class Connection(asyncio.Protocol):
             transport.abort()
             self._connection._reader = self._connection._writer = None
 
+    def leave_to_parent(self) -> None:
+        """Give up the connection in a process that was forked off; the parent goes on with it."""
+        if self._transport is not None:
+            _silence(self._transport)
+
     def data_received(self, data: bytes) -> None:
         """Hand every complete reply to the command that it answers."""
         try:
@@ -224,6 +238,18 @@ class Connection(asyncio.Protocol):
     def _lose(self, error: BackendError) -> None:
         self.close()
         self._on_lost(error)
+
+
+def _silence(transport: asyncio.BaseTransport) -> None:
+    """Put an empty file in the place of a socket that the parent process has, too.
+
+    To close the transport would tell the event loop, whose part in the system is the parent's as well.
+    """
+    socket = transport.get_extra_info("socket")
+    if socket is not None and socket.fileno() >= 0:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, socket.fileno(), inheritable=False)
+        os.close(nothing)
 
 
 def _redis_scheme(url: str) -> str:

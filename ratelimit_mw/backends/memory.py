@@ -24,6 +24,7 @@ from ratelimit_mw.charge import (
     place_of,
 )
 from ratelimit_mw.compiled import core
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.limits import Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
@@ -50,6 +51,7 @@ class MemoryBackend:
     def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
         self.clock = clock
         self._max_windows = max_windows
+        renew_after_fork(self)
         self.lock = new_lock()  # one limiter serves the event loops of several threads
         # Windows by length, days and months apart: those not used for longest are also the first to die.
         self._logs: dict[int, Store[Name, PlainLog]] = {}
@@ -60,6 +62,13 @@ class MemoryBackend:
 
     load = Load()
     is_away = False
+
+    def take_over(self) -> None:
+        """Nothing is ever owed."""
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self.lock = new_lock()
 
     async def open(self) -> None:
         """There is nothing to connect to."""

@@ -39,6 +39,12 @@ class Sender(Protocol):
     def close(self) -> None:
         """Close; whoever still waits gets a `BackendError`."""
 
+    def bequeath(self) -> "list[Operation]":
+        """Hand out what is owed, in its order, and what was sent and may have to be undone."""
+
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+
 
 Orphaned = Callable[[Any, int, bytes | None], None]
 Answer = tuple[int, Any]

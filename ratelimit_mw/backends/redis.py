@@ -6,6 +6,7 @@ Makes operations of the script `batch.lua` of charges, releases and settles, and
 import asyncio
 import struct
 import time
+from collections import deque
 from collections.abc import Awaitable, Sequence
 from functools import reduce
 from typing import Any
@@ -46,6 +47,7 @@ from ratelimit_mw.charge import (
     Settlement,
     place_of,
 )
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.periods import KEPT_AFTER_END, period_at
 from ratelimit_mw.room import make_room
@@ -82,6 +84,10 @@ class RedisBackend:
         self._clock = clock
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
         self.releases: dict[tuple[Held, ...], Template] = {}
+        self._past = Load()
+        self._left: deque[Operation] = deque()
+        """What event loops that have ended owed."""
+        renew_after_fork(self)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -92,12 +98,14 @@ class RedisBackend:
     @property
     def load(self) -> Load:
         """What the connections of all event loops have carried, and what waits."""
-        return reduce(Load.plus, [each.load for each in list(self.batchers.values())], Load())
+        return reduce(Load.plus, [each.load for each in list(self.batchers.values())], self._past)
 
     @property
     def is_away(self) -> bool:
-        """Whether any event loop of this process thinks so."""
-        return any(each.error is not None for each in list(self.batchers.values()))
+        """Whether any event loop that runs in this process thinks so; where none does, the latest of all."""
+        batchers = list(self.batchers.items())
+        running = [each for loop, each in batchers if loop.is_running()]
+        return any(each.error is not None for each in running or [each for _, each in batchers[-1:]])
 
     async def open(self) -> None:
         """Connect ahead of the first request. A server that is away is no error: it is tried again."""
@@ -108,9 +116,42 @@ class RedisBackend:
         loop = asyncio.get_running_loop()
         batcher = self.batchers.get(loop)
         if batcher is not None:
+            self.take_over()
             await batcher.drain(CLOSE_TIMEOUT)
+            if any(each.is_running() for each in list(self.batchers) if each is not loop):
+                self._left += batcher.bequeath()  # which then goes on with it
             batcher.close()
-            self.batchers.pop(loop, None)
+            self._forget(loop)
+
+    def take_over(self) -> None:
+        """Send what event loops that have ended owed to the server, and undo what they left half done."""
+        for closed in [each for each in list(self.batchers) if each.is_closed()]:
+            ended = self.batchers.get(closed)
+            if ended is not None:
+                self._left += ended.bequeath()
+                self._forget(closed)
+        for _ in range(len(self._left)):
+            operation = self._left.popleft()
+            operation.future = None  # which was the ended loop's
+            if operation.must_arrive:
+                self._submit(operation)
+            elif operation.orphaned is not None:
+                operation.orphaned(operation.about, 0, None)
+
+    def after_fork(self) -> None:
+        """Leave connections, and what is owed over them, to the parent process."""
+        for batcher in self.batchers.values():
+            batcher.leave_to_parent()
+        leave_to_parent(*self.batchers.values(), *self._left)
+        self.batchers.clear()
+        self._left.clear()
+        self._past = Load()
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep only the figures of an event loop's batcher."""
+        batcher = self.batchers.pop(loop, None)
+        if batcher is not None:
+            self._past = self._past.plus(batcher.load._replace(owed=0))
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
@@ -298,9 +339,8 @@ class RedisBackend:
         loop = asyncio.get_running_loop()
         batcher = self.batchers.get(loop)
         if batcher is None:
-            for closed in [each for each in list(self.batchers) if each.is_closed()]:
-                self.batchers.pop(closed, None)  # another thread's loop may be doing the same
             batcher = self.batchers[loop] = self._new_batcher()
+            self.take_over()
         return batcher
 
     def _new_batcher(self) -> Sender:

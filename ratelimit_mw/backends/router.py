@@ -78,6 +78,18 @@ class Router:
         left = await asyncio.gather(*[each.drain(0) for each in self._batchers.values()])
         return len(self._paused) + sum(left)
 
+    def bequeath(self) -> list[Operation]:
+        """Hand out what is owed, and what was sent and may have to be undone."""
+        left = [each for batcher in self._batchers.values() for each in batcher.bequeath()]
+        left += [each for each in self._paused if each.must_arrive]
+        self._paused.clear()
+        return left
+
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+        for batcher in self._batchers.values():
+            batcher.leave_to_parent()
+
     def close(self) -> None:
         """Close the connections; whoever still waits gets a `BackendError`."""
         if self._refreshing is not None:

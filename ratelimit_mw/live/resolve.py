@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ratelimit_mw.address import Scope
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.live.key_entries import KeyEntry, sound_entry
 from ratelimit_mw.live.rules import Rules
@@ -59,8 +60,15 @@ class Resolver:
         self._found: OrderedDict[str, _Found] = OrderedDict()
         self._missed: OrderedDict[str, float] = OrderedDict()
         self._calls: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[None]] = {}
-        self._strangers = 0
+        self._strangers: set[asyncio.Task[None]] = set()
         self._quiet_until = 0.0
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the look-ups under way to the parent process."""
+        leave_to_parent(*self._calls.values())
+        self._calls.clear()
+        self._strangers.clear()
 
     async def caller(self, scope: Scope) -> Identity:
         """The caller of an `http` or `websocket` scope. Raises IdentityError."""
@@ -109,19 +117,31 @@ class Resolver:
         call = self._calls.get((loop, api_key_hash))
         if call is None:
             is_stranger = api_key_hash not in self._found
-            at_once = self._strangers if is_stranger else len(self._calls) - self._strangers
-            if at_once >= MAX_STRANGERS:
+            if self._at_once(is_stranger) >= MAX_STRANGERS:
+                self._forget_ended()
+            if self._at_once(is_stranger) >= MAX_STRANGERS:
                 self._report(f"more than {MAX_STRANGERS} look-ups at once")
                 return None
-            self._strangers += is_stranger
             call = loop.create_task(self._ask(api_key, api_key_hash), name="ratelimit_mw resolve")
+            if is_stranger:
+                self._strangers.add(call)
             self._calls[loop, api_key_hash] = call
-            call.add_done_callback(lambda _: self._end(loop, api_key_hash, is_stranger))
+            call.add_done_callback(lambda done: self._end((loop, api_key_hash), done))
         return call
 
-    def _end(self, loop: asyncio.AbstractEventLoop, api_key_hash: str, is_stranger: bool) -> None:
-        self._calls.pop((loop, api_key_hash), None)
-        self._strangers -= is_stranger
+    def _at_once(self, is_stranger: bool) -> int:
+        """Look-ups under way of keys not known from before, or of known ones."""
+        return len(self._strangers) if is_stranger else len(self._calls) - len(self._strangers)
+
+    def _end(self, place: tuple[asyncio.AbstractEventLoop, str], call: "asyncio.Task[None]") -> None:
+        self._calls.pop(place, None)
+        self._strangers.discard(call)
+
+    def _forget_ended(self) -> None:
+        """Forget look-ups whose event loop has ended before they did."""
+        for place, call in list(self._calls.items()):
+            if place[0].is_closed():
+                self._end(place, call)
 
     async def _ask(self, api_key: bytes, api_key_hash: str) -> None:
         limit = asyncio.timeout(TIME_LIMIT)
