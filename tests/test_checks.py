@@ -1,7 +1,10 @@
 """The start-up checks: what each finds, and that it says so once."""
 
 import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +13,19 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
-from ratelimit_mw import RateLimitMiddleware, findings
+from ratelimit_mw import Limiter, RateLimitMiddleware, Settings, findings
 from ratelimit_mw.address import AddressReader
 from ratelimit_mw.checks.plain import findings as findings_of
 from ratelimit_mw.checks.startup import log_findings
 from ratelimit_mw.checks.surroundings import server_findings, worker_count
 from ratelimit_mw.findings import Finding, say_once
+from ratelimit_mw.live import reload, state
+from ratelimit_mw.live.key_entries import KeyEntry
 from tests.apps import ROOT
 from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
 from tests.conftest import StartApp
+from tests.settings_files import written
+from tests.slots import until_async
 
 REDIS = 'backend = { url = "redis://127.0.0.1:6379/0" }\nidentity = { hash_secret = "s" }\n'
 PAGE = ROOT / findings.PAGE
@@ -259,6 +266,50 @@ def test_findings_are_said_once_and_as_loud_as_they_are(caplog: pytest.LogCaptur
         ("unreachable-plan", "INFO"),
     ]
     assert "docs/checks.md#everyone-trusted" in caplog.text
+
+
+def test_checks_take_as_many_steps_as_there_are_keys_and_routes() -> None:
+    """Thousands of keys and hundreds of routes are checked at once, and few words are made of it."""
+    spending = [{"daily": str(1 + number)} for number in range(5)]
+    keys = [
+        {"hash": f"sha256:{number:064x}", "plan": "default", "requests": [f"{1 + number % 7}/minute"]}
+        | {"spending": spending[number % 5]}
+        for number in range(3_000)
+    ]
+    routes = [
+        {"path": f"/r{number}/{{id}}", "cost": 1 + number % 5, "price": "2.00"} for number in range(1_000)
+    ]
+    settings = Settings.model_validate({"keys": keys, "routes": routes})
+    began = time.process_time()
+    found = findings_of(settings)
+    assert time.process_time() - began < 10
+    assert 0 < len(found) <= 12 * len(routes)
+    assert "routes[1] (/r1/{id}): its cost of 2 never fits into 1/minute of keys[0]." in [
+        finding.text for finding in found
+    ]
+    assert any("other limits of plans and keys" in finding.text for finding in found)
+
+
+async def test_findings_wait_until_a_change_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed file applies before it is checked, and neither live keys nor requests wait for the checks."""
+    checked, over = threading.Event(), threading.Event()
+
+    def check(_settings: Settings) -> None:
+        checked.set()
+        over.wait(60)
+
+    monkeypatch.setattr(reload, "POLL_SECONDS", 0.02)
+    file = written(tmp_path / "s.toml", '[plans.default]\nrequests = ["5/hour"]')
+    async with Limiter.from_settings(file) as limiter:
+        monkeypatch.setattr(state, "log_findings", check)
+        written(file, '[plans.default]\nrequests = ["7/hour"]')
+        await until_async(checked.is_set)
+        assert limiter.settings.plans["default"].requests[0].quota == 7
+        await limiter.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
+        assert limiter.live.rules.registered
+        over.set()
 
 
 def test_memory_of_what_was_said_is_bounded() -> None:

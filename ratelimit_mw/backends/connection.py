@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, RedisError, ResponseError
 
+from ratelimit_mw import threads
 from ratelimit_mw.charge import BackendError
 
 Reply = bytes | int | None | list[Any] | Exception
@@ -118,11 +119,22 @@ class Client:
 
     async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
         """Send commands that take effect all at once (MULTI)."""
+        # Not by redis-py's pipeline, which packs them in the event loop, however many there are.
+        whole = [("MULTI",), *commands, ("EXEC",)]
         try:
-            async with (await self._server()).pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                await pipeline.execute()
+            pool = (await self._server()).connection_pool
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                await connection.send_packed_command(await threads.call(lambda: _packed(connection, whole)))
+                answers = [await connection.read_response() for _ in whole]
+            except BaseException:
+                await connection.disconnect(nowait=True)  # with answers to come that nobody waits for
+                raise
+            finally:
+                await pool.release(connection)
+            for answer in answers[-1]:
+                if isinstance(answer, Exception):
+                    raise answer
         except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
@@ -161,6 +173,10 @@ class Client:
         if not isinstance(failure, ReplyError) or isinstance(error, (MovedError, ReadOnlyError)):
             await self.close()
         return failure
+
+
+def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[bytes]:
+    return [bytes(part) for part in connection.pack_commands(commands)]
 
 
 def _unless_wrong_type(answer: Any) -> Any:

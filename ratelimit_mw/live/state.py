@@ -128,7 +128,8 @@ class Live(LiveState):
     async def _look_at_file(self) -> None:
         settings = await self._watch.check(self.rules.settings)
         if settings is not None:
-            await self._swap(lambda _: self._made_of(settings))
+            await self._swap(lambda _: Rules.of(settings, self._registry.sound_under(settings)))
+            await threads.call(partial(log_findings, settings))  # in force already: nobody waits for it
 
     async def _look_at_keys(self) -> None:
         if await self._registry.poll():
@@ -136,10 +137,6 @@ class Live(LiveState):
 
     async def _relist(self) -> None:
         await self._swap(lambda rules: rules.with_registered(self._registry.sound_under(rules.settings)))
-
-    def _made_of(self, settings: Settings) -> Rules:
-        log_findings(settings)
-        return Rules.of(settings, self._registry.sound_under(settings))
 
     async def _swap(self, make: Callable[[Rules], Rules]) -> None:
         """Make new rules in a thread and put them in force; make them again where these changed meanwhile."""

@@ -1,7 +1,7 @@
 """API keys that the settings list: clear ones are hashed before anything else looks at them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ratelimit_mw.api_keys import hash_api_key
@@ -57,6 +57,7 @@ def check_keys(
 ) -> Iterator[SettingsProblem]:
     """Yield what is wrong between keys, and between keys and plans."""
     first: dict[str, int] = {}
+    unknown: dict[str, SettingsProblem] = {}
     for index, key in keys.items():
         if index in places:
             other = first.setdefault(key.hash, index)
@@ -64,7 +65,9 @@ def check_keys(
                 what = f"the same API key as {path_of(('keys', other, places[other]))}"
                 yield _problem(index, places[index], what, "each key once")
         if plans and key.plan not in plans:
-            yield unknown_plan(("keys", index, "plan"), key.plan, plans)
+            if key.plan not in unknown:  # which takes a look at every plan
+                unknown[key.plan] = unknown_plan((), key.plan, plans)
+            yield replace(unknown[key.plan], path=path_of(("keys", index, "plan")))
     yield from _check_accounts(keys, plans)
 
 

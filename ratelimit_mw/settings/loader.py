@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ratelimit_mw.settings.checks import cross_check, sound_parts
+from ratelimit_mw.settings.checks import SoundParts, cross_check, sound_parts
 from ratelimit_mw.settings.errors import (
     SettingsError,
     SettingsProblem,
@@ -111,6 +111,10 @@ class Settings(BaseSettings):
         kept._source, kept._file = self._source, self._file  # noqa: SLF001  # its own
         return kept
 
+    def _parts(self) -> SoundParts:
+        keys, routes = dict(enumerate(self.keys)), dict(enumerate(self.routes))
+        return SoundParts(self.identity, self.plans, keys, routes)
+
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
         """Return the settings of the file at `path`, else of the one that `RATELIMIT_SETTINGS` names, else
@@ -168,7 +172,8 @@ class Settings(BaseSettings):
             settings = handler(data)
         except ValidationError as error:
             problems += problems_of(in_our_words(error, cls.model_fields), "")
-        problems += cross_check(sound_parts(data), listed)
+        parts = sound_parts(data) if settings is None else settings._parts()  # noqa: SLF001  # its own
+        problems += cross_check(parts, listed)
         if settings is None or problems:
             raise SettingsError(problems)
         return settings

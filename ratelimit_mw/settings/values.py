@@ -193,7 +193,8 @@ def _web_url(url: str) -> str:
 def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
     """Return `names`, if no two are the same but for case."""
     folded = [name.casefold() for name in names]
-    repeated = [index for index, name in enumerate(folded) if name in folded[:index]]
+    first = {name: index for index, name in reversed([*enumerate(folded)])}
+    repeated = [index for index, name in enumerate(folded) if first[name] != index]
     if repeated:
         raise faults(((index,), fault(f"{shown(names[index])} is there twice")) for index in repeated)
     return names
