@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ratelimit_mw import threads
 from ratelimit_mw.forks import renew_after_fork
+from ratelimit_mw.printable import printable
 from ratelimit_mw.settings import Settings, SettingsError, SettingsProblem
 from ratelimit_mw.settings.sources import parse, read_bytes
 
@@ -82,7 +83,7 @@ class FileWatch:
         found = look.result()
         if self._is_late:
             self._is_late = False
-            logger.warning("%s: the file can be read again", self._file)
+            logger.warning("%s: the file can be read again", printable(self._file))
         if found is None:
             return None
         self._report(found.error, found.waiting)
@@ -149,7 +150,7 @@ class FileWatch:
             self._is_late = True
             logger.error(
                 "%s: the file can't be read within %g s; the settings before stay in force",
-                self._file,
+                printable(self._file),
                 READ_SECONDS,
                 extra={"ratelimit": {"event": "settings_unread"}},
             )
@@ -162,10 +163,12 @@ class FileWatch:
                 extra={"ratelimit": {"event": "settings_ignored"}},
             )
         elif self._reported and not error:
-            logger.warning("%s: the settings are good again", self._file)
+            logger.warning("%s: the settings are good again", printable(self._file))
         self._reported = error
         if waiting and waiting != self._waiting:
-            logger.warning("%s: %s changed, which applies at restart", self._file, ", ".join(waiting))
+            logger.warning(
+                "%s: %s changed, which applies at restart", printable(self._file), ", ".join(waiting)
+            )
         self._waiting = waiting
 
 

@@ -18,6 +18,7 @@ from ratelimit_mw.live.reload import FileWatch
 from ratelimit_mw.live.resolve import Resolve, Resolver
 from ratelimit_mw.live.rules import Rules
 from ratelimit_mw.live.upkeep import Job, Upkeep
+from ratelimit_mw.printable import printable
 from ratelimit_mw.settings import Settings
 
 logger = logging.getLogger("ratelimit_mw")
@@ -154,6 +155,6 @@ class Live(LiveState):
             logger.info(
                 "settings in force: version %s of %s",
                 rules.version,
-                rules.settings.source,
+                printable(rules.settings.source),
                 extra={"ratelimit": fields},
             )
