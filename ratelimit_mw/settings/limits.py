@@ -20,6 +20,9 @@ MAX_SLOTS = 10**6
 MAX_SECONDS = 10 * UNIT_SECONDS["year"]
 """The longest window, lease and hold."""
 
+MAX_RATE = 100
+"""Characters of the longest rate: the pattern of the `limits` package takes its square in steps."""
+
 _LEASE = 30.0
 _RATE = 'one rate, such as "60/minute", "1000 per hour" or "5/2 seconds"'
 _RATE_PARTS = re.compile(r"\s*[0-9]+\s*(?:/|per)\s*([0-9]*)\s*([a-z]+)\s*", re.IGNORECASE)
@@ -31,6 +34,8 @@ def parse_rate(rate: object) -> Window:
         return rate
     if not isinstance(rate, str):
         raise fault(f"is {kind_of(rate)}", _RATE)
+    if len(rate) > MAX_RATE:
+        raise fault(f"{shown(rate)} is too long for a rate", f"at most {MAX_RATE} characters")
     try:
         parsed = notation.parse_many(rate) if rate.isascii() else []
     except ValueError:  # no such notation, or too many digits to read
