@@ -22,3 +22,8 @@ def _load() -> Any:
 
 core: Any = _load()
 """The compiled module, or None."""
+
+
+def is_compiled() -> bool:
+    """Whether the steps that every request takes are compiled in this process."""
+    return core is not None

@@ -1,6 +1,10 @@
 """The start-up checks: what each finds, and that it says so once."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +22,7 @@ from ratelimit_mw.address import AddressReader
 from ratelimit_mw.checks.plain import findings as findings_of
 from ratelimit_mw.checks.startup import log_findings
 from ratelimit_mw.checks.surroundings import server_findings, worker_count
+from ratelimit_mw.compiled import PURE
 from ratelimit_mw.findings import Finding, say_once
 from ratelimit_mw.live import reload, state
 from ratelimit_mw.live.key_entries import KeyEntry
@@ -84,6 +89,20 @@ def test_each_check_finds_what_it_is_for(text: str, name: str, words: str) -> No
 def test_sound_settings_are_silent(text: str) -> None:
     """A check that cries for nothing is one that nobody reads."""
     assert findings_of(settings_of(text)) == ()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) -> None:
+    """An installation without compiled modules says so, unless the environment asks for that."""
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(ROOT / "ratelimit_mw", tmp_path / "ratelimit_mw", ignore=ignored)
+    environment = {name: value for name, value in os.environ.items() if name != PURE}
+    environment |= {PURE: "1"} if wanted else {}
+    command = [sys.executable, "-m", "ratelimit_mw", "check"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ("not-compiled" in done.stdout) is not wanted
 
 
 def routes(*rules: str) -> str:

@@ -4,12 +4,14 @@
 is looked for in `surroundings`, `address` and `middleware`.
 """
 
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 from ratelimit_mw.checks.amounts import cost_above_limit, price_above_budget
 from ratelimit_mw.checks.routes import route_findings
+from ratelimit_mw.compiled import PURE, is_compiled
 from ratelimit_mw.findings import Finding
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.settings.tables import BUILT_IN_PLANS, PlanSettings
@@ -31,6 +33,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
             price_above_budget,
             _unreachable_plans,
             _without_effect,
+            _not_compiled,
         )
         for finding in check(settings)
     )
@@ -105,6 +108,15 @@ def _without_effect(settings: Settings) -> Iterator[Finding]:
         reason = _why_not_ahead(settings, plan, takes_slots) if plan.prefetch else ""
         if reason:
             yield Finding("no-effect", f"[plans.{name}] prefetch has no effect: {reason}.", "note")
+
+
+def _not_compiled(_settings: Settings) -> Iterator[Finding]:
+    if not is_compiled() and not os.environ.get(PURE):
+        text = (
+            "the steps that every request takes are not compiled, and take more CPU: this platform has no "
+            "wheel, and the installation had no C compiler or could not write beside the sources."
+        )
+        yield Finding("not-compiled", text, "note")
 
 
 def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) -> str:
