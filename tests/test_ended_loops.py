@@ -1,13 +1,14 @@
 """What an event loop owed or knew when it ended is the process's: nothing is lost with a short-lived loop."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from ratelimit_mw import Limiter, Settings
+from ratelimit_mw import BackendError, Limiter, Settings
 from ratelimit_mw.charge import Figures
 from ratelimit_mw.live import resolve
 from ratelimit_mw.live.key_entries import KeyEntry
@@ -30,8 +31,11 @@ async def in_short_lived_loop(work: Callable[[], Coroutine[Any, Any, object]]) -
 
 
 async def day_of(limiter: Limiter) -> Figures:
-    """How the day's budget stands in the shared books."""
-    return (await figures(limiter))[2]
+    """How the day's budget stands in the shared books, once these can be asked."""
+    while True:
+        with contextlib.suppress(BackendError):
+            return (await figures(limiter))[2]
+        await asyncio.sleep(0.05)
 
 
 async def test_a_settle_of_a_loop_that_ended_in_an_outage_arrives(
