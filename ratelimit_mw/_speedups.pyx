@@ -435,7 +435,7 @@ cdef class Gate:
             return None
         passage = Passage.__new__(Passage)
         passage._gate, passage._ready, passage._loop, passage._send = self, ready, loop, send
-        passage._scope, passage._operation, passage._sent_at = scope, operation, sent
+        passage.scope, passage._operation, passage._sent_at = scope, operation, sent
         passage._writer, passage._writes_plainly, passage._is_unix = self._writer, self._is_plain, self._is_unix
         passage.status = 500  # what a server answers where the app says nothing
         if lease is not None:
@@ -759,7 +759,8 @@ cdef class Passage:
     cdef Operation _operation
     cdef LeaseState _lease
     cdef object _loop, _send, _writer
-    cdef dict _scope
+    cdef readonly dict scope
+    """Once it was let in: the scope for the app, with a state of its own that has the lease."""
     cdef double _sent_at
     cdef bint _writes_plainly, _is_unix
     cdef int _sent
@@ -806,12 +807,14 @@ cdef class Passage:
         return lease
 
     cdef int _let(self, LeaseState lease) except -1:
-        cdef PyObject *state = PyDict_GetItemWithError(self._scope, "state")
+        cdef PyObject *state = PyDict_GetItemWithError(self.scope, "state")
+        cdef dict own = {}
         self._lease = lease
-        if state is NULL or <object>state is None:
-            self._scope["state"] = {"ratelimit": lease}
-        else:
-            (<object>state)["ratelimit"] = lease
+        if state is not NULL and <object>state is not None:
+            own.update(<object>state)
+        own["ratelimit"] = lease
+        self.scope = PyDict_Copy(self.scope)
+        self.scope["state"] = own
         return 0
 
     def leave(self):

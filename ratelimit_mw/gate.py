@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class Passage(Protocol):
     """A request that was let in, as the `send` of its app. `leave` has to follow, whatever becomes of it."""
 
+    scope: Scope
+    """Once it was let in: the scope for the app, with a state of its own that has the lease."""
     asked: "Awaitable[object] | None"
     """The answer of the backend, where its charge is on its way there; None where it was let in at once."""
 

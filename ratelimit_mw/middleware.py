@@ -117,7 +117,7 @@ class RateLimitMiddleware:
                 if refused is not None:
                     await _respond(_refusal(refused, writers), scope, receive, send)
                     return
-            await self.app(scope, receive, passage)
+            await self.app(passage.scope, receive, passage)
         finally:
             passage.leave()
 
@@ -162,16 +162,15 @@ class RateLimitMiddleware:
             if not lease.allowed:
                 await _respond(_refusal(lease, writers), scope, receive, send)
                 return
-            state = scope.get("state")
-            if state is None:
-                state = scope["state"] = {}
-            elif isinstance(state.get("ratelimit"), Lease):
+            state = scope.get("state") or {}
+            if isinstance(state.get("ratelimit"), Lease):
                 say_once(mounted_twice())
-            state["ratelimit"] = lease
+            # Its own: some servers have one state for all requests of a connection.
+            own = {**scope, "state": {**state, "ratelimit": lease}}
             sender = Sender(send, writers.headers, lease)
             failed = True
             try:
-                await self.app(scope, receive, sender)
+                await self.app(own, receive, sender)
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
