@@ -775,10 +775,10 @@ cdef class Passage:
         """The refused lease; None where the request is let in."""
         return self._unless_refused(self._lease_of(told))
 
-    def unanswered(self):
-        """The same where the backend is away."""
+    def unanswered(self, error):
+        """The same where the backend didn't decide, for this reason."""
         policy, charge = self._ready.policy, self._ready.charge
-        return self._unless_refused(self._gate._limiter.without_backend(policy, charge, 0, None))
+        return self._unless_refused(self._gate._limiter.without_backend(policy, charge, 0, error))
 
     def give_up(self):
         """The request was cancelled before its answer was read."""

@@ -292,6 +292,10 @@ class BackendError(Exception):
     """The backend could not be asked, did not answer in time or refused; nobody was decided about."""
 
 
+class OperationRefusedError(BackendError):
+    """The backend is there, and refused this one operation: a key of another type, no memory."""
+
+
 WAITS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """Seconds by which the calls of a backend are told apart."""
 

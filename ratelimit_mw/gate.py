@@ -12,7 +12,7 @@ from starlette.types import Message, Scope, Send
 from ratelimit_mw.backends.counts import SlotSet
 from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, Hold, Outcome
+from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, BackendError, Hold, Outcome
 from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Admission
 from ratelimit_mw.lease import Lease
@@ -35,8 +35,8 @@ class Passage(Protocol):
     def answered(self, answer: object) -> "Lease | None":
         """What follows from the answer: the refused lease; None where the request was let in."""
 
-    def unanswered(self) -> "Lease | None":
-        """The same where the backend is away."""
+    def unanswered(self, error: BackendError) -> "Lease | None":
+        """The same where the backend didn't decide, for this reason."""
 
     def give_up(self) -> None:
         """The request was cancelled before its answer was read."""

@@ -21,6 +21,7 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Counter,
+    OperationRefusedError,
     Outcome,
     new_lease_id,
 )
@@ -41,7 +42,7 @@ from ratelimit_mw.limits import Allowance
 from ratelimit_mw.live.resolve import Resolve
 from ratelimit_mw.live.state import Live
 from ratelimit_mw.local import LocalPolicy
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.money import parse_estimate
 from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.prefetch import Prefetch
 from ratelimit_mw.refusal_log import RefusalLog
@@ -219,7 +220,7 @@ class Limiter:
         )
         units = None
         if price is not None and policy.currency is not None:
-            units = parse_amount(price, policy.currency, round_up=True)
+            units = parse_estimate(price, policy.currency)
         return await self.charge(policy, units)
 
     def identity_of(
@@ -271,8 +272,8 @@ class Limiter:
         try:
             lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
             outcome = await self.backend.acquire(charge, lease_id, price or 0)
-        except BackendError:
-            return self.without_backend(policy, charge, price or 0, None)
+        except BackendError as error:
+            return self.without_backend(policy, charge, price or 0, error)
         return self.answered(policy, charge, outcome, price or 0, sent)
 
     def answered(self, policy: Policy, charge: Charge, outcome: Outcome, price: int, sent: float) -> Lease:
@@ -308,8 +309,10 @@ class Limiter:
         """Refuse what never fits, with the figures that its limits show."""
         try:
             outcome = await self.backend.peek(charge, price)
-        except BackendError:
-            return self.without_backend(policy, charge, price, never)
+        except BackendError:  # nobody has to be asked whether it fits, whatever the settings say of outages
+            self._start_local(policy)
+            share = self.settings.backend.local_share
+            return self._refused(policy, self._local.look(policy, charge, price, never, share=share))
         return self._refused(policy, decision_of(policy, charge, outcome, price, never))
 
     def _refused(self, policy: Policy, decision: Decision) -> Lease:
@@ -358,11 +361,16 @@ class Limiter:
             self.refusals.clear()
             self.prefetch.clear()  # what was taken before is counted nowhere any more
 
-    def without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
-        """What the settings say about a request while the backend is away."""
-        share = self.settings.backend.local_share
+    def _start_local(self, policy: Policy) -> None:
+        """Let what this process decides on its own start from what was last known of the caller."""
         self._local.recall(self.policies, policy.identity.partition)
-        decision, hold = self._local.answer(policy, charge, price, never, share=share)
+
+    def without_backend(self, policy: Policy, charge: Charge, price: int, error: BackendError) -> Lease:
+        """What the settings say about a request that the backend didn't decide about, for this reason."""
+        share = self.settings.backend.local_share
+        self._start_local(policy)
+        was_asked = isinstance(error, OperationRefusedError)
+        decision, hold = self._local.answer(policy, charge, price, share=share, was_asked=was_asked)
         lease = Lease(self.leases, hold, self._local.holds, self._counted(policy, decision))
         return self.leases.keep(lease, charge) if hold.slots else lease
 

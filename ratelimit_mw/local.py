@@ -60,23 +60,32 @@ class LocalPolicy:
         """How many decisions each policy has made."""
 
     def answer(
-        self, policy: Policy, charge: Charge, price: int, never: Counter | None, *, share: float
+        self, policy: Policy, charge: Charge, price: int, *, share: float, was_asked: bool = False
     ) -> tuple[Decision, Hold]:
-        """What the settings say about a request while the backend is away.
+        """What the settings say about a request that the backend didn't decide about.
 
-        `never` is a limit that the request can't ever fit into.
+        `was_asked` tells that it is there, and refused this request alone. That may go on for as long as the
+        server does, so that nothing is admitted uncounted then.
         """
         on_failure = policy.on_failure_priced if charge.allowances else policy.on_failure
+        if on_failure == "allow" and was_asked:
+            on_failure = "local"
         self.decisions[on_failure] += 1
         if on_failure == "local":
-            outcome = self.decide(charge, price, share, only_look=never is not None)
-            return decision_of(policy, charge, outcome, price, never, by="local"), outcome.hold
+            outcome = self.decide(charge, price, share)
+            return decision_of(policy, charge, outcome, price, None, by="local"), outcome.hold
         now = self._clock()
         if on_failure == "allow":
             return Decision(True, now, charge.cost, price, policy="allow"), NOTHING_HELD
         refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
         denied = Decision(policy.shadow, now, charge.cost, price, (), refusal, policy.shadow, "deny")
         return denied, NOTHING_HELD
+
+    def look(self, policy: Policy, charge: Charge, price: int, never: Counter, *, share: float) -> Decision:
+        """The refusal of a request that can't ever fit into `never`, with the figures known here."""
+        self.decisions["local"] += 1
+        outcome = self.decide(charge, price, share, only_look=True)
+        return decision_of(policy, charge, outcome, price, never, by="local")
 
     def recall(self, policies: Policies, partition: str) -> None:
         """Start from what was last known of a caller on each of its routes; once a second: outages end."""

@@ -24,7 +24,7 @@ from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.live.resolve import Resolve
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.money import parse_estimate
 from ratelimit_mw.policy import Policy
 from ratelimit_mw.routing import route_path
 from ratelimit_mw.settings import Settings, SettingsError
@@ -110,8 +110,8 @@ class RateLimitMiddleware:
                 except asyncio.CancelledError:
                     passage.give_up()
                     raise
-                except BackendError:
-                    refused = passage.unanswered()
+                except BackendError as error:
+                    refused = passage.unanswered(error)
                 else:
                     refused = passage.answered(answer)
                 if refused is not None:
@@ -229,7 +229,7 @@ class RateLimitMiddleware:
             return None
         amount = await _value(self._price_hook(scope, identity))
         try:
-            return None if amount is None else parse_amount(amount, policy.currency, round_up=True)
+            return None if amount is None else parse_estimate(amount, policy.currency)
         except ValueError as error:
             logger.warning("price= returned no amount (%s); the route's price counts", error)
             return None

@@ -17,6 +17,21 @@ _DECIMAL_TEXT = re.compile(r"[0-9]+(\.[0-9]+)?")
 _MAX_TEXT = 100
 
 
+class AmountTooLargeError(ValueError):
+    """An amount above `MAX_UNITS`."""
+
+
+def parse_estimate(amount: str | int | Decimal, currency: str) -> int:
+    """Return an estimate in units of `currency`, rounded up; one above `MAX_UNITS` as more than any budget.
+
+    Raises `ValueError` for what is no amount.
+    """
+    try:
+        return parse_amount(amount, currency, round_up=True)
+    except AmountTooLargeError:
+        return MAX_UNITS + 1
+
+
 def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool = False) -> int:
     """Return `amount` in micro-units of `currency`, or in whole tokens where that is `token`.
 
@@ -27,7 +42,7 @@ def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool =
     digits, exponent = _digits(amount)
     exponent += _decimals(currency)
     if digits and len(str(digits)) + exponent > len(str(MAX_UNITS)):
-        raise ValueError(_too_large(currency))
+        raise AmountTooLargeError(_too_large(currency))
     if exponent >= 0:
         units, rest = digits * int(10**exponent), 0
     else:
@@ -36,7 +51,7 @@ def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool =
         raise ValueError(_too_fine(currency))
     units += bool(rest)
     if units > MAX_UNITS:
-        raise ValueError(_too_large(currency))
+        raise AmountTooLargeError(_too_large(currency))
     return units
 
 

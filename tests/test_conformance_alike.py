@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ratelimit_mw.backends.batcher import MAX_BATCH
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import BackendError, Charge, Counter, Hold, Money, Outcome
+from ratelimit_mw.charge import Charge, Counter, Hold, Money, OperationRefusedError, Outcome
 from ratelimit_mw.limits import Slots
 from tests.conformance import Bench, eventually, new_id, slots, window
 from tests.conftest import StartServer
@@ -232,7 +232,7 @@ async def test_an_error_reaches_all_who_are_alike_and_nobody_else(
             *[backend.acquire(charge, new_id()) for charge in charges], return_exceptions=True
         )
         assert [type(result) for result in results] == [
-            BackendError, Outcome, BackendError, Outcome, BackendError
+            OperationRefusedError, Outcome, OperationRefusedError, Outcome, OperationRefusedError
         ]  # fmt: skip
         holds = [ALIKE.hold(new_id(), 0, 0) for _ in range(4)]
         assert [str(each).partition(" ")[0] for each in await finished(backend, holds)] == ["WRONGTYPE"] * 4

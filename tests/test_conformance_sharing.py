@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw.charge import BackendError, Charge, Counter, Outcome
+from ratelimit_mw.charge import Charge, Counter, OperationRefusedError, Outcome
 from ratelimit_mw.limits import SECOND
 from tests.conformance import STORES, Bench, SharedServer, daily, new_id, opened, slots, window
 from tests.oracle import Oracle
@@ -68,7 +68,7 @@ async def test_one_that_fails_among_others_with_their_own_keys_fails_alone(bench
     with bench.server.client() as client:
         client.sadd(f"ratelimit:{{b}}:{name}", "x")
         results = await at_once(bench, *charges)
-        assert [type(result) for result in results] == [Outcome, BackendError, Outcome]
+        assert [type(result) for result in results] == [Outcome, OperationRefusedError, Outcome]
         client.delete(f"ratelimit:{{b}}:{name}")
     for charge, used in zip(charges, (1, 0, 1), strict=True):
         assert [each.used for each in (await bench.backend.peek(charge)).figures] == [used] * 3
@@ -82,7 +82,7 @@ async def test_one_that_fails_charges_nothing_that_others_share(bench: Bench) ->
     with bench.server.client() as client:
         client.set("ratelimit:{b}:w:p:60", "no window")
         results = await at_once(bench, *charges)
-    assert [type(result) for result in results] == [Outcome, BackendError, Outcome]
+    assert [type(result) for result in results] == [Outcome, OperationRefusedError, Outcome]
     assert await bench.used(*shared) == [2, 2, 2]
 
 
@@ -120,7 +120,7 @@ async def test_who_fails_without_memory_is_not_charged_where_another_makes_room(
             )
         finally:
             client.config_set("maxmemory", "0")
-    assert [type(result) for result in results] == [BackendError, Outcome]
+    assert [type(result) for result in results] == [OperationRefusedError, Outcome]
     assert await bench.used(shared, window(9, of="a"), slots(1, lease=1, of="b")) == [1, 0, 1]
 
 

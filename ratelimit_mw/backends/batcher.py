@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import Connection, OnReply, Reply
 from ratelimit_mw.backends.operations import Operation, Template, bulk, compose, hand_out, take
-from ratelimit_mw.charge import WAITS, BackendError, Load
+from ratelimit_mw.charge import WAITS, BackendError, Load, OperationRefusedError
 from ratelimit_mw.compiled import core
 
 
@@ -259,7 +259,7 @@ class Batcher(_Outbox):
         unwritten: list[Operation] = []
         error = None
         for operations, text in hand_out(groups, now, answers):
-            failure = BackendError(text.decode(errors="replace").strip())
+            failure = OperationRefusedError(text.decode(errors="replace").strip())
             if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
                 continue
             if str(failure).startswith(_TAKES_NO_WRITES):

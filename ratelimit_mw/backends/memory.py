@@ -11,7 +11,6 @@ from ratelimit_mw.backends.counts import Book, PlainLog, Record, SlotSet, State,
 from ratelimit_mw.backends.store import Store
 from ratelimit_mw.charge import (
     NOTHING_HELD,
-    BackendError,
     Charge,
     Clock,
     Counter,
@@ -19,6 +18,7 @@ from ratelimit_mw.charge import (
     Hold,
     Load,
     Money,
+    OperationRefusedError,
     Outcome,
     Settlement,
     place_of,
@@ -84,7 +84,8 @@ class MemoryBackend:
             now = self.clock()
             cost = charge.cost
             if not (cost >= 1 and price >= 0):  # NaN compares false with everything
-                raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
+                text = f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}"
+                raise OperationRefusedError(text)
             places = self.prepare(charge, now)
             exact = lease_id is None
             states: list[State] = []
@@ -164,7 +165,7 @@ class MemoryBackend:
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
-            raise BackendError(f"an amount is at least 0, not {amount!r}")
+            raise OperationRefusedError(f"an amount is at least 0, not {amount!r}")
         with self.lock:
             record = self._records.find(hold.id)
             if record is None or record.is_dead(self.clock()):

@@ -19,6 +19,8 @@ ID = struct.Struct(f"{LEASE_ID_SIZE}s")
 RENEW = struct.Struct("<c16sdB")
 SETTLE = struct.Struct("<c16sdBB")
 SLOT = LIMIT.pack(b"C", 0, 0, 0)
+MOST_COST = 2**32 - 1
+"""The largest cost that the script takes, above every quota: a larger one fits no window either."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
 """What became of a charge: with the last one the server's time lies outside a period that it names."""
 
@@ -59,7 +61,7 @@ class Layout:
         self.since = since
         self.until = until
         n_keys, kind = len(charge.counters), b"T" if charge.ahead else b"A"
-        body = ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
+        body = ACQUIRE.pack(kind, n_keys, min(charge.cost, MOST_COST), charge.ahead, 0) + limits
         answer = struct.Struct("<B" + "qqq" * n_keys)
         self.steps = charge.steps
         self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, answer.unpack)

@@ -18,6 +18,7 @@ from ratelimit_mw.backends.packing import (
     FINISH,
     ID,
     LIMIT,
+    MOST_COST,
     OTHER_PERIOD,
     RENEW,
     SETTLE,
@@ -42,6 +43,7 @@ from ratelimit_mw.charge import (
     Hold,
     Load,
     Money,
+    OperationRefusedError,
     Outcome,
     Settlement,
     place_of,
@@ -190,7 +192,7 @@ class RedisBackend:
                 numbers = packed.unpack(answer)[1:]
                 return Outcome(admitted, answered, numbers, hold if admitted else NOTHING_HELD)
             # A period ended between this machine's clock and the server's, whose time is known now.
-        raise BackendError(f"the server's clock shows {answered} us and does not keep to it")
+        raise OperationRefusedError(f"the server's clock shows {answered} us and does not keep to it")
 
     def _operation_of(
         self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold, now: int
@@ -206,7 +208,8 @@ class RedisBackend:
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
+        cost = min(charge.cost, MOST_COST)
+        body = ACQUIRE.pack(kind, packed.n_keys, cost, price, life) + packed.layout.limits + lease_id
         operation = Operation(Template(keys, n_keys, body))
         if kind == b"A":
             operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
