@@ -2,10 +2,15 @@
 
 Until then a hold lives in this process's own books; from then on in the shared ones, under the same lease
 id. A crash before that loses it.
+
+The event loops of several threads admit here, and a task in one of them tells: what they share is changed
+under `lock`, in which nothing is ever waited for.
 """
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,6 +39,8 @@ MAX_OWED = 10_000
 """Holds, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
 AT_ONCE = 64
 """How many of them are told at once."""
+PAUSE = 1.0
+"""Seconds before it is tried again where telling met what it was not made for."""
 CLOSE_TIMEOUT = 1.0
 """Seconds that closing waits for the backend to be told."""
 
@@ -81,7 +88,10 @@ class HandBack:
         self._owed: dict[bytes, _Owed] = {}
         self._budgets: dict[Counter, None] = {}
         self._task: asyncio.Task[None] | None = None
+        self._loops: set[asyncio.AbstractEventLoop] = set()
+        """Those that have admitted something, any of which may tell of all."""
         self._is_closing = False
+        self.lock = threading.RLock()
         self.lost = 0
         """How many holds and counters were given up before the backend was back."""
 
@@ -94,7 +104,7 @@ class HandBack:
         return self._windows.get(counter, 0) + self._telling.get(counter, 0)
 
     def add(self, charge: Charge, hold: Hold, price: int) -> None:
-        """Remember a charge that was admitted here. Waits for nothing."""
+        """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
         for counter in charge.counters:
             if isinstance(counter.limit, Window):
                 self._windows[counter] = self._windows.get(counter, 0) + charge.cost
@@ -105,6 +115,7 @@ class HandBack:
         for waiting in (self._windows, self._owed):
             if len(waiting) > MAX_OWED:
                 self._give_up(waiting)
+        self._loops.add(asyncio.get_running_loop())
         self._start()
 
     # a hold's life, by whichever books it is in ---------------------------------------------------
@@ -115,17 +126,18 @@ class HandBack:
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        owed = self._owed.get(hold.id)
-        if owed is None:
-            return self._shared.finish(hold, money)
-        owed.is_slotless = owed.is_slotless or bool(hold.slots)
-        if money is not Money.UNTOUCHED and not owed.is_ended:
-            owed.is_ended = True
-            if money is Money.GIVE_BACK and not owed.is_settled:
-                owed.price = 0
-        if owed.is_over:
-            del self._owed[hold.id]
-        return self._books.finish(hold, money)
+        with self.lock:
+            owed = self._owed.get(hold.id)
+            if owed is None:
+                return self._shared.finish(hold, money)
+            owed.is_slotless = owed.is_slotless or bool(hold.slots)
+            if money is not Money.UNTOUCHED and not owed.is_ended:
+                owed.is_ended = True
+                if money is Money.GIVE_BACK and not owed.is_settled:
+                    owed.price = 0
+            if owed.is_over:
+                del self._owed[hold.id]
+            return self._books.finish(hold, money)
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
@@ -134,7 +146,11 @@ class HandBack:
             return await self._shared.settle(hold, amount, replace=replace)
         met = await self._books.settle(hold, amount, replace=replace)
         if met is Settlement.SETTLED:
-            owed.price, owed.is_settled = amount, True
+            with self.lock:
+                owed.price, owed.is_settled = amount, True
+                is_told = self._owed.get(hold.id) is not owed
+            if is_told:  # by another thread meanwhile, which may not have seen this
+                return await self._shared.settle(hold, amount, replace=replace)
         return met
 
     # telling --------------------------------------------------------------------------------------
@@ -158,63 +174,86 @@ class HandBack:
                 await asyncio.wait([task])  # what was under way is owed again: what is left says it
         finally:
             self._is_closing = False
-        if len(self):
-            self.lost += len(self)
-            logger.error("the backend was never told of %d counts of this process: it is closed", len(self))
-            self._windows.clear()
-            self._owed.clear()
+        with self.lock:
+            if len(self):
+                self.lost += len(self)
+                text = "the backend was never told of %d counts of this process: it is closed"
+                logger.error(text, len(self))
+                self._windows.clear()
+                self._owed.clear()
 
     async def tell(self) -> None:
         """Tell the backend what it doesn't know yet, as far as it can be told now."""
         if not await self._tell_first():
             return  # the backend is away, as all the others would find
-        jobs = [partial(self._tell_window, counter) for counter in self._windows]
-        jobs += [partial(self._tell_hold, owed) for owed in self._owed.values()]
+        with self.lock:
+            jobs = [partial(self._tell_window, counter) for counter in self._windows]
+            jobs += [partial(self._tell_hold, owed) for owed in self._owed.values()]
         for start in range(0, len(jobs), AT_ONCE):
             if not any(await asyncio.gather(*[job() for job in jobs[start : start + AT_ONCE]])):
                 return
-        if not self._owed:  # so that the local books hold nothing which the shared ones don't
-            budgets, self._budgets = Charge(self._budgets), {}
-            await self._books.reset(budgets)
+        with self.lock:
+            if not self._owed:  # so that the local books hold nothing which the shared ones don't
+                budgets, self._budgets = Charge(self._budgets), {}
+                await self._books.reset(budgets)  # which never waits
 
     def _start(self) -> None:
-        if self._task is None or self._task.done() or self._task.get_loop().is_closed():
-            loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._keep_telling(), name="ratelimit_mw hand-back")
+        with self.lock:
+            if self._task is None or self._task.done() or self._task.get_loop().is_closed():
+                loop = asyncio.get_running_loop()
+                self._task = loop.create_task(self._keep_telling(), name="ratelimit_mw hand-back")
+                self._task.add_done_callback(self._leave_to_another)
+
+    def _leave_to_another(self, task: "asyncio.Task[None]") -> None:
+        """Telling ended with its event loop: where something is left, another loop goes on."""
+        self._loops = {loop for loop in list(self._loops) if not loop.is_closed()}
+        for loop in list(self._loops) if len(self) and not self._is_closing else ():
+            if loop is not task.get_loop() and loop.is_running():
+                with contextlib.suppress(RuntimeError):  # it has been closed since
+                    loop.call_soon_threadsafe(self._start)
+                    return
 
     async def _keep_telling(self) -> None:
         while len(self):
             await asyncio.sleep(LOOK_EVERY)
             if self._is_closing:
                 return  # which tells the rest itself
-            await self.tell()
+            try:
+                await self.tell()
+            except Exception:
+                logger.exception("the backend could not be told what was admitted without it; tried again")
+                await asyncio.sleep(PAUSE)
 
     async def _tell_first(self) -> bool:
-        for counter in self._windows:
+        with self.lock:
+            counter, owed = next(iter(self._windows), None), next(iter(self._owed.values()), None)
+        if counter is not None:
             return await self._tell_window(counter)
-        for owed in self._owed.values():
-            return await self._tell_hold(owed)
-        return True
+        return owed is None or await self._tell_hold(owed)
 
     async def _tell_window(self, counter: Counter) -> bool:
         """Charge what was admitted here and has not left the window, however full it is by now."""
-        cost = self._windows.pop(counter, 0)
-        live = self._books.decide(Charge([counter]), None, 0).figures[0].used
-        counted = min(cost, live, _ANY_COST)
+        with self.lock:
+            cost = self._windows.pop(counter, 0)
+            live = self._books.decide(Charge([counter]), None, 0).figures[0].used
+            counted = min(cost, live, _ANY_COST)
+            if counted:
+                self._telling[counter] = counted
         if counted:
-            self._telling[counter] = counted
             try:
                 outcome = await self._shared.acquire(Charge([_boundless(counter)], counted), NO_LEASE_ID)
             except (BackendError, asyncio.CancelledError) as failure:
-                self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
+                with self.lock:
+                    self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
                 if isinstance(failure, BackendError):
                     return False
                 raise
             finally:
-                del self._telling[counter]
+                self._telling.pop(counter, None)
             self._on_told(Charge([counter]), outcome)
-        if counter not in self._windows:
-            await self._books.reset(Charge([counter]))
+        with self.lock:
+            if counter not in self._windows:
+                await self._books.reset(Charge([counter]))  # which never waits
         return True
 
     async def _tell_hold(self, owed: _Owed) -> bool:
@@ -228,14 +267,16 @@ class HandBack:
             try:
                 outcome = await self._shared.acquire(charge, lease_id, price)
             except BackendError:
-                if self._owed.pop(lease_id, None) is not None:
-                    self._owed[lease_id] = owed  # now the last in turn
+                with self.lock:
+                    if self._owed.pop(lease_id, None) is not None:
+                        self._owed[lease_id] = owed  # now the last in turn
                 return False
             self._on_told(charge, outcome)
-            # Nothing is awaited from here to the end: whoever has the lease talks to the shared books next.
-            self._owed.pop(lease_id, None)
+            with self.lock:  # from here on whoever has the lease talks to the shared books
+                self._owed.pop(lease_id, None)
             await self._catch_up(owed, outcome.hold, slots_are_over=owed.is_slotless and not slotless)
-        self._owed.pop(lease_id, None)
+        with self.lock:
+            self._owed.pop(lease_id, None)
         await self._books.finish(owed.hold, Money.GIVE_BACK)
         return True
 

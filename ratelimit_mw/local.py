@@ -106,9 +106,10 @@ class LocalPolicy:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
         local = Charge([self._at_share(charge, i, part) for i in range(len(charge.counters))], charge.cost)
-        outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
-        if outcome.admitted and not only_look:
-            self.holds.add(charge, outcome.hold, price)
+        with self.holds.lock:  # so that nobody forgets here what was admitted and is not yet owed
+            outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
+            if outcome.admitted and not only_look:
+                self.holds.add(charge, outcome.hold, price)
         limits = zip(charge.counters, local.counters, outcome.figures, strict=True)
         figures = [_as_real(*each) for each in limits]
         return Outcome.of(outcome.admitted, outcome.now, figures, outcome.hold)
@@ -124,8 +125,8 @@ class LocalPolicy:
                 known = self._known.get(place)
                 if since is not None and known is not None and known.at >= since:
                     continue
-                if place not in self._known and len(self._known) >= MAX_KNOWN:
-                    del self._known[next(iter(self._known))]
+                if place not in self._known:
+                    make_room(self._known, MAX_KNOWN)
                 self._known[place] = _Known(figures, outcome.now)
 
     def _at_share(self, charge: Charge, index: int, share: Decimal) -> Counter:

@@ -330,7 +330,7 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     for number in range(9):
         charge = Charge([Counter(f"k:{number}", "p", Window(10, 1, "minute"))])
         local.remember(charge, await MemoryBackend(clock=clock).acquire(charge, bytes(16)))
-    assert len(local._known) == 5
+    assert 0 < len(local._known) <= 5
 
 
 async def test_decisions_are_counted_by_policy(make: MakePair) -> None:
