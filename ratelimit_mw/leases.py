@@ -69,7 +69,7 @@ class Leases:
 
     async def finish(self) -> None:
         """Wait for what is under way from the running event loop, for a bounded time."""
-        owed = [task for task in self.owed if task.get_loop() is asyncio.get_running_loop()]
+        owed = [task for task in list(self.owed) if task.get_loop() is asyncio.get_running_loop()]
         if owed:  # and cannot be written any more, which the log has to say
             await asyncio.wait(owed, timeout=self._timeout)
 

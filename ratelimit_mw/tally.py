@@ -67,10 +67,10 @@ class Tally:
 
     def touch(self, policy: Policy) -> None:
         """Have what a policy counts added up later: called with its first number."""
-        if len(self._touched) >= MAX_TOUCHED:
-            with self._lock:
+        with self._lock:  # or it could get into a list that was added up just now
+            if len(self._touched) >= MAX_TOUCHED:
                 self._add_up()
-        self._touched.append(policy)
+            self._touched.append(policy)
 
     def _add_up(self) -> None:
         touched, self._touched = self._touched, []

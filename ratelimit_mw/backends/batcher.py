@@ -358,7 +358,7 @@ class Batcher(_Outbox):
             self._start_connecting()
 
     def _in_flight(self) -> list[Operation]:
-        return [operation for batch in self._sent for operation in batch.operations]
+        return [operation for batch in list(self._sent) for operation in batch.operations]
 
     # waiting no longer than the time-out ----------------------------------------------------------
 

@@ -51,12 +51,13 @@ class Router:
     @property
     def error(self) -> BackendError | None:
         """Why one of the nodes is thought to be away."""
-        return next((each.error for each in self._batchers.values() if each.error is not None), None)
+        batchers = list(self._batchers.values())  # other threads ask, too
+        return next((each.error for each in batchers if each.error is not None), None)
 
     @property
     def load(self) -> Load:
         """What all nodes together have carried, and what waits."""
-        return reduce(Load.plus, [each.load for each in self._batchers.values()], Load())
+        return reduce(Load.plus, [each.load for each in list(self._batchers.values())], Load())
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation for the node that serves its keys."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 import traceback
 from collections import OrderedDict
@@ -61,6 +62,7 @@ class Resolver:
         self._calls: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[None]] = {}
         self._strangers = 0
         self._quiet_until = 0.0
+        self._lock = threading.Lock()  # one resolver serves the event loops of several threads
 
     async def caller(self, scope: Scope) -> Identity:
         """The caller of an `http` or `websocket` scope. Raises IdentityError."""
@@ -81,7 +83,7 @@ class Resolver:
     async def close(self) -> None:
         """End the look-ups of the running event loop."""
         loop = asyncio.get_running_loop()
-        calls = [call for (its_loop, _), call in self._calls.items() if its_loop is loop]
+        calls = [call for (its_loop, _), call in list(self._calls.items()) if its_loop is loop]
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -143,27 +145,29 @@ class Resolver:
 
     def _remember(self, api_key_hash: str, entry: KeyEntry | None) -> None:
         now = time.monotonic()
-        if entry is None:
-            self._found.pop(api_key_hash, None)
-            self._miss(api_key_hash, now)
-            return
-        self._missed.pop(api_key_hash, None)
-        before = self._found.get(api_key_hash)
-        if before is not None and before.entry == entry:
-            before.fresh_until = now + FOUND_SECONDS
-            return
-        self._found[api_key_hash] = _Found(entry, now + FOUND_SECONDS)
-        if len(self._found) > MAX_FOUND:
-            self._found.popitem(last=False)
+        with self._lock:
+            if entry is None:
+                self._found.pop(api_key_hash, None)
+                self._miss(api_key_hash, now)
+                return
+            self._missed.pop(api_key_hash, None)
+            before = self._found.get(api_key_hash)
+            if before is not None and before.entry == entry:
+                before.fresh_until = now + FOUND_SECONDS
+                return
+            self._found[api_key_hash] = _Found(entry, now + FOUND_SECONDS)
+            if len(self._found) > MAX_FOUND:
+                self._found.popitem(last=False)
 
     def _remember_failure(self, api_key_hash: str) -> None:
         """The last known entry goes on; a key that has none is unknown for a moment."""
         now = time.monotonic()
-        found = self._found.get(api_key_hash)
-        if found is None:
-            self._miss(api_key_hash, now)
-        else:
-            found.fresh_until = now + MISS_SECONDS
+        with self._lock:
+            found = self._found.get(api_key_hash)
+            if found is None:
+                self._miss(api_key_hash, now)
+            else:
+                found.fresh_until = now + MISS_SECONDS
 
     def _miss(self, api_key_hash: str, now: float) -> None:
         self._missed[api_key_hash] = now + MISS_SECONDS
@@ -172,19 +176,20 @@ class Resolver:
             self._missed.popitem(last=False)
 
     def _remembered(self, api_key_hash: str) -> Identity | None:
-        found = self._found.get(api_key_hash)
-        if found is None:
-            return None
-        self._found.move_to_end(api_key_hash)
-        rules = self._rules()
-        if found.made_for is not rules.settings:
-            found.made_for, found.identity = rules.settings, None
-            try:
-                key = sound_entry(found.entry, api_key_hash, rules.settings)
-                found.identity = rules.identify.of_settings(key)
-            except SettingsError as error:
-                self._report(f"what it returned for {api_key_hash} is ignored: {error.problems[0]}")
-        return found.identity
+        with self._lock:
+            found = self._found.get(api_key_hash)
+            if found is None:
+                return None
+            self._found.move_to_end(api_key_hash)
+            rules = self._rules()
+            if found.made_for is not rules.settings:
+                found.made_for, found.identity = rules.settings, None
+                try:
+                    key = sound_entry(found.entry, api_key_hash, rules.settings)
+                    found.identity = rules.identify.of_settings(key)
+                except SettingsError as error:
+                    self._report(f"what it returned for {api_key_hash} is ignored: {error.problems[0]}")
+            return found.identity
 
     def _report(self, text: str) -> None:
         now = time.monotonic()
