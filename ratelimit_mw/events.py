@@ -1,6 +1,7 @@
 """What an app can be told about, as it happens: frozen values, handed to `on_event`."""
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -60,6 +61,23 @@ OnDecision = Callable[[DecisionMade], object]
 Observer = Callable[[Policy, Decision], object]
 """Is shown each decision as it is made, in the request's own context. Must be quick, and wait for nothing."""
 
+_PLAIN = "{} must be a plain function: nobody awaits it. Start a task in it (asyncio.create_task) instead."
+
+
+def check_plain(hook: object, name: str) -> None:
+    """Raise TypeError for a hook that would have to be awaited, and so would never run."""
+    called = getattr(type(hook), "__call__", None)  # noqa: B004 - of an object that is called like a function
+    if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(called):
+        raise TypeError(_PLAIN.format(name))
+
+
+def check_nothing_to_await(result: object, name: str) -> None:
+    """The same for what a hook returned, where it could not be seen before."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(_PLAIN.format(name))
+
+
 COMPLAIN_SECONDS = 60.0
 """How often it is logged that decisions cannot be handed over: they are many."""
 
@@ -68,6 +86,7 @@ class Notifier:
     """Hands events to the app, which can neither delay nor break a request by what it does with them."""
 
     def __init__(self, on_event: OnEvent | None) -> None:
+        check_plain(on_event, "on_event")
         self._on_event = on_event
 
     def __call__(self, event: Event) -> None:
@@ -77,7 +96,7 @@ class Notifier:
 
     def _hand_over(self, on_event: OnEvent, event: Event) -> None:
         try:
-            on_event(event)
+            check_nothing_to_await(on_event(event), "on_event")
         except Exception:
             logger.exception("on_event failed for %r", event)
 
@@ -86,6 +105,7 @@ class DecisionNotifier:
     """An observer that hands decisions to the app, which can neither delay nor break a request by that."""
 
     def __init__(self, on_decision: OnDecision) -> None:
+        check_plain(on_decision, "on_decision")
         self._on_decision = on_decision
         self._complained = -COMPLAIN_SECONDS
 
@@ -97,7 +117,7 @@ class DecisionNotifier:
 
     def _hand_over(self, made: DecisionMade) -> None:
         try:
-            self._on_decision(made)
+            check_nothing_to_await(self._on_decision(made), "on_decision")
         except Exception:
             now = time.monotonic()
             if now - self._complained >= COMPLAIN_SECONDS:
@@ -112,7 +132,8 @@ class Observers:
         self._observers: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
-        """Show it every decision from now on."""
+        """Show it every decision from now on. Raises TypeError for an async one."""
+        check_plain(observer, "an observer")
         self._observers.append(observer)
 
     def __call__(self, policy: Policy, decision: Decision) -> None:

@@ -71,6 +71,7 @@ class Limiter:
     ) -> None:
         """`backend` takes the place of the one that the settings name; `on_event` is told what happens, and
         `on_decision` each decision; `resolve` looks keys up that are neither set live nor in the settings.
+        Raises TypeError for an `on_event` or `on_decision` that would have to be awaited.
         """
         settings = settings or Settings()
         self.tally = Tally()
@@ -215,13 +216,22 @@ class Limiter:
             await self.live.get_ready()
         if identity is None and self.live.resolver is not None and (known := self._hashed(api_key)):
             identity = await self.live.resolver.of_key(*known)
-        policy = self.policies.match(
-            self.identity_of(identity, api_key, address), method, path, _check_cost(cost)
-        )
+        identity = self.identity_of(identity, api_key, address)
+        policy = self.policy_for(identity, self.policies.match(identity, method, path, _check_cost(cost)))
         units = None
         if price is not None and policy.currency is not None:
             units = parse_estimate(price, policy.currency)
         return await self.charge(policy, units)
+
+    def policy_for(self, identity: Identity, policy: Policy) -> Policy:
+        """The policy that decisions about this very caller are told by, where somebody is told.
+
+        Callers with different keys may share one: unknown keys of an address, whom a hook calls the same.
+        """
+        is_told = self.observers is not None or bool(policy.priced_charge.allowances)
+        if not is_told or identity.account or identity.partition.startswith("k:"):
+            return policy
+        return replace(policy, identity=identity)
 
     def identity_of(
         self, identity: Identity | None = None, api_key: str | bytes | None = None, address: str | None = None

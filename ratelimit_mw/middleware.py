@@ -152,6 +152,7 @@ class RateLimitMiddleware:
                     return
                 identity = rules.identify.anonymous(scope)
             policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
+            policy = limiter.policy_for(identity, policy)
             price = None if self._price_hook is None else await self._price(scope, policy, identity)
             if price is None and policy.charge in limiter.refusals.kept:
                 again = limiter.repeat(policy, writers.refusals.again)

@@ -1,6 +1,7 @@
 """Keys that only the app's own database knows: asked for through `resolve=`, and remembered."""
 
 import asyncio
+import inspect
 import logging
 import threading
 import time
@@ -130,7 +131,8 @@ class Resolver:
         entry: Any
         try:
             async with limit:
-                entry = await self._resolve(api_key.decode("utf-8", "surrogateescape"))
+                found: Any = self._resolve(api_key.decode("utf-8", "surrogateescape"))
+                entry = await found if inspect.isawaitable(found) else found
         except Exception as error:  # noqa: BLE001 - an app's database fails in its own ways
             self._report(f"no answer within {TIME_LIMIT:g} s" if limit.expired() else _told(error))
             self._remember_failure(api_key_hash)
