@@ -4,13 +4,12 @@ Three ways out: not ours, refused, or the app with a `send` that adds our header
 """
 
 import asyncio
-import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit_mw.charge import BackendError
@@ -19,6 +18,7 @@ from ratelimit_mw.dashboard import Dashboard, is_below
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
 from ratelimit_mw.gate import gate_of
+from ratelimit_mw.hook_errors import HookError, answer_as, ask
 from ratelimit_mw.identity import Identity, IdentityError, adopt
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
@@ -131,8 +131,7 @@ class RateLimitMiddleware:
         # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
         self._lifespan.active += 1
         try:
-            limiter = self.limiter
-            live = limiter.live
+            limiter, live = self.limiter, self.limiter.live
             if asyncio.get_running_loop() not in live.ready:
                 await live.get_ready()
             rules, writers = live.rules, self.writers
@@ -143,6 +142,8 @@ class RateLimitMiddleware:
             try:
                 if self._identify_hook is None and live.resolver is None:
                     identity = rules.identify(scope)
+                elif rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
+                    identity = rules.identify.anonymous(scope)  # and nobody has to be asked
                 else:
                     identity = await self._identify(scope)
                     rules = live.rules  # an identity is always made by the present ones
@@ -166,16 +167,17 @@ class RateLimitMiddleware:
             state = scope.get("state") or {}
             if isinstance(state.get("ratelimit"), Lease):
                 say_once(mounted_twice())
-            # Its own: some servers have one state for all requests of a connection.
-            own = {**scope, "state": {**state, "ratelimit": lease}}
             sender = Sender(send, writers.headers, lease)
             failed = True
             try:
-                await self.app(own, receive, sender)
+                # Its own state: some servers have one for all requests of a connection.
+                await self.app({**scope, "state": {**state, "ratelimit": lease}}, receive, sender)
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
                 limiter.leases.end(lease, failed=failed)
+        except HookError as error:
+            await answer_as(self.app, error.cause, scope, receive, send)
         finally:
             self._lifespan.active -= 1
 
@@ -215,8 +217,13 @@ class RateLimitMiddleware:
         """
         resolver = self.limiter.live.resolver
         if self._identify_hook is None:
-            return await resolver.caller(scope) if resolver is not None else self.limiter.identify(scope)
-        identity = await _value(self._identify_hook(scope))
+            if resolver is None:
+                return self.limiter.identify(scope)
+            try:
+                return await resolver.caller(scope)
+            except HTTPException as error:  # what the hook says to this key
+                raise HookError(error) from error
+        identity = await ask(self._identify_hook, scope)
         if identity is None:
             return self.limiter.identify.anonymous(scope)
         return adopt(identity, self.limiter.settings)
@@ -228,7 +235,7 @@ class RateLimitMiddleware:
         """
         if self._price_hook is None or policy.currency is None or policy.is_exempt:
             return None
-        amount = await _value(self._price_hook(scope, identity))
+        amount = await ask(self._price_hook, scope, identity)
         try:
             return None if amount is None else parse_estimate(amount, policy.currency)
         except ValueError as error:
@@ -259,7 +266,3 @@ async def _respond(response: Response, scope: Scope, receive: Receive, send: Sen
     start = {"type": f"{prefix}http.response.start", "status": response.status, "headers": response.headers}
     await send(start)
     await send({"type": f"{prefix}http.response.body", "body": response.body})
-
-
-async def _value(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result

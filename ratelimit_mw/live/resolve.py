@@ -9,7 +9,9 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from starlette.exceptions import HTTPException
 
 from ratelimit_mw.address import Scope
 from ratelimit_mw.identity import Identity
@@ -41,6 +43,14 @@ QUIET_SECONDS = 60.0
 """Seconds between two reports of failing look-ups."""
 
 
+class _Missed(NamedTuple):
+    """A key that the app doesn't know, or wants to answer itself."""
+
+    until: float
+    answer: HTTPException | None = None
+    """What the hook raised to be told to whoever sends the key."""
+
+
 @dataclass(slots=True)
 class _Found:
     """A key that the app knows, and what was made of it."""
@@ -52,14 +62,20 @@ class _Found:
     """None where the entry doesn't fit the settings."""
 
 
+_NOT_MISSED = _Missed(0.0)
+
+
 class Resolver:
-    """Tells who is calling where a look-up may be needed."""
+    """Tells who is calling where a look-up may be needed.
+
+    An `HTTPException` that the hook raises is its answer to the key, and raised to all who send it.
+    """
 
     def __init__(self, resolve: Resolve, rules: Callable[[], Rules]) -> None:
         self._resolve = resolve
         self._rules = rules
         self._found: OrderedDict[str, _Found] = OrderedDict()
-        self._missed: OrderedDict[str, float] = OrderedDict()
+        self._missed: OrderedDict[str, _Missed] = OrderedDict()
         self._calls: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[None]] = {}
         self._strangers = 0
         self._quiet_until = 0.0
@@ -93,7 +109,7 @@ class Resolver:
         now = time.monotonic()
         found = self._found.get(api_key_hash)
         if found is None:
-            if now >= self._missed.get(api_key_hash, 0.0):
+            if now >= self._missed.get(api_key_hash, _NOT_MISSED).until:
                 await self._wait(self._call(api_key, api_key_hash))
         elif now >= found.fresh_until:
             call = self._call(api_key, api_key_hash)
@@ -133,6 +149,11 @@ class Resolver:
             async with limit:
                 found: Any = self._resolve(api_key.decode("utf-8", "surrogateescape"))
                 entry = await found if inspect.isawaitable(found) else found
+        except HTTPException as answer:
+            with self._lock:
+                self._found.pop(api_key_hash, None)
+                self._miss(api_key_hash, time.monotonic(), answer)
+            return
         except Exception as error:  # noqa: BLE001 - an app's database fails in its own ways
             self._report(f"no answer within {TIME_LIMIT:g} s" if limit.expired() else _told(error))
             self._remember_failure(api_key_hash)
@@ -171,8 +192,8 @@ class Resolver:
             else:
                 found.fresh_until = now + MISS_SECONDS
 
-    def _miss(self, api_key_hash: str, now: float) -> None:
-        self._missed[api_key_hash] = now + MISS_SECONDS
+    def _miss(self, api_key_hash: str, now: float, answer: HTTPException | None = None) -> None:
+        self._missed[api_key_hash] = _Missed(now + MISS_SECONDS, answer)
         self._missed.move_to_end(api_key_hash)
         if len(self._missed) > MAX_MISSED:
             self._missed.popitem(last=False)
@@ -181,6 +202,9 @@ class Resolver:
         with self._lock:
             found = self._found.get(api_key_hash)
             if found is None:
+                answer = self._missed.get(api_key_hash, _NOT_MISSED).answer
+                if answer is not None:
+                    raise answer.with_traceback(None)
                 return None
             self._found.move_to_end(api_key_hash)
             rules = self._rules()
