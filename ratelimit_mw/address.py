@@ -31,6 +31,9 @@ _MAX_HOSTS = 16_384
 _MAX_LOOKS = 1_000
 _LONGEST_ADDRESS = 128
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("::ffff:0:0:0/96"))
+"""IPv4 addresses in their last 32 bits, as NAT64 writes them (RFC 6052, section 2.1), NAT64 within one
+network (RFC 8215, taken to use a /96 of it) and SIIT (RFC 2765, section 2.1)."""
 _PORT = re.compile(r"[0-9]{1,5}|_[A-Za-z0-9._-]+")
 _ELEMENT = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 _PAIR = re.compile(
@@ -125,14 +128,16 @@ class AddressReader:
 def canonical_address(text: str) -> str:
     """The text that an address, however written, is counted under; the same again for such a text.
 
-    IPv6 by /64, since one subscriber holds at least that much. Names that are no address, such as those
-    of test clients, become `peer:<name>`, hashed where they are long or hold unusual characters.
+    IPv6 by /64, since one subscriber holds at least that much, unless it carries an IPv4 address. Names that
+    are no address, such as those of test clients, become `peer:<name>`, hashed where they are long or hold
+    unusual characters.
     """
     if text == UNIX:
         return UNIX
     address = _parse(text.removesuffix("/64"))
     if address is not None:
-        return _counted(address)
+        is_network = text.endswith("/64") and isinstance(address, IPv6Address)
+        return _network(address) if is_network else _counted(address)
     name = text.removeprefix("peer:")
     if not _PLAIN_NAME.fullmatch(name):
         name = "sha256-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -147,9 +152,26 @@ class Hop(NamedTuple):
 
 
 def _counted(address: IPv4Address | IPv6Address) -> str:
-    if isinstance(address, IPv4Address):
-        return str(address)
+    carried = address if isinstance(address, IPv4Address) else _carried(address)
+    return _network(address) if carried is None else str(carried)
+
+
+def _network(address: IPv4Address | IPv6Address) -> str:
     return str(IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def _carried(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that a translator or a tunnel has put into an IPv6 one, None for any other.
+
+    Only where answers reach none but the holder of that IPv4 address, so that nobody can choose it. All who
+    come through one translator or Teredo server share a /64; a 6to4 site has 65,536 of them.
+    """
+    if address.teredo is not None:
+        return address.teredo[1]
+    low = IPv4Address(int(address) & 0xFFFF_FFFF)
+    if int(low) and any(address in network for network in _TRANSLATED):
+        return low
+    return address.sixtofour
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
