@@ -29,6 +29,7 @@ UNIX = "unix"
 
 _MAX_HOSTS = 16_384
 _MAX_LOOKS = 1_000
+_MANY_CALLERS = 10
 _LONGEST_ADDRESS = 128
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("::ffff:0:0:0/96"))
@@ -55,6 +56,10 @@ class AddressReader:
         """Addresses seen lately, as servers and proxies write them."""
         self.looks = _MAX_LOOKS
         """How many more requests from strangers are searched for signs of a proxy."""
+        self.chains = _MAX_LOOKS
+        """How many more forwarded headers are looked at for a balancer that appends its own address."""
+        self._last_hop = ""
+        self._hops_before: set[str] = set()
 
     def __call__(self, scope: Scope) -> str:
         """The text that the caller's address is counted under.
@@ -96,6 +101,21 @@ class AddressReader:
         if header and (host is None or host not in header):
             self.looks = 0
             say_once(_untrusted_proxy(self._header, canonical_address(host or UNIX)))
+        elif header and host is not None and self.chains and len(header) <= MAX_HEADER:
+            self._look_at_end(header.split(","), canonical_address(host))
+
+    def _look_at_end(self, hops: list[str], counted: str) -> None:
+        """Among the first requests: are many callers counted as the one address that ends each list?"""
+        self.chains -= 1
+        end = self._hop(hops[-1])
+        if len(hops) < 2 or end is None or end.text != counted or self._last_hop not in ("", counted):
+            self.chains = 0  # callers are told apart
+            return
+        self._last_hop = counted
+        self._hops_before.add(hops[-2].strip(" \t")[:_LONGEST_ADDRESS])
+        if len(self._hops_before) >= _MANY_CALLERS:
+            self.chains = 0
+            say_once(_balancer_appended(self._header, counted))
 
     def _client(self, hops: list[str]) -> str | None:
         """The first address from the right that is not trusted, else the left-most."""
@@ -105,6 +125,8 @@ class AddressReader:
             if hop is None:
                 return None
             if not hop.trusted:
+                if self.chains:
+                    self._look_at_end(hops, hop.text)
                 return hop.text
             text = hop.text
         return text if len(hops) <= MAX_HOPS else None
@@ -250,3 +272,12 @@ def _untrusted_proxy(header: str, peer: str) -> Finding:
         "name it: its callers are counted together, under its address. If it is a client, nothing is wrong."
     )
     return Finding("untrusted-proxy", text)
+
+
+def _balancer_appended(header: str, address: str) -> Finding:
+    text = (
+        f"all callers are counted as {address}, which ends {header} whoever comes before: a balancer appends "
+        "its own address. Name that in identity.trusted_proxies, too. If it is one client that writes the "
+        "header itself, nothing is wrong."
+    )
+    return Finding("balancer-appended", text)

@@ -216,6 +216,47 @@ def test_looking_for_a_proxy_ends() -> None:
     assert reader.looks == 0
 
 
+LB = "203.0.113.9"
+
+
+def chains(number: int, *, appended: str | None = LB) -> list[str]:
+    """What so many clients' requests carry through a balancer that appends this address of its own."""
+    ends = [] if appended is None else [appended]
+    return [", ".join([f"198.51.100.{each}", *ends]) for each in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "is_said"),
+    [
+        ("10.0.0.1", chains(50), True),
+        (LB, chains(50), True),  # a server that has read the header itself
+        ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50)], True),
+        ("10.0.0.1", chains(5), False),
+        ("10.0.0.1", chains(50, appended=None), False),
+        ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50, appended=None)], False),
+        ("10.0.0.1", chains(50, appended="10.0.0.2"), False),
+        ("10.0.0.1", chains(1) * 50, False),
+        ("10.0.0.1", [*chains(1, appended=None), *chains(50)], False),
+    ],
+)
+def test_a_balancer_that_appends_its_own_address_is_told(
+    peer: str, forwarded: list[str], caplog: pytest.LogCaptureFixture, *, is_said: bool
+) -> None:
+    """Many clients before one right-most address are all counted as that one, which is said once."""
+    reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
+    counted = {reader(scope(peer, line)) for line in forwarded}
+    assert [record.__dict__["check"] for record in caplog.records] == ["balancer-appended"] * is_said
+    assert not is_said or (counted == {LB} and LB in caplog.text)
+
+
+def test_what_is_remembered_of_forwarded_headers_is_bounded() -> None:
+    """A client that writes long and ever new lists costs no memory."""
+    reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
+    for number in range(1_100):
+        reader(scope("10.0.0.1", f"junk-{number % 3}, {LB}"))
+    assert reader.chains == 0
+
+
 async def test_middleware_mounted_twice_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Twice around one app, it is seen at once; around a mounted app as well, at the first request."""
     clock = FakeClock()
