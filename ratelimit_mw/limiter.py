@@ -25,7 +25,8 @@ from ratelimit_mw.charge import (
     Outcome,
     new_lease_id,
 )
-from ratelimit_mw.checks.startup import log_findings
+from ratelimit_mw.checks.plain import is_shared
+from ratelimit_mw.checks.startup import LOOK_SECONDS, WorkerCheck, log_findings
 from ratelimit_mw.decision import Admission, Decision, decision_of
 from ratelimit_mw.events import (
     DecisionNotifier,
@@ -41,6 +42,7 @@ from ratelimit_mw.leases import EXEMPT, Leases
 from ratelimit_mw.limits import Allowance
 from ratelimit_mw.live.resolve import Resolve
 from ratelimit_mw.live.state import Live
+from ratelimit_mw.live.upkeep import Job
 from ratelimit_mw.local import LocalPolicy
 from ratelimit_mw.money import parse_estimate
 from ratelimit_mw.policy import Policies, Policy
@@ -78,7 +80,11 @@ class Limiter:
         """Counts every decision."""
         self.reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
         """Tells the fleet of them."""
-        self.live = Live(settings, resolve, [self.reporter.job()])
+        jobs = [self.reporter.job()]
+        if not is_shared(settings):
+            look = WorkerCheck(lambda: self.settings).run
+            jobs.append(Job("looking for other workers", LOOK_SECONDS, look, waits=True))
+        self.live = Live(settings, resolve, jobs)
         log_findings(self.settings)
         self.backend = backend or open_backend(self.settings.backend)
         self._local = LocalPolicy(self.backend)

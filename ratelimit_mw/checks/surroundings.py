@@ -1,6 +1,6 @@
 """The start-up checks that need the process and the app: how many workers, which middleware around which.
 
-Pure but for `several_workers`' and `server_findings`' defaults, which are this process's own.
+Pure but for `worker_findings` and the defaults of `server_findings`, which are about this process.
 """
 
 import multiprocessing
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ratelimit_mw.checks.plain import is_shared
+from ratelimit_mw.checks.processes import processes_serving
 from ratelimit_mw.findings import Finding
 from ratelimit_mw.settings import Settings
 
@@ -29,13 +30,8 @@ def server_findings(
     """What the server's command line and the environment show, of this process where none are given."""
     arguments = sys.argv if arguments is None else arguments
     environment = os.environ if environment is None else environment
-    workers = worker_count(arguments, environment)
-    if not is_shared(settings) and workers > 1:
-        text = (
-            f"backend.url is memory:// in one of several workers ({workers} or more): each counts alone, so "
-            "that callers get every limit that many times."
-        )
-        yield Finding("memory-with-workers", text)
+    if not sys.platform.startswith("linux"):  # elsewhere `worker_findings` can't see what runs
+        yield from _memory_with_workers(settings, worker_count(arguments, environment))
     if "*" in trusted_by_server(arguments, environment).split(","):
         text = (
             "the server trusts every peer's X-Forwarded-For (--forwarded-allow-ips *) and takes its "
@@ -44,11 +40,26 @@ def server_findings(
         yield Finding("server-trusts-everyone", text)
 
 
+def worker_findings(settings: Settings) -> Iterator[Finding]:
+    """What the processes show that serve with this one, once they run."""
+    yield from _memory_with_workers(settings, processes_serving() or 1)
+
+
+def _memory_with_workers(settings: Settings, workers: int) -> Iterator[Finding]:
+    if not is_shared(settings) and workers > 1:
+        text = (
+            f"backend.url is memory:// in one of several workers ({workers} or more): each counts alone, so "
+            "that callers get every limit that many times."
+        )
+        yield Finding("memory-with-workers", text)
+
+
 def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """How many processes serve this app, as far as can be told; 1 where nothing says otherwise.
 
-    Reads what uvicorn, gunicorn, hypercorn and granian read: their option, which wins, and
-    `WEB_CONCURRENCY`. A process that another one started is at least as many as its own number.
+    Reads what uvicorn, gunicorn, hypercorn and granian read: their option, which wins, and their variables.
+    A process that another one started is at least as many as its own number. For systems on which
+    `processes_serving` can't look.
     """
     for position, argument in enumerate(arguments):
         found = _WORKERS.fullmatch(argument)
@@ -56,9 +67,10 @@ def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> in
             following = arguments[position + 1] if position + 1 < len(arguments) else ""
             number = found["joined"] or found["short"] or following
             return int(number) if number.isascii() and number.isdigit() else 1
-    concurrency = environment.get("WEB_CONCURRENCY", "")
-    if concurrency.isascii() and concurrency.isdigit():
-        return int(concurrency)
+    for name in ("GRANIAN_WORKERS", "WEB_CONCURRENCY"):
+        concurrency = environment.get(name, "")
+        if concurrency.isascii() and concurrency.isdigit():
+            return int(concurrency)
     if multiprocessing.parent_process() is None or "--reload" in arguments:
         return 1
     number = multiprocessing.current_process().name.rpartition("-")[2]
