@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit_mw.charge import BackendError
-from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
+from ratelimit_mw.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw.dashboard import Dashboard, is_below
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
@@ -82,7 +82,8 @@ class RateLimitMiddleware:
         self._lifespan = Lifespan(self.limiter, self._error, self._gate)
         self._usage = UsageEndpoint(self.limiter)
         self._dashboard = Dashboard(self.limiter)
-        for finding in app_findings(app, RateLimitMiddleware):
+        routers = router_findings(app, self.limiter.settings)
+        for finding in (*app_findings(app, RateLimitMiddleware), *routers):
             say_once(finding)
 
     @property

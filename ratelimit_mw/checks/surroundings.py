@@ -20,6 +20,10 @@ MAX_LAYERS = 50
 
 _WORKERS = re.compile(r"(?:--workers|-w)(?:=(?P<joined>\d+))?|-w(?P<short>\d+)")
 _TRUST = "--forwarded-allow-ips"
+_OF_ROUTERS = ("routes", "router", "url_map", "add_route")
+"""What apps of frameworks have that are routers or have one."""
+_ROUTERS = frozenset({"django", "litestar", "blacksheep"})
+"""Frameworks whose apps may show nothing of the kind."""
 
 
 def server_findings(
@@ -98,6 +102,38 @@ def app_findings(app: Any, ours: type) -> Iterator[Finding]:
                 "CORS headers, and preflights are counted. Add CORSMiddleware last, so that it is outside."
             )
             yield Finding("cors-inside", text)
+
+
+def router_findings(app: Any, settings: Settings) -> Iterator[Finding]:
+    """Routers inside the app, of other frameworks than Starlette, that rules for routes are written for."""
+    if not settings.routes:
+        return
+    for name in dict.fromkeys(_other_routers(app)):
+        text = (
+            f"{name} is inside, and may run a route for other spellings of its path (a trailing or a double "
+            "slash, other case) than [[routes]] match, which is as Starlette's router would: such a request "
+            "counts under its plan alone."
+        )
+        yield Finding("other-router", text)
+
+
+def _other_routers(app: Any) -> Iterator[str]:
+    """Names of the classes of such routers, as far as an app shows what it is made of."""
+    waiting = [app]
+    for _ in range(MAX_LAYERS):
+        if not waiting:
+            return
+        inner = waiting.pop()
+        modules = {each.__module__.partition(".")[0] for each in type(inner).__mro__}
+        has_routes = any(hasattr(inner, name) for name in _OF_ROUTERS)
+        if "starlette" not in modules and (has_routes or modules & _ROUTERS):
+            yield f"{type(inner).__module__}.{type(inner).__qualname__}"
+            continue
+        routes = getattr(inner, "routes", None)
+        mounted = [getattr(each, "app", None) for each in routes] if isinstance(routes, list) else []
+        # What wraps a function, such as a route's endpoint, has no routes of its own.
+        found = (getattr(inner, "middleware_stack", None), getattr(inner, "app", None), *mounted)
+        waiting += [each for each in found if each is not None]
 
 
 def mounted_twice() -> Finding:
