@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, RedisError, ResponseError
 
+from ratelimit_mw.backends.loop_end import LoopEnd
 from ratelimit_mw.charge import BackendError
 
 FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
@@ -110,6 +111,7 @@ class Client:
         """`find` finds the server; it is asked again after a failure, since another may have taken over."""
         self._find = find
         self._redis: Redis | None = None
+        self._end: LoopEnd | None = None
 
     async def execute(self, *command: str | bytes | int) -> Any:
         """Send one command; its answer as redis-py gives it, texts as bytes."""
@@ -141,13 +143,15 @@ class Client:
 
     async def close(self) -> None:
         """Close the connection; it may be used again."""
-        redis, self._redis = self._redis, None
+        redis, self._redis, end, self._end = self._redis, None, self._end, None
+        if end is not None:
+            await end.cancel()
         if redis is not None:
             await redis.aclose(close_connection_pool=True)
 
     async def _server(self) -> Redis:
         if self._redis is None:
-            self._redis = (await self._find()).redis()
+            self._redis, self._end = (await self._find()).redis(), LoopEnd(self.close)
         return self._redis
 
     async def _failed(self, error: Exception) -> BackendError:

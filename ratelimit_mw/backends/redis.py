@@ -11,6 +11,7 @@ from functools import reduce
 from typing import Any
 
 from ratelimit_mw.backends.batcher import Batcher
+from ratelimit_mw.backends.loop_end import LoopEnd
 from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk
 from ratelimit_mw.backends.packing import (
     ACQUIRE,
@@ -83,6 +84,7 @@ class RedisBackend:
         self._timeout = timeout
         self._clock = clock
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
         self.releases: dict[tuple[Held, ...], Template] = {}
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
@@ -108,11 +110,22 @@ class RedisBackend:
     async def close(self) -> None:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
         loop = asyncio.get_running_loop()
+        end = self._ends.pop(loop, None)
+        if end is not None:
+            await end.cancel()
         batcher = self.batchers.get(loop)
         if batcher is not None:
             await batcher.drain(CLOSE_TIMEOUT)
             batcher.close()
             self.batchers.pop(loop, None)
+            await asyncio.sleep(0)  # in which the transport goes
+
+    async def _close_with_loop(self) -> None:
+        """The same where nobody did it before the loop ends; a server that is away is not waited for."""
+        batcher = self.batchers.get(asyncio.get_running_loop())
+        if batcher is not None and batcher.error is not None:
+            batcher.close()
+        await self.close()
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
@@ -303,6 +316,8 @@ class RedisBackend:
         if batcher is None:
             for closed in [each for each in list(self.batchers) if each.is_closed()]:
                 self.batchers.pop(closed, None)  # another thread's loop may be doing the same
+                self._ends.pop(closed, None)
+            self._ends[loop] = LoopEnd(self._close_with_loop)
             batcher = self.batchers[loop] = self._new_batcher()
         return batcher
 
