@@ -126,6 +126,9 @@ class RedisBackend:
         if batcher is not None and batcher.error is not None:
             batcher.close()
         await self.close()
+        cancelled = [task for task in asyncio.all_tasks() if task.cancelling()]
+        if cancelled:  # an attempt to connect, which has a socket to close: nobody else waits for it now
+            await asyncio.wait(cancelled, timeout=self._timeout)
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
