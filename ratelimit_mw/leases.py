@@ -20,6 +20,7 @@ from ratelimit_mw.charge import (
     new_lease_id,
 )
 from ratelimit_mw.decision import Decision
+from ratelimit_mw.event_loop import running_loop
 from ratelimit_mw.events import Notifier, SettleIgnored
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw.limits import Allowance
@@ -235,7 +236,7 @@ class Leases:
 
     def renewing(self) -> Renewals:
         """The running loop's renewals."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         renewals = self.renewals.get(loop)
         if renewals is None:
             for closed in [each for each in list(self.renewals) if each.is_closed()]:

@@ -28,6 +28,7 @@ from ratelimit_mw.charge import (
 from ratelimit_mw.checks.plain import is_shared
 from ratelimit_mw.checks.startup import LOOK_SECONDS, WorkerCheck, log_findings
 from ratelimit_mw.decision import Admission, Decision, decision_of
+from ratelimit_mw.event_loop import running_loop
 from ratelimit_mw.events import (
     DecisionNotifier,
     Notifier,
@@ -156,6 +157,7 @@ class Limiter:
 
     async def open(self) -> None:
         """Connect ahead of the first request. A backend that is away is no error."""
+        running_loop()
         self.reporter.is_serving = True
         await asyncio.gather(self.backend.open(), self.live.open())
 
@@ -218,7 +220,7 @@ class Limiter:
         with `async with` or `await lease.release()`. Raises ValueError for a cost below 1, a price that is
         malformed, or when nobody is named.
         """
-        if asyncio.get_running_loop() not in self.live.ready:
+        if running_loop() not in self.live.ready:
             await self.live.get_ready()
         if identity is None and self.live.resolver is not None and (known := self._hashed(api_key)):
             identity = await self.live.resolver.of_key(*known)

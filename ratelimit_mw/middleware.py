@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ratelimit_mw.charge import BackendError
 from ratelimit_mw.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw.dashboard import Dashboard, is_below
+from ratelimit_mw.event_loop import NEEDS_ASYNCIO, asyncio_is_running
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
 from ratelimit_mw.gate import gate_of
@@ -79,7 +80,7 @@ class RateLimitMiddleware:
         self.writers = Writers(self.limiter.settings)
         hooked = identify is not None or price is not None
         self._gate = None if hooked or self._error is not None else gate_of(self)
-        self._lifespan = Lifespan(self.limiter, self._error, self._gate)
+        self._lifespan = Lifespan(self.limiter, self._gate)
         self._usage = UsageEndpoint(self.limiter)
         self._dashboard = Dashboard(self.limiter)
         routers = router_findings(app, self.limiter.settings)
@@ -94,7 +95,12 @@ class RateLimitMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         writers = self.writers  # the request keeps them to the end
-        passage = None if self._gate is None else self._gate.enter(scope, send)
+        try:
+            passage = None if self._gate is None else self._gate.enter(scope, send)
+        except RuntimeError:
+            if asyncio_is_running():
+                raise
+            passage = None
         if passage is None:
             await self._serve(scope, receive, send)
             return
@@ -122,18 +128,23 @@ class RateLimitMiddleware:
         finally:
             passage.leave()
 
-    async def _serve(  # noqa: C901, PLR0912 - the whole path: each further call would cost it
+    async def _serve(  # noqa: C901, PLR0912, PLR0915 - the whole path: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one connection in Python alone. The gate is the short way of what is plain here."""
-        if scope["type"] not in ("http", "websocket") or self._error is not None:
-            await self._serve_unlimited(scope, receive, send)
+        error: Exception | None = self._error
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            error = RuntimeError(NEEDS_ASYNCIO)
+        if scope["type"] not in ("http", "websocket") or error is not None:
+            await self._serve_unlimited(scope, receive, send, error)
             return
         # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
         self._lifespan.active += 1
         try:
             limiter, live = self.limiter, self.limiter.live
-            if asyncio.get_running_loop() not in live.ready:
+            if loop not in live.ready:
                 await live.get_ready()
             rules, writers = live.rules, self.writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
@@ -148,9 +159,9 @@ class RateLimitMiddleware:
                 else:
                     identity = await self._identify(scope)
                     rules = live.rules  # an identity is always made by the present ones
-            except IdentityError as error:
+            except IdentityError as unclear:
                 if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
-                    await _respond(writers.refusals.unidentified(error), scope, receive, send)
+                    await _respond(writers.refusals.unidentified(unclear), scope, receive, send)
                     return
                 identity = rules.identify.anonymous(scope)
             policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
@@ -177,19 +188,21 @@ class RateLimitMiddleware:
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
                 limiter.leases.end(lease, failed=failed)
-        except HookError as error:
-            await answer_as(self.app, error.cause, scope, receive, send)
+        except HookError as raised:
+            await answer_as(self.app, raised.cause, scope, receive, send)
         finally:
             self._lifespan.active -= 1
 
-    async def _serve_unlimited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is not a request, and every request while there are no settings to go by."""
+    async def _serve_unlimited(
+        self, scope: Scope, receive: Receive, send: Send, error: Exception | None
+    ) -> None:
+        """Serve what is not a request, and every request where nothing can be served, for this reason."""
         if scope["type"] == "lifespan":
-            await self._lifespan(self.app, scope, receive, send)
+            await self._lifespan(self.app, scope, receive, send, error)
         elif scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
         else:
-            self._lifespan.report_once()
+            self._lifespan.report_once(error)
             await _respond(self._broken(), scope, receive, send)
 
     async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
