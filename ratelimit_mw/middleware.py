@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ratelimit_mw.charge import BackendError
 from ratelimit_mw.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw.dashboard import Dashboard, is_below
-from ratelimit_mw.event_loop import NEEDS_ASYNCIO, asyncio_is_running
+from ratelimit_mw.event_loop import asyncio_is_running, running_loop
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
 from ratelimit_mw.gate import gate_of
@@ -132,13 +132,13 @@ class RateLimitMiddleware:
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one connection in Python alone. The gate is the short way of what is plain here."""
-        error: Exception | None = self._error
         try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            error = RuntimeError(NEEDS_ASYNCIO)
-        if scope["type"] not in ("http", "websocket") or error is not None:
+            loop = running_loop()
+        except RuntimeError as error:
             await self._serve_unlimited(scope, receive, send, error)
+            return
+        if scope["type"] not in ("http", "websocket") or self._error is not None:
+            await self._serve_unlimited(scope, receive, send, self._error)
             return
         # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
         self._lifespan.active += 1
