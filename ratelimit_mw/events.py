@@ -86,13 +86,19 @@ class Notifier:
     """Hands events to the app, which can neither delay nor break a request by what it does with them."""
 
     def __init__(self, on_event: OnEvent | None) -> None:
+        self._hooks: tuple[OnEvent, ...] = ()
+        if on_event is not None:
+            self.add(on_event)
+
+    def add(self, on_event: OnEvent) -> None:
+        """Hand every event to this hook, too. Raises TypeError for one that would have to be awaited."""
         check_plain(on_event, "on_event")
-        self._on_event = on_event
+        self._hooks += (on_event,)
 
     def __call__(self, event: Event) -> None:
         """Hand `event` over at the end of this turn of the event loop."""
-        if self._on_event is not None:
-            asyncio.get_running_loop().call_soon(self._hand_over, self._on_event, event)
+        for on_event in self._hooks:
+            asyncio.get_running_loop().call_soon(self._hand_over, on_event, event)
 
     def _hand_over(self, on_event: OnEvent, event: Event) -> None:
         try:

@@ -93,11 +93,12 @@ class Limiter:
         # What this process counts by itself it need not remember.
         self._remembers = not isinstance(self.backend, MemoryBackend)
         self._secret = self.settings.identity.hash_secret
-        notify = Notifier(on_event)
+        self.notify = Notifier(on_event)
+        """Hands events to the app."""
         self.observers: Observers | None = None
         self._log_refusal = RefusalLog()
-        self._budget_warnings = BudgetWarnings(self.backend, notify)
-        self.leases = Leases(self.backend, notify, self._secret, self.settings.backend.timeout)
+        self._budget_warnings = BudgetWarnings(self.backend, self.notify)
+        self.leases = Leases(self.backend, self.notify, self._secret, self.settings.backend.timeout)
         """What was admitted and is not over."""
         self.prefetch = Prefetch(self.backend, self.leases.owed)
         if on_decision is not None:

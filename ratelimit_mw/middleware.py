@@ -75,6 +75,8 @@ class RateLimitMiddleware:
             # Starlette builds middleware within the lifespan call, where raising would only switch it off.
             self._error = error
             self.limiter = Limiter()
+        if limiter is not None and on_event is not None:
+            limiter.notify.add(on_event)
         if on_decision is not None:
             self.limiter.observe(DecisionNotifier(on_decision))
         self.writers = Writers(self.limiter.settings)

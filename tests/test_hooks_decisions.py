@@ -270,6 +270,19 @@ async def test_a_budget_near_its_end_is_told_with_the_key_of_the_request() -> No
     assert warning.identity.api_key_hash == hash_api_key(b"a", "")
 
 
+async def test_events_reach_the_hooks_of_the_middleware_and_of_its_limiter() -> None:
+    """A limiter that is handed to a middleware keeps its own hook, and the middleware's is called as well."""
+    told: list[str] = []
+    text = 'plans.default.spending = {daily = "1.00", warn_at = 0.5}'
+    limiter = Limiter(settings_of(text), on_event=lambda _: told.append("limiter"))
+    RateLimitMiddleware(ok_app(), limiter=limiter, on_event=lambda _: told.append("middleware"))
+    await limiter.acquire(api_key="a", price="0.60")
+    async with asyncio.timeout(10):
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+    assert sorted(told) == ["limiter", "middleware"]
+
+
 class AsyncCallable:
     """An object that is called like an async function."""
 
