@@ -13,6 +13,7 @@ from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.decision import Decision
 from tests.asgi import Down, FakeClock, client_of, ok_app, settings_of
 from tests.servers import StoreServer
+from tests.topologies import Cluster
 
 OnFailure = Literal["local", "allow", "deny"]
 COSTS = [6, 10**9, 2**32 - 1, 2**32, 2**53 + 1, 2**64, 10**400, 10**5000]
@@ -68,6 +69,21 @@ async def test_a_cost_over_every_limit_never_fits(limiter: Limiter, cost: int) -
     assert lease.decision.cost == cost
     ((counter, figures),) = lease.decision.standings
     assert (counter.limit.text, figures.used) == ("5/hour", 0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("cost", HUGE)
+async def test_a_cost_over_every_limit_never_fits_on_a_cluster(
+    cost: int, shared_cluster: Callable[[str], Cluster]
+) -> None:
+    """The same where limits of one request are counted on several nodes, one step each."""
+    text = SETTINGS.format(url=shared_cluster("redis").url, on_failure="allow")
+    text += 'application = { requests = ["100/hour"] }\n'
+    async with Limiter(settings_of(text)) as limiter:
+        lease = await limiter.acquire(api_key="a", cost=cost)
+        slots = [await limiter.acquire(api_key="slots", cost=min(cost, 100)) for _ in range(3)]
+    assert (lease.allowed, refused_for(lease.decision)) == (False, "cost")
+    assert [each.figures.used for each in lease.decision.standings] == [0, 0]
+    assert sum(each.allowed for each in slots) == 1
 
 
 @pytest.mark.parametrize("cost", HUGE)
