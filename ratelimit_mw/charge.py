@@ -329,6 +329,11 @@ class Holder(Protocol):
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
 
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> "Sequence[bool | BackendError]":
+        """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
+        none. Raises nothing.
+        """
+
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
 

@@ -6,7 +6,7 @@ id. A crash before that loses it.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -112,6 +112,16 @@ class HandBack:
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         return await (self._books if hold.id in self._owed else self._shared).renew(hold, lease)
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time; the answer to each, or why there is none."""
+        here = [hold.id in self._owed for hold, _ in renewals]
+        local = await self._books.renew_all(
+            [each for each, is_here in zip(renewals, here, strict=True) if is_here]
+        )
+        shared = [each for each, is_here in zip(renewals, here, strict=True) if not is_here]
+        answers = iter(local), iter(await self._shared.renew_all(shared) if shared else ())
+        return [next(answers[0] if is_here else answers[1]) for is_here in here]
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""

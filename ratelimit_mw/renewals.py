@@ -1,12 +1,18 @@
-"""Keeps the slots of this process's live leases: one timer renews them all, together."""
+"""Keeps the slots of this process's live leases: one timer renews them all.
+
+It looks through the leases six times in the shortest `lease`, and renews those that are due until its next
+look, many in one operation and spread over that time. So thousands of slots are neither renewed each on its
+own nor all in one moment, in which requests would have to wait.
+"""
 
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-from ratelimit_mw.charge import BackendError, Money
+from ratelimit_mw.charge import BackendError, Holder, Money
 from ratelimit_mw.compiled import core
 from ratelimit_mw.events import Notifier, SlotLost
 from ratelimit_mw.lease import Lease
@@ -15,6 +21,9 @@ logger = logging.getLogger("ratelimit_mw")
 
 RENEWALS_PER_LEASE = 3
 """So that two renewals in a row may fail before a slot is lost."""
+LOOKS_PER_LEASE = 2 * RENEWALS_PER_LEASE
+AT_ONCE = 128
+"""Leases in one operation: neither this process nor the server takes a millisecond for it."""
 
 
 class RenewalsState:
@@ -39,8 +48,8 @@ class Renewals(RenewalsState):
         self.leases = {}
         self.covers = inf
         self._timer: asyncio.TimerHandle | None = None
-        self._tick = 10.0
-        self._task: asyncio.Task[None] | None = None
+        self._next_look = -inf
+        self._tasks: set[asyncio.Task[None]] = set()
         self.lost = 0
         """How many slots were lost before they could be renewed."""
 
@@ -49,13 +58,14 @@ class Renewals(RenewalsState):
 
     def add(self, lease: Lease) -> None:
         """Renew this lease's slots until it is removed or it is time to give it up."""
-        hold = lease.hold
-        _schedule(lease)
+        hold, now = lease.hold, time.monotonic()
+        lease.renew_at = now + hold.lease / RENEWALS_PER_LEASE
         lease.renewals = self
         self.leases[hold.id] = lease
         if hold.lease < self.covers:
-            self._tick = min(self._tick, hold.lease / RENEWALS_PER_LEASE)
-            self._schedule()
+            self._schedule(hold.lease)
+        if lease.give_up_at is not None and lease.give_up_at <= self._next_look:
+            self._loop.call_later(lease.give_up_at - now, self._give_up, lease)
 
     def remove(self, lease: Lease) -> bool:
         """Stop renewing; whether it was still being renewed."""
@@ -63,7 +73,8 @@ class Renewals(RenewalsState):
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease now, for `seconds`; false where it was lost before. Raises `BackendError`."""
-        kept = await _renew(lease, seconds)
+        left = _seconds(lease, seconds)
+        kept = left > 0 and await lease.backend.renew(lease.hold, left)
         if not kept:
             self._report_lost(lease)
         return kept
@@ -73,42 +84,65 @@ class Renewals(RenewalsState):
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self.covers = None, inf
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
 
-    def _schedule(self) -> None:
+    def _schedule(self, covers: float) -> None:
+        """Look through the leases in time for those of `covers` seconds."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self._tick / 2, self._on_timer)
-        self.covers = self._tick * RENEWALS_PER_LEASE
+        self.covers = covers
+        self._timer = self._loop.call_later(covers / LOOKS_PER_LEASE, self._look)
+        self._next_look = time.monotonic() + covers / LOOKS_PER_LEASE
 
-    def _on_timer(self) -> None:
+    def _look(self) -> None:
         self._timer = None
         if not self.leases:
-            self._tick, self.covers = 10.0, inf
+            self.covers, self._next_look = inf, -inf
             return
-        self._schedule()
-        if self._task is None or self._task.done():
-            self._task = self._loop.create_task(self._renew_due(), name="ratelimit_mw renewals")
+        self._schedule(self.covers)
+        now, until = time.monotonic(), self._next_look
+        due: list[Lease] = []
+        for lease in list(self.leases.values()):
+            if lease.renew_at <= until:
+                due.append(lease)
+            if lease.give_up_at is not None and lease.give_up_at <= until:
+                self._loop.call_later(lease.give_up_at - now, self._give_up, lease)
+        if due:
+            self._start(self._renew_due(due, until - now))
 
-    async def _renew_due(self) -> None:
-        now = time.monotonic()
-        due = [lease for lease in list(self.leases.values()) if lease.renew_at <= now]
-        for lease in due:
-            if lease.give_up_at is not None and lease.give_up_at <= now:
-                self._give_up(lease)
-        await asyncio.gather(*[self._renew_one(lease) for lease in due])
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work, name="ratelimit_mw renewals")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _renew_one(self, lease: Lease) -> None:
-        if self.leases.get(lease.hold.id) is not lease:
-            return  # ended or detached in this very turn, when a renewal would cut its ttl short
-        try:
-            kept = await _renew(lease, lease.hold.lease)
-        except BackendError:
-            return  # at the next tick again, until the lease is over
-        _schedule(lease)
-        if not kept and self.remove(lease):
-            self._report_lost(lease)
+    async def _renew_due(self, due: list[Lease], seconds: float) -> None:
+        """Renew leases, spread evenly over so many seconds."""
+        start, parts = self._loop.time(), -(-len(due) // AT_ONCE)
+        size = -(-len(due) // parts)
+        for part in range(parts):
+            if part:  # one turn of the loop at least, however late it is
+                await asyncio.sleep(start + seconds * part / parts - self._loop.time())
+            leases = due[part * size : part * size + size]
+            now = time.monotonic()
+            by_backend: dict[Holder, list[Lease]] = {}
+            for lease in leases:
+                # Else it was renewed or has ended meanwhile, or was detached: that would cut its ttl short.
+                if self.leases.get(lease.hold.id) is lease and lease.renew_at <= now + seconds:
+                    lease.renew_at = now + lease.hold.lease / RENEWALS_PER_LEASE
+                    by_backend.setdefault(lease.backend, []).append(lease)
+            for backend, held in by_backend.items():
+                self._start(self._renew_all(backend, held))
+
+    async def _renew_all(self, backend: Holder, leases: Sequence[Lease]) -> None:
+        renewals = [(lease, _seconds(lease, lease.hold.lease)) for lease in leases]
+        renewals = [each for each in renewals if each[1] > 0]  # those others are just being given up
+        answers = await backend.renew_all([(lease.hold, seconds) for lease, seconds in renewals])
+        for (lease, _), kept in zip(renewals, answers, strict=True):
+            if isinstance(kept, BackendError):
+                lease.renew_at = 0.0  # at the next look again, until the lease is over
+            elif not kept and self.remove(lease):
+                self._report_lost(lease)
 
     def _report_lost(self, lease: Lease) -> None:
         self.lost += 1
@@ -118,6 +152,8 @@ class Renewals(RenewalsState):
         self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
+        if self.leases.get(lease.hold.id) is not lease:
+            return  # it has ended, or goes on elsewhere
         self.remove(lease)
         lease.is_lost = True
         lease.backend.finish(lease.hold, Money.UNTOUCHED)
@@ -126,13 +162,6 @@ class Renewals(RenewalsState):
         self._notify(SlotLost(lease.id))
 
 
-async def _renew(lease: Lease, seconds: float) -> bool:
-    """Renew a lease, but never beyond the time to give it up."""
-    if lease.give_up_at is not None:
-        seconds = min(seconds, lease.give_up_at - time.monotonic())
-    return seconds > 0 and await lease.backend.renew(lease.hold, seconds)
-
-
-def _schedule(lease: Lease) -> None:
-    due = time.monotonic() + lease.hold.lease / RENEWALS_PER_LEASE
-    lease.renew_at = due if lease.give_up_at is None else min(due, lease.give_up_at)
+def _seconds(lease: Lease, seconds: float) -> float:
+    """For how long to renew a lease: never beyond the time to give it up."""
+    return seconds if lease.give_up_at is None else min(seconds, lease.give_up_at - time.monotonic())

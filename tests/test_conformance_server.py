@@ -257,6 +257,25 @@ async def test_ending_a_charge_does_what_it_can(bench: Bench, client: redis.Redi
     assert (await bench.peek(shared, day)).figures == [(0, 0, 0), (0, 0, 0)]
 
 
+async def test_a_hold_that_cannot_be_renewed_keeps_no_other_from_it(
+    bench: Bench, client: redis.Redis
+) -> None:
+    """A slot set that has become something else is told of its own holders alone."""
+    own, other, gone = (
+        await bench.hold(slots(5)),
+        await bench.hold(slots(5, of="o")),
+        await bench.hold(slots(5, of="g")),
+    )
+    await bench.backend.finish(gone, Money.KEEP)
+    with client:
+        client.set("ratelimit:{caller}:s:p", "x")
+    broken, kept, lost = await bench.backend.renew_all([(own, 30), (other, 600), (gone, 30)])
+    assert str(broken).startswith("WRONGTYPE")
+    assert (kept, lost) == (True, False)
+    bench.wait(500)
+    assert await bench.used(slots(5, of="o")) == [1]
+
+
 async def test_a_settle_that_fails_can_be_repeated(bench: Bench, client: redis.Redis) -> None:
     """Where a budget's key is broken a settle changes nothing, and counts once the key is gone."""
     hold = await bench.hold(daily(100), monthly(500), price=40)

@@ -71,6 +71,24 @@ async def test_a_late_renewal_never_revives_a_lost_slot(bench: Bench, late: int)
     assert await bench.used(slots(5)) == [0]
 
 
+async def test_many_holds_are_renewed_together_and_each_is_answered(bench: Bench) -> None:
+    """Holds of several slot sets, each for its own time: what was lost of them is told of each alone."""
+    apart = [await bench.hold(slots(50), slots(5, of=f"o{number}")) for number in range(20)]
+    shared = [await bench.hold(slots(30, of="shared")) for _ in range(20)]
+    await bench.backend.finish(apart[3], Money.KEEP)
+    await bench.backend.finish(apart[7]._replace(slots=apart[7].slots[1:]), Money.KEEP)
+    renewals = [(hold, 40.0 + place) for place, hold in enumerate([*apart, *shared, NOTHING_HELD])]
+    bench.wait(20)
+    kept = await bench.another().renew_all(renewals)
+    assert [place for place, each in enumerate(kept) if each is not True] == [3, 7]
+    assert not any(kept[place] for place in (3, 7))
+    bench.wait(39)
+    assert await bench.used(slots(30, of="shared")) == [20]
+    bench.wait(21 + 10)
+    assert await bench.used(slots(30, of="shared")) == [9]
+    assert await bench.backend.renew_all([]) == []
+
+
 async def test_renewing_touches_no_other_lease(bench: Bench) -> None:
     """Whoever renews leaves the leases of others to expire."""
     renewed, _ = await bench.hold(slots(5)), await bench.hold(slots(5))

@@ -15,7 +15,8 @@
 --             the units will be used, at most an eighth of each window: they count from the end of that
 --        F    finish: n, mode, time and cost to give back to windows (time 0: nothing), n limits, ids; mode 0
 --             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
---        N    renew: id, lease, n; keys: n slot sets
+--        N    renew: n in two bytes; keys: n slot sets; then for each hold: id, lease, number of slots, and in
+--             two bytes each the places of their keys
 --        S    settle: id, amount, replace (0 or 1), n, n ends of periods; keys: n periods, then the record
 --        D    delete: n; keys: n
 --        Ids: one, or as many as there are charges (releases) that differ in nothing else: they are decided
@@ -29,11 +30,12 @@
 --             Of several: 1 where any was admitted; the figures after the last one; and in two bytes how many
 --             were, which are the first ones. Where these are not all, the figures are those of the refused, too
 --        F D  1
---        N    a byte for each slot: 1 renewed, 0 lost
+--        N    a byte for each hold: 1 renewed, 0 lost, 2 not renewed: a key is of another type, and a sentence
 --        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
---        one to release the slots of an operation, four to renew one. No operation has a key twice.
+--        one to release the slots of an operation; to renew three for a slot set, one for each slot. No operation
+--        has a key twice.
 --
 -- A window is a string: a header, a stage for five entries of (time, cost), and a ring of them. The header
 -- holds the newest entry; those before it gather on the stage, and move to the ring together. The ring has its
@@ -270,7 +272,7 @@ local function all_but_charges()
       if others then rare().finish(op, first, n, mode) end
       replies[place] = failed and 'E' .. sentence(failed) or '\1'
     else -- D N S
-      keys = first + (kind == 68 and n or kind == 78 and byte(op, 26) or byte(op, 27) + 1)
+      keys = first + (kind == 68 and n or kind == 78 and n + 256 * mode or byte(op, 27) + 1)
       replies[place] = rare()[kind](op, first)
     end
     place = place + 1
@@ -600,21 +602,37 @@ function rare()
   end
 
   local function renew(op, first)
-    local id, lease, n = unpack('<c16dB', op, 2)
-    local present, result = {}, {}
+    local n, position = unpack('<I2', op, 2)
+    local sets, answers, fault = {}, {}, ''
     for j = 1, n do
-      call('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
-      present[j] = call('ZSCORE', KEYS[first + j], id)
+      local purged = redis.pcall('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
+      sets[j] = {n = 0, lease = 0, added = {}, fault = type(purged) == 'table' and sentence(purged)}
     end
-    for j = 1, n do
-      local key = KEYS[first + j]
-      if present[j] then
-        call('ZADD', key, 'XX', now + lease, id)
-        keep_alive(key, lease)
+    while position <= #op do
+      local id, lease, number, place
+      id, lease, number, position = unpack('<c16dB', op, position)
+      local answer, expires = '\1', text(now + lease)
+      for _ = 1, number do
+        place, position = unpack('<I2', op, position)
+        local set = sets[place + 1]
+        if set.fault then
+          answer, fault = answer == '\1' and '\2' or answer, set.fault
+        elseif call('ZSCORE', KEYS[first + place + 1], id) then
+          set.added[set.n + 1], set.added[set.n + 2], set.n = expires, id, set.n + 2
+          set.lease = max(set.lease, lease)
+        else
+          answer = '\0'
+        end
       end
-      result[j] = present[j] and '\1' or '\0'
+      answers[#answers + 1] = answer
     end
-    return table.concat(result)
+    for j, set in ipairs(sets) do
+      if set.n > 0 then
+        call('ZADD', KEYS[first + j], 'XX', spread(set.added, 1, set.n))
+        keep_alive(KEYS[first + j], set.lease)
+      end
+    end
+    return table.concat(answers) .. fault
   end
 
   local function settle(op, first)

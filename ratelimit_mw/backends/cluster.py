@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from ratelimit_mw.backends.batcher import Batcher
 from ratelimit_mw.backends.nodes import Nodes
 from ratelimit_mw.backends.operations import Sender
+from ratelimit_mw.backends.packing import renewed
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.backends.router import Router
 from ratelimit_mw.charge import (
@@ -109,7 +110,29 @@ class ClusterBackend:
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        return all(await _all([self._partitions.renew(part, lease) for part in _parts_of(hold)]))
+        (kept,) = await self.renew_all([(hold, lease)])
+        if isinstance(kept, BackendError):
+            raise kept
+        return kept
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time, as one operation for each partition; the answer to each,
+        or why there is none.
+        """
+        parts: dict[str, list[tuple[int, Hold, float]]] = {}
+        for place, (hold, lease) in enumerate(renewals):
+            for part in _parts_of(hold):
+                if part.slots:
+                    parts.setdefault(part.slots[0].partition, []).append((place, part, lease))
+        sent = [
+            (self._partitions.send_renewals([each[1:] for each in found]), found) for found in parts.values()
+        ]
+        kept: list[bool | BackendError] = [True] * len(renewals)
+        for operation, found in sent:
+            for (place, _, _), answer in zip(found, await renewed(operation, len(found)), strict=True):
+                if answer is not True and kept[place] is not False:
+                    kept[place] = answer
+        return kept
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""

@@ -144,9 +144,17 @@ class MemoryBackend:
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         with self.lock:
+            return self._renew(hold, self.clock(), lease)
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time; whether each one was still held."""
+        with self.lock:
             now = self.clock()
-            slots = [self.slots.find(_name(held)) for held in hold.slots]
-            return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
+            return [self._renew(hold, now, lease) for hold, lease in renewals]
+
+    def _renew(self, hold: Hold, now: int, lease: float) -> bool:
+        slots = [self.slots.find(_name(held)) for held in hold.slots]
+        return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""

@@ -4,21 +4,24 @@ Whatever of a charge never changes is packed once; what charges have in common, 
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, repeat
 
 from ratelimit_mw.backends.operations import Operation, Template, bulk
-from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Money
+from ratelimit_mw.charge import LEASE_ID_SIZE, BackendError, Charge, Hold, Money
 from ratelimit_mw.limits import SECOND, Limit, Slots, Window
 
 LIMIT = struct.Struct("<cddd")
 ACQUIRE = struct.Struct("<cBddd")
 FINISH = struct.Struct("<cBBdd")
 ID = struct.Struct(f"{LEASE_ID_SIZE}s")
-RENEW = struct.Struct("<c16sdB")
+RENEW = struct.Struct("<cH")
+RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sdB")
 SETTLE = struct.Struct("<c16sdBB")
 SLOT = LIMIT.pack(b"C", 0, 0, 0)
+NOT_RENEWED = 2
+"""A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
 """What became of a charge: with the last one the server's time lies outside a period that it names."""
 
@@ -97,6 +100,34 @@ class Keys:
 def operation_on(keys: list[bytes], body: bytes) -> Operation:
     """An operation that is like no other."""
     return Operation(Template(b"".join(map(bulk, keys)), len(keys), body))
+
+
+def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str], bytes]) -> Operation:
+    """The operation that renews holds, each for its own time.
+
+    `name` makes keys of partitions and suffixes.
+    """
+    places: dict[tuple[str, str], int] = {}
+    entries = []
+    for hold, seconds in renewals:
+        slots = [places.setdefault(held[:2], len(places)) for held in hold.slots]
+        entry = RENEWAL.pack(hold.id, int(seconds * SECOND), len(slots))
+        entries.append(entry + struct.pack(f"<{len(slots)}H", *slots))
+    keys = [name(partition, f"s:{scope}") for partition, scope in places]
+    operation = operation_on(keys, RENEW.pack(b"N", len(keys)) + b"".join(entries))
+    operation.template.charges = ""
+    operation.is_upkeep = True
+    return operation
+
+
+async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
+    """What came of so many renewals in one operation."""
+    try:
+        _, answer = await operation
+    except BackendError as error:
+        return [error] * number
+    fault = BackendError(answer[number:].decode(errors="replace"))
+    return [fault if each == NOT_RENEWED else bool(each) for each in answer[:number]]
 
 
 def pack_limit(limit: Limit) -> bytes:

@@ -6,7 +6,7 @@ Makes operations of the script `batch.lua` of charges, releases and settles, and
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -19,7 +19,6 @@ from ratelimit_mw.backends.packing import (
     ID,
     LIMIT,
     OTHER_PERIOD,
-    RENEW,
     SETTLE,
     SLOT,
     Keys,
@@ -28,6 +27,8 @@ from ratelimit_mw.backends.packing import (
     operation_on,
     pack_limit,
     release_template,
+    renewal_on,
+    renewed,
     tag_of,
 )
 from ratelimit_mw.backends.servers import connector_to
@@ -46,7 +47,7 @@ from ratelimit_mw.charge import (
     Settlement,
     place_of,
 )
-from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.limits import Allowance, Slots, Window
 from ratelimit_mw.periods import KEPT_AFTER_END, period_at
 from ratelimit_mw.room import make_room
 
@@ -143,9 +144,20 @@ class RedisBackend:
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        body = RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
-        _, answer = await self._submit(operation_on(self._slot_keys(hold), body))
-        return b"\0" not in answer
+        (kept,) = await self.renew_all([(hold, lease)])
+        if isinstance(kept, BackendError):
+            raise kept
+        return kept
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
+        none.
+        """
+        return await renewed(self.send_renewals(renewals), len(renewals))
+
+    def send_renewals(self, renewals: Iterable[tuple[Hold, float]]) -> Operation:
+        """Send the renewals of many holds; `renewed` waits for the answers."""
+        return self._submit(renewal_on(renewals, self._name))
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
