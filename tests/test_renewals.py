@@ -45,6 +45,11 @@ class Watched(MemoryBackend):
         self.answers = asyncio.Event()
         self.answers.set()
 
+    async def renew(self, hold: Hold, lease: float) -> bool:
+        """Renew, and remember."""
+        self.renewed.append(lease)
+        return await super().renew(hold, lease)
+
     async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
         """Renew, once the answer may come."""
         if self.fails:
