@@ -296,7 +296,7 @@ class _Refusing:
     """A transport as uvloop's is between its end and the news of it."""
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
-        self.abort = transport.abort
+        self.abort, self.get_extra_info = transport.abort, transport.get_extra_info
 
     def write(self, data: bytes) -> None:
         """Refuse."""

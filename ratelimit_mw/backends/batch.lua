@@ -6,9 +6,9 @@
 -- read once and written once per batch; in between the charges are decided in order on what was read.
 --
 -- KEYS   the keys of every operation, one operation after the other
--- ARGV   [1] D where no two charges have a key in common and none has a period, else S; and the time in
---        microseconds, or nothing for the server's own TIME; [2..] an operation each, a letter and packed
---        little-endian fields:
+-- ARGV   [1] D where no two charges have a key in common and none has a period, else S; sixteen digits: the time
+--        after which the call is given up, and charges nothing; and the time in microseconds, or nothing for the
+--        server's own TIME; [2..] an operation each, a letter and packed little-endian fields:
 --        A P  acquire, peek: n, cost, price, life of its record in ms (0: none), n limits, ids;
 --             keys: one for each limit, then the record
 --        T    take ahead: as acquire, of windows alone. In place of the price the microseconds within which
@@ -68,12 +68,13 @@ local spread, unpack = unpack, struct.unpack
 
 local function run() -- its functions find those above without a search
 
-local time = slice(ARGV[1], 2)
+local time = slice(ARGV[1], 18)
 if time == '' then
   local parts = call('TIME')
   time = parts[1] .. slice('00000' .. parts[2], -6)
 end
 local now = tonumber(time)
+local is_late = now > tonumber(slice(ARGV[1], 2, 17))
 
 -- Of the keys of charges: true where one charge needs it, false where several do; else what was read of it and
 -- changed since, to be written at the end, in this order. Whether any may be needed by several, and whether one is.
@@ -284,6 +285,7 @@ local function all_charges()
     local first = firsts[place]
     if first then
       local op = ARGV[place]
+      if is_late and byte(op) ~= 80 then error('LATE the charge was given up before it came', 0) end -- P
       local said = slice(op, 1, 26 + byte(op, 2) * LIMIT_SIZE)
       local plan, number = plans[said] or plan_of(said), (#op - #said) / ID_SIZE
       plan.op, plan.first, plan.number = op, first, number

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import random
 import re
+import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import Connection, OnReply, Reply
 from ratelimit_mw.backends.operations import Operation, Template, bulk, compose, hand_out, take
+from ratelimit_mw.backends.server_clock import WITHOUT_END, ServerClock
 from ratelimit_mw.charge import WAITS, BackendError, Load
 from ratelimit_mw.compiled import core
 
@@ -101,6 +103,8 @@ class Batcher(_Outbox):
         self._flush_is_due = False
         self._watch: asyncio.TimerHandle | None = None
         self._by_digest = True
+        self._server_clock = ServerClock()
+        self._given_up_at = self._silent_until = 0.0
         self._attempt = 0
         self._is_closed = False
         self.complaints = Complaints()
@@ -235,7 +239,10 @@ class Batcher(_Outbox):
         self._sent.append(_Batch(batch, groups, since, by_digest))
         self.batches += 1
         self.operations += len(batch)
-        shares_and_time = bulk((b"S" if is_shared else b"D") + self._clock_argument())
+        clock = self._clock_argument()
+        until = WITHOUT_END if clock else self._server_clock.in_(self._timeout + GRACE)
+        self._given_up_at = time.monotonic() + self._timeout + GRACE
+        shares_and_time = bulk((b"S" if is_shared else b"D") + until + clock)
         return b"".join((head, bulk(b"%d" % n_keys), keys, shares_and_time, arguments))
 
     # answers ------------------------------------------------------------------------------------
@@ -257,7 +264,9 @@ class Batcher(_Outbox):
 
     def _on_answers(self, groups: list[list[Operation]], now: int, answers: list[bytes]) -> None:
         unwritten: list[Operation] = []
+        late: list[Operation] = []
         error = None
+        self._server_clock.show(now)
         for operations, text in hand_out(groups, now, answers):
             failure = BackendError(text.decode(errors="replace").strip())
             if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
@@ -266,12 +275,27 @@ class Batcher(_Outbox):
                 error = failure
                 unwritten += operations
                 continue
+            if str(failure).startswith(_LATE):
+                late += operations
+                continue
             for operation in operations:
                 self.complaints(failure)
                 operation.fail(failure)
+        self._send_again(late)
         if error is not None:
             self._fail(unwritten, error)
             self._disconnect(error)
+
+    def _send_again(self, late: list[Operation]) -> None:
+        """Send charges anew that came too late by the server's clock, where somebody still waits for them.
+
+        Nothing of them was done. Its clock, which is known better now, may have been set.
+        """
+        waits_since = self._loop.time() - self._timeout
+        for operation in late:
+            if operation.since <= waits_since:
+                operation.fail(BackendError(f"the server got it after more than {self._timeout:g} s"))
+        self._queue[0:0] = [operation for operation in late if not operation.is_over]
 
     def _on_error(self, batch: _Batch, error: BackendError) -> None:
         """The server refused the whole call: nothing of it was done."""
@@ -317,6 +341,7 @@ class Batcher(_Outbox):
     async def _keep_connecting(self) -> None:
         """Try until the server answers: at first on behalf of a request, then in its absence."""
         while True:
+            await asyncio.sleep(self._silent_until - time.monotonic())
             if self._attempt:
                 wait = PROBE_WAITS[min(self._attempt, len(PROBE_WAITS)) - 1]
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the workers
@@ -342,10 +367,16 @@ class Batcher(_Outbox):
         self._send([probe], by_digest=self._by_digest)
         await probe
 
+    def _on_silence(self, error: BackendError) -> None:
+        """Give up what is under way. Nothing is sent until no server executes it any more."""
+        self._silent_until = self._given_up_at
+        self._disconnect(error)
+
     def _disconnect(self, error: BackendError) -> None:
         connection, self._connection = self._connection, None
+        self._server_clock.forget()
         if connection is not None:
-            connection.close()
+            connection.close(discard=not self._is_closed)
         if self._error is None and not self._is_closed:
             logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})
             self._error = error
@@ -384,13 +415,15 @@ class Batcher(_Outbox):
             # The loop itself may have been away; let it read what has come meanwhile.
             self._watch = self._loop.call_later(GRACE, lambda: self._look(again=True))
         elif self._sent or self._connection is not None:
-            self._disconnect(BackendError(f"no answer within {self._timeout:g} s"))
+            self._on_silence(BackendError(f"no answer within {self._timeout:g} s"))
         else:
             self._disconnect(BackendError(f"no connection within {self._timeout:g} s"))
 
 
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
+_LATE = "LATE "
+"""The error of a charge that was given up before it came to the server."""
 _MOVING, _LATER = "non local key", "TRYAGAIN"
 """A key that the script met lies in a slot that is moving, and was deleted in this very call: so nothing was
 done, and the operation has to wait like one whose keys lie on two nodes.

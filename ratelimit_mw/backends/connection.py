@@ -8,6 +8,8 @@ through redis-py's own client.
 """
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -197,10 +199,15 @@ class Connection(asyncio.Protocol):
             lost = BackendError(f"connection lost: {error}")
             asyncio.get_running_loop().call_soon(self.connection_lost, lost)
 
-    def close(self) -> None:
-        """Close at once; answers still to come are never read, and `on_lost` is not called."""
+    def close(self, *, discard: bool = False) -> None:
+        """Close at once; answers still to come are never read, and `on_lost` is not called.
+
+        To `discard` is to have the kernel not send what it was given, and has not sent yet.
+        """
         transport, self._transport = self._transport, None
         if transport is not None:
+            if discard:
+                _forget_unsent(transport)
             transport.abort()
             self._connection._reader = self._connection._writer = None
 
@@ -225,8 +232,22 @@ class Connection(asyncio.Protocol):
             self._lose(BackendError(f"connection lost: {error or 'closed by the server'}"))
 
     def _lose(self, error: BackendError) -> None:
-        self.close()
+        self.close(discard=True)
         self._on_lost(error)
+
+
+def _forget_unsent(transport: asyncio.BaseTransport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
+        return
+    # By the descriptor, since the socket that uvloop shows takes no options.
+    real = socket.socket(fileno=sock.fileno())
+    try:
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        pass  # it has just been closed
+    finally:
+        real.detach()
 
 
 def _redis_scheme(url: str) -> str:
