@@ -11,7 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 from ratelimit_mw.compiled import core
-from ratelimit_mw.limits import Allowance, Limit, Slots, Window
+from ratelimit_mw.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
 Clock = Callable[[], int]
@@ -78,9 +78,19 @@ class Hold(NamedTuple):
     slots: tuple[Held, ...] = ()
     periods: tuple[Held, ...] = ()
     lease: float = 0.0
-    """Seconds that the slots last past their last renewal."""
+    """Seconds that the slots last past their last renewal, and the estimate with them."""
     price: int = 0
     currency: str = "USD"
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether it holds an amount in any period."""
+        return bool(self.periods and self.price)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether anything of it ends where it is not renewed."""
+        return bool(self.slots or self.has_estimate)
 
 
 NOTHING_HELD = Hold(b"")
@@ -114,10 +124,12 @@ class Charge:
         "windows",
     )
 
-    def __init__(self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0) -> None:
+    def __init__(
+        self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0, lease: float = DEFAULT_LEASE
+    ) -> None:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
         taken, at most an eighth of each window and `MAX_AHEAD`; they leave it a window's length after the end
-        of that time.
+        of that time. `lease` is how many seconds the estimate of a charge without slots lasts.
         """
         self._counters: tuple[Counter, ...] | None = tuple(counters)
         self.like: Charge | None = None
@@ -133,7 +145,7 @@ class Charge:
         limits = [c.limit for c in self.counters if isinstance(c.limit, Slots)]
         self.slots = tuple(Held(c.partition, c.scope) for c in self.counters if isinstance(c.limit, Slots))
         # A request's slots are renewed and freed together, so the shortest counts for all.
-        self.lease = min((limit.lease for limit in limits), default=0.0)
+        self.lease = min((limit.lease for limit in limits), default=lease)
         self.max_hold = min((limit.max_hold for limit in limits if limit.max_hold), default=None)
         self.allowances = tuple(c for c in self.counters if isinstance(c.limit, Allowance))
         self.is_held = bool(self.slots or self.allowances)
@@ -327,7 +339,10 @@ class Holder(Protocol):
     """Where holds live, from their admission on."""
 
     async def renew(self, hold: Hold, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+        """Let the slots last `lease` seconds from now; false where one of them was lost before.
+
+        An estimate that has neither lapsed nor been kept lasts for the hold's own lease from now.
+        """
 
     async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> "Sequence[bool | BackendError]":
         """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
@@ -342,6 +357,12 @@ class Holder(Protocol):
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.
+
+        It is under way when this returns, as `finish` is.
+        """
 
 
 class Backend(Holder, Protocol):
@@ -363,6 +384,12 @@ class Backend(Holder, Protocol):
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
+
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere, once however often it is asked for.
+
+        What may have been charged though its answer was lost is not given back: it is asked for again.
+        """
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""

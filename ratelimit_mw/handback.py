@@ -53,6 +53,10 @@ class _Owed:
     is_ended: bool = False
     is_slotless: bool = False
     """Whether its slots were freed."""
+    is_kept: bool = False
+    """Whether it was detached, so that its estimate lasts."""
+    is_told: bool = False
+    """Whether the backend was told of it, as far as one can know."""
 
     @property
     def is_over(self) -> bool:
@@ -135,6 +139,7 @@ class HandBack:
                 owed.price = 0
         if owed.is_over:
             del self._owed[hold.id]
+            self._forget(owed)
         return self._books.finish(hold, money)
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
@@ -146,6 +151,14 @@ class HandBack:
         if met is Settlement.SETTLED:
             owed.price, owed.is_settled = amount, True
         return met
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        owed = self._owed.get(hold.id)
+        if owed is None:
+            return self._shared.keep(hold)
+        owed.is_kept = True
+        return self._books.keep(hold)
 
     # telling --------------------------------------------------------------------------------------
 
@@ -171,6 +184,8 @@ class HandBack:
         if len(self):
             self.lost += len(self)
             logger.error("the backend was never told of %d counts of this process: it is closed", len(self))
+            for owed in self._owed.values():
+                self._forget(owed)
             self._windows.clear()
             self._owed.clear()
 
@@ -232,11 +247,12 @@ class HandBack:
         lease_id = owed.hold.id
         if self._owed.get(lease_id) is not owed:
             return True
-        charge = Charge(self._counters_of(owed))
+        charge = Charge(self._counters_of(owed), lease=owed.hold.lease)
         if charge.counters:
             price, slotless = owed.price, owed.is_slotless
+            owed.is_told = True
             try:
-                outcome = await self._shared.acquire(charge, lease_id, price)
+                outcome = await self._shared.restore(charge, lease_id, price)
             except BackendError:
                 if self._owed.pop(lease_id, None) is not None:
                     self._owed[lease_id] = owed  # now the last in turn
@@ -254,6 +270,8 @@ class HandBack:
         try:
             if owed.is_settled:
                 await self._shared.settle(hold, owed.price)
+            elif owed.is_kept:
+                await self._shared.keep(hold)
             if owed.is_ended:
                 await self._shared.finish(hold, Money.KEEP if owed.price else Money.GIVE_BACK)
             elif slots_are_over:
@@ -275,8 +293,15 @@ class HandBack:
             or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
         ]
 
+    def _forget(self, owed: _Owed) -> None:
+        """Have the backend forget a hold that it won't be told of, if it was and its answer was lost."""
+        if owed.is_told:
+            self._shared.finish(owed.hold, Money.GIVE_BACK)
+
     def _give_up(self, waiting: "dict[Counter, int] | dict[bytes, _Owed]") -> None:
-        waiting.pop(next(iter(waiting)))  # type: ignore[call-overload]
+        oldest = waiting.pop(next(iter(waiting)))  # type: ignore[call-overload]
+        if isinstance(oldest, _Owed):
+            self._forget(oldest)
         self.lost += 1
         if self.lost % 1000 == 1:
             logger.error("the backend will not be told of %d counts of this process: too many", self.lost)

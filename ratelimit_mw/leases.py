@@ -74,7 +74,7 @@ class Leases:
             await asyncio.wait(owed, timeout=self._timeout)
 
     def keep(self, lease: Lease, charge: Charge) -> Lease:
-        """A lease with slots, which are renewed from now on."""
+        """A lease with slots or an estimate, which are renewed from now on."""
         if charge.max_hold is not None:
             lease.give_up_at = time.monotonic() + charge.max_hold
         self.renewing().add(lease)
@@ -103,7 +103,8 @@ class Leases:
             lease = self._of_token(lease)
         hold = lease.hold
         if hold.slots:
-            self._leave(lease)
+            if lease.is_detached or not hold.has_estimate:
+                self._leave(lease)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
             lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
             await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
@@ -120,20 +121,28 @@ class Leases:
         # One of this process alone becomes the backend's, under the same id, when that is back.
         hold = NOTHING_HELD if lease.is_ended else lease.hold
         lease.token = write_token(Ticket(hold, lease.give_up_at), self._secret)
-        if hold.slots:
+        if hold.is_leased:
             try:
-                await self._renew(lease, seconds)
+                await self._hand_over(lease, seconds)
             except asyncio.CancelledError:
                 self._attach(lease)
                 raise
         return lease.token
+
+    async def _hand_over(self, lease: Lease, seconds: float) -> None:
+        """Have the backend keep what a lease holds: slots for so long, the estimate until it is settled."""
+        kept = lease.backend.keep(lease.hold) if lease.hold.has_estimate else None
+        if lease.hold.slots:
+            await self._renew(lease, seconds)
+        if kept is not None:
+            await self._arrive(kept, "the estimate of a detached job", lease)
 
     def _attach(self, lease: Lease) -> None:
         """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
         lease.is_detached, lease.token = False, ""
         if lease.is_ended:  # meanwhile
             lease.backend.finish(lease.hold, Money.KEEP)
-        elif not lease.is_lost:
+        elif not lease.is_lost or lease.hold.has_estimate:
             self.renewing().add(lease)
 
     @asynccontextmanager

@@ -290,7 +290,7 @@ class Limiter:
         if charge.allowances:
             self._local.remember(charge, outcome)
             self._budget_warnings.look(policy.identity, lease.decision)
-        return self.leases.keep(lease, charge) if outcome.hold.slots else lease
+        return self.leases.keep(lease, charge) if outcome.hold.is_leased else lease
 
     def _admitted(self, policy: Policy, admission: Admission) -> Lease:
         self.tally.admit(policy)
@@ -364,7 +364,7 @@ class Limiter:
         self._local.recall(self.policies, policy.identity.partition)
         decision, hold = self._local.answer(policy, charge, price, never, share=share)
         lease = Lease(self.leases, hold, self._local.holds, self._counted(policy, decision))
-        return self.leases.keep(lease, charge) if hold.slots else lease
+        return self.leases.keep(lease, charge) if hold.is_leased else lease
 
     # leases -------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ratelimit_mw.charge import Charge, Counter
 from ratelimit_mw.compiled import core
 from ratelimit_mw.identity import Identity, address_partition
-from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
+from ratelimit_mw.limits import DEFAULT_LEASE, Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw.money import parse_amount
 from ratelimit_mw.prefetch import Stock, is_taken_ahead
 from ratelimit_mw.room import make_room
@@ -195,7 +195,8 @@ class Policies:
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
         charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
-        priced = charge if plan.spending is None else Charge(counters, cost)
+        lease = plan.concurrent.lease if plan.concurrent is not None else DEFAULT_LEASE
+        priced = charge if plan.spending is None else Charge(counters, cost, lease=lease)
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
         ahead = plan.prefetch and price is None and is_taken_ahead(charge)
         too_small = next((c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None)

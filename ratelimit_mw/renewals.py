@@ -1,4 +1,4 @@
-"""Keeps the slots of this process's live leases: one timer renews them all.
+"""Keeps the slots and estimates of this process's live leases: one timer renews them all.
 
 It looks through the leases six times in the shortest `lease`, and renews those that are due until its next
 look, many in one operation and spread over that time. So thousands of slots are neither renewed each on its
@@ -12,7 +12,7 @@ from collections.abc import Coroutine, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
-from ratelimit_mw.charge import BackendError, Holder, Money
+from ratelimit_mw.charge import BackendError, Hold, Holder, Money
 from ratelimit_mw.compiled import core
 from ratelimit_mw.events import Notifier, SlotLost
 from ratelimit_mw.lease import Lease
@@ -57,7 +57,7 @@ class Renewals(RenewalsState):
         return len(self.leases)
 
     def add(self, lease: Lease) -> None:
-        """Renew this lease's slots until it is removed or it is time to give it up."""
+        """Renew this lease until it is removed, its slots until it is time to give them up."""
         hold, now = lease.hold, time.monotonic()
         lease.renew_at = now + hold.lease / RENEWALS_PER_LEASE
         lease.renewals = self
@@ -74,7 +74,7 @@ class Renewals(RenewalsState):
     async def renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease now, for `seconds`; false where it was lost before. Raises `BackendError`."""
         left = _seconds(lease, seconds)
-        kept = left > 0 and await lease.backend.renew(lease.hold, left)
+        kept = left > 0 and await lease.backend.renew(_held(lease), left)
         if not kept:
             self._report_lost(lease)
         return kept
@@ -106,7 +106,7 @@ class Renewals(RenewalsState):
         for lease in list(self.leases.values()):
             if lease.renew_at <= until:
                 due.append(lease)
-            if lease.give_up_at is not None and lease.give_up_at <= until:
+            if lease.give_up_at is not None and lease.give_up_at <= until and not lease.is_lost:
                 self._loop.call_later(lease.give_up_at - now, self._give_up, lease)
         if due:
             self._start(self._renew_due(due, until - now))
@@ -135,14 +135,16 @@ class Renewals(RenewalsState):
                 self._start(self._renew_all(backend, held))
 
     async def _renew_all(self, backend: Holder, leases: Sequence[Lease]) -> None:
-        renewals = [(lease, _seconds(lease, lease.hold.lease)) for lease in leases]
-        renewals = [each for each in renewals if each[1] > 0]  # those others are just being given up
-        answers = await backend.renew_all([(lease.hold, seconds) for lease, seconds in renewals])
-        for (lease, _), kept in zip(renewals, answers, strict=True):
+        seconds = [_seconds(lease, lease.hold.lease) for lease in leases]
+        renewals = [(lease, _held(lease), left) for lease, left in zip(leases, seconds, strict=True)]
+        renewals = [each for each in renewals if each[2] > 0]  # the others are just being given up
+        answers = await backend.renew_all([each[1:] for each in renewals])
+        for (lease, _, _), kept in zip(renewals, answers, strict=True):
             if isinstance(kept, BackendError):
                 lease.renew_at = 0.0  # at the next look again, until the lease is over
-            elif not kept and self.remove(lease):
+            elif not kept and self.leases.get(lease.hold.id) is lease and lease.hold.slots:
                 self._report_lost(lease)
+                self._leave_slots(lease)
 
     def _report_lost(self, lease: Lease) -> None:
         self.lost += 1
@@ -152,16 +154,31 @@ class Renewals(RenewalsState):
         self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
-        if self.leases.get(lease.hold.id) is not lease:
+        if self.leases.get(lease.hold.id) is not lease or lease.is_lost or not lease.hold.slots:
             return  # it has ended, or goes on elsewhere
-        self.remove(lease)
         lease.is_lost = True
+        self._leave_slots(lease)
         lease.backend.finish(lease.hold, Money.UNTOUCHED)
         text = "slot freed: lease %s was held for its max_hold; its work runs on uncounted"
         logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_freed", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
 
+    def _leave_slots(self, lease: Lease) -> None:
+        """Renew the slots of a lease no more: only its estimate, where its work goes on here."""
+        if lease.is_detached or not lease.hold.has_estimate:
+            self.remove(lease)
+
+
+def _held(lease: Lease) -> Hold:
+    """What is to be renewed of a lease: no lost slots, and no estimate that is kept anyway."""
+    hold = lease.hold
+    if lease.is_lost:
+        hold = hold._replace(slots=())
+    return hold._replace(periods=()) if lease.is_detached and hold.periods else hold
+
 
 def _seconds(lease: Lease, seconds: float) -> float:
-    """For how long to renew a lease: never beyond the time to give it up."""
-    return seconds if lease.give_up_at is None else min(seconds, lease.give_up_at - time.monotonic())
+    """For how long to renew the slots of a lease: never beyond the time to give them up."""
+    if lease.give_up_at is None or lease.is_lost or not lease.hold.slots:
+        return seconds
+    return min(seconds, lease.give_up_at - time.monotonic())

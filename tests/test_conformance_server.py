@@ -65,6 +65,7 @@ async def test_every_key_lives_as_long_as_it_counts_and_not_much_longer(
     end_of_month = (instant("2026-12-01T00:00:00+00:00") - bench.clock.now + KEPT_AFTER_END) / SECOND
     counters = [window(5), window(2_000, 1, "hour"), slots(5, lease=30), daily(100), monthly(500)]
     hold = (await bench.acquire(*counters, price=10)).hold
+    day = 86_400
     spans = {
         "w:p:60": (60, 68),
         "w:p:3600": (3_600, 4_051),
@@ -82,7 +83,9 @@ async def test_every_key_lives_as_long_as_it_counts_and_not_much_longer(
 
     check()
     await bench.backend.renew(hold, 30)
+    check()
     await bench.backend.settle(hold, 5)
+    spans[f"r:{hold.id.hex()}"] = (day - 2, day)  # nobody can replace the amount for longer
     for _ in range(3):
         await bench.acquire(window(5), window(2_000, 1, "hour"))
     await bench.acquire(*counters, cost=9)  # refused

@@ -260,6 +260,20 @@ async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:
     assert (await pair.figures())[2].used == 100 * CENT
 
 
+@pytest.mark.parametrize("detached", [True, False])
+async def test_an_estimate_held_here_lasts_like_one_held_there(make: MakePair, detached: bool) -> None:
+    """What is told of it is what holds: with its request, or until it is settled where it was detached."""
+    pair = make(MONEY)
+    pair.backend.away = True
+    lease = await pair.limiter.acquire(api_key="a")
+    if detached:
+        await lease.detach(ttl=5)
+    await pair.back()
+    assert (await pair.figures())[2].held == 10 * CENT
+    pair.clock.set(31)
+    assert (await pair.figures())[2].held == (10 * CENT if detached else 0)
+
+
 async def test_an_end_while_it_is_told(make: MakePair) -> None:
     """A request that ends in the very moment in which the backend learns of it leaves nothing behind."""
     pair = make(MONEY)
@@ -277,7 +291,7 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
             ended.append(lease)
         return outcome
 
-    pair.backend.acquire = slow  # type: ignore[method-assign]
+    pair.backend.restore = slow  # type: ignore[method-assign]
     telling = pair.limiter._local.holds._task
     assert telling is not None
     await telling

@@ -141,6 +141,25 @@ async def test_a_job_detached_during_an_outage_is_settled_after_it(bench: Bench)
     await bench.becomes(0, 2_000_000)
 
 
+async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
+    """However often its answer is lost, the hold is there once, and no late give-back frees it."""
+    bench.proxy.refuse()
+    lease = await bench.limiter.acquire(api_key="a")
+    assert lease.decision.policy == "local"
+    for _ in range(3):
+        bench.proxy.fault = "drop_replies"
+        bench.proxy.reset()
+        lost = bench.proxy.lost
+        await until_async(lambda: bench.proxy.lost > lost)  # noqa: B023 - called before the next turn
+        await asyncio.sleep(0.1)
+    await bench.heal()
+    await until_async(lambda: len(bench.limiter._local.holds) == 0)
+    await until_async(lambda: bench.limiter.stats().load.owed == 0)
+    assert (await bench.counted())[1:] == [1, 1_000_000]
+    bench.limiter.leases.end(lease, failed=False)
+    await bench.becomes(0, 1_000_000)
+
+
 async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
     """Whatever is lost in whichever moment: no slot stays, and what ended well is paid for, once (F7, F8)."""
     seed = random.randrange(2**32)

@@ -9,22 +9,25 @@
 -- ARGV   [1] D where no two charges have a key in common and none has a period, else S; sixteen digits: the time
 --        after which the call is given up, and charges nothing; and the time in microseconds, or nothing for the
 --        server's own TIME; [2..] an operation each, a letter and packed little-endian fields:
---        A P  acquire, peek: n, cost, price, life of its record in ms (0: none), n limits, ids;
+--        A P  acquire, peek: n, cost, price, lease of its estimate (0: no record), n limits, ids;
 --             keys: one for each limit, then the record
+--        O    acquire again what may have been acquired under this id: as A, and the estimate is held once
 --        T    take ahead: as acquire, of windows alone. In place of the price the microseconds within which
 --             the units will be used, at most an eighth of each window: they count from the end of that
 --        F    finish: n, mode, time and cost to give back to windows (time 0: nothing), n limits, ids; mode 0
 --             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
---        N    renew: n in two bytes; keys: n slot sets; then for each hold: id, lease, number of slots, and in
---             two bytes each the places of their keys
+--        N    renew: n and number of slot sets, in two bytes each; keys: n, the slot sets first; then for each hold:
+--             id, lease of its slots, lease of its estimate, number of slots and of periods, the places of their keys
+--             in two bytes each: the slots', the record's, and each period's with its end
 --        S    settle: id, amount, replace (0 or 1), n, n ends of periods; keys: n periods, then the record
+--        K    keep an estimate until it is settled: as settle
 --        D    delete: n; keys: n
 --        Ids: one, or as many as there are charges (releases) that differ in nothing else: they are decided
 --             as if each were an operation of its own, one after the other. Not where money moves.
 --        A limit is a letter and three doubles: W quota, length, granule; C limit, lease, 0; B limit, start
 --        and end of the period. Times are in microseconds, amounts in micro-units.
 -- Reply  [1] the time; then a string for each operation:
---        A P T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
+--        A P O T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
 --             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
 --             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses.
 --             Of several: 1 where any was admitted; the figures after the last one; and in two bytes how many
@@ -32,17 +35,22 @@
 --        F D  1
 --        N    a byte for each hold: 1 renewed, 0 lost, 2 not renewed: a key is of another type, and a sentence
 --        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
+--        K    1 kept, 2 kept or settled before, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
---        one to release the slots of an operation; to renew three for a slot set, one for each slot. No operation
---        has a key twice.
+--        one to release the slots of an operation; to renew three for a slot set, one for each slot, four for an
+--        estimate. No operation has a key twice.
 --
 -- A window is a string: a header, a stage for five entries of (time, cost), and a ring of them. The header
 -- holds the newest entry; those before it gather on the stage, and move to the ring together. The ring has its
 -- oldest at `head`, and room for at most half again as many as are live, and never for more than quota or
 -- granules need. Times never decrease from entry to entry; one of units taken ahead lies up to `ahead` later
--- than they were taken. A slot set is a sorted set: lease id by expiry. A period is two doubles: spent and held.
--- A record is two doubles: the estimate and the settled amount (-1: none yet).
+-- than they were taken. A slot set is a sorted set: lease id by expiry.
+--
+-- A record is three doubles: the estimate, the settled amount (-1: none yet) and when the estimate lapses (0: never,
+-- -1: it has). A period is spent and held; and, where estimates lapse, up to when they have lapsed, and pairs of
+-- a time and the sum of what lapses then, in order: at most 34 for leases of one length, since an estimate lasts to
+-- the end of one of 32 parts of its lease. Nothing is held after `lapsed` under a time up to it.
 --
 -- A call makes its functions and tables anew and pays for each, so what few calls need is made when it is first
 -- asked for, by `upkeep` and `rare`. What is read of a limit stays in local variables, as a table would cost more
@@ -198,13 +206,13 @@ end
 local plans = {} -- what charges say but for their ids, which is the same for most of a batch
 
 local function plan_of(said)
-  local kind, n, cost, price, life, position = unpack('<c1Bddd', said)
+  local kind, n, cost, price, lease, position = unpack('<c1Bddd', said)
   if not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then -- no NaN
     error('ERR a cost is a whole number from 1, a price one from 0', 0)
   end
   local plan = {
     charges = kind ~= 'P', cost = cost, price = kind ~= 'T' and price or 0, ahead = kind == 'T' and price or 0,
-    life = life, answer = '<B' .. string.rep('i8i8i8', n), size = #said, n = n, number = 0, op = '', first = 0,
+    lease = lease, again = kind == 'O', answer = '<B' .. string.rep('i8i8i8', n), size = #said, n = n, number = 0, op = '', first = 0,
   }
   for j = 1, n do
     local letter, quota, length, granule
@@ -230,9 +238,7 @@ function decide(plan, j, alone, admitted)
   elseif not alone then
     return decide(plan, 1, true, admitted)
   end
-  if plan.life > 0 and plan.charges and admitted > 0 then
-    call('SET', KEYS[plan.first + j], pack('<dd', plan.price, -1), 'PX', text(math.floor(plan.life)))
-  end
+  if plan.lease > 0 and plan.charges and admitted > 0 then rare().open(plan, KEYS[plan.first + j]) end
   return admitted
 end
 
@@ -246,7 +252,7 @@ local function all_but_charges()
     local op, first = ARGV[place], keys
     local kind, n, mode = byte(op, 1, 3)
     -- The number of keys is read from the operation alone: one which fails cannot shift those of the next.
-    if kind == 65 or kind == 80 or kind == 84 then -- A P T
+    if kind == 65 or kind == 80 or kind == 84 or kind == 79 then -- A P T O
       firsts[place] = first
       for i = first + 1, looks and first + n or 0 do
         local key = KEYS[i]
@@ -254,7 +260,7 @@ local function all_but_charges()
         shares = shares or known ~= nil
         if known == nil or known == true then states[key] = not known end
       end
-      keys = first + n + (byte(op, 26) > 0 and 1 or 0) -- no life but 0 has a 0 there
+      keys = first + n + (byte(op, 26) > 0 and 1 or 0) -- no lease but 0 has a 0 there
     elseif kind == 70 then -- F
       keys = first + n + (mode > 0 and 1 or 0)
       local count, others, failed = 0, mode > 0, nil
@@ -272,7 +278,7 @@ local function all_but_charges()
       end
       if others then rare().finish(op, first, n, mode) end
       replies[place] = failed and 'E' .. sentence(failed) or '\1'
-    else -- D N S
+    else -- D N S K
       keys = first + (kind == 68 and n or kind == 78 and n + 256 * mode or byte(op, 27) + 1)
       replies[place] = rare()[kind](op, first)
     end
@@ -530,6 +536,9 @@ function rare()
   if made_rare then return made_rare end
   local max = math.max
   local KEPT = 172800000000 -- two days in microseconds: how long after its end a period can be settled
+  local SETTLED = 86400000 -- a day in milliseconds: how long after it was settled an amount can be replaced
+  local STEPS = 32 -- parts of a lease, to whose end an estimate lasts
+  local lapses, is_open = 0, false -- of the charge in hand: when its estimate lapses, whether it was held before
 
   local function shared(key, limit)
     -- What is known of a key that several charges need.
@@ -552,33 +561,102 @@ function rare()
       keep_alive(s.key, s.lease, false)
     elseif s.changed then
       local life = max(math.floor((s.ends - now + KEPT) / 1000), 1)
-      call('SET', s.key, pack('<dd', s.spent, s.held), 'PX', life)
+      local raw = pack('<dd', s.spent, s.held)
+      if s.lapsed > 0 or s.open ~= '' then raw = raw .. pack('<d', s.lapsed) .. s.open end
+      call('SET', s.key, raw, 'PX', life)
     end
+  end
+
+  local function get_record(key)
+    -- The estimate, what was settled, and when it lapses; nil where there is no record.
+    local raw = call('GET', key)
+    if not raw then return nil end
+    local estimate, settled = unpack('<dd', raw)
+    return estimate, settled, #raw > 16 and unpack('<d', raw, 17) or 0
+  end
+
+  local function lapse(p)
+    -- Holds nothing any more of what has lapsed by now.
+    while p.open ~= '' do
+      local at, amount = unpack('<dd', p.open)
+      if at > now then break end
+      p.held, p.lapsed, p.open = max(p.held - amount, 0), max(p.lapsed, at), slice(p.open, 17)
+    end
+  end
+
+  local function hold(p, amount, at)
+    -- Holds an amount until a time, or gives back a negative one that would have lapsed then, and has not.
+    if at ~= 0 then
+      if at <= p.lapsed then return end
+      local place, found = #p.open - 15, 0
+      while place > 0 and unpack('<d', p.open, place) > at do place = place - 16 end
+      local before, after = slice(p.open, 1, max(place + 15, 0)), slice(p.open, max(place + 16, 1))
+      if place > 0 and unpack('<d', p.open, place) == at then
+        found, before = unpack('<d', p.open, place + 8), slice(p.open, 1, place - 1)
+      end
+      amount = max(amount, -found)
+      p.open = before .. (found + amount > 0 and pack('<dd', at, found + amount) or '') .. after
+    end
+    p.held = max(p.held + amount, 0)
+  end
+
+  local function lapse_of(p, lease)
+    -- When an estimate lapses that is held or renewed now.
+    local step = max(math.floor(lease / STEPS), 1)
+    return max(math.ceil((now + lease) / step) * step, p.lapsed + 1)
   end
 
   local function load_period(key, ends)
     local p = states[key]
     if type(p) == 'table' then return p end
     local raw = call('GET', key)
-    p = {key = key, letter = 'B', alone = p, ends = ends, spent = 0, held = 0, changed = false}
+    p = {key = key, letter = 'B', alone = p, ends = ends, spent = 0, held = 0, changed = false, lapsed = 0, open = ''}
     if raw then p.spent, p.held = unpack('<dd', raw) end
+    if raw and #raw > 16 then
+      p.lapsed, p.open = unpack('<d', raw, 17), slice(raw, 25)
+      lapse(p)
+    end
     if not p.alone then states[key], order[#order + 1] = p, p end
     return p
   end
 
-  local function change(p, spent, held)
-    p.spent, p.held, p.changed = max(p.spent + spent, 0), max(p.held + held, 0), true
+  local function change(p, spent, held, at)
+    p.spent, p.changed = max(p.spent + spent, 0), true
+    hold(p, held, at)
     if p.alone then flush(p) end
+  end
+
+  local function shift(p, amount, before, at)
+    -- Lets what would have lapsed at one time, if it has not, lapse at another.
+    hold(p, -amount, before)
+    change(p, 0, amount, at)
+  end
+
+  local function open(plan, key)
+    -- Makes the record of a charge, before anything is held for it.
+    is_open = plan.again and get_record(key) ~= nil
+    if is_open then return end
+    local ends = 0
+    for j = 1, plan.n do
+      if plan[j].letter == 'B' then ends = max(ends, plan[j].granule) end
+    end
+    local life = math.floor((ends - now + KEPT) / 1000)
+    call('SET', key, pack('<ddd', plan.price, -1, lapses), 'PX', text(life))
   end
 
   local function decide_period(plan, limit, key, j, alone, admitted)
     if now < limit.length or now >= limit.granule then return nil end
     local p = load_period(key, limit.granule)
     if p.spent + p.held + plan.price > limit.quota then admitted = 0 end
+    local is_first = lapses == 0
+    if plan.price > 0 then lapses = max(lapses, lapse_of(p, plan.lease)) end
     admitted = decide(plan, j + 1, alone, admitted)
+    local at = lapses
+    if is_first then lapses = 0 end
     if not admitted then return nil end
-    if admitted > 0 and plan.charges then change(p, 0, plan.price) end
-    local at, is_over = 3 * j, p.spent + p.held + plan.price > limit.quota
+    if admitted > 0 and plan.charges and not is_open then change(p, 0, plan.price, at) end
+    local is_over = p.spent + p.held + plan.price > limit.quota
+    at = 3 * j
     reply[at - 2], reply[at - 1], reply[at] = p.spent, p.held, admitted < plan.number and is_over and 1 or 0
     return admitted
   end
@@ -586,10 +664,9 @@ function rare()
   local function finish(op, first, n, mode)
     -- All of a finish but its slots.
     local _, _, time, cost, position = unpack('<BBdd', op, 2)
-    local record, held, periods = mode > 0 and KEYS[first + n + 1], nil, {}
-    local raw, settled = record and call('GET', record), nil
-    if raw then held, settled = unpack('<dd', raw) end
-    if raw and settled >= 0 then held = nil end
+    local record, held, settled, at, periods = mode > 0 and KEYS[first + n + 1], nil, nil, 0, {}
+    if record then held, settled, at = get_record(record) end
+    if held and settled >= 0 then held = nil end
     for j = 1, n do
       local key, kind, quota, length, granule = KEYS[first + j], unpack('<c1ddd', op, position)
       if kind == 'W' and time > 0 then
@@ -600,20 +677,40 @@ function rare()
       position = position + LIMIT_SIZE
     end
     if record then call('DEL', record) end
-    for _, p in ipairs(periods) do change(p, mode == 1 and held or 0, -held) end
+    for _, p in ipairs(periods) do change(p, mode == 1 and held or 0, -held, at) end
+  end
+
+  local function touch(record)
+    -- A first write that is let through when memory is full.
+    local life = max(call('PTTL', record), 1)
+    call('PEXPIRE', record, life)
+    return life
+  end
+
+  local function renew_estimate(record, periods, lease)
+    local estimate, settled, before = get_record(record)
+    if not estimate or settled >= 0 or before <= 0 then return end
+    local at, has_lapsed = 0, false
+    for _, p in ipairs(periods) do
+      at, has_lapsed = max(at, lapse_of(p, lease)), has_lapsed or before <= p.lapsed
+    end
+    if has_lapsed then at = -1 end -- in all of them, if in one
+    touch(record)
+    call('SETRANGE', record, '16', pack('<d', at))
+    for _, p in ipairs(periods) do shift(p, estimate, before, at) end
   end
 
   local function renew(op, first)
-    local n, position = unpack('<I2', op, 2)
+    local _, slot_sets, position = unpack('<I2I2', op, 2)
     local sets, answers, fault = {}, {}, ''
-    for j = 1, n do
+    for j = 1, slot_sets do
       local purged = redis.pcall('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
       sets[j] = {n = 0, lease = 0, added = {}, fault = type(purged) == 'table' and sentence(purged)}
     end
     while position <= #op do
-      local id, lease, number, place
-      id, lease, number, position = unpack('<c16dB', op, position)
-      local answer, expires = '\1', text(now + lease)
+      local id, lease, estimate_lease, number, n_periods, place, record
+      id, lease, estimate_lease, number, n_periods, position = unpack('<c16ddBB', op, position)
+      local answer, expires, periods = '\1', text(now + lease), {}
       for _ = 1, number do
         place, position = unpack('<I2', op, position)
         local set = sets[place + 1]
@@ -625,6 +722,19 @@ function rare()
         else
           answer = '\0'
         end
+      end
+      if n_periods > 0 then record, position = unpack('<I2', op, position) end
+      for j = 1, n_periods do
+        local ends
+        place, ends, position = unpack('<I2d', op, position)
+        periods[j] = {KEYS[first + place + 1], ends}
+      end
+      if record then
+        local ok, said = pcall(function()
+          for j, period in ipairs(periods) do periods[j] = load_period(spread(period)) end
+          renew_estimate(KEYS[first + record + 1], periods, estimate_lease)
+        end)
+        if not ok then answer, fault = answer == '\1' and '\2' or answer, sentence(said) end
       end
       answers[#answers + 1] = answer
     end
@@ -641,9 +751,8 @@ function rare()
     local amount, replace, n, position = unpack('<dBB', op, 18)
     if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
     local record = KEYS[first + n + 1]
-    local raw = call('GET', record)
-    if not raw then return '\0' end
-    local estimate, settled = unpack('<dd', raw)
+    local estimate, settled, at = get_record(record)
+    if not estimate then return '\0' end
     if settled == amount then return '\2' end
     if settled >= 0 and replace == 0 then return '\3' end
     local periods = {}
@@ -652,10 +761,27 @@ function rare()
       ends, position = unpack('<d', op, position)
       periods[j] = load_period(KEYS[first + j], ends)
     end
-    local life = max(call('PTTL', record), 1)
-    call('PEXPIRE', record, life) -- a first write that is let through when memory is full
-    call('SET', record, pack('<dd', estimate, amount), 'PX', life)
-    for _, p in ipairs(periods) do change(p, amount - max(settled, 0), settled < 0 and -estimate or 0) end
+    local life = math.min(touch(record), SETTLED)
+    call('SET', record, pack('<ddd', estimate, amount, at), 'PX', life)
+    for _, p in ipairs(periods) do change(p, amount - max(settled, 0), settled < 0 and -estimate or 0, at) end
+    return '\1'
+  end
+
+  local function keep(op, first)
+    local n, position = unpack('<B', op, 27)
+    local record = KEYS[first + n + 1]
+    local estimate, settled, at = get_record(record)
+    if not estimate then return '\0' end
+    if settled >= 0 or at == 0 then return '\2' end
+    local periods = {}
+    for j = 1, n do
+      local ends
+      ends, position = unpack('<d', op, position)
+      periods[j] = load_period(KEYS[first + j], ends)
+    end
+    touch(record)
+    call('SETRANGE', record, '16', pack('<d', 0))
+    for _, p in ipairs(periods) do shift(p, estimate, at, 0) end
     return '\1'
   end
 
@@ -671,7 +797,7 @@ function rare()
 
   made_rare = {
     shared = shared, flush = flush, decide_period = decide_period, finish = finish,
-    [68] = delete, [78] = renew, [83] = settle, -- D N S
+    open = open, forget = function() lapses = 0 end, [68] = delete, [75] = keep, [78] = renew, [83] = settle, -- D K N S
   }
   return made_rare
 end
@@ -681,7 +807,10 @@ for pass = 1, 2 do -- an operation that fails, fails alone
   place = 2
   while place <= #ARGV do
     local ok, fault = pcall(step)
-    if not ok then replies[place], place = 'E' .. sentence(fault), place + 1 end
+    if not ok then
+      replies[place], place = 'E' .. sentence(fault), place + 1
+      rare().forget()
+    end
   end
 end
 

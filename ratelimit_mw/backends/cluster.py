@@ -99,6 +99,12 @@ class ClusterBackend:
         figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
         return Outcome.of(False, outcomes[0].now, figures, NOTHING_HELD)
 
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere, once however often it is asked for."""
+        steps = _steps_of(charge)
+        outcomes = await _all([self._partitions.restore(step.charge, lease_id, price) for step in steps])
+        return _admission(charge, lease_id, price, steps, outcomes)
+
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
         if charge.is_of_one:
@@ -122,8 +128,9 @@ class ClusterBackend:
         parts: dict[str, list[tuple[int, Hold, float]]] = {}
         for place, (hold, lease) in enumerate(renewals):
             for part in _parts_of(hold):
-                if part.slots:
-                    parts.setdefault(part.slots[0].partition, []).append((place, part, lease))
+                if part.slots or part.has_estimate:
+                    partition = (*part.slots, *part.periods)[0].partition
+                    parts.setdefault(partition, []).append((place, part, lease))
         sent = [
             (self._partitions.send_renewals([each[1:] for each in found]), found) for found in parts.values()
         ]
@@ -150,6 +157,12 @@ class ClusterBackend:
         return next(
             (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
         )
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        kept = asyncio.gather(*[self._partitions.keep(part) for part in _parts_of(hold)])
+        kept.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return kept
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -204,7 +217,9 @@ def _steps_of(charge: Charge) -> Sequence[_Step]:
     for place, counter in enumerate(charge.counters):
         places.setdefault(counter.partition, []).append(place)
     steps = _Steps(
-        _Step(Charge([charge.counters[place] for place in found], charge.cost), tuple(found))
+        _Step(
+            Charge([charge.counters[place] for place in found], charge.cost, lease=charge.lease), tuple(found)
+        )
         for found in places.values()
     )
     charge.prepared = steps

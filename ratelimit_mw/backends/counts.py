@@ -166,14 +166,22 @@ class SlotSet(_Slots):
 
 
 class Book(Kept):
-    """What one period has spent and what it holds for charges not yet settled."""
+    """What one period has spent and what it holds for charges not yet settled.
 
-    __slots__ = ("ends", "held", "spent")
+    Estimates are held until they lapse: those that do in the same part of a lease, together. One under time 0
+    never does.
+    """
+
+    __slots__ = ("_next", "_open", "ends", "held", "lapsed", "spent")
 
     def __init__(self, ends: int) -> None:
         self.ends = ends
         self.spent = 0
         self.held = 0
+        self.lapsed = 0
+        """What was held up to this time has lapsed."""
+        self._open: dict[int, int] = {}
+        self._next = _NEVER
 
     def is_dead(self, now: int) -> bool:
         """Whether the period can no longer be settled."""
@@ -181,6 +189,8 @@ class Book(Kept):
 
     def fits(self, limit: Allowance, now: int, cost: int, price: int, exact: bool) -> bool:
         """Whether `price` more fits."""
+        if self._next <= now:
+            self.lapse(now)
         return self.spent + self.held + price <= limit.amount
 
     def figures(self, limit: Allowance, now: int, cost: int, price: int) -> tuple[int, int, int]:
@@ -190,28 +200,105 @@ class Book(Kept):
     def charge(
         self, limit: Allowance, now: int, lease_id: bytes, cost: int, price: int
     ) -> tuple[int, int, int]:
-        """Hold `price`."""
+        """Hold `price`, until `lapse_at` says how long."""
         self.held += price
         return self.spent, self.held, 0
+
+    def lapse(self, now: int) -> None:
+        """Hold nothing any more of what has lapsed by now."""
+        for at in [at for at in self._open if at <= now]:
+            self.held -= self._open.pop(at)
+            self.lapsed = max(self.lapsed, at)
+        self._next = min(self._open, default=_NEVER)
+
+    def lapse_at(self, at: int, amount: int) -> None:
+        """Let an amount that is held lapse at a time."""
+        if at > self.lapsed:
+            self._open[at] = self._open.get(at, 0) + amount
+            self._next = min(self._next, at)
+
+    def give_back(self, at: int, amount: int) -> None:
+        """Hold an amount no more that would have lapsed at a time, and has not."""
+        if at:
+            found = self._open.pop(at, 0) if at > self.lapsed else 0
+            amount = min(amount, found)
+            if found > amount:
+                self._open[at] = found - amount
+        self.held = max(self.held - amount, 0)
+
+    def shift(self, amount: int, before: int, at: int) -> None:
+        """Let what would have lapsed at one time, if it has not, lapse at another."""
+        self.give_back(before, amount)
+        if not at or at > self.lapsed:
+            self.held += amount
+            self.lapse_at(at, amount)
 
 
 class Record(Kept):
     """What was held for one charge and what it settled at (None: not yet)."""
 
-    __slots__ = ("ends", "estimate", "settled")
+    __slots__ = ("dies", "estimate", "lapses", "settled")
 
     def __init__(self, estimate: int, ends: int) -> None:
         """`ends` is the end of the longest of its periods."""
         self.estimate = estimate
         self.settled: int | None = None
-        self.ends = ends
+        self.lapses = 0
+        """When the estimate lapses: 0 for never, -1 once it has."""
+        self.dies = ends + KEPT_AFTER_END
 
     def is_dead(self, now: int) -> bool:
         """Whether it can no longer be settled."""
-        return self.ends + KEPT_AFTER_END <= now
+        return self.dies <= now
 
 
-def settle(record: Record, books: list[Book], amount: int, replace: bool) -> Settlement:
+LAPSE_STEPS = 32
+"""Parts of a lease, to whose end an estimate lasts: so few times are told apart that a book stays small."""
+
+
+def lapse_of(books: list[Book], now: int, lease: float) -> int:
+    """When an estimate lapses that is held or renewed now, and in none of its books lapsed before."""
+    length = int(lease * SECOND)
+    step = max(length // LAPSE_STEPS, 1)
+    return max([-(-(now + length) // step) * step, *[book.lapsed + 1 for book in books]])
+
+
+def open_record(books: list[Book], price: int, now: int, lease: float, ends: int) -> Record:
+    """Make the record of a charge that was just admitted, whose estimate lapses with its lease."""
+    record = Record(price, ends)
+    if price:
+        record.lapses = lapse_of(books, now, lease)
+        for book in books:
+            book.lapse_at(record.lapses, price)
+    return record
+
+
+def renew_estimate(record: Record, books: list[Book], now: int, lease: float) -> None:
+    """Let an estimate last for a lease from now, unless it has lapsed, is kept anyway, or was settled."""
+    if record.settled is not None or record.lapses <= 0:
+        return
+    for book in books:
+        book.lapse(now)
+    has_lapsed = any(record.lapses <= book.lapsed for book in books)
+    at = -1 if has_lapsed else lapse_of(books, now, lease)
+    for book in books:
+        book.shift(record.estimate, record.lapses, at)
+    record.lapses = at
+
+
+def keep(record: Record, books: list[Book]) -> None:
+    """Hold an estimate until it is settled, also one that has lapsed."""
+    if record.settled is None and record.lapses:
+        for book in books:
+            book.shift(record.estimate, record.lapses, 0)
+        record.lapses = 0
+
+
+SETTLED = 86_400 * SECOND
+"""Microseconds after which a settled amount can no longer be replaced."""
+
+
+def settle(record: Record, books: list[Book], amount: int, now: int, *, replace: bool) -> Settlement:
     """Put `amount` in place of a record's estimate, once."""
     if record.settled == amount:
         return Settlement.REPEATED
@@ -219,9 +306,10 @@ def settle(record: Record, books: list[Book], amount: int, replace: bool) -> Set
         return Settlement.DIFFERENT
     for book in books:
         if record.settled is None:
-            book.held = max(book.held - record.estimate, 0)
+            book.give_back(record.lapses, record.estimate)
         book.spent = max(book.spent + amount - (record.settled or 0), 0)
     record.settled = amount
+    record.dies = min(record.dies, now + SETTLED)
     return Settlement.SETTLED
 
 
@@ -230,6 +318,6 @@ def close(record: Record, books: list[Book], money: Money) -> None:
     if record.settled is not None:
         return
     for book in books:
-        book.held = max(book.held - record.estimate, 0)
+        book.give_back(record.lapses, record.estimate)
         if money is Money.KEEP:
             book.spent += record.estimate

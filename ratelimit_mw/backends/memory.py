@@ -7,7 +7,19 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
-from ratelimit_mw.backends.counts import Book, PlainLog, Record, SlotSet, State, close, new_log, settle
+from ratelimit_mw.backends.counts import (
+    Book,
+    PlainLog,
+    Record,
+    SlotSet,
+    State,
+    close,
+    keep,
+    new_log,
+    open_record,
+    renew_estimate,
+    settle,
+)
 from ratelimit_mw.backends.store import Store
 from ratelimit_mw.charge import (
     NOTHING_HELD,
@@ -74,6 +86,10 @@ class MemoryBackend:
         with self.lock:
             return self._take_ahead(charge)
 
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere: nothing here is ever asked for twice."""
+        return self.decide(charge, lease_id, price)
+
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
         return self.decide(charge, None, price)
@@ -109,7 +125,8 @@ class MemoryBackend:
             hold = charge.hold(lease_id, price, now)
             if hold.periods:
                 ends = max(held.ends for held in hold.periods)
-                self._records.add(lease_id, Record(price, ends), now)
+                books = [state for state in states if isinstance(state, Book)]
+                self._records.add(lease_id, open_record(books, price, now, hold.lease, ends), now)
             return Outcome(True, now, tuple(numbers), hold)
 
     def prepare(self, charge: Charge, now: int) -> "Places":
@@ -153,6 +170,9 @@ class MemoryBackend:
             return [self._renew(hold, now, lease) for hold, lease in renewals]
 
     def _renew(self, hold: Hold, now: int, lease: float) -> bool:
+        record = self._records.find(hold.id) if hold.has_estimate else None
+        if record is not None:
+            renew_estimate(record, self._periods(hold), now, hold.lease)
         slots = [self.slots.find(_name(held)) for held in hold.slots]
         return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
@@ -174,10 +194,18 @@ class MemoryBackend:
         if not amount >= 0:
             raise BackendError(f"an amount is at least 0, not {amount!r}")
         with self.lock:
-            record = self._records.find(hold.id)
-            if record is None or record.is_dead(self.clock()):
+            now, record = self.clock(), self._records.find(hold.id)
+            if record is None or record.is_dead(now):
                 return Settlement.UNKNOWN
-            return settle(record, self._periods(hold), amount, replace)
+            return settle(record, self._periods(hold), amount, now, replace=replace)
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        with self.lock:
+            record = self._records.find(hold.id) if hold.has_estimate else None
+            if record is not None:
+                keep(record, self._periods(hold))
+        return _DONE
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""

@@ -9,15 +9,16 @@ from functools import lru_cache
 from itertools import chain, repeat
 
 from ratelimit_mw.backends.operations import Operation, Template, bulk
-from ratelimit_mw.charge import LEASE_ID_SIZE, BackendError, Charge, Hold, Money
+from ratelimit_mw.charge import LEASE_ID_SIZE, BackendError, Charge, Held, Hold, Money
 from ratelimit_mw.limits import SECOND, Limit, Slots, Window
 
 LIMIT = struct.Struct("<cddd")
 ACQUIRE = struct.Struct("<cBddd")
 FINISH = struct.Struct("<cBBdd")
 ID = struct.Struct(f"{LEASE_ID_SIZE}s")
-RENEW = struct.Struct("<cH")
-RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sdB")
+RENEW = struct.Struct("<cHH")
+RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
+PERIOD = struct.Struct("<Hd")
 SETTLE = struct.Struct("<c16sdBB")
 SLOT = LIMIT.pack(b"C", 0, 0, 0)
 NOT_RENEWED = 2
@@ -107,14 +108,31 @@ def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str]
 
     `name` makes keys of partitions and suffixes.
     """
-    places: dict[tuple[str, str], int] = {}
+    renewals = list(renewals)
+    slot_sets = dict.fromkeys(held for hold, _ in renewals for held in hold.slots)
+    keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
+    places: dict[Held | bytes, int] = {held: place for place, held in enumerate(slot_sets)}
+
+    def place_of(what: Held | bytes, partition: str, suffix: str) -> int:
+        if what not in places:
+            places[what] = len(keys)
+            keys.append(name(partition, suffix))
+        return places[what]
+
     entries = []
     for hold, seconds in renewals:
-        slots = [places.setdefault(held[:2], len(places)) for held in hold.slots]
-        entry = RENEWAL.pack(hold.id, int(seconds * SECOND), len(slots))
-        entries.append(entry + struct.pack(f"<{len(slots)}H", *slots))
-    keys = [name(partition, f"s:{scope}") for partition, scope in places]
-    operation = operation_on(keys, RENEW.pack(b"N", len(keys)) + b"".join(entries))
+        periods = hold.periods if hold.has_estimate else ()
+        times = int(seconds * SECOND), int(hold.lease * SECOND)
+        slots = [places[held] for held in hold.slots]
+        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods)))
+        entries.append(struct.pack(f"<{len(slots)}H", *slots))
+        if periods:
+            record = place_of(hold.id, periods[0].partition, f"r:{hold.id.hex()}")
+            entries.append(struct.pack("<H", record))
+        entries += [
+            PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
+        ]
+    operation = operation_on(keys, RENEW.pack(b"N", len(keys), len(slot_sets)) + b"".join(entries))
     operation.template.charges = ""
     operation.is_upkeep = True
     return operation

@@ -47,8 +47,8 @@ from ratelimit_mw.charge import (
     Settlement,
     place_of,
 )
-from ratelimit_mw.limits import Allowance, Slots, Window
-from ratelimit_mw.periods import KEPT_AFTER_END, period_at
+from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.periods import period_at
 from ratelimit_mw.room import make_room
 
 CLOSE_TIMEOUT = 2.0
@@ -138,6 +138,10 @@ class RedisBackend:
         if future is not None and not future.cancelled() and future.exception() is None:
             operation.answer(future.result())
 
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere, once however often it is asked for."""
+        return await self._decide(b"O", charge, lease_id, price)
+
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
         return await self._decide(b"P", charge, _NO_LEASE, price)
@@ -167,11 +171,18 @@ class RedisBackend:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not hold.periods:
             return Settlement.UNKNOWN
-        keys = [*self._period_keys(hold), self._record_key(hold)]
-        body = SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
-        ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        _, answer = await self._submit(operation_on(keys, body + ends), must_arrive=True)
+        _, answer = await self._owe_price(b"S", hold, amount, replace=replace)
         return Settlement(answer[0])
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        return self._owe_price(b"K", hold, 0) if hold.has_estimate else _nothing_to_do()
+
+    def _owe_price(self, kind: bytes, hold: Hold, amount: int, *, replace: bool = False) -> Operation:
+        keys = [*self._period_keys(hold), self._record_key(hold)]
+        body = SETTLE.pack(kind, hold.id, amount, replace, len(hold.periods))
+        ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
+        return self._submit(operation_on(keys, body + ends), must_arrive=True)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
@@ -189,7 +200,7 @@ class RedisBackend:
         answered = 0
         for _ in range(ASKED_AGAIN):
             now = self._now()
-            hold = charge.hold(lease_id, price, now) if kind == b"A" else NOTHING_HELD
+            hold = charge.hold(lease_id, price, now) if kind != b"P" else NOTHING_HELD
             operation, packed = self._operation_of(kind, charge, lease_id, price, hold, now)
             try:
                 answered, answer = await self._submit(operation)
@@ -214,11 +225,11 @@ class RedisBackend:
             or not packed.layout.since <= now < packed.layout.until
         ):
             packed = charge.prepared = self._pack(charge, now)
-        keys, n_keys, life = packed.keys, packed.n_keys, 0
+        keys, n_keys, lease = packed.keys, packed.n_keys, 0
         if hold.periods:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
-            life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
+            lease = int(hold.lease * SECOND)
+        body = ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, lease) + packed.layout.limits + lease_id
         operation = Operation(Template(keys, n_keys, body))
         if kind == b"A":
             operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
