@@ -75,6 +75,8 @@ class Lease(LeaseState):
     """
 
     _admission: Admission | None = None
+    holders: "list[Lease]" = []  # noqa: RUF012 - of one that nobody changes
+    """All that go on with the same job in this process; empty for a request."""
     opening: "asyncio.Task[None] | None" = None
     """What gives a request without a price an estimate of nothing, so that it can be settled."""
 
@@ -134,7 +136,10 @@ class Lease(LeaseState):
         await self._leases.settle(self, amount, replace=replace)
 
     async def release(self) -> None:
-        """Free the slots now instead of at the end. Idempotent."""
+        """Free the slots now instead of at the end. Idempotent.
+
+        The estimate is kept until it is settled or the request ends.
+        """
         await self._leases.release(self)
 
     async def __aenter__(self) -> "Self":

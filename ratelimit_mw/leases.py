@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -43,6 +44,9 @@ class Leases:
         self._notify = notify
         self._secret = secret
         self._timeout = timeout
+        self._jobs: dict[bytes, list[Lease]] = {}
+        """Detached leases that go on in this process, by id: each as often as it was resumed."""
+        self._lock = threading.Lock()
         self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
         self.owed: set[asyncio.Future[Any]] = set()
         """What is under way to the backend and has nobody who waits for it."""
@@ -103,11 +107,17 @@ class Leases:
             lease = self._of_token(lease)
         hold = lease.hold
         if hold.slots:
-            if lease.is_detached or not hold.has_estimate:
+            is_last = True
+            if lease.holders:
+                is_last = self._is_last(lease)
+            else:
                 self._leave(lease)
+                if not lease.is_detached and hold.has_estimate:  # nobody may ever end it
+                    lease.backend.keep(hold)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
             lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
-            await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
+            if is_last:
+                await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
 
     async def detach(self, lease: Lease, ttl: float) -> str:
         """See `Lease.detach`."""
@@ -153,14 +163,37 @@ class Leases:
         runs on uncounted, and `is_lost` says so.
         """
         lease = self._of_token(token)
-        if lease.hold.slots and await self._renew(lease, lease.hold.lease):
-            self.renewing().add(lease)
+        if not lease.hold.slots:
+            yield lease
+            return
+        self._join(lease)
         try:
+            if await self._renew(lease, lease.hold.lease):
+                self.renewing().add(lease)
             yield lease
         finally:
-            self._leave(lease)
-            if lease.hold.slots:
+            if lease.hold.slots and self._is_last(lease):
                 lease.backend.finish(lease.hold, Money.UNTOUCHED)
+
+    def _join(self, lease: Lease) -> None:
+        """Go on with a job in this process, beside others perhaps: a queue may deliver it twice."""
+        with self._lock:
+            lease.holders = self._jobs.setdefault(lease.hold.id, [])
+            lease.holders.append(lease)
+
+    def _is_last(self, lease: Lease) -> bool:
+        """Leave a job; whether nobody else goes on with it in this process, who would lose the slot."""
+        self._leave(lease)
+        with self._lock:
+            lease.holders.remove(lease)
+            others = list(lease.holders)
+            if not others:
+                del self._jobs[lease.hold.id]
+        for other in others:
+            if other.renewals is not None and other.renewals is lease.renewals and not other.is_lost:
+                other.renewals.add(other)  # one of them is renewed in each event loop
+                break
+        return not others
 
     async def renew(self, token: str) -> bool:
         """Let a detached job's slot last for its lease from now; false where it was lost before."""
@@ -204,6 +237,8 @@ class Leases:
 
     async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
         met = await lease.backend.settle(lease.hold, units, replace=replace)
+        if not lease.hold.slots:
+            self._leave(lease)
         amount = format_amount(units, lease.hold.currency)
         if met is Settlement.DIFFERENT:
             text = "settle ignored: lease %s was settled before with another amount"

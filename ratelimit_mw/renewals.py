@@ -11,6 +11,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from math import inf
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from ratelimit_mw.charge import BackendError, Hold, Holder, Money
 from ratelimit_mw.compiled import core
@@ -46,6 +47,8 @@ class Renewals(RenewalsState):
         self._notify = notify
         self._loop = asyncio.get_running_loop()
         self.leases = {}
+        self._slotless: WeakValueDictionary[bytes, Lease] = WeakValueDictionary()
+        """Those that have an estimate alone. Whoever drops one without ending it lets it lapse."""
         self.covers = inf
         self._timer: asyncio.TimerHandle | None = None
         self._next_look = -inf
@@ -54,14 +57,18 @@ class Renewals(RenewalsState):
         """How many slots were lost before they could be renewed."""
 
     def __len__(self) -> int:
-        return len(self.leases)
+        return len(self.leases) + len(self._slotless)
+
+    def live(self) -> list[Lease]:
+        """List all that are renewed."""
+        return [*self.leases.values(), *self._slotless.values()]
 
     def add(self, lease: Lease) -> None:
         """Renew this lease until it is removed, its slots until it is time to give them up."""
         hold, now = lease.hold, time.monotonic()
         lease.renew_at = now + hold.lease / RENEWALS_PER_LEASE
         lease.renewals = self
-        self.leases[hold.id] = lease
+        (self.leases if hold.slots else self._slotless)[hold.id] = lease
         if hold.lease < self.covers:
             self._schedule(hold.lease)
         if lease.give_up_at is not None and lease.give_up_at <= self._next_look:
@@ -69,7 +76,11 @@ class Renewals(RenewalsState):
 
     def remove(self, lease: Lease) -> bool:
         """Stop renewing; whether it was still being renewed."""
-        return self.leases.pop(lease.hold.id, None) is not None
+        lease_id = lease.hold.id
+        return (self.leases.pop(lease_id, None) or self._slotless.pop(lease_id, None)) is not None
+
+    def _renews(self, lease: Lease) -> bool:
+        return (self.leases.get(lease.hold.id) or self._slotless.get(lease.hold.id)) is lease
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease now, for `seconds`; false where it was lost before. Raises `BackendError`."""
@@ -97,13 +108,13 @@ class Renewals(RenewalsState):
 
     def _look(self) -> None:
         self._timer = None
-        if not self.leases:
+        if not len(self):
             self.covers, self._next_look = inf, -inf
             return
         self._schedule(self.covers)
         now, until = time.monotonic(), self._next_look
         due: list[Lease] = []
-        for lease in list(self.leases.values()):
+        for lease in self.live():
             if lease.renew_at <= until:
                 due.append(lease)
             if lease.give_up_at is not None and lease.give_up_at <= until and not lease.is_lost:
@@ -128,7 +139,7 @@ class Renewals(RenewalsState):
             by_backend: dict[Holder, list[Lease]] = {}
             for lease in leases:
                 # Else it was renewed or has ended meanwhile, or was detached: that would cut its ttl short.
-                if self.leases.get(lease.hold.id) is lease and lease.renew_at <= now + seconds:
+                if self._renews(lease) and lease.renew_at <= now + seconds:
                     lease.renew_at = now + lease.hold.lease / RENEWALS_PER_LEASE
                     by_backend.setdefault(lease.backend, []).append(lease)
             for backend, held in by_backend.items():
@@ -142,21 +153,23 @@ class Renewals(RenewalsState):
         for (lease, _, _), kept in zip(renewals, answers, strict=True):
             if isinstance(kept, BackendError):
                 lease.renew_at = 0.0  # at the next look again, until the lease is over
-            elif not kept and self.leases.get(lease.hold.id) is lease and lease.hold.slots:
+            elif not kept and self._renews(lease) and lease.hold.slots:
                 self._report_lost(lease)
                 self._leave_slots(lease)
 
     def _report_lost(self, lease: Lease) -> None:
         self.lost += 1
-        lease.is_lost = True
+        for each in lease.holders or (lease,):
+            each.is_lost = True
         text = "slot lost: lease %s was not renewed in time; its work runs on uncounted"
         logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_lost", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
-        if self.leases.get(lease.hold.id) is not lease or lease.is_lost or not lease.hold.slots:
+        if not self._renews(lease) or lease.is_lost or not lease.hold.slots:
             return  # it has ended, or goes on elsewhere
-        lease.is_lost = True
+        for each in lease.holders or (lease,):
+            each.is_lost = True
         self._leave_slots(lease)
         lease.backend.finish(lease.hold, Money.UNTOUCHED)
         text = "slot freed: lease %s was held for its max_hold; its work runs on uncounted"
@@ -165,8 +178,9 @@ class Renewals(RenewalsState):
 
     def _leave_slots(self, lease: Lease) -> None:
         """Renew the slots of a lease no more: only its estimate, where its work goes on here."""
-        if lease.is_detached or not lease.hold.has_estimate:
-            self.remove(lease)
+        self.remove(lease)
+        if not lease.is_detached and lease.hold.has_estimate:
+            self._slotless[lease.hold.id] = lease
 
 
 def _held(lease: Lease) -> Hold:

@@ -137,7 +137,7 @@ async def test_an_estimate_lapses_with_its_lease(bench: Bench) -> None:
 @pytest.mark.parametrize("has_slot", [True, False])
 async def test_a_renewed_estimate_lasts_from_its_renewal(bench: Bench, has_slot: bool) -> None:
     """With a slot and without one; what was not renewed lapses at its own time."""
-    counters = [daily(1_000), monthly(5_000), *([slots(9)] if has_slot else [])]
+    counters = [daily(1_000), monthly(5_000), *([slots(9), slots(9, of="app")] if has_slot else [])]
     renewed, left = await bench.hold(*counters, price=100), await bench.hold(*counters, price=10)
     for _ in range(5):
         bench.wait(20)
@@ -230,7 +230,7 @@ async def test_estimates_of_different_leases_lapse_each_in_its_turn(bench: Bench
 
 async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
     """What a process admitted alone is told again where the answer was lost."""
-    day, month, own = daily(1_000), monthly(5_000), slots(5)
+    day, month, own = daily(1_000), monthly(5_000), slots(5, of="app")
     charge, lease_id = Charge([own, day, month]), new_id()
     first = await bench.backend.restore(charge, lease_id, 100)
     if bench.kind != "memory":  # which is asked for nothing twice: its answers are not lost

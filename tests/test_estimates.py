@@ -1,6 +1,7 @@
 """Estimates of running requests last like their slots; from `detach` on they are kept until settled."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -42,7 +43,7 @@ class Bench:
             self.now = min(self.now + 10, end)
             self.clock.set(self.now)
             renewals = self.limiter.leases.renewing()
-            for lease in renewals.leases.values() if renewing else ():
+            for lease in renewals.live() if renewing else ():
                 lease.renew_at = 0.0
             renewals._look()
             for _ in range(5):
@@ -66,11 +67,12 @@ class Bench:
 async def test_an_estimate_is_renewed_as_long_as_its_request_runs(text: str) -> None:
     """Without a slot, too; when the process is gone it lapses a lease later."""
     bench = Bench(text)
-    await bench.acquire()
+    lease = await bench.acquire()
     await bench.wait(90)
     assert await bench.day() == (0, 10 * CENT)
     await bench.wait(LATE, renewing=False)
     assert await bench.day() == (0, 0)
+    assert not lease.is_ended
     assert all([(await bench.limiter.acquire(api_key="a", price="0.50")).allowed for _ in range(2)])
 
 
@@ -142,10 +144,37 @@ def make_loss(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+async def test_who_forgets_a_lease_lets_its_estimate_lapse() -> None:
+    """Nothing is renewed for what was dropped without a word, and nothing is remembered of it."""
+    bench = Bench(WITHOUT_SLOT)
+    await bench.acquire()
+    gc.collect()
+    assert not bench.limiter.leases.number
+    kept = await bench.acquire()
+    await bench.wait(60)
+    assert await bench.day() == (0, 10 * CENT)
+    await kept.settle("0.01")
+    assert not bench.limiter.leases.number
+    assert await bench.day() == (CENT, 0)
+
+
+async def test_a_lease_that_is_only_released_keeps_its_estimate() -> None:
+    """A consumer that leaves it so pays for it like a request that ends unsettled."""
+    bench = Bench(WITH_SLOT)
+    lease = await bench.acquire()
+    await lease.release()
+    assert not bench.limiter.leases.number
+    await bench.wait(3_600)
+    assert await bench.day() == (0, 10 * CENT)
+    await lease.settle("0.02")
+    assert await bench.day() == (2 * CENT, 0)
+
+
 async def test_what_holds_no_money_is_not_renewed() -> None:
     """A price of nothing, or none, leaves nothing to be renewed where there is no slot."""
     bench = Bench(BUDGET.replace('"0.10"', '"0"'))
-    await bench.acquire()
+    free = await bench.acquire()
+    assert free.hold.periods
     assert not bench.limiter.leases.number
     bench = Bench(BUDGET)
     lease = await bench.acquire()
