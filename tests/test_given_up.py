@@ -123,6 +123,28 @@ async def test_a_charge_that_comes_after_it_was_given_up_charges_nothing(
     await backend.close()
 
 
+async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy: Holding) -> None:
+    """A job may have been detached since, for longer than the lease of its request."""
+    backend = RedisBackend(proxy.url, timeout=TIMEOUT)
+    charge = Charge([slots(9, lease=30)])
+    hold = (await backend.acquire(charge, new_id())).hold
+    proxy.holds = True
+    with pytest.raises(BackendError):
+        await backend.renew(hold, 1)
+    proxy.holds = False
+
+    async def is_renewed() -> bool:
+        with contextlib.suppress(BackendError):
+            return await backend.renew(hold, 600)
+        return False
+
+    await eventually(is_renewed)
+    await proxy.deliver()
+    await asyncio.sleep(1.1)
+    assert (await backend.peek(charge)).figures[0].used == 1
+    await backend.close()
+
+
 async def test_a_charge_in_time_is_not_late_by_clocks_that_differ(redis_server: StoreServer) -> None:
     """A loop that was away, and reads its answers late, takes the server's clock for one that is behind."""
     backend = RedisBackend(redis_server.url, timeout=TIMEOUT)

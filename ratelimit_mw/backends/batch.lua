@@ -7,7 +7,7 @@
 --
 -- KEYS   the keys of every operation, one operation after the other
 -- ARGV   [1] D where no two charges have a key in common and none has a period, else S; sixteen digits: the time
---        after which the call is given up, and charges nothing; and the time in microseconds, or nothing for the
+--        after which the call is given up, and charges, renews and deletes nothing; and the time in microseconds, or nothing for the
 --        server's own TIME; [2..] an operation each, a letter and packed little-endian fields:
 --        A P  acquire, peek: n, cost, price, lease of its estimate (0: no record), n limits, ids;
 --             keys: one for each limit, then the record
@@ -67,6 +67,7 @@ local ENTRY_SIZE = 12
 local STAGED = 5
 local ID_SIZE = 16
 local LIMIT_SIZE = 25
+local LATE = 'LATE' -- of an operation that came after it was given up
 local MOST_COST = 4294967295 -- what entries hold exactly, and what doubles do
 local MOST_MONEY = 9007199254740992
 
@@ -280,6 +281,7 @@ local function all_but_charges()
       replies[place] = failed and 'E' .. sentence(failed) or '\1'
     else -- D N S K
       keys = first + (kind == 68 and n or kind == 78 and n + 256 * mode or byte(op, 27) + 1)
+      if is_late and (kind == 68 or kind == 78) then error(LATE, 0) end -- D N: others may have come since
       replies[place] = rare()[kind](op, first)
     end
     place = place + 1
@@ -291,7 +293,7 @@ local function all_charges()
     local first = firsts[place]
     if first then
       local op = ARGV[place]
-      if is_late and byte(op) ~= 80 then error('LATE the charge was given up before it came', 0) end -- P
+      if is_late and byte(op) ~= 80 then error(LATE, 0) end -- P
       local said = slice(op, 1, 26 + byte(op, 2) * LIMIT_SIZE)
       local plan, number = plans[said] or plan_of(said), (#op - #said) / ID_SIZE
       plan.op, plan.first, plan.number = op, first, number

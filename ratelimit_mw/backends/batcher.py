@@ -287,7 +287,7 @@ class Batcher(_Outbox):
             self._disconnect(error)
 
     def _send_again(self, late: list[Operation]) -> None:
-        """Send charges anew that came too late by the server's clock, where somebody still waits for them.
+        """Send operations anew that came too late by the server's clock, where somebody still waits for them.
 
         Nothing of them was done. Its clock, which is known better now, may have been set.
         """
@@ -422,8 +422,8 @@ class Batcher(_Outbox):
 
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
-_LATE = "LATE "
-"""The error of a charge that was given up before it came to the server."""
+_LATE = "LATE"
+"""The error of an operation that was given up before it came to the server."""
 _MOVING, _LATER = "non local key", "TRYAGAIN"
 """A key that the script met lies in a slot that is moving, and was deleted in this very call: so nothing was
 done, and the operation has to wait like one whose keys lie on two nodes.
