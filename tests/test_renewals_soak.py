@@ -6,6 +6,7 @@ SOAK_SLOTS and RENEWALS_SECONDS say how many and how long; SOAK_TIMEOUT the sett
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.asgi import settings_of
 from tests.conformance import Waits
 from tests.conftest import StartApp, StartServer
 from tests.slots import Client, held, until_async
+from tests.topologies import Cluster
 
 SLOTS = int(os.environ.get("SOAK_SLOTS", "30000"))
 SECONDS = float(os.environ.get("RENEWALS_SECONDS", "8"))
@@ -73,6 +75,33 @@ async def test_thirty_thousand_live_slots_are_kept(start_server: StartServer, ki
             await asyncio.gather(*[lease.release() for lease in leases[start : start + 1_000]])
         await until_async(lambda: limiter.stats().load.owed == 0)
         assert await asyncio.to_thread(held, server) == 0
+
+
+@pytest.mark.parametrize("kind", ["memory", "redis cluster"])
+async def test_many_live_slots_are_kept_elsewhere(
+    kind: str, shared_cluster: Callable[[str], Cluster]
+) -> None:
+    """In memory, and on a cluster, where each caller's are renewed on the node that has them."""
+    url = "memory://" if kind == "memory" else shared_cluster("redis").url
+    slots = SLOTS if kind == "memory" else SLOTS // 5
+    async with Limiter(settings_of(SETTINGS.format(url=url, timeout=TIMEOUT, lease=LEASE))) as limiter:
+        leases: list[Lease] = []
+        for start in range(0, slots, CALLERS):
+            leases += await asyncio.gather(
+                *[limiter.acquire(api_key=f"k{place % CALLERS}") for place in range(start, start + CALLERS)]
+            )
+        waits = Waits()
+        async with waits.measured():
+            await asyncio.sleep(SECONDS)
+        stats = limiter.stats()
+        print(f"{kind}: {slots} slots; {waits.late * 1000:.0f} ms late in all")  # noqa: T201
+        assert (stats.slots_lost, stats.decisions_without_backend["deny"], stats.backend_up) == (0, 0, True)
+        policy = limiter.policies.match(limiter.identity_of(api_key="k7"), "GET", "/")
+        assert (await limiter.peek(policy)).standings[-1].figures.used == slots / CALLERS
+        for start in range(0, slots, 1_000):
+            await asyncio.gather(*[lease.release() for lease in leases[start : start + 1_000]])
+        await until_async(lambda: limiter.stats().load.owed == 0)
+        assert (await limiter.peek(policy)).standings[-1].figures.used == 0
 
 
 async def test_streams_over_http_keep_their_slots(
