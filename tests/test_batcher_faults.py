@@ -297,6 +297,8 @@ async def test_full_memory_refuses_charges_and_nothing_else(
 ) -> None:
     """Without memory a charge fails and changes nothing; releases, renewals and settles go on (F12)."""
     kept, settled, released = [await hold(backend) for _ in range(3)]
+    alone = Charge([daily(100, of="alone")])
+    estimate = (await backend.acquire(alone, new_id(), 9)).hold
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
         for price in (0, 10):
@@ -305,6 +307,9 @@ async def test_full_memory_refuses_charges_and_nothing_else(
         with pytest.raises(BackendError, match="OOM"):
             await backend.acquire(Charge([window(5, of="newcomer"), slots(5, of="newcomer")]), new_id())
         assert await backend.renew(kept, 60)
+        assert await backend.renew(estimate, 60)
+        await backend.keep(estimate)
+        assert (await backend.peek(alone)).figures == [(0, 9, 0)]
         assert await backend.settle(settled, 4) is Settlement.SETTLED
         await backend.finish(released, Money.GIVE_BACK)
         await backend.finish(settled, Money.KEEP)
