@@ -61,7 +61,8 @@ class Renewals(RenewalsState):
 
     def live(self) -> list[Lease]:
         """List all that are renewed."""
-        return [*self.leases.values(), *self._slotless.values()]
+        slotless = [each() for each in self._slotless.valuerefs()]
+        return [*self.leases.values(), *[lease for lease in slotless if lease is not None]]
 
     def add(self, lease: Lease) -> None:
         """Renew this lease until it is removed, its slots until it is time to give them up."""

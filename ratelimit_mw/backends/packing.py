@@ -5,11 +5,11 @@ Whatever of a charge never changes is packed once; what charges have in common, 
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, repeat
 
 from ratelimit_mw.backends.operations import Operation, Template, bulk
-from ratelimit_mw.charge import LEASE_ID_SIZE, BackendError, Charge, Held, Hold, Money
+from ratelimit_mw.charge import LEASE_ID_SIZE, BackendError, Charge, Held, Hold, Money, Settlement
 from ratelimit_mw.limits import SECOND, Limit, Slots, Window
 
 LIMIT = struct.Struct("<cddd")
@@ -98,9 +98,9 @@ class Keys:
         return None if others else charge.partition_of(partition)
 
 
-def operation_on(keys: list[bytes], body: bytes) -> Operation:
+def operation_on(keys: list[bytes], body: bytes, unpack: Callable[[bytes], object] = bytes) -> Operation:
     """An operation that is like no other."""
-    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body))
+    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body, 0, unpack))
 
 
 def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str], bytes]) -> Operation:
@@ -132,7 +132,8 @@ def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str]
         entries += [
             PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
         ]
-    operation = operation_on(keys, RENEW.pack(b"N", len(keys), len(slot_sets)) + b"".join(entries))
+    body = RENEW.pack(b"N", len(keys), len(slot_sets)) + b"".join(entries)
+    operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
     operation.template.charges = ""
     operation.is_upkeep = True
     return operation
@@ -141,11 +142,25 @@ def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str]
 async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
     """What came of so many renewals in one operation."""
     try:
-        _, answer = await operation
+        _, answers = await operation
     except BackendError as error:
         return [error] * number
+    found: Sequence[bool | BackendError] = answers
+    return found
+
+
+def read_renewals(number: int, answer: bytes) -> Sequence[bool | BackendError]:
+    """Read what so many renewals in one operation were told: whether each is still held, or why not asked."""
+    if len(answer) < number or answer[:number].strip(b"\0\1\2"):
+        raise ValueError(f"{answer!r} says nothing about {number} renewals")
     fault = BackendError(answer[number:].decode(errors="replace"))
     return [fault if each == NOT_RENEWED else bool(each) for each in answer[:number]]
+
+
+def read_settlement(answer: bytes) -> Settlement:
+    """Read what a settle has met."""
+    (met,) = answer
+    return Settlement(met)
 
 
 def pack_limit(limit: Limit) -> bytes:

@@ -26,6 +26,7 @@ from ratelimit_mw.backends.packing import (
     Packed,
     operation_on,
     pack_limit,
+    read_settlement,
     release_template,
     renewal_on,
     renewed,
@@ -171,8 +172,8 @@ class RedisBackend:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not hold.periods:
             return Settlement.UNKNOWN
-        _, answer = await self._owe_price(b"S", hold, amount, replace=replace)
-        return Settlement(answer[0])
+        _, met = await self._owe_price(b"S", hold, amount, replace=replace)
+        return Settlement(met)
 
     def keep(self, hold: Hold) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
@@ -182,7 +183,7 @@ class RedisBackend:
         keys = [*self._period_keys(hold), self._record_key(hold)]
         body = SETTLE.pack(kind, hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        return self._submit(operation_on(keys, body + ends), must_arrive=True)
+        return self._submit(operation_on(keys, body + ends, read_settlement), must_arrive=True)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
