@@ -116,7 +116,7 @@ class ClusterBackend:
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        (kept,) = await self.renew_all([(hold, lease)])
+        (kept,) = await self._renew([(hold, lease)], is_upkeep=False)
         if isinstance(kept, BackendError):
             raise kept
         return kept
@@ -125,15 +125,21 @@ class ClusterBackend:
         """Renew many holds, each for its own time, as one operation for each partition; the answer to each,
         or why there is none.
         """
+        return await self._renew(renewals, is_upkeep=True)
+
+    async def _renew(
+        self, renewals: Sequence[tuple[Hold, float]], *, is_upkeep: bool
+    ) -> Sequence[bool | BackendError]:
         parts: dict[str, list[tuple[int, Hold, float]]] = {}
         for place, (hold, lease) in enumerate(renewals):
             for part in _parts_of(hold):
                 if part.slots or part.has_estimate:
                     partition = (*part.slots, *part.periods)[0].partition
                     parts.setdefault(partition, []).append((place, part, lease))
-        sent = [
-            (self._partitions.send_renewals([each[1:] for each in found]), found) for found in parts.values()
-        ]
+        sent = []
+        for found in parts.values():
+            operation = self._partitions.send_renewals([each[1:] for each in found], is_upkeep=is_upkeep)
+            sent.append((operation, found))
         kept: list[bool | BackendError] = [True] * len(renewals)
         for operation, found in sent:
             for (place, _, _), answer in zip(found, await renewed(operation, len(found)), strict=True):

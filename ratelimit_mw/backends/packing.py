@@ -135,7 +135,6 @@ def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str]
     body = RENEW.pack(b"N", len(keys), len(slot_sets)) + b"".join(entries)
     operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
     operation.template.charges = ""
-    operation.is_upkeep = True
     return operation
 
 

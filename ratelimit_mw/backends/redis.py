@@ -149,7 +149,7 @@ class RedisBackend:
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        (kept,) = await self.renew_all([(hold, lease)])
+        (kept,) = await renewed(self.send_renewals([(hold, lease)]), 1)
         if isinstance(kept, BackendError):
             raise kept
         return kept
@@ -158,11 +158,13 @@ class RedisBackend:
         """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
         none.
         """
-        return await renewed(self.send_renewals(renewals), len(renewals))
+        return await renewed(self.send_renewals(renewals, is_upkeep=True), len(renewals))
 
-    def send_renewals(self, renewals: Iterable[tuple[Hold, float]]) -> Operation:
+    def send_renewals(self, renewals: Iterable[tuple[Hold, float]], *, is_upkeep: bool = False) -> Operation:
         """Send the renewals of many holds; `renewed` waits for the answers."""
-        return self._submit(renewal_on(renewals, self._name))
+        operation = renewal_on(renewals, self._name)
+        operation.is_upkeep = is_upkeep
+        return self._submit(operation)
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
