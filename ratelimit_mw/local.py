@@ -96,7 +96,8 @@ class LocalPolicy:
     def decide(self, charge: Charge, price: int, share: float, *, only_look: bool = False) -> Outcome:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
-        local = Charge([self._at_share(charge, i, part) for i in range(len(charge.counters))], charge.cost)
+        counters = [self._at_share(charge, place, part) for place in range(len(charge.counters))]
+        local = Charge(counters, charge.cost, lease=charge.lease)
         outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
         if outcome.admitted and not only_look:
             self.holds.add(charge, outcome.hold, price)

@@ -8,7 +8,7 @@ import pytest
 from ratelimit_mw import Lease, Limiter
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.charge import Figures, Money
-from tests.asgi import FakeClock, limiter_of
+from tests.asgi import Down, FakeClock, limiter_of
 
 CENT = 10_000
 LATE = 31
@@ -142,6 +142,18 @@ def make_loss(request: pytest.FixtureRequest) -> str:
     """How a slot goes before its request ends."""
     kind: str = request.param
     return kind
+
+
+async def test_the_lease_of_an_estimate_is_the_plans_also_where_its_route_takes_no_slot() -> None:
+    """While the backend is away as while it is there; without any in the plan it is 30 s."""
+    for text, seconds in ((WITHOUT_SLOT.replace("lease = 30", "lease = 7"), 7.0), (BUDGET, 30.0)):
+        bench = Bench(text)
+        there = await bench.acquire()
+        away = limiter_of(text, bench.clock, Down(clock=bench.clock))
+        here = await away.acquire(api_key="a")
+        assert here.decision.policy == "local"
+        assert (there.hold.lease, here.hold.lease) == (seconds, seconds)
+        await away.close()
 
 
 async def test_who_forgets_a_lease_lets_its_estimate_lapse() -> None:
