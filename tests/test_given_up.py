@@ -123,6 +123,31 @@ async def test_a_charge_that_comes_after_it_was_given_up_charges_nothing(
     await backend.close()
 
 
+async def test_what_is_given_up_with_an_older_call_is_given_back_after_it(proxy: Holding) -> None:
+    """A time-out ends calls that were sent later, too: one that still comes in time is undone after that."""
+    backend = RedisBackend(proxy.url, timeout=0.6)
+    charge = Charge([slots(9), daily(1_000)])
+    await backend.peek(charge)
+    proxy.holds = True
+    older = asyncio.create_task(backend.peek(charge))
+    await asyncio.sleep(0.5)
+    younger = asyncio.create_task(backend.acquire(charge, new_id(), 100))
+    await asyncio.gather(older, younger, return_exceptions=True)
+    assert isinstance(older.exception(), BackendError)
+    assert isinstance(younger.exception(), BackendError)
+    proxy.holds = False
+    await asyncio.sleep(0.15)  # for its give-back, were that sent at once
+    await proxy.deliver()
+
+    async def is_undone() -> bool:
+        with contextlib.suppress(BackendError):
+            return (await backend.peek(charge)).figures == [(0, 0, 0), (0, 0, 0)]
+        return False
+
+    await eventually(is_undone, 5)
+    await backend.close()
+
+
 async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy: Holding) -> None:
     """A job may have been detached since, for longer than the lease of its request."""
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
