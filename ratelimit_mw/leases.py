@@ -123,7 +123,7 @@ class Leases:
         if hold.slots:
             try:
                 await self._renew(lease, seconds)
-            except asyncio.CancelledError:
+            except BaseException:  # cancelled, or ended by hand
                 self._attach(lease)
                 raise
         return lease.token

@@ -107,11 +107,11 @@ class RateLimitMiddleware:
             if asked is not None:
                 try:
                     answer = await asked
-                except asyncio.CancelledError:
-                    passage.give_up()
-                    raise
                 except BackendError:
                     refused = passage.unanswered()
+                except BaseException:  # cancelled, or ended by hand
+                    passage.give_up()
+                    raise
                 else:
                     refused = passage.answered(answer)
                 if refused is not None:

@@ -87,7 +87,7 @@ class ClusterBackend:
                     break
             else:
                 return _admission(charge, lease_id, price, steps, outcomes)
-        except (BackendError, asyncio.CancelledError):
+        except BaseException:  # failed, cancelled, or ended by hand
             self._give_back(steps, lease_id, outcomes)
             raise
         *admitted, refusal = outcomes

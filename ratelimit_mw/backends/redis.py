@@ -124,7 +124,7 @@ class RedisBackend:
         (self.batchers.get(loop) or self._batcher()).submit(operation)
         try:
             now, numbers = await future
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or ended by hand
             self.give_up(operation)
             raise
         if numbers[0] == ADMITTED:
@@ -132,9 +132,13 @@ class RedisBackend:
         return Outcome(False, now, numbers[1:], NOTHING_HELD)
 
     def give_up(self, operation: Operation) -> None:
-        """The request was cancelled: maybe in the very turn in which the answer came and was handed over."""
+        """Undo a charge whose request has ended: now, or as soon as its answer comes.
+
+        The answer may have been handed over in this very turn. What is thrown into a coroutine by hand
+        leaves the future pending, which is cancelled here as the end of a task would have done.
+        """
         future = operation.future
-        if future is not None and not future.cancelled() and future.exception() is None:
+        if future is not None and not future.cancel() and not future.cancelled() and not future.exception():
             operation.answer(future.result())
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
@@ -181,7 +185,7 @@ class RedisBackend:
             operation, packed = self._operation_of(kind, charge, lease_id, price, hold, now)
             try:
                 answered, answer = await self._submit(operation)
-            except asyncio.CancelledError:
+            except BaseException:  # cancelled, or ended by hand
                 self.give_up(operation)
                 raise
             self._skew = answered - _machine_clock()
