@@ -28,6 +28,8 @@ class Proxy:
         self.fault: Fault = "none"
         self.delay = 0.0
         """Seconds that every reply takes longer."""
+        self.first_delay = 0.0
+        """Seconds that the first reply on each connection takes longer still."""
         self.lost = 0
         """Replies that were dropped."""
         self.accepted: list[float] = []
@@ -104,6 +106,7 @@ class Proxy:
             writer.close()
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.first_delay)
         while data := await reader.read(65_536):
             await asyncio.sleep(self.delay)
             if self.fault == "none":

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from ratelimit_mw.backends.complaints import Complaints
-from ratelimit_mw.backends.connection import Connection, OnReply, Reply
+from ratelimit_mw.backends.connection import CONNECT_TIMEOUT, Connection, OnReply, Reply
 from ratelimit_mw.backends.operations import Operation, Template, bulk, compose, hand_out, take
 from ratelimit_mw.charge import WAITS, BackendError, Load
 from ratelimit_mw.compiled import core
@@ -40,8 +40,6 @@ MAX_QUEUE = 10_000
 """Operations that may wait; one more is refused at once."""
 GRACE = 0.005
 """Seconds given to answers that have arrived but were not read yet, where the event loop was busy."""
-CONNECT_TIMEOUT = 1.0
-"""Seconds for an attempt to connect; requests wait for it no longer than for an answer."""
 PROBE_WAITS = (0.05, 0.1, 0.2, 0.4, 0.5)
 """Seconds between attempts to reach a server that is away; the last one repeats. Spread by a half."""
 
@@ -322,8 +320,8 @@ class Batcher(_Outbox):
                 await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the workers
             self._attempt += 1
             try:
+                self._connection = await self._connect(self._disconnect)
                 async with asyncio.timeout(max(self._timeout, CONNECT_TIMEOUT)):
-                    self._connection = await self._connect(self._disconnect)
                     await self._probe()
                 if self._connection is not None:  # it may have been lost since the answer
                     break

@@ -10,6 +10,7 @@ through redis-py's own client.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -25,6 +26,9 @@ from ratelimit_mw.charge import BackendError
 FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
 """What redis-py raises where a server can't be reached, does not answer, or refuses. A RuntimeError is what
 uvloop raises for a write to a connection that has just ended."""
+CONNECT_TIMEOUT = 1.0
+"""Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
+_NAME = "ratelimit_mw"
 Reply = bytes | int | None | list[Any] | Exception
 OnReply = Callable[[Reply], None]
 
@@ -46,18 +50,35 @@ def server_options(timeout: float, options: dict[str, Any] | None) -> dict[str, 
     """What redis-py is told about every connection: its defaults wait 5 s ten times over."""
     return {
         "protocol": 2,
-        "socket_connect_timeout": timeout,
+        "socket_connect_timeout": max(timeout, CONNECT_TIMEOUT),
         "socket_timeout": timeout,
+        "redis_connect_func": _introduce,
         "retry": Retry(NoBackoff(), 0),
         **(options or {}),
     }
+
+
+async def _introduce(connection: AbstractConnection) -> None:
+    """Log in on a new connection, as redis-py does, in the time for connecting; and name it.
+
+    The name is for whoever looks at the server's clients: a server that has no `CLIENT` does without.
+    """
+    answers_in = connection.socket_timeout
+    connection.socket_timeout = connection.socket_connect_timeout
+    try:
+        await connection.on_connect()
+        with suppress(ResponseError):
+            await connection.send_command("CLIENT", "SETNAME", _NAME, check_health=False)
+            await connection.read_response()
+    finally:
+        connection.socket_timeout = answers_in
 
 
 class ServerConnector:
     """Opens connections to the one server that a URL names."""
 
     def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
-        own = {"client_name": "ratelimit_mw", **server_options(timeout, options)}
+        own = server_options(timeout, options)
         self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
         self._pool = self._new_pool()
 
@@ -80,12 +101,14 @@ class ServerConnector:
         """
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.connect()
-            _stay_cancelled()
+            async with asyncio.timeout(connection.socket_connect_timeout):
+                await connection.connect()
+                _stay_cancelled()
         except FAILURES as error:
             await connection.disconnect(nowait=True)
             _stay_cancelled()
-            raise BackendError(f"cannot connect: {error}") from error
+            reason = str(error) or f"not within {connection.socket_connect_timeout:g} s"
+            raise BackendError(f"cannot connect: {reason}") from error
         except asyncio.CancelledError:
             await connection.disconnect(nowait=True)
             raise

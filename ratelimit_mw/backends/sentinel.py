@@ -2,9 +2,11 @@
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ratelimit_mw.backends.connection import Client, Connection, ServerConnector
+from ratelimit_mw.backends.first import first_answer
 from ratelimit_mw.backends.hosts import Address, read_hosts
 from ratelimit_mw.charge import BackendError
 
@@ -34,14 +36,13 @@ class SentinelConnector:
         return Client(self._primary)
 
     async def _primary(self) -> ServerConnector:
-        error: BackendError | None = None
         # In any order: the first may be cut off from the others and know of no fail-over.
-        for sentinel in random.sample(self._hosts.hosts, len(self._hosts.hosts)):
-            try:
-                return self._connector(self._hosts.url_of(await self._ask(sentinel), self._database))
-            except BackendError as failure:
-                error = failure
-        raise BackendError(f"no sentinel names the primary of '{self._service}': {error}")
+        sentinels = random.sample(self._hosts.hosts, len(self._hosts.hosts))
+        try:
+            primary = await first_answer([partial(self._ask, each) for each in sentinels], self._timeout)
+        except BackendError as error:
+            raise BackendError(f"no sentinel names the primary of '{self._service}': {error}") from error
+        return self._connector(self._hosts.url_of(primary, self._database))
 
     async def _ask(self, sentinel: Address) -> Address:
         client = self._connector(self._hosts.sentinel_url_of(sentinel)).client()
