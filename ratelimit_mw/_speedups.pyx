@@ -877,6 +877,13 @@ cdef class Passage:
         ]
 
 
+def done(answer):
+    """Read the answer of an operation that says no more than that it was done."""
+    if answer != b"\1":
+        raise ValueError(f"{answer!r} does not say that the operation was done")
+    return answer
+
+
 @no_gc
 cdef class Template:
     """All of an operation but its id."""
@@ -888,7 +895,7 @@ cdef class Template:
     cdef public str charges
     cdef bytes _body
 
-    def __init__(self, bytes keys, Py_ssize_t n_keys, bytes body, Py_ssize_t id_size=0, unpack=bytes, bytes head=None):
+    def __init__(self, bytes keys, Py_ssize_t n_keys, bytes body, Py_ssize_t id_size=0, unpack=done, bytes head=None):
         self.keys, self.n_keys, self.unpack, self._body = keys, n_keys, unpack, body
         self.head = head or b"$%d\r\n%b" % (len(body) + id_size, body)
 
@@ -909,7 +916,7 @@ cdef class Operation:
     cdef public bytes id
     cdef public object orphaned, about, future, result
     cdef public double since
-    cdef public bint must_arrive, is_asking
+    cdef public bint must_arrive, is_upkeep, is_asking
     cdef public int tries
     cdef bint takes_told  # whether its answer is wanted as it was told
 
@@ -930,6 +937,13 @@ cdef class Operation:
         """Whether it was answered, has failed, or nobody waits for it any more."""
         return self.result is not None if self.future is None else self.future.done()
 
+    @property
+    def is_answered(self):
+        """Whether somebody was told its answer."""
+        if self.future is None:
+            return self.result is not None and not isinstance(self.result, Exception)
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
     def answer(self, answer):
         """What came of it."""
         self.settle(answer)
@@ -948,7 +962,7 @@ cdef class Operation:
     def fail(self, error):
         """Nothing came of it."""
         if self.future is None:
-            self.result = error
+            self.result = self.result or error
         elif not self.future.done():
             self.future.set_exception(error)
 
@@ -1097,8 +1111,10 @@ cdef inline char *put_bytes(char *into, bytes data) noexcept:
 
 
 def hand_out(list groups, now, list answers):
-    """Tell operations what came of each; those that failed, and the reason, are left to the caller."""
-    cdef list members, failed = []
+    """Tell operations what came of each; those that failed, and the reason, are left to the caller. All answers
+    are read before anybody is told: where one makes no sense, which raises, nobody was.
+    """
+    cdef list members, failed = [], results = []
     cdef Template template
     cdef Operation operation
     cdef Told told
@@ -1109,25 +1125,47 @@ def hand_out(list groups, now, list answers):
         template = (<Operation>members[0]).template
         if PyBytes_GET_SIZE(answer) and PyBytes_AS_STRING(answer)[0] == 69:  # E
             failed.append((members, answer[1:]))
+            results.append(None)
         elif template.steps is not None:
-            if PyBytes_GET_SIZE(answer) != 1 + 24 * len(template.steps) + (2 if len(members) > 1 else 0):
-                raise ValueError(f"an answer of {len(answer)} bytes to {len(members)} charges")
+            check(answer, len(template.steps), len(members))
+            results.append(None)
+        elif len(members) == 1 or template.unpack is done:
+            results.append(template.unpack(answer))
+        else:
+            results.append(list(template.unpack_several(answer, len(members))))
+    for at in range(len(groups)):
+        members, answer = <list>groups[at], <bytes>answers[at]
+        template = (<Operation>members[0]).template
+        if PyBytes_GET_SIZE(answer) and PyBytes_AS_STRING(answer)[0] == 69:
+            continue
+        if template.steps is not None:
             for place in range(len(members)):
                 operation = <Operation>members[place]
                 told = Told.__new__(Told)
                 told.now, told.answer, told.steps = now, answer, template.steps
                 told.place = place if len(members) > 1 else -1
                 operation.settle(told if operation.takes_told else tuple(told))
-        elif template.unpack is bytes:
-            result = (now, answer)
+        elif len(members) == 1 or template.unpack is done:
+            result = (now, results[at])
             for each in members:
                 (<Operation>each).settle(result)
-        elif len(members) == 1:
-            (<Operation>members[0]).settle((now, template.unpack(answer)))
         else:
-            for operation, each in zip(members, template.unpack_several(answer, len(members)), strict=True):
+            for operation, each in zip(members, results[at], strict=True):
                 (<Operation>operation).settle((now, each))
     return failed
+
+
+cdef int check(bytes answer, Py_ssize_t limits, Py_ssize_t charges) except -1:
+    """Raise for what is no answer to so many charges."""
+    cdef Py_ssize_t size = 1 + 24 * limits + (2 if charges > 1 else 0), admitted
+    cdef const unsigned char *text = <const unsigned char *>PyBytes_AS_STRING(answer)
+    if PyBytes_GET_SIZE(answer) != size or text[0] > 1:
+        raise ValueError(f"{answer!r} is no answer to {charges} charges")
+    if charges > 1:
+        admitted = text[size - 2] | text[size - 1] << 8
+        if admitted > charges or (admitted > 0) != text[0]:
+            raise ValueError(f"{admitted} of {charges} charges admitted, and {text[0]} for the first")
+    return 0
 
 
 cdef object row(type kind, a, b, c, d):

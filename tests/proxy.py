@@ -7,9 +7,12 @@ import ssl
 import struct
 import time
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from tests.processes import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Fault = Literal["none", "drop_replies", "half", "blackhole", "refuse"]
 """What becomes of traffic: it passes; requests pass and replies are lost; only half of each reply passes;
@@ -30,6 +33,8 @@ class Proxy:
         """Seconds that every reply takes longer."""
         self.first_delay = 0.0
         """Seconds that the first reply on each connection takes longer still."""
+        self.change: Callable[[bytes], bytes] | None = None
+        """Makes other bytes of those that the server has sent."""
         self.lost = 0
         """Replies that were dropped."""
         self.accepted: list[float] = []
@@ -110,7 +115,7 @@ class Proxy:
         while data := await reader.read(65_536):
             await asyncio.sleep(self.delay)
             if self.fault == "none":
-                writer.write(data)
+                writer.write(data if self.change is None else self.change(data))
             else:
                 self.lost += 1
                 if self.fault == "half":

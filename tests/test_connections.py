@@ -60,7 +60,8 @@ async def decided_by(limiter: Limiter) -> str:
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log says about the backend."""
-    return [r.message for r in caplog.records if r.levelno >= logging.WARNING and "backend" in r.message]
+    said = [record for record in caplog.records if record.name == "ratelimit_mw"]
+    return [each.message for each in said if each.levelno >= logging.WARNING and "backend" in each.message]
 
 
 async def test_tls_with_an_authority_of_ones_own(server: StoreServer, certificates: Certificates) -> None:

@@ -24,11 +24,26 @@ class Complaints:
         self.number += 1
         word = str(error).partition(" ")[0]
         kind = word if word.isupper() and len(word) < 32 else "ERR"
-        now = time.monotonic()
-        if now - self._said.get(kind, -EVERY) >= EVERY:
-            self._said[kind] = now
+        if self._is_due(kind):
             logger.error(
                 "the backend refuses operations (logged once a minute): %s",
                 error,
                 extra={"ratelimit": {"event": "backend_refuses"}},
             )
+
+    def late(self, error: BackendError, number: int) -> None:
+        """Log that requests have waited too long while the server answered."""
+        if number and self._is_due("late"):
+            logger.warning(
+                "%d requests fail alone, as more come than can be asked about in time (once a minute): %s",
+                number,
+                error,
+                extra={"ratelimit": {"event": "backend_late"}},
+            )
+
+    def _is_due(self, kind: str) -> bool:
+        now = time.monotonic()
+        is_due = now - self._said.get(kind, -EVERY) >= EVERY
+        if is_due:
+            self._said[kind] = now
+        return is_due

@@ -9,8 +9,8 @@ through redis-py's own client.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -39,7 +39,8 @@ class Connector(Protocol):
     async def connect(self, on_lost: Callable[[BackendError], None]) -> "Connection":
         """A new connection, ready for commands.
 
-        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends.
+        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends: with a
+        `ConnectionEndedError` where the other side closed it.
         """
 
     def client(self) -> "Client":
@@ -122,6 +123,10 @@ def _stay_cancelled() -> None:
         raise asyncio.CancelledError
 
 
+class ConnectionEndedError(BackendError):
+    """The other side, or the network between, has closed a connection."""
+
+
 class ReplyError(BackendError):
     """The server answered, and the answer was an error: no permission, a key of another type."""
 
@@ -138,7 +143,7 @@ class Client:
         """Send one command; its answer as redis-py gives it, texts as bytes."""
         try:
             return await (await self._server()).execute_command(*command)  # type: ignore[no-untyped-call]
-        except FAILURES as error:
+        except Exception as error:
             raise await self._failed(error) from error
 
     async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
@@ -148,7 +153,7 @@ class Client:
                 for command in commands:
                     pipeline.execute_command(*command)
                 await pipeline.execute()
-        except FAILURES as error:
+        except Exception as error:
             raise await self._failed(error) from error
 
     async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
@@ -159,7 +164,15 @@ class Client:
                     pipeline.execute_command(*command)
                 answers = await pipeline.execute(raise_on_error=False)
             return [_unless_wrong_type(answer) for answer in answers]
-        except FAILURES as error:
+        except Exception as error:
+            raise await self._failed(error) from error
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Raise `BackendError` where an answer turns out not to be what was asked for, and close."""
+        try:
+            yield
+        except Exception as error:
             raise await self._failed(error) from error
 
     async def close(self) -> None:
@@ -241,11 +254,13 @@ class Connection(asyncio.Protocol):
                 self._waiting.popleft()(reply)
         except BackendError as error:
             self._lose(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer has to be told
+            self._lose(BackendError(f"an answer could not be read: {error!r}"))
 
     def connection_lost(self, error: Exception | None) -> None:
         """The server or the network ended it."""
         if self._transport is not None:
-            self._lose(BackendError(f"connection lost: {error or 'closed by the server'}"))
+            self._lose(ConnectionEndedError(f"connection lost: {error or 'closed by the server'}"))
 
     def _lose(self, error: BackendError) -> None:
         self.close()
@@ -259,6 +274,10 @@ def _redis_scheme(url: str) -> str:
 
 
 def as_backend_error(error: Exception) -> BackendError:
-    """What redis-py raised, as what a backend raises."""
+    """What redis-py raised, or the reading of an answer, as what a backend raises."""
+    if isinstance(error, BackendError):
+        return error
+    if not isinstance(error, FAILURES):
+        return BackendError(f"an answer makes no sense: {error!r}")
     refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)
     return (ReplyError if refused else BackendError)(str(error) or "no answer in time")

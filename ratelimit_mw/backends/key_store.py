@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ratelimit_mw.backends.clients import Clients
 from ratelimit_mw.backends.connection import Client
+from ratelimit_mw.charge import BackendError
 
 PAGE = 1_000
 """Entries read in one command, so that none takes the server long."""
@@ -80,17 +81,21 @@ class RedisKeyStore:
     async def version(self) -> bytes | None:
         """What changes whenever an entry does."""
         version = await self._clients.get().execute("GET", self._version_key)
-        return version if isinstance(version, bytes) else None
+        if version is None or isinstance(version, bytes):
+            return version
+        raise BackendError(f"{version!r} is no version of live keys")
 
     async def entries(self) -> dict[str, bytes]:
         """All entries by hash."""
         entries: dict[str, bytes] = {}
         cursor = 0
-        while True:
-            cursor, page = await self._clients.get().execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
-            entries |= {field.decode(errors="replace"): value for field, value in page.items()}
-            if not int(cursor):
-                return entries
+        client = self._clients.get()
+        async with client.reading():
+            while True:
+                cursor, page = await client.execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
+                entries |= {field.decode(errors="replace"): bytes(value) for field, value in page.items()}
+                if not int(cursor):
+                    return entries
 
     async def write(self, entries: Mapping[str, bytes | None]) -> None:
         """Set these entries, and remove those that are None, in one transaction."""

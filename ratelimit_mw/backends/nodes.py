@@ -78,15 +78,23 @@ class Nodes:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT + self._timeout):
                 ranges = await client.execute("CLUSTER", "SLOTS")
+            async with client.reading():
+                return _owners_of(ranges, node)
         except TimeoutError as error:
             raise BackendError(f"{node.host}:{node.port} does not answer") from error
         finally:
             await client.close()
-        owners: Owners = [None] * SLOTS
-        for first, last, (host, port, *_), *_ in ranges:
-            # A node that doesn't know its own address leaves it out.
-            owner = Address(host.decode() if host and host != b"?" else node.host, port)
-            owners[first : last + 1] = [owner] * (last + 1 - first)
-        if not ranges:
-            raise BackendError(f"{node.host}:{node.port} knows of no slots")
-        return owners
+
+
+def _owners_of(ranges: Any, node: Address) -> Owners:
+    """Read what a node answers to `CLUSTER SLOTS`."""
+    owners: Owners = [None] * SLOTS
+    for first, last, (host, port, *_), *_ in ranges:
+        # A node that doesn't know its own address leaves it out.
+        owner = Address(host.decode() if host and host != b"?" else node.host, int(port))
+        owners[first : last + 1] = [owner] * (last + 1 - first)
+    if not ranges:
+        raise BackendError(f"{node.host}:{node.port} knows of no slots")
+    if len(owners) != SLOTS:
+        raise ValueError(f"{ranges!r} are no slots")
+    return owners

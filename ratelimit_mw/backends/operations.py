@@ -9,11 +9,19 @@ from ratelimit_mw.charge import BackendError, Load
 from ratelimit_mw.compiled import core
 
 _FAILED = b"E"
+_DONE = b"\1"
 
 
 def bulk(data: bytes) -> bytes:
     """`data` as one argument of a command in the Redis protocol."""
     return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def done(answer: bytes) -> bytes:
+    """Read the answer of an operation that says no more than that it was done."""
+    if answer != _DONE:
+        raise ValueError(f"{answer!r} does not say that the operation was done")
+    return answer
 
 
 class Sender(Protocol):
@@ -59,10 +67,10 @@ class Template:
         n_keys: int,
         body: bytes,
         id_size: int = 0,
-        unpack: Callable[[bytes], Any] = bytes,
+        unpack: Callable[[bytes], Any] = done,
         head: bytes | None = None,
     ) -> None:
-        """`unpack` makes of an answer what it says; without one it is handed on as it came. `head` is that of
+        """`unpack` makes of an answer what it says, and raises for one that it cannot be. `head` is that of
         another template with this body, to share it.
         """
         self.keys = keys
@@ -94,6 +102,8 @@ class Operation:
     # What few of them have is not set for each: one is made for every request.
     must_arrive = False
     """Sent again until it arrives: for operations that are idempotent and owed."""
+    is_upkeep = False
+    """Not waited for by a request: it leaves when requests leave room, and may wait longer than they."""
     is_asking = False
     """Sent after ASKING: its keys are moving to this node of a cluster."""
     tries = 0
@@ -126,6 +136,13 @@ class Operation:
         """Whether it was answered, has failed, or nobody waits for it any more."""
         return self.result is not None if self.future is None else self.future.done()
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether somebody was told its answer."""
+        if self.future is None:
+            return self.result is not None and not isinstance(self.result, BackendError)
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
     def answer(self, answer: Answer) -> None:
         """What came of it."""
         if self.future is None:
@@ -138,13 +155,13 @@ class Operation:
     def fail(self, error: BackendError) -> None:
         """Nothing came of it."""
         if self.future is None:
-            self.result = error
+            self.result = self.result or error
         elif not self.future.done():
             self.future.set_exception(error)
 
 
 if core is not None and not TYPE_CHECKING:
-    Template, Operation = core.Template, core.Operation
+    Template, Operation, done = core.Template, core.Operation, core.done
 
 
 def take(queue: list[Operation], most: int) -> list[Operation]:
@@ -185,18 +202,23 @@ def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, 
 def hand_out(
     groups: list[list[Operation]], now: int, answers: list[bytes]
 ) -> list[tuple[list[Operation], bytes]]:
-    """Tell operations what came of each; those that failed, and the reason, are left to the caller."""
-    failed = []
+    """Tell operations what came of each; those that failed, and the reason, are left to the caller.
+
+    All answers are read before anybody is told: where one makes no sense, which raises, nobody was.
+    """
+    failed, told = [], []
     for operations, answer in zip(groups, answers, strict=True):
         template = operations[0].template
+        if answer.__class__ is not bytes:
+            raise TypeError(f"{answer!r} is no answer to an operation")
         if answer[:1] == _FAILED:
             failed.append((operations, answer[1:]))
         elif len(operations) == 1:
-            operations[0].answer((now, template.unpack(answer)))
+            told.append((operations[0], template.unpack(answer)))
         else:
-            several = template.unpack_several(answer, len(operations))
-            for operation, each in zip(operations, several, strict=True):
-                operation.answer((now, each))
+            told += zip(operations, template.unpack_several(answer, len(operations)), strict=True)
+    for operation, each in told:
+        operation.answer((now, each))
     return failed
 
 

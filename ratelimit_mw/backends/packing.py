@@ -4,12 +4,12 @@ Whatever of a charge never changes is packed once; what charges have in common, 
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import chain, repeat
 
-from ratelimit_mw.backends.operations import Operation, Template, bulk
-from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Money
+from ratelimit_mw.backends.operations import Operation, Template, bulk, done
+from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Money, Settlement
 from ratelimit_mw.limits import SECOND, Limit, Slots, Window
 
 LIMIT = struct.Struct("<cddd")
@@ -21,6 +21,7 @@ SETTLE = struct.Struct("<c16sdBB")
 SLOT = LIMIT.pack(b"C", 0, 0, 0)
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
 """What became of a charge: with the last one the server's time lies outside a period that it names."""
+_OVER = bytes([OTHER_PERIOD])
 
 
 class Packed(Template):
@@ -41,6 +42,8 @@ class Packed(Template):
     def unpack_several(self, answer: bytes, number: int) -> Iterable[tuple[int, ...]]:
         """What each charge would have been told alone, in its turn: whether it is admitted, its figures."""
         *numbers, admitted = self.layout.answer_of_several.unpack(answer)
+        if admitted > number or numbers[0] != (ADMITTED if admitted else REFUSED):
+            raise ValueError(f"{admitted} of {number} charges admitted, and {numbers[0]} for the first")
         columns: list[Iterable[int]] = [repeat(ADMITTED, admitted)]
         for place, step in enumerate(self.layout.steps):
             used, reset_after, _ = numbers[3 * place + 1 : 3 * place + 4]
@@ -62,9 +65,20 @@ class Layout:
         body = ACQUIRE.pack(kind, n_keys, charge.cost, charge.ahead, 0) + limits
         answer = struct.Struct("<B" + "qqq" * n_keys)
         self.steps = charge.steps
-        self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, answer.unpack)
+        self.template = Template(b"", n_keys, body, LEASE_ID_SIZE, self.read)
         self.body = body
+        self._answer = answer
         self.answer_of_several = struct.Struct(answer.format + "H")
+        self._may_be_late = bool(charge.allowances)
+
+    def read(self, answer: bytes) -> tuple[int, ...]:
+        """Read what one charge was told: whether it is admitted, and figures unless its period is over."""
+        if self._may_be_late and answer == _OVER:
+            return (OTHER_PERIOD,)
+        numbers = self._answer.unpack(answer)
+        if numbers[0] not in (REFUSED, ADMITTED):
+            raise ValueError(f"{numbers[0]} says neither that a charge is admitted nor that it is refused")
+        return numbers
 
 
 class Keys:
@@ -94,9 +108,22 @@ class Keys:
         return None if others else charge.partition_of(partition)
 
 
-def operation_on(keys: list[bytes], body: bytes) -> Operation:
+def operation_on(keys: list[bytes], body: bytes, unpack: Callable[[bytes], object] = done) -> Operation:
     """An operation that is like no other."""
-    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body))
+    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body, 0, unpack))
+
+
+def read_renewal(slots: int, answer: bytes) -> bool:
+    """Read what a renewal of so many slots was told: whether it still has all of them."""
+    if len(answer) != slots or answer.strip(b"\0\1"):
+        raise ValueError(f"{answer!r} says nothing about {slots} slots")
+    return b"\0" not in answer
+
+
+def read_settlement(answer: bytes) -> Settlement:
+    """Read what a settle has met."""
+    (met,) = answer
+    return Settlement(met)
 
 
 def pack_limit(limit: Limit) -> bytes:

@@ -7,11 +7,12 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from ratelimit_mw.backends.batcher import Batcher
-from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk
+from ratelimit_mw.backends.lines import Lines
+from ratelimit_mw.backends.operations import Answer, Operation, Sender, Template, bulk
 from ratelimit_mw.backends.packing import (
     ACQUIRE,
     ADMITTED,
@@ -27,6 +28,8 @@ from ratelimit_mw.backends.packing import (
     Packed,
     operation_on,
     pack_limit,
+    read_renewal,
+    read_settlement,
     release_template,
     tag_of,
 )
@@ -81,6 +84,7 @@ class RedisBackend:
         self._timeout = timeout
         self._clock = clock
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
         self.releases: dict[tuple[Held, ...], Template] = {}
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
@@ -92,7 +96,8 @@ class RedisBackend:
     @property
     def load(self) -> Load:
         """What the connections of all event loops have carried, and what waits."""
-        return reduce(Load.plus, [each.load for each in list(self.batchers.values())], Load())
+        waiting = Load(owed=sum([each.waiting for each in list(self._lines.values())]))
+        return reduce(Load.plus, [each.load for each in list(self.batchers.values())], waiting)
 
     @property
     def is_away(self) -> bool:
@@ -108,7 +113,14 @@ class RedisBackend:
         loop = asyncio.get_running_loop()
         batcher = self.batchers.get(loop)
         if batcher is not None:
-            await batcher.drain(CLOSE_TIMEOUT)
+            deadline = loop.time() + CLOSE_TIMEOUT
+            lines = self._lines.get(loop)
+            if lines is not None:
+                await lines.drain(CLOSE_TIMEOUT)
+            await batcher.drain(deadline - loop.time())
+            if lines is not None:
+                lines.close()
+                self._lines.pop(loop, None)
             batcher.close()
             self.batchers.pop(loop, None)
 
@@ -148,8 +160,11 @@ class RedisBackend:
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         body = RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
-        _, answer = await self._submit(operation_on(self._slot_keys(hold), body))
-        return b"\0" not in answer
+        read = partial(read_renewal, len(hold.slots))
+        operation = operation_on(self._slot_keys(hold), body, read)
+        operation.is_upkeep = True
+        _, is_kept = await self._submit(operation)
+        return bool(is_kept)
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
@@ -162,8 +177,8 @@ class RedisBackend:
         keys = [*self._period_keys(hold), self._record_key(hold)]
         body = SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        _, answer = await self._submit(operation_on(keys, body + ends), must_arrive=True)
-        return Settlement(answer[0])
+        _, met = await self._submit_in_line(operation_on(keys, body + ends, read_settlement), hold)
+        return Settlement(met)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
@@ -182,7 +197,7 @@ class RedisBackend:
         for _ in range(ASKED_AGAIN):
             now = self._now()
             hold = charge.hold(lease_id, price, now) if kind == b"A" else NOTHING_HELD
-            operation, packed = self._operation_of(kind, charge, lease_id, price, hold, now)
+            operation = self._operation_of(kind, charge, lease_id, price, hold, now)
             try:
                 answered, answer = await self._submit(operation)
             except BaseException:  # cancelled, or ended by hand
@@ -191,14 +206,13 @@ class RedisBackend:
             self._skew = answered - _machine_clock()
             if answer[0] != OTHER_PERIOD:
                 admitted = answer[0] == ADMITTED
-                numbers = packed.unpack(answer)[1:]
-                return Outcome(admitted, answered, numbers, hold if admitted else NOTHING_HELD)
+                return Outcome(admitted, answered, answer[1:], hold if admitted else NOTHING_HELD)
             # A period ended between this machine's clock and the server's, whose time is known now.
         raise BackendError(f"the server's clock shows {answered} us and does not keep to it")
 
     def _operation_of(
         self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold, now: int
-    ) -> "tuple[Operation, Packed]":
+    ) -> Operation:
         packed = charge.prepared
         if (
             not isinstance(packed, Packed)
@@ -211,10 +225,10 @@ class RedisBackend:
             keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
             life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
         body = ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
-        operation = Operation(Template(keys, n_keys, body))
+        operation = Operation(Template(keys, n_keys, body, 0, packed.unpack))
         if kind == b"A":
             operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
-        return operation, packed
+        return operation
 
     def prepare(self, charge: Charge) -> "Packed":
         """A charge of no allowances as it is sent, made once."""
@@ -267,7 +281,7 @@ class RedisBackend:
         if hold is not NOTHING_HELD:
             self._owe_finish(hold, Money.GIVE_BACK)
 
-    def _owe_finish(self, hold: Hold, money: Money) -> Operation:
+    def _owe_finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
             template = self.releases.get(hold.slots)
             if template is None:
@@ -280,7 +294,10 @@ class RedisBackend:
             keys += [*self._period_keys(hold), self._record_key(hold)]
             limits += b"".join([LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
         body = FINISH.pack(b"F", len(limits) // LIMIT.size, moves.value, 0, 0) + limits
-        return self._submit(operation_on(keys, body + ID.pack(hold.id)), must_arrive=True)
+        operation = operation_on(keys, body + ID.pack(hold.id))
+        if moves is Money.UNTOUCHED:
+            return self._submit(operation, must_arrive=True)
+        return self._submit_in_line(operation, hold)
 
     def _pack_release(self, slots: tuple[Held, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
@@ -297,6 +314,15 @@ class RedisBackend:
         batcher.submit(operation)
         return operation
 
+    def _submit_in_line(self, operation: Operation, hold: Hold) -> Awaitable[Answer]:
+        """Send an operation that moves money until it arrives, after those of its lease before it."""
+        operation.must_arrive = True
+        loop = asyncio.get_running_loop()
+        lines = self._lines.get(loop)
+        if lines is None:
+            lines = self._lines[loop] = Lines(self._batcher().submit)
+        return lines.submit(self._record_key(hold), operation)
+
     def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""
         loop = asyncio.get_running_loop()
@@ -304,6 +330,7 @@ class RedisBackend:
         if batcher is None:
             for closed in [each for each in list(self.batchers) if each.is_closed()]:
                 self.batchers.pop(closed, None)  # another thread's loop may be doing the same
+                self._lines.pop(closed, None)
             batcher = self.batchers[loop] = self._new_batcher()
         return batcher
 

@@ -134,6 +134,7 @@ class Router:
             if node in serving and batcher.error is None:
                 continue
             for operation in batcher.withdraw():
+                self._count(operation)
                 self._send_again(operation, 0)
             if node not in serving and not batcher.is_busy:
                 batcher.close()

@@ -48,12 +48,13 @@ class SentinelConnector:
         client = self._connector(self._hosts.sentinel_url_of(sentinel)).client()
         try:
             answer = await client.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+            if answer is None:
+                raise BackendError(f"{sentinel.host}:{sentinel.port} knows no such service")
+            async with client.reading():
+                host, port = answer
+                return Address(host.decode(), int(port))
         finally:
             await client.close()
-        if answer is None:
-            raise BackendError(f"{sentinel.host}:{sentinel.port} knows no such service")
-        host, port = answer
-        return Address(host.decode(), int(port))
 
     def _connector(self, url: str) -> ServerConnector:
         return ServerConnector(url, timeout=self._timeout, options=self._options)
