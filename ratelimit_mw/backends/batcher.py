@@ -293,7 +293,7 @@ class Batcher(_Outbox):
             self._attempt = 0
 
     def _on_error(self, batch: Batch, error: BackendError) -> None:
-        """Take in that the server refused the whole call, of which nothing was done if the error has a name."""
+        """Take in that the server refused the whole call: of one with a name nothing was done."""
         text = str(error)
         if self._redirect is not None and self._redirect(batch.operations, text):
             return
