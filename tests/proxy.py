@@ -76,6 +76,11 @@ class Proxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
+    def close(self) -> None:
+        """End every connection as one that was idle for too long."""
+        for writer in list(self._writers):
+            writer.close()
+
     def refuse(self) -> None:
         """Reset every connection there is and every one that comes."""
         self.fault = "refuse"
