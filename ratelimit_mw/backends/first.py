@@ -34,3 +34,5 @@ async def first_answer(asks: Iterable[Callable[[], Coroutine[Any, Any, T]]], pat
     finally:
         for task in waiting:
             task.cancel()
+        if waiting:  # until they have closed what they had opened
+            await asyncio.wait(waiting, timeout=patience)
