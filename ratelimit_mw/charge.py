@@ -310,6 +310,8 @@ class Load(NamedTuple):
     """Seconds that calls took, from the first operation's wait on; all together."""
     waits: tuple[int, ...] = (0,) * (len(WAITS) + 1)
     """Calls by how long they took: up to each of `WAITS`, and longer."""
+    mended: int = 0
+    """Stored values that could not be true, and were mended."""
 
     def plus(self, other: "Load") -> "Load":
         """Both together."""
@@ -320,6 +322,7 @@ class Load(NamedTuple):
             self.failed + other.failed,
             self.waited + other.waited,
             tuple(map(sum, zip(self.waits, other.waits, strict=True))),
+            self.mended + other.mended,
         )
 
 

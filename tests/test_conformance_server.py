@@ -1,8 +1,7 @@
 """What only a server shows: lives and sizes of keys, foreign keys, full memory, the server's own clock."""
 
-import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,9 +12,7 @@ from ratelimit_mw.charge import (
     NOTHING_HELD,
     BackendError,
     Charge,
-    Counter,
     Money,
-    Outcome,
     Settlement,
 )
 from ratelimit_mw.limits import SECOND
@@ -211,62 +208,6 @@ async def test_partitions_of_any_text_are_counted_apart(bench: Bench, client: re
         keys = list(client.scan_iter(count=1000))
     tags = {key[key.index(b"{") : key.index(b"}")] for key in keys}
     assert len(tags) == len(NAMES)
-
-
-async def test_a_foreign_key_fails_its_own_operation_alone(bench: Bench, client: redis.Redis) -> None:
-    """A key of the wrong type, or with something else in it, fails who needs it, who then changes nothing."""
-    broken: dict[str, tuple[Counter, Callable[[bytes], Any]]] = {
-        "w:p:60": (window(5, of="broken"), lambda key: client.lpush(key, "x")),
-        "w:p:3600": (window(5, 1, "hour", of="broken"), lambda key: client.set(key, "not a window")),
-        "w:p:1": (window(5, 1, "second", of="broken"), lambda key: client.set(key, b"\xff" * 108)),
-        "s:p": (slots(5, of="broken"), lambda key: client.set(key, "x")),
-        "b:USD:2026-11-21": (daily(5, of="broken"), lambda key: client.sadd(key, "x")),
-        "b:USD:2026-11": (monthly(5, of="broken"), lambda key: client.set(key, "short")),
-    }
-    for name, (_, spoil) in broken.items():
-        spoil(b"ratelimit:{broken}:" + name.encode())
-    sound = [window(9), slots(9), daily(9)]
-    for counter, _ in broken.values():
-        results = await asyncio.gather(
-            bench.acquire(*sound, price=1),
-            bench.acquire(*sound, counter, price=1),
-            bench.acquire(counter, *sound, price=1),
-            bench.peek(counter),
-            bench.acquire(*sound, price=1),
-            return_exceptions=True,
-        )
-        assert [type(result) for result in results] == [Outcome, *[BackendError] * 3, Outcome]
-        for result in results:
-            if isinstance(result, Outcome):
-                await bench.backend.finish(result.hold, Money.GIVE_BACK)
-        assert (await bench.peek(*sound)).figures[1:] == [(0, 0, 0), (0, 0, 0)]
-    assert await bench.used(window(9)) == [9]
-    client.close()
-
-
-async def test_ending_a_charge_does_what_it_can(bench: Bench, client: redis.Redis) -> None:
-    """A slot set that has become something else keeps nobody from getting money and other slots back."""
-    own, shared, day = slots(5), slots(5, of="app", scope="app"), daily(100)
-    hold = await bench.hold(own, shared, day, price=40)
-    with client:
-        client.set("ratelimit:{caller}:s:p", "x")
-    with pytest.raises(BackendError, match="WRONGTYPE"):
-        await bench.backend.renew(hold, 30)
-    with pytest.raises(BackendError, match="WRONGTYPE"):
-        await bench.backend.finish(hold, Money.GIVE_BACK)
-    assert (await bench.peek(shared, day)).figures == [(0, 0, 0), (0, 0, 0)]
-
-
-async def test_a_settle_that_fails_can_be_repeated(bench: Bench, client: redis.Redis) -> None:
-    """Where a budget's key is broken a settle changes nothing, and counts once the key is gone."""
-    hold = await bench.hold(daily(100), monthly(500), price=40)
-    with client:
-        client.set("ratelimit:{caller}:b:USD:2026-11-21", "short")
-        with pytest.raises(BackendError):
-            await bench.backend.settle(hold, 30)
-        client.delete("ratelimit:{caller}:b:USD:2026-11-21")
-    assert await bench.backend.settle(hold, 30) is Settlement.SETTLED
-    assert await bench.used(daily(100), monthly(500)) == [30, 30]
 
 
 @pytest.mark.parametrize("cost", [0, -1, 1.5, float("nan"), float("inf"), float("-inf"), 2**32, 2**53 + 1])

@@ -1,9 +1,9 @@
 -- batch.lua: decides a batch of operations in one atomic step.
 --
--- Guarantee: an operation is done whole or not at all, and one that fails (a key of the wrong type,
--- no memory) fails alone; only a finish frees what it can when a slot set fails. Releases, renewals and
--- settles run before charges, and work when memory is full: their first write is one that frees. A key is
--- read once and written once per batch; in between the charges are decided in order on what was read.
+-- Guarantee: an operation is done whole or not at all, and one that fails (no memory) fails alone.
+-- Releases, renewals and settles run before charges, and work when memory is full: their first write is one
+-- that frees. A key is read once and written once per batch; in between the charges are decided in order on
+-- what was read.
 --
 -- KEYS   the keys of every operation, one operation after the other
 -- ARGV   [1] D where no two charges have a key in common and none has a period, else S; and the time in
@@ -22,7 +22,8 @@
 --             as if each were an operation of its own, one after the other. Not where money moves.
 --        A limit is a letter and three doubles: W quota, length, granule; C limit, lease, 0; B limit, start
 --        and end of the period. Times are in microseconds, amounts in micro-units.
--- Reply  [1] the time; then a string for each operation:
+-- Reply  [1] the time; then a string for each operation, and after them, where stored values were mended, how
+--        many, a blank and the key of the first:
 --        A P T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
 --             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
 --             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses.
@@ -42,6 +43,11 @@
 -- than they were taken. A slot set is a sorted set: lease id by expiry. A period is two doubles: spent and held.
 -- A record is two doubles: the estimate and the settled amount (-1: none yet).
 --
+-- What is stored may have been damaged. Values that can't be true are mended when they are met, towards fewer
+-- admissions: a charge compares the fields of the header with each other, and at least once in a window's length
+-- its sum is compared with its entries (`audit`). So a damaged window counts right again one length later, a slot
+-- set one lease later; a period whose amounts are lost counts as spent until it ends.
+--
 -- A call makes its functions and tables anew and pays for each, so what few calls need is made when it is first
 -- asked for, by `upkeep` and `rare`. What is read of a limit stays in local variables, as a table would cost more
 -- than the commands: to decide one limit a function calls itself for the next, and then charges its own.
@@ -55,10 +61,13 @@ local WITH_ENTRY = '<ddddI4I4I2I2I2I2c0dI4'
 local HEADER_SIZE = 48
 local ENTRY_SIZE = 12
 local STAGED = 5
+local RING = 108 -- where it begins, behind the stage
 local ID_SIZE = 16
 local LIMIT_SIZE = 25
 local MOST_COST = 4294967295 -- what entries hold exactly, and what doubles do
 local MOST_MONEY = 9007199254740992
+local DAMAGED = 'DAMAGED' -- raised where a window can't be as it is stored
+local LONGEST_LEASE = 2592000000000 -- thirty days in microseconds: the longest that a detached slot waits
 
 local ARGV, KEYS = ARGV, KEYS
 local call, pack, slice, byte = redis.call, struct.pack, string.sub, string.byte
@@ -88,10 +97,7 @@ local function text(number)
   return known
 end
 
-local function sentence(fault)
-  local said = type(fault) == 'table' and fault.err or tostring(fault) -- Redis 7 raises a table
-  return (said:gsub('^[@=]%S+: %-?%d+: %-?', '')) -- Redis 6 says where before it says what
-end
+local damaged, first_damaged = 0, nil -- how many stored values were mended, and the key of the first
 
 local decide, upkeep, rare -- defined below
 
@@ -99,18 +105,47 @@ local decide, upkeep, rare -- defined below
 
 local reply = {0, 0, 0, 0, 0, 0, 0, 0, 0} -- the figures of the charge in hand
 
+local function without_few(key, length, raw)
+  -- A window without what has left it, where those are a few of its ring; nil where there is more to do, as when
+  -- the end of its life has come to the next multiple of three quarters of a length: then it is audited.
+  local sum, _, newest, dies, newest_cost, _, head, cap, ring, later = unpack(HEADER, raw)
+  local ends, period = now + length + (length < 8000000 and 1000000 or length / 8), 0.75 * length
+  if not (newest <= now and ring > 0 and ring <= cap and head < cap) or dies - dies % period ~= ends - ends % period
+  then
+    return nil
+  end
+  local from = RING + head * ENTRY_SIZE
+  local piece = call('GETRANGE', key, text(from), text(from + math.min(ring, cap - head, 4) * ENTRY_SIZE - 1))
+  for at = 1, #piece - ENTRY_SIZE + 1, ENTRY_SIZE do
+    local time, cost = unpack('<dI4', piece, at)
+    if time > now - length and cost > 0 then
+      if time > newest or not (sum >= cost) then return nil end -- damaged
+      local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
+      return pack(WITH_STAGE, sum, time, newest, dies, newest_cost, 0, head, cap, ring, later, stage)
+    end
+    sum, head, ring = sum - cost, head + 1, ring - 1
+  end
+end
+
 local function decide_window(plan, limit, key, j, alone, admitted)
   local shared = not alone and rare().shared(key, limit)
-  local read = shared and shared.raw or call('GETRANGE', key, '0', '107')
-  if #read < HEADER_SIZE then read = upkeep().checked(read) end
+  local read = shared and shared.raw or redis.pcall('GETRANGE', key, '0', '107')
+  if #read < HEADER_SIZE then
+    read = read == '' and string.rep('\0', HEADER_SIZE) or rare().repaired(DAMAGED, key, limit, read)
+  end
   local raw, length, cost, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later =
     read, limit.length, plan.cost, unpack(HEADER, read)
-  if newest <= now and oldest > now - length and ring <= cap then
+  if newest <= now and oldest > now - length and oldest <= newest and ring <= cap and sum >= 0 then
     ahead = 0
   else
-    raw = upkeep().refreshed(key, limit, read)
+    raw = without_few(key, length, read)
+    if not raw then
+      local ok, fresh = pcall(upkeep().refreshed, key, limit, read)
+      raw = ok and fresh or rare().repaired(fresh, key, limit, read)
+    end
     sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = unpack(HEADER, raw)
   end
+  if later == 0 then read = raw end -- who only looks writes nothing
   if shared and not shared.raw then shared.raw, shared.read = raw, read end
   if sum + admitted * cost > limit.quota then admitted = math.max(math.floor((limit.quota - sum) / cost), 0) end
 
@@ -134,8 +169,11 @@ local function decide_window(plan, limit, key, j, alone, admitted)
     raw = pack(format, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later, stage, last, last_cost)
     if shared then
       shared.raw = raw
-    elseif dies < newest + length or later > STAGED + 1 or cap > 1.5 * (ring + later) + 2 then
-      raw = upkeep().written(key, limit, raw)
+    elseif not (dies >= newest + length) or dies > newest + 2 * length or later > STAGED + 1
+      or cap > 1.5 * (ring + later) + 2
+    then
+      local ok, written = pcall(upkeep().written, key, limit, raw)
+      raw = ok and written or rare().repaired(written, key, limit, raw)
     else
       call('SETRANGE', key, '0', raw)
     end
@@ -144,7 +182,11 @@ local function decide_window(plan, limit, key, j, alone, admitted)
   end
   local at = 3 * j
   reply[at - 2], reply[at - 1] = sum, later > 0 and oldest + length - now or 0
-  reply[at] = admitted < plan.number and upkeep().retry_after(key, limit, raw, plan.cost) or 0
+  reply[at] = 0
+  if admitted < plan.number then
+    local ok, wait = pcall(upkeep().retry_after, key, limit, raw, plan.cost)
+    reply[at] = ok and wait or length -- a damaged one is repaired as soon as something leaves it
+  end
   return admitted
 end
 
@@ -163,6 +205,7 @@ local function decide_slots(plan, limit, key, j, alone, admitted)
     count = shared and shared.count or call('ZCARD', key)
     if count + plan.number > quota and not (shared and shared.purged) then
       count = count - call('ZREMRANGEBYSCORE', key, '-inf', now)
+      if count + plan.number > quota then rare().shorten(key, lease) end
       if shared then shared.purged = true end
     end
     if shared then shared.count = count end
@@ -262,13 +305,13 @@ local function all_but_charges()
       for j = 1, n do
         if byte(op, 20 + (j - 1) * LIMIT_SIZE) == 67 then -- C
           local freed = redis.pcall('ZREM', KEYS[first + j], spread(members, 1, count))
-          if type(freed) == 'table' then failed = freed end
+          if type(freed) == 'table' and not rare().drop_foreign(KEYS[first + j]) then failed = freed end
         else
           others = true
         end
       end
       if others then rare().finish(op, first, n, mode) end
-      replies[place] = failed and 'E' .. sentence(failed) or '\1'
+      replies[place] = failed and 'E' .. rare().sentence(failed) or '\1'
     else -- D N S
       keys = first + (kind == 68 and n or kind == 78 and byte(op, 26) or byte(op, 27) + 1)
       replies[place] = rare()[kind](op, first)
@@ -306,16 +349,10 @@ function upkeep()
   if made_upkeep then return made_upkeep end
   local floor, min, max = math.floor, math.min, math.max
   local ENTRY = '<dI4'
-  local RING = 108 -- it begins behind the stage
   local CHUNK = 32
   local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
   local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
   local MOST_OUTSIDE = 99 -- more than a batch puts outside of the ring
-
-  local function checked(raw)
-    if raw ~= '' and #raw < HEADER_SIZE then error('WRONGTYPE the key does not hold a window', 0) end
-    return raw ~= '' and raw or string.rep('\0', HEADER_SIZE)
-  end
 
   local function window(key, limit, raw)
     local w = { -- every field at once, as a table that grows costs more
@@ -323,8 +360,14 @@ function upkeep()
       sum = 0, oldest = 0, newest = 0, dies = 0, cost = 0, ahead = 0, head = 0, cap = 0, ring = 0, later = 0,
     }
     w.sum, w.oldest, w.newest, w.dies, w.cost, w.ahead, w.head, w.cap, w.ring, w.later = unpack(HEADER, raw)
-    if w.ring > w.cap or w.later > MOST_OUTSIDE then error('WRONGTYPE the key does not hold a window', 0) end
     w.stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (w.later - 1) * ENTRY_SIZE)
+    local is_empty = w.later == 0 and w.ring == 0 and w.sum == 0
+    local is_whole = w.later > 0 and w.later <= MOST_OUTSIDE and #w.stage == (w.later - 1) * ENTRY_SIZE
+    if not (is_empty or is_whole and w.sum >= w.cost and w.oldest <= w.newest)
+      or w.ring > w.cap or w.head >= max(w.cap, 1) or w.ahead > w.length / 8
+    then
+      error(DAMAGED, 0)
+    end
     return w
   end
 
@@ -342,7 +385,9 @@ function upkeep()
     local at = (w.head + first) % w.cap
     number = min(number, w.ring - first, w.cap - at)
     local from = RING + at * ENTRY_SIZE
-    return call('GETRANGE', w.key, text(from), text(from + number * ENTRY_SIZE - 1)), number
+    local raw = call('GETRANGE', w.key, text(from), text(from + number * ENTRY_SIZE - 1))
+    if #raw < number * ENTRY_SIZE then error(DAMAGED, 0) end
+    return raw, number
   end
 
   local function each(w, first)
@@ -376,10 +421,27 @@ function upkeep()
     if #raw > size then call('SETRANGE', w.key, text(RING), slice(raw, size + 1)) end
   end
 
+  local function life_of(length)
+    return length + max(floor(length / 8), 1000000)
+  end
+
   local function lengthen_life(w)
-    local life = w.length + max(floor(w.length / 8), 1000000)
-    w.dies = now + life
-    return text(floor(life / 1000))
+    w.dies = now + life_of(w.length)
+    return text(floor(life_of(w.length) / 1000))
+  end
+
+  local function audit(w, dies)
+    -- Compares the sum with the entries, and these with each other, each time that the end of a window's life,
+    -- last `dies`, has come to the next multiple of three quarters of a length. Whether it has.
+    local ends, period = now + life_of(w.length), 0.75 * w.length
+    if dies == 0 or dies - dies % period == ends - ends % period then return false end
+    local total, last = 0, w.oldest
+    for time, cost in each(w, 0) do
+      if not (time >= last and time <= w.newest) or total == 0 and time > last then error(DAMAGED, 0) end
+      total, last = total + cost, time
+    end
+    if total ~= w.sum then error(DAMAGED, 0) end
+    return true
   end
 
   local function rewrite(w, moved)
@@ -415,12 +477,15 @@ function upkeep()
     -- Writes a window after a charge: with a full stage moved to the ring, in a ring that fits, and with a life.
     local w = window(key, limit, raw)
     local moved, room = w.later > STAGED + 1 and w.later - 2 or 0, 1.5 * (w.ring + w.later) + 2
-    if w.dies == 0 or w.ring + moved > w.cap or w.cap > room then return rewrite(w, moved) end
+    local lives = w.dies >= w.newest + w.length and w.dies <= w.newest + 2 * w.length
+    local fits = w.ring + moved <= w.cap and w.cap <= room
+    if not (lives and fits) then audit(w, w.dies) end
+    if w.dies == 0 or not fits then return rewrite(w, moved) end
     if moved > 0 then
       write_ring(w, w.ring, slice(w.stage, 1, moved * ENTRY_SIZE))
       w.ring, w.later, w.stage = w.ring + moved, w.later - moved, slice(w.stage, moved * ENTRY_SIZE + 1)
     end
-    local life = w.dies < w.newest + w.length and lengthen_life(w)
+    local life = not lives and lengthen_life(w)
     raw = raw_of(w)
     call('SETRANGE', key, '0', raw)
     if life then call('PEXPIRE', key, life) end
@@ -440,6 +505,7 @@ function upkeep()
     local of_ring = min(gone, w.ring)
     w.head, w.ring = (w.head + of_ring) % max(w.cap, 1), w.ring - of_ring
     w.later, w.stage = w.later - gone + of_ring, slice(w.stage, (gone - of_ring) * ENTRY_SIZE + 1)
+    if not (w.sum >= 0) or w.later == 0 and w.sum > 0 then error(DAMAGED, 0) end
   end
 
   local function step_back(w)
@@ -457,29 +523,16 @@ function upkeep()
   end
 
   local function refreshed(key, limit, raw)
-    -- The window without what has left it; the short way where those are a few of the ring.
+    -- The window without what has left it.
     local horizon = now - limit.length
-    local sum, _, newest, dies, newest_cost, _, head, cap, ring, later = unpack(HEADER, raw)
-    if newest <= now and newest > horizon and ring > 0 and ring <= cap and head < cap then
-      local number, from = min(ring, cap - head, 4), RING + head * ENTRY_SIZE
-      local piece = call('GETRANGE', key, text(from), text(from + number * ENTRY_SIZE - 1))
-      for i = 0, number - 1 do
-        local time, cost = unpack(ENTRY, piece, i * ENTRY_SIZE + 1)
-        if time > horizon and cost > 0 then
-          local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
-          return pack(WITH_STAGE, sum, time, newest, dies, newest_cost, 0, head + i, cap, ring - i, later, stage)
-        end
-        sum = sum - cost
-      end
-    end
+    local _, oldest, newest = unpack(HEADER, raw)
+    if newest <= horizon and oldest <= newest then return string.rep('\0', HEADER_SIZE) end
     local w = window(key, limit, raw)
-    if w.later == 0 or w.newest <= now then w.ahead = 0 end
+    local dies = w.dies
+    if w.newest <= now then w.ahead = 0 end
     if w.later > 0 and w.newest > now + w.ahead then step_back(w) end
-    if w.newest <= now - w.length then
-      w.sum, w.head, w.ring, w.later, w.stage = 0, 0, 0, 0, ''
-    elseif w.oldest <= now - w.length then
-      step_over(w)
-    end
+    if w.oldest <= horizon then step_over(w) end
+    if audit(w, dies) then call('PEXPIRE', key, lengthen_life(w)) end
     return raw_of(w)
   end
 
@@ -490,14 +543,14 @@ function upkeep()
     if needed <= 0 then return 0 end
     for time, spent in each(w, 0) do
       needed = needed - spent
-      if needed <= 0 then return time + w.length - now end
+      if needed <= 0 then return max(time + w.length - now, 1) end
     end
     return w.length
   end
 
-  local function give_back(key, limit, time, cost)
+  local function give_back(key, limit, raw, time, cost)
     -- Takes `cost` off the entry that the charge at `time` went into, if it is still there.
-    local w = window(key, limit, refreshed(key, limit, checked(call('GETRANGE', key, '0', '107'))))
+    local w = window(key, limit, refreshed(key, limit, raw))
     local i, last, granule = first_since(w, time), w.ring + w.later - 1, limit.granule
     if i > last then return end
     local stored, spent = unpack(ENTRY, (entries(w, i, 1)))
@@ -516,7 +569,7 @@ function upkeep()
     call('SETRANGE', key, '0', raw_of(w))
   end
 
-  made_upkeep = {checked = checked, refreshed = refreshed, written = written, retry_after = retry_after}
+  made_upkeep = {refreshed = refreshed, written = written, retry_after = retry_after}
   made_upkeep.give_back = give_back
   return made_upkeep
 end
@@ -525,7 +578,69 @@ function rare()
   -- What several charges share, spending, and other operations.
   if made_rare then return made_rare end
   local max = math.max
+  local MOST_BYTES = 50000 -- more than any window has
   local KEPT = 172800000000 -- two days in microseconds: how long after its end a period can be settled
+
+  local function sentence(fault)
+    local said = type(fault) == 'table' and fault.err or tostring(fault) -- Redis 7 raises a table
+    said = said:gsub('^[@=]%S+: %-?%d+: %-?', '') -- Redis 6 says where before it says what
+    return (said:gsub('^%S+:%d+: ', 'ERR a fault of the script: '))
+  end
+
+  local function note_damage(key)
+    damaged, first_damaged = damaged + 1, first_damaged or key
+  end
+
+  local function repaired(fault, key, limit, raw)
+    -- Makes a window anew of those of its entries, wherever they are stored, that can be true. What the sum has
+    -- beyond them leaves a length after the last audit: the damage is younger. Where nothing is known, the
+    -- window is full. Gives its header.
+    if type(raw) == 'table' then -- a command that failed
+      if not raw.err:find('^WRONGTYPE') then error(raw, 0) end
+      raw = ''
+    end
+    if fault ~= DAMAGED and #raw >= HEADER_SIZE then error(fault, 0) end
+    local found = redis.pcall('GETRANGE', key, '0', text(MOST_BYTES - 1))
+    local length, sum, newest, dies, cost, ahead, _ = limit.length, -1, 0, 0, 0, 0, nil
+    if #raw >= HEADER_SIZE then sum, _, newest, dies, cost, ahead = unpack(HEADER, raw) end
+    if ahead > length / 8 then ahead = 0 end
+    local life = length + max(math.floor(length / 8), 1000000)
+    local horizon, latest, total, costs, times = now - length, now + ahead, 0, {}, {}
+
+    local function add(time, cost)
+      if time > horizon and time <= latest and time % 1 == 0 and cost > 0 then
+        if not costs[time] then times[#times + 1] = time end
+        total = total - (costs[time] or 0)
+        costs[time] = max(costs[time] or 0, math.min(cost, limit.quota))
+        total = total + costs[time]
+      end
+    end
+
+    for _, stored in ipairs({raw, type(found) == 'string' and found or ''}) do
+      for at = HEADER_SIZE + 1, #stored - ENTRY_SIZE + 1, ENTRY_SIZE do add(unpack('<dI4', stored, at)) end
+    end
+    add(newest, cost)
+    local lost, since = 0, now
+    if sum >= 0 and sum <= MOST_MONEY and sum % 1 == 0 then
+      lost = math.min(sum, limit.quota) - total
+      if dies > now and dies <= now + life then since = dies - dies % (0.75 * length) - life end
+    elseif total == 0 then
+      lost = limit.quota
+    end
+    if lost > 0 then add(since, lost + (costs[since] or 0)) end
+    table.sort(times)
+
+    local ring = {}
+    for i = 1, #times - 1 do ring[i] = pack('<dI4', times[i], costs[times[i]]) end
+    local header, last = string.rep('\0', HEADER_SIZE), times[#times]
+    if last then
+      header = pack(HEADER, total, times[1], last, now + life, costs[last], max(last - now, 0), 0, #ring, #ring, 1)
+    end
+    call('SET', key, header .. string.rep('\0', STAGED * ENTRY_SIZE) .. table.concat(ring), 'PX',
+      text(math.floor(life / 1000)))
+    note_damage(key)
+    return header
+  end
 
   local function shared(key, limit)
     -- What is known of a key that several charges need.
@@ -541,7 +656,9 @@ function rare()
 
   local function flush(s)
     if s.letter == 'W' then
-      if s.raw ~= s.read then upkeep().written(s.key, s.limit, s.raw) end
+      if s.raw == s.read then return end
+      local ok, fault = pcall(upkeep().written, s.key, s.limit, s.raw)
+      if not ok then repaired(fault, s.key, s.limit, s.raw) end
     elseif s.letter == 'C' then
       if s.n == 0 then return end
       call('ZADD', s.key, spread(s.added, 1, s.n))
@@ -552,12 +669,36 @@ function rare()
     end
   end
 
+  local function is_amount(number)
+    return number >= 0 and number <= MOST_MONEY and number % 1 == 0 -- no NaN
+  end
+
+  local function get_two(key)
+    -- The two numbers of a period or a record, nil where there is none; NaN where it is something else.
+    local raw = redis.pcall('GET', key)
+    if not raw then return nil end
+    if type(raw) == 'table' and not raw.err:find('^WRONGTYPE') then error(raw, 0) end
+    if #raw ~= 16 then return 0 / 0, 0 / 0 end
+    return unpack('<dd', raw)
+  end
+
+  local function get_record(key)
+    -- What was estimated and settled. Of a damaged one the estimate stays held, and it can be settled.
+    local estimate, settled = get_two(key)
+    if estimate and not (is_amount(estimate) and (settled == -1 or is_amount(settled))) then
+      note_damage(key)
+      return 0, -1
+    end
+    return estimate, settled
+  end
+
   local function load_period(key, ends)
     local p = states[key]
     if type(p) == 'table' then return p end
-    local raw = call('GET', key)
-    p = {key = key, letter = 'B', alone = p, ends = ends, spent = 0, held = 0, changed = false}
-    if raw then p.spent, p.held = unpack('<dd', raw) end
+    local spent, held = get_two(key)
+    p = {key = key, letter = 'B', alone = p, ends = ends, spent = spent or 0, held = held or 0, changed = false}
+    -- What was lost stays beyond all amounts until a charge says how much can be spent at most.
+    if not (is_amount(p.spent) and is_amount(p.held)) then p.spent, p.held = 2 * MOST_MONEY, 0 end
     if not p.alone then states[key], order[#order + 1] = p, p end
     return p
   end
@@ -570,6 +711,10 @@ function rare()
   local function decide_period(plan, limit, key, j, alone, admitted)
     if now < limit.length or now >= limit.granule then return nil end
     local p = load_period(key, limit.granule)
+    if p.spent > MOST_MONEY then
+      note_damage(key)
+      change(p, limit.quota - p.spent, 0)
+    end
     if p.spent + p.held + plan.price > limit.quota then admitted = 0 end
     admitted = decide(plan, j + 1, alone, admitted)
     if not admitted then return nil end
@@ -582,14 +727,17 @@ function rare()
   local function finish(op, first, n, mode)
     -- All of a finish but its slots.
     local _, _, time, cost, position = unpack('<BBdd', op, 2)
-    local record, held, periods = mode > 0 and KEYS[first + n + 1], nil, {}
-    local raw, settled = record and call('GET', record), nil
-    if raw then held, settled = unpack('<dd', raw) end
-    if raw and settled >= 0 then held = nil end
+    local record, held, settled, periods = mode > 0 and KEYS[first + n + 1], nil, nil, {}
+    if record then held, settled = get_record(record) end
+    if held and settled >= 0 then held = nil end
     for j = 1, n do
       local key, kind, quota, length, granule = KEYS[first + j], unpack('<c1ddd', op, position)
       if kind == 'W' and time > 0 then
-        upkeep().give_back(key, {quota = quota, length = length, granule = granule}, time, cost)
+        local limit = {quota = quota, length = length, granule = granule}
+        local raw = redis.pcall('GETRANGE', key, '0', '107')
+        local ok, fault = raw == '', nil
+        if not ok then ok, fault = pcall(upkeep().give_back, key, limit, raw, time, cost) end
+        if not ok then repaired(fault, key, limit, raw) end
       elseif kind == 'B' and held then
         periods[#periods + 1] = load_period(key, granule)
       end
@@ -599,11 +747,21 @@ function rare()
     for _, p in ipairs(periods) do change(p, mode == 1 and held or 0, -held) end
   end
 
+  local function drop_foreign(key)
+    -- Deletes what is no slot set; whether it was none.
+    local kind = call('TYPE', key).ok
+    if kind == 'zset' or kind == 'none' then return false end
+    call('DEL', key)
+    note_damage(key)
+    return true
+  end
+
   local function renew(op, first)
     local id, lease, n = unpack('<c16dB', op, 2)
     local present, result = {}, {}
     for j = 1, n do
-      call('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
+      local purged = redis.pcall('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
+      if type(purged) == 'table' and not drop_foreign(KEYS[first + j]) then error(purged, 0) end
       present[j] = call('ZSCORE', KEYS[first + j], id)
     end
     for j = 1, n do
@@ -621,9 +779,8 @@ function rare()
     local amount, replace, n, position = unpack('<dBB', op, 18)
     if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
     local record = KEYS[first + n + 1]
-    local raw = call('GET', record)
-    if not raw then return '\0' end
-    local estimate, settled = unpack('<dd', raw)
+    local estimate, settled = get_record(record)
+    if not estimate then return '\0' end
     if settled == amount then return '\2' end
     if settled >= 0 and replace == 0 then return '\3' end
     local periods = {}
@@ -639,6 +796,26 @@ function rare()
     return '\1'
   end
 
+  local function shorten(key, lease)
+    -- Lets leases that are longer than any can be end a lease from now.
+    local far = '(' .. text(now + 2 * max(lease, LONGEST_LEASE))
+    if call('ZCOUNT', key, far, '+inf') == 0 then return end
+    for _, id in ipairs(call('ZRANGEBYSCORE', key, far, '+inf', 'LIMIT', '0', '1000')) do
+      call('ZADD', key, 'XX', text(now + lease), id)
+    end
+    note_damage(key)
+  end
+
+  local function mend_slots(op, first)
+    -- The same of all slot sets that a charge needs.
+    local any = false
+    for j = 1, byte(op, 2) do
+      local is_slots = byte(op, 27 + (j - 1) * LIMIT_SIZE) == 67 -- C
+      any = is_slots and drop_foreign(KEYS[first + j]) or any
+    end
+    return any
+  end
+
   local function delete(op, first)
     for j = 1, byte(op, 2) do
       local key = KEYS[first + j]
@@ -650,7 +827,8 @@ function rare()
   end
 
   made_rare = {
-    shared = shared, flush = flush, decide_period = decide_period, finish = finish,
+    shared = shared, flush = flush, decide_period = decide_period, finish = finish, sentence = sentence,
+    repaired = repaired, shorten = shorten, drop_foreign = drop_foreign, mend_slots = mend_slots,
     [68] = delete, [78] = renew, [83] = settle, -- D N S
   }
   return made_rare
@@ -661,14 +839,16 @@ for pass = 1, 2 do -- an operation that fails, fails alone
   place = 2
   while place <= #ARGV do
     local ok, fault = pcall(step)
-    if not ok then replies[place], place = 'E' .. sentence(fault), place + 1 end
+    local said = not ok and rare().sentence(fault)
+    local mended = said and pass == 2 and said:find('^WRONGTYPE') and rare().mend_slots(ARGV[place], firsts[place])
+    if said and not mended then replies[place], place = 'E' .. said, place + 1 end
   end
 end
 
 local failed
 for _, state in ipairs(order) do
   local ok, fault = pcall(rare().flush, state)
-  if not ok then state.failed, failed = sentence(fault), true end
+  if not ok then state.failed, failed = rare().sentence(fault), true end
 end
 for i = 2, failed and #ARGV or 0 do
   local charged = firsts[i] and byte(ARGV[i]) ~= 80 and byte(replies[i]) == 1
@@ -677,6 +857,7 @@ for i = 2, failed and #ARGV or 0 do
     if type(state) == 'table' and state.failed then replies[i] = 'E' .. state.failed end
   end
 end
+if damaged > 0 then replies[#ARGV + 1] = damaged .. ' ' .. first_damaged end
 return replies
 
 end

@@ -121,6 +121,7 @@ class Batcher(_Outbox):
             self.complaints.number,
             self._waited,
             tuple(self._waits),
+            self.complaints.mended,
         )
 
     @property
@@ -242,6 +243,8 @@ class Batcher(_Outbox):
 
     def _on_reply(self, reply: Reply) -> None:
         batch = self._sent.popleft()
+        if isinstance(reply, list) and len(reply) == len(batch.groups) + 2:
+            self.complaints.note_mended(reply.pop())
         if isinstance(reply, list) and len(reply) == len(batch.groups) + 1:
             self._attempt = 0
             waited = self._loop.time() - batch.since
