@@ -141,7 +141,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize(
     ("quota", "costs", "every"),
-    [(5, [1], 0.09), (5, [1, 1, 3], 0.3), (40, [1, 2], 0.02), (3_000, [40, 170], 0.02)],
+    [(5, [1], 0.09), (5, [1, 1, 3], 0.3), (40, [2, 3], 0.05), (3_000, [100, 300], 0.05)],
     ids=["small", "sparse", "ring", "granules"],
 )
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 """The limits in the settings: rates, slots and amounts, as the file writes them and as values."""
 
 import re
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Annotated, Self
 
@@ -14,6 +15,8 @@ from ratelimit_mw.settings.values import Items, Label, Table
 
 MAX_QUOTA = 10**9
 """The largest quota and cost: what the backends count exactly, with room to spare."""
+MAX_RATES = 32
+"""The most rates of one list: a request may meet five lists, and the script takes 255 limits."""
 MAX_SLOTS = 10**6
 """The most slots that one limit may have."""
 MAX_SECONDS = 10 * UNIT_SECONDS["year"]
@@ -27,7 +30,7 @@ _RATE_PARTS = re.compile(r"\s*[0-9]+\s*(?:/|per)\s*([0-9]*)\s*([a-z]+)\s*", re.I
 def parse_rate(rate: object) -> Window:
     """Return the window that one rate in the notation of the `limits` package stands for."""
     if isinstance(rate, Window):
-        return rate
+        return _window(rate.text, rate)
     if not isinstance(rate, str):
         raise fault(f"is {kind_of(rate)}", _RATE)
     try:
@@ -45,6 +48,8 @@ def parse_rate(rate: object) -> Window:
 
 
 def _window(rate: str, window: Window) -> Window:
+    if type(window.quota) is not int or type(window.multiple) is not int:
+        raise fault(f"{shown(rate)} is not in whole numbers", _RATE)
     if window.quota < 1 or window.multiple < 1:
         raise fault(f"{shown(rate)} never admits anything", "a count and a multiple of at least 1")
     if window.quota > MAX_QUOTA:
@@ -61,6 +66,8 @@ def _rate_nearest(rate: str) -> str:
 
 
 def _one_per_length(windows: tuple[Window, ...]) -> tuple[Window, ...]:
+    if len(windows) > MAX_RATES:
+        raise fault(f"has {len(windows)} rates", f"at most {MAX_RATES}")
     first: dict[int, int] = {}
     for index, window in enumerate(windows):
         first.setdefault(window.length, index)
@@ -100,7 +107,7 @@ class SlotsTable(Table):
 def parse_slots(concurrent: object) -> Slots:
     """Return the limit that `concurrent` stands for: a whole number, or a table with at least a `limit`."""
     if isinstance(concurrent, Slots):
-        return concurrent
+        concurrent = asdict(concurrent)
     if isinstance(concurrent, dict):
         return SlotsTable.model_validate(concurrent).slots()
     if isinstance(concurrent, bool) or not isinstance(concurrent, int):
