@@ -797,7 +797,7 @@ cdef class Passage:
             return gate._limiter.answered(ready.policy, ready.charge, told.outcome(), 0, self._sent_at)
         ready.charge.told = told
         if gate._refused:
-            gate._limiter.refusals.admitted(ready.charge)
+            gate._limiter.refusals.admitted(ready.charge, told.outcome())
         lease = gate._new_lease()
         told.write(lease._row, len(ready.steps))
         lease = gate._admitted(lease, ready, told.now, self._operation.about[2], self._loop)

@@ -180,7 +180,9 @@ def write_token(ticket: Ticket, secret: str) -> str:
 
 def read_token(token: object, secret: str) -> Ticket:
     """The ticket in a token. Raises `LeaseError` where it is damaged, forged or of another secret."""
-    parts = token.split(".") if isinstance(token, str) else []
+    if not isinstance(token, str):
+        raise LeaseError(f"a lease token is a string, not {type(token).__name__}")
+    parts = token.split(".")
     if len(parts) != 3 or parts[0] != _VERSION:
         raise LeaseError("this is not a lease token")
     try:
@@ -237,4 +239,8 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    return base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    """The bytes of which `_encode` makes this text. Raises ValueError where it makes another, or none."""
+    data = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if _encode(data) != text:
+        raise ValueError("another text stands for these bytes")
+    return data

@@ -99,8 +99,7 @@ class Leases:
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
-        if isinstance(lease, str):
-            lease = self._of_token(lease)
+        lease = self._given(lease)
         hold = lease.hold
         if hold.slots:
             self._leave(lease)
@@ -160,8 +159,7 @@ class Leases:
 
     async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
-        if isinstance(lease, str):
-            lease = self._of_token(lease)
+        lease = self._given(lease)
         unpriced = lease.unpriced
         if not lease.hold.periods and unpriced is None:
             return
@@ -225,6 +223,10 @@ class Leases:
         done, _ = await asyncio.wait([task], timeout=self._timeout)
         if not done:
             logger.warning("%s of lease %s waits for the backend", what, lease.id)
+
+    def _given(self, lease: Lease | str) -> Lease:
+        """A lease as it is, or that of a token."""
+        return lease if isinstance(lease, Lease) else self._of_token(lease)
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)

@@ -280,7 +280,7 @@ class Limiter:
         charge.last = outcome
         if outcome.admitted:
             if self.refusals.kept:
-                self.refusals.admitted(charge)
+                self.refusals.admitted(charge, outcome)
             lease = self._admitted(policy, Admission(policy, charge, outcome, price))
             self.look_ahead(policy, charge)
         else:

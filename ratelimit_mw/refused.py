@@ -3,15 +3,16 @@
 When a window refuses a cost, nothing can change that before its `retry_after`, but for a reset, a raised
 limit or a give-back, which may so be seen a second late. A larger cost has a later promise, which only the
 backend knows: it is asked. What is admitted of the same caller makes promise and figures untrue: then all
-that was refused of that caller is forgotten. What other processes admit meanwhile is seen a second late.
+that was refused of that caller is forgotten. So is what others were refused under a limit that they share and
+that is full since. What other processes admit meanwhile is seen a second late.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ratelimit_mw.charge import NOTHING_HELD, Charge, Figures, Outcome
+from ratelimit_mw.charge import NOTHING_HELD, Charge, Counter, Figures, Outcome
 from ratelimit_mw.limits import SECOND, Window
 
 LONGEST = 1.0
@@ -50,6 +51,8 @@ class Refusals:
         self.kept: dict[Charge, Refused] = {}
         """What `find` looks in: empty where nobody was refused lately."""
         self._by_caller: dict[str, list[Charge]] = {}
+        self._by_shared: dict[Counter, dict[int, dict[Charge, None]]] = {}
+        """The same by the windows that others draw on as well, and by cost."""
         self._lock = threading.Lock()  # one limiter serves the event loops of several threads
 
     def __len__(self) -> int:
@@ -94,18 +97,30 @@ class Refusals:
                 self._forget(next(iter(self.kept)))
             self.kept[charge] = refused
             self._by_caller.setdefault(_caller_of(charge), []).append(charge)
+            for _, counter, _ in _shared_windows(charge):
+                self._by_shared.setdefault(counter, {}).setdefault(charge.cost, {})[charge] = None
 
-    def admitted(self, charge: Charge) -> None:
-        """A charge was admitted: what was refused of its caller before has other figures now."""
+    def admitted(self, charge: Charge, outcome: Outcome) -> None:
+        """A charge was admitted: what was refused of its caller before has other figures now.
+
+        And so has what was refused under a window that is shared and has no room for it any more.
+        """
         with self._lock:
-            for refused in self._by_caller.pop(_caller_of(charge), ()):
-                self.kept.pop(refused, None)
+            for refused in list(self._by_caller.get(_caller_of(charge), ())):
+                self._forget(refused)
+            for place, counter, quota in _shared_windows(charge) if self._by_shared else ():
+                left = quota - outcome.numbers[3 * place]
+                by_cost = self._by_shared.get(counter, {})
+                for cost in [cost for cost in by_cost if cost > left]:
+                    for refused in list(by_cost[cost]):
+                        self._forget(refused)
 
     def clear(self) -> None:
         """Forget every refusal."""
         with self._lock:
             self.kept.clear()
             self._by_caller.clear()
+            self._by_shared.clear()
 
     def _forget(self, charge: Charge) -> None:
         if self.kept.pop(charge, None) is not None:
@@ -113,6 +128,22 @@ class Refusals:
             others = [each for each in self._by_caller.pop(caller, ()) if each is not charge]
             if others:
                 self._by_caller[caller] = others
+            for _, counter, _ in _shared_windows(charge):
+                by_cost = self._by_shared.get(counter, {})
+                alike = by_cost.get(charge.cost, {})
+                alike.pop(charge, None)
+                if not alike:
+                    by_cost.pop(charge.cost, None)
+                if not by_cost:
+                    self._by_shared.pop(counter, None)
+
+
+def _shared_windows(charge: Charge) -> Iterator[tuple[int, Counter, int]]:
+    """The windows that others than the caller draw on: the place of each in the charge, and its quota."""
+    caller = _caller_of(charge)
+    for place, counter in enumerate(charge.counters):
+        if counter.partition != caller and isinstance(counter.limit, Window):
+            yield place, counter, counter.limit.quota
 
 
 def _caller_of(charge: Charge) -> str:

@@ -45,7 +45,7 @@ def test_live_keys_have_the_same_bounds() -> None:
     entry = KeyEntry("default", requests=tuple(rates(256)))
     with pytest.raises(SettingsError, match="has 256 rates"):
         key_settings(entry, SOME_HASH, Settings())
-    with pytest.raises(SettingsError, match="out of range|less than or equal|at most"):
+    with pytest.raises(SettingsError, match=r"concurrent\.limit"):
         key_settings(KeyEntry("default", concurrent=MAX_SLOTS + 1), SOME_HASH, Settings())
 
 
@@ -66,7 +66,7 @@ def test_live_keys_have_the_same_bounds() -> None:
 def test_limits_that_code_makes_have_the_same_bounds(limits: dict[str, Any], what: str) -> None:
     """A ready-made limit in place of its text is checked like the text."""
     with pytest.raises(SettingsError, match=what):
-        Settings(plans={"default": limits})
+        Settings.model_validate({"plans": {"default": limits}})
     assert PlanSettings(requests=(Window(5, 1, "minute"),), concurrent=Slots(5)).concurrent == Slots(5)
 
 
@@ -85,7 +85,10 @@ async def test_as_many_limits_as_can_be_set_decide_together(
         application = {{requests = {rates(MAX_RATES)}, concurrent = 5}}
         identity.per_address = {rates(MAX_RATES)}
         identity.unknown_keys = "anonymous"
-        plans.anonymous = {{requests = {rates(MAX_RATES)}, concurrent = {{limit = 1, lease = 300_000_000}}, spending = {{daily = "1", monthly = "1000000000"}}}}
+        [plans.anonymous]
+        requests = {rates(MAX_RATES)}
+        concurrent = {{limit = 1, lease = 300_000_000}}
+        spending = {{daily = "1", monthly = "1000000000"}}
         [[routes]]
         path = "/"
         price = "0.6"
