@@ -220,3 +220,23 @@ async def test_the_largest_amounts_are_exact(bench: Bench) -> None:
     assert await books(bench, month) == (3 * LARGEST - 3, 0)
     assert not (await bench.acquire(month, price=LARGEST + 4)).admitted
     assert (await bench.acquire(month, price=LARGEST + 3)).admitted
+
+
+async def test_a_charge_that_is_made_again_counts_in_the_period_of_its_time(bench: Bench) -> None:
+    """A period ends before its end: what a backend has kept of a charge holds until then, and no longer."""
+    midnight = instant("2026-11-22T00:00:00+00:00")
+    charge = Charge([daily(100)])
+    bench.clock.now = midnight - 1
+    assert (await bench.backend.acquire(charge, new_id(), 100)).admitted
+    assert not (await bench.backend.acquire(charge, new_id(), 100)).admitted
+    bench.clock.now = midnight
+    outcome = await bench.backend.acquire(charge, new_id(), 100)
+    assert outcome.admitted
+    assert [held.scope for held in outcome.hold.periods] == ["USD:2026-11-22"]
+    assert await books(bench, daily(100)) == (0, 100)
+    bench.clock.now = midnight - 1  # the clock went back
+    assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
+    bench.clock.now = midnight - 86_400 * 1_000_000
+    assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
+    bench.clock.now -= 1
+    assert (await bench.backend.acquire(charge, new_id(), 1)).hold.periods[0].scope == "USD:2026-11-20"
