@@ -124,9 +124,10 @@ cdef class Slots(Kept):
     """What is counted of slots."""
 
     cdef public dict leases
+    cdef public i64 soonest
 
     def __init__(self):
-        self.leases = {}
+        self.leases, self.soonest = {}, NEVER
 
 
 cdef class Log(Kept):
@@ -580,7 +581,7 @@ cdef class Gate:
             if spot.is_window:
                 if not (<Log>state).admits(spot.quota, now, ready.cost):
                     return None
-            elif len((<Slots>state).leases) >= spot.quota:
+            elif (<Slots>state).soonest <= now or len((<Slots>state).leases) >= spot.quota:
                 return None
         lease_id = self._no_id if ready.slots is None else new_lease_id()
         lease = self._new_lease()
@@ -594,6 +595,8 @@ cdef class Gate:
             else:
                 leases = (<Slots>state).leases
                 leases[lease_id] = now + spot.life
+                if now + spot.life < (<Slots>state).soonest:
+                    (<Slots>state).soonest = now + spot.life
                 figures[0], figures[1] = len(leases), 0
             figures[2] = 0
             state.is_used = True

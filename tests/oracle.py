@@ -148,8 +148,8 @@ class Oracle:
             self._check_window(limit, place, 0 if admitted else cost, got)
         elif isinstance(limit, Slots):
             least, most = self.active(place)
-            if charged and (admitted or got.used < limit.limit):
-                most = max(most, limit.limit)  # expired ones are counted until the room is needed
+            if charged and admitted:
+                most = max(most, limit.limit)  # a server counts expired ones until the room is needed
             assert least <= got.used <= most
             assert (got.retry_after > 0) == (not admitted and got.used >= limit.limit)
         else:

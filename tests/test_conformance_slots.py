@@ -151,3 +151,33 @@ async def test_many_at_once_get_as_many_slots_as_there_are(bench: Bench) -> None
         assert len(holds) == 5
         await asyncio.gather(*[bench.backend.finish(hold, Money.KEEP) for hold in holds])
     assert await bench.used(slots(5), window(100_000)) == [0, 50]
+
+
+async def test_a_refused_charge_is_told_the_live_slots(bench: Bench) -> None:
+    """Whichever limit refuses, and however many slots are free, those that have expired don't count."""
+    limits = [slots(9), window(3, 1, "hour"), slots(5, of="app")]
+    for _ in range(3):
+        await bench.acquire(*limits)
+    bench.wait(29)
+    await bench.backend.renew((await bench.acquire(slots(9))).hold, 30)
+    bench.wait(1)
+    both = await asyncio.gather(bench.acquire(*limits), bench.acquire(*limits, cost=2))
+    for outcome in both:
+        assert not outcome.admitted
+        assert [figures.used for figures in outcome.figures] == [1, 3, 0]
+
+
+async def test_a_step_of_the_clock_frees_no_slot_early(bench: Bench) -> None:
+    """Leases of several lengths, renewed to and fro: each lasts to the microsecond, whatever came before."""
+    short, long = await bench.hold(slots(9, lease=10)), await bench.hold(slots(9, lease=60))
+    await bench.backend.finish(await bench.hold(slots(9, lease=5)), Money.KEEP)
+    bench.wait(5)
+    assert await bench.backend.renew(long, 20)
+    assert await bench.backend.renew(short, 30)
+    assert await bench.used(slots(9)) == [2]
+    bench.wait(20, microseconds=-1)
+    assert await bench.used(slots(9)) == [2]
+    bench.wait(microseconds=1)
+    assert await bench.used(slots(9)) == [1]
+    bench.wait(10)
+    assert await bench.used(slots(9)) == [0]

@@ -193,7 +193,10 @@ end
 local function keep_alive(key, lease, is_new)
   -- The key outlives its longest lease: a life is lengthened here, never shortened.
   local life = math.floor(lease / 1000) + 1000
-  if is_new or call('PTTL', key) < life then call('PEXPIRE', key, text(2 * life)) end
+  if is_new or call('PTTL', key) < life then
+    call('PEXPIRE', key, text(2 * life))
+    call('ZREMRANGEBYSCORE', key, '-inf', now) -- now and then, or leases that expired would count until it is full
+  end
 end
 
 local members = {'', ''} -- ids, or ids and when they expire, as arguments
@@ -201,14 +204,13 @@ local members = {'', ''} -- ids, or ids and when they expire, as arguments
 local function decide_slots(plan, limit, key, j, alone, admitted)
   local shared, charges = not alone and rare().shared(key, limit), plan.charges
   local quota, lease, n, count = limit.quota, limit.length, shared and shared.n or 0, nil
+  local purged = shared and shared.purged
   if charges then
     count = shared and shared.count or call('ZCARD', key)
-    if count + plan.number > quota and not (shared and shared.purged) then
-      count = count - call('ZREMRANGEBYSCORE', key, '-inf', now)
+    if count + plan.number > quota and not purged then
+      count, purged = count - call('ZREMRANGEBYSCORE', key, '-inf', now), true
       if count + plan.number > quota then rare().shorten(key, lease) end
-      if shared then shared.purged = true end
     end
-    if shared then shared.count = count end
   else
     count = call('ZCOUNT', key, '(' .. text(now), '+inf') + n / 2
   end
@@ -216,6 +218,10 @@ local function decide_slots(plan, limit, key, j, alone, admitted)
 
   admitted = decide(plan, j + 1, alone, admitted)
   if not admitted then return nil end
+  if charges and admitted < plan.number and not purged then -- who is refused is told how many there are
+    count, purged = count - call('ZREMRANGEBYSCORE', key, '-inf', now), true
+  end
+  if shared and charges then shared.purged, shared.count = purged, count end
   if admitted > 0 and charges then
     local added, expires, at = shared and shared.added or members, text(now + lease), plan.size + 1
     for i = n + 1, n + 2 * admitted, 2 do
