@@ -195,7 +195,8 @@ local function keep_alive(key, lease, is_new)
   local life = math.floor(lease / 1000) + 1000
   if is_new or call('PTTL', key) < life then
     call('PEXPIRE', key, text(2 * life))
-    call('ZREMRANGEBYSCORE', key, '-inf', now) -- now and then, or leases that expired would count until it is full
+    -- Once a lease, or those that have expired would count until the set is full.
+    if not is_new then call('ZREMRANGEBYSCORE', key, '-inf', now) end
   end
 end
 
