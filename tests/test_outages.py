@@ -301,3 +301,20 @@ class _Refusing:
     def write(self, data: bytes) -> None:
         """Refuse."""
         raise RuntimeError("unable to perform operation; the handler is closed")
+
+
+async def test_a_server_without_enough_replicas_admits_nothing_unless_it_is_redis_6(
+    kind: str, start_server: StartServer
+) -> None:
+    """`min-replicas-to-write` holds for scripts on Redis 7 and Valkey, and on 6.2 for plain writes alone."""
+    server = start_server(kind, "--min-replicas-to-write", "1")
+    backend = RedisBackend(server.url, timeout=5)
+    with server.client() as client, pytest.raises(redis.ResponseError, match="NOREPLICAS"):
+        client.set("plain", "write")
+    if kind == "redis":
+        assert (await backend.acquire(Charge([window(5)]), new_id())).admitted
+    else:
+        with pytest.raises(BackendError, match=r"NOREPLICAS|no connection"):
+            await backend.acquire(Charge([window(5)]), new_id())
+        assert backend.is_away
+    await backend.close()
