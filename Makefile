@@ -14,13 +14,14 @@ TWINS := $(wildcard tests/test_compiled.py tests/test_conformance_batches.py tes
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-quick format check-format lint types imports wheel tests bench clean
+.PHONY: help demo test test-quick format check-format lint types imports wheel tests mutants bench clean
 
 help:
 	@echo "make demo        run the sample API with its dashboard, and print what to try"
 	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, all tests"
 	@echo "make test-quick  the tests without the slow drills and without coverage"
 	@echo "make format      format and fix the code"
+	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money periods\")"
 	@echo "make bench       the load test, in an environment of its own"
 	@echo "make clean       remove what all of these made"
 
@@ -61,6 +62,11 @@ tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal --cov --cov-report= --cov-fail-under=0
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(TWINS) \
 	  --cov --cov-append --cov-report=term:skip-covered
+
+# No part of `test`: it takes hours. `MODULES` in tests/mutants.py has the modules and their tests.
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --group mutants
+	nice -n 19 $(BIN)/python -m tests.mutants $(MUTANTS)
 
 bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
