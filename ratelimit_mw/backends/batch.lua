@@ -756,8 +756,8 @@ function rare()
 
   local function drop_foreign(key)
     -- Deletes what is no slot set; whether it was none.
-    local kind = call('TYPE', key).ok
-    if kind == 'zset' or kind == 'none' then return false end
+    local met = redis.pcall('ZCARD', key)
+    if type(met) ~= 'table' or not met.err:find('^WRONGTYPE') then return false end
     call('DEL', key)
     note_damage(key)
     return true
@@ -805,9 +805,9 @@ function rare()
 
   local function shorten(key, lease)
     -- Lets leases that are longer than any can be end a lease from now.
-    local far = '(' .. text(now + 2 * max(lease, LONGEST_LEASE))
-    if call('ZCOUNT', key, far, '+inf') == 0 then return end
-    for _, id in ipairs(call('ZRANGEBYSCORE', key, far, '+inf', 'LIMIT', '0', '1000')) do
+    local number = call('ZCOUNT', key, '(' .. text(now + 2 * max(lease, LONGEST_LEASE)), '+inf')
+    if number == 0 then return end
+    for _, id in ipairs(call('ZRANGE', key, text(-math.min(number, 1000)), '-1')) do
       call('ZADD', key, 'XX', text(now + lease), id)
     end
     note_damage(key)
