@@ -69,8 +69,9 @@ class Sentinels:
     def primary(self) -> StoreServer:
         """The server that the sentinels call the primary."""
         with next(each for each in self.sentinels if each.alive).client() as client:
-            port = client.sentinel_master(SERVICE)["port"]
-        return next(server for server in self.servers if server.port == port)
+            # During a fail-over, `SENTINEL MASTER` tells of the old one.
+            _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return next(server for server in self.servers if server.port == int(port))
 
     def start(self) -> None:
         """Start all of it and wait until everybody knows of everybody."""

@@ -17,7 +17,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 
 from ratelimit_mw.backends.complaints import Complaints
-from ratelimit_mw.backends.connection import Connection, OnReply, Reply
+from ratelimit_mw.backends.connection import Connection, OnReply, Reply, ServerMovedError
 from ratelimit_mw.backends.operations import Operation, Template, bulk, compose, hand_out, take
 from ratelimit_mw.charge import WAITS, BackendError, Load
 from ratelimit_mw.compiled import core
@@ -327,8 +327,10 @@ class Batcher(_Outbox):
                     await self._probe()
                 if self._connection is not None:  # it may have been lost since the answer
                     break
-            except (BackendError, TimeoutError) as error:
-                self._disconnect(BackendError(str(error) or "no answer to the first command"))
+            except TimeoutError:
+                self._disconnect(BackendError("no answer to the first command"))
+            except BackendError as error:
+                self._disconnect(error)
         self._connecting = None
         if self._error is not None:
             self._error = None
@@ -346,6 +348,9 @@ class Batcher(_Outbox):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        if isinstance(error, ServerMovedError) and self._error is None and not self._is_closed:
+            self._move(error)
+            return
         if self._error is None and not self._is_closed:
             logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})
             self._error = error
@@ -356,6 +361,18 @@ class Batcher(_Outbox):
         self._fail(sent, error, maybe_done=True)
         if not self._is_closed:
             self._start_connecting()
+
+    def _move(self, error: ServerMovedError) -> None:
+        """Go on elsewhere, with all that waits: what the old server still does, the new one never learns."""
+        sent = self._in_flight()
+        self._sent.clear()
+        if self._connecting is not None:
+            self._fail(sent, error)  # the probe: the next attempt finds the other server
+            return
+        logger.warning("backend has moved: %s", error, extra={"ratelimit": {"event": "backend_moved"}})
+        self._queue[0:0] = sent
+        self._attempt = 0
+        self._start_connecting()
 
     def _in_flight(self) -> list[Operation]:
         return [operation for batch in self._sent for operation in batch.operations]

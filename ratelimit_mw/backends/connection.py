@@ -9,7 +9,7 @@ through redis-py's own client.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -57,6 +57,7 @@ class ServerConnector:
     """Opens connections to the one server that a URL names."""
 
     def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
+        self.url = url
         own = {"client_name": "ratelimit_mw", **server_options(timeout, options)}
         self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
         self._pool = self._new_pool()
@@ -103,12 +104,23 @@ class ReplyError(BackendError):
     """The server answered, and the answer was an error: no permission, a key of another type."""
 
 
+class ServerMovedError(BackendError):
+    """Another server is the one to go to. Nothing is wrong with the connection that ends for it."""
+
+
 class Client:
     """Single commands over redis-py's client. A failure is a `BackendError`; nothing is sent twice."""
 
-    def __init__(self, find: Callable[[], Awaitable[ServerConnector]]) -> None:
-        """`find` finds the server; it is asked again after a failure, since another may have taken over."""
+    def __init__(
+        self, find: Callable[[], Awaitable[ServerConnector]], find_every: float | None = None
+    ) -> None:
+        """`find` finds the server; it is asked again after a failure, since another may have taken over, and
+        by a command that comes `find_every` seconds later, as another may have taken over without one.
+        """
         self._find = find
+        self._find_every = find_every
+        self._found_at = 0.0
+        self._url = ""
         self._redis: Redis | None = None
 
     async def execute(self, *command: str | bytes | int) -> Any:
@@ -139,6 +151,19 @@ class Client:
         except FAILURES as error:
             raise await self._failed(error) from error
 
+    async def listen(self, channels: Sequence[str], on_message: Callable[[], None]) -> None:
+        """Subscribe, and call `on_message` once that is done and for every message, until it fails."""
+        try:
+            async with (await self._server()).pubsub() as pubsub:
+                await pubsub.subscribe(*channels)
+                while True:
+                    if await pubsub.get_message(timeout=None) is not None:
+                        on_message()
+        except FAILURES as error:
+            raise await self._failed(error) from error
+        finally:
+            await self.close()
+
     async def close(self) -> None:
         """Close the connection; it may be used again."""
         redis, self._redis = self._redis, None
@@ -146,8 +171,16 @@ class Client:
             await redis.aclose(close_connection_pool=True)
 
     async def _server(self) -> Redis:
-        if self._redis is None:
-            self._redis = (await self._find()).redis()
+        now = asyncio.get_running_loop().time()
+        is_due = self._find_every is not None and now >= self._found_at + self._find_every
+        if self._redis is None or is_due:
+            server = await self._find()
+            self._found_at = now
+            if server.url != self._url:
+                await self.close()
+            self._url = server.url
+            if self._redis is None:
+                self._redis = server.redis()
         return self._redis
 
     async def _failed(self, error: Exception) -> BackendError:
@@ -174,6 +207,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=BackendError, protocolError=BackendError)
         self._waiting: deque[OnReply] = deque()
         self._transport: asyncio.WriteTransport | None = None
+        self._watch: asyncio.Task[BackendError] | None = None
 
     @classmethod
     def take_over(cls, connection: AbstractConnection, on_lost: Callable[[BackendError], None]) -> Self:
@@ -197,8 +231,16 @@ class Connection(asyncio.Protocol):
             lost = BackendError(f"connection lost: {error}")
             asyncio.get_running_loop().call_soon(self.connection_lost, lost)
 
+    def watch(self, reason: Coroutine[Any, Any, BackendError]) -> None:
+        """End the connection for the reason that a coroutine returns, which runs no longer than it."""
+        self._watch = asyncio.create_task(reason, name="ratelimit_mw watch")
+        self._watch.add_done_callback(self._end)
+        _watches.add(self._watch)
+
     def close(self) -> None:
         """Close at once; answers still to come are never read, and `on_lost` is not called."""
+        if self._watch is not None:
+            self._watch.cancel()
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.abort()
@@ -224,9 +266,18 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._lose(BackendError(f"connection lost: {error or 'closed by the server'}"))
 
+    def _end(self, watch: "asyncio.Task[BackendError]") -> None:
+        _watches.discard(watch)
+        if not watch.cancelled() and self._transport is not None:
+            self._lose(watch.result())
+
     def _lose(self, error: BackendError) -> None:
         self.close()
         self._on_lost(error)
+
+
+_watches: "set[asyncio.Task[BackendError]]" = set()
+"""Those that run: an event loop alone does not keep a task."""
 
 
 def _redis_scheme(url: str) -> str:
