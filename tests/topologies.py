@@ -139,6 +139,21 @@ class Cluster:
         for node in self.nodes:
             node.kill()
 
+    def add(self) -> StoreServer:
+        """Have another node join, which serves no slot."""
+        folder = self.nodes[0].folder.with_name(f"node-{len(self.nodes)}")
+        node = StoreServer(self.kind, folder, *_CLUSTER, *_FAST_SYNC)
+        node.start()
+        self.nodes.append(node)
+        with self.nodes[0].client() as client:
+            client.execute_command("CLUSTER", "MEET", HOST, node.port)
+            wait_until(lambda: all(self._knows_all(each) for each in self.nodes), "new node")
+        with node.client() as client:
+            wait_until(
+                lambda: "cluster_state:ok" in text(client.execute_command("CLUSTER", "INFO")), "new node"
+            )
+        return node
+
     def empty(self) -> None:
         """Remove all data."""
         for node in self.nodes[: self._primaries]:

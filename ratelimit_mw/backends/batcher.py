@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import Connection, OnReply, Reply, ServerMovedError
-from ratelimit_mw.backends.operations import Operation, Template, bulk, compose, hand_out, take
+from ratelimit_mw.backends.operations import Operation, bulk, compose, hand_out, take
 from ratelimit_mw.charge import WAITS, BackendError, Load
 from ratelimit_mw.compiled import core
 
@@ -81,14 +81,14 @@ class Batcher(_Outbox):
         *,
         timeout: float,
         clock_argument: Callable[[], bytes],
-        probe_key: bytes,
+        new_probe: Callable[[], Operation],
         group: Group | None = None,
         redirect: Redirect | None = None,
     ) -> None:
         self._connect = connect
         self._timeout = timeout
         self._clock_argument = clock_argument
-        self._probe_key = probe_key
+        self._new_probe = new_probe
         self._group = group
         self._redirect = redirect
         self._loop = asyncio.get_running_loop()
@@ -243,7 +243,8 @@ class Batcher(_Outbox):
     def _on_reply(self, reply: Reply) -> None:
         batch = self._sent.popleft()
         if isinstance(reply, list) and len(reply) == len(batch.groups) + 1:
-            self._attempt = 0
+            if self._connecting is None:  # the probe says less: it is one key alone
+                self._attempt = 0
             waited = self._loop.time() - batch.since
             self._waited += waited
             self._waits[bisect_left(WAITS, waited)] += 1
@@ -339,7 +340,7 @@ class Batcher(_Outbox):
 
     async def _probe(self) -> None:
         """Have a script write: a server may accept connections and be loading, hang, or be a replica."""
-        probe = Operation(Template(bulk(self._probe_key), 1, b"D\x01"))
+        probe = self._new_probe()
         probe.since = self._loop.time()
         self._send([probe], by_digest=self._by_digest)
         await probe

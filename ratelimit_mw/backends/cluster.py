@@ -149,11 +149,8 @@ class _Partitions(RedisBackend):
         self._nodes = nodes
 
     def _new_batcher(self) -> Sender:
-        probe_key = self._prefix + b"{probe}"
-        new_batcher = partial(
-            Batcher, timeout=self._timeout, clock_argument=self._clock_argument, probe_key=probe_key
-        )
-        return Router(self._nodes, new_batcher, timeout=self._timeout, probe_key=probe_key)
+        new_batcher = partial(Batcher, timeout=self._timeout, clock_argument=self._clock_argument)
+        return Router(self._nodes, new_batcher, timeout=self._timeout, prefix=self._prefix)
 
 
 class _Step(NamedTuple):

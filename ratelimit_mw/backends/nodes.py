@@ -6,7 +6,7 @@ from binascii import crc_hqx
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ratelimit_mw.backends.connection import Client, ServerConnector
+from ratelimit_mw.backends.connection import Client, ReplyError, ServerConnector
 from ratelimit_mw.backends.hosts import Address, read_hosts
 from ratelimit_mw.charge import BackendError
 
@@ -78,6 +78,13 @@ class Nodes:
         try:
             async with asyncio.timeout(2 * self._timeout):
                 ranges = await client.execute("CLUSTER", "SLOTS")
+        except ReplyError as error:
+            if _NO_CLUSTER not in str(error):
+                raise
+            if len(self.seeds) == 1:
+                return [node] * SLOTS  # a server of its own, which has everything
+            name = f"{node.host}:{node.port}"
+            raise BackendError(f"{name} is a server of its own and no node of a cluster: {error}") from error
         except TimeoutError as error:
             raise BackendError(f"{node.host}:{node.port} does not answer") from error
         finally:
@@ -90,3 +97,7 @@ class Nodes:
         if not ranges:
             raise BackendError(f"{node.host}:{node.port} knows of no slots")
         return owners
+
+
+_NO_CLUSTER = "cluster support disabled"
+"""In the answer of a server that was not started as a node."""

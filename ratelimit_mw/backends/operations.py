@@ -147,6 +147,11 @@ if core is not None and not TYPE_CHECKING:
     Template, Operation = core.Template, core.Operation
 
 
+def probe_of(key: bytes) -> Operation:
+    """A small write that changes nothing: the deletion of a key that is never written."""
+    return Operation(Template(bulk(key), 1, b"D\x01"))
+
+
 def take(queue: list[Operation], most: int) -> list[Operation]:
     """Up to so many operations from the front of a queue, without those that are over."""
     batch: list[Operation] = []

@@ -7,11 +7,11 @@ import asyncio
 import struct
 import time
 from collections.abc import Awaitable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 from ratelimit_mw.backends.batcher import Batcher
-from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk
+from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk, probe_of
 from ratelimit_mw.backends.packing import (
     ACQUIRE,
     ADMITTED,
@@ -308,7 +308,7 @@ class RedisBackend:
             self._connector.connect,
             timeout=self._timeout,
             clock_argument=self._clock_argument,
-            probe_key=self._prefix + b"probe",
+            new_probe=partial(probe_of, self._prefix + b"probe"),
         )
 
     def _clock_argument(self) -> bytes:
