@@ -169,9 +169,10 @@ class Leases:
             units = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
+        started = asyncio.get_running_loop().time()
         if not lease.is_ended or lease.is_detached:
             await self._open_estimate(lease)
-        await self._arrive(self._settle(lease, units, replace), "a settle", lease)
+        await self._arrive(self._settle(lease, units, replace), "a settle", lease, started)
 
     async def _open_estimate(self, lease: Lease) -> None:
         """Give a request that has none an estimate of nothing, never refused, to be settled later."""
@@ -217,12 +218,18 @@ class Leases:
             logger.warning("lease %s could not be renewed: %s", lease.id, error)
             return True
 
-    async def _arrive(self, sent: Awaitable[object], what: str, lease: Lease) -> None:
-        """Wait for the backend as long as a request would. What is owed to it goes on without the caller."""
+    async def _arrive(
+        self, sent: Awaitable[object], what: str, lease: Lease, started: float | None = None
+    ) -> None:
+        """Wait for the backend as long as a request would. What is owed to it goes on without the caller.
+
+        The time counts from `started`, where something was waited for before.
+        """
         task = asyncio.ensure_future(_log_failure(sent, what, lease.id))
         self.owed.add(task)
         task.add_done_callback(self.owed.discard)
-        done, _ = await asyncio.wait([task], timeout=self._timeout)
+        waited = 0.0 if started is None else asyncio.get_running_loop().time() - started
+        done, _ = await asyncio.wait([task], timeout=max(self._timeout - waited, 0))
         if not done:
             logger.warning("%s of lease %s waits for the backend", what, lease.id)
 

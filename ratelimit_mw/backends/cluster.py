@@ -14,6 +14,7 @@ from ratelimit_mw.backends.nodes import Nodes
 from ratelimit_mw.backends.operations import Sender
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.backends.router import Router
+from ratelimit_mw.backends.time_limit import time_limit
 from ratelimit_mw.charge import (
     NOTHING_HELD,
     BackendError,
@@ -46,6 +47,7 @@ class ClusterBackend:
         clock: Clock | None = None,
     ) -> None:
         """`url` names some of the nodes; the rest is as of `RedisBackend`."""
+        self._timeout = timeout
         nodes = Nodes(url, timeout=timeout, options=options)
         self._partitions = _Partitions(
             nodes, namespace=namespace, timeout=timeout, options=options, clock=clock
@@ -78,25 +80,8 @@ class ClusterBackend:
         """Charge all of `charge`'s counters, or none."""
         if charge.is_of_one:
             return await self._partitions.acquire(charge, lease_id, price)
-        steps = _steps_of(charge)
-        outcomes: list[Outcome] = []
-        try:
-            for step in steps:
-                outcomes.append(await self._partitions.acquire(step.charge, lease_id, price))
-                if not outcomes[-1].admitted:
-                    break
-            else:
-                return _admission(charge, lease_id, price, steps, outcomes)
-        except (BackendError, asyncio.CancelledError):
-            self._give_back(steps, lease_id, outcomes)
-            raise
-        *admitted, refusal = outcomes
-        self._give_back(steps, lease_id, admitted)
-        # So that the wait that is told covers these, too.
-        rest = await self._peek(steps[len(outcomes) :], price)
-        before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
-        figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
-        return Outcome.of(False, outcomes[0].now, figures, NOTHING_HELD)
+        async with time_limit(self._timeout):
+            return await self._acquire_in_steps(charge, lease_id, price)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -131,6 +116,27 @@ class ClusterBackend:
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
         await _all([self._partitions.reset(step.charge) for step in _steps_of(charge)])
+
+    async def _acquire_in_steps(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        steps = _steps_of(charge)
+        outcomes: list[Outcome] = []
+        try:
+            for step in steps:
+                outcomes.append(await self._partitions.acquire(step.charge, lease_id, price))
+                if not outcomes[-1].admitted:
+                    break
+            else:
+                return _admission(charge, lease_id, price, steps, outcomes)
+        except (BackendError, asyncio.CancelledError):
+            self._give_back(steps, lease_id, outcomes)
+            raise
+        *admitted, refusal = outcomes
+        self._give_back(steps, lease_id, admitted)
+        # So that the wait that is told covers these, too.
+        rest = await self._peek(steps[len(outcomes) :], price)
+        before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
+        figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
+        return Outcome.of(False, outcomes[0].now, figures, NOTHING_HELD)
 
     async def _peek(self, steps: Sequence["_Step"], price: int) -> list[Outcome]:
         return await _all([self._partitions.peek(step.charge, price) for step in steps])

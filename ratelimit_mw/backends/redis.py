@@ -174,11 +174,15 @@ class RedisBackend:
 
     async def _decide(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> Outcome:
         """What needs to know the day, whose periods are part of keys; and what happens seldom."""
-        answered = 0
+        answered, loop = 0, asyncio.get_running_loop()
+        give_up_at = loop.time() + self._timeout
         for _ in range(ASKED_AGAIN):
             now = self._now()
             hold = charge.hold(lease_id, price, now) if kind == b"A" else NOTHING_HELD
             operation, packed = self._operation_of(kind, charge, lease_id, price, hold, now)
+            if answered:  # once more, in what is left of the request's time
+                error = BackendError(f"asked again for more than {self._timeout:g} s")
+                loop.call_at(give_up_at, operation.fail, error)
             try:
                 answered, answer = await self._submit(operation)
             except asyncio.CancelledError:
