@@ -909,7 +909,7 @@ cdef class Operation:
     cdef public bytes id
     cdef public object orphaned, about, future, result
     cdef public double since
-    cdef public bint must_arrive, is_asking
+    cdef public bint must_arrive, is_asking, is_once
     cdef public int tries
     cdef bint takes_told  # whether its answer is wanted as it was told
 

@@ -158,12 +158,13 @@ local members = {'', ''} -- ids, or ids and when they expire, as arguments
 
 local function decide_slots(plan, limit, key, j, alone, admitted)
   local shared, charges = not alone and rare().shared(key, limit), plan.charges
-  local quota, lease, n, count = limit.quota, limit.length, shared and shared.n or 0, nil
+  local quota, lease, n, expired, count = limit.quota, limit.length, shared and shared.n or 0, 0, nil
   if charges then
     count = shared and shared.count or call('ZCARD', key)
     if count + plan.number > quota and not (shared and shared.purged) then
-      count = count - call('ZREMRANGEBYSCORE', key, '-inf', now)
-      if shared then shared.purged = true end
+      expired = call('ZCOUNT', key, '-inf', now)
+      count = count - expired
+      if shared then shared.purged, shared.expired = true, expired end
     end
     if shared then shared.count = count end
   else
@@ -182,6 +183,7 @@ local function decide_slots(plan, limit, key, j, alone, admitted)
       shared.n, shared.lease = n + 2 * admitted, math.max(shared.lease, lease)
     else
       call('ZADD', key, spread(added, 1, 2 * admitted))
+      if expired > 0 then call('ZREMRANGEBYSCORE', key, '-inf', now) end -- now that it cannot take the key away
       keep_alive(key, lease, count == 0)
     end
     count = count + admitted
@@ -531,7 +533,7 @@ function rare()
     -- What is known of a key that several charges need.
     local s = states[key]
     if not s then
-      s = {key = key, letter = limit.letter, limit = limit, n = 0, added = {}, lease = 0}
+      s = {key = key, letter = limit.letter, limit = limit, n = 0, added = {}, lease = 0, expired = 0}
       states[key], order[#order + 1] = s, s
     elseif limit.quota > s.limit.quota then
       s.limit = limit
@@ -545,6 +547,7 @@ function rare()
     elseif s.letter == 'C' then
       if s.n == 0 then return end
       call('ZADD', s.key, spread(s.added, 1, s.n))
+      if s.expired > 0 then call('ZREMRANGEBYSCORE', s.key, '-inf', now) end
       keep_alive(s.key, s.lease, false)
     elseif s.changed then
       local life = max(math.floor((s.ends - now + KEPT) / 1000), 1)

@@ -290,8 +290,9 @@ class Batcher(_Outbox):
 
     def _fail(self, operations: list[Operation], error: BackendError, *, maybe_done: bool = False) -> None:
         if not self._is_closed:
-            self._queue[0:0] = [operation for operation in operations if operation.must_arrive]
-            operations = [operation for operation in operations if not operation.must_arrive]
+            owed = [op for op in operations if op.must_arrive and not (maybe_done and op.is_once)]
+            self._queue[0:0] = owed
+            operations = [operation for operation in operations if operation not in owed]
         for operation in operations:
             operation.fail(error)
             if maybe_done and operation.orphaned is not None:

@@ -94,6 +94,8 @@ class Operation:
     # What few of them have is not set for each: one is made for every request.
     must_arrive = False
     """Sent again until it arrives: for operations that are idempotent and owed."""
+    is_once = False
+    """Not sent again where it may have been done: for an operation that is owed and not idempotent."""
     is_asking = False
     """Sent after ASKING: its keys are moving to this node of a cluster."""
     tries = 0

@@ -259,11 +259,12 @@ class RedisBackend:
             return
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
-            # Not sent again: done twice, it would give back another request's units.
             body = FINISH.pack(b"F", len(windows), Money.UNTOUCHED.value, now, charge.cost)
             keys = [self._key(counter, now) for counter in windows]
             limits = [pack_limit(counter.limit) for counter in windows]
-            self._submit(operation_on(keys, b"".join((body, *limits, lease_id))))
+            operation = operation_on(keys, b"".join((body, *limits, lease_id)))
+            operation.is_once = True  # done twice, it would give back another request's units
+            self._submit(operation, must_arrive=True)
         if hold is not NOTHING_HELD:
             self._owe_finish(hold, Money.GIVE_BACK)
 
