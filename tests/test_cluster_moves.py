@@ -99,6 +99,25 @@ async def test_a_charge_on_a_slot_that_moves_counts_once(cluster: Cluster) -> No
         assert [figures.used for figures in outcome.figures] == [1, 2]
 
 
+async def test_operations_sent_together_are_each_asked_for_at_the_right_node(cluster: Cluster) -> None:
+    """Of two keys of a caller one has moved: Redis 6.2 refuses a call with both as if both had."""
+    charges = [Charge([window(9, 1, unit, of="parted")]) for unit in ("minute", "hour")]
+    slot = slot_of("parted")
+    source = cluster.owner_of(slot)
+    target = next(node for node in cluster.nodes if node is not source)
+    async with opened(cluster) as backend:
+        for charge in charges:
+            await backend.acquire(charge, new_id())
+        cluster.open_migration(slot, target)
+        assert move_one_key(slot, source, target) == 1
+        for used in (2, 3):
+            outcomes = await asyncio.gather(*[backend.acquire(charge, new_id()) for charge in charges])
+            assert [outcome.figures[0].used for outcome in outcomes] == [used, used]
+        cluster.move_keys(slot, source, target)
+        cluster.close_migration(slot, target)
+        assert [(await backend.peek(charge)).figures[0].used for charge in charges] == [3, 3]
+
+
 class Callers:
     """Requests of several callers that settle, each less than its estimate, and end; and what they should
     have come to.

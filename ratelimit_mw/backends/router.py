@@ -169,6 +169,12 @@ class Router:
         word, _, rest = error.partition(" ")
         if word not in ("MOVED", "ASK", "TRYAGAIN") and not error.startswith(_UNSERVED):
             return False
+        if word == "ASK" and len(operations) > 1:
+            # A key of one of them has moved, which says nothing of those of the others: each asks alone.
+            for operation in operations:
+                self._count(operation)
+                self._send_again(operation, 0, node)
+            return True
         slot, _, address = rest.partition(" ")
         target = _address(address, node) if word in ("MOVED", "ASK") else None
         if word == "MOVED":
@@ -177,19 +183,23 @@ class Router:
             self._refresh_soon()
         if self._probes.is_one(node, operations[0]):
             self._redirect_probe(node, operations[0], error)
-            return True
-        if word == "ASK" and target is not None:
+        else:
+            self._send_on(operations, error, target)
+        return True
+
+    def _send_on(self, operations: list[Operation], error: str, target: Address | None) -> None:
+        is_asking = error.startswith("ASK")
+        if is_asking and target is not None:
             self._probes.imports(target, hash_tag(operations[0].template.keys))
         for operation in operations:
-            if word == "CLUSTERDOWN" and not operation.must_arrive:
+            if error.startswith(_UNSERVED) and not operation.must_arrive:
                 operation.fail(BackendError(error))
             tries = self._count(operation)
-            operation.is_asking = word == "ASK"
+            operation.is_asking = is_asking
             if target is None or tries > AT_ONCE:
                 self._send_again(operation, RETRY_WAITS[min(tries, len(RETRY_WAITS)) - 1], target)
             else:
                 self._send_again(operation, 0, target)
-        return True
 
     def _redirect_probe(self, node: Address, probe: Operation, error: str) -> None:
         """Have another slot probed: a node that knows who serves this one may still take no writes."""
@@ -227,10 +237,10 @@ class Router:
 
 
 def _by_partition(operations: list[Operation]) -> Iterable[list[Operation]]:
-    """What may share a call of the script: keys of one slot, and while it moves, of one caller."""
+    """What may share a call of the script: operations on one caller's keys, those sent again excepted."""
     groups: dict[object, list[Operation]] = {}
     for operation in operations:
-        group = operation if operation.is_asking else hash_tag(operation.template.keys)
+        group = operation if operation.tries else hash_tag(operation.template.keys)
         groups.setdefault(group, []).append(operation)
     return groups.values()
 
