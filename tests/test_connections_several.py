@@ -23,7 +23,10 @@ from tests.topologies import SERVICE, Cluster, Sentinels, SentinelServer, runnin
 
 CLUSTER_RIGHTS = "+cluster|slots +asking"
 """What docs/deployment.md adds for a cluster to the rights of users.acl."""
-SENTINEL_RIGHTS = "resetkeys resetchannels -@all +auth +client|setname +sentinel|get-master-addr-by-name"
+SENTINEL_RIGHTS = (
+    "resetkeys resetchannels &+switch-master &+promoted-slave -@all"
+    " +auth +subscribe +client|setname +sentinel|get-master-addr-by-name +sentinel|master"
+)
 """What it gives to the user on the sentinels."""
 
 

@@ -276,6 +276,14 @@ class Connection(asyncio.Protocol):
         self._on_lost(error)
 
 
+async def end_of_watches() -> None:
+    """Wait until the watches of connections that were closed have closed what they opened themselves."""
+    loop = asyncio.get_running_loop()
+    ending = [watch for watch in list(_watches) if watch.get_loop() is loop and watch.cancelling()]
+    if ending:
+        await asyncio.wait(ending, timeout=1.0)
+
+
 _watches: "set[asyncio.Task[BackendError]]" = set()
 """Those that run: an event loop alone does not keep a task."""
 

@@ -11,6 +11,7 @@ from functools import partial, reduce
 from typing import Any
 
 from ratelimit_mw.backends.batcher import Batcher
+from ratelimit_mw.backends.connection import end_of_watches
 from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk, probe_of
 from ratelimit_mw.backends.packing import (
     ACQUIRE,
@@ -111,6 +112,7 @@ class RedisBackend:
             await batcher.drain(CLOSE_TIMEOUT)
             batcher.close()
             self.batchers.pop(loop, None)
+            await end_of_watches()
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
