@@ -199,6 +199,32 @@ async def test_a_node_gets_its_first_slot_key_by_key(
     assert all("connection lost" in each.message or "is back" in each.message for each in caplog.records)
 
 
+async def test_a_cluster_that_wants_all_its_shards_is_away_as_a_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under `cluster-require-full-coverage yes` one dead shard stops all: each node is away, said once, and
+    all are back when it is.
+    """
+    caplog.set_level(logging.WARNING, "ratelimit_mw")
+    cluster = Cluster("redis", tmp_path, "--cluster-require-full-coverage", "yes")
+    with running(cluster):
+        charges = [Charge([window(50_000, of=partition_on(cluster, number))]) for number in range(3)]
+        async with opened(cluster.url) as (backend,):
+            cluster.nodes[0].kill()
+            for charge in charges:
+                while not await _fails(backend, charge):
+                    await asyncio.sleep(0.02)
+            connections = accepted(cluster.nodes[1])
+            await asyncio.sleep(2)
+            assert accepted(cluster.nodes[1]) - connections < MOST_CONNECTIONS
+            assert all([await _fails(backend, charge) for charge in charges])
+            await asyncio.to_thread(cluster.nodes[0].restart)
+            for charge in charges:
+                while await _fails(backend, charge):
+                    await asyncio.sleep(0.02)
+        assert sorted(_word(record.message) for record in caplog.records) == ["away"] * 3 + ["back"] * 3
+
+
 async def test_a_seed_that_is_down_is_passed_over(cluster: Cluster) -> None:
     """Any one node that the URL names, and that is there, leads to all others."""
     down = Cluster("redis", cluster.nodes[0].folder / "never started").nodes[0]

@@ -101,12 +101,16 @@ class Sentinels:
 
 
 class Cluster:
-    """A cluster of so many primaries, each with as many replicas."""
+    """A cluster of so many primaries, each with as many replicas; `arguments` are its servers' own."""
 
-    def __init__(self, kind: str, folder: Path, primaries: int = 3, replicas: int = 0) -> None:
+    def __init__(
+        self, kind: str, folder: Path, *arguments: str, primaries: int = 3, replicas: int = 0
+    ) -> None:
         self.kind = kind
         number = primaries * (1 + replicas)
-        self.nodes = [StoreServer(kind, folder / f"node-{n}", *_CLUSTER, *_FAST_SYNC) for n in range(number)]
+        self.nodes = [
+            StoreServer(kind, folder / f"node-{n}", *_CLUSTER, *_FAST_SYNC, *arguments) for n in range(number)
+        ]
         self._primaries = primaries
 
     @property
