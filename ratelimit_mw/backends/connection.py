@@ -166,9 +166,11 @@ class Client:
 
     async def close(self) -> None:
         """Close the connection; it may be used again."""
-        redis, self._redis = self._redis, None
+        redis = self._redis
         if redis is not None:
             await redis.aclose(close_connection_pool=True)
+        if self._redis is redis:  # forgotten once it is closed: the caller may be cancelled meanwhile
+            self._redis = None
 
     async def _server(self) -> Redis:
         now = asyncio.get_running_loop().time()
