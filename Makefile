@@ -3,24 +3,27 @@
 
 PYTHON ?= python3
 BENCH_PYTHON ?= .venv-bench/bin/python
-PROCESSES ?= 3
+# Tests wait more than they work: for processes to start, for time to pass.
+PROCESSES ?= 6
 
 BIN := .venv/bin
 SOURCES := $(wildcard ratelimit_mw tests examples benchmarks)
-COMPILED := hatch_build.py ratelimit_mw/_speedups.pyx
-TWINS := $(wildcard tests/test_compiled.py tests/test_conformance_batches.py tests/test_conformance_slots.py \
-  tests/test_conformance_windows.py tests/test_headers.py tests/test_identity.py tests/test_limiter.py \
-  tests/test_middleware.py tests/test_prefetch.py tests/test_refused.py tests/test_slots_requests.py)
+# Modules with a .pxd file beside them are compiled: made again when one of them changes.
+TYPES := $(shell find ratelimit_mw -name "*.pxd" 2> /dev/null)
+COMPILED := hatch_build.py $(TYPES) $(wildcard $(TYPES:.pxd=.py) $(TYPES:.pxd=.pyx))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What Python compiles is kept: each of the many processes that tests start would compile it anew.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-quick format check-format lint types imports wheel tests bench clean
+.PHONY: help demo test test-quick format check-format lint types imports wheel tests mutants bench clean
 
 help:
 	@echo "make demo        run the sample API with its dashboard, and print what to try"
 	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, all tests"
 	@echo "make test-quick  the tests without the slow drills and without coverage"
 	@echo "make format      format and fix the code"
+	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money periods\")"
 	@echo "make bench       the load test, in an environment of its own"
 	@echo "make clean       remove what all of these made"
 
@@ -56,18 +59,24 @@ wheel: .venv/installed .venv-wheel/made
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
 	.venv-wheel/bin/python -I tests/check_wheel.py
 
-# Twice what has a compiled twin: as it was installed, and in Python alone. Coverage is of both.
+# All of them twice: as the package was installed, and in Python alone, which coverage is measured of.
 tests: .venv/installed
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal --cov --cov-report= --cov-fail-under=0
-	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal $(TWINS) \
-	  --cov --cov-append --cov-report=term:skip-covered
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
+	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
+	  --cov --cov-report=term:skip-covered
+
+# No part of `test`: it takes hours. `MODULES` in tests/mutants.py has the modules and their tests.
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --group mutants
+	nice -n 19 $(BIN)/python -m tests.mutants $(MUTANTS)
 
 bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
 
 clean:
 	rm -rf .venv .venv-wheel .venv-bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf dist .coverage .coverage.* ratelimit_mw/_speedups.*.so
+	rm -rf dist build .coverage .coverage.*
+	find ratelimit_mw -name "*.so" -delete
 
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.
 .venv/installed: pyproject.toml $(COMPILED)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from redis.asyncio import Redis
 from starlette.applications import Starlette
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks import peers
 from benchmarks.load import PATH
-from ratelimit_mw import RateLimitMiddleware, Settings
+from ratelimit_mw import Identity, KeyEntry, Limiter, RateLimitMiddleware, Settings
 
 LIMIT = int(os.environ.get("BENCH_LIMIT", "1000000"))
 PERIODS = os.environ.get("BENCH_PERIODS", "minute hour").split()
@@ -23,6 +24,8 @@ PERIODS = os.environ.get("BENCH_PERIODS", "minute hour").split()
 ROUTES = int(os.environ.get("BENCH_ROUTES", "1"))
 EXHAUSTED = 10
 """Requests an hour of a key that is refused."""
+TIMEOUT = float(os.environ.get("BENCH_TIMEOUT", "0.1"))
+"""Seconds that a request may wait for Redis."""
 REDIS_URL = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379/0")
 
 
@@ -109,29 +112,91 @@ class OneGet:
         await self.app(scope, receive, send)
 
 
-def settings_of(url: str, *rates: str, slots: int | None = None, prefetch: bool = False) -> Settings:
-    """One plan for all callers, on this backend."""
+class Traced:
+    """A span around each request, as the middleware makes it that traces an app."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - of these variants alone
+
+        self.app = app
+        self.tracer = TracerProvider().get_tracer("benchmark")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on within a span."""
+        with self.tracer.start_as_current_span("request"):
+            await self.app(scope, receive, send)
+
+
+async def chat(scope: Scope, receive: Receive, send: Send) -> None:
+    """Accept a WebSocket and close it: the least that an app can do with one."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1000, "reason": ""})
+
+
+async def knock(app: ASGIApp, caller: int) -> None:
+    """Open one WebSocket of a caller of the load, in this process."""
+    headers = [(b"host", b"bench"), (b"x-api-key", b"key-%d" % caller)]
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(_: Message) -> None:
+        """Nobody reads the answer."""
+
+    await app(
+        {"type": "websocket", "path": PATH, "headers": headers, "client": ("127.0.0.1", 1)}, receive, send
+    )
+
+
+def settings_of(
+    url: str, *rates: str, slots: int | None = None, prefetch: bool = False, price: str | None = None
+) -> Settings:
+    """One plan for all callers, on this backend; with a price, a budget as well."""
     plan = {
         "requests": rates,
         "concurrent": None if slots is None else {"limit": slots},
         "prefetch": prefetch,
+        "spending": None if price is None else {"daily": "1000000"},
     }
+    priced = [] if not price else [{"path": PATH, "price": price}]
     return Settings.model_validate(
         {
-            "backend": {"url": url},
+            "backend": {"url": url, "timeout": TIMEOUT},
             "identity": {"hash_secret": "of the benchmark"},
             "plans": {"default": {name: value for name, value in plan.items() if value is not None}},
             # Rules that never match, in front: a request has to find its way past them.
-            "routes": [{"path": f"/v1/models/m{number}/{{id}}"} for number in range(ROUTES - 1)],
+            "routes": [{"path": f"/v1/models/m{number}/{{id}}"} for number in range(ROUTES - 1)] + priced,
         }
     )
 
 
-def ours(settings: Callable[[], Settings]) -> ASGIApp:
+def ours(settings: Callable[[], Settings], **hooks: Any) -> ASGIApp:
     """The app behind this middleware."""
-    return RateLimitMiddleware(bare(), settings())
+    return RateLimitMiddleware(bare(), settings(), **hooks)
 
 
+def traced(settings: Callable[[], Settings]) -> ASGIApp:
+    """The app behind this middleware, which tells spans how it decided, within one that makes them."""
+    from ratelimit_mw.otel import instrument  # noqa: PLC0415 - of this variant alone
+
+    limiter = Limiter(settings())
+    instrument(limiter)
+    return Traced(RateLimitMiddleware(bare(), limiter=limiter))
+
+
+def identify(scope: Scope) -> Identity | None:
+    """Name a caller by the key, as an app does that knows its own users."""
+    return next((Identity(key.decode(), "default") for name, key in scope["headers"] if name == KEY), None)
+
+
+async def resolve(_: str) -> KeyEntry:
+    """Find any key in the app's own database."""
+    return KeyEntry("default")
+
+
+KEY = b"x-api-key"
 SHORT, LONG = f"{LIMIT}/{PERIODS[0]}", f"{LIMIT * 60}/{PERIODS[1]}"
 SETTINGS: dict[str, Callable[[], Settings]] = {
     "memory": partial(settings_of, "memory://", SHORT, LONG, slots=1000),
@@ -139,8 +204,22 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     "redis-2": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000),
     "prefetch": partial(settings_of, REDIS_URL, SHORT, LONG, prefetch=True),
     "refuse": partial(settings_of, REDIS_URL, f"{EXHAUSTED}/hour"),
+    "priced": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, price="0.000001"),
 }
 """Of this middleware in each of its variants."""
+_TWO, _BUDGET = SETTINGS["redis-2"], partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, price="")
+HOOKED: dict[str, Callable[[], ASGIApp]] = {
+    "on_decision": partial(ours, _TWO, on_decision=lambda _: None),
+    "identify": partial(ours, _TWO, identify=identify),
+    "resolve": partial(ours, _TWO, resolve=resolve),
+    "price": partial(ours, _BUDGET, price=lambda *_: "0.000001"),
+    "traced": partial(traced, _TWO),
+    "websocket": lambda: RateLimitMiddleware(chat, _TWO()),
+    "cluster": partial(ours, _TWO),
+}
+"""Two windows and a slot in Redis with one thing more; `cluster` is for a `BENCH_REDIS` that is one."""
+YARDSTICKS = {"traced": "bare traced", "websocket": "bare websocket", "refuse": "refusal"}
+"""Variants that are not measured against the bare app, each with the one that is its measure."""
 
 
 def same_headers() -> Headers:
@@ -157,11 +236,14 @@ def same_refusal() -> Unframed:
 
 VARIANTS: dict[str, Callable[[], ASGIApp]] = {
     "bare": bare,
+    "bare traced": lambda: Traced(bare()),
+    "bare websocket": lambda: chat,
     "server": lambda: Unframed(answer_of(bare())),
     "headers": same_headers,
     "refusal": same_refusal,
     "get": lambda: OneGet(bare()),
     **{name: partial(ours, settings) for name, settings in SETTINGS.items()},
+    **HOOKED,
     **{name: partial(build, REDIS_URL, LIMIT, predict) for name, build in peers.PEERS.items()},
 }
 

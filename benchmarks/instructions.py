@@ -2,7 +2,8 @@
 
 Counted by callgrind, which has to be installed (valgrind). Unlike times, they are nearly the same on a busy
 machine and on a quiet one. What runs once a second is left out, since callgrind takes fifty times as long.
-Each case runs itself in a process of its own, as `--inside CASE CALLERS URL`.
+`RATELIMIT_PURE_PYTHON=1` counts Python alone; 20,000 callers in turn are more than a process remembers.
+Each case runs itself in a process of its own, as `--inside CASE CALLERS PID`.
 """
 
 import argparse
@@ -15,20 +16,27 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvloop
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from benchmarks.apps import SETTINGS, VARIANTS
+from benchmarks.apps import HOOKED, SETTINGS, VARIANTS, YARDSTICKS, knock
 from benchmarks.load import PATH
 from benchmarks.stored import PATIENCE
-from ratelimit_mw import Limiter, reporting
+from ratelimit_mw import Limiter, RateLimitMiddleware, refused, reporting
 from tests.apps import ROOT
 from tests.servers import StoreServer
+from tests.topologies import Cluster
 
-CASES = ("bare", "headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "refusal")
+CASES = ("headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "priced", *HOOKED)
+ASKING = ("redis-1", "redis-2", "refuse", "priced", *HOOKED)
+"""Cases in which requests may wait for Redis."""
+REFUSING = ("refuse", "refusal")
+IN_REDIS = ("redis-1", "redis-2")
+"""Cases of which Redis is counted too."""
 REQUESTS = 3_200
 CONNECTIONS = 32
 IN_A_CALL = 12
@@ -39,12 +47,14 @@ CALLGRIND = ("valgrind", "--tool=callgrind", "--instr-atstart=no")
 class Transport(asyncio.Transport):
     """Takes what the server answers."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.write = self.written.append  # type: ignore[assignment,method-assign]
+
     def get_extra_info(self, name: str, default: object = None) -> object:
         """As of a connection from this machine."""
         return {"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)}.get(name, default)
-
-    def write(self, data: object) -> None:
-        """Nobody reads it."""
 
     def is_closing(self) -> bool:
         """Never."""
@@ -61,8 +71,9 @@ async def ask_app(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
     server = Config(VARIANTS[case], factory=True, log_level="error", access_log=False, http="httptools")
     server.load()
     protocols = [HttpToolsProtocol(server, ServerState(), {}) for _ in range(CONNECTIONS)]
+    transport = Transport()
     for protocol in protocols:
-        protocol.connection_made(Transport())
+        protocol.connection_made(transport)
     asked = 0
 
     async def ask(number: int) -> None:
@@ -73,16 +84,34 @@ async def ask_app(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
                 protocol.data_received(head.encode())
                 asked += 1
             while not all([each.cycle.response_complete for each in protocols]):
-                await asyncio.sleep(0.0003 if "redis" in case else 0)
+                await asyncio.sleep(0.0003 if case in ASKING else 0)
+        _check(server.loaded_app)
+        statuses = {data[9:12] for data in transport.written if data.startswith(b"HTTP/")}
+        transport.written.clear()
+        if not statuses <= ({b"200", b"429"} if case in REFUSING else {b"200"}):
+            raise RuntimeError(f"{case} was answered {statuses}")
+
+    return ask
+
+
+async def ask_sockets(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
+    """What has so many WebSockets opened, by callers in turn, without a server."""
+    app = VARIANTS[case]()
+    asked = 0
+
+    async def ask(number: int) -> None:
+        nonlocal asked
+        for _ in range(number // CONNECTIONS):
+            await asyncio.gather(*[knock(app, (asked + place) % callers) for place in range(CONNECTIONS)])
+            asked += CONNECTIONS
+        _check(app)
 
     return ask
 
 
 async def ask_redis(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
     """What has so many requests decided about, `IN_A_CALL` at once."""
-    settings = SETTINGS[case]()
-    backend = settings.backend.model_copy(update={"timeout": PATIENCE})
-    limiter = Limiter(settings.model_copy(update={"backend": backend}))
+    limiter = Limiter(SETTINGS[case]())
     await limiter.open()
     asked = 0
 
@@ -100,13 +129,24 @@ async def ask_redis(case: str, callers: int) -> Callable[[int], Awaitable[None]]
 
 async def inside(case: str, callers: int, pid: int) -> None:
     """Ask, and have what the process `pid` runs counted once every caller was met twice."""
-    reporting.REPORT_SECONDS = 1e9
-    ask = await (ask_app if pid == os.getpid() else ask_redis)(case, callers)
+    reporting.REPORT_SECONDS = refused.LONGEST = 1e9
+    asks_app = ask_sockets if "websocket" in case else ask_app
+    ask = await (asks_app if pid == os.getpid() else ask_redis)(case, callers)
     await ask(max(2 * callers, 20 * CONNECTIONS))
     _tell(pid, "-z")
     _tell(pid, "-i", "on")
     await ask(REQUESTS)
     _tell(pid, "-i", "off")
+
+
+def _check(app: Any) -> None:
+    """Raise RuntimeError where the middleware in an app has decided without Redis."""
+    while not isinstance(app, RateLimitMiddleware):
+        app = getattr(app, "app", None)
+        if app is None:
+            return
+    if alone := sum(app.limiter.stats().decisions_without_backend.values()):
+        raise RuntimeError(f"{alone} requests were decided about without Redis")
 
 
 def _tell(pid: int, *setting: str) -> None:
@@ -122,8 +162,8 @@ class CountedStore(StoreServer):
 
 
 @contextmanager
-def store(kind: type[StoreServer]) -> Iterator[StoreServer]:
-    """A Redis while it is needed."""
+def store(kind: type[StoreServer | Cluster]) -> Iterator[Any]:
+    """A Redis, or a cluster, while it is needed."""
     with tempfile.TemporaryDirectory() as folder:
         server = kind("redis", Path(folder))
         server.start()
@@ -135,9 +175,12 @@ def store(kind: type[StoreServer]) -> Iterator[StoreServer]:
 
 def of_app(case: str, callers: int) -> float:
     """Instructions of the app's server for a request."""
-    with store(StoreServer) as server, tempfile.TemporaryDirectory() as folder:
+    kind: type[StoreServer | Cluster] = Cluster if case == "cluster" else StoreServer
+    with store(kind) as server, tempfile.TemporaryDirectory() as folder:
         command = [*CALLGRIND, f"--callgrind-out-file={folder}/out", sys.executable, "-m", __spec__.name]
-        environment = {**os.environ, "BENCH_REDIS": server.url, "PYTHONHASHSEED": "1"}
+        # Under callgrind a turn of the loop takes longer than a request would wait.
+        settings = {"BENCH_REDIS": server.url, "BENCH_TIMEOUT": str(PATIENCE)}
+        environment = {**os.environ, **settings, "PYTHONHASHSEED": "1"}
         arguments = ["--inside", case, str(callers), "0"]
         done = subprocess.run(
             command + arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
@@ -149,7 +192,7 @@ def of_redis(case: str, callers: int) -> float:
     """Instructions of Redis for a request and its release."""
     with store(CountedStore) as server:
         command = [sys.executable, "-m", __spec__.name, "--inside", case, str(callers), str(server.pid)]
-        environment = {**os.environ, "BENCH_REDIS": server.url}
+        environment = {**os.environ, "BENCH_REDIS": server.url, "BENCH_TIMEOUT": str(PATIENCE)}
         subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
         server.stop()
         return _collected(server.log) / (REQUESTS // IN_A_CALL * IN_A_CALL)
@@ -170,11 +213,16 @@ def main() -> None:
         case, callers, pid = arguments.inside
         uvloop.run(inside(case, int(callers), int(pid) or os.getpid()))
         return
-    print(f"{'':<10}{'callers':>8}{'app':>10}{'Redis':>10}")
+    yardsticks: dict[str, float] = {}
+    print(f"{'':<16}{'callers':>8}{'app':>10}{'beyond':>10}{'':<17}{'Redis':>10}")
     for case in arguments.cases:
+        bare = YARDSTICKS.get(case, "bare")
+        if bare not in yardsticks:
+            yardsticks[bare] = of_app(bare, 1)
         for callers in arguments.callers:
-            redis = f"{of_redis(case, callers):>10,.0f}" if case.startswith("redis") else ""
-            print(f"{case:<10}{callers:>8}{of_app(case, callers):>10,.0f}{redis}", flush=True)
+            app = of_app(case, callers)
+            row = f"{case:<16}{callers:>8}{app:>10,.0f}{app - yardsticks[bare]:>10,.0f} {bare:<16}"
+            print(row + (f"{of_redis(case, callers):>10,.0f}" if case in IN_REDIS else ""), flush=True)
 
 
 if __name__ == "__main__":

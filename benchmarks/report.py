@@ -16,6 +16,10 @@ SHARES = (
     ("two windows and a slot in Redis, 1,000 callers", "redis-2 x1000", 0.62, None),
     ("two windows and a slot in memory, one busy caller", "memory", 0.85, "headers"),
     ("two windows and a slot in memory, 1,000 callers", "memory x1000", 0.85, "headers"),
+    ("two windows, a slot and a price in Redis, 100 callers", "priced x100", 0.58, None),
+    ("two windows and a slot with on_decision, 100 callers", "on_decision x100", 0.62, None),
+    ("two windows and a slot with identify, 100 callers", "identify x100", 0.62, None),
+    ("two windows and a slot in Python alone, 100 callers", "redis-2 pure x100", 0.56, None),
     ("refusing an exhausted key", "refuse", 1.30, "refusal"),
     ("two windows in Redis, with prefetch", "prefetch", 0.85, "headers"),
 )

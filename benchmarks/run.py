@@ -17,11 +17,15 @@ from benchmarks.memory import memory
 from benchmarks.peers import PEERS
 from benchmarks.plot import bars
 from benchmarks.report import SHARES, Medians, goals, render, table
-from ratelimit_mw.compiled import core
+from ratelimit_mw.compiled import PURE, is_compiled
 
 MANY = 1000
 """Callers in turn, each known to the process and to Redis."""
-YARDSTICKS = {"fastapi-limiter": "fastapi"}
+SOME = 100
+"""Callers in turn where one thing more is asked of the middleware."""
+MORE = ("redis-2", "priced", "on_decision", "identify", "resolve", "price", "traced")
+"""Variants with two windows and a slot in Redis, each with one thing more, after the one without."""
+YARDSTICKS = {"fastapi-limiter": "fastapi", "traced": "bare traced"}
 """What is not measured against the bare app."""
 RESULTS = Path(__file__).parent / "results"
 SWEEPS = ("connections", "callers", "routes", "workers", "limits")
@@ -77,7 +81,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         stored = memory(running.store.url, running.client)
         missing = running.missing
     lines = goals(medians, stored)
-    kind = "compiled" if core is not None else "in Python alone"
+    kind = "compiled" if is_compiled() else "in Python alone"
     print(f"load: {GENERATOR}, {arguments.rounds} rounds of {arguments.seconds} s, the middleware {kind}")
     print(f"\n{table(medians)}\n\n{render(lines)}")
     _print_missing(missing)
@@ -85,7 +89,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         return
     machine = {
         "python": platform.python_version(),
-        "compiled": core is not None,
+        "compiled": is_compiled(),
         "load": GENERATOR,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
@@ -106,6 +110,9 @@ def _cases(arguments: argparse.Namespace) -> dict[str, Case]:
     cases |= {f"memory x{MANY}": Case("memory", many)}
     cases |= {f"{name} x{MANY}": Case(name, many, stored=MANY) for name in ("redis-1", "redis-2")}
     cases |= {"refuse": Case("refuse", one)}
+    some = replace(one, callers=SOME)
+    cases |= {f"{name} x{SOME}": Case(name, some, yardstick=YARDSTICKS.get(name, "bare")) for name in MORE}
+    cases |= {f"redis-2 pure x{SOME}": Case("redis-2", some, environment=((PURE, "1"),))}
     if not arguments.quick:
         cases |= {name: Case(name, one, yardstick=YARDSTICKS.get(name, "bare")) for name in PEERS}
     cases |= {f"{name} latency": Case(name, alone) for name in ("bare", "get", "redis-1", "redis-2")}
@@ -134,6 +141,10 @@ def _plot(medians: Medians) -> str:
         "redis-2 x1000": ("the same, 1,000 callers", 0.62),
         "memory": ("the same in memory", 0.85),
         "prefetch": ("two windows, prefetch", 0.85),
+        f"priced x{SOME}": ("two windows, slot, price", 0.58),
+        f"on_decision x{SOME}": ("two windows, slot, on_decision", 0.62),
+        f"identify x{SOME}": ("two windows, slot, identify", 0.62),
+        f"redis-2 pure x{SOME}": ("two windows, slot, in Python alone", 0.56),
     }
     peers = {name: name for name in PEERS if name != "fastapi"} | {"get": "one redis-py GET"}
     values = {shown: medians[name]["share"] for name, (shown, _) in ours.items() if name in medians}

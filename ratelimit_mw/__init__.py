@@ -1,5 +1,9 @@
 """Server-side rate limiting for ASGI apps: exact request windows, concurrency slots and budgets."""
 
+from ratelimit_mw.compiled import obey_environment
+
+obey_environment()  # before any other module is imported
+
 from ratelimit_mw.charge import BackendError
 from ratelimit_mw.decision import Decision
 from ratelimit_mw.identity import Identity

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
+from ratelimit_mw.bounded import evict_oldest
 from ratelimit_mw.findings import Finding, say_once
-from ratelimit_mw.room import make_room
 from ratelimit_mw.settings import IdentitySettings
 
 Scope = Mapping[str, Any]
@@ -29,8 +29,12 @@ UNIX = "unix"
 
 _MAX_HOSTS = 16_384
 _MAX_LOOKS = 1_000
+_MANY_CALLERS = 10
 _LONGEST_ADDRESS = 128
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("::ffff:0:0:0/96"))
+"""IPv4 addresses in their last 32 bits, as NAT64 writes them (RFC 6052, section 2.1), NAT64 within one
+network (RFC 8215, taken to use a /96 of it) and SIIT (RFC 2765, section 2.1)."""
 _PORT = re.compile(r"[0-9]{1,5}|_[A-Za-z0-9._-]+")
 _ELEMENT = re.compile(r'(?:[^",]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
 _PAIR = re.compile(
@@ -52,6 +56,10 @@ class AddressReader:
         """Addresses seen lately, as servers and proxies write them."""
         self.looks = _MAX_LOOKS
         """How many more requests from strangers are searched for signs of a proxy."""
+        self.chains = _MAX_LOOKS
+        """How many more forwarded headers are looked at for a balancer that appends its own address."""
+        self._last_hop = ""
+        self._hops_before: set[str] = set()
 
     def __call__(self, scope: Scope) -> str:
         """The text that the caller's address is counted under.
@@ -93,6 +101,21 @@ class AddressReader:
         if header and (host is None or host not in header):
             self.looks = 0
             say_once(_untrusted_proxy(self._header, canonical_address(host or UNIX)))
+        elif header and host is not None and self.chains and len(header) <= MAX_HEADER:
+            self._look_at_end(header.split(","), canonical_address(host))
+
+    def _look_at_end(self, hops: list[str], counted: str) -> None:
+        """Among the first requests: are many callers counted as the one address that ends each list?"""
+        self.chains -= 1
+        end = self._hop(hops[-1])
+        if len(hops) < 2 or end is None or end.text != counted or self._last_hop not in ("", counted):
+            self.chains = 0  # callers are told apart
+            return
+        self._last_hop = counted
+        self._hops_before.add(hops[-2].strip(" \t")[:_LONGEST_ADDRESS])
+        if len(self._hops_before) >= _MANY_CALLERS:
+            self.chains = 0
+            say_once(_balancer_appended(self._header, counted))
 
     def _client(self, hops: list[str]) -> str | None:
         """The first address from the right that is not trusted, else the left-most."""
@@ -102,6 +125,8 @@ class AddressReader:
             if hop is None:
                 return None
             if not hop.trusted:
+                if self.chains:
+                    self._look_at_end(hops, hop.text)
                 return hop.text
             text = hop.text
         return text if len(hops) <= MAX_HOPS else None
@@ -117,7 +142,7 @@ class AddressReader:
         if address is not None:
             hop = Hop(_counted(address), any(address in network for network in self._networks))
         if len(text) <= _LONGEST_ADDRESS:
-            make_room(self.hops, _MAX_HOSTS)
+            evict_oldest(self.hops, _MAX_HOSTS)
             self.hops[text] = hop
         return hop
 
@@ -125,14 +150,16 @@ class AddressReader:
 def canonical_address(text: str) -> str:
     """The text that an address, however written, is counted under; the same again for such a text.
 
-    IPv6 by /64, since one subscriber holds at least that much. Names that are no address, such as those
-    of test clients, become `peer:<name>`, hashed where they are long or hold unusual characters.
+    IPv6 by /64, since one subscriber holds at least that much, unless it carries an IPv4 address. Names that
+    are no address, such as those of test clients, become `peer:<name>`, hashed where they are long or hold
+    unusual characters.
     """
     if text == UNIX:
         return UNIX
     address = _parse(text.removesuffix("/64"))
     if address is not None:
-        return _counted(address)
+        is_network = text.endswith("/64") and isinstance(address, IPv6Address)
+        return _network(address) if is_network else _counted(address)
     name = text.removeprefix("peer:")
     if not _PLAIN_NAME.fullmatch(name):
         name = "sha256-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:32]
@@ -147,9 +174,26 @@ class Hop(NamedTuple):
 
 
 def _counted(address: IPv4Address | IPv6Address) -> str:
-    if isinstance(address, IPv4Address):
-        return str(address)
+    carried = address if isinstance(address, IPv4Address) else _carried(address)
+    return _network(address) if carried is None else str(carried)
+
+
+def _network(address: IPv4Address | IPv6Address) -> str:
     return str(IPv6Network((int(address) >> 64 << 64, 64)))
+
+
+def _carried(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that a translator or a tunnel has put into an IPv6 one, None for any other.
+
+    Only where answers reach none but the holder of that IPv4 address, so that nobody can choose it. All who
+    come through one translator or Teredo server share a /64; a 6to4 site has 65,536 of them.
+    """
+    if address.teredo is not None:
+        return address.teredo[1]
+    low = IPv4Address(int(address) & 0xFFFF_FFFF)
+    if int(low) and any(address in network for network in _TRANSLATED):
+        return low
+    return address.sixtofour
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
@@ -228,3 +272,12 @@ def _untrusted_proxy(header: str, peer: str) -> Finding:
         "name it: its callers are counted together, under its address. If it is a client, nothing is wrong."
     )
     return Finding("untrusted-proxy", text)
+
+
+def _balancer_appended(header: str, address: str) -> Finding:
+    text = (
+        f"all callers are counted as {address}, which ends {header} whoever comes before: a balancer appends "
+        "its own address. Name that in identity.trusted_proxies, too. If it is one client that writes the "
+        "header itself, nothing is wrong."
+    )
+    return Finding("balancer-appended", text)

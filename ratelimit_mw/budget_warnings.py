@@ -5,6 +5,7 @@ import asyncio
 from ratelimit_mw.charge import Backend, BackendError, Charge, Counter, new_lease_id
 from ratelimit_mw.decision import Decision, NearBudget
 from ratelimit_mw.events import BudgetWarning, Notifier
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limits import SECOND, Slots
 from ratelimit_mw.money import format_amount
@@ -21,6 +22,12 @@ class BudgetWarnings:
         self._notify = notify
         self._seen: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave what is under way to the parent process."""
+        leave_to_parent(*self._tasks)
+        self._tasks.clear()
 
     def look(self, identity: Identity, decision: Decision) -> None:
         """Announce the budgets of a decision that are near their end. Waits for nothing."""

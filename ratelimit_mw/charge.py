@@ -3,15 +3,17 @@
 A backend knows these values and nothing of HTTP, plans or API keys.
 """
 
+import math
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import Enum
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
-from ratelimit_mw.compiled import core
-from ratelimit_mw.limits import Allowance, Limit, Slots, Window
+from ratelimit_mw.leaf import digits
+from ratelimit_mw.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw.periods import period_at
 
 Clock = Callable[[], int]
@@ -32,9 +34,7 @@ if hasattr(os, "register_at_fork"):  # or parent and child would go on with the 
 
 
 def new_lease_id() -> bytes:
-    """A lease id that was never handed out. Random bytes are fetched for many at once: each fetch is a
-    call of the system.
-    """
+    """A new random lease id. Random bytes are fetched for many ids at once: each fetch is a system call."""
     try:
         return _fresh_ids.pop()
     except IndexError:
@@ -42,10 +42,6 @@ def new_lease_id() -> bytes:
         *others, one = [fetched[at : at + LEASE_ID_SIZE] for at in range(0, len(fetched), LEASE_ID_SIZE)]
         _fresh_ids.extend(others)
         return one
-
-
-if core is not None and not TYPE_CHECKING:
-    new_lease_id = core.new_lease_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +67,77 @@ class Held(NamedTuple):
     """End of the period in microseconds since 1970; 0 for a slot."""
 
 
-class Hold(NamedTuple):
+class Hold:
     """What an admitted charge holds: all that renewing, settling and releasing it takes, in any process."""
 
-    id: bytes
-    slots: tuple[Held, ...] = ()
-    periods: tuple[Held, ...] = ()
-    lease: float = 0.0
-    """Seconds that the slots last past their last renewal."""
-    price: int = 0
-    currency: str = "USD"
+    __slots__ = ("currency", "id", "lease", "periods", "price", "slots")
+
+    def __init__(
+        self,
+        id: bytes,  # noqa: A002 - the lease's
+        slots: tuple[Held, ...] = (),
+        periods: tuple[Held, ...] = (),
+        lease: float = 0.0,
+        price: int = 0,
+        currency: str = "USD",
+    ) -> None:
+        self.id = id
+        self.slots = slots
+        self.periods = periods
+        self.lease = lease
+        """Seconds that the slots last past their last renewal, and the estimate with them."""
+        self.price = price
+        self.currency = currency
+
+    def with_places(self, slots: tuple[Held, ...], periods: tuple[Held, ...]) -> "Hold":
+        """Make a hold of the same lease on other slots and periods."""
+        return Hold(self.id, slots, periods, self.lease, self.price, self.currency)
+
+    def _values(self) -> tuple[object, ...]:
+        return (self.id, self.slots, self.periods, self.lease, self.price, self.currency)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hold) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return f"Hold{self._values()}"
+
+    @property
+    def has_estimate(self) -> bool:
+        """Whether it holds an amount in any period."""
+        return bool(self.periods and self.price)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether anything of it ends where it is not renewed."""
+        return bool(self.slots or self.has_estimate)
 
 
 NOTHING_HELD = Hold(b"")
 """The hold of a charge that takes neither a slot nor money."""
 
 
-class Charge:
-    """The limits that decide about a request, all together, and what it needs of each window.
+class HeaderWindow:
+    """One of the caller's own windows in a charge, as headers tell of it."""
 
-    Made once for a caller and a route and used for every request. The caller's own counters come first,
-    those that everyone shares last.
+    __slots__ = ("length", "place", "quota", "quota_text", "window")
+
+    def __init__(self, place: int, window: Window) -> None:
+        self.place = place
+        """Index of the window among the counters of its charge."""
+        self.window = window
+        self.quota, self.length = window.quota, window.length
+        self.quota_text = digits(window.quota)
+
+
+class Charge:
+    """The limits that decide about a request, all together, and the cost that each window is charged.
+
+    Made once for a caller and a route, and used for every request. The caller's own counters come first,
+    those that all callers share last.
     """
 
     __slots__ = (
@@ -104,88 +150,85 @@ class Charge:
         "currency",
         "is_held",
         "is_of_one",
+        "last",
         "lease",
-        "like",
         "max_hold",
+        "model",
         "prepared",
-        "shape",
         "slots",
-        "told",
+        "warn_amounts",
         "windows",
     )
 
-    def __init__(self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0) -> None:
+    def __init__(
+        self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0, lease: float = DEFAULT_LEASE
+    ) -> None:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
         taken, at most an eighth of each window and `MAX_AHEAD`; they leave it a window's length after the end
-        of that time.
+        of that time. `lease` is how many seconds the estimate of a charge without slots lasts.
         """
         self._counters: tuple[Counter, ...] | None = tuple(counters)
-        self.like: Charge | None = None
-        """The charge that this one was made from, by `of`; None for one that was made of counters."""
+        self.model: Charge | None = None
+        """The charge that this one was made from, by `for_caller`; None for one made of counters."""
         self.caller = self.address = ""
-        """The partitions that others have others in place of, who are made from this one."""
+        """Partitions of a model that each charge made from it replaces by its own caller's."""
         self.cost = cost
         self.ahead = ahead
-        if ahead and not all(isinstance(c.limit, Window) for c in self.counters):
+        if ahead and not all([isinstance(each.limit, Window) for each in self.counters]):
             raise ValueError("only units of windows are taken ahead")
         if ahead > MAX_AHEAD:
             raise ValueError(f"units are taken at most {MAX_AHEAD} us ahead, not {ahead}")
-        limits = [c.limit for c in self.counters if isinstance(c.limit, Slots)]
-        self.slots = tuple(Held(c.partition, c.scope) for c in self.counters if isinstance(c.limit, Slots))
+        limits = [each.limit for each in self.counters if isinstance(each.limit, Slots)]
+        self.slots = tuple(
+            [Held(each.partition, each.scope) for each in self.counters if isinstance(each.limit, Slots)]
+        )
         # A request's slots are renewed and freed together, so the shortest counts for all.
-        self.lease = min((limit.lease for limit in limits), default=0.0)
-        self.max_hold = min((limit.max_hold for limit in limits if limit.max_hold), default=None)
-        self.allowances = tuple(c for c in self.counters if isinstance(c.limit, Allowance))
+        self.lease = min([limit.lease for limit in limits], default=lease)
+        self.max_hold = min([limit.max_hold for limit in limits if limit.max_hold], default=None)
+        self.allowances = tuple([each for each in self.counters if isinstance(each.limit, Allowance)])
         self.is_held = bool(self.slots or self.allowances)
         """Whether anything of it lasts until it is given back: slots, money."""
         self.is_of_one = len({counter.partition for counter in self.counters}) <= 1
         """Whether all of it is counted under one partition, which is one node of a cluster."""
-        self.windows = tuple(
-            (3 * place, counter.limit)
+        self.windows = [
+            HeaderWindow(place, counter.limit)
             for place, counter in enumerate(self.counters)
             if counter.owner == "caller" and isinstance(counter.limit, Window)
-        )
-        """The caller's own windows, and where each one's figures begin among an outcome's numbers."""
-        self.currency = next(
-            (c.limit.currency for c in self.counters if isinstance(c.limit, Allowance)), "USD"
-        )
+        ]
+        """The caller's own windows."""
+        self.warn_amounts = [
+            (place, math.ceil(Decimal(repr(counter.limit.warn_at)) * counter.limit.amount))
+            for place, counter in enumerate(self.counters)
+            if isinstance(counter.limit, Allowance) and counter.limit.warn_at is not None
+        ]
+        """Place of each budget with a `warn_at`, and the amount from which on it is near its end."""
+        self.currency = "USD"
+        for counter in self.allowances:
+            if isinstance(counter.limit, Allowance):
+                self.currency = counter.limit.currency
         self.prepared: object = None
         """A backend's own: what it has made of this charge once, to use it for every request."""
-        self.shape: object = None
-        """The compiled module's own: what it has made of this charge for all that are made from it."""
-        self.told: Any = None
-        """How it went last, as the backend told it."""
+        self.last: Outcome | None = None
+        """The latest outcome: where this process starts from while the backend is away."""
 
-    def of(self, caller: str, address: str) -> "Charge":
-        """The same for another caller: with other partitions in place of `self.caller` and `self.address`.
+    def for_caller(self, caller: str, address: str) -> "Charge":
+        """Make the same charge for another caller, with other partitions for `self.caller` and `.address`.
 
         What doesn't differ is shared, and counters are made only if somebody looks at them.
         """
         made = Charge.__new__(Charge)
-        made._counters = made.prepared = made.shape = made.told = None  # noqa: SLF001 - its own
-        made.like, made.caller, made.address = self, caller, address
+        made._counters = made.prepared = made.last = None  # noqa: SLF001 - its own
+        made.model, made.caller, made.address = self, caller, address
         made.cost, made.ahead = self.cost, self.ahead
         made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
         made.is_of_one, made.windows, made.currency = self.is_of_one, self.windows, self.currency
+        made.warn_amounts = self.warn_amounts
         made.slots = made.allowances = ()
         if self.slots:
             made.slots = tuple([Held(made.partition_of(held.partition), held.scope) for held in self.slots])
         if self.allowances:
             made.allowances = tuple([each for each in made.counters if isinstance(each.limit, Allowance)])
         return made
-
-    @property
-    def last(self) -> "Outcome | None":
-        """How it went last: where this process starts from while the backend is away."""
-        told = self.told  # another thread may put the next one in its place
-        if told is None or isinstance(told, Outcome):
-            return told
-        outcome: Outcome = told.outcome()
-        return outcome
-
-    @last.setter
-    def last(self, outcome: "Outcome | None") -> None:
-        self.told = outcome
 
     @property
     def steps(self) -> list[int]:
@@ -197,25 +240,46 @@ class Charge:
         """The limits and where they are counted."""
         counters = self._counters
         if counters is None:
-            model = () if self.like is None else self.like.counters
+            model = () if self.model is None else self.model.counters
             counters = self._counters = tuple(
                 [Counter(self.partition_of(c.partition), c.scope, c.limit, c.owner) for c in model]
             )
         return counters
 
+    @property
+    def own_partition(self) -> str:
+        """Partition that the caller's own limits are counted under; "" for none."""
+        return self.caller or (self.counters[0].partition if self.counters else "")
+
     def partition_of(self, partition: str) -> str:
-        """What stands here for a partition of the charge that this one was made from."""
-        if self.like is None:
+        """The partition here in place of one of the model's."""
+        if self.model is None:
             return partition
-        if partition == self.like.caller:
+        if partition == self.model.caller:
             return self.caller
-        return self.address if partition == self.like.address else partition
+        return self.address if partition == self.model.address else partition
+
+    def nearest_window(self, outcome: "Outcome") -> HeaderWindow | None:
+        """The caller's own window under which the fewest more of this charge fit; of equals the longer."""
+        best, fewest, cost = None, 0, self.cost
+        for window in self.windows:
+            left = (window.quota - outcome.used(window.place)) // cost
+            if best is None or left < fewest or (left == fewest and window.length > best.length):
+                best, fewest = window, left
+        return best
+
+    def nears_budget(self, outcome: "Outcome") -> bool:
+        """Whether one of the budgets has reached its `warn_at`."""
+        near = False
+        for place, amount in self.warn_amounts:
+            near = near or outcome.used(place) + outcome.held(place) >= amount
+        return near
 
     def hold(self, lease_id: bytes, price: int, now: int) -> Hold:
         """What this charge holds once it is admitted at `now`; of a budget also where the price is 0."""
         if not self.allowances:
             return Hold(lease_id, self.slots, (), self.lease) if self.slots else NOTHING_HELD
-        periods = tuple(place_of(counter, now) for counter in self.allowances)
+        periods = tuple([place_of(counter, now) for counter in self.allowances])
         return Hold(lease_id, self.slots, periods, self.lease, price, self.currency)
 
 
@@ -246,26 +310,55 @@ class Figures(NamedTuple):
         return self.reset_after
 
 
-class Outcome(NamedTuple):
-    """A backend's answer to a charge."""
+class Outcome:
+    """A backend's answer to a charge: whether it was admitted, and how each limit stands afterwards."""
 
-    admitted: bool
-    now: int
-    numbers: Sequence[int]
-    """The three `Figures` of each of its counters, in their order, in one row: it is made for every request,
-    and mostly little of it is looked at."""
-    hold: Hold
+    __slots__ = ("_row", "admitted", "hold", "now")
+
+    def __init__(self, admitted: bool, now: int, row: Sequence[int], hold: Hold) -> None:
+        """`row` has the three `Figures` of each counter of the charge, in their order, one after the other:
+        it is made for every request, and mostly little of it is looked at.
+        """
+        self.admitted = admitted
+        self.now = now
+        """Time of the decision by the backend's clock, in microseconds since 1970."""
+        self._row = row
+        self.hold = hold
+
+    @classmethod
+    def from_figures(cls, admitted: bool, now: int, figures: Iterable[Figures], hold: Hold) -> Self:
+        """Make an outcome of the figures of each counter."""
+        return cls(admitted, now, tuple(chain.from_iterable(figures)), hold)
 
     @property
     def figures(self) -> list[Figures]:
-        """How each limit stands after the decision, in the order of the charge's counters."""
-        numbers = self.numbers
-        return [Figures(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+        """Figures of each limit after the decision, in the order of the charge's counters."""
+        row = self._row
+        return [Figures(*row[at : at + 3]) for at in range(0, len(row), 3)]
 
-    @classmethod
-    def of(cls, admitted: bool, now: int, figures: Iterable[Figures], hold: Hold) -> Self:
-        """An outcome told by its figures."""
-        return cls(admitted, now, tuple(chain.from_iterable(figures)), hold)
+    def used(self, place: int) -> int:
+        """Units used of the limit at this place: of slots those active, of an allowance the amount spent."""
+        return self._row[3 * place]
+
+    def reset_after(self, place: int) -> int:
+        """Microseconds until the oldest unit leaves the window at this place."""
+        return self._row[3 * place + 1]
+
+    def held(self, place: int) -> int:
+        """Amount that the allowance at this place holds for charges that are not settled yet."""
+        return self._row[3 * place + 1]
+
+    def __repr__(self) -> str:
+        return f"Outcome{self._values()}"
+
+    def _values(self) -> tuple[object, ...]:
+        return (self.admitted, self.now, tuple(self.figures), self.hold)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outcome) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
 
 
 class Money(Enum):
@@ -292,6 +385,10 @@ class BackendError(Exception):
     """The backend could not be asked, did not answer in time or refused; nobody was decided about."""
 
 
+class OperationRefusedError(BackendError):
+    """The backend is there, and refused this one operation: a key of another type, no memory."""
+
+
 WAITS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 """Seconds by which the calls of a backend are told apart."""
 
@@ -310,6 +407,8 @@ class Load(NamedTuple):
     """Seconds that calls took, from the first operation's wait on; all together."""
     waits: tuple[int, ...] = (0,) * (len(WAITS) + 1)
     """Calls by how long they took: up to each of `WAITS`, and longer."""
+    mended: int = 0
+    """Stored values that could not be true, and were mended."""
 
     def plus(self, other: "Load") -> "Load":
         """Both together."""
@@ -320,6 +419,7 @@ class Load(NamedTuple):
             self.failed + other.failed,
             self.waited + other.waited,
             tuple(map(sum, zip(self.waits, other.waits, strict=True))),
+            self.mended + other.mended,
         )
 
 
@@ -327,7 +427,15 @@ class Holder(Protocol):
     """Where holds live, from their admission on."""
 
     async def renew(self, hold: Hold, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+        """Let the slots last `lease` seconds from now; false where one of them was lost before.
+
+        An estimate that has neither lapsed nor been kept lasts for the hold's own lease from now.
+        """
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> "Sequence[bool | BackendError]":
+        """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
+        none. Raises nothing.
+        """
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
@@ -337,6 +445,22 @@ class Holder(Protocol):
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.
+
+        It is under way when this returns, as `finish` is.
+        """
+
+
+class Asked(Protocol):
+    """A charge on its way to a backend."""
+
+    def __await__(self) -> Generator[Any, None, Outcome]:
+        """Wait for the outcome. Raises `BackendError`."""
+
+    def give_up(self) -> None:
+        """The request was cancelled: undo the charge, whether its outcome is here or still to come."""
 
 
 class Backend(Holder, Protocol):
@@ -356,8 +480,20 @@ class Backend(Holder, Protocol):
     async def close(self) -> None:
         """Send what still waits and close; a closed backend may be opened again."""
 
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome | Asked:
+        """Charge all of `charge`'s counters, or none: the outcome, or what to await for it."""
+
+    def take_over(self) -> None:
+        """Send what event loops that have ended still owed. Waits for nothing."""
+
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
-        """Charge all of `charge`'s counters, or none."""
+        """Charge all of `charge`'s counters, or none, and wait for the outcome."""
+
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere, once however often it is asked for.
+
+        What may have been charged though its answer was lost is not given back: it is asked for again.
+        """
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""

@@ -91,33 +91,6 @@ class Decision(NamedTuple):
                     yield NearBudget(limit, left, place_of(counter, self.now))
 
 
-class Admission(NamedTuple):
-    """A request that was admitted, before anybody asks how its limits stand."""
-
-    policy: Policy
-    charge: Charge
-    outcome: Outcome
-    price: int = 0
-
-    @property
-    def decision(self) -> Decision:
-        """The decision that was made."""
-        return decision_of(*self, None)
-
-    def nearest(self) -> tuple[Window, int, int] | None:
-        """As of the decision: the window, its units used and the microseconds until one leaves."""
-        (_, charge, (_, _, numbers, _), _) = self
-        best, fewest = None, 0
-        for at, window in charge.windows:
-            left = (window.quota - numbers[at]) // charge.cost
-            if best is None or left < fewest or (left == fewest and window.length > best[1].length):
-                best, fewest = (at, window), left
-        if best is None:
-            return None
-        at, window = best
-        return window, numbers[at], numbers[at + 1]
-
-
 def _left(window: Window, used: int, cost: int) -> tuple[int, int]:
     """What is smallest for the window that `X-RateLimit-*` describe."""
     return max(window.quota - used, 0) // cost, -window.length

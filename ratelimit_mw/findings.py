@@ -8,6 +8,8 @@ import logging
 from dataclasses import dataclass
 from typing import Literal
 
+from ratelimit_mw.printable import printable
+
 PAGE = "docs/checks.md"
 """Where every check has a section under its name."""
 
@@ -34,7 +36,7 @@ class Finding:
         return f"{PAGE}#{self.name}"
 
     def __str__(self) -> str:
-        return f"{self.text} [{self.link}]"
+        return printable(f"{self.text} [{self.link}]")
 
 
 def say_once(finding: Finding) -> None:

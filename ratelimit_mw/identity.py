@@ -4,26 +4,18 @@ An API key in the clear lives here for the length of a look-up, and in a bounded
 what leaves this module is its hash.
 """
 
-import base64
-import binascii
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ratelimit_mw.address import AddressReader, Scope, canonical_address
+from ratelimit_mw.api_key_reader import ApiKeyReader
 from ratelimit_mw.api_keys import hash_api_key
-from ratelimit_mw.compiled import core
-from ratelimit_mw.room import make_room
+from ratelimit_mw.bounded import evict_oldest
 from ratelimit_mw.settings import KeySettings, Settings
 from ratelimit_mw.settings.errors import nearest_name
-from ratelimit_mw.settings.keys import MAX_KEY
 
-if TYPE_CHECKING:
-    from ratelimit_mw.policy import Policies, Policy
-
-_BLANKS = b" \t"
 _MAX_REMEMBERED = 16_384
 _LONGEST_REMEMBERED = 256
 _PLAIN_ACCOUNT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -49,16 +41,6 @@ class Identity:
     """Limits that a listed key has in place of its plan's."""
 
 
-class IdentityError(Exception):
-    """A request that doesn't say clearly who is calling."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-
-
 class Identifier:
     """Tells who is calling, for one state of the settings.
 
@@ -73,8 +55,9 @@ class Identifier:
         self._anonymous_plan = identity.anonymous_plan
         self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
         self._caps_addresses = bool(identity.per_address)
-        self._secret = identity.hash_secret
-        self._read_api_key = ApiKeyReader(identity.api_key_headers)
+        self._unknown_by_address = self._unknown_are_anonymous or self._caps_addresses
+        self.read_api_key = ApiKeyReader(identity.api_key_headers).read
+        self._secret = identity.hash_secret.get_secret_value()
         self._read_address = AddressReader(identity)
         self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
         self._listed: dict[str, Identity] = {}
@@ -87,35 +70,27 @@ class Identifier:
 
         Raises IdentityError for a key that is too long and for two that differ.
         """
-        api_key = self._read_api_key(scope)
-        if api_key is None:
+        return self.caller(self.read_api_key(scope["headers"]), scope)
+
+    def caller(self, api_key: bytes, scope: Scope) -> Identity:
+        """The caller with this key, as it was sent; without a key, the one at the scope's address."""
+        if not api_key:
             return self.of_address(self._read_address(scope))
         known = self._by_key.get(api_key) or self._look_up(api_key)
         return self.of_unknown(known, self._read_address(scope)) if isinstance(known, str) else known
 
-    def shortcut(self, policies: "Policies") -> "Callable[[Scope], Policy | None] | None":
-        """What finds a caller's policy in one compiled step, and has it made where the caller is new; None
-        where nothing is compiled. It answers None to a request that is not plain.
-        """
-        if core is None:
-            return None
-        known = {
-            "by_key": self._by_key,
-            "unlisted": self._unlisted,
-            "addresses": self._read_address,
-            "most": _MAX_REMEMBERED,
-            "unknown_by_address": self._unknown_are_anonymous or self._caps_addresses,
-        }
-        makers = {"look_up": self._look_up, "of_unknown": self.of_unknown, "of_address": self.of_address}
-        shortcut: Callable[[Scope], Policy | None] = core.Shortcut(
-            self._read_api_key.names, MAX_KEY, policies, {**known, **makers}
-        )
-        return shortcut
+    def remembers(self, api_key: bytes) -> bool:
+        """Whether this key was met lately."""
+        return api_key in self._by_key
+
+    def counted_address(self, identity: Identity, scope: Scope) -> str | None:
+        """The address that a caller's limits depend on; None where they are the same from anywhere."""
+        return self._read_address(scope) if self._unknown_by_address and identity.address else None
 
     def read(self, scope: Scope) -> tuple[bytes, str] | None:
         """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
-        api_key = self._read_api_key(scope)
-        return None if api_key is None else (api_key, self._hash(api_key))
+        api_key = self.read_api_key(scope["headers"])
+        return (api_key, self._hash(api_key)) if api_key else None
 
     def address_of(self, scope: Scope) -> str:
         """The client address of a scope, as it is counted under."""
@@ -156,7 +131,7 @@ class Identifier:
         return self._remember(anonymous, "", address)
 
     def _remember(self, identity: Identity, api_key_hash: str, address: str) -> Identity:
-        make_room(self._unlisted, _MAX_REMEMBERED)
+        evict_oldest(self._unlisted, _MAX_REMEMBERED)
         self._unlisted[api_key_hash, address] = identity
         return identity
 
@@ -164,44 +139,13 @@ class Identifier:
         api_key_hash = hash_api_key(api_key, self._secret)
         known = self.of_key(api_key_hash) or api_key_hash
         if len(api_key) <= _LONGEST_REMEMBERED:
-            make_room(self._by_key, _MAX_REMEMBERED)
+            evict_oldest(self._by_key, _MAX_REMEMBERED)
             self._by_key[api_key] = known
         return known
 
     def _hash(self, api_key: bytes) -> str:
         known = self._by_key.get(api_key) or self._look_up(api_key)
         return known if isinstance(known, str) else known.api_key_hash or hash_api_key(api_key, self._secret)
-
-
-class ApiKeyReader:
-    """Reads the API key of a scope from the headers that the settings name."""
-
-    def __init__(self, headers: Sequence[str]) -> None:
-        self.names = [header.lower().encode("latin-1") for header in headers]
-        self._shown = ", ".join(headers)
-
-    def __call__(self, scope: Scope) -> bytes | None:
-        """The key as it was sent, without the blanks around it. Raises IdentityError."""
-        headers = scope["headers"]
-        by_name = dict(headers)
-        if len(by_name) < len(headers) or not b"".join(by_name).islower():
-            by_name = {}
-            for name, value in headers:  # of one that came more than once, the first counts
-                by_name.setdefault(name.lower(), value)
-        api_key = b""
-        for name in self.names:
-            value = by_name.get(name)
-            if value is None:
-                continue
-            found = _from_authorization(value) if name == b"authorization" else value.strip(_BLANKS)
-            if len(found) > MAX_KEY:
-                message = f"API key too long. At most {MAX_KEY} bytes are allowed."
-                raise IdentityError(431, "API_KEY_TOO_LONG", message)
-            if found and api_key and found != api_key:
-                message = f"Ambiguous API key. Send the same one, or only one, in {self._shown}."
-                raise IdentityError(400, "AMBIGUOUS_API_KEY", message)
-            api_key = api_key or found
-        return api_key or None
 
 
 def address_partition(address: str) -> str:
@@ -233,7 +177,7 @@ def adopt(identity: Identity, settings: Settings) -> Identity:
         raise ValueError(
             f"identify= returned an identity on the plan {identity.plan!r}, which doesn't exist{hint}"
         )
-    secret = settings.identity.hash_secret
+    secret = settings.identity.hash_secret.get_secret_value()
     if plan.share == "account" and identity.account is not None:
         partition = account_partition(identity.account)
     else:
@@ -261,28 +205,3 @@ def _key_partition(api_key_hash: str) -> str:
 def _digits(api_key_hash: str) -> str:
     """Half of a hash: 128 bits tell callers apart, and every byte counts in a backend key."""
     return api_key_hash.partition(":")[2][:32]
-
-
-def _from_authorization(value: bytes) -> bytes:
-    """The key in an `Authorization` header, empty where there is none."""
-    if value[:7] == b"Bearer ":  # as nearly all write it, and what follows says the same
-        return value[7:].strip(_BLANKS)
-    value = value.strip(_BLANKS)
-    scheme, _, rest = value.partition(b" ")
-    if b"\t" in scheme:
-        scheme, _, rest = value.partition(b"\t")
-    name = scheme.lower()
-    if name == b"bearer":
-        return rest.lstrip(_BLANKS)
-    if name == b"basic":
-        return _user_name(rest.lstrip(_BLANKS))
-    return b"" if rest else scheme
-
-
-def _user_name(credentials: bytes) -> bytes:
-    """The user name in `Basic` credentials (RFC 7617), empty where they are malformed."""
-    try:
-        decoded = base64.b64decode(credentials, validate=True)
-    except binascii.Error:
-        return b""
-    return decoded.partition(b":")[0].strip(_BLANKS)

@@ -10,19 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ratelimit_mw.charge import NOTHING_HELD, Held, Hold
-from ratelimit_mw.compiled import core
-from ratelimit_mw.decision import Admission, Decision
+from ratelimit_mw.charge import Held, Hold
+from ratelimit_mw.lease_record import LeaseRecord
 
 if TYPE_CHECKING:
-    import asyncio
     from types import TracebackType
     from typing import Self
 
-    from ratelimit_mw.charge import Charge, Holder
-    from ratelimit_mw.leases import Leases
-    from ratelimit_mw.refused import Refused
-    from ratelimit_mw.renewals import Renewals
 
 MAX_TTL = 30 * 86_400
 """The longest that a detached slot can wait for a worker, in seconds."""
@@ -36,86 +30,19 @@ class LeaseError(ValueError):
     """A token that is damaged, forged or of another secret, or a ttl or amount that is not one."""
 
 
-class LeaseState:
-    """What is remembered of each lease."""
-
-    # What few leases ever set is not set for each: one is made for every request.
-    give_up_at: float | None = None
-    """When the slots have been held for their `max_hold`, by `time.monotonic`; None without one."""
-    renew_at = 0.0
-    """When to renew next, by `time.monotonic`."""
-    renewals: "Renewals | None" = None
-    """What renews the slots of a request, from its admission on."""
-    repeats: "Refused | None" = None
-    """The refusal before that this one repeats."""
-    is_detached = False
-    is_ended = False
-    is_lost = False
-    """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
-    token = ""
-
-    def __init__(
-        self, leases: "Leases", hold: Hold, backend: "Holder", decided: "Decision | Admission"
-    ) -> None:
-        self._leases = leases
-        self.hold = hold
-        self.backend = backend
-        self._decided = decided
-
-
-if core is not None and not TYPE_CHECKING:
-    LeaseState = core.LeaseState
-
-
-class Lease(LeaseState):
+class Lease(LeaseRecord):
     """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
 
     Where nothing was charged, its methods do nothing. It is released when the app has returned from the
     request; a detached one by `Limiter.resume` or `Limiter.release`.
     """
 
-    _admission: Admission | None = None
-    opening: "asyncio.Task[None] | None" = None
-    """What gives a request without a price an estimate of nothing, so that it can be settled."""
-
-    @property
-    def decision(self) -> Decision:
-        """How the limits stood when it was decided."""
-        decided = self._decided
-        if isinstance(decided, Admission):
-            self._admission = decided
-            decided = self._decided = decided.decision
-        return decided
-
-    @property
-    def admission(self) -> "Admission | None":
-        """The same of a plain admission nobody has looked at: what headers need, for less."""
-        return self._decided if isinstance(self._decided, Admission) else None
-
-    @property
-    def unpriced(self) -> "Charge | None":
-        """The charge, with the caller's budgets, of a request that had no price, and was admitted without.
-
-        None for any other.
-        """
-        admission = self._admission or self.admission
-        charge = None if admission is None or self.hold.periods else admission.policy.priced_charge
-        return charge if charge is not None and charge.allowances else None
-
-    @property
-    def is_charged(self) -> bool:
-        """Whether anything was charged for it, or is held."""
-        return (self._admission or self.admission) is not None or self.hold is not NOTHING_HELD
+    __slots__ = ("__weakref__",)
 
     @property
     def id(self) -> str:
         """The lease's random id, as hexadecimal digits; empty where nothing is held."""
         return self.hold.id.hex()
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the request was admitted."""
-        return isinstance(self._decided, Admission) or self._decided.allowed
 
     async def detach(self, *, ttl: float) -> str:
         """Keep slot and price beyond the response; returns the token by which any process goes on.
@@ -134,7 +61,10 @@ class Lease(LeaseState):
         await self._leases.settle(self, amount, replace=replace)
 
     async def release(self) -> None:
-        """Free the slots now instead of at the end. Idempotent."""
+        """Free the slots now instead of at the end. Idempotent.
+
+        The estimate is kept until it is settled or the request ends.
+        """
         await self._leases.release(self)
 
     async def __aenter__(self) -> "Self":
@@ -180,7 +110,9 @@ def write_token(ticket: Ticket, secret: str) -> str:
 
 def read_token(token: object, secret: str) -> Ticket:
     """The ticket in a token. Raises `LeaseError` where it is damaged, forged or of another secret."""
-    parts = token.split(".") if isinstance(token, str) else []
+    if not isinstance(token, str):
+        raise LeaseError(f"a lease token is a string, not {type(token).__name__}")
+    parts = token.split(".")
     if len(parts) != 3 or parts[0] != _VERSION:
         raise LeaseError("this is not a lease token")
     try:
@@ -237,4 +169,8 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    return base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    """The bytes of which `_encode` makes this text. Raises ValueError where it makes another, or none."""
+    data = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if _encode(data) != text:
+        raise ValueError("another text stands for these bytes")
+    return data

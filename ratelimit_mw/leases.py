@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -15,13 +16,17 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Counter,
+    Hold,
     Money,
     Settlement,
     new_lease_id,
 )
 from ratelimit_mw.decision import Decision
+from ratelimit_mw.event_loop import running_loop
 from ratelimit_mw.events import Notifier, SettleIgnored
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
+from ratelimit_mw.lease_record import LeaseRecord
 from ratelimit_mw.limits import Allowance
 from ratelimit_mw.money import format_amount, parse_amount
 from ratelimit_mw.renewals import Renewals
@@ -43,12 +48,23 @@ class Leases:
         self._notify = notify
         self._secret = secret
         self._timeout = timeout
+        self._jobs: dict[bytes, list[Lease]] = {}
+        """Detached leases that go on in this process, by id: each as often as it was resumed."""
+        self._lock = threading.Lock()
         self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
         self.owed: set[asyncio.Future[Any]] = set()
         """What is under way to the backend and has nobody who waits for it."""
         self._slots_lost = 0
         self.settles_ignored = 0
         """How many settles changed nothing."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the leases to the parent process, and count anew."""
+        leave_to_parent(*self.renewals.values(), *self.owed)
+        self.renewals.clear()
+        self.owed.clear()
+        self._slots_lost = self.settles_ignored = 0
 
     @property
     def slots_lost(self) -> int:
@@ -69,23 +85,22 @@ class Leases:
 
     async def finish(self) -> None:
         """Wait for what is under way from the running event loop, for a bounded time."""
-        owed = [task for task in self.owed if task.get_loop() is asyncio.get_running_loop()]
+        owed = [task for task in list(self.owed) if task.get_loop() is asyncio.get_running_loop()]
         if owed:  # and cannot be written any more, which the log has to say
             await asyncio.wait(owed, timeout=self._timeout)
 
-    def keep(self, lease: Lease, charge: Charge) -> Lease:
-        """A lease with slots, which are renewed from now on."""
+    def keep(self, lease: Lease, charge: Charge) -> None:
+        """Renew the slots and the estimate of a lease from now on."""
         if charge.max_hold is not None:
             lease.give_up_at = time.monotonic() + charge.max_hold
         self.renewing().add(lease)
-        return lease
 
-    def _leave(self, lease: Lease) -> None:
+    def _leave(self, lease: LeaseRecord) -> None:
         """Renew a lease's slots no more."""
         if lease.renewals is not None:
             lease.renewals.remove(lease)
 
-    def end(self, lease: Lease, *, failed: bool) -> None:
+    def end(self, lease: LeaseRecord, failed: bool) -> None:
         """The request is over: free its slots; give its estimate back where it failed. Waits for nothing.
 
         A detached lease is left to whoever has its token. Only the first end counts.
@@ -99,14 +114,20 @@ class Leases:
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
-        if isinstance(lease, str):
-            lease = self._of_token(lease)
+        lease = self._given(lease)
         hold = lease.hold
         if hold.slots:
-            self._leave(lease)
+            is_last = True
+            if lease.holders:
+                is_last = self._is_last(lease)
+            else:
+                self._leave(lease)
+                if not lease.is_detached and hold.has_estimate:  # nobody may ever end it
+                    lease.backend.keep(hold)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
-            lease.hold = hold._replace(slots=()) if hold.periods else NOTHING_HELD
-            await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
+            lease.hold = hold.with_places((), hold.periods) if hold.periods else NOTHING_HELD
+            if is_last:
+                await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
 
     async def detach(self, lease: Lease, ttl: float) -> str:
         """See `Lease.detach`."""
@@ -120,20 +141,28 @@ class Leases:
         # One of this process alone becomes the backend's, under the same id, when that is back.
         hold = NOTHING_HELD if lease.is_ended else lease.hold
         lease.token = write_token(Ticket(hold, lease.give_up_at), self._secret)
-        if hold.slots:
+        if hold.is_leased:
             try:
-                await self._renew(lease, seconds)
-            except asyncio.CancelledError:
+                await self._hand_over(lease, seconds)
+            except BaseException:  # cancelled, or ended by hand
                 self._attach(lease)
                 raise
         return lease.token
+
+    async def _hand_over(self, lease: Lease, seconds: float) -> None:
+        """Have the backend keep what a lease holds: slots for so long, the estimate until it is settled."""
+        kept = lease.backend.keep(lease.hold) if lease.hold.has_estimate else None
+        if lease.hold.slots:
+            await self._renew(lease, seconds)
+        if kept is not None:
+            await self._arrive(kept, "the estimate of a detached job", lease)
 
     def _attach(self, lease: Lease) -> None:
         """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
         lease.is_detached, lease.token = False, ""
         if lease.is_ended:  # meanwhile
             lease.backend.finish(lease.hold, Money.KEEP)
-        elif not lease.is_lost:
+        elif not lease.is_lost or lease.hold.has_estimate:
             self.renewing().add(lease)
 
     @asynccontextmanager
@@ -144,14 +173,39 @@ class Leases:
         runs on uncounted, and `is_lost` says so.
         """
         lease = self._of_token(token)
-        if lease.hold.slots and await self._renew(lease, lease.hold.lease):
-            self.renewing().add(lease)
+        if not lease.hold.slots:
+            yield lease
+            return
+        self._join(lease)
         try:
+            if await self._renew(lease, lease.hold.lease):
+                self.renewing().add(lease)
             yield lease
         finally:
-            self._leave(lease)
-            if lease.hold.slots:
+            if lease.hold.slots and self._is_last(lease):
                 lease.backend.finish(lease.hold, Money.UNTOUCHED)
+
+    def _join(self, lease: Lease) -> None:
+        """Go on with a job in this process, beside others perhaps: a queue may deliver it twice."""
+        with self._lock:
+            holders = self._jobs.setdefault(lease.hold.id, [])
+            holders.append(lease)
+            lease.holders = holders
+
+    def _is_last(self, lease: Lease) -> bool:
+        """Leave a job; whether nobody else goes on with it in this process, who would lose the slot."""
+        self._leave(lease)
+        with self._lock:
+            others = self._jobs[lease.hold.id]
+            others.remove(lease)
+            if not others:
+                del self._jobs[lease.hold.id]
+            others = list(others)
+        for other in others:
+            if other.renewals is not None and other.renewals is lease.renewals and not other.is_lost:
+                other.renewals.add(other)  # one of them is renewed in each event loop
+                break
+        return not others
 
     async def renew(self, token: str) -> bool:
         """Let a detached job's slot last for its lease from now; false where it was lost before."""
@@ -160,8 +214,7 @@ class Leases:
 
     async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
-        if isinstance(lease, str):
-            lease = self._of_token(lease)
+        lease = self._given(lease)
         unpriced = lease.unpriced
         if not lease.hold.periods and unpriced is None:
             return
@@ -169,9 +222,10 @@ class Leases:
             units = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
+        started = asyncio.get_running_loop().time()
         if not lease.is_ended or lease.is_detached:
             await self._open_estimate(lease)
-        await self._arrive(self._settle(lease, units, replace), "a settle", lease)
+        await self._arrive(self._settle(lease, units, replace), "a settle", lease, started)
 
     async def _open_estimate(self, lease: Lease) -> None:
         """Give a request that has none an estimate of nothing, never refused, to be settled later."""
@@ -191,10 +245,14 @@ class Leases:
         lease_id = lease.hold.id if lease.hold.slots else new_lease_id()
         opened = (await self._backend.acquire(charge, lease_id, 0)).hold
         # Its slots may have been freed meanwhile.
-        lease.hold = opened._replace(slots=lease.hold.slots, lease=lease.hold.lease)
+        lease.hold = Hold(
+            opened.id, lease.hold.slots, opened.periods, lease.hold.lease, opened.price, opened.currency
+        )
 
     async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
         met = await lease.backend.settle(lease.hold, units, replace=replace)
+        if not lease.hold.slots:
+            self._leave(lease)
         amount = format_amount(units, lease.hold.currency)
         if met is Settlement.DIFFERENT:
             text = "settle ignored: lease %s was settled before with another amount"
@@ -217,14 +275,24 @@ class Leases:
             logger.warning("lease %s could not be renewed: %s", lease.id, error)
             return True
 
-    async def _arrive(self, sent: Awaitable[object], what: str, lease: Lease) -> None:
-        """Wait for the backend as long as a request would. What is owed to it goes on without the caller."""
+    async def _arrive(
+        self, sent: Awaitable[object], what: str, lease: Lease, started: float | None = None
+    ) -> None:
+        """Wait for the backend as long as a request would. What is owed to it goes on without the caller.
+
+        The time counts from `started`, where something was waited for before.
+        """
         task = asyncio.ensure_future(_log_failure(sent, what, lease.id))
         self.owed.add(task)
         task.add_done_callback(self.owed.discard)
-        done, _ = await asyncio.wait([task], timeout=self._timeout)
+        waited = 0.0 if started is None else asyncio.get_running_loop().time() - started
+        done, _ = await asyncio.wait([task], timeout=max(self._timeout - waited, 0))
         if not done:
             logger.warning("%s of lease %s waits for the backend", what, lease.id)
+
+    def _given(self, lease: Lease | str) -> Lease:
+        """A lease as it is, or that of a token."""
+        return lease if isinstance(lease, Lease) else self._of_token(lease)
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
@@ -235,11 +303,12 @@ class Leases:
 
     def renewing(self) -> Renewals:
         """The running loop's renewals."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         renewals = self.renewals.get(loop)
         if renewals is None:
             for closed in [each for each in list(self.renewals) if each.is_closed()]:
-                self.renewals.pop(closed, None)  # another thread's loop may be doing the same
+                ended = self.renewals.pop(closed, None)  # another thread's loop may be doing the same
+                self._slots_lost += 0 if ended is None else ended.lost
             renewals = self.renewals[loop] = Renewals(self._notify)
         return renewals
 

@@ -5,9 +5,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ratelimit_mw.gate import Gate
 from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.settings import SettingsError
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -18,25 +16,25 @@ CLOSE_TIMEOUT = 2.0
 class Lifespan:
     """Opens the limiter before the app starts and closes it after the last request."""
 
-    def __init__(self, limiter: Limiter, error: SettingsError | None, gate: Gate | None) -> None:
+    def __init__(self, limiter: Limiter) -> None:
         self.active = 0
-        """Requests inside the app that did not come through the gate."""
-        self._gate = gate
+        """Number of requests inside the middleware and the app."""
         self._limiter = limiter
-        self._error = error
         self._reported = False
 
-    def report_once(self) -> None:
-        """Log why the settings don't load, the first time that somebody asks."""
-        if self._error is not None and not self._reported:
+    def report_once(self, error: Exception | None) -> None:
+        """Log why nothing can be served, the first time that somebody asks."""
+        if error is not None and not self._reported:
             self._reported = True
-            logger.error("the app is not served: %s", self._error)
+            logger.error("the app is not served: %s", error)
 
-    async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the lifespan scope."""
-        if self._error is not None:
+    async def __call__(
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, error: Exception | None
+    ) -> None:
+        """Serve the lifespan scope; `error` is why nothing can be served."""
+        if error is not None:
             await receive()
-            await send({"type": "lifespan.startup.failed", "message": str(self._error)})
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
         await self._limiter.open()
         asked = False
@@ -74,8 +72,6 @@ class Lifespan:
     async def _close(self) -> None:
         """Before the app closes what it needs itself: wait for the requests that end just now."""
         deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
-        while (
-            self.active or (self._gate and self._gate.active)
-        ) and asyncio.get_running_loop().time() < deadline:
+        while self.active and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         await self._limiter.close()

@@ -1,31 +1,23 @@
 """The limiter: decides about charges, keeps their leases, and knows what to do without its backend."""
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from decimal import Decimal
-from typing import Self, TypeVar
+from typing import Self
 
 from ratelimit_mw.address import canonical_address
 from ratelimit_mw.api_keys import hash_api_key
 from ratelimit_mw.backends import open_backend, open_figures_store
-from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.budget_warnings import BudgetWarnings
-from ratelimit_mw.charge import (
-    NO_LEASE_ID,
-    NOTHING_HELD,
-    Backend,
-    BackendError,
-    Charge,
-    Counter,
-    Outcome,
-    new_lease_id,
-)
-from ratelimit_mw.checks.startup import log_findings
-from ratelimit_mw.decision import Admission, Decision, decision_of
+from ratelimit_mw.charge import Backend, Charge, Counter
+from ratelimit_mw.checks.plain import is_shared
+from ratelimit_mw.checks.startup import LOOK_SECONDS, WorkerCheck, log_findings
+from ratelimit_mw.decider import Decider
+from ratelimit_mw.decision import Decision, decision_of
+from ratelimit_mw.event_loop import running_loop
 from ratelimit_mw.events import (
     DecisionNotifier,
     Notifier,
@@ -36,24 +28,22 @@ from ratelimit_mw.events import (
 )
 from ratelimit_mw.identity import Identifier, Identity
 from ratelimit_mw.lease import Lease
-from ratelimit_mw.leases import EXEMPT, Leases
-from ratelimit_mw.limits import Allowance
+from ratelimit_mw.leases import Leases
 from ratelimit_mw.live.resolve import Resolve
 from ratelimit_mw.live.state import Live
+from ratelimit_mw.live.upkeep import Job
 from ratelimit_mw.local import LocalPolicy
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.money import parse_estimate
 from ratelimit_mw.policy import Policies, Policy
 from ratelimit_mw.prefetch import Prefetch
-from ratelimit_mw.refusal_log import RefusalLog
-from ratelimit_mw.refused import Refusals, Refused
+from ratelimit_mw.refused import Refusals
 from ratelimit_mw.reporting import Reporter
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.stats import Stats
-from ratelimit_mw.tally import Tally, kind_of
+from ratelimit_mw.tally import Tally
 
-logger = logging.getLogger("ratelimit_mw")
-
-T = TypeVar("T")
+TAKE_OVER_SECONDS = 0.5
+"""How often an event loop looks whether another one has ended and left something to do."""
 
 
 class Limiter:
@@ -70,27 +60,39 @@ class Limiter:
     ) -> None:
         """`backend` takes the place of the one that the settings name; `on_event` is told what happens, and
         `on_decision` each decision; `resolve` looks keys up that are neither set live nor in the settings.
+        Raises TypeError for an `on_event` or `on_decision` that would have to be awaited.
         """
         settings = settings or Settings()
         self.tally = Tally()
         """Counts every decision."""
         self.reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
         """Tells the fleet of them."""
-        self.live = Live(settings, resolve, [self.reporter.job()])
+        taking_over = Job("taking over from ended event loops", TAKE_OVER_SECONDS, self._take_over)
+        jobs = [self.reporter.job(), taking_over]
+        if not is_shared(settings):
+            look = WorkerCheck(lambda: self.settings).run
+            jobs.append(Job("looking for other workers", LOOK_SECONDS, look, waits=True))
+        self.live = Live(settings, resolve, jobs)
         log_findings(self.settings)
         self.backend = backend or open_backend(self.settings.backend)
-        self._local = LocalPolicy(self.backend)
         self.refusals = Refusals()
-        # What this process counts by itself it need not remember.
-        self._remembers = not isinstance(self.backend, MemoryBackend)
-        self._secret = self.settings.identity.hash_secret
-        notify = Notifier(on_event)
-        self.observers: Observers | None = None
-        self._log_refusal = RefusalLog()
-        self._budget_warnings = BudgetWarnings(self.backend, notify)
-        self.leases = Leases(self.backend, notify, self._secret, self.settings.backend.timeout)
-        """What was admitted and is not over."""
+        self._secret = self.settings.identity.hash_secret.get_secret_value()
+        self.notify = Notifier(on_event)
+        """Hands events to the app."""
+        self.leases = Leases(self.backend, self.notify, self._secret, self.settings.backend.timeout)
+        """Everything that was admitted and is not over."""
         self.prefetch = Prefetch(self.backend, self.leases.owed)
+        self.decider = Decider(
+            self.backend,
+            tally=self.tally,
+            leases=self.leases,
+            prefetch=self.prefetch,
+            refusals=self.refusals,
+            local=LocalPolicy(self.backend),
+            budget_warnings=BudgetWarnings(self.backend, self.notify),
+            live=self.live,
+        )
+        """Decides about each request."""
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
         self.at_close: list[Callable[[], object]] = []
@@ -148,6 +150,7 @@ class Limiter:
 
     async def open(self) -> None:
         """Connect ahead of the first request. A backend that is away is no error."""
+        running_loop()
         self.reporter.is_serving = True
         await asyncio.gather(self.backend.open(), self.live.open())
 
@@ -155,11 +158,19 @@ class Limiter:
         """Send what is still owed to the backend, for a bounded time, and close."""
         self.leases.stop_renewing()
         await self.live.close()
-        await self._local.holds.close()
+        if any(loop.is_running() for loop in list(self.live.ready)):
+            await self.decider.local.holds.leave()
+        else:
+            await self.decider.local.holds.close()
         await self.backend.close()
         await self.leases.finish()
         for tell in self.at_close:
             tell()
+
+    async def _take_over(self) -> None:
+        """Go on with what event loops that have ended owed to the backend."""
+        self.backend.take_over()
+        self.decider.local.holds.resume()
 
     def stats(self) -> Stats:
         """What this limiter has done, and what waits."""
@@ -167,29 +178,19 @@ class Limiter:
             backend_up=not self.backend.is_away,
             load=self.backend.load,
             totals=self.tally.totals(),
-            decisions_without_backend=dict(self._local.decisions),
+            decisions_without_backend=dict(self.decider.local.decisions),
             leases=self.leases.number,
             slots_lost=self.leases.slots_lost,
             settles_ignored=self.leases.settles_ignored,
-            untold=len(self._local.holds),
-            untold_lost=self._local.holds.lost,
+            untold=len(self.decider.local.holds),
+            untold_lost=self.decider.local.holds.lost,
             version=self.version,
         )
 
     def observe(self, observer: Observer) -> None:
         """Show every decision to `observer`, as it is made. For the app itself there is `on_decision`."""
-        self.observers = self.observers or Observers()
-        self.observers.add(observer)
-
-    def _counted(self, policy: Policy, decision: Decision) -> Decision:
-        if decision.refusal is None:
-            self.tally.admit(policy)
-        else:
-            self.tally.refuse(policy, kind_of(policy, decision))
-            self._log_refusal(policy, decision.refusal, shadow=decision.allowed)
-        if self.observers is not None:
-            self.observers(policy, decision)
-        return decision
+        self.decider.observers = self.decider.observers or Observers()
+        self.decider.observers.add(observer)
 
     # deciding -----------------------------------------------------------------------------------
 
@@ -210,17 +211,16 @@ class Limiter:
         with `async with` or `await lease.release()`. Raises ValueError for a cost below 1, a price that is
         malformed, or when nobody is named.
         """
-        if asyncio.get_running_loop() not in self.live.ready:
+        if running_loop() not in self.live.ready:
             await self.live.get_ready()
         if identity is None and self.live.resolver is not None and (known := self._hashed(api_key)):
             identity = await self.live.resolver.of_key(*known)
-        policy = self.policies.match(
-            self.identity_of(identity, api_key, address), method, path, _check_cost(cost)
-        )
+        caller = self.identity_of(identity, api_key, address)
+        policy = self.policies.match(caller, method, path, _check_cost(cost))
         units = None
         if price is not None and policy.currency is not None:
-            units = parse_amount(price, policy.currency, round_up=True)
-        return await self.charge(policy, units)
+            units = parse_estimate(price, policy.currency)
+        return await self.charge(policy, caller, units)
 
     def identity_of(
         self, identity: Identity | None = None, api_key: str | bytes | None = None, address: str | None = None
@@ -246,98 +246,15 @@ class Limiter:
         data = data.strip(b" \t")
         return (data, hash_api_key(data, self._secret)) if data else None
 
-    async def charge(self, policy: Policy, price: int | None = None) -> Lease:
+    async def charge(
+        self, policy: Policy, identity: Identity | None = None, price: int | None = None
+    ) -> Lease:
         """Decide about one request under a policy. Never raises for a backend that is away.
 
         `price` takes the place of the route's estimate, in units of the caller's currency.
         """
-        if policy.is_exempt:
-            return Lease(self.leases, NOTHING_HELD, self.backend, EXEMPT)
-        if price is None:
-            if policy.stock is not None and (spent := self.prefetch.spend(policy.stock)) is not None:
-                return self._admitted(policy, Admission(policy, policy.charge, spent))
-            price = policy.price
-        charge = policy.charge if price is None else policy.priced_charge
-        never = policy.too_small or (_too_small_budget(charge, price) if price else None)
-        if never is not None:
-            return await self._refuse_for_good(policy, charge, price or 0, never)
-        if self.refusals.kept and (known := self._known_refusal(charge)) is not None:
-            outcome = self.refusals.outcome_of(known)
-            decision = decision_of(policy, charge, outcome, price or 0, None)
-            lease = self._refused(policy, decision)
-            lease.repeats, known.kind = known, kind_of(policy, decision)
-            return lease
-        sent = self.refusals.now()
-        try:
-            lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
-            outcome = await self.backend.acquire(charge, lease_id, price or 0)
-        except BackendError:
-            return self.without_backend(policy, charge, price or 0, None)
-        return self.answered(policy, charge, outcome, price or 0, sent)
-
-    def answered(self, policy: Policy, charge: Charge, outcome: Outcome, price: int, sent: float) -> Lease:
-        """What follows from the backend's answer to a charge that was sent at that time."""
-        charge.last = outcome
-        if outcome.admitted:
-            if self.refusals.kept:
-                self.refusals.admitted(charge)
-            lease = self._admitted(policy, Admission(policy, charge, outcome, price))
-            self.look_ahead(policy, charge)
-        else:
-            if self._remembers:
-                self.refusals.add(charge, outcome, sent)
-            lease = self._refused(policy, decision_of(policy, charge, outcome, price, None))
-        if charge.allowances:
-            self._local.remember(charge, outcome)
-            self._budget_warnings.look(policy.identity, lease.decision)
-        return self.leases.keep(lease, charge) if outcome.hold.slots else lease
-
-    def _admitted(self, policy: Policy, admission: Admission) -> Lease:
-        self.tally.admit(policy)
-        lease = Lease(self.leases, admission.outcome.hold, self.backend, admission)
-        if self.observers is not None:
-            self.observers(policy, lease.decision)
-        return lease
-
-    def look_ahead(self, policy: Policy, charge: Charge) -> None:
-        """Take units ahead, where the plan says so, after a request that found none in hand."""
-        if policy.stock is not None and policy.stock.charge is charge and self._remembers:
-            self.prefetch.asked(policy.stock)
-
-    async def _refuse_for_good(self, policy: Policy, charge: Charge, price: int, never: Counter) -> Lease:
-        """Refuse what never fits, with the figures that its limits show."""
-        try:
-            outcome = await self.backend.peek(charge, price)
-        except BackendError:
-            return self.without_backend(policy, charge, price, never)
-        return self._refused(policy, decision_of(policy, charge, outcome, price, never))
-
-    def _refused(self, policy: Policy, decision: Decision) -> Lease:
-        return Lease(self.leases, NOTHING_HELD, self.backend, self._counted(policy, decision))
-
-    def _known_refusal(self, charge: Charge) -> Refused | None:
-        """A refusal that is remembered, unless it is for the settings to say: the backend is away."""
-        known = self.refusals.find(charge)
-        if known is not None and self.backend.is_away:
-            self.refusals.clear()
-            return None
-        return known
-
-    def repeat(self, policy: Policy, answer: Callable[[Refused, int], T | None]) -> T | None:
-        """What `answer` makes of a refusal that a request without a price meets again, and of its age in
-        microseconds; None where the request has to be decided about.
-        """
-        if policy.price is not None or self.observers is not None or logger.isEnabledFor(logging.DEBUG):
-            return None  # there are others who want to be shown a decision
-        if policy.stock is not None and policy.stock.block is not None:
-            return None  # what was taken ahead may have come since
-        refused = self._known_refusal(policy.charge)
-        if refused is None or refused.kind is None:
-            return None
-        answered = answer(refused, refused.age(self.refusals.now()))
-        if answered is not None:
-            self.tally.refuse(policy, refused.kind)
-        return answered
+        decided = self.decider.decide(policy, identity or policy.identity, price)
+        return decided if isinstance(decided, Lease) else await decided
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
         """How a caller's limits stand, its budgets included; charges nothing. Raises `BackendError`."""
@@ -357,14 +274,6 @@ class Limiter:
             # Only now: whoever asked meanwhile may have been refused by what was just forgotten.
             self.refusals.clear()
             self.prefetch.clear()  # what was taken before is counted nowhere any more
-
-    def without_backend(self, policy: Policy, charge: Charge, price: int, never: Counter | None) -> Lease:
-        """What the settings say about a request while the backend is away."""
-        share = self.settings.backend.local_share
-        self._local.recall(self.policies, policy.identity.partition)
-        decision, hold = self._local.answer(policy, charge, price, never, share=share)
-        lease = Lease(self.leases, hold, self._local.holds, self._counted(policy, decision))
-        return self.leases.keep(lease, charge) if hold.slots else lease
 
     # leases -------------------------------------------------------------------------------------
 
@@ -387,14 +296,6 @@ class Limiter:
     async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
         await self.leases.settle(lease, amount, replace=replace)
-
-
-def _too_small_budget(charge: Charge, price: int) -> Counter | None:
-    """A budget that this price never fits into, whatever was spent."""
-    for counter in charge.allowances:
-        if isinstance(counter.limit, Allowance) and price > counter.limit.amount:
-            return counter
-    return None
 
 
 def _check_cost(cost: int | None) -> int | None:

@@ -25,6 +25,9 @@ EXACT_QUOTA = 1_000
 """Up to this quota a window remembers every request to the microsecond. Above it, requests within
 the same thousandth of the window share one entry, under the later time."""
 
+DEFAULT_LEASE = 30.0
+"""Seconds after which a slot that nobody renews is free again, and an estimate given back."""
+
 OnFailure = Literal["local", "allow", "deny"]
 """What decides while the backend is away: this process alone, nobody, or a refusal."""
 
@@ -66,7 +69,7 @@ class Slots:
     limit: int
     unit: str = "request"
     """What takes a slot, as the refusal's message calls it."""
-    lease: float = 30.0
+    lease: float = DEFAULT_LEASE
     max_hold: float | None = None
     """Seconds after which a slot is no longer renewed, though its work may go on."""
 

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from ratelimit_mw.backends.memory import MemoryBackend, wall_clock
+from ratelimit_mw.bounded import evict_oldest
 from ratelimit_mw.charge import (
     NOTHING_HELD,
     Backend,
@@ -23,10 +24,10 @@ from ratelimit_mw.charge import (
     place_of,
 )
 from ratelimit_mw.decision import Decision, Refusal, decision_of
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.handback import HandBack
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw.policy import Policies, Policy
-from ratelimit_mw.room import make_room
 
 RETRY_UNAVAILABLE = SECOND
 """When to try again where the settings say to refuse, in microseconds."""
@@ -55,28 +56,44 @@ class LocalPolicy:
         self._seeded: dict[tuple[str, str, int], int] = {}
         """When what was known was known that a window of `self._books` began with."""
         self._recalled: set[str] = set()
+        self._priced: dict[str, Charge] = {}
+        """The latest charge with budgets of each caller."""
         self._asked_at = 0
         self.decisions = {"local": 0, "allow": 0, "deny": 0}
         """How many decisions each policy has made."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Count anew."""
+        self.decisions.update(dict.fromkeys(self.decisions, 0))
 
     def answer(
-        self, policy: Policy, charge: Charge, price: int, never: Counter | None, *, share: float
+        self, policy: Policy, charge: Charge, price: int, *, share: float, was_asked: bool = False
     ) -> tuple[Decision, Hold]:
-        """What the settings say about a request while the backend is away.
+        """What the settings say about a request that the backend didn't decide about.
 
-        `never` is a limit that the request can't ever fit into.
+        `was_asked` tells that it is there, and refused this request alone. That may go on for as long as the
+        server does, so that nothing is admitted uncounted then.
         """
         on_failure = policy.on_failure_priced if charge.allowances else policy.on_failure
+        if on_failure == "allow" and was_asked:
+            on_failure = "local"
         self.decisions[on_failure] += 1
         if on_failure == "local":
-            outcome = self.decide(charge, price, share, only_look=never is not None)
-            return decision_of(policy, charge, outcome, price, never, by="local"), outcome.hold
+            outcome = self.decide(charge, price, share)
+            return decision_of(policy, charge, outcome, price, None, by="local"), outcome.hold
         now = self._clock()
         if on_failure == "allow":
             return Decision(True, now, charge.cost, price, policy="allow"), NOTHING_HELD
         refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
         denied = Decision(policy.shadow, now, charge.cost, price, (), refusal, policy.shadow, "deny")
         return denied, NOTHING_HELD
+
+    def look(self, policy: Policy, charge: Charge, price: int, never: Counter, *, share: float) -> Decision:
+        """The refusal of a request that can't ever fit into `never`, with the figures known here."""
+        self.decisions["local"] += 1
+        outcome = self.decide(charge, price, share, only_look=True)
+        return decision_of(policy, charge, outcome, price, never, by="local")
 
     def recall(self, policies: Policies, partition: str) -> None:
         """Start from what was last known of a caller on each of its routes; once a second: outages end."""
@@ -87,22 +104,34 @@ class LocalPolicy:
         if partition in self._recalled or len(self._recalled) >= MAX_KNOWN:
             return
         self._recalled.add(partition)
+        priced = self._priced.get(partition)
+        if priced is not None and priced.last is not None:
+            self.remember(priced, priced.last, since=priced.last.now)
         for policy in policies.of(partition):
             for charge in (policy.charge, policy.priced_charge):
                 last = charge.last
                 if last is not None:
                     self.remember(charge, last, since=last.now)
 
+    def note_budgets(self, charge: Charge) -> None:
+        """Remember where a caller's budgets stand: in `last` of this charge."""
+        partition = charge.own_partition
+        if partition not in self._priced:
+            evict_oldest(self._priced, MAX_KNOWN)
+        self._priced[partition] = charge
+
     def decide(self, charge: Charge, price: int, share: float, *, only_look: bool = False) -> Outcome:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
-        local = Charge([self._at_share(charge, i, part) for i in range(len(charge.counters))], charge.cost)
-        outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
-        if outcome.admitted and not only_look:
-            self.holds.add(charge, outcome.hold, price)
+        counters = [self._at_share(charge, place, part) for place in range(len(charge.counters))]
+        local = Charge(counters, charge.cost, lease=charge.lease)
+        with self.holds.lock:  # so that nobody forgets here what was admitted and is not yet owed
+            outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
+            if outcome.admitted and not only_look:
+                self.holds.add(charge, outcome.hold, price)
         limits = zip(charge.counters, local.counters, outcome.figures, strict=True)
         figures = [_as_real(*each) for each in limits]
-        return Outcome.of(outcome.admitted, outcome.now, figures, outcome.hold)
+        return Outcome.from_figures(outcome.admitted, outcome.now, figures, outcome.hold)
 
     def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
         """Remember how the windows and budgets of `charge` stand by the shared books.
@@ -115,8 +144,8 @@ class LocalPolicy:
                 known = self._known.get(place)
                 if since is not None and known is not None and known.at >= since:
                     continue
-                if place not in self._known and len(self._known) >= MAX_KNOWN:
-                    del self._known[next(iter(self._known))]
+                if place not in self._known:
+                    evict_oldest(self._known, MAX_KNOWN)
                 self._known[place] = _Known(figures, outcome.now)
 
     def _at_share(self, charge: Charge, index: int, share: Decimal) -> Counter:
@@ -143,7 +172,7 @@ class LocalPolicy:
         place = _place(counter)
         is_news = self._seeded.get(place, -1) < known.at
         if is_news:
-            make_room(self._seeded, MAX_KNOWN)
+            evict_oldest(self._seeded, MAX_KNOWN)
             self._seeded[place] = known.at
             if untold := self.holds.untold(counter):  # admitted here, and not yet among what is known
                 entries = [*entries, (self._clock(), untold)]

@@ -3,28 +3,28 @@
 Three ways out: not ours, refused, or the app with a `send` that adds our headers.
 """
 
-import asyncio
-import inspect
 import logging
 import os
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
-from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit_mw.charge import BackendError
-from ratelimit_mw.checks.surroundings import app_findings, mounted_twice
+from ratelimit_mw.api_key_reader import IdentityError
+from ratelimit_mw.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw.dashboard import Dashboard, is_below
+from ratelimit_mw.event_loop import running_loop
 from ratelimit_mw.events import DecisionNotifier, OnDecision, OnEvent
 from ratelimit_mw.findings import say_once
-from ratelimit_mw.gate import gate_of
-from ratelimit_mw.identity import Identity, IdentityError, adopt
+from ratelimit_mw.hook_errors import HookError, answer_as, ask
+from ratelimit_mw.identity import Identity
 from ratelimit_mw.lease import Lease
 from ratelimit_mw.lifespan import Lifespan
 from ratelimit_mw.limiter import Limiter
 from ratelimit_mw.live.resolve import Resolve
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.lookup import LookupEntry
+from ratelimit_mw.money import parse_estimate
 from ratelimit_mw.policy import Policy
 from ratelimit_mw.routing import route_path
 from ratelimit_mw.settings import Settings, SettingsError
@@ -74,15 +74,17 @@ class RateLimitMiddleware:
             # Starlette builds middleware within the lifespan call, where raising would only switch it off.
             self._error = error
             self.limiter = Limiter()
+        if limiter is not None and on_event is not None:
+            limiter.notify.add(on_event)
         if on_decision is not None:
             self.limiter.observe(DecisionNotifier(on_decision))
         self.writers = Writers(self.limiter.settings)
-        hooked = identify is not None or price is not None
-        self._gate = None if hooked or self._error is not None else gate_of(self)
-        self._lifespan = Lifespan(self.limiter, self._error, self._gate)
+        self._lifespan = Lifespan(self.limiter)
+        self._live, self._decider, self._leases = self.limiter.live, self.limiter.decider, self.limiter.leases
         self._usage = UsageEndpoint(self.limiter)
         self._dashboard = Dashboard(self.limiter)
-        for finding in app_findings(app, RateLimitMiddleware):
+        routers = router_findings(app, self.limiter.settings)
+        for finding in (*app_findings(app, RateLimitMiddleware), *routers):
             say_once(finding)
 
     @property
@@ -90,50 +92,23 @@ class RateLimitMiddleware:
         """Why the settings don't load; None where they do."""
         return self._error
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        writers = self.writers  # the request keeps them to the end
-        passage = None if self._gate is None else self._gate.enter(scope, send)
-        if passage is None:
-            await self._serve(scope, receive, send)
-            return
-        if isinstance(passage, tuple):
-            start, body = passage
-            await send(start)
-            await send(body)
-            return
-        try:
-            asked = passage.asked
-            if asked is not None:
-                try:
-                    answer = await asked
-                except asyncio.CancelledError:
-                    passage.give_up()
-                    raise
-                except BackendError:
-                    refused = passage.unanswered()
-                else:
-                    refused = passage.answered(answer)
-                if refused is not None:
-                    await _respond(_refusal(refused, writers), scope, receive, send)
-                    return
-            await self.app(scope, receive, passage)
-        finally:
-            passage.leave()
-
-    async def _serve(  # noqa: C901, PLR0912 - the whole path: each further call would cost it
+    async def __call__(  # noqa: C901, PLR0912 - the whole way: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Serve one connection in Python alone. The gate is the short way of what is plain here."""
-        if scope["type"] not in ("http", "websocket") or self._error is not None:
-            await self._serve_unlimited(scope, receive, send)
+        """Serve one connection."""
+        try:
+            loop = running_loop()
+        except RuntimeError as error:
+            await self._serve_unlimited(scope, receive, send, error)
             return
-        # From before the charge on, so that shutdown waits also for what a cancelled one gives back.
+        if scope["type"] not in ("http", "websocket") or self._error is not None:
+            await self._serve_unlimited(scope, receive, send, self._error)
+            return
+        # From before the charge on, so that shutdown waits also for a cancelled one that is given back.
         self._lifespan.active += 1
         try:
-            limiter = self.limiter
-            live = limiter.live
-            if asyncio.get_running_loop() not in live.ready:
+            live = self._live
+            if loop not in live.ready:
                 await live.get_ready()
             rules, writers = live.rules, self.writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
@@ -142,32 +117,29 @@ class RateLimitMiddleware:
                 return
             try:
                 if self._identify_hook is None and live.resolver is None:
-                    identity = rules.identify(scope)
+                    found = rules.lookup.find(scope)
                 else:
-                    identity = await self._identify(scope)
-                    rules = live.rules  # an identity is always made by the present ones
-            except IdentityError as error:
+                    found = await self._look_up(scope)
+            except IdentityError as unclear:
                 if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
-                    await _respond(writers.refusals.unidentified(error), scope, receive, send)
+                    await _respond(writers.refusals.unidentified(unclear), scope, receive, send)
                     return
-                identity = rules.identify.anonymous(scope)
-            policy = rules.policies.match(identity, scope.get("method", "GET"), route_path(scope))
-            price = None if self._price_hook is None else await self._price(scope, policy, identity)
-            if price is None and policy.charge in limiter.refusals.kept:
-                again = limiter.repeat(policy, writers.refusals.again)
-                if again is not None:
-                    await _respond(again, scope, receive, send)
-                    return
-            lease = await limiter.charge(policy, price)
+                found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
+            price = None
+            if self._price_hook is not None:
+                price = await self._price(scope, found.policy, found.identity)
+            lease = self._decider.decide(found.policy, found.identity, price)
+            if not isinstance(lease, Lease):
+                lease = await lease
             if not lease.allowed:
-                await _respond(_refusal(lease, writers), scope, receive, send)
+                await _respond(writers.refusals.answer(lease), scope, receive, send)
                 return
             state = scope.get("state")
-            if state is None:
-                state = scope["state"] = {}
-            elif isinstance(state.get("ratelimit"), Lease):
+            if state and isinstance(outer := state.get("ratelimit"), Lease) and not outer.is_ended:
                 say_once(mounted_twice())
-            state["ratelimit"] = lease
+            # A dict of its own: some servers have one for all requests of a connection. The scope stays the
+            # server's, since middleware around this one reads in it which route the app has found.
+            scope["state"] = {**state, "ratelimit": lease} if state else {"ratelimit": lease}
             sender = Sender(send, writers.headers, lease)
             failed = True
             try:
@@ -175,18 +147,22 @@ class RateLimitMiddleware:
                 failed = sender.status >= 400
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
-                limiter.leases.end(lease, failed=failed)
+                self._leases.end(lease, failed)
+        except HookError as raised:
+            await answer_as(self.app, raised.cause, scope, receive, send)
         finally:
             self._lifespan.active -= 1
 
-    async def _serve_unlimited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What is not a request, and every request while there are no settings to go by."""
+    async def _serve_unlimited(
+        self, scope: Scope, receive: Receive, send: Send, error: Exception | None
+    ) -> None:
+        """Serve what is not a request, and every request where nothing can be served, for this reason."""
         if scope["type"] == "lifespan":
-            await self._lifespan(self.app, scope, receive, send)
+            await self._lifespan(self.app, scope, receive, send, error)
         elif scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
         else:
-            self._lifespan.report_once()
+            self._lifespan.report_once(error)
             await _respond(self._broken(), scope, receive, send)
 
     async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
@@ -208,18 +184,32 @@ class RateLimitMiddleware:
         await _respond(answer, scope, receive, send)
         return True
 
-    async def _identify(self, scope: Scope) -> Identity:
-        """Who is calling, where somebody may have to be waited for who knows.
+    async def _look_up(self, scope: Scope) -> LookupEntry:
+        """Find the policy of a request by the rules in force once it is known who is calling."""
+        rules = self._live.rules
+        if rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
+            identity = rules.identify.anonymous(scope)  # and nobody has to be asked
+        else:
+            identity = await self._identify(scope)
+        return self._live.rules.lookup.find_for(identity, scope)
 
-        By the app's own hook, where there is one, and anonymous, by address, whom that doesn't know.
+    async def _identify(self, scope: Scope) -> Identity:
+        """Identify the caller; may await the app's `identify=` hook or the look-up of a key.
+
+        A caller whom the hook doesn't know is anonymous, by address.
         """
         resolver = self.limiter.live.resolver
         if self._identify_hook is None:
-            return await resolver.caller(scope) if resolver is not None else self.limiter.identify(scope)
-        identity = await _value(self._identify_hook(scope))
+            if resolver is None:
+                return self.limiter.identify(scope)
+            try:
+                return await resolver.caller(scope)
+            except HTTPException as error:  # what the hook says to this key
+                raise HookError(error) from error
+        identity = await ask(self._identify_hook, scope)
         if identity is None:
             return self.limiter.identify.anonymous(scope)
-        return adopt(identity, self.limiter.settings)
+        return self.limiter.live.rules.adopted(identity)
 
     async def _price(self, scope: Scope, policy: Policy, identity: Identity) -> int | None:
         """What the app's own hook estimates; None where the route's price counts.
@@ -228,9 +218,9 @@ class RateLimitMiddleware:
         """
         if self._price_hook is None or policy.currency is None or policy.is_exempt:
             return None
-        amount = await _value(self._price_hook(scope, identity))
+        amount = await ask(self._price_hook, scope, identity)
         try:
-            return None if amount is None else parse_amount(amount, policy.currency, round_up=True)
+            return None if amount is None else parse_estimate(amount, policy.currency)
         except ValueError as error:
             logger.warning("price= returned no amount (%s); the route's price counts", error)
             return None
@@ -238,13 +228,6 @@ class RateLimitMiddleware:
     def _broken(self) -> Response:
         message = "The service is not configured correctly. Its operator finds the reason in the log."
         return self.writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
-
-
-def _refusal(lease: Lease, writers: Writers) -> Response:
-    response = writers.refusals(lease.decision)
-    if lease.repeats is not None:
-        writers.refusals.keep(lease.repeats, response, lease.decision)
-    return response
 
 
 async def _respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
@@ -259,7 +242,3 @@ async def _respond(response: Response, scope: Scope, receive: Receive, send: Sen
     start = {"type": f"{prefix}http.response.start", "status": response.status, "headers": response.headers}
     await send(start)
     await send({"type": f"{prefix}http.response.body", "body": response.body})
-
-
-async def _value(result: Any) -> Any:
-    return await result if inspect.isawaitable(result) else result

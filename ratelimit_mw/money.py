@@ -5,7 +5,7 @@ APIs meter) counts whole tokens.
 """
 
 import re
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 TOKEN = "token"
 """The currency whose amounts are whole numbers of tokens."""
@@ -13,21 +13,40 @@ TOKEN = "token"
 MAX_UNITS = 10**15
 """The largest amount: a billion of a currency. Sums of two stay below 2^53, where Lua's numbers are exact."""
 
-_DECIMAL_TEXT = re.compile(r"[0-9]+(\.[0-9]+)?")
+_PLAIN_TEXT = re.compile(r"[0-9]+(\.[0-9]+)?")
 _MAX_TEXT = 100
+_NO_AMOUNT = 'an amount is a decimal number of 0 or more, such as "25.00"'
+
+
+class AmountTooLargeError(ValueError):
+    """An amount above `MAX_UNITS`."""
+
+
+def parse_estimate(amount: str | int | Decimal, currency: str) -> int:
+    """Return an estimate in units of `currency`, rounded up; one above `MAX_UNITS` as more than any budget.
+
+    Raises `ValueError` for what is no amount.
+    """
+    try:
+        return parse_amount(amount, currency, round_up=True)
+    except AmountTooLargeError:
+        return MAX_UNITS + 1
 
 
 def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool = False) -> int:
     """Return `amount` in micro-units of `currency`, or in whole tokens where that is `token`.
 
-    An amount finer than one unit is an error, or with `round_up` (for settled amounts, which exist
-    whatever their digits) the next whole unit. Raises `ValueError` with a sentence for everything that is
-    no such amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
+    A text may have any form that `Decimal` reads, such as "25.00" or "1E-7", so that `str(amount)` means
+    what `amount` does. An amount finer than one unit is an error, or with `round_up` (for settled amounts,
+    which exist whatever their digits) the next whole unit. Raises `ValueError` with a sentence for everything
+    that is no such amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
     """
     digits, exponent = _digits(amount)
+    if not digits:
+        return 0  # whatever its power of ten, which may be too large to work out
     exponent += _decimals(currency)
     if digits and len(str(digits)) + exponent > len(str(MAX_UNITS)):
-        raise ValueError(_too_large(currency))
+        raise AmountTooLargeError(_too_large(currency))
     if exponent >= 0:
         units, rest = digits * int(10**exponent), 0
     else:
@@ -36,7 +55,7 @@ def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool =
         raise ValueError(_too_fine(currency))
     units += bool(rest)
     if units > MAX_UNITS:
-        raise ValueError(_too_large(currency))
+        raise AmountTooLargeError(_too_large(currency))
     return units
 
 
@@ -51,15 +70,20 @@ def format_amount(units: int, currency: str) -> str:
     return f"{sign}{whole}.{f'{micros:06d}'.rstrip('0'):0<2}"
 
 
+def plain_text(amount: str | int | Decimal, currency: str) -> str:
+    """Return `amount` as it was written if that is plain digits such as "25" or "25.00", else as
+    `format_amount` writes it. Raises `ValueError` as `parse_amount`.
+    """
+    units = parse_amount(amount, currency)
+    if isinstance(amount, str) and _PLAIN_TEXT.fullmatch(amount):
+        return amount
+    return format_amount(units, currency)
+
+
 def _digits(amount: object) -> tuple[int, int]:
     """Return whole digits and a power of ten, whose product is the amount."""
     if isinstance(amount, str):
-        if len(amount) > _MAX_TEXT:
-            raise ValueError(f"an amount has at most {_MAX_TEXT} characters")
-        if not _DECIMAL_TEXT.fullmatch(amount):
-            raise ValueError('an amount is a decimal number of 0 or more, such as "25.00"')
-        whole, _, decimals = amount.partition(".")
-        return int(whole + decimals), -len(decimals)
+        return _decimal_digits(_decimal(amount))
     if isinstance(amount, bool) or not isinstance(amount, int | Decimal):
         raise ValueError(f"an amount is a decimal string, an int or a Decimal, not {type(amount).__name__}")
     if isinstance(amount, Decimal) and not amount.is_finite():
@@ -69,6 +93,18 @@ def _digits(amount: object) -> tuple[int, int]:
     if isinstance(amount, int):
         return min(amount, MAX_UNITS + 1), 0
     return _decimal_digits(amount)
+
+
+def _decimal(text: str) -> Decimal:
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f"an amount has at most {_MAX_TEXT} characters")
+    try:
+        amount = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(_NO_AMOUNT) from None
+    if not amount.is_finite() or amount < 0:
+        raise ValueError(_NO_AMOUNT)
+    return amount
 
 
 def _decimal_digits(amount: Decimal) -> tuple[int, int]:

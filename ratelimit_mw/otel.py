@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from ratelimit_mw.decision import Decision
+from ratelimit_mw.lease_record import LeaseRecord, LimitedRequest
 from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.policy import Policy
 from ratelimit_mw.stats import METRICS, Metric
 from ratelimit_mw.tally import limit_name, outcome_of
 
@@ -36,12 +35,13 @@ def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None,
         limiter.observe(describe_span)
 
 
-def describe_span(policy: Policy, decision: Decision) -> None:
+def describe_span(request: LimitedRequest, lease: LeaseRecord) -> None:
     """Write a decision onto the current span, if there is one that is recorded."""
     span = trace.get_current_span()
     if not span.is_recording():
         return
-    refusal, route = decision.refusal, policy.route
+    decision, policy, route = lease.decision, request.policy, request.policy.route
+    refusal = decision.refusal
     span.set_attribute("ratelimit.plan", policy.identity.plan)
     span.set_attribute("ratelimit.outcome", outcome_of(decision))
     if route is not None:

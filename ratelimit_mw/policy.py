@@ -3,16 +3,15 @@
 import hashlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ratelimit_mw.bounded import evict_oldest
 from ratelimit_mw.charge import Charge, Counter
-from ratelimit_mw.compiled import core
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.identity import Identity, address_partition
-from ratelimit_mw.limits import Allowance, Limit, OnFailure, Slots, Window
+from ratelimit_mw.limits import DEFAULT_LEASE, Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw.money import parse_amount
 from ratelimit_mw.prefetch import Stock, is_taken_ahead
-from ratelimit_mw.room import make_room
 from ratelimit_mw.routing import RouteTable
 from ratelimit_mw.settings import Settings
 from ratelimit_mw.settings.tables import PlanSettings, RouteSettings
@@ -29,73 +28,97 @@ _CALLER, _ADDRESS = "caller", "ip:address"
 _ANY_ROUTE = RouteSettings(path="/{rest:path}")
 
 
-class PolicyState:
-    """What changes about a policy."""
+class Policy:
+    """The limits of one caller on one route. They never change; the tally counts decisions on it."""
 
-    admitted = 0
-    """Requests admitted since the tally was added up last."""
-    refused: dict[tuple[str, str], int] | None = None
-    """The same of requests that were not, by outcome and limit; None for none."""
-    ready: object = None
-    """The compiled module's own: what it has made of this policy once, to use it for every request."""
-    is_latest = False
-    """Whether `Policies.latest` has it."""
+    __slots__ = (
+        "admitted",
+        "charge",
+        "currency",
+        "identity",
+        "is_exempt",
+        "is_latest",
+        "on_failure",
+        "on_failure_priced",
+        "price",
+        "priced_charge",
+        "refused",
+        "route",
+        "shadow",
+        "slots",
+        "stock",
+        "too_small",
+    )
 
+    def __init__(  # noqa: PLR0913 - a value, all by name
+        self,
+        *,
+        identity: Identity,
+        route: RouteSettings | None,
+        charge: Charge,
+        priced_charge: Charge,
+        price: int | None,
+        currency: str | None,
+        slots: Slots | None,
+        too_small: Counter | None,
+        on_failure: OnFailure,
+        on_failure_priced: OnFailure,
+        shadow: bool,
+        is_exempt: bool,
+        stock: Stock | None,
+    ) -> None:
+        self.identity = identity
+        self.route = route
+        """The rule that matched, None where none did."""
+        self.charge = charge
+        """The limits that decide about a request without a price, and its cost."""
+        self.priced_charge = priced_charge
+        """The same limits and the caller's budgets."""
+        self.price = price
+        """The route's estimate in units of `currency`; None without a price or a budget."""
+        self.currency = currency
+        """The currency of the caller's budgets, None without any."""
+        self.slots = slots
+        """The slots of the caller's plan that the request takes one of."""
+        self.too_small = too_small
+        """A window that this cost never fits into, whatever was used."""
+        self.on_failure = on_failure
+        self.on_failure_priced = on_failure_priced
+        self.shadow = shadow
+        self.is_exempt = is_exempt
+        """Whether nothing limits this request and nothing is counted."""
+        self.stock = stock
+        """Units that this process has taken ahead for requests without a price; None where it takes none."""
+        self.is_latest = False
+        """Whether `Policies.latest` has it."""
+        self.admitted = 0
+        """Number of requests admitted since the tally was added up last."""
+        self.refused: dict[tuple[str, str], int] | None = None
+        """Number of requests refused since then, by outcome and limit; None for none."""
 
-if core is not None and not TYPE_CHECKING:
-    PolicyState = core.PolicyState
-
-
-@dataclass(slots=True, eq=False)
-class Policy(PolicyState):
-    """What holds for one caller on one route. What it says never changes; the tally counts on it."""
-
-    identity: Identity
-    route: RouteSettings | None
-    """The rule that matched, None where none did."""
-    charge: Charge
-    """The limits that decide about a request without a price, and its cost."""
-    priced_charge: Charge
-    """The same and the caller's budgets."""
-    price: int | None
-    """The route's estimate, in units of `currency`; None where it has no price or the caller no budget."""
-    currency: str | None
-    """The currency of the caller's budgets, None without any."""
-    slots: Slots | None
-    """The slots of the caller's plan that the request takes one of."""
-    too_small: Counter | None
-    """A window that this cost never fits into, whatever was used."""
-    on_failure: OnFailure
-    on_failure_priced: OnFailure
-    shadow: bool
-    is_plain: bool = False
-    """Whether a request is decided about by `charge` alone."""
-    is_exempt: bool = False
-    """Whether nothing limits this request and nothing is counted."""
-    stock: Stock | None = None
-    """What this process has taken ahead for requests without a price; None where it takes nothing."""
-
-    def of(self, identity: Identity, address: str) -> "Policy":
-        """The same for another caller; `address` is what counts its address."""
-        charge = self.charge.of(identity.partition, address)
+    def for_caller(self, identity: Identity, address: str) -> "Policy":
+        """Make the same policy for another caller; `address` is the partition that counts its address."""
+        charge = self.charge.for_caller(identity.partition, address)
         priced = charge
         if self.priced_charge is not self.charge:
-            priced = self.priced_charge.of(identity.partition, address)
+            priced = self.priced_charge.for_caller(identity.partition, address)
+        too_small = self.too_small
+        if too_small is not None:
+            too_small = priced.counters[self.priced_charge.counters.index(too_small)]
         return Policy(
-            identity,
-            self.route,
-            charge,
-            priced,
-            self.price,
-            self.currency,
-            self.slots,
-            self.too_small and priced.counters[self.priced_charge.counters.index(self.too_small)],
-            self.on_failure,
-            self.on_failure_priced,
-            self.shadow,
-            self.is_plain,
-            self.is_exempt,
-            stock=self.stock and Stock(charge),
+            identity=identity,
+            route=self.route,
+            charge=charge,
+            priced_charge=priced,
+            price=self.price,
+            currency=self.currency,
+            slots=self.slots,
+            too_small=too_small,
+            on_failure=self.on_failure,
+            on_failure_priced=self.on_failure_priced,
+            shadow=self.shadow,
+            is_exempt=self.is_exempt,
+            stock=None if self.stock is None else Stock(charge),
         )
 
 
@@ -111,6 +134,11 @@ class Policies:
         self._lock = threading.Lock()
         self.latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self._lock = threading.Lock()
 
     def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
         """What holds for this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.
@@ -182,9 +210,9 @@ class Policies:
             for charge in (model.charge, model.priced_charge):
                 charge.caller, charge.address = caller, _ADDRESS
             with self._lock:
-                make_room(self._models, MAX_MODELS)
+                evict_oldest(self._models, MAX_MODELS)
                 self._models[key] = model
-        return model.of(identity, address)
+        return model.for_caller(identity, address)
 
     def _compile(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
         route = None if index is None else self._settings.routes[index]
@@ -195,7 +223,8 @@ class Policies:
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
         charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
-        priced = charge if plan.spending is None else Charge(counters, cost)
+        lease = plan.concurrent.lease if plan.concurrent is not None else DEFAULT_LEASE
+        priced = charge if plan.spending is None else Charge(counters, cost, lease=lease)
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
         ahead = plan.prefetch and price is None and is_taken_ahead(charge)
         too_small = next((c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None)
@@ -212,7 +241,6 @@ class Policies:
             # Money first: what is said of it means every priced request.
             on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
             shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
-            is_plain=price is None and too_small is None and not rule.exempt,
             is_exempt=rule.exempt,
             stock=Stock(charge) if ahead else None,
         )
@@ -234,10 +262,10 @@ class Policies:
 
 
 def _make_room(policies: dict[Any, Policy]) -> None:
-    for forgotten in make_room(policies, MAX_POLICIES):
+    for forgotten in evict_oldest(policies, MAX_POLICIES):
         forgotten.is_latest = False
-        # Made anew for whoever still needs it. In a circle it would have to wait for the garbage collector.
-        forgotten.ready = forgotten.charge.prepared = forgotten.charge.last = None
+        # A backend makes its part anew where it is needed; freed here, it needs no garbage collector.
+        forgotten.charge.prepared = forgotten.charge.last = None
 
 
 def _key(identity: Identity, index: int | None, cost: int | None) -> tuple[object, ...]:

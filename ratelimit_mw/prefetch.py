@@ -65,16 +65,16 @@ def steady_clock() -> SteadyClock:
 class Block:
     """Units for so many requests of one charge, to be spent before `until`."""
 
-    __slots__ = ("decided", "era", "figures", "low", "received", "size", "units", "until")
+    __slots__ = ("decided", "era", "low", "received", "size", "units", "until", "windows")
 
     def __init__(self, charge: Charge, outcome: Outcome, size: int, era: object) -> None:
-        numbers, self.size = outcome.numbers, size
+        self.size = size
         self.units: Iterator[int] = iter(range(size - 1, -1, -1))
         """How many are left after each. Two threads never get the same: taking one is a single step."""
         self.low = size // REFILL
         self.decided = outcome.now
         # What is left grows by a unit that leaves, and is looked up only when the block is over.
-        self.figures = [(numbers[at], max(numbers[at + 1], charge.ahead)) for at in range(0, len(numbers), 3)]
+        self.windows = [(each.used, max(each.reset_after, charge.ahead)) for each in outcome.figures]
         """Of each window the units used, this block included, and the microseconds until that changes."""
         self.era = era
         self.received = self.until = 0.0
@@ -107,7 +107,7 @@ class Stock:
 
     def __init__(self, charge: Charge) -> None:
         """`charge` is what one request asks, and `is_taken_ahead` is true of it."""
-        shortest = min(window.length for _, window in charge.windows)
+        shortest = min([window.length for window in charge.windows])
         self.charge = charge
         self.ahead = min(shortest // PART, LONGEST)
         self.life = self.ahead * (1 - 1 / DRIFT) / SECOND
@@ -186,8 +186,7 @@ class Stock:
         last = charge.last
         if last is None:
             return 0
-        numbers = last.numbers
-        return min((window.quota - numbers[at]) // charge.cost for at, window in charge.windows)
+        return min([(each.quota - last.used(each.place)) // charge.cost for each in charge.windows])
 
     def _end(self, block: Block) -> None:
         left = block.left
@@ -272,10 +271,10 @@ def is_taken_ahead(charge: Charge) -> bool:
 def _outcome(charge: Charge, block: Block, left: int, now: float) -> Outcome:
     """How a caller stands, as far as this process knows: what it has in hand is still to be had."""
     age, unspent = int((now - block.received) * SECOND), left * charge.cost
-    numbers: list[int] = []
-    for used, reset_after in block.figures:
-        numbers += (used - unspent, reset_after - age, 0)
-    return Outcome(True, block.decided + age, numbers, NOTHING_HELD)
+    row: list[int] = []
+    for used, reset_after in block.windows:
+        row += (used - unspent, reset_after - age, 0)
+    return Outcome(True, block.decided + age, row, NOTHING_HELD)
 
 
 _all: WeakSet[Prefetch] = WeakSet()

@@ -23,6 +23,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.liveness import LifeSign
 from ratelimit_mw.stats import METRICS, Metric
 
 logger = logging.getLogger("ratelimit_mw")
@@ -80,6 +81,7 @@ class Mirror:
         self._lock = threading.Lock()
         self._pairs = [(metric, _shared(metric)) for metric in METRICS]
         self._has_failed = False
+        self._life_sign = LifeSign(Path(os.environ[FOLDER]))
         self._told: dict[str, dict[tuple[str, ...], float]] = {}
 
     def start(self) -> None:
@@ -87,7 +89,7 @@ class Mirror:
         # Nobody is forked off while figures are read: a lock that is held then is never released there.
         lock = self._lock
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-        os.register_at_fork(after_in_child=self._run)
+        os.register_at_fork(after_in_child=self._begin_anew)
         atexit.register(self._try)
         self._limiter.at_close.append(self._try)
         self._run()
@@ -109,6 +111,11 @@ class Mirror:
                     if isinstance(shared, Gauge):  # such as settings that are no longer in force
                         shared.labels(*values).set(0)
 
+    def _begin_anew(self) -> None:
+        """Write the figures of a process that was forked off, which counts from nothing on."""
+        self._told.clear()
+        self._run()
+
     def _run(self) -> None:
         threading.Thread(target=self._again_and_again, name="ratelimit_mw metrics", daemon=True).start()
 
@@ -120,7 +127,11 @@ class Mirror:
     def _try(self) -> None:
         try:
             self.update()
-            _forget_dead_processes()
+            self._life_sign.give()
+            for pid in self._life_sign.bury_dead():
+                # A worker that is stopped can't be relied on to take its gauges along.
+                with suppress(FileNotFoundError):  # another process was quicker
+                    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
         except Exception:
             if not self._has_failed:
                 logger.exception("metrics could not be written; this is tried again every second")
@@ -133,19 +144,3 @@ def _shared(metric: Metric) -> Counter | Gauge:
     # The backend is there when all processes reach it; the rest adds up.
     mode: Literal["livemin", "livesum"] = "livemin" if metric.name == "ratelimit_backend_up" else "livesum"
     return Gauge(metric.name, metric.text, metric.labels, registry=None, multiprocess_mode=mode)
-
-
-def _forget_dead_processes() -> None:
-    """Drop the gauges of processes that have ended: a worker that is stopped can't be relied on to do it."""
-    for file in Path(os.environ[FOLDER]).glob("gauge_live*_*.db"):
-        name = file.stem.rpartition("_")[2]
-        if not name.isdecimal():  # the app names its processes in another way
-            continue
-        pid = int(name)
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            with suppress(FileNotFoundError):  # another process was quicker
-                multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
-        except PermissionError:  # it lives, and is another user's
-            continue

@@ -17,6 +17,7 @@ from statistics import quantiles
 from ratelimit_mw.backends.connection import ReplyError
 from ratelimit_mw.backends.figures_store import FiguresStore, Report
 from ratelimit_mw.charge import BackendError
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.live.upkeep import Job
 from ratelimit_mw.stats import Stats
 from ratelimit_mw.tally import CallerCounts, Tally
@@ -55,6 +56,14 @@ class Reporter:
         self._recent: deque[tuple[float, int]] = deque()
         # A limiter serves all event loops of its process, and each of them runs the job.
         self._lock = threading.Lock()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Report what this process counts, from nothing on."""
+        self._lock = threading.Lock()
+        self._told, self._last, self.lost = {}, 0.0, 0
+        self._recent.clear()
+        self._round_trips.clear()
 
     def job(self) -> Job:
         """What each event loop does again and again; workers that start together don't keep in step."""

@@ -4,8 +4,9 @@ Starlette's own pattern decides every match. The index in front of it only choos
 are worth asking, so that a look-up costs the same with one rule and with a thousand.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.convertors import (
     CONVERTOR_TYPES,
@@ -15,7 +16,6 @@ from starlette.convertors import (
     UUIDConvertor,
 )
 from starlette.routing import PARAM_REGEX, compile_path
-from starlette.types import Scope
 
 from ratelimit_mw.settings import RouteSettings
 
@@ -27,7 +27,7 @@ _NO_METHOD = "\0"
 """A method that no rule lists."""
 
 
-def route_path(scope: Scope) -> str:
+def route_path(scope: Mapping[str, Any]) -> str:
     """The path that routes are matched against: `path` without `root_path`, as Starlette reads it."""
     path: str = scope["path"]
     root_path: str = scope.get("root_path", "")
@@ -70,9 +70,10 @@ class RouteTable:
 
     def _by_method(self, path: str) -> tuple[dict[str, int | None], int | None]:
         """The answer for each method that any rule lists, and the one for all other methods."""
-        return {method: self._search(method, path) for method in self._methods}, self._search(
-            _NO_METHOD, path
-        )
+        by_method = {}
+        for method in self._methods:
+            by_method[method] = self._search(method, path)
+        return by_method, self._search(_NO_METHOD, path)
 
     def _search(self, method: str, path: str) -> int | None:
         candidates: list[_Pattern] = []

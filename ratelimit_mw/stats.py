@@ -98,6 +98,12 @@ METRICS = (
     ),
     _plain(
         "counter",
+        "ratelimit_backend_mended",
+        "Stored counts that were damaged, and were mended.",
+        lambda stats: stats.load.mended,
+    ),
+    _plain(
+        "counter",
         "ratelimit_slots_lost",
         "Slots lost before they could be renewed.",
         lambda stats: stats.slots_lost,

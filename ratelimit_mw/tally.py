@@ -2,10 +2,9 @@
 
 import threading
 from heapq import nlargest
-from typing import TYPE_CHECKING
 
-from ratelimit_mw.compiled import core
 from ratelimit_mw.decision import Decision, Refusal
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limits import Slots, Window
 from ratelimit_mw.policy import PLAN_SCOPE, Policy
@@ -36,6 +35,14 @@ class Tally:
         self._touched: list[Policy] = []
         self._totals: Totals = {}
         self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Count anew: what was counted until then is the parent process's to tell."""
+        self._lock = threading.RLock()
+        for policy in self._touched:
+            policy.admitted, policy.refused = 0, None
+        self._touched, self._totals, self._callers = [], {}, {}
 
     def admit(self, policy: Policy) -> None:
         """Count an admitted request."""
@@ -50,7 +57,7 @@ class Tally:
             if policy.refused is None:
                 policy.refused = {}
                 self.touch(policy)
-            _count_one(policy.refused, kind)  # what is compiled counts there without the lock
+            policy.refused[kind] = policy.refused.get(kind, 0) + 1
 
     def totals(self) -> Totals:
         """Every number since the limiter was made."""
@@ -67,10 +74,10 @@ class Tally:
 
     def touch(self, policy: Policy) -> None:
         """Have what a policy counts added up later: called with its first number."""
-        if len(self._touched) >= MAX_TOUCHED:
-            with self._lock:
+        with self._lock:  # or it could get into a list that was added up just now
+            if len(self._touched) >= MAX_TOUCHED:
                 self._add_up()
-        self._touched.append(policy)
+            self._touched.append(policy)
 
     def _add_up(self) -> None:
         touched, self._touched = self._touched, []
@@ -99,14 +106,6 @@ class Tally:
                 return
             caller = self._callers[identity.partition, identity.plan] = (identity, {})
         caller[1][outcome] = caller[1].get(outcome, 0) + number
-
-
-def _count_one(counts: dict[Kind, int], kind: Kind) -> None:
-    counts[kind] = counts.get(kind, 0) + 1
-
-
-if core is not None and not TYPE_CHECKING:
-    _count_one = core.count_one
 
 
 def _requests(policy: Policy) -> int:

@@ -68,10 +68,10 @@ class UsageEndpoint:
         return answer._replace(body=b"") if method == "HEAD" else answer
 
     async def _answer(self, policy: Policy, writers: Writers) -> Response:
-        question = self._question(policy)
+        question, identity = self._question(policy), policy.identity  # which another request may change
         # Gate and figures together take the backend no longer than any other request may.
         deadline = asyncio.get_running_loop().time() + self._limiter.settings.backend.timeout
-        lease = await self._limiter.charge(question.gate)
+        lease = await self._limiter.charge(question.gate, identity)
         if not lease.allowed:
             return writers.refusals(lease.decision)
         try:
@@ -81,7 +81,7 @@ class UsageEndpoint:
             refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
             return writers.refusals(Decision(False, lease.decision.now, refusal=refusal))
         routes = self._limiter.settings.routes
-        body = json.dumps(_usage(policy.identity, usage, routes, writers.headers)).encode()
+        body = json.dumps(_usage(identity, usage, routes, writers.headers)).encode()
         return Response(200, _headers(len(body), usage, writers.headers), body)
 
     def _question(self, policy: Policy) -> _Question:
@@ -114,6 +114,8 @@ def _gate_of(identity: Identity, path: str) -> Policy:
         on_failure="local",
         on_failure_priced="local",
         shadow=False,
+        is_exempt=False,
+        stock=None,
     )
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 class AppServer(ServerProcess):
     """`uvicorn module:app` with so many worker processes on one port, started in the project's root.
 
-    `environment` is added to the tests' own, less any `RATELIMIT_` setting of it. `arguments` are
+    `environment` is added to the tests' own, less any setting in it. `arguments` are
     uvicorn's own, such as `"--loop", "uvloop"`; the log level must stay at `info`, since readiness is read
     from the log.
     """
@@ -48,8 +48,8 @@ class AppServer(ServerProcess):
         return [*uvicorn, *address, *self.arguments, self.app]
 
     def environment(self) -> dict[str, str]:
-        """Without settings of whoever runs the tests."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RATELIMIT_")}
+        """Without settings of whoever runs the tests, but in Python alone where the tests are."""
+        own = {name: value for name, value in os.environ.items() if not _is_setting(name)}
         return {**own, **self._environment}
 
     def worker_pids(self) -> list[int]:
@@ -74,6 +74,10 @@ class AppServer(ServerProcess):
                 return connection.recv(16).startswith(b"HTTP/1.1 400")
         except OSError:
             return False
+
+
+def _is_setting(name: str) -> bool:
+    return name.startswith("RATELIMIT_") and name != "RATELIMIT_PURE_PYTHON"
 
 
 def _exists(pid: int) -> bool:

@@ -44,6 +44,10 @@ class FakeClock:
 class Down(MemoryBackend):
     """A backend that cannot be reached for charges."""
 
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        """Fail as a backend does that is away."""
+        raise BackendError("nobody answers")
+
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Fail as a backend does that is away."""
         raise BackendError("nobody answers")

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -29,12 +30,30 @@ REAL_TIME = re.compile(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In CI, whose machine is shared, such a test gets a second try, which the summary tells as a rerun.
 
-    Whoever works on the project sees a first failure: some have been faults that show seldom.
+    Whoever works on the project sees a first failure: some have been faults that show seldom. And each of
+    the processes that run tests begins with its share of them: while they wait, others use the CPU.
     """
+    waiting = [item for item in items if REAL_TIME.search(item.path.stem)]
     if "CI" in os.environ:
-        for item in items:
-            if REAL_TIME.search(item.path.stem):
-                item.add_marker(pytest.mark.flaky(reruns=1))
+        for item in waiting:
+            item.add_marker(pytest.mark.flaky(reruns=1))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        items[:] = _dealt(
+            waiting, [item for item in items if not REAL_TIME.search(item.path.stem)], processes
+        )
+
+
+def _dealt(waiting: list[pytest.Item], others: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """Order the tests so that each of the equal parts that pytest-xdist makes of them begins with some that
+    wait; the others stay together by module.
+    """
+    dealt: list[pytest.Item] = []
+    total, rest = len(waiting) + len(others), iter(others)
+    for number in range(processes):
+        dealt += waiting[number::processes]
+        dealt += islice(rest, max(total * (number + 1) // processes - len(dealt), 0))
+    return [*dealt, *rest]
 
 
 class StartServer(Protocol):

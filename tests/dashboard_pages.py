@@ -12,6 +12,7 @@ from playwright.async_api import Page
 from tests.apps import AppServer
 from tests.browser import PATIENCE
 from tests.dashboards import TOKEN
+from tests.live import client_of_all_workers
 
 
 def partition(key: str) -> str:
@@ -35,8 +36,8 @@ async def log_in(page: Page, server: AppServer, token: str = TOKEN) -> None:
 async def ask(server: AppServer, key: str, times: int, path: str = "/") -> Counter[int]:
     """So many requests one after the other, each on a connection of its own, by status."""
     answers: Counter[int] = Counter()
-    for _ in range(times):
-        async with httpx.AsyncClient(base_url=server.url, headers={"X-API-Key": key}, timeout=30) as client:
+    async with client_of_all_workers(server.url, key) as client:
+        for _ in range(times):
             answers[(await client.get(path)).status_code] += 1
     return answers
 

@@ -26,6 +26,12 @@ class Answer:
     """How long it took."""
 
 
+def client_of_all_workers(url: str, key: str) -> httpx.AsyncClient:
+    """A client with a key that opens a connection for each request, so that all workers get some."""
+    each_its_own = httpx.Limits(max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=url, headers={"X-API-Key": key}, timeout=30, limits=each_its_own)
+
+
 @dataclass(slots=True)
 class Traffic:
     """Requests one after the other, each on a connection of its own, so that all workers get some."""
@@ -36,19 +42,17 @@ class Traffic:
 
     async def run(self) -> None:
         """Go on until cancelled."""
-        while True:
-            async with httpx.AsyncClient(
-                base_url=self.url, headers={"X-API-Key": self.key}, timeout=30
-            ) as client:
+        async with client_of_all_workers(self.url, self.key) as client:
+            while True:
                 sent = time.monotonic()
                 response = await client.get("/")
                 seconds = time.monotonic() - sent
-            said = response.json()
-            limit = response.headers.get("x-ratelimit-limit")
-            worker, version = said.get("worker", 0), said.get("version", "")
-            answer = Answer(time.monotonic(), response.status_code, worker, version, limit, seconds)
-            self.answers.append(answer)
-            await asyncio.sleep(0.005)
+                said = response.json()
+                limit = response.headers.get("x-ratelimit-limit")
+                worker, version = said.get("worker", 0), said.get("version", "")
+                answer = Answer(time.monotonic(), response.status_code, worker, version, limit, seconds)
+                self.answers.append(answer)
+                await asyncio.sleep(0.02)
 
     async def until_limit(self, limit: str | None, workers: int) -> float:
         """Wait until so many workers answer with this limit and none with another; seconds it took.

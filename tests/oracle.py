@@ -46,10 +46,29 @@ class Bill:
 
     places: list[Place]
     estimate: Decimal
+    lease: int
+    held_until: int
+    """Until when its estimate is held for sure, unless it is kept."""
+    lapsed_from: int
+    """From when on it is not held any more for sure."""
+    may_have_lapsed: bool = False
+    """Seen at a time at which it may not be held: it may be given back, though the clock should step back."""
+    is_kept: bool = False
     counted: Decimal | None = None
     """The price, once it is known or decided; what is not counted is held."""
     is_settled: bool = False
+    settled_at: int = 0
     is_closed: bool = False
+
+    def holds(self, now: int) -> tuple[Decimal, Decimal]:
+        """What it holds: at least, at most."""
+        if self.counted is not None or self.is_closed:
+            return Decimal(0), Decimal(0)
+        if self.is_kept:
+            return self.estimate, self.estimate
+        surely = now < self.held_until and not self.may_have_lapsed
+        maybe = surely or now < self.lapsed_from
+        return self.estimate * surely, self.estimate * maybe
 
 
 @dataclass
@@ -60,6 +79,8 @@ class Oracle:
     units: dict[Place, list[Unit]] = field(default_factory=dict)
     leases: dict[Place, dict[bytes, Lease]] = field(default_factory=dict)
     bills: dict[bytes, Bill] = field(default_factory=dict)
+    latest: int = 0
+    """The latest time that the clock has ever shown."""
     large: set[Place] = field(default_factory=set)
     """Windows that were ever under a quota above `EXACT`."""
 
@@ -89,6 +110,9 @@ class Oracle:
         for leases in self.leases.values():
             for lease in leases.values():
                 lease.has_expired = lease.has_expired or lease.expires <= self.now
+        self.latest = max(self.latest, self.now)
+        for bill in self.bills.values():
+            bill.may_have_lapsed = bill.may_have_lapsed or bill.held_until <= self.now
 
     def fits(self, counter: Counter, cost: int, price: int) -> tuple[bool, bool]:
         """Whether a limit has room for sure, and whether it may have."""
@@ -99,9 +123,9 @@ class Oracle:
         if isinstance(limit, Slots):
             least, most = self.active(place)
             return most < limit.limit, least < limit.limit
-        spent, held = self.money(place)
-        room = spent + held + price * UNIT <= limit.amount * UNIT
-        return room, room
+        spent, least_held, most_held = self.money(place)
+        left = limit.amount * UNIT - spent - price * UNIT
+        return most_held <= left, least_held <= left
 
     def used(self, place: Place, limit: Window) -> tuple[int, int]:
         """Units in the window: at least, at most."""
@@ -120,11 +144,16 @@ class Oracle:
         live = [lease for lease in self.leases.get(place, {}).values() if lease.expires > self.now]
         return sum(not lease.has_expired for lease in live), len(live)
 
-    def money(self, place: Place) -> tuple[Decimal, Decimal]:
-        """Spent and held."""
+    def money(self, place: Place) -> tuple[Decimal, Decimal, Decimal]:
+        """Spent; held at least, and at most."""
         bills = [bill for bill in self.bills.values() if place in bill.places]
         spent = sum((bill.counted for bill in bills if bill.counted is not None), Decimal(0))
-        return spent, sum((bill.estimate for bill in bills if bill.counted is None), Decimal(0))
+        held = [bill.holds(self.now) for bill in bills]
+        return (
+            spent,
+            sum((least for least, _ in held), Decimal(0)),
+            sum((most for _, most in held), Decimal(0)),
+        )
 
     def _charge(self, counters: list[Counter], cost: int, price: int, lease_id: bytes) -> None:
         books: list[Place] = []
@@ -138,7 +167,16 @@ class Oracle:
             else:
                 books.append(place)
         if books:
-            self.bills[lease_id] = Bill(books, price * UNIT)
+            leases = [counter.limit.lease for counter in counters if isinstance(counter.limit, Slots)]
+            lease = int(min(leases, default=30) * SECOND)
+            self.bills[lease_id] = Bill(books, price * UNIT, lease, *self._lapses(lease))
+
+    def _lapses(self, lease: int) -> tuple[int, int]:
+        """Until when an estimate is held that is held or renewed now, and until when at most.
+
+        It lasts to the end of a 32nd of its lease, or beyond what has lapsed before the clock stepped back.
+        """
+        return self.now + lease, max(self.now + lease + lease // 32, self.latest + 1)
 
     def _check_figures(
         self, counter: Counter, cost: int, price: int, got: Figures, admitted: bool, *, charged: bool
@@ -148,14 +186,15 @@ class Oracle:
             self._check_window(limit, place, 0 if admitted else cost, got)
         elif isinstance(limit, Slots):
             least, most = self.active(place)
-            if charged and (admitted or got.used < limit.limit):
-                most = max(most, limit.limit)  # expired ones are counted until the room is needed
+            if charged and admitted:
+                most = max(most, limit.limit)  # a server counts expired ones until the room is needed
             assert least <= got.used <= most
             assert (got.retry_after > 0) == (not admitted and got.used >= limit.limit)
         else:
-            spent, held = self.money(place)
-            assert (got.used * UNIT, got.reset_after * UNIT) == (spent, held)
-            room = spent + held + price * UNIT <= limit.amount * UNIT
+            spent, least_held, most_held = self.money(place)
+            assert got.used * UNIT == spent
+            assert least_held <= got.reset_after * UNIT <= most_held
+            room = got.used + got.reset_after + price <= limit.amount
             assert (got.retry_after > 0) == (not admitted and not room)
 
     def _check_window(self, limit: Window, place: Place, cost: int, got: Figures) -> None:
@@ -194,6 +233,22 @@ class Oracle:
                 del self.leases[place][lease_id]
         assert kept or not sure
         assert maybe or not kept
+        bill = self.bills.get(lease_id)
+        if bill is None or bill.is_kept:
+            return
+        if self.now >= bill.lapsed_from:
+            bill.held_until = bill.lapsed_from = 0
+        else:
+            bill.held_until, bill.lapsed_from = self._lapses(bill.lease)
+
+    def keep(self, lease_id: bytes) -> None:
+        """Hold an estimate until it is settled."""
+        self.bills[lease_id].is_kept = True
+
+    def can_be_settled(self, lease_id: bytes) -> bool:
+        """Whether an amount that was settled before can still be replaced."""
+        bill = self.bills[lease_id]
+        return not bill.is_settled or self.latest < bill.settled_at + 86_400 * SECOND
 
     def finish(self, places: Iterable[Place], lease_id: bytes, money: Money) -> None:
         """Free the slots and decide about the estimate."""
@@ -214,12 +269,15 @@ class Oracle:
             return Settlement.REPEATED
         if bill.is_settled and not replace:
             return Settlement.DIFFERENT
+        bill.settled_at = bill.settled_at if bill.is_settled else self.now
         bill.counted, bill.is_settled = amount * UNIT, True
         return Settlement.SETTLED
 
     def edges(self) -> list[int]:
         """Moments at which something changes: a unit leaves, a lease expires, a day begins somewhere."""
         moments = {lease.expires for leases in self.leases.values() for lease in leases.values()}
+        for bill in self.bills.values():
+            moments |= {bill.held_until, bill.lapsed_from}
         for place, units in self.units.items():
             moments |= {unit.at + int(place[-1]) * SECOND for unit in units}
         day = EPOCH + timedelta(microseconds=self.now)

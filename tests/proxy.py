@@ -7,9 +7,12 @@ import ssl
 import struct
 import time
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from tests.processes import HOST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Fault = Literal["none", "drop_replies", "half", "blackhole", "refuse"]
 """What becomes of traffic: it passes; requests pass and replies are lost; only half of each reply passes;
@@ -28,6 +31,10 @@ class Proxy:
         self.fault: Fault = "none"
         self.delay = 0.0
         """Seconds that every reply takes longer."""
+        self.first_delay = 0.0
+        """Seconds that the first reply on each connection takes longer still."""
+        self.change: Callable[[bytes], bytes] | None = None
+        """Makes other bytes of those that the server has sent."""
         self.lost = 0
         """Replies that were dropped."""
         self.accepted: list[float] = []
@@ -69,6 +76,11 @@ class Proxy:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
+    def close(self) -> None:
+        """End every connection as one that was idle for too long."""
+        for writer in list(self._writers):
+            writer.close()
+
     def refuse(self) -> None:
         """Reset every connection there is and every one that comes."""
         self.fault = "refuse"
@@ -104,10 +116,11 @@ class Proxy:
             writer.close()
 
     async def _replies(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.first_delay)
         while data := await reader.read(65_536):
             await asyncio.sleep(self.delay)
             if self.fault == "none":
-                writer.write(data)
+                writer.write(data if self.change is None else self.change(data))
             else:
                 self.lost += 1
                 if self.fault == "half":

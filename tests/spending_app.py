@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from ratelimit_mw import RateLimitMiddleware
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.asgi import settings_of
 
 TABLES = """
@@ -20,7 +20,7 @@ spending = { daily = "1.00" }
 path = "/{rest:path}"
 price = "0.10"
 """
-BACKEND = BackendSettings(url=os.environ.get("STORE", "memory://"), timeout=5.0)
+BACKEND = BackendSettings(url=SecretURL(os.environ.get("STORE", "memory://")), timeout=5.0)
 SETTINGS = settings_of(TABLES).model_copy(update={"backend": BACKEND})
 
 

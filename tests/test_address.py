@@ -51,6 +51,21 @@ def nothing_warned(monkeypatch: pytest.MonkeyPatch) -> None:
         ("::ffff:c000:201", "192.0.2.1"),
         ("0:0:0:0:0:FFFF:192.0.2.1", "192.0.2.1"),
         ("[::ffff:192.0.2.1]:80", "192.0.2.1"),
+        ("64:ff9b::192.0.2.1", "192.0.2.1"),
+        ("64:ff9b::c000:201", "192.0.2.1"),
+        ("[64:ff9b::192.0.2.1]:443", "192.0.2.1"),
+        ("64:ff9b:1::192.0.2.1", "192.0.2.1"),
+        ("64:ff9b:1:fffe::c000:201", "192.0.2.1"),
+        ("64:ff9b:1:c000:2:100::", "64:ff9b:1:c000::/64"),
+        ("64:ff9b:2::192.0.2.1", "64:ff9b:2::/64"),
+        ("64:ff9b:0:0:1::192.0.2.1", "64:ff9b::/64"),
+        ("::ffff:0:192.0.2.1", "192.0.2.1"),
+        ("::FFFF:0:c000:0201", "192.0.2.1"),
+        ("2002:c000:201::1", "192.0.2.1"),
+        ("2002:c000:201:ffff:1:2:3:4", "192.0.2.1"),
+        ("2001:0:4136:e378:8000:63bf:3fff:fdfe", "192.0.2.1"),
+        ("2001:1::192.0.2.1", "2001:1::/64"),
+        ("::192.0.2.1", "::/64"),
         ("::1", "::/64"),
         (None, "unix"),
         ("", "unix"),
@@ -66,10 +81,29 @@ def test_peer_is_counted_by_its_bits_not_by_its_spelling(peer: str | None, count
     assert canonical_address(counted) == counted
 
 
-def test_two_mapped_addresses_are_two_callers() -> None:
-    """IPv4 clients of a dual-stack socket never share the one /64 that all of them are written in (S6)."""
+@pytest.mark.parametrize("form", ["::ffff:{}", "64:ff9b::{}", "64:ff9b:1::{}", "::ffff:0:{}"])
+def test_two_mapped_addresses_are_two_callers(form: str) -> None:
+    """IPv4 clients that reach an IPv6 socket never share the one /64 that all are written in (S6)."""
     read = reader([])
-    assert read(scope("::ffff:192.0.2.1")) != read(scope("::ffff:192.0.2.2"))
+    assert read(scope(form.format("192.0.2.1"))) != read(scope(form.format("192.0.2.2")))
+
+
+def test_one_6to4_site_is_one_caller() -> None:
+    """Who holds one IPv4 address holds 65,536 /64s by it, and is one caller all the same."""
+    read = reader([])
+    assert {read(scope(f"2002:c000:201:{site:x}::1")) for site in range(200)} == {"192.0.2.1"}
+
+
+@pytest.mark.parametrize("form", ["64:ff9b::{}", "64:ff9b:1::{}", "::ffff:0:{}", "2002:a00:1::1"])
+def test_an_address_that_carries_a_proxys_is_not_trusted_for_it(form: str) -> None:
+    """Trust goes by the address that connects: whoever writes a proxy's into its own is counted as that."""
+    assert reader()(scope(form.format("10.0.0.1"), "6.6.6.6")) == "10.0.0.1"
+
+
+def test_a_translated_proxy_is_trusted_by_the_address_that_it_has_here() -> None:
+    """A proxy behind a translator is named as it is seen; what it forwards is counted as IPv4."""
+    read = reader(["64:ff9b::10.0.0.0/104"])
+    assert read(scope("64:ff9b::10.0.0.1", "64:ff9b::192.0.2.1")) == "192.0.2.1"
 
 
 @pytest.mark.parametrize("peer", ["192.0.2.1", "127.0.0.1", "::1", "testclient", "unix", None])
@@ -230,7 +264,7 @@ def test_memory_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 def test_one_slash_64_is_one_caller(host: IPv6Address, other: int) -> None:
     """Addresses that agree in their first 64 bits are one caller, unless they stand for IPv4."""
     neighbour = IPv6Address(int(host) >> 64 << 64 | other)
-    if host.ipv4_mapped is None and neighbour.ipv4_mapped is None:
+    if all(canonical_address(str(each)).endswith("/64") for each in (host, neighbour)):
         assert canonical_address(str(host)) == canonical_address(str(neighbour))
         assert canonical_address(host.exploded) == canonical_address(f"[{host}]:80")
 

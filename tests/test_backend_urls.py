@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from ratelimit_mw import Limiter, Settings
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.conftest import StartServer
 from tests.servers import StoreServer
 
 
 async def decided_by_the_backend(url: str) -> bool:
     """Whether a limiter on this URL asks its backend."""
-    settings = Settings(backend=BackendSettings(url=url, timeout=5.0))
+    settings = Settings(backend=BackendSettings(url=SecretURL(url), timeout=5.0))
     async with Limiter(settings) as limiter, await limiter.acquire(api_key="k") as lease:
         return lease.decision.policy == "shared"
 

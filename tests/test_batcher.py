@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from ratelimit_mw.backends.batcher import MAX_BATCH, MAX_QUEUE
+from ratelimit_mw.backends.operations import Operation
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Outcome
 from tests.conformance import daily, eventually, new_id, slots, window
@@ -77,6 +78,26 @@ async def test_releases_renewals_and_settles_ride_along(server: StoreServer, bac
         backend.reset(Charge([window(5, of="other")])),
     )
     assert script_calls(server) - before == 1
+
+
+async def test_only_renewals_that_nobody_waits_for_are_upkeep(
+    backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of running requests may stand back; a handler that detaches, and a worker that resumes, wait."""
+    hold = (await backend.acquire(Charge([slots(5)]), new_id())).hold
+    sent: list[bool] = []
+    batcher = backend.batchers[asyncio.get_running_loop()]
+    submit = batcher.submit
+
+    def noting(operation: Operation) -> None:
+        sent.append(operation.is_upkeep)
+        submit(operation)
+
+    monkeypatch.setattr(batcher, "submit", noting)
+    await backend.renew(hold, 30)
+    await backend.renew_all([(hold, 30)])
+    await backend.finish(hold, Money.KEEP)
+    assert sent == [False, True, False]
 
 
 async def test_cancelled_before_it_left_it_never_leaves(server: StoreServer, backend: RedisBackend) -> None:

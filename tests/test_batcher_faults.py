@@ -5,12 +5,13 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import redis
 
 from ratelimit_mw.backends.batcher import MAX_BATCH
+from ratelimit_mw.backends.connection import Connection
 from ratelimit_mw.backends.redis import CLOSE_TIMEOUT, RedisBackend
 from ratelimit_mw.charge import BackendError, Charge, Figures, Hold, Money, Outcome, Settlement
 from tests.conformance import daily, eventually, new_id, slots, ticks, window
@@ -297,6 +298,8 @@ async def test_full_memory_refuses_charges_and_nothing_else(
 ) -> None:
     """Without memory a charge fails and changes nothing; releases, renewals and settles go on (F12)."""
     kept, settled, released = [await hold(backend) for _ in range(3)]
+    alone = Charge([daily(100, of="alone")])
+    estimate = (await backend.acquire(alone, new_id(), 9)).hold
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
         for price in (0, 10):
@@ -305,6 +308,9 @@ async def test_full_memory_refuses_charges_and_nothing_else(
         with pytest.raises(BackendError, match="OOM"):
             await backend.acquire(Charge([window(5, of="newcomer"), slots(5, of="newcomer")]), new_id())
         assert await backend.renew(kept, 60)
+        assert await backend.renew(estimate, 60)
+        await backend.keep(estimate)
+        assert (await backend.peek(alone)).figures == [(0, 9, 0)]
         assert await backend.settle(settled, 4) is Settlement.SETTLED
         await backend.finish(released, Money.GIVE_BACK)
         await backend.finish(settled, Money.KEEP)
@@ -372,3 +378,56 @@ def _is_busy(client: redis.Redis) -> bool:
 def _run_for_ever(client: redis.Redis) -> None:
     with contextlib.suppress(redis.ResponseError):
         client.eval("while true do end", 0)
+
+
+# connecting that dies ---------------------------------------------------------------------------
+
+
+class OddError(Exception):
+    """An error that neither a server nor a network makes."""
+
+
+async def test_connecting_that_dies_of_anything_is_an_outage(
+    own_server: StoreServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is raised while a connection is made is the outage's reason, said once; it is tried again."""
+    backend = RedisBackend(own_server.url, timeout=TIMEOUT)
+    connect, tries = backend._connector.connect, 0
+
+    async def broken(on_lost: Callable[[BackendError], None]) -> Connection:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OddError("unheard of")
+        return await connect(on_lost)
+
+    monkeypatch.setattr(backend._connector, "connect", broken)
+    with pytest.raises(BackendError, match="OddError: unheard of"):
+        await backend.acquire(CHARGE, new_id())
+    await eventually(lambda: is_there(backend))
+    assert (await backend.acquire(CHARGE, new_id())).admitted
+    await backend.close()
+    said = [record.message for record in caplog.records if "backend" in record.message]
+    assert said == ["backend is away: OddError: unheard of", "backend is back"]
+
+
+async def test_a_client_that_dies_of_anything_raises_a_backend_error(
+    own_server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single commands fail by the one error that their callers expect, whatever redis-py raises."""
+    connector = RedisBackend(own_server.url)._connector
+    client = connector.client()
+
+    async def broken(*_: object, **__: object) -> None:
+        raise OddError("unheard of")
+
+    monkeypatch.setattr("redis.asyncio.connection.AbstractConnection.connect", broken)
+    for ask in (
+        lambda: client.execute("PING"),
+        lambda: client.transact([["PING"]]),
+        lambda: client.ask([["PING"]]),
+        lambda: connector.connect(lambda _: None),
+    ):
+        with pytest.raises(BackendError, match="OddError: unheard of"):
+            await ask()
+    await client.close()

@@ -1,5 +1,7 @@
 """The benchmark measures what it says: floors that answer as we do, callers that are really in Redis."""
 
+import asyncio
+
 import pytest
 from starlette.types import Message
 
@@ -8,6 +10,8 @@ from benchmarks.apps import (
     SETTINGS,
     answer_of,
     bare,
+    chat,
+    knock,
     ours,
     same_headers,
     same_refusal,
@@ -55,6 +59,30 @@ def test_floor_of_admissions_needs_the_app() -> None:
     status, with_ours, same_body = shape(answer_of(same_headers()))
     assert (status, with_ours[: len(headers)], same_body) == (200, headers, body)
     assert len(with_ours) == len(headers) + 3
+
+
+def test_priced_request_is_priced() -> None:
+    """Each request of the variant with a price holds it."""
+    prices: list[int] = []
+    app = ours(
+        lambda: settings_of("memory://", "100/hour", price="0.5"),
+        on_decision=lambda made: prices.append(made.decision.price),
+    )
+    answer_of(app)
+    assert prices == [500_000]
+
+
+async def test_app_of_websockets_is_limited_by_the_key() -> None:
+    """A WebSocket of the load is counted under the key that the load names."""
+    keys: list[str | None] = []
+    settings = settings_of("memory://", "100/hour")
+    limiter = Limiter(settings, on_decision=lambda made: keys.append(made.identity.api_key_hash))
+    app = RateLimitMiddleware(chat, limiter=limiter)
+    for caller in (0, 1, 0):
+        await knock(app, caller)
+    await asyncio.sleep(0)
+    first, second, third = keys
+    assert first == third != second
 
 
 async def test_stored_callers_are_those_of_the_middleware(redis_server: StoreServer) -> None:

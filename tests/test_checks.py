@@ -1,7 +1,14 @@
 """The start-up checks: what each finds, and that it says so once."""
 
 import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +17,19 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Mount
 
-from ratelimit_mw import RateLimitMiddleware, findings
+from ratelimit_mw import Limiter, RateLimitMiddleware, Settings, findings
 from ratelimit_mw.address import AddressReader
 from ratelimit_mw.checks.plain import findings as findings_of
 from ratelimit_mw.checks.startup import log_findings
 from ratelimit_mw.checks.surroundings import server_findings, worker_count
+from ratelimit_mw.compiled import PURE
 from ratelimit_mw.findings import Finding, say_once
+from ratelimit_mw.live import reload, state
+from ratelimit_mw.live.key_entries import KeyEntry
 from tests.apps import ROOT
 from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of
-from tests.conftest import StartApp
+from tests.settings_files import written
+from tests.slots import until_async
 
 REDIS = 'backend = { url = "redis://127.0.0.1:6379/0" }\nidentity = { hash_secret = "s" }\n'
 PAGE = ROOT / findings.PAGE
@@ -77,6 +88,20 @@ def test_each_check_finds_what_it_is_for(text: str, name: str, words: str) -> No
 def test_sound_settings_are_silent(text: str) -> None:
     """A check that cries for nothing is one that nobody reads."""
     assert findings_of(settings_of(text)) == ()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) -> None:
+    """An installation without compiled modules says so, unless the environment asks for that."""
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(ROOT / "ratelimit_mw", tmp_path / "ratelimit_mw", ignore=ignored)
+    environment = {name: value for name, value in os.environ.items() if name != PURE}
+    environment |= {PURE: "1"} if wanted else {}
+    command = [sys.executable, "-m", "ratelimit_mw", "check"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ("not-compiled" in done.stdout) is not wanted
 
 
 def routes(*rules: str) -> str:
@@ -144,6 +169,7 @@ def test_rules_that_apply_are_not_called_dead(rules: list[str]) -> None:
         (["gunicorn", "-w", "2", "app:app"], {}, 2),
         (["gunicorn", "-w2", "app:app"], {}, 2),
         (["uvicorn", "app:app"], {"WEB_CONCURRENCY": "8"}, 8),
+        (["granian", "app:app"], {"GRANIAN_WORKERS": "3"}, 3),
         (["uvicorn", "app:app"], {"WEB_CONCURRENCY": "many"}, 1),
         (["uvicorn", "app:app", "--workers"], {}, 1),
     ],
@@ -153,18 +179,13 @@ def test_workers_are_counted(arguments: Sequence[str], environment: Mapping[str,
     assert worker_count(arguments, environment) == workers
 
 
-def test_memory_backend_with_workers_is_told() -> None:
-    """Each worker would grant every limit on its own; a shared backend doesn't."""
+def test_memory_backend_with_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be seen of processes, options tell; a shared backend may have any number."""
     arguments = ["uvicorn", "app:app", "--workers", "4"]
+    monkeypatch.setattr("sys.platform", "darwin")
     (found,) = server_findings(settings_of(""), arguments, {})
     assert found.name == "memory-with-workers"
     assert not list(server_findings(settings_of(REDIS), arguments, {}))
-
-
-def test_real_workers_say_that_they_are_several(start_app: StartApp) -> None:
-    """Each of uvicorn's workers sees the command line that started them all."""
-    app = start_app("tests.served:app", workers=2)
-    assert app.log.count("[docs/checks.md#memory-with-workers]") == 2
 
 
 @pytest.mark.parametrize(
@@ -216,6 +237,47 @@ def test_looking_for_a_proxy_ends() -> None:
     assert reader.looks == 0
 
 
+LB = "203.0.113.9"
+
+
+def chains(number: int, *, appended: str | None = LB) -> list[str]:
+    """What so many clients' requests carry through a balancer that appends this address of its own."""
+    ends = [] if appended is None else [appended]
+    return [", ".join([f"198.51.100.{each}", *ends]) for each in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "is_said"),
+    [
+        ("10.0.0.1", chains(50), True),
+        (LB, chains(50), True),  # a server that has read the header itself
+        ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50)], True),
+        ("10.0.0.1", chains(5), False),
+        ("10.0.0.1", chains(50, appended=None), False),
+        ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50, appended=None)], False),
+        ("10.0.0.1", chains(50, appended="10.0.0.2"), False),
+        ("10.0.0.1", chains(1) * 50, False),
+        ("10.0.0.1", [*chains(1, appended=None), *chains(50)], False),
+    ],
+)
+def test_a_balancer_that_appends_its_own_address_is_told(
+    peer: str, forwarded: list[str], caplog: pytest.LogCaptureFixture, *, is_said: bool
+) -> None:
+    """Many clients before one right-most address are all counted as that one, which is said once."""
+    reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
+    counted = {reader(scope(peer, line)) for line in forwarded}
+    assert [record.__dict__["check"] for record in caplog.records] == ["balancer-appended"] * is_said
+    assert not is_said or (counted == {LB} and LB in caplog.text)
+
+
+def test_what_is_remembered_of_forwarded_headers_is_bounded() -> None:
+    """A client that writes long and ever new lists costs no memory."""
+    reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
+    for number in range(1_100):
+        reader(scope("10.0.0.1", f"junk-{number % 3}, {LB}"))
+    assert reader.chains == 0
+
+
 async def test_middleware_mounted_twice_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Twice around one app, it is seen at once; around a mounted app as well, at the first request."""
     clock = FakeClock()
@@ -259,6 +321,50 @@ def test_findings_are_said_once_and_as_loud_as_they_are(caplog: pytest.LogCaptur
         ("unreachable-plan", "INFO"),
     ]
     assert "docs/checks.md#everyone-trusted" in caplog.text
+
+
+def test_checks_take_as_many_steps_as_there_are_keys_and_routes() -> None:
+    """Thousands of keys and hundreds of routes are checked at once, and few words are made of it."""
+    spending = [{"daily": str(1 + number)} for number in range(5)]
+    keys = [
+        {"hash": f"sha256:{number:064x}", "plan": "default", "requests": [f"{1 + number % 7}/minute"]}
+        | {"spending": spending[number % 5]}
+        for number in range(3_000)
+    ]
+    routes = [
+        {"path": f"/r{number}/{{id}}", "cost": 1 + number % 5, "price": "2.00"} for number in range(1_000)
+    ]
+    settings = Settings.model_validate({"keys": keys, "routes": routes})
+    began = time.process_time()
+    found = findings_of(settings)
+    assert time.process_time() - began < 10
+    assert 0 < len(found) <= 12 * len(routes)
+    assert "routes[1] (/r1/{id}): its cost of 2 never fits into 1/minute of keys[0]." in [
+        finding.text for finding in found
+    ]
+    assert any("other limits of plans and keys" in finding.text for finding in found)
+
+
+async def test_findings_wait_until_a_change_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed file applies before it is checked, and neither live keys nor requests wait for the checks."""
+    checked, over = threading.Event(), threading.Event()
+
+    def check(_settings: Settings) -> None:
+        checked.set()
+        over.wait(60)
+
+    monkeypatch.setattr(reload, "POLL_SECONDS", 0.02)
+    file = written(tmp_path / "s.toml", '[plans.default]\nrequests = ["5/hour"]')
+    async with Limiter.from_settings(file) as limiter:
+        monkeypatch.setattr(state, "log_findings", check)
+        written(file, '[plans.default]\nrequests = ["7/hour"]')
+        await until_async(checked.is_set)
+        assert limiter.settings.plans["default"].requests[0].quota == 7
+        await limiter.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
+        assert limiter.live.rules.registered
+        over.set()
 
 
 def test_memory_of_what_was_said_is_bounded() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import Limiter
-from ratelimit_mw.cli.top import printable
 from ratelimit_mw.identity import Identity
+from ratelimit_mw.printable import printable
 from tests.commands import Commands
 from tests.conftest import StartServer
 from tests.processes import free_port

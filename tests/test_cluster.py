@@ -14,7 +14,7 @@ from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.nodes import hash_slot, hash_tag
 from ratelimit_mw.charge import BackendError, Charge, Counter, Figures, Money, Outcome, Settlement
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.conformance import Bench, daily, eventually, new_id, slots, window
 from tests.servers import StoreServer
 from tests.topologies import Cluster
@@ -298,7 +298,7 @@ def redis_cluster(shared_cluster: Callable[[str], Cluster]) -> Cluster:
 @pytest.mark.parametrize("scheme", ["redis", "valkey"])
 async def test_settings_name_a_cluster(scheme: str, redis_cluster: Cluster) -> None:
     """A limiter and the live keys work under both schemes."""
-    backend = BackendSettings(url=redis_cluster.url.replace("redis", scheme, 1), timeout=5)
+    backend = BackendSettings(url=SecretURL(redis_cluster.url.replace("redis", scheme, 1)), timeout=5)
     async with Limiter(Settings(backend=backend)) as limiter, await limiter.acquire(api_key="k") as lease:
         assert lease.decision.policy == "shared"
     store = open_key_store(backend)
@@ -311,6 +311,29 @@ async def test_settings_name_a_cluster(scheme: str, redis_cluster: Cluster) -> N
         await store.entries()
     assert await store.entries() == {"hash": b"entry"}
     await store.close()
+
+
+async def test_a_plain_server_is_taken_for_a_cluster_of_one(redis_server: StoreServer) -> None:
+    """Counts and live keys work behind the URL of a cluster, too."""
+    url = redis_server.url.replace("redis", "redis+cluster", 1)
+    backend = BackendSettings(url=SecretURL(url), timeout=5)
+    async with Limiter(Settings(backend=backend)) as limiter, await limiter.acquire(api_key="k") as lease:
+        assert lease.decision.policy == "shared"
+    store = open_key_store(backend)
+    await store.write({"hash": b"entry"})
+    assert await store.entries() == {"hash": b"entry"}
+    await store.close()
+
+
+async def test_several_plain_servers_are_no_cluster(
+    redis_server: StoreServer, valkey_server: StoreServer
+) -> None:
+    """Each would count for itself: the backend is away, and says why."""
+    ports = f"{redis_server.port},127.0.0.1:{valkey_server.port}"
+    backend = ClusterBackend(f"redis+cluster://127.0.0.1:{ports}", timeout=TIMEOUT)
+    with pytest.raises(BackendError, match=r"is a server of its own and no node of a cluster"):
+        await backend.acquire(Charge([window(5)]), new_id())
+    await backend.close()
 
 
 async def _full(admitted: dict[str, int], quota: int) -> bool:

@@ -14,14 +14,16 @@ from ratelimit_mw.backends.nodes import hash_slot
 from ratelimit_mw.charge import BackendError, Charge, Money
 from tests.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.processes import HOST
-from tests.servers import server_binaries
-from tests.topologies import DOWN_AFTER, Cluster, running
+from tests.servers import StoreServer, server_binaries
+from tests.topologies import DOWN_AFTER, Cluster, running, wait_until
 
 TIMEOUT = 3.0
 SLACK = 0.4
 """Seconds that the end of a wait may come later."""
 MOST_OUTAGE = 60.0
 """Seconds that a fail-over may take on a busy machine, where a vote may have to be taken again."""
+MOST_CONNECTIONS = 30
+"""Connections in which a node is asked within some seconds whether it is back, and who serves what."""
 MOST_LOST = 400
 """Units that a primary may take with it: what it had admitted and not handed on, in a second at most."""
 
@@ -140,6 +142,89 @@ async def test_a_dead_shard_comes_back_on_its_own(cluster: Cluster, caplog: pyte
         assert messages == ["backend is back"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "refusal"),
+    [("redis", "PAUSE"), ("valkey", "PAUSE"), ("redis", "MISCONF"), ("valkey", "NOREPLICAS")],
+)
+async def test_a_node_that_takes_no_writes_is_away_until_it_does(
+    kind: str, refusal: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It answers, and knows who serves what: that does not bring it back. It is away once, asked ever less
+    often, and back when a write in a slot of its own has been done; other nodes go on.
+    """
+    caplog.set_level(logging.WARNING, "ratelimit_mw")
+    cluster = Cluster(kind, tmp_path)
+    with running(cluster):
+        for number, node in enumerate(cluster.nodes):
+            caplog.clear()
+            mine, other = (
+                Charge([window(50_000, of=partition_on(cluster, each))])
+                for each in (number, (number + 1) % 3)
+            )
+            async with opened(cluster.url, timeout=0.3) as (backend,):
+                assert (await backend.acquire(mine, new_id())).admitted
+                refuse_writes(node, refusal)
+                while not await _fails(backend, mine):
+                    await asyncio.sleep(0.01)
+                connections = accepted(node)
+                for _ in range(150):
+                    assert await _fails(backend, mine)
+                    assert not await _fails(backend, other)
+                    await asyncio.sleep(0.01)
+                assert accepted(node) - connections < MOST_CONNECTIONS
+                assert [_word(record.message) for record in caplog.records] == ["away"]
+                take_writes(node, refusal)
+                while await _fails(backend, mine):
+                    await asyncio.sleep(0.01)
+                assert [_word(record.message) for record in caplog.records] == ["away", "back"]
+
+
+async def test_a_node_gets_its_first_slot_key_by_key(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A node that serves no slot yet is reached while one is moving to it, and named as away by nobody."""
+    caplog.set_level(logging.WARNING, "ratelimit_mw")
+    new, partition = cluster.add(), partition_on(cluster, 0)
+    slot, charge = hash_slot(partition.encode()), Charge([window(5, of=partition)])
+    async with opened(cluster.url) as (backend,):
+        cluster.open_migration(slot, new)
+        for used in (1, 2):
+            assert (await backend.acquire(charge, new_id())).figures[0].used == used
+        with new.client() as client:
+            assert client.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot) == 1
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await eventually(lambda: _all_serve([backend], charge))
+        cluster.close_migration(slot, new)
+        assert (await backend.acquire(charge, new_id())).figures[0].used == 3
+    assert all("connection lost" in each.message or "is back" in each.message for each in caplog.records)
+
+
+async def test_a_cluster_that_wants_all_its_shards_is_away_as_a_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under `cluster-require-full-coverage yes` one dead shard stops all: each node is away, said once, and
+    all are back when it is.
+    """
+    caplog.set_level(logging.WARNING, "ratelimit_mw")
+    cluster = Cluster("redis", tmp_path, "--cluster-require-full-coverage", "yes")
+    with running(cluster):
+        charges = [Charge([window(50_000, of=partition_on(cluster, number))]) for number in range(3)]
+        async with opened(cluster.url) as (backend,):
+            cluster.nodes[0].kill()
+            for charge in charges:
+                while not await _fails(backend, charge):
+                    await asyncio.sleep(0.02)
+            connections = accepted(cluster.nodes[1])
+            await asyncio.sleep(2)
+            assert accepted(cluster.nodes[1]) - connections < MOST_CONNECTIONS
+            assert all([await _fails(backend, charge) for charge in charges])
+            await asyncio.to_thread(cluster.nodes[0].restart)
+            for charge in charges:
+                while await _fails(backend, charge):
+                    await asyncio.sleep(0.02)
+        assert sorted(_word(record.message) for record in caplog.records) == ["away"] * 3 + ["back"] * 3
+
+
 async def test_a_seed_that_is_down_is_passed_over(cluster: Cluster) -> None:
     """Any one node that the URL names, and that is there, leads to all others."""
     down = Cluster("redis", cluster.nodes[0].folder / "never started").nodes[0]
@@ -150,10 +235,48 @@ async def test_a_seed_that_is_down_is_passed_over(cluster: Cluster) -> None:
             assert (await backend.acquire(charge, new_id())).admitted
 
 
+def refuse_writes(node: StoreServer, refusal: str) -> None:
+    """Have a node refuse writes with this error, or leave them unanswered."""
+    with node.client() as client:
+        if refusal == "PAUSE":
+            client.execute_command("CLIENT", "PAUSE", 600_000, "WRITE")
+        elif refusal == "NOREPLICAS":
+            client.config_set("min-replicas-to-write", 1)
+        else:
+            folder = node.folder / "no more"
+            folder.mkdir()
+            client.config_set("dir", str(folder))
+            client.config_set("save", "3600 1000000")
+            folder.rmdir()
+            client.bgsave()
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "failed save")
+
+
+def take_writes(node: StoreServer, refusal: str) -> None:
+    """Let a node take writes again."""
+    with node.client() as client:
+        if refusal == "PAUSE":
+            client.execute_command("CLIENT", "UNPAUSE")
+        elif refusal == "NOREPLICAS":
+            client.config_set("min-replicas-to-write", 0)
+        else:
+            client.config_set("save", "")
+
+
+def accepted(node: StoreServer) -> int:
+    """How many connections a node has had, the one that asks included."""
+    with node.client() as client:
+        return int(client.info("stats")["total_connections_received"])
+
+
+def _word(message: str) -> str:
+    return message.removeprefix("backend is ")[:4]
+
+
 @asynccontextmanager
-async def opened(url: str, number: int = 1) -> AsyncIterator[list[ClusterBackend]]:
+async def opened(url: str, number: int = 1, timeout: float = TIMEOUT) -> AsyncIterator[list[ClusterBackend]]:
     """Connected backends, as several processes would have them."""
-    backends = [ClusterBackend(url, timeout=TIMEOUT) for _ in range(number)]
+    backends = [ClusterBackend(url, timeout=timeout) for _ in range(number)]
     try:
         for backend in backends:
             await backend.open()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ratelimit_mw.backends.batcher import MAX_BATCH
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import BackendError, Charge, Counter, Hold, Money, Outcome
+from ratelimit_mw.charge import Charge, Counter, Hold, Money, OperationRefusedError, Outcome
 from ratelimit_mw.limits import Slots
 from tests.conformance import Bench, eventually, new_id, slots, window
 from tests.conftest import StartServer
@@ -20,6 +20,9 @@ from tests.oracle import Oracle
 from tests.servers import StoreServer
 from tests.slots import until_async
 from tests.topologies import Cluster
+
+NO_COST: Any = 1.5
+"""A cost that the script refuses."""
 
 Step = tuple[Charge, bytes | None]
 """A charge and its lease id; None to look only."""
@@ -223,21 +226,16 @@ async def test_who_is_cancelled_among_others_alike_gives_back_what_is_theirs(
 async def test_an_error_reaches_all_who_are_alike_and_nobody_else(
     server: StoreServer, backend: RedisBackend
 ) -> None:
-    """A key of the wrong type fails the charges on it, each of them, and nothing of them is counted."""
-    other = Charge([window(9, of="other")])
-    with server.client() as client:
-        client.set(SLOTS_KEY, "no slots")
-        charges = [ALIKE, other, ALIKE, other, ALIKE]
-        results = await asyncio.gather(
-            *[backend.acquire(charge, new_id()) for charge in charges], return_exceptions=True
-        )
-        assert [type(result) for result in results] == [
-            BackendError, Outcome, BackendError, Outcome, BackendError
-        ]  # fmt: skip
-        holds = [ALIKE.hold(new_id(), 0, 0) for _ in range(4)]
-        assert [str(each).partition(" ")[0] for each in await finished(backend, holds)] == ["WRONGTYPE"] * 4
-        assert backend.load.failed == 3 + 4
-        client.delete(SLOTS_KEY)
+    """A charge that the script refuses fails, with each that is like it, and nothing of them is counted."""
+    wrong, other = Charge(ALIKE.counters, cost=NO_COST), Charge([window(9, of="other")])
+    charges = [wrong, other, wrong, other, wrong]
+    results = await asyncio.gather(
+        *[backend.acquire(charge, new_id()) for charge in charges], return_exceptions=True
+    )
+    assert [type(result) for result in results] == [
+        OperationRefusedError, Outcome, OperationRefusedError, Outcome, OperationRefusedError
+    ]  # fmt: skip
+    assert backend.load.failed == 3
     assert [each.used for each in (await backend.peek(ALIKE)).figures] == [0, 0, 0]
     assert (await backend.peek(other)).figures[0].used == 2
 

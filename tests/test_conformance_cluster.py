@@ -14,7 +14,7 @@ from tests.conformance import Bench
 from tests.servers import server_binaries
 from tests.topologies import Cluster
 
-BY_ITS_CLOCK = {"test_a_crash_leaves_the_estimate_until_a_late_settle"}
+BY_ITS_CLOCK = {"test_a_kept_estimate_is_held_until_a_late_settle"}
 """What takes a server that forgets by the test's clock, or is quicker than its own."""
 KINDS = [
     pytest.param(kind, marks=[pytest.mark.slow] if kind != "redis" else [])

@@ -7,11 +7,23 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ratelimit_mw.charge import Charge, Counter, Figures, Money, Settlement
-from tests.conformance import KINDS, Bench, SharedServer, daily, instant, monthly, new_id, opened, window
+from tests.conformance import (
+    KINDS,
+    Bench,
+    SharedServer,
+    daily,
+    instant,
+    monthly,
+    new_id,
+    opened,
+    slots,
+    window,
+)
 
 UNKNOWN, SETTLED = Settlement.UNKNOWN, Settlement.SETTLED
 REPEATED, DIFFERENT = Settlement.REPEATED, Settlement.DIFFERENT
 LARGEST = 10**15
+START = instant("2026-11-21T12:00:00+00:00")
 
 
 @pytest.fixture(params=KINDS)
@@ -105,6 +117,160 @@ async def test_settling_and_finishing_count_once_in_any_order(bench: Bench, orde
         assert await books(bench, day) == await books(bench, month) == (expected or (0, 100))
 
 
+LATE = 31
+"""Seconds after which an estimate that was not renewed has lapsed: its lease, and a part of it at most."""
+
+
+async def test_an_estimate_lapses_with_its_lease(bench: Bench) -> None:
+    """Whoever died, or never heard that it was admitted, holds nothing of a budget a lease later."""
+    day, month = daily(1_000), monthly(5_000)
+    await bench.hold(day, month, slots(5), price=1_000)
+    bench.wait(30, microseconds=-1)
+    assert await books(bench, day) == await books(bench, month) == (0, 1_000)
+    assert not (await bench.acquire(day, price=1)).admitted
+    bench.wait(LATE - 30)
+    assert await books(bench, day) == await books(bench, month) == (0, 0)
+    assert (await bench.acquire(day, month, price=1_000)).admitted
+    assert await books(bench, day) == await books(bench, month) == (0, 1_000)
+
+
+@pytest.mark.parametrize("has_slot", [True, False])
+async def test_a_renewed_estimate_lasts_from_its_renewal(bench: Bench, has_slot: bool) -> None:
+    """With a slot and without one; what was not renewed lapses at its own time."""
+    counters = [daily(1_000), monthly(5_000), *([slots(9), slots(9, of="app")] if has_slot else [])]
+    renewed, left = await bench.hold(*counters, price=100), await bench.hold(*counters, price=10)
+    for _ in range(5):
+        bench.wait(20)
+        assert await bench.another().renew(renewed, 30)
+    assert await books(bench, daily(1_000)) == (0, 100)
+    assert await bench.another().renew(left, 30) is not has_slot
+    assert await books(bench, daily(1_000)) == (0, 100), "what has lapsed is not held again"
+    bench.wait(LATE)
+    assert await books(bench, monthly(5_000)) == (0, 0)
+
+
+ENDINGS = {
+    "settled": (SETTLED, (70, 0)),
+    "ended": (Money.KEEP, (100, 0)),
+    "failed": (Money.GIVE_BACK, (0, 0)),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("seen", [True, False])
+async def test_what_ends_after_its_estimate_lapsed_is_charged_once(
+    bench: Bench, ending: str, seen: bool
+) -> None:
+    """A process that was only cut off charges what its work has cost, and frees nothing of others."""
+    day, month = daily(1_000), monthly(5_000)
+    late = await bench.hold(day, month, price=100)
+    bench.wait(LATE)
+    if seen:
+        assert await books(bench, day) == (0, 0)
+    other = await bench.hold(day, month, price=7)
+    met, (spent, held) = ENDINGS[ending]
+    for backend in (bench.backend, bench.another()):
+        if isinstance(met, Money):
+            await backend.finish(late, met)
+        else:
+            assert await backend.settle(late, 70) in (SETTLED, REPEATED)
+        assert await books(bench, day) == await books(bench, month) == (spent, held + 7)
+    await bench.backend.finish(other, Money.KEEP)
+    assert await books(bench, day) == await books(bench, month) == (spent + 7, held)
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_kept_estimate_needs_no_renewal(bench: Bench, late: bool) -> None:
+    """It is held until it is settled, also one that had lapsed before; keeping it twice is once."""
+    day, month = daily(1_000), monthly(5_000)
+    hold, other = await bench.hold(day, month, price=100), await bench.hold(day, month, price=10)
+    if late:
+        bench.wait(LATE)
+        assert await books(bench, day) == (0, 0)
+    for backend in (bench.backend, bench.another()):
+        await backend.keep(hold)
+    assert await books(bench, day) == (0, 100 if late else 110)
+    bench.wait(3_600)
+    assert await bench.backend.renew(hold, 30)
+    assert await books(bench, day) == await books(bench, month) == (0, 100)
+    bench.wait(3_600)
+    assert await books(bench, day) == (0, 100)
+    assert await bench.backend.settle(hold, 30) is SETTLED
+    for each in (hold, other):
+        await bench.backend.keep(each)
+    await bench.backend.finish(other, Money.GIVE_BACK)
+    assert await books(bench, day) == await books(bench, month) == (30, 0)
+
+
+async def test_what_was_settled_or_ended_is_not_kept(bench: Bench) -> None:
+    """To keep an estimate that there is no more changes nothing."""
+    day = daily(1_000)
+    settled, ended = await bench.hold(day, price=100), await bench.hold(day, price=10)
+    await bench.backend.settle(settled, 3)
+    await bench.backend.finish(ended, Money.GIVE_BACK)
+    for hold in (settled, ended):
+        await bench.backend.keep(hold)
+        await bench.backend.renew(hold, 30)
+    assert await books(bench, day) == (3, 0)
+
+
+async def test_estimates_of_different_leases_lapse_each_in_its_turn(bench: Bench) -> None:
+    """A book tells them apart in whatever order they come, and stays small however many there are."""
+    day = daily(10**9)
+    leases = [30.0, 7.0, 300.0, 1.0, 61.0]
+    for turn in range(40):
+        for place, lease in enumerate(leases):
+            await bench.backend.acquire(Charge([day], lease=lease), new_id(), 10**place)
+        if turn % 8 == 7:
+            bench.wait(microseconds=100_003)
+    for lease, held in ((1.0, 10111), (7.0, 10101), (30.0, 10100), (61.0, 100), (300.0, 0)):
+        bench.clock.now = START + round(lease * 33 / 32 * 1_000_000) + 600_000
+        assert await books(bench, day) == (0, 40 * held), lease
+
+
+async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
+    """What a process admitted alone is told again where the answer was lost."""
+    day, month, own = daily(1_000), monthly(5_000), slots(5, of="app")
+    charge, lease_id = Charge([own, day, month]), new_id()
+    first = await bench.backend.restore(charge, lease_id, 100)
+    if bench.kind != "memory":  # which is asked for nothing twice: its answers are not lost
+        again = await bench.another().restore(charge, lease_id, 100)
+        assert (again.admitted, again.hold) == (True, first.hold)
+    assert (await bench.peek(own, day)).figures == [Figures(1, 0, 0), Figures(0, 100, 0)]
+    await bench.backend.finish(first.hold, Money.KEEP)
+    assert (await bench.peek(own, month)).figures == [Figures(0, 0, 0), Figures(100, 0, 0)]
+
+
+async def test_an_estimate_lives_on_where_the_clock_stepped_back(bench: Bench) -> None:
+    """What has lapsed by a clock that is set back is not given back twice, and new estimates count."""
+    day = daily(1_000)
+    lapsed = await bench.hold(day, price=100)
+    bench.wait(LATE)
+    await bench.hold(day, price=5)
+    bench.wait(-60)
+    new = await bench.hold(day, price=40)
+    assert await books(bench, day) == (0, 45)
+    await bench.backend.finish(lapsed, Money.GIVE_BACK)
+    assert await books(bench, day) == (0, 45)
+    await bench.backend.finish(new, Money.KEEP)
+    assert await books(bench, day) == (40, 5)
+
+
+async def test_a_settled_amount_can_be_replaced_for_a_day(bench: Bench) -> None:
+    """Records go a day after they are settled, so that jobs of a whole month leave few; none counts twice."""
+    month = monthly(5_000)
+    hold = await bench.hold(month, price=100)
+    await bench.backend.keep(hold)
+    bench.wait(3 * 86_400)
+    assert await bench.backend.settle(hold, 30) is SETTLED
+    bench.wait(86_400 - 1)
+    assert await bench.backend.settle(hold, 40, replace=True) is SETTLED
+    if bench.kind == "memory":  # a server forgets by its own clock
+        bench.wait(1)
+        assert await bench.backend.settle(hold, 50, replace=True) is UNKNOWN
+    assert await books(bench, month) == (40, 0)
+
+
 async def test_a_settle_after_the_end_finds_no_record(bench: Bench) -> None:
     """Once a request ended undetached its estimate is final."""
     hold = await bench.hold(daily(1_000), price=100)
@@ -113,15 +279,17 @@ async def test_a_settle_after_the_end_finds_no_record(bench: Bench) -> None:
     assert await books(bench, daily(1_000)) == (100, 0)
 
 
-async def test_a_crash_leaves_the_estimate_until_a_late_settle(bench: Bench) -> None:
+async def test_a_kept_estimate_is_held_until_a_late_settle(bench: Bench) -> None:
     """A settle belongs to the day and month of its admission, up to two days after they have ended."""
     bench.clock.now = instant("2026-11-29T23:59:59.999999+00:00")
     day, month = daily(1_000), monthly(5_000)
     early, late, lost = [await bench.hold(day, month, price=100) for _ in range(3)]
+    for hold in (early, late, lost):
+        await bench.backend.keep(hold)
     bench.wait(microseconds=1)
     assert await books(bench, day) == (0, 0)
     assert await books(bench, month) == (0, 300)
-    assert (await bench.acquire(day, month, price=1_000)).admitted
+    await bench.backend.keep(await bench.hold(day, month, price=1_000))
     assert await bench.backend.settle(early, 70) is SETTLED
     assert await books(bench, day) == (0, 1_000)
     assert await books(bench, month) == (70, 1_200)
@@ -178,6 +346,7 @@ async def test_a_period_lasts_as_long_as_the_calendar_says(
     for now in (first - 1, first, first + (end - first) // 2, end - 1, end):
         bench.clock.now = now
         outcome = await bench.acquire(counter, price=100)
+        await bench.backend.keep(outcome.hold)
         admitted.append(outcome.admitted)
         ends += [held.ends for held in outcome.hold.periods]
     assert admitted == [True, True, False, False, True]
@@ -220,3 +389,23 @@ async def test_the_largest_amounts_are_exact(bench: Bench) -> None:
     assert await books(bench, month) == (3 * LARGEST - 3, 0)
     assert not (await bench.acquire(month, price=LARGEST + 4)).admitted
     assert (await bench.acquire(month, price=LARGEST + 3)).admitted
+
+
+async def test_a_charge_that_is_made_again_counts_in_the_period_of_its_time(bench: Bench) -> None:
+    """A period ends before its end: what a backend has kept of a charge holds until then, and no longer."""
+    midnight = instant("2026-11-22T00:00:00+00:00")
+    charge = Charge([daily(100)])
+    bench.clock.now = midnight - 1
+    assert (await bench.backend.acquire(charge, new_id(), 100)).admitted
+    assert not (await bench.backend.acquire(charge, new_id(), 100)).admitted
+    bench.clock.now = midnight
+    outcome = await bench.backend.acquire(charge, new_id(), 100)
+    assert outcome.admitted
+    assert [held.scope for held in outcome.hold.periods] == ["USD:2026-11-22"]
+    assert await books(bench, daily(100)) == (0, 100)
+    bench.clock.now = midnight - 1  # the clock went back
+    assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
+    bench.clock.now = midnight - 86_400 * 1_000_000
+    assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
+    bench.clock.now -= 1
+    assert (await bench.backend.acquire(charge, new_id(), 1)).hold.periods[0].scope == "USD:2026-11-20"

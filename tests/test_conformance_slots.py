@@ -71,6 +71,24 @@ async def test_a_late_renewal_never_revives_a_lost_slot(bench: Bench, late: int)
     assert await bench.used(slots(5)) == [0]
 
 
+async def test_many_holds_are_renewed_together_and_each_is_answered(bench: Bench) -> None:
+    """Holds of several slot sets, each for its own time: what was lost of them is told of each alone."""
+    apart = [await bench.hold(slots(50), slots(5, of=f"o{number}")) for number in range(20)]
+    shared = [await bench.hold(slots(30, of="shared")) for _ in range(20)]
+    await bench.backend.finish(apart[3], Money.KEEP)
+    await bench.backend.finish(apart[7].with_places(apart[7].slots[1:], apart[7].periods), Money.KEEP)
+    renewals = [(hold, 40.0 + place) for place, hold in enumerate([*apart, *shared, NOTHING_HELD])]
+    bench.wait(20)
+    kept = await bench.another().renew_all(renewals)
+    assert [place for place, each in enumerate(kept) if each is not True] == [3, 7]
+    assert not any(kept[place] for place in (3, 7))
+    bench.wait(39)
+    assert await bench.used(slots(30, of="shared")) == [20]
+    bench.wait(21 + 10)
+    assert await bench.used(slots(30, of="shared")) == [9]
+    assert await bench.backend.renew_all([]) == []
+
+
 async def test_renewing_touches_no_other_lease(bench: Bench) -> None:
     """Whoever renews leaves the leases of others to expire."""
     renewed, _ = await bench.hold(slots(5)), await bench.hold(slots(5))
@@ -151,3 +169,33 @@ async def test_many_at_once_get_as_many_slots_as_there_are(bench: Bench) -> None
         assert len(holds) == 5
         await asyncio.gather(*[bench.backend.finish(hold, Money.KEEP) for hold in holds])
     assert await bench.used(slots(5), window(100_000)) == [0, 50]
+
+
+async def test_a_refused_charge_is_told_the_live_slots(bench: Bench) -> None:
+    """Whichever limit refuses, and however many slots are free, those that have expired don't count."""
+    limits = [slots(9), window(3, 1, "hour"), slots(5, of="app")]
+    for _ in range(3):
+        await bench.acquire(*limits)
+    bench.wait(29)
+    await bench.backend.renew((await bench.acquire(slots(9))).hold, 30)
+    bench.wait(1)
+    both = await asyncio.gather(bench.acquire(*limits), bench.acquire(*limits, cost=2))
+    for outcome in both:
+        assert not outcome.admitted
+        assert [figures.used for figures in outcome.figures] == [1, 3, 0]
+
+
+async def test_a_step_of_the_clock_frees_no_slot_early(bench: Bench) -> None:
+    """Leases of several lengths, renewed to and fro: each lasts to the microsecond, whatever came before."""
+    short, long = await bench.hold(slots(9, lease=10)), await bench.hold(slots(9, lease=60))
+    await bench.backend.finish(await bench.hold(slots(9, lease=5)), Money.KEEP)
+    bench.wait(5)
+    assert await bench.backend.renew(long, 20)
+    assert await bench.backend.renew(short, 30)
+    assert await bench.used(slots(9)) == [2]
+    bench.wait(20, microseconds=-1)
+    assert await bench.used(slots(9)) == [2]
+    bench.wait(microseconds=1)
+    assert await bench.used(slots(9)) == [1]
+    bench.wait(10)
+    assert await bench.used(slots(9)) == [0]

@@ -215,3 +215,17 @@ async def test_reset_forgets_what_was_counted(bench: Bench) -> None:
     await bench.backend.reset(Charge(mine))
     assert await bench.used(*mine, *others) == [0, 0, 1]
     assert (await bench.acquire(*mine, cost=2)).admitted
+
+
+@pytest.mark.parametrize("quota", [1, 60, 1_000])
+async def test_up_to_a_thousand_each_request_leaves_to_the_microsecond(bench: Bench, quota: int) -> None:
+    """Two requests a microsecond apart leave a microsecond apart: none shares the time of another."""
+    cost = max(quota // 2, 1)
+    for _ in range(quota // cost):
+        assert (await bench.acquire(window(quota), cost=cost)).admitted
+        bench.wait(microseconds=1)
+    bench.wait(60, microseconds=-(quota // cost) - 1)
+    assert await bench.used(window(quota)) == [cost * (quota // cost)]
+    for left in reversed(range(quota // cost)):
+        bench.wait(microseconds=1)
+        assert await bench.used(window(quota)) == [cost * left]

@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from ratelimit_mw import Limiter, Settings
+from ratelimit_mw.live.key_entries import KeyEntry
 from tests.conformance import eventually
 from tests.conftest import StartServer
 from tests.processes import HOST
@@ -60,7 +61,8 @@ async def decided_by(limiter: Limiter) -> str:
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log says about the backend."""
-    return [r.message for r in caplog.records if r.levelno >= logging.WARNING and "backend" in r.message]
+    said = [record for record in caplog.records if record.name == "ratelimit_mw"]
+    return [each.message for each in said if each.levelno >= logging.WARNING and "backend" in each.message]
 
 
 async def test_tls_with_an_authority_of_ones_own(server: StoreServer, certificates: Certificates) -> None:
@@ -84,6 +86,43 @@ async def test_tls_with_a_certificate_of_the_clients(server: StoreServer, certif
         ) as limiter,
     ):
         assert await decided_by(limiter) == "shared"
+
+
+@pytest.mark.parametrize("query", ["ssl_cert_reqs=none", "ssl_check_hostname=no&ssl_ca_certs={ca}"])
+async def test_tls_by_options_of_the_url(
+    query: str, redis_server: StoreServer, certificates: Certificates
+) -> None:
+    """A certificate under another name is believed where the URL's options say so."""
+    async with (
+        Proxy(redis_server.port, tls=certificates.server("other.example.org")) as proxy,
+        limiter_on(f"{proxy.url}?{query.format(ca=certificates.ca_file)}") as limiter,
+    ):
+        assert await decided_by(limiter) == "shared"
+
+
+async def test_a_clients_certificate_by_options_of_the_url(
+    redis_server: StoreServer, certificates: Certificates
+) -> None:
+    """The URL's options can name the client's certificate, for the counts and for the live keys."""
+    files = f"ssl_ca_certs={certificates.ca_file}&ssl_certfile={certificates.cert_file}"
+    async with (
+        Proxy(redis_server.port, tls=certificates.server(asks=True)) as proxy,
+        limiter_on(f"{proxy.url}?{files}&ssl_keyfile={certificates.key_file}") as limiter,
+    ):
+        assert await decided_by(limiter) == "shared"
+        await limiter.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
+        assert limiter.live.keys
+
+
+async def test_a_login_and_a_database_by_options_of_the_url(start_server: StartServer) -> None:
+    """Password, database and name of the client may stand in the query."""
+    server = start_server("redis", password="p&=%w")
+    url = f"redis://{HOST}:{server.port}?password=p%26%3D%25w&db=3&client_name=api-1"
+    async with limiter_on(url) as limiter:
+        assert await decided_by(limiter) == "shared"
+        with server.client() as client:
+            assert client.info("keyspace")["db3"]["keys"] > 0
+            assert "api-1" in {each["name"] for each in client.client_list()}
 
 
 Broken = tuple[Callable[[Certificates], ssl.SSLContext | None], dict[str, str], str]

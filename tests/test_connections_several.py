@@ -23,7 +23,10 @@ from tests.topologies import SERVICE, Cluster, Sentinels, SentinelServer, runnin
 
 CLUSTER_RIGHTS = "+cluster|slots +asking"
 """What docs/deployment.md adds for a cluster to the rights of users.acl."""
-SENTINEL_RIGHTS = "resetkeys resetchannels -@all +auth +client|setname +sentinel|get-master-addr-by-name"
+SENTINEL_RIGHTS = (
+    "resetkeys resetchannels &+switch-master &+promoted-slave -@all"
+    " +auth +subscribe +client|setname +sentinel|get-master-addr-by-name +sentinel|master"
+)
 """What it gives to the user on the sentinels."""
 
 
@@ -104,6 +107,19 @@ async def test_sentinel_and_primary_are_asked_over_tls(
         limiter_on(url, **files_of(certificates)) as limiter,
     ):
         assert [await decided_by(limiter) for _ in range(3)] == ["shared"] * 3
+
+
+async def test_sentinel_and_primary_are_asked_over_tls_by_options_of_the_url(
+    tmp_path: Path, certificates: Certificates
+) -> None:
+    """TLS options of the URL hold for the sentinels as for the servers that they name."""
+    files = files_of(certificates)
+    query = f"ssl_ca_certs={files['tls_ca_file']}&ssl_certfile={files['tls_cert_file']}"
+    async with (
+        tls_sentinel("redis", tmp_path, certificates) as url,
+        limiter_on(f"{url}?{query}&ssl_keyfile={files['tls_key_file']}") as limiter,
+    ):
+        assert await decided_by(limiter) == "shared"
 
 
 async def test_a_primary_with_a_wrong_certificate_is_not_believed(

@@ -78,6 +78,29 @@ async def test_the_login_form_opens_a_session() -> None:
         assert (await client.get("/ops/snapshot")).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("headers", "secure"),
+    [
+        ({"Origin": "https://example.com", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"X-Forwarded-Proto": "https"}, True),
+        ({"X-Forwarded-Proto": "HTTPS, http"}, True),
+        ({"Forwarded": 'for=192.0.2.1; Proto="https", for=10.0.0.1;proto=http'}, True),
+        ({"X-Forwarded-Proto": "http"}, False),
+        ({"X-Forwarded-Proto": "httpsx"}, False),
+        ({"Forwarded": "for=192.0.2.1;host=proto=https.example"}, False),
+        ({"Origin": "http://app", "Sec-Fetch-Site": "same-origin"}, False),
+    ],
+)
+async def test_the_cookie_is_secure_behind_a_proxy_that_ends_tls(
+    headers: dict[str, str], *, secure: bool
+) -> None:
+    """A server that reads no proxy headers takes the page for one without TLS; its browser knows better."""
+    async with behind() as client:
+        answer = await log_in(client, **headers)
+        assert answer.status_code == 303
+        assert ("; Secure" in answer.headers["set-cookie"]) is secure
+
+
 async def test_the_cookie_of_an_https_page_is_secure() -> None:
     """It never travels in the clear."""
     app = RateLimitMiddleware(ok_app(), settings=settings())

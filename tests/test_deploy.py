@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ async def test_nginx_passes_websockets(deployment: Deployment) -> None:
 
 def test_nginx_spreads_requests_over_the_replicas(deployment: Deployment) -> None:
     """Both replicas serve."""
-    pids = {httpx.get(f"{deployment.balancer.url}/anything").json()["pid"] for _ in range(20)}
+    with httpx.Client(base_url=deployment.balancer.url) as client:
+        pids = {client.get("/anything").json()["pid"] for _ in range(20)}
     for replica in deployment.replicas:
         assert pids & set(replica.worker_pids())
 
@@ -104,11 +106,56 @@ def test_nginx_never_tries_a_refused_request_again(deployment: Deployment, statu
     assert sum(deployment.hits()) == before + 1
 
 
-def test_nginx_never_sends_a_post_twice(deployment: Deployment) -> None:
-    """A worker that dies in the middle of a POST costs a 502, not a second prediction."""
-    before = sum(deployment.hits())
-    assert httpx.post(f"{deployment.balancer.url}/crash").status_code == 502
-    assert sum(deployment.hits()) == before + 1
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+def test_nginx_never_runs_a_request_twice(deployment: Deployment, method: str) -> None:
+    """A worker that dies of a request costs a 502: no second charge, and no worker of the other replica."""
+    wait_for_replicas(deployment)
+    before = deployment.hits()
+    with httpx.Client() as client:
+        client.get(f"{deployment.balancer.url}/anything")
+        assert client.request(method, f"{deployment.balancer.url}/crash").status_code == 502
+    time.sleep(0.5)
+    after = deployment.hits()
+    assert sorted(now - then for now, then in zip(after, before, strict=True)) == [0, 1]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_nginx_goes_to_the_other_replica_where_one_is_down(deployment: Deployment, method: str) -> None:
+    """A replica that takes no connections costs nobody a request: nothing was sent, so another is tried."""
+    wait_for_replicas(deployment)
+    down = deployment.replicas[0]
+    down.stop()
+    try:
+        for _ in range(40):
+            answer = httpx.request(method, f"{deployment.balancer.url}/anything", content=b"body")
+            assert answer.status_code == 200
+            time.sleep(0.05)
+    finally:
+        down.restart()
+
+
+def test_nginx_answers_where_all_replicas_are_down(deployment: Deployment) -> None:
+    """With nobody to send it to, a request gets a 502; requests are served again when replicas are back."""
+    for replica in deployment.replicas:
+        replica.stop()
+    try:
+        for _ in range(3):
+            assert httpx.get(f"{deployment.balancer.url}/anything").status_code == 502
+    finally:
+        for replica in deployment.replicas:
+            replica.restart()
+    wait_for_replicas(deployment)
+
+
+def wait_for_replicas(deployment: Deployment) -> None:
+    """Wait until the balancer sends requests to both."""
+    seen: set[int] = set()
+    until = time.monotonic() + 30
+    while not all(seen & set(replica.worker_pids()) for replica in deployment.replicas):
+        assert time.monotonic() < until
+        answer = httpx.get(f"{deployment.balancer.url}/anything")
+        seen |= {answer.json()["pid"]} if answer.status_code == 200 else set()
+        time.sleep(0.05)
 
 
 def test_redis_configuration_starts_each_server(kind: str, start_server: StartServer, tmp_path: Path) -> None:
@@ -196,9 +243,9 @@ def _count() -> None:
 app = Starlette(
     routes=[
         Route("/status/{status:int}", refuse),
-        Route("/crash", crash, methods=["POST"]),
+        Route("/crash", crash, methods=["GET", "POST", "PUT", "DELETE"]),
         Route("/hits", hits),
         WebSocketRoute("/socket", echo),
-        Route("/{rest:path}", tell),
+        Route("/{rest:path}", tell, methods=["GET", "POST"]),
     ]
 )

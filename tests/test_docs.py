@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import Secret
 
 from ratelimit_mw import Settings
 from ratelimit_mw.limits import Slots
@@ -84,6 +85,7 @@ def test_the_reference_has_the_defaults() -> None:
             if written and setting in table.model_fields:
                 value = table.model_fields[setting].get_default(call_default_factory=True)
                 value = list(value) if isinstance(value, tuple) else value
+                value = value.get_secret_value() if isinstance(value, Secret) else value
                 assert value == tomllib.loads(f"x = {written[1]}")["x"], setting
                 checked += 1
     assert checked > 20

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from ratelimit_mw import Limiter
@@ -14,6 +13,7 @@ from ratelimit_mw.fleet import FleetView
 from tests.apps import AppServer
 from tests.conftest import StartApp
 from tests.fleet import eventually, settings_of
+from tests.live import client_of_all_workers
 from tests.servers import StoreServer
 from tests.settings_files import written
 
@@ -33,10 +33,10 @@ def workers(tmp_path: Path, redis_server: StoreServer, start_app: StartApp) -> A
 async def send(url: str, key: str, number: int) -> dict[int, int]:
     """Send requests one after the other, each on a connection of its own; how often each status came."""
     statuses: dict[int, int] = {}
-    for _ in range(number):
-        async with httpx.AsyncClient(base_url=url, headers={"X-API-Key": key}) as client:
+    async with client_of_all_workers(url, key) as client:
+        for _ in range(number):
             status = (await client.get("/")).status_code
-        statuses[status] = statuses.get(status, 0) + 1
+            statuses[status] = statuses.get(status, 0) + 1
     return statuses
 
 

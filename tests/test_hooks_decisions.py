@@ -3,15 +3,18 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 import pytest
 
-from ratelimit_mw import Decision, Limiter, RateLimitMiddleware
+from ratelimit_mw import Decision, Identity, Limiter, RateLimitMiddleware
 from ratelimit_mw.api_keys import hash_api_key
-from ratelimit_mw.events import DecisionMade
-from ratelimit_mw.policy import Policy
+from ratelimit_mw.backends.memory import MemoryBackend
+from ratelimit_mw.charge import Charge, Outcome
+from ratelimit_mw.events import BudgetWarning, DecisionMade, Event
+from ratelimit_mw.lease_record import LeaseRecord, LimitedRequest
 from tests.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
 
 SETTINGS = """
@@ -97,7 +100,7 @@ async def test_refusals_that_are_remembered_are_told_too() -> None:
     """Also where this process refuses by itself, nothing goes untold."""
     told: list[DecisionMade] = []
     limiter = limiter_with(told.append)
-    limiter._remembers = True  # as with any backend but memory
+    limiter.decider.remembers = True  # as with any backend but memory
     for _ in range(6):
         await limiter.acquire(api_key="a")
     await ended_turn()
@@ -171,8 +174,8 @@ async def test_an_observer_sees_decisions_in_the_requests_own_turn() -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    def see(policy: Policy, decision: Decision) -> None:
-        seen.append(decision)
+    def see(_: LimitedRequest, lease: LeaseRecord) -> None:
+        seen.append(lease.decision)
 
     limiter = Limiter(settings_of(SETTINGS))
     limiter.observe(fail)
@@ -183,3 +186,160 @@ async def test_an_observer_sees_decisions_in_the_requests_own_turn() -> None:
     finally:
         logging.getLogger("ratelimit_mw").setLevel(logging.NOTSET)
     assert seen == [lease.decision]
+
+
+class Later:
+    """An outcome that comes a little later."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def __await__(self) -> Generator[Any, None, Outcome]:
+        yield from asyncio.sleep(0.01).__await__()
+        return self.outcome
+
+    def give_up(self) -> None:
+        """Nobody is cancelled here."""
+
+
+class Slow(MemoryBackend):
+    """A backend that answers a little later, as one behind a network does."""
+
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Any:
+        """Answer after others had a turn."""
+        return Later(super().ask(charge, lease_id, price))
+
+    async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        """Answer after others had a turn."""
+        return await Later(super().ask(charge, lease_id, price))
+
+    async def peek(self, charge: Charge, price: int = 0) -> Outcome:
+        """Answer after others had a turn."""
+        await asyncio.sleep(0.01)
+        return await super().peek(charge, price)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'identity.unknown_keys = "anonymous"',
+        'identity.unknown_keys = "anonymous"\nplans.anonymous.requests = ["2/minute"]',
+        """plans.team = {share = "account", requests = ["1/minute"]}
+        keys = [{key = "a", plan = "team", account = "acme"}, {key = "b", plan = "team", account = "acme"},
+          {key = "c", plan = "team", account = "acme"}]""",
+    ],
+)
+@pytest.mark.parametrize("is_by_hook", [False, True])
+@pytest.mark.parametrize("cost", [1, 999])
+async def test_requests_at_once_are_told_with_the_key_of_each(
+    text: str, cost: int, *, is_by_hook: bool
+) -> None:
+    """Callers who share limits, decided about at the same time, are never told under another's key."""
+    told: list[DecisionMade] = []
+    limiter = Limiter(settings_of(text), backend=Slow(), on_decision=told.append)
+
+    async def ask(key: str) -> None:
+        who: dict[str, Any] = {"api_key": key, "address": "192.0.2.1"}
+        if is_by_hook:
+            plan = "team" if "team" in text else "anonymous"
+            who = {"identity": Identity("i:one", plan, hash_api_key(key.encode(), ""))}
+        await limiter.acquire(**who, cost=cost)
+
+    await asyncio.gather(*[ask(key) for key in ("a", "b", "c")])
+    await ended_turn()
+    assert sorted(made.identity.api_key_hash or "" for made in told) == sorted(
+        hash_api_key(key, "") for key in (b"a", b"b", b"c")
+    )
+
+
+async def test_requests_at_once_over_http_are_told_with_the_key_of_each() -> None:
+    """The same of requests through the middleware."""
+    told: list[DecisionMade] = []
+    settings = settings_of('identity.unknown_keys = "anonymous"\nplans.anonymous.requests = ["2/minute"]')
+    limiter = Limiter(settings, backend=Slow(), on_decision=told.append)
+    app = RateLimitMiddleware(ok_app(), limiter=limiter)
+
+    async def ask(key: str) -> int:
+        async with client_of(app, x_api_key=key) as client:
+            return (await client.get("/")).status_code
+
+    assert sorted(await asyncio.gather(*[ask(key) for key in ("a", "b", "c")])) == [200, 200, 429]
+    await ended_turn()
+    assert {made.identity.api_key_hash for made in told} == {hash_api_key(k, "") for k in (b"a", b"b", b"c")}
+
+
+async def test_a_budget_near_its_end_is_told_with_the_key_of_the_request() -> None:
+    """A warning names the caller whose request it came with."""
+    told: list[Event] = []
+    text = """identity.unknown_keys = "anonymous"
+    plans.anonymous.spending = {daily = "1.00", warn_at = 0.5}"""
+    limiter = Limiter(settings_of(text), backend=Slow(), on_event=told.append)
+
+    async def ask(key: str, price: str) -> None:
+        await limiter.acquire(api_key=key, address="192.0.2.1", price=price)
+
+    await asyncio.gather(ask("a", "0.60"), ask("b", "0.01"), ask("c", "0.01"))
+    async with asyncio.timeout(10):
+        while not told:
+            await asyncio.sleep(0.01)
+    (warning,) = told
+    assert isinstance(warning, BudgetWarning)
+    assert warning.identity.api_key_hash == hash_api_key(b"a", "")
+
+
+async def test_events_reach_the_hooks_of_the_middleware_and_of_its_limiter() -> None:
+    """A limiter that is handed to a middleware keeps its own hook, and the middleware's is called as well."""
+    told: list[str] = []
+    text = 'plans.default.spending = {daily = "1.00", warn_at = 0.5}'
+    limiter = Limiter(settings_of(text), on_event=lambda _: told.append("limiter"))
+    RateLimitMiddleware(ok_app(), limiter=limiter, on_event=lambda _: told.append("middleware"))
+    await limiter.acquire(api_key="a", price="0.60")
+    async with asyncio.timeout(10):
+        while len(told) < 2:
+            await asyncio.sleep(0.01)
+    assert sorted(told) == ["limiter", "middleware"]
+
+
+class AsyncCallable:
+    """An object that is called like an async function."""
+
+    async def __call__(self, *_: object) -> None:
+        """Wait for nothing."""
+
+
+async def late(*_: object) -> None:
+    """A hook that would have to be awaited."""
+
+
+@pytest.mark.parametrize("hook", [late, AsyncCallable(), partial(late, 1), AsyncCallable().__call__])
+@pytest.mark.parametrize("name", ["on_event", "on_decision"])
+def test_a_hook_that_would_have_to_be_awaited_is_an_error(hook: Any, name: str) -> None:
+    """Nobody awaits what only listens: an async one says so when it is handed in, not by never running."""
+    for make in (
+        lambda: Limiter(**{name: hook}),
+        lambda: Limiter.from_settings(settings_of(""), **{name: hook}),
+        lambda: RateLimitMiddleware(ok_app(), settings=settings_of(""), **{name: hook}),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be a plain function.*create_task"):
+            make()
+
+
+def test_an_observer_that_would_have_to_be_awaited_is_an_error() -> None:
+    """The same of who is shown decisions as they are made."""
+    with pytest.raises(TypeError, match="observer must be a plain function"):
+        Limiter(settings_of("")).observe(late)
+
+
+@pytest.mark.parametrize("name", ["on_event", "on_decision"])
+async def test_a_hook_that_returns_what_would_have_to_be_awaited_is_told(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What looks like a plain function and isn't is found out at its first call, and breaks no request."""
+    text = 'plans.default.spending = {daily = "1.00", warn_at = 0.5}'
+    hooks: dict[str, Any] = {name: lambda made: late(made, 1)}
+    limiter = Limiter(settings_of(text), **hooks)
+    assert (await limiter.acquire(api_key="a", price="0.60")).allowed
+    async with asyncio.timeout(10):
+        while f"{name} failed" not in caplog.text:
+            await asyncio.sleep(0.01)
+    assert "must be a plain function" in caplog.text

@@ -34,7 +34,7 @@ class Clock:
 def limiter_at(clock: Clock, text: str = SHADOW) -> Limiter:
     """A limiter whose log goes by this clock."""
     limiter = Limiter(settings_of(text))
-    limiter._log_refusal = RefusalLog(clock)
+    limiter.decider.log_refusal = RefusalLog(clock)
     return limiter
 
 

@@ -186,6 +186,57 @@ async def test_a_lost_job_is_reported_and_takes_no_slot_again(
     assert "slot lost" in caplog.text
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_a_job_delivered_twice_holds_its_slot_until_the_last_has_ended(
+    make: MakeLimiter, clock: FakeClock, first: int, by_hand: bool
+) -> None:
+    """Whichever ends first, and however, frees nothing under the other, whose slot is renewed on."""
+    api, worker = make(), make()
+    token = await job_of(api)
+    stacks = AsyncExitStack(), AsyncExitStack()
+    jobs = [await stack.enter_async_context(worker.resume(token)) for stack in stacks]
+    if by_hand:
+        await jobs[first].release()
+    await stacks[first].aclose()
+    assert await active(api) == 1
+    left = jobs[1 - first]
+    for seconds in (20, 40, 60):
+        clock.set(seconds)
+        left.renew_at = 0.0
+        worker.leases.renewing()._look()
+        await _settled(worker)
+    assert await active(api) == 1
+    assert not left.is_lost
+    await stacks[1 - first].aclose()
+    await worker.close()
+    assert await active(api) == 0
+    assert not worker.leases._jobs
+
+
+async def test_a_job_delivered_twice_is_lost_for_both(make: MakeLimiter, clock: FakeClock) -> None:
+    """Where its slot is gone both know, and it is told once."""
+    events: list[Event] = []
+    api, worker = make(), make(on_event=events.append)
+    token = await job_of(api)
+    async with worker.resume(token) as one, worker.resume(token) as other:
+        await api.release(token)
+        other.renew_at = 0.0
+        worker.leases.renewing()._look()
+        await _settled(worker)
+        assert (one.is_lost, other.is_lost) == (True, True)
+    async with worker.resume(token) as late:
+        assert late.is_lost
+    await worker.close()
+    assert events == [SlotLost(one.id), SlotLost(one.id)]
+
+
+async def _settled(limiter: Limiter) -> None:
+    """Wait until what a look at the leases has begun is over."""
+    while limiter.leases.renewing()._tasks:
+        await asyncio.sleep(0.005)
+
+
 async def test_detaching_twice_gives_the_same_token(make: MakeLimiter, clock: FakeClock) -> None:
     """The second call changes nothing, not even the ttl."""
     api = make()

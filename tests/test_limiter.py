@@ -236,3 +236,19 @@ async def test_garbage_is_no_token() -> None:
         for verb in (limiter.release, limiter.renew):
             with pytest.raises(LeaseError):
                 await verb(token)
+
+
+@pytest.mark.parametrize("wrong", [None, 1, b"rl1.a.b", {}, ["rl1.a.b"], Decimal(1)], ids=repr)
+async def test_what_is_neither_lease_nor_token_is_a_lease_error(wrong: Any) -> None:
+    """Every verb says what it needs, whatever it is handed."""
+    limiter = limiter_of(ONE_SLOT, FakeClock())
+    expected = f"a lease token is a string, not {type(wrong).__name__}"
+    with pytest.raises(LeaseError, match=expected):
+        await limiter.release(wrong)
+    with pytest.raises(LeaseError, match=expected):
+        await limiter.renew(wrong)
+    with pytest.raises(LeaseError, match=expected):
+        await limiter.settle(wrong, "1")
+    with pytest.raises(LeaseError, match=expected):
+        async with limiter.resume(wrong):
+            pass

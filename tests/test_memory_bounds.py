@@ -8,7 +8,7 @@ import pytest
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
-from ratelimit_mw.backends.store import Kept, Store
+from ratelimit_mw.backends.store import Store, StoredState
 from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Settlement
 from tests.asgi import ok_app, scope_of, settings_of, start_of
 from tests.conformance import Clock, daily, monthly, new_id, slots, window
@@ -143,10 +143,11 @@ async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend,
     assert (await backend.peek(Charge([month]))).figures[0] == (5, 0, 0)
 
 
-class State(Kept):
+class State(StoredState):
     """Dead from a time on."""
 
     def __init__(self, dies: int) -> None:
+        super().__init__()
         self.dies = dies
 
     def is_dead(self, now: int) -> bool:

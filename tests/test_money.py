@@ -1,13 +1,19 @@
 """Money is exact: what `parse_amount` reads is what `format_amount` writes, and nothing else is money."""
 
+import time
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from ratelimit_mw.live.key_entries import KeyEntry, key_settings, write_entry
 from ratelimit_mw.money import MAX_UNITS, format_amount, parse_amount
+from ratelimit_mw.settings import PlanSettings, RouteSettings, Settings, SettingsError, SpendingSettings
 
 
 @pytest.mark.parametrize(
@@ -39,14 +45,16 @@ def test_an_amount_is_counted_in_units(amount: str | int | Decimal, currency: st
         ("NaN", "USD", "decimal number of 0 or more"),
         ("inf", "USD", "decimal number of 0 or more"),
         ("-5", "USD", "decimal number of 0 or more"),
-        ("+5", "USD", "decimal number of 0 or more"),
-        ("1e3", "USD", "decimal number of 0 or more"),
-        ("1_000", "USD", "decimal number of 0 or more"),
-        (" 5", "USD", "decimal number of 0 or more"),
-        ("5\n", "USD", "decimal number of 0 or more"),
-        (".5", "USD", "decimal number of 0 or more"),
+        ("-0.000001", "USD", "decimal number of 0 or more"),
+        ("sNaN", "USD", "decimal number of 0 or more"),
+        ("-Infinity", "USD", "decimal number of 0 or more"),
+        ("1e", "USD", "decimal number of 0 or more"),
+        ("0x5", "USD", "decimal number of 0 or more"),
+        ("5 0", "USD", "decimal number of 0 or more"),
         ("5,00", "USD", "decimal number of 0 or more"),
-        ("\u0665", "USD", "decimal number of 0 or more"),
+        ("1E+999999999999999999999999", "USD", "decimal number of 0 or more"),
+        ("1E+30000000", "USD", "at most 1000000000.00"),
+        ("1E-7", "USD", "at most six decimals"),
         ("", "USD", "decimal number of 0 or more"),
         ("123456789012345678901234567890", "USD", "at most 1000000000.00"),
         ("1000000000.000001", "USD", "at most 1000000000.00"),
@@ -72,6 +80,66 @@ def test_what_is_no_amount_is_refused(amount: str | int | Decimal, currency: str
         parse_amount(amount, currency)
 
 
+@pytest.mark.parametrize(
+    "text", ["5", "+5", "5.", ".5", "1e3", "1E-6", "0E-999999", "1_000", " 5", "5\n", "\u0665", "-0"]
+)
+def test_a_text_means_what_decimal_makes_of_it(text: str) -> None:
+    """Whatever `Decimal` reads is the same amount as text: `settle(str(cost))` is `settle(cost)`."""
+    assert parse_amount(text, "USD") == int(Decimal(text) * 10**6)
+
+
+@given(st.decimals(min_value=0, max_value=10**9, allow_nan=False, allow_infinity=False))
+def test_an_amount_and_its_text_are_the_same(amount: Decimal) -> None:
+    """`str` of an amount is settled as the amount itself."""
+    assert parse_amount(str(amount), "USD", round_up=True) == parse_amount(amount, "USD", round_up=True)
+
+
+HUGE_EXPONENTS = ["0E+30000000", "1E+30000000", "1E-30000000", "0E-30000000", "0E+999999999999999999"]
+
+
+@pytest.mark.parametrize("text", HUGE_EXPONENTS)
+@pytest.mark.parametrize("kind", [str, Decimal])
+def test_no_exponent_holds_the_interpreter(text: str, kind: type[str] | type[Decimal]) -> None:
+    """An amount is read in a bounded time, in every place that takes one."""
+    began = time.process_time()
+    amount = kind(text)
+    with suppress(ValueError):
+        parse_amount(amount, "USD", round_up=True)
+    with suppress(ValidationError):
+        SpendingSettings.model_validate({"daily": amount})
+    with suppress(SettingsError):
+        Settings(routes=[{"path": "/", "price": amount}])  # type: ignore[arg-type]
+    with suppress(SettingsError):
+        key_settings(KeyEntry("default", daily=amount), f"sha256:{'0' * 64}", Settings())
+    assert len(write_entry(KeyEntry("default", daily=amount))) < 200
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("amount", ["25", "25.00", "2.5E+1", "+25", Decimal(25), Decimal("2.5E+1")])
+def test_settings_take_every_form_of_an_amount(amount: Any) -> None:
+    """A budget, a price and an amount set live mean the same in every form, and are shown as plain digits."""
+    settings = Settings(
+        plans={"default": PlanSettings(spending=SpendingSettings(daily=amount))},
+        routes=(RouteSettings(path="/", price=amount),),
+    )
+    spending = settings.plans["default"].spending
+    assert spending is not None
+    assert spending.budget.daily == 25_000_000
+    assert spending.daily in {"25", "25.00"}
+    assert str(settings.routes[0].price) in {"25", "25.00"}
+    live = key_settings(KeyEntry("default", monthly=amount), f"sha256:{'0' * 64}", settings).spending
+    assert live is not None
+    assert live.budget.monthly == 25_000_000
+    assert live.monthly in {"25", "25.00"}
+
+
+def test_a_live_key_takes_a_whole_amount() -> None:
+    """Code may give the amount of a live key as an int, as it may that of a price; a float is none."""
+    live = key_settings(KeyEntry("default", daily=25), f"sha256:{'0' * 64}", Settings()).spending
+    assert live is not None
+    assert live.budget.daily == 25_000_000
+
+
 @pytest.mark.parametrize("amount", [0.1, True, None, b"5"])
 def test_only_exact_types_are_amounts(amount: object) -> None:
     """A float is never money, and neither is a boolean, nothing or bytes."""
@@ -86,6 +154,8 @@ def test_only_exact_types_are_amounts(amount: object) -> None:
         ("0.0000011", "USD", 2),
         ("0.000001", "USD", 1),
         ("0.0", "USD", 0),
+        ("1E-7", "USD", 1),
+        ("1.00E-6", "USD", 1),
         (Decimal("1E-999999"), "USD", 1),
         (Decimal("0E-999999"), "USD", 0),
         ("1.2", "token", 2),

@@ -130,9 +130,19 @@ class Comparison(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, amount: int, replace: bool) -> None:
         """Settle some charge, again perhaps or with another amount, while its periods are remembered."""
         hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.periods]))
-        if self.oracle.now < min(held.ends for held in hold.periods) + KEPT_AFTER_END:
+        past = min(held.ends for held in hold.periods) + KEPT_AFTER_END
+        if self.oracle.now < past and self.oracle.can_be_settled(hold.id):
             met = self.runner.run(self.backend().settle(hold, amount, replace=replace))
             assert met is self.oracle.settle(hold.id, amount, replace=replace)
+
+    @precondition(lambda self: any(hold.periods for hold in self.holds))
+    @rule(data=st.data())
+    def keep(self, data: st.DataObject) -> None:
+        """Keep the estimate of some charge, while its periods are remembered."""
+        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.periods]))
+        if self.oracle.now < min(held.ends for held in hold.periods) + KEPT_AFTER_END:
+            self.runner.run(self._keep(hold))
+            self.oracle.keep(hold.id)
 
     @rule(microseconds=st.one_of(st.integers(0, 3), st.integers(0, 200_000_000), st.integers(0, 10**11)))
     def wait(self, microseconds: int) -> None:
@@ -154,6 +164,7 @@ class Comparison(RuleBasedStateMachine):
     def set_clock(self, now: int) -> None:
         """Set both clocks."""
         self.oracle.now = self.bench.clock.now = now
+        self.oracle.latest = max(self.oracle.latest, now)
 
     def mine(self, found: list[Counter]) -> list[Counter]:
         """The same limits under partitions that only this example uses."""
@@ -165,6 +176,9 @@ class Comparison(RuleBasedStateMachine):
         """One of two objects on the same counts, in turn."""
         self.bench.backends.rotate()
         return self.bench.backends[0]
+
+    async def _keep(self, hold: Hold) -> None:
+        await self.backend().keep(hold)
 
     async def _finish(self, hold: Hold, money: Money) -> None:
         await self.backend().finish(hold, money)

@@ -170,4 +170,4 @@ async def test_spans_can_be_left_alone() -> None:
     async with client_of(app, x_api_key="a") as client:
         await client.get("/")
     assert app.attributes() == [{}]
-    assert limiter.observers is None
+    assert limiter.decider.observers is None

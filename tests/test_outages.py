@@ -48,7 +48,7 @@ async def figures(limiter: Limiter) -> tuple[Figures, ...]:
 
 async def is_told(limiter: Limiter) -> bool:
     """Whether the backend knows everything."""
-    return len(limiter._local.holds) == 0
+    return len(limiter.decider.local.holds) == 0
 
 
 async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: StartServer) -> None:
@@ -124,7 +124,7 @@ async def test_closing_undoes_nothing_that_is_being_told(
                 await asyncio.sleep(0.005)
         proxy.delay = 0
         await limiter.close()
-        lost = limiter._local.holds.lost
+        lost = limiter.decider.local.holds.lost
     async with limiter_on(server.url, timeout=5) as limiter:
         window, slots, day = await figures(limiter)
         assert (slots.used, day.held) == ((0, 0) if lost else (1, 10 * CENT))
@@ -296,8 +296,25 @@ class _Refusing:
     """A transport as uvloop's is between its end and the news of it."""
 
     def __init__(self, transport: asyncio.WriteTransport) -> None:
-        self.abort = transport.abort
+        self.abort, self.get_extra_info = transport.abort, transport.get_extra_info
 
     def write(self, data: bytes) -> None:
         """Refuse."""
         raise RuntimeError("unable to perform operation; the handler is closed")
+
+
+async def test_a_server_without_enough_replicas_admits_nothing_unless_it_is_redis_6(
+    kind: str, start_server: StartServer
+) -> None:
+    """`min-replicas-to-write` holds for scripts on Redis 7 and Valkey, and on 6.2 for plain writes alone."""
+    server = start_server(kind, "--min-replicas-to-write", "1")
+    backend = RedisBackend(server.url, timeout=5)
+    with server.client() as client, pytest.raises(redis.ResponseError, match="NOREPLICAS"):
+        client.set("plain", "write")
+    if kind == "redis":
+        assert (await backend.acquire(Charge([window(5)]), new_id())).admitted
+    else:
+        with pytest.raises(BackendError, match=r"NOREPLICAS|no connection"):
+            await backend.acquire(Charge([window(5)]), new_id())
+        assert backend.is_away
+    await backend.close()

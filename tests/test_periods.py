@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_mw.limits import SECOND
-from ratelimit_mw.periods import Kind, period_at
+from ratelimit_mw.periods import KEPT_AFTER_END, Kind, period_at
 
 KINDS: list[Kind] = ["daily", "monthly"]
 ZONES = sorted(zoneinfo.available_timezones() - {"localtime"})
@@ -47,3 +47,26 @@ def test_the_label_is_the_date_on_the_zones_clocks(zone: str) -> None:
     for hour in range(366 * 24):
         now = (start + hour * 3_600) * SECOND
         assert period_at("daily", zone, now).label == label_at("daily", zone, now)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "start"),
+    [
+        ("UTC", "2026-11-21", "2026-11-21T00:00:00+00:00"),
+        ("America/Havana", "2026-11-01", "2026-11-01T00:00:00-04:00"),  # midnight comes twice
+        ("Asia/Beirut", "2026-03-29", "2026-03-29T01:00:00+03:00"),  # there is no midnight
+        ("Africa/Cairo", "2026-10-30", "2026-10-30T00:00:00+02:00"),  # in its place 23:00 comes twice
+    ],
+)
+def test_a_day_starts_at_its_first_instant(zone: str, day: str, start: str) -> None:
+    """Also where the clocks change at midnight, and show it twice or never."""
+    began = int(datetime.fromisoformat(start).timestamp()) * SECOND
+    for since in (0, 1, 1_800 * SECOND, 7_200 * SECOND):
+        period = period_at("daily", zone, began + since)
+        assert (period.label, period.start) == (day, began)
+    assert period_at("daily", zone, began - 1).end == began
+
+
+def test_a_period_can_be_settled_for_two_days() -> None:
+    """So that a job that ends after midnight, or after a weekend's outage, is still charged."""
+    assert timedelta(microseconds=KEPT_AFTER_END) == timedelta(days=2)

@@ -245,15 +245,15 @@ async def test_figures_say_what_is_still_to_be_had() -> None:
     worker = _busy(world)
     number = await _in_hand(world, worker)
     stock = worker.stocks[0]
-    used = (await worker.server.acquire(Charge(stock.charge.counters), NO_LEASE_ID)).numbers[0] - 1
+    used = (await worker.server.acquire(Charge(stock.charge.counters), NO_LEASE_ID)).used(0) - 1
     for n in range(1, number + 1):
         world.pass_by(10)
         outcome = worker.prefetch.spend(stock)
         assert outcome is not None
         assert world.clock.now - 1 <= outcome.now <= world.clock.now
-        assert outcome.numbers[0] == used - number + n
-        assert outcome.numbers[1] + outcome.now >= world.clock.now + stock.life * SECOND - 10 * number
-        assert outcome.numbers[2] == 0
+        assert outcome.used(0) == used - number + n
+        assert outcome.reset_after(0) + outcome.now >= world.clock.now + stock.life * SECOND - 10 * number
+        assert outcome.figures[0].retry_after == 0
 
 
 async def test_threads_never_spend_one_unit_twice() -> None:
@@ -269,7 +269,7 @@ async def test_threads_never_spend_one_unit_twice() -> None:
     def spend() -> list[int]:
         spent = []
         while (outcome := worker.prefetch.spend(stock)) is not None:
-            spent.append(outcome.numbers[0])
+            spent.append(outcome.used(0))
         return spent
 
     spent = await asyncio.gather(*[asyncio.to_thread(spend) for _ in range(4)])
@@ -346,7 +346,7 @@ async def test_a_steady_worker_asks_seldom() -> None:
         world.pass_by(2_000)
     assert len(world.spent) == 20_000
     assert world.asked < 1_000
-    counted = (await world.server.peek(worker.stocks[0].charge)).numbers[0]
+    counted = (await world.server.peek(worker.stocks[0].charge)).used(0)
     assert counted <= 20_000 * 1.02
 
 

@@ -1,6 +1,7 @@
 """What Prometheus scrapes: names and labels that stay few, and one sum for all workers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ratelimit_mw import KeyEntry, Limiter
-from ratelimit_mw.prometheus import LimiterCollector, export
+from ratelimit_mw.liveness import PREFIX, LifeSign
+from ratelimit_mw.prometheus import MIRROR_SECONDS, LimiterCollector, export
 from ratelimit_mw.stats import METRICS
+from tests.apps import ROOT
 from tests.asgi import FakeClock, client_of, limited, limiter_of, statuses
 from tests.conftest import StartApp
 
@@ -167,14 +170,14 @@ def test_one_scrape_tells_of_all_workers(start_app: StartApp, tmp_path: Path) ->
     served = start_app("tests.metrics_app:app", workers=2, environment=environment)
 
     def scrape(name: str) -> dict[tuple[str, ...], float]:
-        return samples(httpx.get(f"{served.url}/metrics/", timeout=PATIENCE).text, name)
+        return samples(httpx.get(f"{served.url}/metrics/", timeout=PATIENCE, verify=False).text, name)
 
     def decisions() -> float:
         return sum(scrape("ratelimit_decisions_total").values())
 
     def ask() -> int:
         """One request on a connection of its own, so that either worker may take it."""
-        answer = httpx.get(f"{served.url}/pid", headers={"X-API-Key": "a"}, timeout=PATIENCE)
+        answer = httpx.get(f"{served.url}/pid", headers={"X-API-Key": "a"}, timeout=PATIENCE, verify=False)
         assert answer.status_code == 200
         return int(answer.text)
 
@@ -285,3 +288,79 @@ assert os.waitpid(child, 0)[1] == 0
 assert limiter.stats().decisions == {("default", "admitted"): 2}
 """
     run(script, tmp_path)
+
+
+ALIVE = """
+import sys, time
+from ratelimit_mw import Limiter, Settings
+from ratelimit_mw.prometheus import export
+export(Limiter(Settings()))
+print(__import__("os").getpid(), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+def alive(folder: Path, *before: str) -> "subprocess.Popen[str]":
+    """A process that exports into this folder, until it is killed."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    command = [*before, sys.executable, "-c", ALIVE, "60"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def number_of(process: "subprocess.Popen[str]") -> int:
+    """The number under which a process that was just started knows itself."""
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def gauges_of(number: int, folder: Path) -> list[Path]:
+    """The files with the gauges of a process."""
+    return list(folder.glob(f"gauge_live*_{number}.db"))
+
+
+def test_a_process_of_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
+    """Its number is nobody's here, or somebody else's; its gauges stay until it ends, and then they go."""
+    space = ["unshare", "--fork", "--kill-child", "--pid"]
+    if not shutil.which("unshare") or subprocess.run([*space, "true"], check=False).returncode:
+        pytest.skip("no process may be put into a container of its own here")
+    there, here = alive(tmp_path, *space), alive(tmp_path)
+    try:
+        number, own = number_of(there), number_of(here)
+        until(lambda: bool(gauges_of(number, tmp_path) and gauges_of(own, tmp_path)))
+        time.sleep(3 * MIRROR_SECONDS)
+        assert gauges_of(number, tmp_path)
+        there.kill()
+        until(lambda: not gauges_of(number, tmp_path))
+        assert gauges_of(own, tmp_path)
+    finally:
+        for process in (there, here):
+            process.kill()
+            process.communicate()
+
+
+def test_a_number_is_dead_when_no_process_has_it(tmp_path: Path) -> None:
+    """Of two processes with one number in different containers, one that lives keeps the gauges."""
+    process = alive(tmp_path)
+    try:
+        number = number_of(process)
+        until(lambda: bool(list(tmp_path.glob(f"{PREFIX}{number}-*"))))
+        (tmp_path / f"{PREFIX}{number}-dead").touch()
+        (tmp_path / f"{PREFIX}999999-dead").touch()
+        assert LifeSign(tmp_path).bury_dead() == {999_999}
+        assert LifeSign(tmp_path).bury_dead() == set()
+    finally:
+        process.kill()
+        process.communicate()
+    assert LifeSign(tmp_path).bury_dead() == {number}
+
+
+def test_a_process_that_is_forked_off_lives_by_itself(tmp_path: Path) -> None:
+    """A worker keeps no dead parent alive, and its own end ends nothing for the parent."""
+    sign = LifeSign(tmp_path)
+    sign.give()
+    child = os.fork()
+    if child == 0:
+        sign.give()
+        os._exit(0 if len(list(tmp_path.glob(f"{PREFIX}*"))) == 2 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert LifeSign(tmp_path).bury_dead() == {child}

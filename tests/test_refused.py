@@ -1,6 +1,7 @@
 """Refusals that are answered without asking the backend again."""
 
 import itertools
+import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -24,6 +25,7 @@ from tests.slots import until_async
 
 START = 1_800_000_000 * SECOND
 NO_LEASE = bytes(16)
+KIND = ("rate", "1/minute")
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Bench:
     def known(self, charge: Charge) -> Outcome | None:
         """What the table knows."""
         refused = self.table.find(charge)
-        return None if refused is None else self.table.outcome_of(refused)
+        return None if refused is None else refused.outcome_at(self.table.now())
 
     def acquire(self, charge: Charge, lease_id: bytes = NO_LEASE) -> Outcome:
         """Decide as the limiter does: by the table, else by the backend."""
@@ -69,7 +71,9 @@ class Bench:
         self.asked += 1
         sent = self.table.now()
         outcome = self.backend.decide(charge, lease_id, 0)
-        self.table.add(charge, outcome, sent)
+        if outcome.admitted:
+            self.table.admitted(charge, outcome)
+        self.table.add(charge, outcome, sent, KIND)
         return outcome
 
 
@@ -129,7 +133,7 @@ def test_no_promise_from_the_table_comes_too_early() -> None:
     refused = bench.backend.decide(one, NO_LEASE, 0)
     sent = bench.table.now()
     bench.clock.wait(0.05)
-    bench.table.add(one, refused, sent)
+    bench.table.add(one, refused, sent, KIND)
     bench.clock.wait(0.2)
     known = bench.known(one)
     assert known is not None
@@ -147,7 +151,7 @@ def test_a_pause_after_a_refusal_was_found_lets_it_stand(pause: float) -> None:
     found = bench.table.find(one)
     assert found is not None
     bench.clock.wait(pause)
-    told = bench.table.outcome_of(found)
+    told = found.outcome_at(bench.table.now())
     left = max(SECOND - bench.clock.now + START, 1)
     assert told.now == START + SECOND - left
     assert told.figures == [(1, left, left), (1, left + 3_599 * SECOND, left + 3_599 * SECOND)]
@@ -221,12 +225,11 @@ def test_a_window_with_a_free_slot_beside_it_is_remembered() -> None:
 def test_the_table_is_bounded() -> None:
     """However many callers are refused, so many are remembered, the latest."""
     bench = Bench()
-    refused = bench.backend.decide(charge(Window(1, 1, "minute"), cost=1), NO_LEASE, 0)._replace(
-        admitted=False
-    )
+    outcome = bench.backend.decide(charge(Window(1, 1, "minute"), cost=1), NO_LEASE, 0)
+    refused = Outcome.from_figures(False, outcome.now, outcome.figures, outcome.hold)
     charges = [charge(Window(1, 1, "minute")) for _ in range(MOST + 10)]
     for each in charges:
-        bench.table.add(each, refused, 0.0)
+        bench.table.add(each, refused, 0.0, KIND)
     assert len(bench.table) == MOST
     assert bench.table.find(charges[-1]) is not None
     assert bench.table.find(charges[9]) is None
@@ -376,3 +379,70 @@ async def test_once_the_backend_is_away_no_refusal_of_it_is_repeated(
         await until_async(lambda: app.limiter.backend.is_away)
         assert (await start_of(app, b"one"))["status"] == status
         assert (await app.limiter.acquire(api_key="one")).decision.policy == on_failure
+
+
+@pytest.mark.parametrize("cost", [1, 3])
+def test_a_shared_limit_that_fills_meanwhile_is_known(cost: int) -> None:
+    """What others fill through this process makes a promise later: whoever waits is told so at once."""
+    bench = Bench()
+    shared = Counter("app", "app", Window(10, 1, "hour"), "everyone")
+    one = Charge([Counter("caller", "p", Window(3, 1, "minute")), shared], cost)
+    other = Charge([Counter("other", "p", Window(99, 1, "minute")), shared])
+    while bench.acquire(one).admitted:
+        pass
+    assert bench.acquire(one).figures[1].retry_after == 0
+    while bench.acquire(other).figures[1].used < 10 - cost:
+        assert bench.known(one) is not None
+    bench.acquire(other)
+    assert bench.known(one) is None
+    assert bench.acquire(one).figures[1].retry_after > 60 * SECOND
+    assert bench.known(one) is not None
+    bench.table.clear()
+    assert bench.known(one) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_left_of_forgotten_refusals(seed: int) -> None:
+    """Neither by caller nor by shared limit, however they were forgotten."""
+    chance, bench = random.Random(seed), Bench()
+    shared = [Counter(f"all {n}", "t", Window(30, 1, "second"), "everyone") for n in range(3)]
+    charges = [
+        Charge([Counter(f"caller {n}", "p", Window(2, 1, "second")), *chance.sample(shared, 2)], 1 + n % 3)
+        for n in range(30)
+    ]
+    for _ in range(2_000):
+        bench.acquire(chance.choice(charges))
+        bench.clock.wait(chance.choice([0, 0.001, 0.1]))
+        table = bench.table
+        assert {each for found in table._by_caller.values() for each in found} == set(table.kept)
+        by_shared = [
+            each for costs in table._by_shared.values() for found in costs.values() for each in found
+        ]
+        assert sorted(map(id, by_shared)) == sorted(2 * list(map(id, table.kept)))
+    bench.clock.wait(2)
+    for each in charges:
+        bench.table.find(each)
+    assert [len(bench.table.kept), len(bench.table._by_caller), len(bench.table._by_shared)] == [0, 0, 0]
+
+
+async def test_a_repeated_refusal_tells_of_a_shared_limit_that_is_full(redis_server: StoreServer) -> None:
+    """Over HTTP: the wait that a refused caller is told includes what another caller filled just now."""
+    settings = settings_of(
+        f"""
+        backend = {{url = "{redis_server.url}", timeout = 5.0}}
+        plans.default = {{requests = ["5/minute"]}}
+        application.requests = ["20/hour"]
+        """
+    )
+    async with Limiter(settings) as limiter:
+        app = RateLimitMiddleware(ok_app(), limiter=limiter)
+
+        async def ask(key: str) -> int:
+            start = await start_of(app, key.encode())
+            return int(dict(start["headers"]).get(b"retry-after", 0))
+
+        waits = [await ask("a") for _ in range(8)]
+        assert waits[:5] == [0] * 5
+        assert all(0 < wait <= 60 for wait in waits[5:])
+        assert [await ask(f"b {n % 5}") for n in range(15)] == [0] * 15
+        assert await ask("a") > 3_000

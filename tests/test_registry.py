@@ -1,8 +1,10 @@
 """Live keys: set in the backend, known to every process soon, and kept through whatever happens to it."""
 
 import asyncio
+import gc
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.limits import Slots
 from ratelimit_mw.live import registry, reload
 from ratelimit_mw.live.key_entries import read_entry, write_entry
-from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.asgi import client_of, ok_app, settings_of, shown
 from tests.conftest import StartApp, StartServer
 from tests.live import traffic
@@ -65,7 +67,7 @@ def about_keys(heard: pytest.LogCaptureFixture) -> list[str]:
 
 def settings_on(url: str, text: str = PLANS, **backend: Any) -> Settings:
     """Settings with these plans and a backend."""
-    table = BackendSettings(url=url, **{"timeout": 5.0, **backend})
+    table = BackendSettings(url=SecretURL(url), **{"timeout": 5.0, **backend})
     return settings_of(text).model_copy(update={"backend": table})
 
 
@@ -177,6 +179,31 @@ async def test_thousands_of_keys_are_read(redis_server: StoreServer) -> None:
         assert plan_of(limiter, "2999") == "pro"
         put(redis_server, {hashes[7]: {"plan": "team", "account": "bolt"}}, version="y")
         await seen(limiter, "7", "team")
+
+
+async def test_thousands_of_keys_are_set_beside_the_event_loop(redis_server: StoreServer) -> None:
+    """No turn of the event loop grows with the number of keys that are set or removed."""
+    turns: list[float] = []
+
+    async def look() -> None:
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0.001)
+            turns.append(time.thread_time() - before)
+
+    keys = {f"sha256:{number:064x}": KeyEntry("pro", concurrent=1 + number % 9) for number in range(20_000)}
+    gc.disable()  # whose pauses grow with everything there is
+    try:
+        async with Limiter(settings_on(redis_server.url)) as limiter:
+            looking = asyncio.create_task(look())
+            await limiter.live.set_keys(keys)
+            assert len(limiter.live.rules.registered) == len(keys)
+            await limiter.live.remove_keys(keys)
+            assert not limiter.live.rules.registered
+            looking.cancel()
+    finally:
+        gc.enable()
+    assert max(turns) < 0.1
 
 
 async def test_keys_are_kept_in_memory_without_a_shared_backend() -> None:
@@ -395,7 +422,7 @@ def test_entries_are_read_as_they_were_written(entry: KeyEntry) -> None:
 
 async def test_a_write_is_never_half_seen(server_url: str) -> None:
     """Keys that are set together come together, whenever another process looks."""
-    store = open_key_store(BackendSettings(url=server_url))
+    store = open_key_store(BackendSettings(url=SecretURL(server_url)))
     hashes = [hash_api_key(b"%d" % number, "") for number in range(50)]
 
     async def repeat(step: Callable[[int], Awaitable[object]]) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -12,6 +13,7 @@ from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.charge import BackendError, Hold, Money
 from ratelimit_mw.events import Event, SlotLost
+from ratelimit_mw.renewals import AT_ONCE
 from tests.asgi import FakeClock, settings_of
 from tests.servers import StoreServer
 from tests.slots import expiries, held, until_async
@@ -36,17 +38,24 @@ class Watched(MemoryBackend):
     def __init__(self) -> None:
         super().__init__()
         self.renewed: list[float] = []
+        self.calls = 0
         self.finished: list[bytes] = []
         self.fails = False
         self.answers = asyncio.Event()
         self.answers.set()
 
     async def renew(self, hold: Hold, lease: float) -> bool:
+        """Renew, and remember."""
+        self.renewed.append(lease)
+        return await super().renew(hold, lease)
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
         """Renew, once the answer may come."""
         if self.fails:
-            raise BackendError("nobody answers")
-        self.renewed.append(lease)
-        kept = await super().renew(hold, lease)
+            return [BackendError("nobody answers")] * len(renewals)
+        self.calls += 1
+        self.renewed += [lease for _, lease in renewals]
+        kept = await super().renew_all(renewals)
         await self.answers.wait()
         return kept
 
@@ -80,7 +89,7 @@ class Bench:
         renewals = self.limiter.leases.renewing()
         for lease in renewals.leases.values():
             lease.renew_at = 0.0
-        renewals._on_timer()
+        renewals._look()
 
 
 @pytest.fixture
@@ -109,19 +118,64 @@ async def test_a_lease_is_renewed_by_a_timer(bench: Bench) -> None:
 
 
 async def test_all_live_leases_are_renewed_together(bench: Bench) -> None:
-    """One turn of the loop sends the renewals of all leases that are due, in one batch."""
+    """Leases that are due are renewed in one call of the backend."""
     await bench.acquire()
     await bench.acquire()
     bench.make_due()
-    await turns(2)
+    await turns()
     assert bench.backend.renewed == [1.0, 1.0]
+    assert bench.backend.calls == 1
+
+
+async def test_many_leases_are_renewed_in_parts_and_spread(bench: Bench) -> None:
+    """A thousand leases that are due at once take a few calls, evenly over the time that there is for it."""
+    numbers = iter(range(1_000))
+    leases = [await bench.limiter.acquire(api_key=f"k{number}") for number in numbers]
+    renewals = bench.limiter.leases.renewing()
+    renewals.close()  # its timer would do the same
+    calls: list[tuple[float, int]] = []
+
+    class Noting(Watched):
+        async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool]:
+            calls.append((time.monotonic(), len(renewals)))
+            return [True] * len(renewals)
+
+    noting = Noting()
+    for lease in leases:
+        lease.backend = noting
+    await renewals._renew_due(leases, 0.4)
+    await turns()
+    assert sum(number for _, number in calls) == 1_000
+    assert max(number for _, number in calls) <= AT_ONCE
+    assert calls[-1][0] - calls[0][0] > 0.3
+    assert calls[len(calls) // 2][0] - calls[0][0] > 0.1
+
+
+async def test_what_could_not_be_renewed_is_due_at_the_next_look(bench: Bench) -> None:
+    """A lease whose renewal failed is asked for again while there is time; the others are not."""
+    failed, kept = await bench.acquire(), await bench.acquire()
+    backend = bench.backend
+
+    class Half(Watched):
+        async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+            return [BackendError("away") if hold.id == failed.hold.id else True for hold, _ in renewals]
+
+    failed.backend = kept.backend = Half()
+    bench.make_due()
+    await turns()
+    assert failed.renew_at == 0 < kept.renew_at
+    failed.backend = kept.backend = backend
+    bench.limiter.leases.renewing()._look()
+    await turns()
+    assert backend.renewed == [1.0]
+    assert not failed.is_lost
 
 
 async def test_nothing_ticks_where_nothing_is_held(bench: Bench) -> None:
     """The timer stops with the last lease."""
     lease = await bench.acquire()
     await lease.release()
-    bench.limiter.leases.renewing()._on_timer()
+    bench.limiter.leases.renewing()._look()
     assert bench.limiter.leases.renewing()._timer is None
 
 
@@ -152,7 +206,7 @@ async def test_a_renewal_that_fails_is_tried_again(bench: Bench) -> None:
     bench.make_due()
     await turns()
     bench.backend.fails = False
-    bench.limiter.leases.renewing()._on_timer()
+    bench.limiter.leases.renewing()._look()
     await turns()
     assert bench.backend.renewed == [1.0]
     assert not lease.is_lost
@@ -175,8 +229,7 @@ async def test_a_release_during_a_renewal_is_no_loss(bench: Bench) -> None:
 async def test_a_lease_that_ends_as_it_is_due_is_not_renewed(bench: Bench) -> None:
     """Released in the very turn in which it was due, it is not asked for again."""
     lease = await bench.acquire()
-    bench.make_due()
-    await turns(1)  # the renewals have started, and none was sent
+    bench.make_due()  # the renewals have started, and none was sent
     bench.limiter.leases.end(lease, failed=False)
     await turns()
     assert bench.backend.renewed == []
@@ -187,7 +240,6 @@ async def test_detaching_as_a_renewal_is_due_keeps_the_ttl(bench: Bench) -> None
     """A renewal never cuts short what was detached in the same turn."""
     lease = await bench.acquire()
     bench.make_due()
-    await turns(1)
     await lease.detach(ttl=600)
     await turns()
     assert bench.backend.renewed == [600.0]
@@ -230,6 +282,26 @@ async def test_max_hold_frees_the_slot_of_work_that_never_ends(redis_server: Sto
         assert events == [SlotLost(lease.id)]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_max_hold_is_told_at_its_moment(resumed: bool) -> None:
+    """A slot is given up when its `max_hold` is over, however long its lease is."""
+    table = "[plans.default]\nconcurrent = { limit = 1, lease = 1.5, max_hold = 1.55 }"
+    events: list[Event] = []
+    async with Limiter(settings_of(table), on_event=events.append) as limiter:
+        lease = await limiter.acquire(api_key="a")
+        async with AsyncExitStack() as stack:
+            if resumed:
+                lease = await stack.enter_async_context(limiter.resume(await lease.detach(ttl=50)))
+            assert lease.give_up_at is not None
+            # Timers of one loop come in order, however busy the machine is.
+            await asyncio.sleep(lease.give_up_at - time.monotonic() - 0.03)
+            assert events == []
+            await asyncio.sleep(lease.give_up_at - time.monotonic() + 0.03)
+            assert events == [SlotLost(lease.id)]
+            assert lease.is_lost
+            assert (await limiter.acquire(api_key="a")).allowed
+
+
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_max_hold_does_not_depend_on_clocks_agreeing(redis_server: StoreServer, hours: int) -> None:
     """A server whose clock is an hour behind or ahead of this machine's frees nothing early (F26)."""
@@ -269,7 +341,7 @@ async def test_renewals_need_no_hand_on_the_clock() -> None:
         for second in (0.5, 1.0, 1.5, 2.0):
             clock.set(second)
             lease.renew_at = 0.0
-            limiter.leases.renewing()._on_timer()
+            limiter.leases.renewing()._look()
             await turns()
         assert not lease.is_lost
         await lease.release()

@@ -2,18 +2,23 @@
 
 import hashlib
 import hmac
+import json
 import os
 from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
 from ratelimit_mw.limits import Budget, Slots, Window
 from ratelimit_mw.settings import (
     BackendSettings,
+    IdentitySettings,
     KeySettings,
+    OperationsSettings,
     Settings,
     SettingsError,
 )
@@ -43,7 +48,7 @@ def test_defaults() -> None:
     defaults = Settings.load()
     assert defaults == Settings()
     assert defaults.source == "built-in defaults"
-    assert (defaults.shadow, defaults.backend.url, defaults.backend.timeout) == (False, "memory://", 0.1)
+    assert (defaults.shadow, defaults.backend.safe_url, defaults.backend.timeout) == (False, "memory://", 0.1)
     assert defaults.plans["default"].requests == (Window(60, 1, "minute"),)
     assert defaults.plans["default"].concurrent == Slots(5, "request", 30.0, None)
     assert defaults.plans["anonymous"].requests == (Window(20, 1, "minute"),)
@@ -106,17 +111,59 @@ def test_a_clear_key_is_hashed_under_the_secret(tmp_path: Path, monkeypatch: pyt
     assert loaded.keys[0].hash == f"hmac-sha256:{digest}"
 
 
-def test_secrets_are_not_in_the_repr(tmp_path: Path) -> None:
-    """A logged settings object shows no secret, token or password."""
-    text = """
-        backend = { url = "redis://user:hunter2@cache:6379/0?password=hunter2" }
+def shown_in_every_way(loaded: Settings) -> str:
+    """All the texts that a settings object can be made into, with those of its tables."""
+    parts: list[BaseModel] = [loaded, loaded.backend, loaded.identity, loaded.operations]
+    texts = [f"{part!r} {part} {part.model_dump()} {part.model_dump_json()}" for part in parts]
+    texts += [f"{part.model_dump(mode='json')} {list(part)} {vars(part)}" for part in parts]
+    secrets = (loaded.identity.hash_secret, loaded.operations.dashboard_token, loaded.backend.url)
+    texts += [f"{secret!r} {secret}" for secret in secrets]
+    return " ".join([*texts, pformat(loaded.model_dump()), json.dumps(loaded.model_dump(mode="json"))])
+
+
+def test_no_text_of_the_settings_has_a_secret(tmp_path: Path) -> None:
+    """Whatever is logged, printed or dumped of settings has no secret, no token and no password of a URL."""
+    loaded = load(
+        tmp_path,
+        """
+        backend.url = "redis://alice-hunter2:hunter2@localhost/0?password=hunter2"
         identity = { hash_secret = "hunter2" }
-        operations = { dashboard_token = "hunter2", dashboard_path = "/dashboard/" }
-    """
-    loaded = load(tmp_path, text)
-    assert "hunter2" not in repr(loaded) + str(loaded)
-    assert loaded.backend.safe_url == "redis://cache:6379/0"
-    assert loaded.operations.dashboard_path == "/dashboard"
+        operations = { dashboard_path = "/ops", dashboard_token = "hunter2" }
+        """,
+    )
+    texts = shown_in_every_way(loaded)
+    assert "hunter2" not in texts
+    assert "redis://localhost/0" in texts
+    assert loaded.identity.hash_secret.get_secret_value() == "hunter2"
+    assert Settings(**loaded.model_dump()).model_dump() == loaded.model_dump()
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"backend": {"url": "redis://:hunter2@h", "timeout": "hunter2"}},
+        {"backend": {"url": ["hunter2"]}},
+        {"backend": {"url": "redis://:hunter2@h/zero"}},
+        {"identity": {"hash_secret": ["hunter2"]}},
+        {"operations": {"dashboard_token": {"a": "hunter2"}}},
+        {"operations": {"dashboard_token": "hunter2", "dashboard_path": "ops"}},
+    ],
+)
+def test_no_validation_error_has_a_secret(table: dict[str, Any]) -> None:
+    """A secret is in no text and no part of the error about it or about what stands beside it."""
+    ((name, values),) = table.items()
+    tables: dict[str, type[BaseModel]] = {
+        "backend": BackendSettings,
+        "identity": IdentitySettings,
+        "operations": OperationsSettings,
+    }
+    with pytest.raises(ValidationError) as caught:
+        tables[name].model_validate(values)
+    texts = f"{caught.value!r} {caught.value} {caught.value.errors()} {caught.value.json()}"
+    with pytest.raises(SettingsError) as wrapped:
+        Settings(**table)
+    texts += f"{wrapped.value!r} {wrapped.value.problems}"
+    assert "hunter2" not in texts
 
 
 @pytest.mark.parametrize(
@@ -160,7 +207,7 @@ def test_keys_of_an_account_share_a_plan() -> None:
 def test_settings_are_immutable() -> None:
     """Nothing changes settings once they are loaded."""
     with pytest.raises(ValueError, match="frozen"):
-        Settings().backend.url = "redis://localhost"  # type: ignore[misc]
+        Settings().backend.timeout = 1.0  # type: ignore[misc]
 
 
 def test_settings_built_in_code_are_checked_alike() -> None:

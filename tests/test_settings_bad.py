@@ -1,6 +1,9 @@
 """What is said about settings that are wrong."""
 
 import os
+import socket
+import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +19,7 @@ from ratelimit_mw.settings import (
     Settings,
     SettingsError,
     SettingsProblem,
+    sources,
 )
 from tests.settings_files import load, problems, written
 
@@ -67,6 +71,33 @@ def test_a_directory_is_an_error(tmp_path: Path) -> None:
     """A directory is no settings file."""
     with pytest.raises(SettingsError, match="is a directory"):
         Settings.load(tmp_path)
+
+
+def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
+    """A FIFO, a device and a socket are errors, none of which is waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path, what in (("fifo", "a FIFO"), ("socket", "a socket"), ("/dev/zero", "a device")):
+            with pytest.raises(SettingsError, match=f"is {what}, no file"):
+                Settings.load(tmp_path / path)
+
+
+def test_a_file_without_an_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read than a settings file may have."""
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    with pytest.raises(SettingsError, match="is larger than 100 bytes"):
+        load(tmp_path, "#" * 101)
+
+
+def test_a_disk_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start waits for the settings file for a bounded time."""
+    mended = threading.Event()
+    monkeypatch.setattr(sources, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(Path, "stat", lambda *_, **__: mended.wait(60))
+    with pytest.raises(SettingsError, match="can't be read within"):
+        Settings.load(tmp_path / "s.toml")
+    mended.set()
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
@@ -122,6 +153,42 @@ def test_whatever_a_file_holds_is_settings_or_a_settings_error(data: dict[str, A
     for variant in (data, data | entries | plans):
         with suppress(SettingsError):
             Settings(**variant)
+
+
+LONG = [" " * 16_000, "5 " + " " * 16_000, "5/" + "9" * 16_000, "5/minute" * 2_000, "5/" + " minute" * 2_000]
+
+
+@pytest.mark.parametrize("text", [*LONG, "{a" * 8_000, "/{" * 8_000, "/{a:path}" * 2_000, ";" * 16_000])
+def test_a_long_text_takes_no_time(text: str) -> None:
+    """Whatever stands in a settings file is read or refused at once, however long it is."""
+    began = time.process_time()
+    spending = {"daily": text, "currency": text, "timezone": text}
+    with pytest.raises(SettingsError):
+        Settings.model_validate(
+            {
+                "backend": {"url": f"redis://h?{text}", "namespace": text},
+                "identity": {"trusted_proxies": [text], "api_key_headers": [text], "default_plan": text},
+                "response": {"documentation_url": text, "headers": [text]},
+                "operations": {"usage_path": f"/{text}"},
+                "plans": {"a": {"requests": [text], "concurrent": {"limit": 1, "unit": text}, "share": text}},
+                "keys": [{"hash": text, "plan": text, "account": text, "spending": spending}],
+                "routes": [{"path": f"/{text}", "price": text, "methods": [text], "total": [text]}],
+            }
+        )
+    for rate in (text, f"5/{text}minute", f"5{text}/minute"):
+        with suppress(SettingsError):
+            Settings.model_validate({"plans": {"a": {"requests": [rate]}}})
+    assert time.process_time() - began < 2
+
+
+def test_many_wrong_names_take_no_time() -> None:
+    """What is near to a wrong name is looked for once, however many keys have it."""
+    key = {"plan": "prx", "spending": {"daily": "1", "timezone": "Europe/Berlni"}}
+    keys = [{**key, "hash": f"sha256:{number:064x}"} for number in range(1_000)]
+    began = time.process_time()
+    with pytest.raises(SettingsError, match="did you mean 'Europe/Berlin'"):
+        Settings.model_validate({"plans": {f"pro-{number}": {} for number in range(300)}, "keys": keys})
+    assert time.process_time() - began < 10
 
 
 def test_a_listed_key_must_be_one_that_a_request_may_carry(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+from pydantic import Secret, SecretStr
 
 from ratelimit_mw.limits import Window
 from ratelimit_mw.settings import Settings, SettingsError
@@ -55,6 +56,8 @@ def test_the_environment_overrides_the_file(
     found: object = loaded
     for name in variable.removeprefix("RATELIMIT_").lower().split("__"):
         found = getattr(found, name)
+    if isinstance(found, Secret | SecretStr):
+        found = found.get_secret_value()
     assert found == value
     assert type(found) is type(value)
 

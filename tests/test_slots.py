@@ -10,9 +10,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
-from tests.asgi import client_of, settings_of
+from tests.asgi import FakeClock, client_of, limiter_of, settings_of, start_of
 from tests.servers import StoreServer, server_binaries
 from tests.slots import until_async
 
@@ -167,3 +168,24 @@ async def test_waits_are_spread(bench: Bench) -> None:
     assert len(waits) > 40
     assert max(waits) - min(waits) > 1000
     assert {answer.headers["retry-after"] for answer in answers} <= {"1", "2", "3"}
+
+
+async def test_what_has_expired_is_not_told_as_active() -> None:
+    """In memory a slot that nobody renewed is gone for whoever looks: over HTTP, in code, in a peek."""
+    clock = FakeClock()
+    limiter = limiter_of("plans.default.concurrent = {limit = 9, lease = 30}", clock)
+    told: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told.extend(figures.used for _, figures in scope["state"]["ratelimit"].decision.standings)
+        await PlainTextResponse("ok")(scope, receive, send)
+
+    for _ in range(3):
+        await limiter.acquire(api_key="k")
+    clock.set(30)
+    policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
+    for _ in range(2):
+        await start_of(RateLimitMiddleware(app, limiter=limiter), b"k")
+        told += [figures.used for _, figures in (await limiter.peek(policy)).standings]
+    told += [figures.used for _, figures in (await limiter.acquire(api_key="k")).decision.standings]
+    assert told == [1, 0, 1, 0, 1]

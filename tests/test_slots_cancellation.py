@@ -1,7 +1,8 @@
 """Cancelled at any await point, from acquire to release: no slot stays, and none is freed twice (F31)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
 import anyio
@@ -28,15 +29,24 @@ spending = {{ daily = "1000.00" }}
 path = "/{{rest:path}}"
 price = "1.00"
 """
+PLAIN = """
+[backend]
+url = "{url}"
+timeout = 5
+[plans.default]
+requests = ["100000/minute"]
+concurrent = {{ limit = 1000, lease = 600 }}
+"""
+"""Limits of requests that take the shortest way."""
 SCOPE = {"type": "http", "method": "GET", "path": "/", "headers": [(b"x-api-key", b"a")]}
 
 
 class Run:
     """One limiter, the middleware over it, and what came of the requests."""
 
-    def __init__(self, server: StoreServer) -> None:
+    def __init__(self, server: StoreServer, settings: str = SETTINGS) -> None:
         self.server = server
-        self.limiter = Limiter(settings_of(SETTINGS.format(url=server.url)))
+        self.limiter = Limiter(settings_of(settings.format(url=server.url)))
         self.middleware = RateLimitMiddleware(self.app, limiter=self.limiter)
         self.entered = 0
         self.left = 0
@@ -129,6 +139,35 @@ async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.M
     task = None
     assert run.entered == 0
     await run.balanced()
+
+
+def _thrown(request: Coroutine[Any, Any, object]) -> None:
+    request.throw(asyncio.CancelledError())
+
+
+def _closed(request: Coroutine[Any, Any, object]) -> None:
+    request.close()
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, PLAIN])
+@pytest.mark.parametrize("end", [_thrown, _closed])
+async def test_ended_by_hand_while_the_backend_is_asked(
+    server: StoreServer, settings: str, end: Callable[[Coroutine[Any, Any, object]], None]
+) -> None:
+    """What is thrown into a request while Redis is awaited comes out as it is, and the charge is undone."""
+    run = Run(server, settings)
+    async with run.limiter:
+        for turns in range(3):
+            request = run.middleware(dict(SCOPE), _receive, _send)
+            request.send(None)  # to where it waits for its answer
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            with contextlib.suppress(asyncio.CancelledError):
+                end(request)
+        assert run.entered == 0
+        await until_async(lambda: held(server) == 0)
+        lease = await run.limiter.acquire(api_key="a")
+        assert lease.decision.standings[0].figures.used == 1
 
 
 async def test_cancelled_while_others_share_its_batch(run: Run) -> None:

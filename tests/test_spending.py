@@ -9,12 +9,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Identity, LeaseError, Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.events import BudgetWarning, Event, SettleIgnored
 from ratelimit_mw.limits import Slots
-from tests.asgi import START, FakeClock, client_of, limiter_of, settings_of
+from tests.asgi import START, FakeClock, client_of, limiter_of, scope_of, settings_of
 
 if TYPE_CHECKING:
     from tests.servers import StoreServer
@@ -51,6 +52,20 @@ def app_of(limiter: Limiter, **hooks: Any) -> RateLimitMiddleware:
     return RateLimitMiddleware(Starlette(routes=routes), limiter=limiter, **hooks)
 
 
+async def start_of_none(app: RateLimitMiddleware) -> int:
+    """Send a request with the key `k`; how many messages the app sent."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app(scope_of(b"k", "/"), receive, send)
+    return len(sent)
+
+
 async def spent(client: httpx.AsyncClient, limiter: Limiter, key: str = "k") -> tuple[int, int]:
     """What a key has spent and what is held for it today, in micro-units."""
     policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
@@ -68,6 +83,33 @@ async def test_a_budget_admits_no_more_than_it_holds() -> None:
         answers = await asyncio.gather(*[client.get("/") for _ in range(60)])
         assert [a.status_code for a in answers].count(200) == 10
         assert await spent(client, limiter) == (1_000_000, 0)
+
+
+@pytest.mark.parametrize("plan", ['{ daily = "0.20" }', '{ daily = "5.00", currency = "EUR" }', None])
+async def test_a_listed_key_has_its_own_budget(plan: str | None) -> None:
+    """What its entry writes as `spending` holds in place of its plan's, be that smaller, larger or none."""
+    text = f"""
+    [plans.default]
+    {f"spending = {plan}" if plan else ""}
+    [[keys]]
+    key = "own"
+    plan = "default"
+    spending = {{ daily = "0.30" }}
+    [[keys]]
+    key = "other"
+    plan = "default"
+    [[routes]]
+    path = "/{{rest:path}}"
+    price = "0.10"
+    """
+    limiter = limiter_of(text, FakeClock())
+    async with client_of(app_of(limiter), x_api_key="own") as client:
+        answers = [await client.get("/") for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        details = answers[-1].json()["error"]["details"]
+        assert (details["limit"], details["currency"]) == ("0.30", "USD")
+        others = [(await client.get("/", headers={"x-api-key": "other"})).status_code for _ in range(4)]
+        assert others.count(200) == (2 if plan and "0.20" in plan else 4)
 
 
 async def test_tenths_add_up_exactly() -> None:
@@ -127,6 +169,20 @@ async def test_only_held_estimates_in_the_way_are_worth_a_short_wait() -> None:
         for lease in leases:
             await lease.settle("0")
         assert (await client.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("sent", [[], ["http.response.debug"]])
+async def test_a_response_that_never_started_is_charged_no_money(sent: list[str]) -> None:
+    """The server answers 500 where the app says nothing: nobody got what the estimate was for."""
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        for kind in sent:
+            await send({"type": kind})
+
+    limiter = limiter_of(SETTINGS, FakeClock())
+    assert await start_of_none(RateLimitMiddleware(silent, limiter=limiter)) == len(sent)
+    async with client_of(app_of(limiter), x_api_key="k") as client:
+        assert await spent(client, limiter) == (0, 0)
 
 
 @pytest.mark.parametrize("query", ["status=400", "status=503", "boom"])
@@ -240,6 +296,18 @@ async def test_responses_warn_from_the_configured_share_on() -> None:
     headers = answers[4].headers
     told = (headers["x-spending-limit"], headers["x-spending-remaining"], headers["x-spending-reset"])
     assert told == ("1.00", "0.50", str(TOMORROW))
+
+
+async def test_the_budget_with_the_least_share_left_is_told() -> None:
+    """Not the one with the least money left: a fifth of a month is nearer its end than half of a day."""
+    text, clock = SETTINGS.replace('monthly = "3.00"', 'monthly = "7.00"'), FakeClock()
+    answers: list[httpx.Response] = []
+    async with client_of(app_of(limiter_of(text, clock)), x_api_key="k") as client:
+        for day in range(6):
+            clock.set(day * DAY)
+            answers = [await client.get("/") for _ in range(10 if day < 5 else 6)]
+        headers = answers[-1].headers
+    assert (headers["x-spending-limit"], headers["x-spending-remaining"]) == ("7.00", "1.40")
 
 
 async def test_hooks_hear_of_a_budget_once_per_period() -> None:

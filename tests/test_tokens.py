@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import string
 import time
 
 import pytest
@@ -24,6 +25,7 @@ HOLD = Hold(
 )
 TICKET = Ticket(HOLD)
 ONE_SLOT = (Held("k:0123", "p"),)
+ALPHABET = string.ascii_letters + string.digits + "-_"
 
 
 def checksummed(payload: bytes) -> str:
@@ -118,6 +120,29 @@ def test_a_token_damaged_anywhere_is_a_lease_error(secret: str) -> None:
                 read_token(damaged, secret)
     with pytest.raises(LeaseError):
         read_token(token + "AAAA", secret)
+
+
+@pytest.mark.parametrize("secret", ["", "secret"])
+def test_no_two_texts_are_one_token(secret: str) -> None:
+    """Bits beyond the last byte, padding, the other alphabet, blanks: of all spellings one is the token's."""
+    refused = 0
+    for partition in ("k:0", "k:01", "k:012", "k:>>>???>>>???"):
+        token = write_token(Ticket(HOLD.with_places((Held(partition, "p"),), HOLD.periods)), secret)
+        head, payload, mac = token.split(".")
+        texts = [f"{token}=", f"{token}==", f" {token}", f"{token}\n", f"{head}.{payload}=.{mac}"]
+        texts += [token.replace("-", "+"), token.replace("_", "/"), token.upper()]
+        for place, text in ((1, payload), (2, mac)):
+            for last in ALPHABET:
+                parts = [head, payload, mac]
+                parts[place] = text[:-1] + last
+                texts.append(".".join(parts))
+        assert read_token(token, secret).hold.slots[0].partition == partition
+        for text in texts:
+            if text != token:
+                with pytest.raises(LeaseError):
+                    read_token(text, secret)
+                refused += 1
+    assert refused > 4 * 2 * 60
 
 
 @pytest.mark.parametrize(("signed", "read"), [("secret", "other"), ("secret", ""), ("", "secret")])

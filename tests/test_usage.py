@@ -271,7 +271,7 @@ async def test_a_caller_that_asks_too_often_is_refused() -> None:
     clock = FakeClock()
     app = limited(SETTINGS, clock)
     app.limiter.backend = backend = Counting(clock=clock)
-    app.limiter._remembers = True  # as with any backend but memory
+    app.limiter.decider.remembers = True  # as with any backend but memory
     async with client_of(app, x_api_key="listed") as client:
         assert await statuses(client, EACH_CALLER.quota, "/limits") == [200] * EACH_CALLER.quota
         asked = backend.asked

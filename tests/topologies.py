@@ -69,8 +69,9 @@ class Sentinels:
     def primary(self) -> StoreServer:
         """The server that the sentinels call the primary."""
         with next(each for each in self.sentinels if each.alive).client() as client:
-            port = client.sentinel_master(SERVICE)["port"]
-        return next(server for server in self.servers if server.port == port)
+            # During a fail-over, `SENTINEL MASTER` tells of the old one.
+            _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return next(server for server in self.servers if server.port == int(port))
 
     def start(self) -> None:
         """Start all of it and wait until everybody knows of everybody."""
@@ -100,12 +101,16 @@ class Sentinels:
 
 
 class Cluster:
-    """A cluster of so many primaries, each with as many replicas."""
+    """A cluster of so many primaries, each with as many replicas; `arguments` are its servers' own."""
 
-    def __init__(self, kind: str, folder: Path, primaries: int = 3, replicas: int = 0) -> None:
+    def __init__(
+        self, kind: str, folder: Path, *arguments: str, primaries: int = 3, replicas: int = 0
+    ) -> None:
         self.kind = kind
         number = primaries * (1 + replicas)
-        self.nodes = [StoreServer(kind, folder / f"node-{n}", *_CLUSTER, *_FAST_SYNC) for n in range(number)]
+        self.nodes = [
+            StoreServer(kind, folder / f"node-{n}", *_CLUSTER, *_FAST_SYNC, *arguments) for n in range(number)
+        ]
         self._primaries = primaries
 
     @property
@@ -137,6 +142,21 @@ class Cluster:
         """End all of it."""
         for node in self.nodes:
             node.kill()
+
+    def add(self) -> StoreServer:
+        """Have another node join, which serves no slot."""
+        folder = self.nodes[0].folder.with_name(f"node-{len(self.nodes)}")
+        node = StoreServer(self.kind, folder, *_CLUSTER, *_FAST_SYNC)
+        node.start()
+        self.nodes.append(node)
+        with self.nodes[0].client() as client:
+            client.execute_command("CLUSTER", "MEET", HOST, node.port)
+            wait_until(lambda: all(self._knows_all(each) for each in self.nodes), "new node")
+        with node.client() as client:
+            wait_until(
+                lambda: "cluster_state:ok" in text(client.execute_command("CLUSTER", "INFO")), "new node"
+            )
+        return node
 
     def empty(self) -> None:
         """Remove all data."""

@@ -33,7 +33,7 @@ class Jobs:
 
     def __init__(self) -> None:
         # Waiting for a job takes longer than an answer may.
-        self._redis = Redis.from_url(SETTINGS.backend.url, socket_timeout=5 * TAKE_SECONDS)
+        self._redis = Redis.from_url(SETTINGS.backend.url.get_secret_value(), socket_timeout=5 * TAKE_SECONDS)
 
     async def close(self) -> None:
         """Close the connections."""

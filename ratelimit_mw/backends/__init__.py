@@ -1,7 +1,6 @@
 """Where counts live: in this process, or in a Redis or Valkey that all workers share."""
 
 from collections.abc import Callable
-from typing import Any
 
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.connection import Client
@@ -22,11 +21,14 @@ from ratelimit_mw.settings.tables import BackendSettings
 
 def open_backend(settings: BackendSettings) -> Backend:
     """The backend that the settings name. It connects when it is first used, or opened."""
-    if settings.url.startswith("memory:"):
+    if not settings.is_shared:
         return MemoryBackend()
     backend = ClusterBackend if _is_cluster(settings) else RedisBackend
     return backend(
-        settings.url, namespace=settings.namespace, timeout=settings.timeout, options=_tls(settings)
+        settings.url.get_secret_value(),
+        namespace=settings.namespace,
+        timeout=settings.timeout,
+        options=settings.tls_options,
     )
 
 
@@ -35,14 +37,14 @@ def open_key_store(settings: BackendSettings, *, timeout: float = 1.0) -> KeySto
 
     `timeout` is how many seconds a command may take; no request waits for one.
     """
-    if settings.url.startswith("memory:"):
+    if not settings.is_shared:
         return MemoryKeyStore()
     return RedisKeyStore(_clients(settings, keys_hash(settings.namespace), timeout), settings.namespace)
 
 
 def open_figures_store(settings: BackendSettings, *, timeout: float = 1.0) -> FiguresStore:
     """The figures of the fleet in the backend that the settings name; otherwise as `open_key_store`."""
-    if settings.url.startswith("memory:"):
+    if not settings.is_shared:
         return MemoryFiguresStore()
     return RedisFiguresStore(
         _clients(settings, fleet_prefix(settings.namespace), timeout), settings.namespace
@@ -51,20 +53,15 @@ def open_figures_store(settings: BackendSettings, *, timeout: float = 1.0) -> Fi
 
 def _clients(settings: BackendSettings, key: str, timeout: float) -> Callable[[], Client]:
     """Makes clients for the server that has a key."""
-    timeout, options = max(timeout, settings.timeout), _tls(settings)
+    url, timeout, options = (
+        settings.url.get_secret_value(),
+        max(timeout, settings.timeout),
+        settings.tls_options,
+    )
     if _is_cluster(settings):
-        return Nodes(settings.url, timeout=timeout, options=options).client_for(key)
-    return connector_to(settings.url, timeout=timeout, options=options).client
+        return Nodes(url, timeout=timeout, options=options).client_for(key)
+    return connector_to(url, timeout=timeout, options=options).client
 
 
 def _is_cluster(settings: BackendSettings) -> bool:
-    return settings.url.partition("://")[0].endswith("+cluster")
-
-
-def _tls(settings: BackendSettings) -> dict[str, Any]:
-    files = {
-        "ssl_ca_certs": settings.tls_ca_file,
-        "ssl_certfile": settings.tls_cert_file,
-        "ssl_keyfile": settings.tls_key_file,
-    }
-    return {name: file for name, file in files.items() if file is not None}
+    return settings.safe_url.partition("://")[0].endswith("+cluster")

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from ratelimit_mw.backends.connection import Client
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 
 
 class Clients:
@@ -12,6 +13,14 @@ class Clients:
     def __init__(self, new_client: Callable[[], Client]) -> None:
         self._new_client = new_client
         self._clients: dict[asyncio.AbstractEventLoop, Client] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent process its connections."""
+        for client in self._clients.values():
+            client.leave_to_parent()
+        leave_to_parent(*self._clients.values())
+        self._clients.clear()
 
     def get(self) -> Client:
         """The client of the running event loop."""

@@ -5,17 +5,20 @@ refuses or fails, the steps before it are undone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from ratelimit_mw.backends.batcher import Batcher
 from ratelimit_mw.backends.nodes import Nodes
 from ratelimit_mw.backends.operations import Sender
+from ratelimit_mw.backends.packing import renewed
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.backends.router import Router
+from ratelimit_mw.backends.time_limit import time_limit
 from ratelimit_mw.charge import (
     NOTHING_HELD,
+    Asked,
     BackendError,
     Charge,
     Clock,
@@ -46,6 +49,7 @@ class ClusterBackend:
         clock: Clock | None = None,
     ) -> None:
         """`url` names some of the nodes; the rest is as of `RedisBackend`."""
+        self._timeout = timeout
         nodes = Nodes(url, timeout=timeout, options=options)
         self._partitions = _Partitions(
             nodes, namespace=namespace, timeout=timeout, options=options, clock=clock
@@ -74,29 +78,31 @@ class ClusterBackend:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
         await self._partitions.close()
 
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Asked:
+        """Send a charge of all of `charge`'s counters, or none, on its way."""
+        if charge.is_of_one:
+            return self._partitions.ask(charge, lease_id, price)
+        return _AskedInSteps(self._acquire_in_time(charge, lease_id, price))
+
+    def take_over(self) -> None:
+        """Send what event loops that have ended owed, and undo what they left half done."""
+        self._partitions.take_over()
+
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
         if charge.is_of_one:
             return await self._partitions.acquire(charge, lease_id, price)
+        return await self._acquire_in_time(charge, lease_id, price)
+
+    async def _acquire_in_time(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        async with time_limit(self._timeout):
+            return await self._acquire_in_steps(charge, lease_id, price)
+
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere, once however often it is asked for."""
         steps = _steps_of(charge)
-        outcomes: list[Outcome] = []
-        try:
-            for step in steps:
-                outcomes.append(await self._partitions.acquire(step.charge, lease_id, price))
-                if not outcomes[-1].admitted:
-                    break
-            else:
-                return _admission(charge, lease_id, price, steps, outcomes)
-        except (BackendError, asyncio.CancelledError):
-            self._give_back(steps, lease_id, outcomes)
-            raise
-        *admitted, refusal = outcomes
-        self._give_back(steps, lease_id, admitted)
-        # So that the wait that is told covers these, too.
-        rest = await self._peek(steps[len(outcomes) :], price)
-        before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
-        figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
-        return Outcome.of(False, outcomes[0].now, figures, NOTHING_HELD)
+        outcomes = await _all([self._partitions.restore(step.charge, lease_id, price) for step in steps])
+        return _admission(charge, lease_id, price, steps, outcomes)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -105,11 +111,42 @@ class ClusterBackend:
         steps = _steps_of(charge)
         outcomes = await self._peek(steps, price)
         figures = _in_order(charge, steps, [each.figures for each in outcomes])
-        return Outcome.of(all(each.admitted for each in outcomes), outcomes[0].now, figures, NOTHING_HELD)
+        return Outcome.from_figures(
+            all(each.admitted for each in outcomes), outcomes[0].now, figures, NOTHING_HELD
+        )
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        return all(await _all([self._partitions.renew(part, lease) for part in _parts_of(hold)]))
+        (kept,) = await self._renew([(hold, lease)], is_upkeep=False)
+        if isinstance(kept, BackendError):
+            raise kept
+        return kept
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time, as one operation for each partition; the answer to each,
+        or why there is none.
+        """
+        return await self._renew(renewals, is_upkeep=True)
+
+    async def _renew(
+        self, renewals: Sequence[tuple[Hold, float]], *, is_upkeep: bool
+    ) -> Sequence[bool | BackendError]:
+        parts: dict[str, list[tuple[int, Hold, float]]] = {}
+        for place, (hold, lease) in enumerate(renewals):
+            for part in _parts_of(hold):
+                if part.slots or part.has_estimate:
+                    partition = (*part.slots, *part.periods)[0].partition
+                    parts.setdefault(partition, []).append((place, part, lease))
+        sent = []
+        for found in parts.values():
+            operation = self._partitions.send_renewals([each[1:] for each in found], is_upkeep=is_upkeep)
+            sent.append((operation, found))
+        kept: list[bool | BackendError] = [True] * len(renewals)
+        for operation, found in sent:
+            for (place, _, _), answer in zip(found, await renewed(operation, len(found)), strict=True):
+                if answer is not True and kept[place] is not False:
+                    kept[place] = answer
+        return kept
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
@@ -128,9 +165,36 @@ class ClusterBackend:
             (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
         )
 
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        kept = asyncio.gather(*[self._partitions.keep(part) for part in _parts_of(hold)])
+        kept.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return kept
+
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
         await _all([self._partitions.reset(step.charge) for step in _steps_of(charge)])
+
+    async def _acquire_in_steps(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        steps = _steps_of(charge)
+        outcomes: list[Outcome] = []
+        try:
+            for step in steps:
+                outcomes.append(await self._partitions.acquire(step.charge, lease_id, price))
+                if not outcomes[-1].admitted:
+                    break
+            else:
+                return _admission(charge, lease_id, price, steps, outcomes)
+        except BaseException:  # failed, cancelled, or ended by hand
+            self._give_back(steps, lease_id, outcomes)
+            raise
+        *admitted, refusal = outcomes
+        self._give_back(steps, lease_id, admitted)
+        # So that the wait that is told covers these, too.
+        rest = await self._peek(steps[len(outcomes) :], price)
+        before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
+        figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
+        return Outcome.from_figures(False, outcomes[0].now, figures, NOTHING_HELD)
 
     async def _peek(self, steps: Sequence["_Step"], price: int) -> list[Outcome]:
         return await _all([self._partitions.peek(step.charge, price) for step in steps])
@@ -149,11 +213,21 @@ class _Partitions(RedisBackend):
         self._nodes = nodes
 
     def _new_batcher(self) -> Sender:
-        probe_key = self._prefix + b"{probe}"
-        new_batcher = partial(
-            Batcher, timeout=self._timeout, clock_argument=self._clock_argument, probe_key=probe_key
-        )
-        return Router(self._nodes, new_batcher, timeout=self._timeout, probe_key=probe_key)
+        new_batcher = partial(Batcher, timeout=self._timeout, clock_argument=self._clock_argument)
+        return Router(self._nodes, new_batcher, timeout=self._timeout, prefix=self._prefix)
+
+
+class _AskedInSteps:
+    """A charge of several partitions on its way; it undoes its own steps where it is cancelled."""
+
+    def __init__(self, steps: Coroutine[Any, Any, Outcome]) -> None:
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, None, Outcome]:
+        return self._steps.__await__()
+
+    def give_up(self) -> None:
+        """Do nothing: what was cancelled has undone its steps."""
 
 
 class _Step(NamedTuple):
@@ -181,7 +255,9 @@ def _steps_of(charge: Charge) -> Sequence[_Step]:
     for place, counter in enumerate(charge.counters):
         places.setdefault(counter.partition, []).append(place)
     steps = _Steps(
-        _Step(Charge([charge.counters[place] for place in found], charge.cost), tuple(found))
+        _Step(
+            Charge([charge.counters[place] for place in found], charge.cost, lease=charge.lease), tuple(found)
+        )
         for found in places.values()
     )
     charge.prepared = steps
@@ -198,7 +274,7 @@ def _admission(
         priced = price if periods else 0
         hold = Hold(lease_id, slots, periods, charge.lease, priced, charge.currency)
     figures = _in_order(charge, steps, [outcome.figures for outcome in outcomes])
-    return Outcome.of(True, outcomes[0].now, figures, hold)
+    return Outcome.from_figures(True, outcomes[0].now, figures, hold)
 
 
 def _in_order(charge: Charge, steps: Sequence[_Step], parts: Sequence[Sequence[Figures]]) -> list[Figures]:
@@ -232,9 +308,7 @@ def _parts_of(hold: Hold) -> list[Hold]:
     if all(held.partition == places[0].partition for held in places):
         return [hold]
     partitions = dict.fromkeys(held.partition for held in places)
-    return [
-        hold._replace(slots=_of(hold.slots, each), periods=_of(hold.periods, each)) for each in partitions
-    ]
+    return [hold.with_places(_of(hold.slots, each), _of(hold.periods, each)) for each in partitions]
 
 
 def _of(places: Iterable[Held], partition: str) -> tuple[Held, ...]:

@@ -8,8 +8,12 @@ through redis-py's own client.
 """
 
 import asyncio
+import os
+import socket
+import struct
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, Self
 
@@ -20,11 +24,16 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, RedisError, ResponseError
 
+from ratelimit_mw import threads
+from ratelimit_mw.backends.loop_end import LoopEnd
 from ratelimit_mw.charge import BackendError
 
 FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
 """What redis-py raises where a server can't be reached, does not answer, or refuses. A RuntimeError is what
 uvloop raises for a write to a connection that has just ended."""
+CONNECT_TIMEOUT = 1.0
+"""Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
+_NAME = "ratelimit_mw"
 Reply = bytes | int | None | list[Any] | Exception
 OnReply = Callable[[Reply], None]
 
@@ -35,7 +44,8 @@ class Connector(Protocol):
     async def connect(self, on_lost: Callable[[BackendError], None]) -> "Connection":
         """A new connection, ready for commands.
 
-        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends.
+        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends: with a
+        `ConnectionEndedError` where the other side closed it.
         """
 
     def client(self) -> "Client":
@@ -46,18 +56,36 @@ def server_options(timeout: float, options: dict[str, Any] | None) -> dict[str, 
     """What redis-py is told about every connection: its defaults wait 5 s ten times over."""
     return {
         "protocol": 2,
-        "socket_connect_timeout": timeout,
+        "socket_connect_timeout": max(timeout, CONNECT_TIMEOUT),
         "socket_timeout": timeout,
+        "redis_connect_func": _introduce,
         "retry": Retry(NoBackoff(), 0),
         **(options or {}),
     }
+
+
+async def _introduce(connection: AbstractConnection) -> None:
+    """Log in on a new connection, as redis-py does, in the time for connecting; and name it.
+
+    The name is for whoever looks at the server's clients: a server that has no `CLIENT` does without.
+    """
+    answers_in = connection.socket_timeout
+    connection.socket_timeout = connection.socket_connect_timeout
+    try:
+        await connection.on_connect()
+        with suppress(ResponseError):
+            await connection.send_command("CLIENT", "SETNAME", _NAME, check_health=False)
+            await connection.read_response()
+    finally:
+        connection.socket_timeout = answers_in
 
 
 class ServerConnector:
     """Opens connections to the one server that a URL names."""
 
     def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
-        own = {"client_name": "ratelimit_mw", **server_options(timeout, options)}
+        self.url = url
+        own = server_options(timeout, options)
         self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
         self._pool = self._new_pool()
 
@@ -80,12 +108,15 @@ class ServerConnector:
         """
         connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.connect()
-            _stay_cancelled()
-        except FAILURES as error:
+            async with asyncio.timeout(connection.socket_connect_timeout):
+                await connection.connect()
+                _stay_cancelled()
+        except Exception as error:  # whatever it is, the server can't be asked
             await connection.disconnect(nowait=True)
             _stay_cancelled()
-            raise BackendError(f"cannot connect: {error}") from error
+            slow = f"not within {connection.socket_connect_timeout:g} s"
+            reason = slow if isinstance(error, TimeoutError) and not str(error) else reason_of(error)
+            raise BackendError(f"cannot connect: {reason}") from error
         except asyncio.CancelledError:
             await connection.disconnect(nowait=True)
             raise
@@ -99,33 +130,60 @@ def _stay_cancelled() -> None:
         raise asyncio.CancelledError
 
 
+class ConnectionEndedError(BackendError):
+    """The other side, or the network between, has closed a connection."""
+
+
 class ReplyError(BackendError):
     """The server answered, and the answer was an error: no permission, a key of another type."""
+
+
+class ServerMovedError(BackendError):
+    """Another server is the one to go to. Nothing is wrong with the connection that ends for it."""
 
 
 class Client:
     """Single commands over redis-py's client. A failure is a `BackendError`; nothing is sent twice."""
 
-    def __init__(self, find: Callable[[], Awaitable[ServerConnector]]) -> None:
-        """`find` finds the server; it is asked again after a failure, since another may have taken over."""
+    def __init__(
+        self, find: Callable[[], Awaitable[ServerConnector]], find_every: float | None = None
+    ) -> None:
+        """`find` finds the server; it is asked again after a failure, since another may have taken over, and
+        by a command that comes `find_every` seconds later, as another may have taken over without one.
+        """
         self._find = find
+        self._find_every = find_every
+        self._found_at = 0.0
+        self._url = ""
         self._redis: Redis | None = None
+        self._end: LoopEnd | None = None
 
     async def execute(self, *command: str | bytes | int) -> Any:
         """Send one command; its answer as redis-py gives it, texts as bytes."""
         try:
             return await (await self._server()).execute_command(*command)  # type: ignore[no-untyped-call]
-        except FAILURES as error:
+        except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
     async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
         """Send commands that take effect all at once (MULTI)."""
+        # Not by redis-py's pipeline, which packs them in the event loop, however many there are.
+        whole = [("MULTI",), *commands, ("EXEC",)]
         try:
-            async with (await self._server()).pipeline(transaction=True) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                await pipeline.execute()
-        except FAILURES as error:
+            pool = (await self._server()).connection_pool
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                await connection.send_packed_command(await threads.call(lambda: _packed(connection, whole)))
+                answers = [await connection.read_response() for _ in whole]
+            except BaseException:
+                await connection.disconnect(nowait=True)  # with answers to come that nobody waits for
+                raise
+            finally:
+                await pool.release(connection)
+            for answer in answers[-1]:
+                if isinstance(answer, Exception):
+                    raise answer
+        except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
     async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
@@ -136,18 +194,59 @@ class Client:
                     pipeline.execute_command(*command)
                 answers = await pipeline.execute(raise_on_error=False)
             return [_unless_wrong_type(answer) for answer in answers]
-        except FAILURES as error:
+        except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Raise `BackendError` where an answer turns out not to be what was asked for, and close."""
+        try:
+            yield
+        except Exception as error:
+            raise await self._failed(error) from error
+
+    async def listen(self, channels: Sequence[str], on_message: Callable[[], None]) -> None:
+        """Subscribe, and call `on_message` once that is done and for every message, until it fails."""
+        try:
+            async with (await self._server()).pubsub() as pubsub:
+                await pubsub.subscribe(*channels)
+                while True:
+                    if await pubsub.get_message(timeout=None) is not None:
+                        on_message()
+        except Exception as error:
+            raise await self._failed(error) from error
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Close the connection; it may be used again."""
-        redis, self._redis = self._redis, None
+        redis, end, self._end = self._redis, self._end, None
+        if end is not None:
+            await end.cancel()
         if redis is not None:
             await redis.aclose(close_connection_pool=True)
+        if self._redis is redis:  # forgotten once it is closed: the caller may be cancelled meanwhile
+            self._redis = None
+
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+        if self._redis is not None:
+            pool = self._redis.connection_pool
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                if connection._writer is not None:
+                    _silence(connection._writer.transport)
 
     async def _server(self) -> Redis:
-        if self._redis is None:
-            self._redis = (await self._find()).redis()
+        now = asyncio.get_running_loop().time()
+        is_due = self._find_every is not None and now >= self._found_at + self._find_every
+        if self._redis is None or is_due:
+            server = await self._find()
+            self._found_at = now
+            if server.url != self._url:
+                await self.close()
+            self._url = server.url
+            if self._redis is None:
+                self._redis, self._end = server.redis(), LoopEnd(self.close)
         return self._redis
 
     async def _failed(self, error: Exception) -> BackendError:
@@ -155,6 +254,10 @@ class Client:
         if not isinstance(failure, ReplyError) or isinstance(error, (MovedError, ReadOnlyError)):
             await self.close()
         return failure
+
+
+def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[bytes]:
+    return [bytes(part) for part in connection.pack_commands(commands)]
 
 
 def _unless_wrong_type(answer: Any) -> Any:
@@ -174,6 +277,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(replyError=BackendError, protocolError=BackendError)
         self._waiting: deque[OnReply] = deque()
         self._transport: asyncio.WriteTransport | None = None
+        self._watch: asyncio.Task[BackendError] | None = None
 
     @classmethod
     def take_over(cls, connection: AbstractConnection, on_lost: Callable[[BackendError], None]) -> Self:
@@ -197,12 +301,30 @@ class Connection(asyncio.Protocol):
             lost = BackendError(f"connection lost: {error}")
             asyncio.get_running_loop().call_soon(self.connection_lost, lost)
 
-    def close(self) -> None:
-        """Close at once; answers still to come are never read, and `on_lost` is not called."""
+    def watch(self, reason: Coroutine[Any, Any, BackendError]) -> None:
+        """End the connection for the reason that a coroutine returns, which runs no longer than it."""
+        self._watch = asyncio.create_task(reason, name="ratelimit_mw watch")
+        self._watch.add_done_callback(self._end)
+        _watches.add(self._watch)
+
+    def close(self, *, discard: bool = False) -> None:
+        """Close at once; answers still to come are never read, and `on_lost` is not called.
+
+        To `discard` is to have the kernel not send what it was given, and has not sent yet.
+        """
+        if self._watch is not None:
+            self._watch.cancel()
         transport, self._transport = self._transport, None
         if transport is not None:
+            if discard:
+                _forget_unsent(transport)
             transport.abort()
             self._connection._reader = self._connection._writer = None
+
+    def leave_to_parent(self) -> None:
+        """Give up the connection in a process that was forked off; the parent goes on with it."""
+        if self._transport is not None:
+            _silence(self._transport)
 
     def data_received(self, data: bytes) -> None:
         """Hand every complete reply to the command that it answers."""
@@ -218,15 +340,60 @@ class Connection(asyncio.Protocol):
                 self._waiting.popleft()(reply)
         except BackendError as error:
             self._lose(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, who waits for an answer has to be told
+            self._lose(BackendError(f"an answer could not be read: {error!r}"))
 
     def connection_lost(self, error: Exception | None) -> None:
         """The server or the network ended it."""
         if self._transport is not None:
-            self._lose(BackendError(f"connection lost: {error or 'closed by the server'}"))
+            self._lose(ConnectionEndedError(f"connection lost: {error or 'closed by the server'}"))
+
+    def _end(self, watch: "asyncio.Task[BackendError]") -> None:
+        _watches.discard(watch)
+        if not watch.cancelled() and self._transport is not None:
+            self._lose(watch.result())
 
     def _lose(self, error: BackendError) -> None:
-        self.close()
+        self.close(discard=True)
         self._on_lost(error)
+
+
+def _silence(transport: asyncio.BaseTransport) -> None:
+    """Put an empty file in the place of a socket that the parent process has, too.
+
+    To close the transport would tell the event loop, whose part in the system is the parent's as well.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, sock.fileno(), inheritable=False)
+        os.close(nothing)
+
+
+def _forget_unsent(transport: asyncio.BaseTransport) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0 or sock.family == socket.AF_UNIX:
+        return
+    # By the descriptor, since the socket that uvloop shows takes no options.
+    real = socket.socket(fileno=sock.fileno())
+    try:
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    except OSError:
+        pass  # it has just been closed
+    finally:
+        real.detach()
+
+
+async def end_of_watches() -> None:
+    """Wait until the watches of connections that were closed have closed what they opened themselves."""
+    loop = asyncio.get_running_loop()
+    ending = [watch for watch in list(_watches) if watch.get_loop() is loop and watch.cancelling()]
+    if ending:
+        await asyncio.wait(ending, timeout=1.0)
+
+
+_watches: "set[asyncio.Task[BackendError]]" = set()
+"""Those that run: an event loop alone does not keep a task."""
 
 
 def _redis_scheme(url: str) -> str:
@@ -236,6 +403,17 @@ def _redis_scheme(url: str) -> str:
 
 
 def as_backend_error(error: Exception) -> BackendError:
-    """What redis-py raised, as what a backend raises."""
+    """What redis-py raised, or the reading of an answer, as what a backend raises."""
+    if isinstance(error, BackendError):
+        return error
+    if not isinstance(error, FAILURES):
+        return BackendError(f"an answer makes no sense: {error!r}")
     refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)
-    return (ReplyError if refused else BackendError)(str(error) or "no answer in time")
+    return (ReplyError if refused else BackendError)(reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one text: with its type where that is no error of a server or a network."""
+    if isinstance(error, (RedisError, OSError, ValueError, RuntimeError, BackendError)):
+        return str(error) or "no answer in time"
+    return f"{type(error).__name__}: {error}"

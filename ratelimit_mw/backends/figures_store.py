@@ -163,7 +163,9 @@ class RedisFiguresStore:
     async def now(self) -> float:
         """The server's clock, as far as this process knows it, in seconds since 1970."""
         if self._ahead is None:
-            self._set_clock(await self._clients.get().execute("TIME"))
+            client = self._clients.get()
+            async with client.reading():
+                self._set_clock(await client.execute("TIME"))
         return time.time() + (self._ahead or 0.0)
 
     async def write(self, report: Report) -> None:
@@ -177,10 +179,13 @@ class RedisFiguresStore:
         counts: list[str | int] = [each for pair in pairs for each in pair]
         sizes = (len(report.totals), len(report.callers))
         names = [self._prefix + key for key in keys]
-        answer = await self._clients.get().execute(
-            "EVAL", _SCRIPT, len(names), *names, *head, *sizes, *counts, *report.identities
-        )
-        self._set_clock(answer)
+        client = self._clients.get()
+        async with client.reading():
+            self._set_clock(
+                await client.execute(
+                    "EVAL", _SCRIPT, len(names), *names, *head, *sizes, *counts, *report.identities
+                )
+            )
 
     async def leave(self, worker: str) -> None:
         """A worker ends."""

@@ -1,6 +1,6 @@
 """URLs that name several hosts: the sentinels of a service, some nodes of a cluster."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -28,6 +28,7 @@ class SeveralHosts:
     sentinel_login: str
     """The same of the sentinels, which the query of the URL has."""
     query: str
+    sentinel_query: str
     is_encrypted: bool
 
     def url_of(self, address: Address, database: str = "") -> str:
@@ -35,8 +36,8 @@ class SeveralHosts:
         return f"{self._base(self.login, address)}/{database}{self.query}"
 
     def sentinel_url_of(self, address: Address) -> str:
-        """The URL of one sentinel."""
-        return self._base(self.sentinel_login, address)
+        """The URL of one sentinel: with the TLS and the time limits of the servers, but its own login."""
+        return f"{self._base(self.sentinel_login, address)}/{self.sentinel_query}"
 
     def _base(self, login: str, address: Address) -> str:
         scheme = "rediss" if self.is_encrypted else "redis"
@@ -45,7 +46,7 @@ class SeveralHosts:
 
 
 def read_hosts(url: str, default_port: int, options: dict[str, Any] | None) -> SeveralHosts:
-    """Take a URL apart. With TLS files among `options`, every connection is encrypted."""
+    """Take a URL apart. With TLS among its options, or files for it in `options`, all connections use it."""
     parts = urlsplit(url)
     login, at, hosts = parts.netloc.rpartition("@")
     query = dict(parse_qsl(parts.query))
@@ -55,9 +56,14 @@ def read_hosts(url: str, default_port: int, options: dict[str, Any] | None) -> S
         path=tuple(part for part in parts.path.split("/") if part),
         sentinel_login=f"{user}:{password}@" if password else "",
         login=login + at,
-        query="?" + urlencode(query) if query else "",
-        is_encrypted=any(name.startswith("ssl_") for name in options or {}),
+        query=_query(query),
+        sentinel_query=_query({n: v for n, v in query.items() if n.startswith(("ssl_", "socket_"))}),
+        is_encrypted=any(name.startswith("ssl_") for name in (*query, *(options or {}))),
     )
+
+
+def _query(options: Mapping[str, str]) -> str:
+    return "?" + urlencode(options) if options else ""
 
 
 def _addresses(hosts: Iterable[str], default_port: int) -> Iterable[Address]:

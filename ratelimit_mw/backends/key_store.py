@@ -5,13 +5,16 @@ Unlike counts they never expire: they are configuration.
 
 import secrets
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Protocol
 
+from ratelimit_mw import threads
 from ratelimit_mw.backends.clients import Clients
 from ratelimit_mw.backends.connection import Client
+from ratelimit_mw.charge import BackendError
 
 PAGE = 1_000
-"""Entries read in one command, so that none takes the server long."""
+"""Entries read or written in one command, so that none takes the server long."""
 
 
 class KeyStore(Protocol):
@@ -80,26 +83,37 @@ class RedisKeyStore:
     async def version(self) -> bytes | None:
         """What changes whenever an entry does."""
         version = await self._clients.get().execute("GET", self._version_key)
-        return version if isinstance(version, bytes) else None
+        if version is None or isinstance(version, bytes):
+            return version
+        raise BackendError(f"{version!r} is no version of live keys")
 
     async def entries(self) -> dict[str, bytes]:
         """All entries by hash."""
         entries: dict[str, bytes] = {}
         cursor = 0
-        while True:
-            cursor, page = await self._clients.get().execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
-            entries |= {field.decode(errors="replace"): value for field, value in page.items()}
-            if not int(cursor):
-                return entries
+        client = self._clients.get()
+        async with client.reading():
+            while True:
+                cursor, page = await client.execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
+                entries |= {field.decode(errors="replace"): bytes(value) for field, value in page.items()}
+                if not int(cursor):
+                    return entries
 
     async def write(self, entries: Mapping[str, bytes | None]) -> None:
         """Set these entries, and remove those that are None, in one transaction."""
-        commands: list[tuple[str | bytes, ...]] = [
-            ("HDEL", self._hash, each) if entry is None else ("HSET", self._hash, each, entry)
-            for each, entry in entries.items()
-        ]
+        await self._clients.get().transact(await threads.call(lambda: self._commands(entries)))
+
+    def _commands(self, entries: Mapping[str, bytes | None]) -> list[tuple[str | bytes, ...]]:
+        """What writes entries, many of them in one command."""
+        commands: list[tuple[str | bytes, ...]] = []
+        removed = iter([each for each, entry in entries.items() if entry is None])
+        while hashes := tuple(islice(removed, PAGE)):
+            commands.append(("HDEL", self._hash, *hashes))
+        kept = iter([(each, entry) for each, entry in entries.items() if entry is not None])
+        while page := tuple(islice(kept, PAGE)):
+            commands.append(("HSET", self._hash, *[part for item in page for part in item]))
         # Random, not counted: a server that lost its data must not come back to a number known before.
-        await self._clients.get().transact([*commands, ("SET", self._version_key, _new_version())])
+        return [*commands, ("SET", self._version_key, _new_version())]
 
     async def close(self) -> None:
         """Close the connection of the running event loop."""

@@ -1,16 +1,25 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
-import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Awaitable, Generator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
 
-from ratelimit_mw.backends.counts import Book, PlainLog, Record, SlotSet, State, close, new_log, settle
+from ratelimit_mw.backends.counts import (
+    Book,
+    CounterRef,
+    Name,
+    Record,
+    SlotSet,
+    WindowLog,
+    close,
+    keep,
+    open_record,
+    renew_estimate,
+    settle,
+)
+from ratelimit_mw.backends.places import Places
 from ratelimit_mw.backends.store import Store
 from ratelimit_mw.charge import (
-    NOTHING_HELD,
     BackendError,
     Charge,
     Clock,
@@ -19,12 +28,14 @@ from ratelimit_mw.charge import (
     Hold,
     Load,
     Money,
+    OperationRefusedError,
     Outcome,
     Settlement,
     place_of,
 )
-from ratelimit_mw.compiled import core
-from ratelimit_mw.limits import Limit, Slots, Window
+from ratelimit_mw.forks import renew_after_fork
+from ratelimit_mw.leaf import Lock
+from ratelimit_mw.limits import Slots, Window
 from ratelimit_mw.periods import period_at
 
 MAX_WINDOWS = 200_000
@@ -32,11 +43,6 @@ MAX_WINDOWS = 200_000
 forgotten. Also how many charges that were never settled nor ended are remembered."""
 SPARE_SLOTS = 4_000
 """Slot sets that are kept though nobody holds a slot, so that callers who come one at a time find theirs."""
-
-new_lock: Callable[[], AbstractContextManager[object]] = threading.RLock if core is None else core.Lock
-
-Name = tuple[str, str]
-"""Partition and scope."""
 
 
 def wall_clock() -> int:
@@ -50,9 +56,10 @@ class MemoryBackend:
     def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
         self.clock = clock
         self._max_windows = max_windows
-        self.lock = new_lock()  # one limiter serves the event loops of several threads
+        renew_after_fork(self)
+        self.lock = Lock()  # one limiter serves the event loops of several threads
         # Windows by length, days and months apart: those not used for longest are also the first to die.
-        self._logs: dict[int, Store[Name, PlainLog]] = {}
+        self._logs: dict[int, Store[Name, WindowLog]] = {}
         self._days: Store[Name, Book] = Store(max_windows)
         self._months: Store[Name, Book] = Store(max_windows)
         self.slots: Store[Name, SlotSet] = Store(rotates=True, spare=min(SPARE_SLOTS, max_windows))
@@ -61,18 +68,33 @@ class MemoryBackend:
     load = Load()
     is_away = False
 
+    def take_over(self) -> None:
+        """Nothing is ever owed."""
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self.lock = Lock()
+
     async def open(self) -> None:
         """There is nothing to connect to."""
 
     async def close(self) -> None:
         """There is nothing to close; counts stay as long as the object."""
 
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        """Charge all of `charge`'s counters, or none."""
+        if charge.ahead:
+            with self.lock:
+                return self._take_ahead(charge)
+        return self.decide(charge, lease_id, price)
+
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        if not charge.ahead:
-            return self.decide(charge, lease_id, price)
-        with self.lock:
-            return self._take_ahead(charge)
+        return self.ask(charge, lease_id, price)
+
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere: nothing here is ever asked for twice."""
+        return self.decide(charge, lease_id, price)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
@@ -80,43 +102,28 @@ class MemoryBackend:
 
     def decide(self, charge: Charge, lease_id: bytes | None, price: int) -> Outcome:
         """The decision, charged where there is a lease id to charge it to."""
-        with self.lock:
+        if not (charge.cost >= 1 and price >= 0):  # NaN compares false with everything
+            text = f"a cost is at least 1 and a price at least 0, not {charge.cost!r} and {price!r}"
+            raise OperationRefusedError(text)
+        self.lock.acquire()
+        try:
             now = self.clock()
-            cost = charge.cost
-            if not (cost >= 1 and price >= 0):  # NaN compares false with everything
-                raise BackendError(f"a cost is at least 1 and a price at least 0, not {cost!r} and {price!r}")
-            places = self.prepare(charge, now)
-            exact = lease_id is None
-            states: list[State] = []
-            newcomers: list[tuple[_Place, State]] | None = None
-            admitted = True
-            for place in places.places:
-                store, name, limit, make = place
-                state = store.find(name)
-                if state is None:
-                    state = make()
-                    newcomers = [*(newcomers or ()), (place, state)]
-                states.append(state)
-                if not state.fits(limit, now, cost, price, exact):
-                    admitted = False
-            if lease_id is None or not admitted:
-                return _look(places, states, now, (0, 0) if admitted else (cost, price), admitted=admitted)
-            numbers: list[int] = []
-            for state, place in zip(states, places.places, strict=True):
-                numbers += state.charge(place.limit, now, lease_id, cost, price)
-            for place, state in newcomers or ():  # who is refused leaves nothing behind
-                place.store.add(place.name, state, now)
-            hold = charge.hold(lease_id, price, now)
-            if hold.periods:
-                ends = max(held.ends for held in hold.periods)
-                self._records.add(lease_id, Record(price, ends), now)
-            return Outcome(True, now, tuple(numbers), hold)
+            places = self._prepare(charge, now)
+            outcome = places.decide(charge, now, lease_id, price)
+            if outcome.hold.periods:
+                hold = outcome.hold
+                ends = max([held.ends for held in hold.periods])
+                record = open_record(self._periods(hold), price, now, hold.lease, ends)
+                self._records.add(hold.id, record, now)
+            return outcome
+        finally:
+            self.lock.release()
 
-    def prepare(self, charge: Charge, now: int) -> "Places":
-        """Where a charge is counted, found once, or again where a period of it has ended."""
+    def _prepare(self, charge: Charge, now: int) -> Places:
+        """The places of a charge, found once, or again where a period of it has ended."""
         places = charge.prepared
         if (
-            places.__class__ is not Places
+            not isinstance(places, Places)
             or places.owner is not self
             or not places.since <= now < places.until
         ):
@@ -136,40 +143,63 @@ class MemoryBackend:
             if anew:
                 logs.forget(place)
             if entries and place not in logs:
-                log = new_log(limit.length)
+                log = WindowLog(limit.length)
+                ref = CounterRef(logs, place, limit, partial(WindowLog, limit.length))
                 for at, cost in entries:
-                    log.charge(limit, at, b"", cost, 0)
+                    log.charge([], ref, at, b"", cost, 0)
                 logs.add(place, log, self.clock())
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         with self.lock:
+            return self._renew(hold, self.clock(), lease)
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time; whether each one was still held."""
+        with self.lock:
             now = self.clock()
-            slots = [self.slots.find(_name(held)) for held in hold.slots]
-            return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
+            return [self._renew(hold, now, lease) for hold, lease in renewals]
+
+    def _renew(self, hold: Hold, now: int, lease: float) -> bool:
+        record = self._records.find(hold.id) if hold.has_estimate else None
+        if record is not None:
+            renew_estimate(record, self._periods(hold), now, hold.lease)
+        slots = [self.slots.find(_name(held)) for held in hold.slots]
+        return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        with self.lock:
+        self.lock.acquire()
+        try:
             for held in hold.slots:
-                slots = self.slots.find(_name(held))
+                slots = self.slots.get(held[:2])
                 if slots is not None:
                     slots.leases.pop(hold.id, 0)
             if hold.periods and money is not Money.UNTOUCHED:
                 record = self._records.forget(hold.id)
                 if record is not None:
                     close(record, self._periods(hold), money)
+        finally:
+            self.lock.release()
         return _DONE
 
     async def settle(self, hold: Hold, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
-            raise BackendError(f"an amount is at least 0, not {amount!r}")
+            raise OperationRefusedError(f"an amount is at least 0, not {amount!r}")
         with self.lock:
-            record = self._records.find(hold.id)
-            if record is None or record.is_dead(self.clock()):
+            now, record = self.clock(), self._records.find(hold.id)
+            if record is None or record.is_dead(now):
                 return Settlement.UNKNOWN
-            return settle(record, self._periods(hold), amount, replace)
+            return settle(record, self._periods(hold), amount, now, replace=replace)
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        with self.lock:
+            record = self._records.find(hold.id) if hold.has_estimate else None
+            if record is not None:
+                keep(record, self._periods(hold))
+        return _DONE
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -187,37 +217,28 @@ class MemoryBackend:
 
     def _take_ahead(self, charge: Charge) -> Outcome:
         """Charge windows with units that will be used later."""
-        outcome = self.decide(charge, None, 0)
-        if not outcome.admitted:
-            return outcome
-        now, numbers = outcome.now, list[int]()
-        for store, name, limit, make in self._places_of(charge, now).places:
-            log: Any = store.find(name)
-            if log is None:
-                log = make()
-                store.add(name, log, now)
-            numbers += log.take_ahead(limit, now, charge.cost, charge.ahead)
-        return outcome._replace(numbers=tuple(numbers))
+        now = self.clock()
+        return self._prepare(charge, now).take_ahead(charge, now)
 
-    def _places_of(self, charge: Charge, now: int) -> "Places":
-        """Where a charge's limits are counted, until a period of it ends."""
-        places, since, until = [], 0, 1 << 62
+    def _places_of(self, charge: Charge, now: int) -> Places:
+        """The places where a charge's limits are counted, until a period of it ends."""
+        refs, periods, since, until = list[CounterRef](), list[Held](), 0, 1 << 62
         for counter in charge.counters:
             limit, name = counter.limit, (counter.partition, counter.scope)
             if isinstance(limit, Window):
-                places.append(
-                    _Place(self._logs_of(limit.length), name, limit, partial(new_log, limit.length))
-                )
+                logs = self._logs_of(limit.length)
+                refs.append(CounterRef(logs, name, limit, partial(WindowLog, limit.length)))
             elif isinstance(limit, Slots):
-                places.append(_Place(self.slots, name, limit, SlotSet))
+                refs.append(CounterRef(self.slots, name, limit, SlotSet))
             else:
                 held = place_of(counter, now)
                 period = period_at(limit.period, limit.timezone, now)
                 since, until = max(since, period.start), min(until, period.end)
-                places.append(_Place(self._books_of(held), _name(held), limit, partial(Book, held.ends)))
-        return Places(self, places, since, until)
+                periods.append(held)
+                refs.append(CounterRef(self._books_of(held), _name(held), limit, partial(Book, held.ends)))
+        return Places(self, refs, tuple(periods), since, until)
 
-    def _logs_of(self, length: int) -> Store[Name, PlainLog]:
+    def _logs_of(self, length: int) -> Store[Name, WindowLog]:
         logs = self._logs.get(length)
         if logs is None:
             logs = self._logs[length] = Store(self._max_windows)
@@ -238,35 +259,6 @@ class MemoryBackend:
                     store.add(name, book, now)
             books.append(book)
         return books
-
-
-class _Place(NamedTuple):
-    """Where one limit of a charge is counted."""
-
-    store: Store[Name, Any]
-    name: Name
-    limit: Limit
-    make: Callable[[], State]
-    """A new state, where nothing is counted yet."""
-
-
-class Places(NamedTuple):
-    """Where all limits of a charge are counted, found once for all of its requests."""
-
-    owner: MemoryBackend
-    places: Sequence[_Place]
-    since: int
-    until: int
-
-
-def _look(
-    places: Places, states: Sequence[State], now: int, needed: tuple[int, int], *, admitted: bool
-) -> Outcome:
-    """What a charge meets that takes nothing; `needed` is the cost and price that it waits for."""
-    numbers: list[int] = []
-    for state, place in zip(states, places.places, strict=True):
-        numbers += state.figures(place.limit, now, *needed)
-    return Outcome(admitted, now, tuple(numbers), NOTHING_HELD)
 
 
 class _Done:

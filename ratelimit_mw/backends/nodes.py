@@ -4,9 +4,11 @@ import asyncio
 import random
 from binascii import crc_hqx
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from ratelimit_mw.backends.connection import Client, ServerConnector
+from ratelimit_mw.backends.connection import CONNECT_TIMEOUT, Client, ReplyError, ServerConnector
+from ratelimit_mw.backends.first import first_answer
 from ratelimit_mw.backends.hosts import Address, read_hosts
 from ratelimit_mw.charge import BackendError
 
@@ -54,13 +56,11 @@ class Nodes:
         """Who serves what, from the first node that says so: those `known` to be there, then the seeds."""
         first = list(known)
         random.shuffle(first)
-        error: BackendError | None = None
-        for node in dict.fromkeys([*first, *self.seeds]):
-            try:
-                return await self._ask(node)
-            except BackendError as failure:
-                error = failure
-        raise BackendError(f"no node tells where the slots are: {error}")
+        nodes = dict.fromkeys([*first, *self.seeds])
+        try:
+            return await first_answer([partial(self._ask, node) for node in nodes], self._timeout)
+        except BackendError as error:
+            raise BackendError(f"no node tells where the slots are: {error}") from error
 
     def client_for(self, key: str) -> Callable[[], Client]:
         """Makes clients for the node that serves a key at the time."""
@@ -76,17 +76,36 @@ class Nodes:
     async def _ask(self, node: Address) -> Owners:
         client = self.connector(node).client()
         try:
-            async with asyncio.timeout(2 * self._timeout):
+            async with asyncio.timeout(CONNECT_TIMEOUT + self._timeout):
                 ranges = await client.execute("CLUSTER", "SLOTS")
+            async with client.reading():
+                return _owners_of(ranges, node)
+        except ReplyError as error:
+            if _NO_CLUSTER not in str(error):
+                raise
+            if len(self.seeds) == 1:
+                return [node] * SLOTS  # a server of its own, which has everything
+            name = f"{node.host}:{node.port}"
+            raise BackendError(f"{name} is a server of its own and no node of a cluster: {error}") from error
         except TimeoutError as error:
             raise BackendError(f"{node.host}:{node.port} does not answer") from error
         finally:
             await client.close()
-        owners: Owners = [None] * SLOTS
-        for first, last, (host, port, *_), *_ in ranges:
-            # A node that doesn't know its own address leaves it out.
-            owner = Address(host.decode() if host and host != b"?" else node.host, port)
-            owners[first : last + 1] = [owner] * (last + 1 - first)
-        if not ranges:
-            raise BackendError(f"{node.host}:{node.port} knows of no slots")
-        return owners
+
+
+_NO_CLUSTER = "cluster support disabled"
+"""In the answer of a server that was not started as a node."""
+
+
+def _owners_of(ranges: Any, node: Address) -> Owners:
+    """Read what a node answers to `CLUSTER SLOTS`."""
+    owners: Owners = [None] * SLOTS
+    for first, last, (host, port, *_), *_ in ranges:
+        # A node that doesn't know its own address leaves it out.
+        owner = Address(host.decode() if host and host != b"?" else node.host, int(port))
+        owners[first : last + 1] = [owner] * (last + 1 - first)
+    if not ranges:
+        raise BackendError(f"{node.host}:{node.port} knows of no slots")
+    if len(owners) != SLOTS:
+        raise ValueError(f"{ranges!r} are no slots")
+    return owners

@@ -6,33 +6,41 @@ Makes operations of the script `batch.lua` of charges, releases and settles, and
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable, Sequence
-from functools import reduce
+from collections import deque
+from collections.abc import Awaitable, Iterable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 from ratelimit_mw.backends.batcher import Batcher
-from ratelimit_mw.backends.operations import Operation, Sender, Template, bulk
+from ratelimit_mw.backends.connection import end_of_watches
+from ratelimit_mw.backends.lines import Lines
+from ratelimit_mw.backends.loop_end import LoopEnd
+from ratelimit_mw.backends.operations import Answer, Operation, Sender, Template, bulk, probe_of
 from ratelimit_mw.backends.packing import (
     ACQUIRE,
-    ADMITTED,
     FINISH,
     ID,
     LIMIT,
-    OTHER_PERIOD,
-    RENEW,
+    MOST_COST,
     SETTLE,
     SLOT,
+    ChargeOperation,
+    ChargeTemplate,
     Keys,
     Layout,
-    Packed,
     operation_on,
     pack_limit,
+    read_settlement,
     release_template,
+    renewal_on,
+    renewed,
     tag_of,
 )
 from ratelimit_mw.backends.servers import connector_to
+from ratelimit_mw.bounded import evict_oldest
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
+    NO_LEASE_ID,
     NOTHING_HELD,
     BackendError,
     Charge,
@@ -42,13 +50,14 @@ from ratelimit_mw.charge import (
     Hold,
     Load,
     Money,
+    OperationRefusedError,
     Outcome,
     Settlement,
     place_of,
 )
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
-from ratelimit_mw.periods import KEPT_AFTER_END, period_at
-from ratelimit_mw.room import make_room
+from ratelimit_mw.periods import period_at
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that closing waits for what is still owed to the server."""
@@ -57,7 +66,6 @@ ASKED_AGAIN = 3
 
 _MAX_RELEASES = 16_384
 """Callers whose release is kept packed."""
-_NO_LEASE = bytes(LEASE_ID_SIZE)
 
 
 class RedisBackend:
@@ -81,7 +89,15 @@ class RedisBackend:
         self._timeout = timeout
         self._clock = clock
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
+        self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
         self.releases: dict[tuple[Held, ...], Template] = {}
+        self._past = Load()
+        self._was_away = False
+        """Whether the latest of the event loops that have ended thought so."""
+        self._left: deque[Operation] = deque()
+        """What event loops that have ended owed."""
+        renew_after_fork(self)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -92,12 +108,19 @@ class RedisBackend:
     @property
     def load(self) -> Load:
         """What the connections of all event loops have carried, and what waits."""
-        return reduce(Load.plus, [each.load for each in list(self.batchers.values())], Load())
+        waiting = Load(owed=sum([each.waiting for each in list(self._lines.values())]))
+        return reduce(
+            Load.plus, [each.load for each in list(self.batchers.values())], self._past.plus(waiting)
+        )
 
     @property
     def is_away(self) -> bool:
-        """Whether any event loop of this process thinks so."""
-        return any(each.error is not None for each in list(self.batchers.values()))
+        """Whether any event loop that runs in this process thinks so; where none does, the latest of all."""
+        batchers = list(self.batchers.items())
+        running = [each for loop, each in batchers if loop.is_running()]
+        if not batchers:
+            return self._was_away
+        return any([each.error is not None for each in running or [each for _, each in batchers[-1:]]])
 
     async def open(self) -> None:
         """Connect ahead of the first request. A server that is away is no error: it is tried again."""
@@ -106,46 +129,117 @@ class RedisBackend:
     async def close(self) -> None:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
         loop = asyncio.get_running_loop()
+        end = self._ends.pop(loop, None)
+        if end is not None:
+            await end.cancel()
+        others = [each for each in list(self.batchers) if each is not loop]
+        await self._leave(loop, CLOSE_TIMEOUT, bequeaths=any([each.is_running() for each in others]))
+
+    async def _close_with_loop(self) -> None:
+        """Close where nobody did it before the loop ends; a server that is away is not waited for."""
+        loop = asyncio.get_running_loop()
         batcher = self.batchers.get(loop)
+        is_away = batcher is not None and batcher.error is not None
+        await self._leave(loop, 0.0 if is_away else CLOSE_TIMEOUT, bequeaths=True)
+        cancelled = [task for task in asyncio.all_tasks() if task.cancelling()]
+        if cancelled:  # an attempt to connect, which has a socket to close: nobody else waits for it now
+            await asyncio.wait(cancelled, timeout=self._timeout)
+
+    async def _leave(self, loop: asyncio.AbstractEventLoop, timeout: float, *, bequeaths: bool) -> None:
+        """Close the connection of an event loop; other loops go on with what it `bequeaths`."""
+        batcher, lines = self.batchers.get(loop), self._lines.get(loop)
+        if batcher is None:
+            return
+        deadline = loop.time() + timeout
+        if timeout:
+            self.take_over()
+        if lines is not None:
+            await lines.drain(timeout)
+        await batcher.drain(deadline - loop.time())
+        if bequeaths:
+            self._left += batcher.bequeath()
+            if lines is not None:
+                self._left += lines.bequeath()
+        if lines is not None:
+            lines.close()
+        self._forget(loop)
+        batcher.close()
+        await end_of_watches()
+        await asyncio.sleep(0)  # in which the transport goes
+
+    def take_over(self) -> None:
+        """Send what event loops that have ended owed to the server, and undo what they left half done."""
+        for closed in [each for each in list(self.batchers) if each.is_closed()]:
+            ended = self.batchers.get(closed)
+            if ended is not None:
+                self._left += ended.bequeath()
+                lines = self._lines.get(closed)
+                if lines is not None:
+                    self._left += lines.bequeath()
+                self._forget(closed)
+        for _ in range(len(self._left)):
+            operation = self._left.popleft()
+            operation.future = None  # which was the ended loop's
+            if operation.must_arrive:
+                self._submit(operation)
+            else:
+                operation.orphaned(None)
+
+    def after_fork(self) -> None:
+        """Leave connections, and what is owed over them, to the parent process."""
+        for batcher in self.batchers.values():
+            batcher.leave_to_parent()
+        leave_to_parent(*self.batchers.values(), *self._lines.values(), *self._left)
+        self.batchers.clear()
+        self._left.clear()
+        self._ends.clear()
+        self._lines.clear()
+        self._past = Load()
+        self._was_away = False
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep only the figures of an event loop's batcher."""
+        batcher = self.batchers.pop(loop, None)
+        self._ends.pop(loop, None)
+        self._lines.pop(loop, None)
         if batcher is not None:
-            await batcher.drain(CLOSE_TIMEOUT)
-            batcher.close()
-            self.batchers.pop(loop, None)
+            self._was_away = batcher.error is not None
+            self._past = self._past.plus(batcher.load._replace(owed=0))
+
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> ChargeOperation:
+        """Send a charge of all of `charge`'s counters, or none, on its way."""
+        return self._ask(b"A", charge, lease_id, price)
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        if charge.allowances:
-            return await self._decide(b"A", charge, lease_id, price)
-        operation = Operation(self.prepare(charge), lease_id)
-        hold = charge.hold(lease_id, 0, 0)
-        operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
-        loop = asyncio.get_running_loop()
-        future = operation.future = loop.create_future()
-        (self.batchers.get(loop) or self._batcher()).submit(operation)
-        try:
-            now, numbers = await future
-        except asyncio.CancelledError:
-            self.give_up(operation)
-            raise
-        if numbers[0] == ADMITTED:
-            return Outcome(True, now, numbers[1:], hold)
-        return Outcome(False, now, numbers[1:], NOTHING_HELD)
+        return await self._outcome_of(self.ask(charge, lease_id, price))
 
-    def give_up(self, operation: Operation) -> None:
-        """The request was cancelled: maybe in the very turn in which the answer came and was handed over."""
-        future = operation.future
-        if future is not None and not future.cancelled() and future.exception() is None:
-            operation.answer(future.result())
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere, once however often it is asked for."""
+        return await self._outcome_of(self._ask(b"O", charge, lease_id, price))
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
-        return await self._decide(b"P", charge, _NO_LEASE, price)
+        return await self._outcome_of(self._ask(b"P", charge, NO_LEASE_ID, price))
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        body = RENEW.pack(b"N", hold.id, int(lease * SECOND), len(hold.slots))
-        _, answer = await self._submit(operation_on(self._slot_keys(hold), body))
-        return b"\0" not in answer
+        (kept,) = await renewed(self.send_renewals([(hold, lease)]), 1)
+        if isinstance(kept, BackendError):
+            raise kept
+        return kept
+
+    async def renew_all(self, renewals: Sequence[tuple[Hold, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
+        none.
+        """
+        return await renewed(self.send_renewals(renewals, is_upkeep=True), len(renewals))
+
+    def send_renewals(self, renewals: Iterable[tuple[Hold, float]], *, is_upkeep: bool = False) -> Operation:
+        """Send the renewals of many holds; `renewed` waits for the answers."""
+        operation = renewal_on(renewals, self._name)
+        operation.is_upkeep = is_upkeep
+        return self._submit(operation)
 
     def finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
@@ -155,15 +249,22 @@ class RedisBackend:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not hold.periods:
             return Settlement.UNKNOWN
+        _, met = await self._owe_price(b"S", hold, amount, replace=replace)
+        return Settlement(met)
+
+    def keep(self, hold: Hold) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        return self._owe_price(b"K", hold, 0) if hold.has_estimate else _nothing_to_do()
+
+    def _owe_price(self, kind: bytes, hold: Hold, amount: int, *, replace: bool = False) -> Awaitable[Answer]:
         keys = [*self._period_keys(hold), self._record_key(hold)]
-        body = SETTLE.pack(b"S", hold.id, amount, replace, len(hold.periods))
+        body = SETTLE.pack(kind, hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        _, answer = await self._submit(operation_on(keys, body + ends), must_arrive=True)
-        return Settlement(answer[0])
+        return self._submit_in_line(operation_on(keys, body + ends, read_settlement), hold)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
-        self.on_orphan((charge, lease_id, outcome.hold), outcome.now, None)
+        self.undo(charge, lease_id, outcome.hold, outcome.now)
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -172,68 +273,87 @@ class RedisBackend:
 
     # charges ------------------------------------------------------------------------------------
 
-    async def _decide(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> Outcome:
-        """What needs to know the day, whose periods are part of keys; and what happens seldom."""
-        answered = 0
-        for _ in range(ASKED_AGAIN):
-            now = self._now()
-            hold = charge.hold(lease_id, price, now) if kind == b"A" else NOTHING_HELD
-            operation, packed = self._operation_of(kind, charge, lease_id, price, hold, now)
-            try:
-                answered, answer = await self._submit(operation)
-            except asyncio.CancelledError:
-                self.give_up(operation)
-                raise
-            self._skew = answered - _machine_clock()
-            if answer[0] != OTHER_PERIOD:
-                admitted = answer[0] == ADMITTED
-                numbers = packed.unpack(answer)[1:]
-                return Outcome(admitted, answered, numbers, hold if admitted else NOTHING_HELD)
-            # A period ended between this machine's clock and the server's, whose time is known now.
-        raise BackendError(f"the server's clock shows {answered} us and does not keep to it")
+    def _ask(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> ChargeOperation:
+        operation = ChargeOperation(self, kind, charge, lease_id, price)
+        self._pack_into(operation)
+        loop = asyncio.get_running_loop()
+        operation.future = loop.create_future()
+        (self.batchers.get(loop) or self._batcher()).submit(operation)
+        return operation
 
-    def _operation_of(
-        self, kind: bytes, charge: Charge, lease_id: bytes, price: int, hold: Hold, now: int
-    ) -> "tuple[Operation, Packed]":
+    async def _outcome_of(self, operation: ChargeOperation) -> Outcome:
+        try:
+            outcome: Outcome = await operation
+        except BackendError:
+            raise
+        except BaseException:  # cancelled, or ended by hand
+            operation.give_up()
+            raise
+        return outcome
+
+    def ask_again(self, operation: ChargeOperation, now: int) -> None:
+        """Name other periods, as the server's time is `now`, and send the charge again."""
+        self._skew = now - _machine_clock()
+        operation.tries += 1
+        if operation.tries == 1:  # once more, in what is left of the request's time
+            error = BackendError(f"asked again for more than {self._timeout:g} s")
+            loop = asyncio.get_running_loop()
+            loop.call_at(operation.since + self._timeout, operation.fail, error)
+        if operation.tries > ASKED_AGAIN:
+            text = f"the server's clock shows {now} us and does not keep to it"
+            operation.fail(OperationRefusedError(text))
+        else:
+            self._pack_into(operation)
+            self._submit(operation)
+
+    def _pack_into(self, operation: ChargeOperation) -> None:
+        """Give a charge its template, and what it will hold."""
+        charge = operation.charge
+        if not charge.allowances and operation.kind == b"A":
+            operation.template = self.prepare(charge)
+            if charge.slots:
+                operation.hold = Hold(operation.id, charge.slots, (), charge.lease)
+            return
+        now = self._now()
         packed = charge.prepared
         if (
-            not isinstance(packed, Packed)
+            not isinstance(packed, ChargeTemplate)
             or packed.owner is not self
             or not packed.layout.since <= now < packed.layout.until
         ):
             packed = charge.prepared = self._pack(charge, now)
-        keys, n_keys, life = packed.keys, packed.n_keys, 0
-        if hold.periods:
-            keys, n_keys = keys + bulk(self._record_key(hold)), n_keys + 1
-            life = (max(held.ends for held in hold.periods) + KEPT_AFTER_END - now) // 1000
-        body = ACQUIRE.pack(kind, packed.n_keys, charge.cost, price, life) + packed.layout.limits + lease_id
-        operation = Operation(Template(keys, n_keys, body))
-        if kind == b"A":
-            operation.orphaned, operation.about = self.on_orphan, (charge, lease_id, hold)
-        return operation, packed
+        layout, keys, n_keys, lease = packed.layout, packed.keys, packed.n_keys, 0
+        if operation.kind != b"P" and (layout.periods or charge.slots):
+            operation.hold = Hold(
+                operation.id, charge.slots, layout.periods, charge.lease, operation.price, charge.currency
+            )
+        if operation.hold.periods:
+            keys, n_keys = keys + bulk(self._record_key(operation.hold)), n_keys + 1
+            lease = int(operation.hold.lease * SECOND)
+        cost = min(charge.cost, MOST_COST)
+        head = ACQUIRE.pack(operation.kind, packed.n_keys, cost, operation.price, lease)
+        operation.template = ChargeTemplate(self, layout, keys, n_keys, head + layout.limits, None)
 
-    def prepare(self, charge: Charge) -> "Packed":
+    def prepare(self, charge: Charge) -> ChargeTemplate:
         """A charge of no allowances as it is sent, made once."""
         packed = charge.prepared
-        if packed.__class__ is not Packed or packed.owner is not self:
+        if not isinstance(packed, ChargeTemplate) or packed.owner is not self:
             packed = charge.prepared = self._pack(charge, 0)
         return packed
 
-    def release_of(self, charge: Charge) -> Template:
-        """All of a release but the id of the lease, made once."""
-        packed = self.prepare(charge)
-        if packed.release is None:
-            keys = packed.layout.slot_keys.of(charge)
-            packed.release = release_template(keys, len(charge.slots))
-        return packed.release
-
-    def _pack(self, charge: Charge, now: int) -> "Packed":
+    def _pack(self, charge: Charge, now: int) -> ChargeTemplate:
         """A charge's keys and limits as they are sent, until a period of it ends."""
-        if charge.like is not None and not charge.allowances:
-            model = self.prepare(charge.like)
-            return Packed(self, model.layout, charge)
+        if charge.model is not None and not charge.allowances:
+            layout = self.prepare(charge.model).layout
+        else:
+            layout = self._lay_out(charge, now)
+        keys = layout.keys.of(charge)
+        template = ChargeTemplate(self, layout, keys, layout.n_keys, layout.body, layout.head)
+        template.charges = layout.keys.only_partition_of(charge)
+        return template
+
+    def _lay_out(self, charge: Charge, now: int) -> Layout:
         places = [(counter.partition, self._suffix(counter, now)) for counter in charge.counters]
-        keys = Keys(self._prefix, places)
         limits, since, until = b"", 0, 1 << 62
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
@@ -242,32 +362,29 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += pack_limit(counter.limit)
-        slot_keys = Keys(self._prefix, [(held.partition, f"s:{held.scope}") for held in charge.slots])
-        return Packed(self, Layout(charge, (keys, slot_keys), limits, since, until), charge)
+        layout = Layout(charge, Keys(self._prefix, places), limits)
+        layout.periods = tuple([place_of(counter, now) for counter in charge.allowances])
+        layout.since, layout.until = since, until
+        return layout
 
-    def on_orphan(self, about: tuple[Charge, bytes, Hold], now: int, answer: Sequence[int] | None) -> None:
-        """Undo a charge that nobody waits for any more.
-
-        `now` is when it was made and `answer` what it met; 0 and None where both are unknown.
-        """
-        charge, lease_id, hold = about
-        if answer is not None and answer[0] != ADMITTED:
-            return
+    def undo(self, charge: Charge, lease_id: bytes, hold: Hold, now: int) -> None:
+        """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
-            # Not sent again: done twice, it would give back another request's units.
             body = FINISH.pack(b"F", len(windows), Money.UNTOUCHED.value, now, charge.cost)
             keys = [self._key(counter, now) for counter in windows]
             limits = [pack_limit(counter.limit) for counter in windows]
-            self._submit(operation_on(keys, b"".join((body, *limits, lease_id))))
+            operation = operation_on(keys, b"".join((body, *limits, lease_id)))
+            operation.is_once = True  # done twice, it would give back another request's units
+            self._submit(operation, must_arrive=True)
         if hold is not NOTHING_HELD:
             self._owe_finish(hold, Money.GIVE_BACK)
 
-    def _owe_finish(self, hold: Hold, money: Money) -> Operation:
+    def _owe_finish(self, hold: Hold, money: Money) -> Awaitable[object]:
         if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
             template = self.releases.get(hold.slots)
             if template is None:
-                make_room(self.releases, _MAX_RELEASES)
+                evict_oldest(self.releases, _MAX_RELEASES)
                 template = self.releases[hold.slots] = self._pack_release(hold.slots)
             return self._submit(Operation(template, hold.id), must_arrive=True)
         keys, limits = self._slot_keys(hold), SLOT * len(hold.slots)
@@ -276,7 +393,10 @@ class RedisBackend:
             keys += [*self._period_keys(hold), self._record_key(hold)]
             limits += b"".join([LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
         body = FINISH.pack(b"F", len(limits) // LIMIT.size, moves.value, 0, 0) + limits
-        return self._submit(operation_on(keys, body + ID.pack(hold.id)), must_arrive=True)
+        operation = operation_on(keys, body + ID.pack(hold.id))
+        if moves is Money.UNTOUCHED:
+            return self._submit(operation, must_arrive=True)
+        return self._submit_in_line(operation, hold)
 
     def _pack_release(self, slots: tuple[Held, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
@@ -293,14 +413,23 @@ class RedisBackend:
         batcher.submit(operation)
         return operation
 
+    def _submit_in_line(self, operation: Operation, hold: Hold) -> Awaitable[Answer]:
+        """Send an operation that moves money until it arrives, after those of its lease before it."""
+        operation.must_arrive = True
+        loop = asyncio.get_running_loop()
+        lines = self._lines.get(loop)
+        if lines is None:
+            lines = self._lines[loop] = Lines(self._batcher().submit)
+        return lines.submit(self._record_key(hold), operation)
+
     def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""
         loop = asyncio.get_running_loop()
         batcher = self.batchers.get(loop)
         if batcher is None:
-            for closed in [each for each in list(self.batchers) if each.is_closed()]:
-                self.batchers.pop(closed, None)  # another thread's loop may be doing the same
+            self._ends[loop] = LoopEnd(self._close_with_loop)
             batcher = self.batchers[loop] = self._new_batcher()
+            self.take_over()
         return batcher
 
     def _new_batcher(self) -> Sender:
@@ -308,7 +437,7 @@ class RedisBackend:
             self._connector.connect,
             timeout=self._timeout,
             clock_argument=self._clock_argument,
-            probe_key=self._prefix + b"probe",
+            new_probe=partial(probe_of, self._prefix + b"probe"),
         )
 
     def _clock_argument(self) -> bytes:

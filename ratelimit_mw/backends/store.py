@@ -2,15 +2,13 @@
 
 import sys
 from collections import OrderedDict
-from typing import TYPE_CHECKING, TypeVar
-
-from ratelimit_mw.compiled import core
+from typing import TypeVar
 
 
-class Kept:
-    """What a store keeps, and can forget at some time.
+class StoredState:
+    """State of one limit, kept by a store that may drop it later.
 
-    Whoever holds on to one has to look whether it is still kept: what is counted in one that is not is lost.
+    A holder of one has to check that it is still kept: a charge to a dropped state would be lost.
     """
 
     __slots__ = ("is_kept", "is_used")
@@ -20,20 +18,20 @@ class Kept:
     is_used: bool
     """Whether it was used since its store looked at it last."""
 
+    def __init__(self) -> None:
+        self.is_kept = self.is_used = False
+
     def is_dead(self, now: int) -> bool:
-        """Whether it can be forgotten."""
+        """Whether the state can be dropped at `now` without a trace."""
         raise NotImplementedError
 
-    def let_go(self) -> None:
-        """No store has it any more."""
+    def dropped(self) -> None:
+        """Note that no store has it any more."""
         self.is_kept = False
 
 
-if core is not None and not TYPE_CHECKING:
-    Kept = core.Kept
-
 K = TypeVar("K")
-S = TypeVar("S", bound=Kept)
+S = TypeVar("S", bound=StoredState)
 
 STEPS = 4
 """Old states looked at for each new one: the dead leave faster than the living arrive."""
@@ -73,7 +71,7 @@ class Store(OrderedDict[K, S]):
         """The state at `place`, which is kept no longer."""
         state = self.pop(place, None)
         if state is not None:
-            state.let_go()
+            state.dropped()
         return state
 
     def _make_room(self, now: int) -> None:

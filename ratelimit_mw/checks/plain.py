@@ -4,15 +4,16 @@
 is looked for in `surroundings`, `address` and `middleware`.
 """
 
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
-from ratelimit_mw.checks.routes import place_of_route, route_findings
+from ratelimit_mw.checks.amounts import cost_above_limit, price_above_budget
+from ratelimit_mw.checks.routes import route_findings
+from ratelimit_mw.compiled import PURE, is_compiled
 from ratelimit_mw.findings import Finding
-from ratelimit_mw.limits import Window
-from ratelimit_mw.money import format_amount, parse_amount
-from ratelimit_mw.settings import RouteSettings, Settings
+from ratelimit_mw.settings import Settings
 from ratelimit_mw.settings.tables import BUILT_IN_PLANS, PlanSettings
 
 WIDEST_IPV4, WIDEST_IPV6 = 8, 7
@@ -28,10 +29,11 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
             _no_hash_secret,
             _redis_without_tls,
             route_findings,
-            _cost_above_limit,
-            _price_above_budget,
+            cost_above_limit,
+            price_above_budget,
             _unreachable_plans,
             _without_effect,
+            _not_compiled,
         )
         for finding in check(settings)
     )
@@ -39,7 +41,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
 
 def is_shared(settings: Settings) -> bool:
     """Whether the backend is one that several processes count in together."""
-    return not settings.backend.url.startswith("memory:")
+    return settings.backend.is_shared
 
 
 def _everyone_trusted(settings: Settings) -> Iterator[Finding]:
@@ -67,13 +69,9 @@ def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
-    url = settings.backend.url
-    scheme = url.partition("://")[0].partition("+")[0]
-    files = settings.backend.tls_ca_file or settings.backend.tls_cert_file
-    if scheme not in ("redis", "valkey") or "+unix" in url or files:
-        return
-    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
-    far = [host for host in hosts if not _is_this_machine(host)]
+    url = settings.backend.safe_url
+    hosts = [] if settings.backend.is_encrypted else urlsplit(url).netloc.split(",")
+    far = [host for host in hosts if host and not _is_this_machine(host)]
     if far:
         text = (
             f"backend.url: {', '.join(far)} is reached without TLS, so whoever is on the way reads the "
@@ -104,53 +102,27 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
             yield Finding("unreachable-plan", text, "note")
 
 
-def _cost_above_limit(settings: Settings) -> Iterator[Finding]:
-    for index, route in enumerate(settings.routes):
-        limits = [("its own requests", route.requests), ("its total", route.total)]
-        limits += [("application.requests", settings.application.requests), *_rates_of_callers(settings)]
-        for owner, windows in limits:
-            for window in windows:
-                if not route.exempt and route.cost > window.quota:
-                    place = place_of_route(settings.routes, index)
-                    text = f"{place}: its cost of {route.cost} never fits into {window.text} of {owner}."
-                    yield Finding("cost-above-limit", text)
-
-
-def _rates_of_callers(settings: Settings) -> list[tuple[str, tuple[Window, ...]]]:
-    rates = [(f"plans.{name}", plan.requests) for name, plan in settings.plans.items()]
-    rates += [(f"keys[{index}]", key.requests or ()) for index, key in enumerate(settings.keys)]
-    return [*rates, ("identity.per_address", settings.identity.per_address)]
-
-
-def _price_above_budget(settings: Settings) -> Iterator[Finding]:
-    for index, route in enumerate(settings.routes):
-        place = place_of_route(settings.routes, index)
-        for said in _too_expensive(route, settings):
-            yield Finding("price-above-budget", f"{place}: its price of {route.price} {said}")
-
-
-def _too_expensive(route: RouteSettings, settings: Settings) -> Iterator[str]:
-    spenders = [(f"plans.{name}", plan.spending) for name, plan in settings.plans.items()]
-    spenders += [(f"keys[{index}]", key.spending) for index, key in enumerate(settings.keys)]
-    for owner, spending in spenders:
-        for allowance in spending.budget.allowances if spending and route.price is not None else ():
-            if parse_amount(route.price or 0, allowance.currency) > allowance.amount:
-                amount = f"{format_amount(allowance.amount, allowance.currency)} {allowance.currency}"
-                yield f"never fits into the {allowance.period} {amount} of {owner}."
-
-
 def _without_effect(settings: Settings) -> Iterator[Finding]:
+    takes_slots = all(route.slot or route.exempt for route in settings.routes)
     for name, plan in settings.plans.items():
-        reason = _why_not_ahead(settings, plan) if plan.prefetch else ""
+        reason = _why_not_ahead(settings, plan, takes_slots) if plan.prefetch else ""
         if reason:
             yield Finding("no-effect", f"[plans.{name}] prefetch has no effect: {reason}.", "note")
 
 
-def _why_not_ahead(settings: Settings, plan: PlanSettings) -> str:
+def _not_compiled(_settings: Settings) -> Iterator[Finding]:
+    if not is_compiled() and not os.environ.get(PURE):
+        text = (
+            "the steps that every request takes are not compiled, and take more CPU: this platform has no "
+            "wheel, and the installation had no C compiler or could not write beside the sources."
+        )
+        yield Finding("not-compiled", text, "note")
+
+
+def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) -> str:
     """Why nothing can be taken ahead on any route; empty where something can."""
     if not is_shared(settings):
         return "this process keeps all counts itself"
     if settings.application.requests or settings.application.concurrent:
         return "each request draws on [application], which all callers share"
-    takes_slots = all(route.slot or route.exempt for route in settings.routes)
     return "each request takes a slot of the plan" if plan.concurrent and takes_slots else ""

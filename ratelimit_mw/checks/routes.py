@@ -10,6 +10,8 @@ from ratelimit_mw.routing import RouteTable
 from ratelimit_mw.samples import samples
 from ratelimit_mw.settings import RouteSettings, Settings
 
+NAMED = 5
+"""Rules that are named as coming first; of the others only their number is told."""
 OTHER_METHOD = "OTHER"
 """Stands for every method that no rule lists."""
 
@@ -46,14 +48,13 @@ def _never_reached(routes: Sequence[RouteSettings], table: RouteTable, index: in
     route, paths = routes[index], samples(routes[index].path)
     if not paths:
         return
-    methods = sorted(route.methods) if route.methods else [*_listed_methods(routes), OTHER_METHOD]
+    # What takes a method that no rule lists takes every other one, too.
+    methods = sorted(route.methods) if route.methods else [OTHER_METHOD]
     earlier: dict[str, set[int]] = {}
     for method in methods:
         found = {table.match(method, path) for path in paths}
         if index not in found:
             earlier[method] = {rule for rule in found if rule is not None}
-    if len(earlier) < len(methods) and route.methods is None:
-        return
     rules = sorted(set().union(*earlier.values()))
     if not rules:
         return
@@ -68,9 +69,6 @@ def _never_reached(routes: Sequence[RouteSettings], table: RouteTable, index: in
         yield Finding("shadowed-route", text)
 
 
-def _listed_methods(routes: Sequence[RouteSettings]) -> list[str]:
-    return sorted(set().union(*[route.methods or () for route in routes]))
-
-
 def _places(routes: Sequence[RouteSettings], indexes: Sequence[int]) -> str:
-    return " and ".join(place_of_route(routes, index) for index in indexes)
+    named = [place_of_route(routes, index) for index in indexes[:NAMED]]
+    return " and ".join([*named, f"{len(indexes) - NAMED} more"] if len(indexes) > NAMED else named)

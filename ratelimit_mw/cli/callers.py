@@ -72,7 +72,7 @@ def hash_of(key: str, settings: Settings) -> str:
 
     Raises `CommandError` for a key or a hash that no request can have.
     """
-    secret = settings.identity.hash_secret
+    secret = settings.identity.hash_secret.get_secret_value()
     if _HASH.fullmatch(key.lower()):
         kind = "hmac-sha256" if secret else "sha256"
         if not key.lower().startswith(f"{kind}:"):
@@ -161,7 +161,7 @@ def _of_account(limiter: Limiter, account: str) -> list[Caller]:
 
 def read_live_keys(limiter: Limiter, named: Named) -> None:
     """Learn the keys that were set live, where one of them may be meant. Raises `BackendError`."""
-    if not limiter.settings.backend.url.startswith("memory:") and (named.key or named.account):
+    if limiter.settings.backend.is_shared and (named.key or named.account):
         asyncio.run(limiter.live.read_keys())
 
 

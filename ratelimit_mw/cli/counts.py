@@ -69,7 +69,7 @@ def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
 
 def patient_limiter(settings: Settings) -> Limiter:
     """A limiter that waits for its backend as long as a person would. Raises `CommandError` without one."""
-    if settings.backend.url.startswith("memory:"):
+    if not settings.backend.is_shared:
         raise CommandError(
             f"{settings.source} counts in the memory of each process, where no command can look: "
             "backend.url is memory://"

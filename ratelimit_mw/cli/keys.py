@@ -61,7 +61,7 @@ def remove_keys(settings: Settings, keys: Sequence[str], *, as_json: bool) -> No
 def list_keys(settings: Settings, *, as_json: bool) -> None:
     """Print every key that is set live or listed in the settings. Raises `BackendError`."""
     rows = _in_settings(settings)
-    if not settings.backend.url.startswith("memory:"):
+    if settings.backend.is_shared:
         live = _run(settings, lambda registry: _live(registry, settings))
         replaced = {row["hash"] for row in live if not row["problems"]}
         rows = [*live, *(row for row in rows if row["hash"] not in replaced)]
@@ -75,7 +75,7 @@ def list_keys(settings: Settings, *, as_json: bool) -> None:
 
 
 def _run(settings: Settings, ask: Callable[[Registry], Awaitable[T]]) -> T:
-    if settings.backend.url.startswith("memory:"):
+    if not settings.backend.is_shared:
         raise CommandError(
             f"{settings.source} keeps everything in the memory of each process, where no command can reach: "
             "backend.url is memory://"

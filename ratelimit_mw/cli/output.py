@@ -10,6 +10,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from ratelimit_mw.printable import printable
+
 WIDTH = 140
 """Columns of a table that goes to a file or another program, which have no width of their own."""
 WIDEST = 10_000
@@ -17,8 +19,21 @@ WIDEST = 10_000
 PAGE = 500
 """Rows of a table that are laid out together."""
 
-console = Console(markup=False, highlight=False, emoji=False)
-errors = Console(markup=False, highlight=False, emoji=False, stderr=True)
+
+class _SafeConsole(Console):
+    """A console on which texts from outside, such as paths and accounts, are nothing but text."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects; of plain texts every character that is not printed is replaced."""
+        super().print(*[printable(each) if isinstance(each, str) else each for each in objects], **options)
+
+    def out(self, *objects: Any, **options: Any) -> None:
+        """Print objects as they are, line breaks included."""
+        super().print(*objects, no_wrap=True, overflow="ignore", crop=False, **options)
+
+
+console = _SafeConsole(markup=False, highlight=False, emoji=False)
+errors = _SafeConsole(markup=False, highlight=False, emoji=False, stderr=True)
 if not console.is_terminal:
     console.width = WIDTH
 
@@ -29,12 +44,15 @@ class CommandError(Exception):
 
 def print_json(value: object) -> None:
     """Print a value as JSON."""
-    console.out(json.dumps(value, indent=2, ensure_ascii=False), highlight=False)
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # Nothing but line breaks stands outside the texts, and within them JSON escapes those itself.
+    text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    console.out(text, highlight=False)
 
 
 def print_error(text: str) -> None:
     """Print the one line that a command fails with."""
-    errors.out(f"ratelimit-mw: {' '.join(text.split())}", highlight=False)
+    errors.out(f"ratelimit-mw: {printable(' '.join(text.split()))}", highlight=False)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -69,5 +87,5 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(*[printable(str(cell)) for cell in row])
     return table

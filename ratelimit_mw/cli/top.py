@@ -19,6 +19,7 @@ from ratelimit_mw.cli.output import WIDTH, CommandError, console, print_json
 from ratelimit_mw.fleet import FleetView, Snapshot
 from ratelimit_mw.fleet.snapshot import CallerFigures, LimitFigures, Outcomes, PlanFigures
 from ratelimit_mw.limiter import Limiter
+from ratelimit_mw.printable import printable
 from ratelimit_mw.settings import Settings
 
 ROWS = 20
@@ -92,11 +93,6 @@ def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDTH) -> Group:
     if not snapshot.callers:
         lines.append(Text("nobody asked in the last minute"))
     return Group(*lines)
-
-
-def printable(text: str) -> str:
-    """A text that can't move the cursor, start a line or turn the direction, whoever wrote it."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 async def _once(limiter: Limiter) -> Snapshot:

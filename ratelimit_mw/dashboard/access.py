@@ -7,6 +7,7 @@ Another token ends all sessions.
 import hashlib
 import hmac
 import os
+import re
 import time
 from math import ceil
 from urllib.parse import urlsplit
@@ -28,6 +29,9 @@ WRONG_TOKENS = Window(30, 1, "minute")
 """Wrong tokens from one address, in each process, after which none from there is looked at for a while."""
 MAX_ADDRESSES = 10_000
 """Addresses whose wrong tokens are remembered; beyond it the one not seen for longest is forgotten."""
+
+
+_FORWARDED_BY_HTTPS = re.compile(r"(?:^|;)[ \t]*proto=\"?https\"?[ \t]*(?:;|$)", re.IGNORECASE)
 
 
 class Access:
@@ -109,5 +113,20 @@ def _signature(token: str, expires: int) -> str:
 
 
 def _set_cookie(response: Response, request: Request, value: str, seconds: int) -> None:
-    secure = request.url.scheme == "https"
+    secure = _is_encrypted(request)
     response.set_cookie(COOKIE, value, seconds, path=None, secure=secure, httponly=True, samesite="strict")
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Whether the browser came by HTTPS, as far as the server, the browser or a proxy says so.
+
+    Anybody is believed: who claims it falsely gets a cookie that its own browser keeps to itself.
+    """
+    headers = request.headers
+    forwarded = headers.get("forwarded", "").partition(",")[0]
+    return (
+        request.url.scheme == "https"
+        or urlsplit(headers.get("origin", "")).scheme == "https"
+        or headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https"
+        or _FORWARDED_BY_HTTPS.search(forwarded) is not None
+    )

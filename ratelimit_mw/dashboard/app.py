@@ -97,8 +97,9 @@ class Dashboard:
     async def _granted(self, request: Request, path: str, operations: OperationsSettings) -> Response | None:
         """What is answered to a request without the token; None where it has it."""
         is_page = path in ("", "/") and request.method in ("GET", "HEAD")
+        token = operations.dashboard_token.get_secret_value()
         try:
-            if await self._access.is_granted(request, operations.dashboard_token, self._address(request)):
+            if await self._access.is_granted(request, token, self._address(request)):
                 return None
         except DashboardError as error:
             if not is_page:
@@ -111,14 +112,15 @@ class Dashboard:
     async def _login(self, request: Request, operations: OperationsSettings) -> Response:
         form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
         given = form.get("token", [""])[0].encode("utf-8", "replace")
+        token = operations.dashboard_token.get_secret_value()
         try:
-            right = await self._access.is_token(given, operations.dashboard_token, self._address(request))
+            right = await self._access.is_token(given, token, self._address(request))
         except DashboardError as error:
             return login_page("./", error.message, error.status, error.headers)
         if not right:
             return login_page("./", "That is not the token.", 401, CHALLENGE)
         response = RedirectResponse("./", 303)
-        start_session(response, request, operations.dashboard_token)
+        start_session(response, request, token)
         return response
 
     async def _logout(self, request: Request, _operations: OperationsSettings) -> Response:

@@ -29,9 +29,9 @@ class KeyEntry:
     """Rates in place of the plan's, such as `("100/minute",)`."""
     concurrent: int | None = None
     """Slots in place of the plan's."""
-    daily: str | Decimal | None = None
+    daily: str | int | Decimal | None = None
     """What may be spent in a day. With either amount, the plan's own budget is replaced as a whole."""
-    monthly: str | Decimal | None = None
+    monthly: str | int | Decimal | None = None
     """What may be spent in a calendar month."""
 
     def __post_init__(self) -> None:
@@ -39,8 +39,8 @@ class KeyEntry:
             object.__setattr__(self, "requests", tuple(self.requests))
         for name in ("daily", "monthly"):
             amount = getattr(self, name)
-            if isinstance(amount, Decimal):
-                object.__setattr__(self, name, f"{amount:f}")
+            if isinstance(amount, int | Decimal) and not isinstance(amount, bool):
+                object.__setattr__(self, name, str(amount))
 
 
 _NAMES = frozenset(field.name for field in fields(KeyEntry))
@@ -130,7 +130,7 @@ def _contradictions(
     keys = dict(enumerate([*listed, *sound.values()]))
     places = dict.fromkeys(range(len(listed), len(keys)), "hash")
     found = [*check_keys(keys, places, settings.plans)]
-    found += check_hash_kind(keys, places, settings.identity.hash_secret)
+    found += check_hash_kind(keys, places, bool(settings.identity.hash_secret))
     for problem in found:
         index, _, name = problem.path.removeprefix("keys[").partition("].")
         if int(index) in places:

@@ -1,13 +1,15 @@
 """The keys that are set live: read from the backend when they change there, and kept through its outages."""
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor
+from functools import partial
+from threading import Lock
 
+from ratelimit_mw import threads
 from ratelimit_mw.backends.connection import ReplyError
 from ratelimit_mw.backends.key_store import KeyStore
 from ratelimit_mw.charge import BackendError
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.identity import HASH
 from ratelimit_mw.live.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
 from ratelimit_mw.settings import KeySettings, Settings, SettingsError
@@ -24,10 +26,11 @@ READ_AGAIN = 3
 class Registry:
     """What this process knows of the live keys."""
 
-    def __init__(self, store: KeyStore, executor: Executor | None = None) -> None:
-        """Many entries are read in a thread of `executor`, so that they don't hold up the event loop."""
+    def __init__(self, store: KeyStore) -> None:
+        """Many entries are worked on in threads, so that they don't hold up the event loop."""
         self._store = store
-        self._executor = executor
+        self._lock = Lock()
+        renew_after_fork(self)
         self._version: bytes | None = None
         self._raw: dict[str, bytes] = {}
         self._known: tuple[Settings | None, Known] = (None, {})
@@ -37,6 +40,10 @@ class Registry:
         """Every readable entry by hash, also those that don't fit the settings. Replaced, never changed."""
         self.unreadable: Mapping[str, str] = {}
         """What is wrong with the others."""
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self._lock = Lock()
 
     @property
     def is_shared(self) -> bool:
@@ -65,9 +72,8 @@ class Registry:
             if again == version:
                 break
             version, raw = again, await self._store.entries()
-        loop = asyncio.get_running_loop()
-        parsed = loop.run_in_executor(self._executor, _parsed, raw, self._raw, self.entries)
-        self.entries, self.unreadable = await parsed
+        parsed = await threads.call(partial(_parsed, raw, self._raw, self.entries))
+        self.entries, self.unreadable = parsed
         self._raw, self._version = raw, version
         return True
 
@@ -91,12 +97,7 @@ class Registry:
         Raises `SettingsError` for what the settings file would not take, `BackendError`.
         """
         await self.read()
-        others = {each: entry for each, entry in self.entries.items() if each not in entries}
-        _, wrong = sound_entries({**others, **entries}, settings)
-        problems = [problem for each in entries for problem in wrong.get(each, ())]
-        if problems:
-            raise SettingsError(problems)
-        await self._store.write({each: write_entry(entry) for each, entry in entries.items()})
+        await self._store.write(await threads.call(partial(_written, entries, self.entries, settings)))
         await self.read()
 
     async def remove(self, hashes: Iterable[str]) -> None:
@@ -110,6 +111,10 @@ class Registry:
 
     def sound_under(self, settings: Settings) -> dict[str, KeySettings]:
         """Those keys that can be used under these settings; what is wrong with another is logged once."""
+        with self._lock:  # one limiter serves the event loops of several threads
+            return self._sound_under(settings)
+
+    def _sound_under(self, settings: Settings) -> dict[str, KeySettings]:
         made_for, known = self._known
         if made_for is not settings:
             known = {}
@@ -133,6 +138,21 @@ class Registry:
 def shown_hash(name: str) -> str:
     """The name of an entry, unless it is no hash: somebody may have written a key in the clear."""
     return name if HASH.fullmatch(name) else "(no hash)"
+
+
+def _written(
+    entries: Mapping[str, KeyEntry], present: Mapping[str, KeyEntry], settings: Settings
+) -> dict[str, bytes | None]:
+    """Entries as the backend keeps them, checked together with those that are present.
+
+    Raises `SettingsError`.
+    """
+    others = {each: entry for each, entry in present.items() if each not in entries}
+    _, wrong = sound_entries({**others, **entries}, settings)
+    problems = [problem for each in entries for problem in wrong.get(each, ())]
+    if problems:
+        raise SettingsError(problems)
+    return {each: write_entry(entry) for each, entry in entries.items()}
 
 
 def _parsed(

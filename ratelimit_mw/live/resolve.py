@@ -1,15 +1,20 @@
 """Keys that only the app's own database knows: asked for through `resolve=`, and remembered."""
 
 import asyncio
+import inspect
 import logging
+import threading
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+from starlette.exceptions import HTTPException
 
 from ratelimit_mw.address import Scope
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.live.key_entries import KeyEntry, sound_entry
 from ratelimit_mw.live.rules import Rules
@@ -39,6 +44,14 @@ QUIET_SECONDS = 60.0
 """Seconds between two reports of failing look-ups."""
 
 
+class _Missed(NamedTuple):
+    """A key that the app doesn't know, or wants to answer itself."""
+
+    until: float
+    answer: HTTPException | None = None
+    """What the hook raised to be told to whoever sends the key."""
+
+
 @dataclass(slots=True)
 class _Found:
     """A key that the app knows, and what was made of it."""
@@ -50,17 +63,31 @@ class _Found:
     """None where the entry doesn't fit the settings."""
 
 
+_NOT_MISSED = _Missed(0.0)
+
+
 class Resolver:
-    """Tells who is calling where a look-up may be needed."""
+    """Tells who is calling where a look-up may be needed.
+
+    An `HTTPException` that the hook raises is its answer to the key, and raised to all who send it.
+    """
 
     def __init__(self, resolve: Resolve, rules: Callable[[], Rules]) -> None:
         self._resolve = resolve
         self._rules = rules
         self._found: OrderedDict[str, _Found] = OrderedDict()
-        self._missed: OrderedDict[str, float] = OrderedDict()
+        self._missed: OrderedDict[str, _Missed] = OrderedDict()
         self._calls: dict[tuple[asyncio.AbstractEventLoop, str], asyncio.Task[None]] = {}
-        self._strangers = 0
+        self._strangers: set[asyncio.Task[None]] = set()
         self._quiet_until = 0.0
+        self._lock = threading.Lock()  # one resolver serves the event loops of several threads
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the look-ups under way to the parent process."""
+        leave_to_parent(*self._calls.values())
+        self._calls.clear()
+        self._strangers.clear()
 
     async def caller(self, scope: Scope) -> Identity:
         """The caller of an `http` or `websocket` scope. Raises IdentityError."""
@@ -81,7 +108,7 @@ class Resolver:
     async def close(self) -> None:
         """End the look-ups of the running event loop."""
         loop = asyncio.get_running_loop()
-        calls = [call for (its_loop, _), call in self._calls.items() if its_loop is loop]
+        calls = [call for (its_loop, _), call in list(self._calls.items()) if its_loop is loop]
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
@@ -90,7 +117,7 @@ class Resolver:
         now = time.monotonic()
         found = self._found.get(api_key_hash)
         if found is None:
-            if now >= self._missed.get(api_key_hash, 0.0):
+            if now >= self._missed.get(api_key_hash, _NOT_MISSED).until:
                 await self._wait(self._call(api_key, api_key_hash))
         elif now >= found.fresh_until:
             call = self._call(api_key, api_key_hash)
@@ -109,26 +136,44 @@ class Resolver:
         call = self._calls.get((loop, api_key_hash))
         if call is None:
             is_stranger = api_key_hash not in self._found
-            at_once = self._strangers if is_stranger else len(self._calls) - self._strangers
-            if at_once >= MAX_STRANGERS:
+            if self._at_once(is_stranger) >= MAX_STRANGERS:
+                self._forget_ended()
+            if self._at_once(is_stranger) >= MAX_STRANGERS:
                 self._report(f"more than {MAX_STRANGERS} look-ups at once")
                 return None
-            self._strangers += is_stranger
             call = loop.create_task(self._ask(api_key, api_key_hash), name="ratelimit_mw resolve")
+            if is_stranger:
+                self._strangers.add(call)
             self._calls[loop, api_key_hash] = call
-            call.add_done_callback(lambda _: self._end(loop, api_key_hash, is_stranger))
+            call.add_done_callback(lambda done: self._end((loop, api_key_hash), done))
         return call
 
-    def _end(self, loop: asyncio.AbstractEventLoop, api_key_hash: str, is_stranger: bool) -> None:
-        self._calls.pop((loop, api_key_hash), None)
-        self._strangers -= is_stranger
+    def _at_once(self, is_stranger: bool) -> int:
+        """Look-ups under way of keys not known from before, or of known ones."""
+        return len(self._strangers) if is_stranger else len(self._calls) - len(self._strangers)
+
+    def _end(self, place: tuple[asyncio.AbstractEventLoop, str], call: "asyncio.Task[None]") -> None:
+        self._calls.pop(place, None)
+        self._strangers.discard(call)
+
+    def _forget_ended(self) -> None:
+        """Forget look-ups whose event loop has ended before they did."""
+        for place, call in list(self._calls.items()):
+            if place[0].is_closed():
+                self._end(place, call)
 
     async def _ask(self, api_key: bytes, api_key_hash: str) -> None:
         limit = asyncio.timeout(TIME_LIMIT)
         entry: Any
         try:
             async with limit:
-                entry = await self._resolve(api_key.decode("utf-8", "surrogateescape"))
+                found: Any = self._resolve(api_key.decode("utf-8", "surrogateescape"))
+                entry = await found if inspect.isawaitable(found) else found
+        except HTTPException as answer:
+            with self._lock:
+                self._found.pop(api_key_hash, None)
+                self._miss(api_key_hash, time.monotonic(), answer)
+            return
         except Exception as error:  # noqa: BLE001 - an app's database fails in its own ways
             self._report(f"no answer within {TIME_LIMIT:g} s" if limit.expired() else _told(error))
             self._remember_failure(api_key_hash)
@@ -143,48 +188,54 @@ class Resolver:
 
     def _remember(self, api_key_hash: str, entry: KeyEntry | None) -> None:
         now = time.monotonic()
-        if entry is None:
-            self._found.pop(api_key_hash, None)
-            self._miss(api_key_hash, now)
-            return
-        self._missed.pop(api_key_hash, None)
-        before = self._found.get(api_key_hash)
-        if before is not None and before.entry == entry:
-            before.fresh_until = now + FOUND_SECONDS
-            return
-        self._found[api_key_hash] = _Found(entry, now + FOUND_SECONDS)
-        if len(self._found) > MAX_FOUND:
-            self._found.popitem(last=False)
+        with self._lock:
+            if entry is None:
+                self._found.pop(api_key_hash, None)
+                self._miss(api_key_hash, now)
+                return
+            self._missed.pop(api_key_hash, None)
+            before = self._found.get(api_key_hash)
+            if before is not None and before.entry == entry:
+                before.fresh_until = now + FOUND_SECONDS
+                return
+            self._found[api_key_hash] = _Found(entry, now + FOUND_SECONDS)
+            if len(self._found) > MAX_FOUND:
+                self._found.popitem(last=False)
 
     def _remember_failure(self, api_key_hash: str) -> None:
         """The last known entry goes on; a key that has none is unknown for a moment."""
         now = time.monotonic()
-        found = self._found.get(api_key_hash)
-        if found is None:
-            self._miss(api_key_hash, now)
-        else:
-            found.fresh_until = now + MISS_SECONDS
+        with self._lock:
+            found = self._found.get(api_key_hash)
+            if found is None:
+                self._miss(api_key_hash, now)
+            else:
+                found.fresh_until = now + MISS_SECONDS
 
-    def _miss(self, api_key_hash: str, now: float) -> None:
-        self._missed[api_key_hash] = now + MISS_SECONDS
+    def _miss(self, api_key_hash: str, now: float, answer: HTTPException | None = None) -> None:
+        self._missed[api_key_hash] = _Missed(now + MISS_SECONDS, answer)
         self._missed.move_to_end(api_key_hash)
         if len(self._missed) > MAX_MISSED:
             self._missed.popitem(last=False)
 
     def _remembered(self, api_key_hash: str) -> Identity | None:
-        found = self._found.get(api_key_hash)
-        if found is None:
-            return None
-        self._found.move_to_end(api_key_hash)
-        rules = self._rules()
-        if found.made_for is not rules.settings:
-            found.made_for, found.identity = rules.settings, None
-            try:
-                key = sound_entry(found.entry, api_key_hash, rules.settings)
-                found.identity = rules.identify.of_settings(key)
-            except SettingsError as error:
-                self._report(f"what it returned for {api_key_hash} is ignored: {error.problems[0]}")
-        return found.identity
+        with self._lock:
+            found = self._found.get(api_key_hash)
+            if found is None:
+                answer = self._missed.get(api_key_hash, _NOT_MISSED).answer
+                if answer is not None:
+                    raise answer.with_traceback(None)
+                return None
+            self._found.move_to_end(api_key_hash)
+            rules = self._rules()
+            if found.made_for is not rules.settings:
+                found.made_for, found.identity = rules.settings, None
+                try:
+                    key = sound_entry(found.entry, api_key_hash, rules.settings)
+                    found.identity = rules.identify.of_settings(key)
+                except SettingsError as error:
+                    self._report(f"what it returned for {api_key_hash} is ignored: {error.problems[0]}")
+            return found.identity
 
     def _report(self, text: str) -> None:
         now = time.monotonic()

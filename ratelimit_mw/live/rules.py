@@ -1,16 +1,20 @@
 """All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
 
-from ratelimit_mw.address import Scope
-from ratelimit_mw.identity import Identifier
-from ratelimit_mw.policy import Policies, Policy
+from ratelimit_mw.bounded import evict_oldest
+from ratelimit_mw.identity import Identifier, Identity, adopt
+from ratelimit_mw.lookup import PolicyLookup
+from ratelimit_mw.policy import Policies
 from ratelimit_mw.settings import KeySettings, Settings
+
+MAX_ADOPTED = 16_384
+"""Identities of hooks that are remembered; those made first go first."""
 
 _SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
 """What the version tells nothing of: it is shown, and a short secret could be found out from it."""
@@ -27,9 +31,21 @@ class Rules:
     """The keys that are set live, by hash; those left out that don't fit the settings."""
     version: str
     """Twelve hex digits that any two processes with the same settings agree on."""
-    shortcut: Callable[[Scope], Policy | None] | None
-    """The policy of a plain request without hooks; None for any other, and in place of it where nothing is
-    compiled."""
+    lookup: PolicyLookup
+    """Finds the policy of a request."""
+    _adopted: dict[Identity, Identity]
+    """Identities as hooks returned them lately, and as they were made safe."""
+
+    def adopted(self, identity: Identity) -> Identity:
+        """An identity that a hook returned, made safe; see `adopt`."""
+        if identity.overrides is not None:
+            return adopt(identity, self.settings)  # settings of a key have no hash
+        known = self._adopted.get(identity)
+        if known is None:
+            known = adopt(identity, self.settings)
+            evict_oldest(self._adopted, MAX_ADOPTED)
+            self._adopted[identity] = known
+        return known
 
     @classmethod
     def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
@@ -45,7 +61,7 @@ class Rules:
         cls, settings: Settings, policies: Policies, registered: Mapping[str, KeySettings], version: str
     ) -> "Rules":
         identify = Identifier(settings, registered)
-        return cls(settings, identify, policies, registered, version, identify.shortcut(policies))
+        return cls(settings, identify, policies, registered, version, PolicyLookup(identify, policies), {})
 
 
 def version_of(settings: Settings) -> str:

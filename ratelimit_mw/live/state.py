@@ -3,12 +3,12 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
 
+from ratelimit_mw import threads
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.checks.startup import log_findings
-from ratelimit_mw.compiled import core
+from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.live import registry, reload
 from ratelimit_mw.live.key_entries import KeyEntry
 from ratelimit_mw.live.registry import Registry
@@ -16,6 +16,7 @@ from ratelimit_mw.live.reload import FileWatch
 from ratelimit_mw.live.resolve import Resolve, Resolver
 from ratelimit_mw.live.rules import Rules
 from ratelimit_mw.live.upkeep import Job, Upkeep
+from ratelimit_mw.printable import printable
 from ratelimit_mw.settings import Settings
 
 logger = logging.getLogger("ratelimit_mw")
@@ -24,42 +25,33 @@ OPEN_TIMEOUT = 1.0
 """Seconds that opening waits for the live keys. A backend that is away never prevents a start."""
 
 
-class LiveState:
-    """What is looked at for each request."""
-
-    rules: Rules
-    resolver: Resolver | None
-    ready: set[asyncio.AbstractEventLoop]
-    """The event loops in which everything is watched. In any other, `get_ready` comes first."""
-
-
-if core is not None and not TYPE_CHECKING:
-    LiveState = core.LiveState
-
-
-class Live(LiveState):
+class Live:
     """The rules in force, and what changes them: always as a whole, between two requests."""
 
     def __init__(
         self, settings: Settings, resolve: Resolve | None = None, others: Iterable[Job] = ()
     ) -> None:
         """`others` are jobs to do beside, wherever something is watched."""
-        # Its own, since the app may keep the event loop's threads busy for longer than a change may take.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ratelimit_mw")
-        self._registry = Registry(open_key_store(settings.backend), self._thread)
+        self._registry = Registry(open_key_store(settings.backend))
         self.rules = Rules.of(settings, {})
-        self.resolver = None
+        self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
         jobs = [*others]
         if settings.file is not None:
-            self._watch = FileWatch(settings.file, self._thread)
+            self._watch = FileWatch(settings.file)
             jobs.append(Job("watching the settings", reload.POLL_SECONDS, self._look_at_file))
         if self._registry.is_shared:
             run, close = self._look_at_keys, self._registry.close
             jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
         self._upkeep = Upkeep(jobs)
-        self.ready = set()
+        self.ready: set[asyncio.AbstractEventLoop] = set()
+        """Event loops in which everything is watched. In any other, `get_ready` comes first."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Watch anew: what the parent process watched in its event loops comes to no end here."""
+        self.ready.clear()
 
     @property
     def keys(self) -> Mapping[str, KeyEntry]:
@@ -123,7 +115,8 @@ class Live(LiveState):
     async def _look_at_file(self) -> None:
         settings = await self._watch.check(self.rules.settings)
         if settings is not None:
-            await self._swap(lambda _: self._made_of(settings))
+            await self._swap(lambda _: Rules.of(settings, self._registry.sound_under(settings)))
+            await threads.call(partial(log_findings, settings))  # in force already: nobody waits for it
 
     async def _look_at_keys(self) -> None:
         if await self._registry.poll():
@@ -132,16 +125,11 @@ class Live(LiveState):
     async def _relist(self) -> None:
         await self._swap(lambda rules: rules.with_registered(self._registry.sound_under(rules.settings)))
 
-    def _made_of(self, settings: Settings) -> Rules:
-        log_findings(settings)
-        return Rules.of(settings, self._registry.sound_under(settings))
-
     async def _swap(self, make: Callable[[Rules], Rules]) -> None:
         """Make new rules in a thread and put them in force; make them again where these changed meanwhile."""
-        loop = asyncio.get_running_loop()
         while True:
             rules, keys = self.rules, self._registry.entries
-            made = await loop.run_in_executor(self._thread, make, rules)
+            made = await threads.call(partial(make, rules))
             if self.rules is rules and self._registry.entries is keys:
                 self._put(made)
                 return
@@ -153,6 +141,6 @@ class Live(LiveState):
             logger.info(
                 "settings in force: version %s of %s",
                 rules.version,
-                rules.settings.source,
+                printable(rules.settings.source),
                 extra={"ratelimit": fields},
             )

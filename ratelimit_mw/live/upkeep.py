@@ -5,6 +5,8 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ratelimit_mw.forks import leave_to_parent, renew_after_fork
+
 logger = logging.getLogger("ratelimit_mw")
 
 
@@ -27,6 +29,12 @@ class Upkeep:
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
         self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the jobs to the parent process; each event loop of this one starts its own."""
+        leave_to_parent(*self._running.values())
+        self._running.clear()
 
     def start(self) -> None:
         """Start in the running event loop, unless that was done before."""
@@ -69,6 +77,7 @@ class _Running:
 
 async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
     task = asyncio.current_task()
+    failure = ""
     try:
         if job.waits:
             first.set_result(None)
@@ -77,8 +86,12 @@ async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
         while task is not None and not task.cancelling():
             try:
                 await job.run()
-            except Exception:
-                logger.exception("%s failed", job.name)
+            except Exception as error:
+                if failure != repr(error):  # said once, not as often as the job is done
+                    logger.exception("%s failed", job.name)
+                failure = repr(error)
+            else:
+                failure = ""
             if not first.done():
                 first.set_result(None)
             if not task.cancelling():

@@ -13,6 +13,7 @@ from ratelimit_mw.settings.tables import (
     RouteSettings,
     SpendingSettings,
 )
+from ratelimit_mw.settings.url import SecretURL
 
 __all__ = [
     "ApplicationSettings",
@@ -23,6 +24,7 @@ __all__ = [
     "PlanSettings",
     "ResponseSettings",
     "RouteSettings",
+    "SecretURL",
     "Settings",
     "SettingsError",
     "SettingsProblem",

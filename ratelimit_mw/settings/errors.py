@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from ratelimit_mw.printable import printable
+
 _FAULT = "settings"
 _PARTS = ("what", "expected", "nearest")
 _BARE_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
@@ -54,7 +56,7 @@ class SettingsProblem:
         place = ": ".join(part for part in (self.file, self.path) if part)
         text = f"{place}: {self.what}"
         text += f"; expected {self.expected}" if self.expected else ""
-        return text + (f"; did you mean '{self.nearest}'?" if self.nearest else "")
+        return printable(text + (f"; did you mean '{self.nearest}'?" if self.nearest else ""))
 
 
 class SettingsError(Exception):

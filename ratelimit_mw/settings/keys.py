@@ -1,7 +1,7 @@
 """API keys that the settings list: clear ones are hashed before anything else looks at them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ratelimit_mw.api_keys import hash_api_key
@@ -57,6 +57,7 @@ def check_keys(
 ) -> Iterator[SettingsProblem]:
     """Yield what is wrong between keys, and between keys and plans."""
     first: dict[str, int] = {}
+    unknown: dict[str, SettingsProblem] = {}
     for index, key in keys.items():
         if index in places:
             other = first.setdefault(key.hash, index)
@@ -64,15 +65,17 @@ def check_keys(
                 what = f"the same API key as {path_of(('keys', other, places[other]))}"
                 yield _problem(index, places[index], what, "each key once")
         if plans and key.plan not in plans:
-            yield unknown_plan(("keys", index, "plan"), key.plan, plans)
+            if key.plan not in unknown:  # which takes a look at every plan
+                unknown[key.plan] = unknown_plan((), key.plan, plans)
+            yield replace(unknown[key.plan], path=path_of(("keys", index, "plan")))
     yield from _check_accounts(keys, plans)
 
 
 def check_hash_kind(
-    keys: Mapping[int, KeySettings], places: Mapping[int, str], secret: str
+    keys: Mapping[int, KeySettings], places: Mapping[int, str], has_secret: bool
 ) -> Iterator[SettingsProblem]:
-    """Yield the listed hashes that no request's key can ever have under this secret."""
-    kind, because = ("hmac-sha256", "is") if secret else ("sha256", "is not")
+    """Yield the listed hashes that no request's key can ever have with or without a secret."""
+    kind, because = ("hmac-sha256", "is") if has_secret else ("sha256", "is not")
     for index, key in keys.items():
         if places.get(index) == "hash" and not key.hash.startswith(f"{kind}:"):
             what = f"a hash of the wrong kind, as identity.hash_secret {because} set"

@@ -1,23 +1,29 @@
 """The limits in the settings: rates, slots and amounts, as the file writes them and as values."""
 
 import re
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Annotated, Self
 
 import limits as notation
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
 
 from ratelimit_mw.limits import UNIT_SECONDS, Slots, Window
-from ratelimit_mw.money import parse_amount
+from ratelimit_mw.money import parse_amount, plain_text
 from ratelimit_mw.settings.errors import fault, faults, kind_of, nearest_name, shown
 from ratelimit_mw.settings.values import Items, Label, Table
 
 MAX_QUOTA = 10**9
 """The largest quota and cost: what the backends count exactly, with room to spare."""
+MAX_RATES = 32
+"""The most rates of one list: a request may meet five lists, and the script takes 255 limits."""
 MAX_SLOTS = 10**6
 """The most slots that one limit may have."""
 MAX_SECONDS = 10 * UNIT_SECONDS["year"]
 """The longest window, lease and hold."""
+
+MAX_RATE = 100
+"""Characters of the longest rate: the pattern of the `limits` package takes its square in steps."""
 
 _LEASE = 30.0
 _RATE = 'one rate, such as "60/minute", "1000 per hour" or "5/2 seconds"'
@@ -27,9 +33,11 @@ _RATE_PARTS = re.compile(r"\s*[0-9]+\s*(?:/|per)\s*([0-9]*)\s*([a-z]+)\s*", re.I
 def parse_rate(rate: object) -> Window:
     """Return the window that one rate in the notation of the `limits` package stands for."""
     if isinstance(rate, Window):
-        return rate
+        return _window(rate.text, rate)
     if not isinstance(rate, str):
         raise fault(f"is {kind_of(rate)}", _RATE)
+    if len(rate) > MAX_RATE:
+        raise fault(f"{shown(rate)} is too long for a rate", f"at most {MAX_RATE} characters")
     try:
         parsed = notation.parse_many(rate) if rate.isascii() else []
     except ValueError:  # no such notation, or too many digits to read
@@ -45,6 +53,8 @@ def parse_rate(rate: object) -> Window:
 
 
 def _window(rate: str, window: Window) -> Window:
+    if type(window.quota) is not int or type(window.multiple) is not int:
+        raise fault(f"{shown(rate)} is not in whole numbers", _RATE)
     if window.quota < 1 or window.multiple < 1:
         raise fault(f"{shown(rate)} never admits anything", "a count and a multiple of at least 1")
     if window.quota > MAX_QUOTA:
@@ -54,6 +64,10 @@ def _window(rate: str, window: Window) -> Window:
     return window
 
 
+def _rate_text(window: Window) -> str:
+    return window.text
+
+
 def _rate_nearest(rate: str) -> str:
     parts = _RATE_PARTS.fullmatch(rate)
     unit = nearest_name(parts[2].removesuffix("s"), UNIT_SECONDS) if parts else ""
@@ -61,6 +75,8 @@ def _rate_nearest(rate: str) -> str:
 
 
 def _one_per_length(windows: tuple[Window, ...]) -> tuple[Window, ...]:
+    if len(windows) > MAX_RATES:
+        raise fault(f"has {len(windows)} rates", f"at most {MAX_RATES}")
     first: dict[int, int] = {}
     for index, window in enumerate(windows):
         first.setdefault(window.length, index)
@@ -100,7 +116,7 @@ class SlotsTable(Table):
 def parse_slots(concurrent: object) -> Slots:
     """Return the limit that `concurrent` stands for: a whole number, or a table with at least a `limit`."""
     if isinstance(concurrent, Slots):
-        return concurrent
+        concurrent = asdict(concurrent)
     if isinstance(concurrent, dict):
         return SlotsTable.model_validate(concurrent).slots()
     if isinstance(concurrent, bool) or not isinstance(concurrent, int):
@@ -113,22 +129,26 @@ def parse_slots(concurrent: object) -> Slots:
 
 
 def parse_amount_of(amount: object, currency: str) -> int:
-    """Return a decimal string in units of `currency`."""
+    """Return an amount in units of `currency`."""
+    return parse_amount(money_text(amount, currency), currency)
+
+
+def money_text(amount: object, currency: str) -> str:
+    """Return an amount as decimal text: as it was written, where that is plain digits."""
     if not isinstance(amount, str | Decimal):
         raise fault(f"is {kind_of(amount)}", 'a decimal string, such as "25.00"')
     try:
-        return parse_amount(amount, currency)
+        return plain_text(amount, currency)
     except ValueError as error:
         raise fault(f"{shown(str(amount))} is no amount: {error}") from None
 
 
 def parse_price(price: object) -> Decimal:
     """Return a price exactly as it is written; which currency it is in is its plan's business."""
-    parse_amount_of(price, "")
-    return Decimal(str(price))
+    return Decimal(money_text(price, ""))
 
 
-Rate = Annotated[Window, PlainValidator(parse_rate)]
+Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str)]
 Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
-Concurrent = Annotated[Slots, PlainValidator(parse_slots)]
+Concurrent = Annotated[Slots, PlainValidator(parse_slots), PlainSerializer(asdict, dict)]
 Price = Annotated[Decimal, PlainValidator(parse_price)]

@@ -10,10 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ratelimit_mw.settings.checks import cross_check, sound_parts
+from ratelimit_mw.settings.checks import SoundParts, cross_check, sound_parts
 from ratelimit_mw.settings.errors import (
     SettingsError,
     SettingsProblem,
@@ -104,6 +111,10 @@ class Settings(BaseSettings):
         kept._source, kept._file = self._source, self._file  # noqa: SLF001  # its own
         return kept
 
+    def _parts(self) -> SoundParts:
+        keys, routes = dict(enumerate(self.keys)), dict(enumerate(self.routes))
+        return SoundParts(self.identity, self.plans, keys, routes)
+
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
         """Return the settings of the file at `path`, else of the one that `RATELIMIT_SETTINGS` names, else
@@ -112,10 +123,14 @@ class Settings(BaseSettings):
         Raises `SettingsError` with everything that is wrong.
         """
         named = os.environ.get("RATELIMIT_SETTINGS") or None if path is None else os.fspath(path)
+        return cls.of_file(named, {} if named is None else read_file(named))
+
+    @classmethod
+    def of_file(cls, named: str | None, tables: Mapping[str, Any]) -> Self:
+        """Return the settings of a file of this name that has these tables, as `load` does."""
         source = _BUILT_IN if named is None else named
         environment = read_environment(os.environ)
-        values = environment.over({} if named is None else read_file(named))
-        settings, problems = cls._checked(values)
+        settings, problems = cls._checked(environment.over(tables))
         problems = [*environment.problems, *(_located(problem, source, environment) for problem in problems)]
         if settings is None or problems:
             raise SettingsError(problems)
@@ -157,7 +172,8 @@ class Settings(BaseSettings):
             settings = handler(data)
         except ValidationError as error:
             problems += problems_of(in_our_words(error, cls.model_fields), "")
-        problems += cross_check(sound_parts(data), listed)
+        parts = sound_parts(data) if settings is None else settings._parts()  # noqa: SLF001  # its own
+        problems += cross_check(parts, listed)
         if settings is None or problems:
             raise SettingsError(problems)
         return settings
@@ -170,6 +186,8 @@ def _prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
         secret = identity.get("hash_secret")
     else:
         secret = getattr(identity, "hash_secret", "")
+    if isinstance(secret, SecretStr):
+        secret = secret.get_secret_value()
     listed = hash_listed_keys(data.get("keys", ()), secret if isinstance(secret, str) else "")
     data["keys"] = listed.entries
     if isinstance(data.setdefault("plans", {}), dict):

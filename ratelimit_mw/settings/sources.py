@@ -1,6 +1,9 @@
 """Where settings come from: the TOML file and the environment, read but not judged."""
 
 import json
+import os
+import stat
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +19,12 @@ from ratelimit_mw.settings.tables import (
     ResponseSettings,
 )
 from ratelimit_mw.settings.values import Table
+from ratelimit_mw.threads import start
+
+READ_SECONDS = 10.0
+"""Seconds that a start waits for the settings file, which may lie on a mount that hangs."""
+MAX_BYTES = 64 * 2**20
+"""Bytes of the largest settings file."""
 
 ENVIRONMENT = "environment"
 PREFIX = "RATELIMIT_"
@@ -55,18 +64,73 @@ class Environment:
 def read_file(path: str) -> dict[str, Any]:
     """Return the tables of the TOML file at `path`.
 
-    Raises `SettingsError` where it is missing, can't be read, is no UTF-8 or no TOML; the last with its line.
+    Raises `SettingsError` where it is missing, can't be read, also not in time, is no UTF-8 or no TOML; the
+    last with its line.
     """
+    try:
+        data = start(lambda: read_bytes(path)).result(READ_SECONDS)
+    except TimeoutError:
+        what = f"can't be read within {READ_SECONDS:g} s"
+        raise SettingsError([SettingsProblem(path, "", what, "a disk that answers")]) from None
+    return parse(path, data)
+
+
+def parse(path: str, data: bytes) -> dict[str, Any]:
+    """Return the tables that a file at `path` with these bytes holds. Raises `SettingsError`."""
     text = ""
     try:
-        text = _read_text(path)
+        text = data.decode("utf-8-sig")
         return tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        what = f"is no UTF-8 text, from byte {error.start} on"
     except tomllib.TOMLDecodeError as error:
         last = f"at the end, line {text.rstrip().count(chr(10)) + 1}"
         what = f"is no TOML: {error}".replace("at end of document", last)
     except (ValueError, RecursionError):
         what = "is no TOML: a number is too long, or lists are nested too deeply"
     raise SettingsError([SettingsProblem(path, "", what)])
+
+
+def read_bytes(path: str, *, still: float = 0.0) -> bytes:
+    """Return what the regular file at `path` holds; nothing else is opened, as it may never end.
+
+    With `still` it has to stay as it is for so many seconds more: what a file is replaced by may still be
+    written. Raises `SettingsError`, and `BlockingIOError` where it changed meanwhile.
+    """
+    try:
+        _check_kind(Path(path).stat().st_mode)
+        # Without waiting, where a FIFO has come in the file's place just now.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            before = os.fstat(descriptor)
+            _check_kind(before.st_mode)
+            data = file.read(MAX_BYTES + 1)
+            time.sleep(still)
+            after = os.fstat(descriptor)
+    except FileNotFoundError:
+        what = "there is no such file"
+    except _NoFileError as error:
+        what = str(error)
+    except (OSError, ValueError) as error:  # a ValueError: a path with a zero byte
+        what = f"can't be read: {getattr(error, 'strerror', error)}"
+    else:
+        if still and (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise BlockingIOError(f"{path} is being written")
+        if len(data) <= MAX_BYTES:
+            return data
+        what = f"is larger than {MAX_BYTES} bytes"
+    raise SettingsError([SettingsProblem(path if path.isprintable() and path else shown(path), "", what)])
+
+
+class _NoFileError(Exception):
+    """A path leads to something that is no regular file."""
+
+
+def _check_kind(mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    raise _NoFileError(f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, no file")
 
 
 def read_environment(variables: Mapping[str, str]) -> Environment:
@@ -84,20 +148,6 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
                 annotation = table.model_fields[name].annotation
                 _set(environment, variable, (section, name), variables[variable], annotation)
     return environment
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        what = "there is no such file"
-    except IsADirectoryError:
-        what = "is a directory"
-    except UnicodeDecodeError as error:
-        what = f"is no UTF-8 text, from byte {error.start} on"
-    except (OSError, ValueError) as error:  # a ValueError: a path with a zero byte
-        what = f"can't be read: {getattr(error, 'strerror', error)}"
-    raise SettingsError([SettingsProblem(path if path.isprintable() and path else shown(path), "", what)])
 
 
 def _set(environment: Environment, variable: str, place: tuple[str, ...], text: str, annotation: Any) -> None:

@@ -4,15 +4,17 @@ What a value may be is in `settings.values`, `settings.limits` and `settings.url
 than one table are in `settings.checks`.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ratelimit_mw.limits import Budget, OnFailure, Slots, Window
 from ratelimit_mw.settings.errors import fault, faults
-from ratelimit_mw.settings.limits import MAX_QUOTA, Concurrent, Price, Rates, parse_amount_of
-from ratelimit_mw.settings.url import BackendURL, may_use_tls, without_credentials
+from ratelimit_mw.settings.limits import MAX_QUOTA, Concurrent, Price, Rates, money_text, parse_amount_of
+from ratelimit_mw.settings.url import BackendURL, SecretURL, may_use_tls, options_of
+from ratelimit_mw.settings.url_options import check_tls, kind_of_url
 from ratelimit_mw.settings.values import (
     Account,
     Currency,
@@ -33,13 +35,16 @@ from ratelimit_mw.settings.values import (
     no_repeats,
 )
 
+TLS_FILES = {"tls_ca_file": "ssl_ca_certs", "tls_cert_file": "ssl_certfile", "tls_key_file": "ssl_keyfile"}
+"""The TLS files among the settings, with redis-py's names for them."""
+
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class BackendSettings(Table):
     """`[backend]`: where counts are kept. Applies at restart."""
 
-    url: BackendURL = "memory://"
+    url: BackendURL = SecretURL("memory://")
     """Where it is; `settings.url.SCHEMES` lists the kinds. Default: "memory://", this process alone."""
     namespace: Namespace = "ratelimit"
     """Prefix of every key in the backend. Default: "ratelimit"."""
@@ -59,23 +64,54 @@ class BackendSettings(Table):
     @property
     def safe_url(self) -> str:
         """The URL without user, password and query, for logs and messages."""
-        return without_credentials(self.url)
+        return str(self.url)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes can count there together."""
+        return not self.safe_url.startswith("memory:")
+
+    @property
+    def tls_options(self) -> dict[str, str]:
+        """The TLS files under redis-py's names for them."""
+        return {option: file for name, option in TLS_FILES.items() if (file := getattr(self, name))}
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether connections use TLS: by the URL's scheme, or by TLS options or files for several hosts."""
+        url = self.url.get_secret_value()
+        if not may_use_tls(url):
+            return False
+        options = {**options_of(url), **self.tls_options}
+        return kind_of_url(url.partition("://")[0]) == "server with TLS" or any(
+            name.startswith("ssl_") for name in options
+        )
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
-        files = [name for name in ("tls_ca_file", "tls_cert_file", "tls_key_file") if getattr(self, name)]
-        if files and not may_use_tls(self.url):
+        files = [name for name in TLS_FILES if getattr(self, name)]
+        if files and not may_use_tls(self.safe_url):
             found = fault("has no effect, since the backend's URL has no TLS", 'a URL such as "rediss://…"')
             raise faults([((files[0],), found)])
         if self.tls_cert_file and not self.tls_key_file:
             raise faults([(("tls_key_file",), fault("is missing", "the key of tls_cert_file"))])
         if self.tls_key_file and not self.tls_cert_file:
             raise faults([(("tls_cert_file",), fault("is missing", "the certificate of tls_key_file"))])
+        if may_use_tls(self.safe_url):
+            self._check_tls(files)
         return self
 
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, self.safe_url if name == "url" else value
+    def _check_tls(self, files: Sequence[str]) -> None:
+        options = options_of(self.url.get_secret_value())
+        for name in files:
+            if TLS_FILES[name] in options:
+                found = fault(f"is set by option '{TLS_FILES[name]}' of the URL, too", "one of the two")
+                raise faults([((name,), found)])
+        options |= self.tls_options
+        try:
+            check_tls(options)
+        except PydanticCustomError as error:
+            raise faults([((files[0] if files else "url",), error)]) from None
 
 
 class IdentitySettings(Table):
@@ -83,7 +119,7 @@ class IdentitySettings(Table):
 
     api_key_headers: HeaderNames = ("X-API-Key", "Authorization")
     """Headers that carry an API key. Default: "X-API-Key" and "Authorization"."""
-    hash_secret: str = Field(default="", repr=False)
+    hash_secret: SecretStr = SecretStr("")
     """Secret under which API keys are hashed and tokens signed. Applies at restart. Default: none."""
     trusted_proxies: Items[Network] = ()
     """Networks whose `forwarded_header` is believed; "unix" is a peer without an address. Default: none."""
@@ -121,7 +157,7 @@ class OperationsSettings(Table):
     """Where a caller reads its own limits and usage. Default: off."""
     dashboard_path: OptionalPath = None
     """Where the dashboard is mounted; needs `dashboard_token`. Default: off."""
-    dashboard_token: str = Field(default="", repr=False)
+    dashboard_token: SecretStr = SecretStr("")
     """What opens the dashboard. Default: none."""
     dashboard_changes: bool = False
     """Whether plans and counters can be changed from the dashboard. Default: false."""
@@ -131,7 +167,7 @@ class OperationsSettings(Table):
         dashboard = self.dashboard_path
         if dashboard is None:
             return self
-        if not self.dashboard_token.strip():
+        if not self.dashboard_token.get_secret_value().strip():
             raise faults([(("dashboard_token",), fault("is missing", "one, since dashboard_path is set"))])
         if dashboard == "/":
             found = fault("'/' covers the whole app", 'a path such as "/dashboard"')
@@ -177,9 +213,13 @@ class SpendingSettings(Table):
     @classmethod
     def _some_money(cls, amount: object, info: ValidationInfo) -> object:
         # Fields before this one are in `data`, those that are wrong left out.
-        if amount is not None and not parse_amount_of(amount, info.data.get("currency", "USD")):
+        if amount is None:
+            return None
+        currency = info.data.get("currency", "USD")
+        text = money_text(amount, currency)
+        if not parse_amount_of(text, currency):
             raise fault("is nothing", "more than 0")
-        return amount
+        return text
 
     @model_validator(mode="after")
     def _month_holds_day(self) -> Self:

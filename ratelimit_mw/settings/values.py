@@ -1,6 +1,7 @@
 """Types of single values in the settings: each takes what the file says, or says what is wrong with it."""
 
 import re
+from functools import cache, lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -25,7 +26,10 @@ from ratelimit_mw.money import TOKEN
 from ratelimit_mw.settings.errors import fault, faults, in_our_words, kind_of, nearest_name, one_of, shown
 
 MAX_NAME = 64
-"""The longest name of a plan, a unit or a namespace."""
+"""The longest name of a plan, a unit, a namespace or a time zone."""
+
+MAX_PATH = 2_000
+"""Characters of the longest path of a route."""
 
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=str)
@@ -107,14 +111,25 @@ def _currency(code: str) -> str:
 
 def _timezone(name: str) -> str:
     try:
-        if not _NO_ZONE.match(name):
+        if len(name) <= MAX_NAME and not _NO_ZONE.match(name):
             return ZoneInfo(name).key
     except (KeyError, ValueError, OSError):
         pass  # said below, as of the others
-    zones = [zone for zone in available_timezones() if not _NO_ZONE.match(zone)]
-    area = any(zone.startswith(f"{name}/") for zone in zones)
-    nearest = "" if area else nearest_name(name, zones)
+    nearest = _nearest_zone(name[:MAX_NAME])
     raise fault(f"{shown(name)} is no time zone", 'an IANA name, such as "Europe/Berlin"', nearest)
+
+
+@lru_cache
+def _nearest_zone(name: str) -> str:
+    """Find the zone that a name most likely stands for: a look at all files of the system's zones."""
+    zones = [zone for zone in _zones() if not _NO_ZONE.match(zone)]
+    area = any(zone.startswith(f"{name}/") for zone in zones)
+    return "" if area else nearest_name(name, zones)
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 def _network(text: object) -> IPv4Network | IPv6Network | Literal["unix"]:
@@ -169,6 +184,8 @@ def _path(path: str) -> str:
 def _route_path(path: str) -> str:
     if not path.startswith("/"):
         raise fault(f"{shown(path)} is no path", 'a path that begins with "/"')
+    if len(path) > MAX_PATH:
+        raise fault(f"{shown(path)} is too long", f"a path of at most {MAX_PATH} characters")
     for name, convertor in PARAM_REGEX.findall(path):
         if convertor and convertor[1:] not in CONVERTOR_TYPES:
             nearest = nearest_name(convertor[1:], CONVERTOR_TYPES)
@@ -193,7 +210,8 @@ def _web_url(url: str) -> str:
 def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
     """Return `names`, if no two are the same but for case."""
     folded = [name.casefold() for name in names]
-    repeated = [index for index, name in enumerate(folded) if name in folded[:index]]
+    first = {name: index for index, name in reversed([*enumerate(folded)])}
+    repeated = [index for index, name in enumerate(folded) if first[name] != index]
     if repeated:
         raise faults(((index,), fault(f"{shown(names[index])} is there twice")) for index in repeated)
     return names

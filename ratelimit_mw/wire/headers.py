@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
-from ratelimit_mw.decision import Admission, Decision
-from ratelimit_mw.lease import Lease
-from ratelimit_mw.limits import SECOND, Window
+from ratelimit_mw.decision import Decision
+from ratelimit_mw.leaf import digits
+from ratelimit_mw.lease_record import LeaseRecord
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.settings import ResponseSettings
 
@@ -23,6 +23,8 @@ _FIRST = (b"x", b"X", b"r", b"R")
 class HeaderWriter:
     """Writes the headers of a decision as `[response]` says."""
 
+    __slots__ = ("_classic", "_ietf", "is_plain", "is_unix", "tells_moments")
+
     def __init__(self, settings: ResponseSettings) -> None:
         self._classic = "x-ratelimit" in settings.headers
         self._ietf = "ietf" in settings.headers
@@ -39,7 +41,8 @@ class HeaderWriter:
         nearest = decision.nearest() if self._classic else None
         if nearest is not None:
             window, figures = nearest
-            headers += self._x_ratelimit(decision.now, window, figures.used, figures.reset_after)
+            left = window.quota - figures.used
+            headers += self._x_ratelimit(digits(window.quota), left, decision.now, figures.reset_after)
         if self._ietf:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
@@ -47,28 +50,29 @@ class HeaderWriter:
             headers.append((SHADOW, b"refused"))
         return headers
 
-    def of_lease(self, lease: Lease) -> RawHeaders:
-        """The same for the response to an admitted request."""
-        admission = lease.admission
-        return self(lease.decision) if admission is None else self.of_admission(admission)
-
-    def of_admission(self, admission: Admission) -> RawHeaders:
-        """The same of a plain admission, which is what nearly every response is of."""
-        if not self.is_plain or admission.charge.allowances:
-            return self(admission.decision)
-        nearest = admission.nearest()
-        return [] if nearest is None else self._x_ratelimit(admission.outcome.now, *nearest)
+    def of_lease(self, lease: LeaseRecord) -> RawHeaders:
+        """The headers of the response to an admitted request."""
+        outcome, request = lease.outcome, lease.request
+        if not self.is_plain or outcome is None or request is None:
+            return self(lease.decision)
+        charge = request.charge
+        if charge.nears_budget(outcome):
+            return self(lease.decision)
+        window = charge.nearest_window(outcome)
+        if window is None:
+            return []
+        left = window.quota - outcome.used(window.place)
+        return self._x_ratelimit(window.quota_text, left, outcome.now, outcome.reset_after(window.place))
 
     def reset(self, now: int, reset_after: int) -> int:
         """A reset as the settings want it: a Unix time or seconds from now, rounded up."""
         return _seconds(now + reset_after if self.is_unix else reset_after)
 
-    def _x_ratelimit(self, now: int, window: Window, used: int, reset_after: int) -> RawHeaders:
-        quota = window.quota
+    def _x_ratelimit(self, quota_text: bytes, left: int, now: int, reset_after: int) -> RawHeaders:
         return [
-            (b"x-ratelimit-limit", b"%d" % quota),
-            (b"x-ratelimit-remaining", b"%d" % (quota - used if quota > used else 0)),
-            (b"x-ratelimit-reset", b"%d" % self.reset(now, reset_after)),
+            (b"x-ratelimit-limit", quota_text),
+            (b"x-ratelimit-remaining", digits(max(0, left))),
+            (b"x-ratelimit-reset", digits(self.reset(now, reset_after))),
         ]
 
     def _spending(self, decision: Decision) -> RawHeaders:
@@ -111,4 +115,4 @@ def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _seconds(microseconds: int) -> int:
-    return -(-microseconds // SECOND)
+    return -(-microseconds // 1_000_000)

@@ -4,9 +4,10 @@ import json
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
+from ratelimit_mw.api_key_reader import IdentityError
 from ratelimit_mw.charge import place_of
 from ratelimit_mw.decision import Decision, Refusal, Standing
-from ratelimit_mw.identity import IdentityError
+from ratelimit_mw.lease_record import LeaseRecord
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.refused import Refused
@@ -55,6 +56,17 @@ class RefusalWriter:
                     self._bodies.clear()
                 self._bodies[figures] = body
         return self._response(status, headers, body)
+
+    def answer(self, lease: LeaseRecord) -> Response:
+        """The answer to a refused request; the one that was kept, where this refusal repeats another."""
+        refused = lease.repeats
+        if refused is None:
+            return self(lease.decision)
+        again = self.again(refused, refused.age(lease.repeated_at))
+        if again is None:
+            again = self(lease.decision)
+            self.keep(refused, again, lease.decision)
+        return again
 
     def keep(self, refused: Refused, response: Response, decision: Decision) -> None:
         """Keep the answer to a refusal, to give it again for as long as it says the same."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ratelimit_mw.lease import Lease
+from ratelimit_mw.lease_record import LeaseRecord
 from ratelimit_mw.wire.headers import HeaderWriter, add_headers
 
 YIELD_EVERY = 16
@@ -20,12 +20,13 @@ class Sender:
 
     __slots__ = ("_lease", "_send", "_sent", "_writer", "status")
 
-    def __init__(self, send: Send, writer: HeaderWriter, lease: Lease) -> None:
+    def __init__(self, send: Send, writer: HeaderWriter, lease: LeaseRecord) -> None:
         self._send = send
         self._writer = writer
         self._lease = lease
         self._sent = 0
-        self.status = 500  # what a server answers where the app says nothing
+        self.status = 500
+        """Status of the response; what a server answers where the app says nothing."""
 
     def __call__(self, message: Message) -> Awaitable[None]:
         """As `send`. Not a coroutine of its own: there are two messages or more to each response."""

@@ -1,4 +1,4 @@
-"""Room in what this process remembers of callers: bounded, whoever invents how many of them."""
+"""Bounds for what this process remembers of callers, whoever invents how many of them."""
 
 from itertools import islice
 from typing import Any, TypeVar
@@ -10,8 +10,8 @@ the garbage collector counts what was made and not freed, and then looks through
 T = TypeVar("T")
 
 
-def make_room(remembered: dict[Any, T], most: int) -> list[T]:
-    """Where there are `most` entries, forget a few of those that came first; what was forgotten."""
+def evict_oldest(remembered: dict[Any, T], most: int) -> list[T]:
+    """Remove a few of the oldest entries where there are `most`, and return what was removed."""
     if len(remembered) < most:
         return []
     try:

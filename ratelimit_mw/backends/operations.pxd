@@ -1,0 +1,39 @@
+cimport cython
+
+ctypedef long long i64
+
+cdef class Template:
+    cdef readonly bytes keys, head
+    cdef readonly Py_ssize_t n_keys
+    cdef readonly object unpack
+    cdef public str charges
+    cdef bytes _body
+    cpdef bytes several(self, ids)
+    cpdef object read(self, bytes answer, Py_ssize_t number)
+    @cython.locals(operation=Operation)
+    cpdef void tell(self, list operations, i64 now, object answer) except *
+
+cdef class Operation:
+    cdef public Template template
+    cdef public bytes id
+    cdef public object future, result
+    cdef public double since
+    cdef public bint must_arrive, is_asking, is_once, is_upkeep
+    cdef public int tries
+    cpdef void answer(self, answer) except *
+    cpdef void fail(self, error) except *
+    cpdef void orphaned(self, answer) except *
+
+@cython.locals(operation=Operation, batch=list, taken=Py_ssize_t)
+cpdef list take(list queue, Py_ssize_t most)
+
+@cython.locals(
+    places=dict, groups=list, members=list, operation=Operation, template=Template, keys=list, arguments=list,
+    charged=set, n_keys=Py_ssize_t, charges=Py_ssize_t, is_shared=bint, each=Operation,
+)
+cpdef tuple compose(list batch)
+
+@cython.locals(
+    at=Py_ssize_t, operations=list, template=Template, first=Operation, read=list, failed=list, is_failed=bint,
+)
+cpdef list hand_out(list groups, i64 now, list answers)

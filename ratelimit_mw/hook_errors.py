@@ -1,0 +1,71 @@
+"""What the app's hooks raise, answered as the app itself would answer it.
+
+The middleware stands outside of the handlers of exceptions that an app has, so that what a hook raises would
+pass them by: an `HTTPException` of Starlette or FastAPI would be a 500.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+MAX_LAYERS = 50
+"""Wrappers around an app beyond which no handlers are looked for."""
+POLICY_VIOLATION = 1008
+"""Code of a WebSocket that is closed because of who asks for it."""
+
+
+class HookError(Exception):
+    """A hook of the app raised its cause."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+async def ask(hook: Callable[..., Any], *about: object) -> Any:
+    """What a hook answers, sync or async. Raises `HookError` where it raises."""
+    try:
+        answer = hook(*about)
+        return await answer if inspect.isawaitable(answer) else answer
+    except Exception as error:
+        raise HookError(error) from error
+
+
+async def answer_as(app: ASGIApp, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what a hook raised by the handlers of `app`; raise it where that has none for it."""
+
+    async def fail(*_: object) -> None:
+        raise error
+
+    if scope["type"] == "websocket" and isinstance(error, HTTPException):
+        await receive()  # the handshake, which a server wants to be asked for first
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": ""})
+            return
+    owner, handlers = _handlers(app, scope)
+    # Of a copy, in which Starlette keeps the handlers; they may ask for the app.
+    own = {**scope, "app": owner} if owner is not None else {**scope}
+    await ExceptionMiddleware(fail, handlers)(own, receive, send)
+
+
+def _handlers(app: ASGIApp, scope: Scope) -> tuple[Any, Mapping[Any, Any]]:
+    """The app that has handlers of exceptions, and those of them that don't belong to its outermost layer."""
+    for candidate in (scope.get("app"), *_inside(app)):
+        handlers = getattr(candidate, "exception_handlers", None)
+        if isinstance(handlers, Mapping):
+            return candidate, {
+                what: handler for what, handler in handlers.items() if what not in (500, Exception)
+            }
+    return scope.get("app"), {}
+
+
+def _inside(app: Any) -> Iterator[Any]:
+    for _ in range(MAX_LAYERS):
+        if app is None:
+            return
+        yield app
+        app = getattr(app, "app", None)

@@ -1,0 +1,99 @@
+"""Storage and text that C does better: used from `leaf.pyx` where the package is compiled, else from here.
+
+Nothing in it knows of rate limiting. Both files offer the same names, and the same tests hold for both.
+"""
+
+import threading
+from array import array
+
+
+class Entries:
+    """Pairs of a time and a cost, oldest first, as 64-bit integers."""
+
+    __slots__ = ("_head", "_numbers")
+
+    def __init__(self) -> None:
+        self._numbers = array("q")  # time, cost, time, cost, ...
+        self._head = 0
+
+    def __len__(self) -> int:
+        return (len(self._numbers) - self._head) // 2
+
+    def append(self, time: int, cost: int) -> None:
+        """Add a pair behind all others."""
+        self._numbers.append(time)
+        self._numbers.append(cost)
+
+    def extend_last(self, time: int, cost: int) -> None:
+        """Give the last pair another time, and add to its cost."""
+        if self._head == len(self._numbers):
+            raise IndexError("there are no entries")
+        self._numbers[-2] = time
+        self._numbers[-1] += cost
+
+    def first_time(self) -> int:
+        """Time of the first pair."""
+        if self._head == len(self._numbers):
+            raise IndexError("there are no entries")
+        return self._numbers[self._head]
+
+    def last_time(self) -> int:
+        """Time of the last pair."""
+        if self._head == len(self._numbers):
+            raise IndexError("there are no entries")
+        return self._numbers[-2]
+
+    def time_of_sum(self, cost: int) -> int:
+        """Time of the first pair up to which the costs add up to at least `cost`; -1 where they never do."""
+        numbers = self._numbers
+        for at in range(self._head, len(numbers), 2):
+            cost -= numbers[at + 1]
+            if cost <= 0:
+                return numbers[at]
+        return -1
+
+    def cap_times(self, latest: int) -> None:
+        """Give every pair that is later this time."""
+        numbers = self._numbers
+        for at in range(self._head, len(numbers), 2):
+            numbers[at] = min(numbers[at], latest)
+
+    def drop_until(self, time: int) -> int:
+        """Remove the pairs at the front up to this time, and return the sum of their costs."""
+        numbers, head, end = self._numbers, self._head, len(self._numbers)
+        cost = 0
+        while head < end and numbers[head] <= time:
+            cost += numbers[head + 1]
+            head += 2
+        if head > 64 and head * 2 > end:
+            del numbers[:head]
+            head = 0
+        self._head = head
+        return cost
+
+    def clear(self) -> None:
+        """Remove all pairs, and give their memory back."""
+        self._numbers = array("q")
+        self._head = 0
+
+
+class Lock:
+    """A lock that the thread which holds it may take again, like `threading.RLock`."""
+
+    __slots__ = ("_lock", "acquire", "release")
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.acquire = self._lock.acquire
+        self.release = self._lock.release
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def digits(number: int) -> bytes:
+    """A whole number in decimal digits."""
+    return b"%d" % number

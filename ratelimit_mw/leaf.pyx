@@ -1,0 +1,146 @@
+# cython: language_level=3, binding=False
+"""Compiled equal of `leaf.py`, which describes it: storage and text in C, without a rule of rate limiting."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from cpython.pythread cimport (
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    PyThread_get_thread_ident, PyThread_release_lock,
+)
+from libc.string cimport memmove
+
+
+cdef class Entries:
+    """Pairs of a time and a cost, oldest first, as 64-bit integers."""
+
+    def __dealloc__(self):
+        PyMem_Free(self._pairs)
+
+    def __len__(self):
+        return self._end - self._head
+
+    cpdef int append(self, i64 time, i64 cost) except -1:
+        """Add a pair behind all others."""
+        cdef Py_ssize_t room
+        cdef void *grown
+        if self._end == self._room:
+            room = self._room + (self._room >> 3) + 3
+            grown = PyMem_Realloc(self._pairs, room * sizeof(Pair))
+            if grown is NULL:
+                raise MemoryError
+            self._pairs, self._room = <Pair *>grown, room
+        self._pairs[self._end].time, self._pairs[self._end].cost = time, cost
+        self._end += 1
+        return 0
+
+    cpdef int extend_last(self, i64 time, i64 cost) except -1:
+        """Give the last pair another time, and add to its cost."""
+        self._check()
+        self._pairs[self._end - 1].time = time
+        self._pairs[self._end - 1].cost += cost
+        return 0
+
+    cpdef i64 first_time(self) except? -1:
+        """Time of the first pair."""
+        self._check()
+        return self._pairs[self._head].time
+
+    cpdef i64 last_time(self) except? -1:
+        """Time of the last pair."""
+        self._check()
+        return self._pairs[self._end - 1].time
+
+    cpdef i64 time_of_sum(self, i64 cost) except? -1:
+        """Time of the first pair up to which the costs add up to at least `cost`; -1 where they never do."""
+        cdef Py_ssize_t at
+        for at in range(self._head, self._end):
+            cost -= self._pairs[at].cost
+            if cost <= 0:
+                return self._pairs[at].time
+        return -1
+
+    cpdef int cap_times(self, i64 latest) except -1:
+        """Give every pair that is later this time."""
+        cdef Py_ssize_t at
+        for at in range(self._head, self._end):
+            if self._pairs[at].time > latest:
+                self._pairs[at].time = latest
+        return 0
+
+    cpdef i64 drop_until(self, i64 time) except? -1:
+        """Remove the pairs at the front up to this time, and return the sum of their costs."""
+        cdef Py_ssize_t head = self._head
+        cdef i64 cost = 0
+        while head < self._end and self._pairs[head].time <= time:
+            cost += self._pairs[head].cost
+            head += 1
+        if head > 32 and head * 2 > self._end:
+            self._end -= head
+            memmove(self._pairs, self._pairs + head, self._end * sizeof(Pair))
+            head = 0
+        self._head = head
+        return cost
+
+    cpdef int clear(self) except -1:
+        """Remove all pairs, and give their memory back."""
+        PyMem_Free(self._pairs)
+        self._pairs = NULL
+        self._head = self._end = self._room = 0
+        return 0
+
+    cdef int _check(self) except -1:
+        if self._head == self._end:
+            raise IndexError("there are no entries")
+        return 0
+
+
+cdef class Lock:
+    """A lock that the thread which holds it may take again, like `threading.RLock`."""
+
+    def __cinit__(self):
+        self._lock = PyThread_allocate_lock()
+        if self._lock is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self._lock is not NULL:
+            PyThread_free_lock(self._lock)
+
+    def __enter__(self):
+        self.acquire()
+
+    def __exit__(self, *_):
+        self.release()
+
+    cpdef void acquire(self) noexcept:
+        """Wait for the lock and take it."""
+        cdef long me = PyThread_get_thread_ident()
+        if self._depth == 0 or self._owner != me:
+            if not PyThread_acquire_lock(self._lock, NOWAIT_LOCK):
+                with nogil:  # another thread holds it, and may need the interpreter to go on
+                    PyThread_acquire_lock(self._lock, WAIT_LOCK)
+            self._owner = me
+        self._depth += 1
+
+    cpdef void release(self) noexcept:
+        """Give the lock back, as often as it was taken."""
+        self._depth -= 1
+        if self._depth == 0:
+            PyThread_release_lock(self._lock)
+
+
+cpdef bytes digits(i64 number):
+    """A whole number in decimal digits."""
+    cdef char text[24]
+    cdef int at = 24
+    cdef unsigned long long rest = <unsigned long long>(-number if number < 0 else number)
+    while True:
+        at -= 1
+        text[at] = <char>(48 + rest % 10)
+        rest //= 10
+        if rest == 0:
+            break
+    if number < 0:
+        at -= 1
+        text[at] = 45
+    return PyBytes_FromStringAndSize(text + at, 24 - at)

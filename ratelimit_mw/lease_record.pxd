@@ -1,0 +1,20 @@
+cimport cython
+from ratelimit_mw.charge cimport Charge, Hold, Outcome
+from ratelimit_mw.policy cimport Policy
+
+cdef class LimitedRequest:
+    cdef readonly Policy policy
+    cdef readonly Charge charge
+    cdef readonly object identity, price, unsatisfiable
+
+cdef class LeaseRecord:
+    cdef public Hold hold
+    cdef public object backend, give_up_at, repeats, token, opening, renewals, holders
+    cdef object _decision
+    cdef readonly object _leases
+    cdef public LimitedRequest request
+    cdef public Outcome outcome
+    cdef public double renew_at, repeated_at
+    cdef public bint is_detached, is_ended, is_lost
+    cpdef void admit(self, LimitedRequest request, Outcome outcome) except *
+    cpdef void repeat(self, LimitedRequest request, refused, double now) except *
