@@ -24,6 +24,8 @@ from tests.state_app import make_app
 class Hypercorn(ServerProcess):
     """`hypercorn module:app`, which speaks HTTP/2 in the clear to clients that know it does."""
 
+    own_process_group = True
+
     def __init__(self, app: str, folder: Path) -> None:
         super().__init__("hypercorn", folder)
         self._app = app
