@@ -22,7 +22,7 @@ from tests.test_deploy import DEPLOY
 
 USERS = DEPLOY / "users.acl"
 COMPOSE = DEPLOY.parents[1] / "docker-compose.yml"
-SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "backends"
+SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "backends" / "lua"
 HEALTH_CHECKS = {"ping"}
 """What the limiter doesn't need, and whoever looks after the server does."""
 OTHER_DATABASES = {"select"}

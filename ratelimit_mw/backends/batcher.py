@@ -10,12 +10,10 @@ import asyncio
 import hashlib
 import logging
 import random
-import re
 import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from importlib.resources import files
 
 from ratelimit_mw.backends.complaints import Complaints
 from ratelimit_mw.backends.connection import (
@@ -28,19 +26,12 @@ from ratelimit_mw.backends.connection import (
 )
 from ratelimit_mw.backends.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw.backends.operations import Operation, bulk, compose, hand_out, take
+from ratelimit_mw.backends.script import load_script
 from ratelimit_mw.backends.server_clock import WITHOUT_END, ServerClock
 from ratelimit_mw.charge import WAITS, BackendError, Load, OperationRefusedError
 
-
-def _load_script() -> bytes:
-    """`batch.lua` with its constants written where they are used: each `local NAME = value` of one value."""
-    text = files(__package__).joinpath("batch.lua").read_text("utf-8")
-    constant = re.compile(r"^ *local ([A-Z_]+) = (\S+).*\n", re.MULTILINE)
-    values = dict(constant.findall(text))
-    return re.sub(rf"\b({'|'.join(values)})\b", lambda name: values[name[0]], constant.sub("", text)).encode()
-
-
-SCRIPT = _load_script()
+SCRIPT = load_script("batch").encode()
+"""The script that decides, as servers get it."""
 MAX_BATCH = 64
 """Operations in one call of the script, so that none takes the server over a millisecond."""
 IN_FLIGHT = 2

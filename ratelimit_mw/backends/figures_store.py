@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
-from importlib.resources import files
 from typing import Any, NamedTuple, Protocol
 
 from ratelimit_mw.backends.clients import Clients
 from ratelimit_mw.backends.connection import Client
+from ratelimit_mw.backends.script import load_script
 
 BUCKET = 5
 """Seconds of a bucket."""
@@ -31,7 +31,7 @@ PAGE = 240
 
 Counts = Mapping[str, int]
 """Numbers by name. What the names mean is the business of who writes and reads them."""
-_SCRIPT = files("ratelimit_mw.backends").joinpath("figures.lua").read_text("utf-8")
+_SCRIPT = load_script("figures")
 
 
 @dataclass(frozen=True, slots=True)

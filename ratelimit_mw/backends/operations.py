@@ -1,4 +1,4 @@
-"""Operations of the script `batch.lua`, as they are queued, put together and answered."""
+"""Operations of the script `lua/batch.lua`, as they are queued, put together and answered."""
 
 import asyncio
 from asyncio import InvalidStateError

@@ -1,4 +1,4 @@
-"""How charges and other operations are packed for the script `batch.lua`, and what its answers mean.
+"""How charges and other operations are packed for the script `lua/batch.lua`, and what its answers mean.
 
 Whatever of a charge never changes is packed once; what charges have in common, once for all of them.
 """

@@ -1,6 +1,6 @@
 """The shared backend: one Redis or Valkey behind all workers.
 
-Makes operations of the script `batch.lua` of charges, releases and settles, and reads its answers.
+Makes operations of the script `lua/batch.lua` of charges, releases and settles, and reads its answers.
 """
 
 import asyncio

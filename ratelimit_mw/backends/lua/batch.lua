@@ -1,0 +1,167 @@
+-- batch.lua: decides a batch of operations in one atomic step.
+--
+-- Guarantee: an operation is done whole or not at all, and one that fails (no memory) fails alone.
+-- Releases, renewals and settles run before charges, and work when memory is full: their first write is one
+-- that frees. A key is read once and written once per batch; in between the charges are decided in order on
+-- what was read.
+--
+-- KEYS   the keys of every operation, one operation after the other
+-- ARGV   [1] D where no two charges have a key in common and none has a period, else S; sixteen digits: the time
+--        after which the call is given up, and charges, renews and deletes nothing; and the time in microseconds,
+--        or nothing for the server's own TIME; [2..] an operation each, a letter and packed little-endian fields:
+--        A P  acquire, peek: n, cost, price, lease of its estimate (0: no record), n limits, ids;
+--             keys: one for each limit, then the record
+--        O    acquire again what may have been acquired under this id: as A, and the estimate is held once
+--        T    take ahead: as acquire, of windows alone. In place of the price the microseconds within which
+--             the units will be used, at most an eighth of each window: they count from the end of that
+--        F    finish: n, mode, time and cost to give back to windows (time 0: nothing), n limits, ids; mode 0
+--             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
+--        N    renew: n and number of slot sets, in two bytes each; keys: n, the slot sets first; then for each hold:
+--             id, lease of its slots, lease of its estimate, number of slots and of periods, the places of their keys
+--             in two bytes each: the slots', the record's, and each period's with its end
+--        S    settle: id, amount, replace (0 or 1), n, n ends of periods; keys: n periods, then the record
+--        K    keep an estimate until it is settled: as settle
+--        D    delete: n; keys: n
+--        Ids: one, or as many as there are charges (releases) that differ in nothing else: they are decided
+--             as if each were an operation of its own, one after the other. Not where money moves.
+--        A limit is a letter and three doubles: W quota, length, granule; C limit, lease, 0; B limit, start
+--        and end of the period. Times are in microseconds, amounts in micro-units.
+-- Reply  [1] the time; then a string for each operation, and after them, where stored values were mended, how
+--        many, a blank and the key of the first:
+--        A P O T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
+--             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
+--             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses.
+--             Of several: 1 where any was admitted; the figures after the last one; and in two bytes how many
+--             were, which are the first ones. Where these are not all, the figures are those of the refused, too
+--        F D  1
+--        N    a byte for each hold: 1 renewed, 0 lost, 2 not renewed: a key is of another type, and a sentence
+--        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
+--        K    1 kept, 2 kept or settled before, 0 no record
+--        E    and a sentence, of any operation: it failed and changed nothing
+-- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
+--        one to release the slots of an operation; to renew three for a slot set, one for each slot, four for an
+--        estimate. No operation has a key twice.
+--
+-- What is stored may have been damaged. Values that can't be true are mended when they are met, towards fewer
+-- admissions: a charge compares the fields of the header with each other, and at least once in a window's length
+-- its sum is compared with its entries (`audit`). So a damaged window counts right again one length later, a slot
+-- set one lease later; a period whose amounts are lost counts as spent until it ends.
+--
+-- The loader puts the files together here, where a line says `include`, writes constants where they are used
+-- (each `local NAME = value`), and leaves comments out. Every file says what it needs of the others and gives
+-- them. A call makes its functions and tables anew and pays for each, so what few calls need is made when it is
+-- first asked for, by `upkeep` and `rare`. What is read of a limit stays in local variables, as a table would cost
+-- more than the commands: to decide one limit a function calls itself for the next, and then charges its own.
+
+-- include constants
+
+local ARGV, KEYS = ARGV, KEYS
+local call, pack, slice, byte = redis.call, struct.pack, string.sub, string.byte
+local spread, unpack = unpack, struct.unpack
+
+local function run() -- its functions find those above without a search
+
+local time = slice(ARGV[1], 18)
+if time == '' then
+  local parts = call('TIME')
+  time = parts[1] .. slice('00000' .. parts[2], -6)
+end
+local now = tonumber(time)
+local is_late = now > tonumber(slice(ARGV[1], 2, 17))
+
+-- Of the keys of charges: true where one charge needs it, false where several do; else what was read of it and
+-- changed since, to be written at the end, in this order. Whether any may be needed by several, and whether one is.
+local states, order, looks, shares = {}, {}, byte(ARGV[1]) ~= DISJOINT, false
+
+local texts = {} -- numbers as arguments: the same few times and places come again and again
+
+local function text(number)
+  local known = texts[number]
+  if not known then
+    known = string.format('%.0f', number)
+    texts[number] = known
+  end
+  return known
+end
+
+local damaged, first_damaged = 0, nil -- how many stored values were mended, and the key of the first
+
+local decide, upkeep, rare -- defined below
+
+local reply = {0, 0, 0, 0, 0, 0, 0, 0, 0} -- the figures of the charge in hand
+
+-- include windows
+-- include slots
+-- include charges
+-- include operations
+
+local made_upkeep, made_rare
+
+function upkeep()
+  -- What becomes of windows beside a charge.
+  if made_upkeep then return made_upkeep end
+  local floor, min, max = math.floor, math.min, math.max
+
+  -- include window_entries
+  -- include window_upkeep
+
+  made_upkeep = {refreshed = refreshed, written = written, retry_after = retry_after}
+  made_upkeep.give_back = give_back
+  return made_upkeep
+end
+
+function rare()
+  -- What several charges share, spending, damage, and operations other than charges and plain releases.
+  if made_rare then return made_rare end
+  local max = math.max
+
+  -- include faults
+  -- include window_repair
+  -- include slot_repair
+  -- include sharing
+  -- include records
+  -- include budgets
+  -- include finish
+  -- include renew
+  -- include settle
+  -- include delete
+
+  made_rare = {
+    shared = shared, flush = flush, decide_period = decide_period, finish = finish, sentence = sentence,
+    repaired = repaired, shorten = shorten, drop_foreign = drop_foreign, mend_slots = mend_slots,
+    open = open, forget = forget,
+    [DELETE] = delete, [KEEP] = keep, [RENEW] = renew, [SETTLE] = settle,
+  }
+  return made_rare
+end
+
+for pass = 1, 2 do -- an operation that fails, fails alone
+  local step = pass == 1 and all_but_charges or all_charges
+  place = 2
+  while place <= #ARGV do
+    local ok, fault = pcall(step)
+    local said = not ok and rare().sentence(fault)
+    local mended = said and pass == 2 and said:find('^WRONGTYPE') and rare().mend_slots(ARGV[place], firsts[place])
+    if said then rare().forget() end
+    if said and not mended then replies[place], place = FAILED .. said, place + 1 end
+  end
+end
+
+local failed
+for _, state in ipairs(order) do
+  local ok, fault = pcall(rare().flush, state)
+  if not ok then state.failed, failed = rare().sentence(fault), true end
+end
+for i = 2, failed and #ARGV or 0 do
+  local charged = firsts[i] and byte(ARGV[i]) ~= PEEK and byte(replies[i]) == ADMITTED
+  for j = 1, charged and byte(ARGV[i], 2) or 0 do
+    local state = states[KEYS[firsts[i] + j]]
+    if type(state) == 'table' and state.failed then replies[i] = FAILED .. state.failed end
+  end
+end
+if damaged > 0 then replies[#ARGV + 1] = damaged .. ' ' .. first_damaged end
+return replies
+
+end
+
+return run()

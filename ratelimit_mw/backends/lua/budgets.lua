@@ -1,0 +1,136 @@
+-- budgets.lua: decides about money, and holds and spends it in the periods of budgets.
+--
+-- A period is spent and held; and, where estimates lapse, up to when they have lapsed, and pairs of a time and the
+-- sum of what lapses then, in order: at most 34 for leases of one length, since an estimate lasts to the end of one
+-- of 32 parts of its lease. Nothing is held after `lapsed` under a time up to it.
+--
+-- Needs   records.lua, flush (sharing.lua), note_damage (faults.lua), `decide`. A part of `rare`
+-- Gives   decide_period(plan, limit, key, j, alone, admitted): as decide_window of windows.lua
+--         open(plan, key): makes the record of a charge, before anything is held for it
+--         load_period(key, ends): a period `p`, read once in a batch; change(p, spent, held, at): spends and holds more
+--         shift(p, amount, before, at): lets what is held lapse at another time; lapse_of(p, lease): when it lapses
+--         forget(): drops what is known of a charge that failed
+-- Cost    two commands for a period
+
+local PERIOD_SIZE = 16 -- of what is spent and held
+local PAIR_SIZE = 16 -- of a time, and an amount that lapses then
+local STEPS = 32 -- parts of a lease, to whose end an estimate lasts
+
+local lapses, is_open = 0, false -- of the charge in hand: when its estimate lapses, whether it was held before
+
+local function are_open(p)
+  -- Whether what is open can be true: amounts in the order of their times, no more than is held.
+  local last, sum = p.lapsed, 0
+  for place = 1, #p.open, PAIR_SIZE do
+    local at, amount = unpack('<dd', p.open, place)
+    if not (is_amount(at) and at > last and is_amount(amount)) then return false end
+    last, sum = at, sum + amount
+  end
+  return is_amount(p.lapsed) and sum <= p.held
+end
+
+local function lapse(p)
+  -- Holds nothing any more of what has lapsed by now.
+  while p.open ~= '' do
+    local at, amount = unpack('<dd', p.open)
+    if at > now then break end
+    p.held, p.lapsed, p.open = max(p.held - amount, 0), max(p.lapsed, at), slice(p.open, PAIR_SIZE + 1)
+  end
+end
+
+local function hold(p, amount, at)
+  -- Holds an amount until a time, or gives back a negative one that would have lapsed then, and has not.
+  if at ~= 0 then
+    if at <= p.lapsed then return end
+    local place, found = #p.open - PAIR_SIZE + 1, 0
+    while place > 0 and unpack('<d', p.open, place) > at do place = place - PAIR_SIZE end
+    local before, after = slice(p.open, 1, max(place + PAIR_SIZE - 1, 0)), slice(p.open, max(place + PAIR_SIZE, 1))
+    if place > 0 and unpack('<d', p.open, place) == at then
+      found, before = unpack('<d', p.open, place + 8), slice(p.open, 1, place - 1)
+    end
+    amount = max(amount, -found)
+    p.open = before .. (found + amount > 0 and pack('<dd', at, found + amount) or '') .. after
+  end
+  p.held = max(p.held + amount, 0)
+end
+
+local function lapse_of(p, lease)
+  -- When an estimate lapses that is held or renewed now.
+  local step = max(math.floor(lease / STEPS), 1)
+  return max(math.ceil((now + lease) / step) * step, p.lapsed + 1)
+end
+
+local function load_period(key, ends)
+  local p = states[key]
+  if type(p) == 'table' then return p end
+  local raw = get_numbers(key)
+  p = {key = key, letter = BUDGET, alone = p, ends = ends, spent = 0, held = 0, changed = false, lapsed = 0, open = ''}
+  if raw and (#raw == PERIOD_SIZE or #raw % PAIR_SIZE == 8 and #raw > PERIOD_SIZE) then
+    p.spent, p.held = unpack('<dd', raw)
+  elseif raw then
+    p.spent = 0 / 0
+  end
+  -- What was lost stays beyond all amounts until a charge says how much can be spent at most.
+  if not (is_amount(p.spent) and is_amount(p.held)) then
+    p.spent, p.held = 2 * MOST_MONEY, 0
+  elseif raw and #raw > PERIOD_SIZE then
+    p.lapsed, p.open = unpack('<d', raw, PERIOD_SIZE + 1), slice(raw, PERIOD_SIZE + 9)
+    if are_open(p) then
+      lapse(p)
+    else -- held until it is settled, or the period ends
+      p.lapsed, p.open = 0, ''
+      note_damage(key)
+    end
+  end
+  if not p.alone then states[key], order[#order + 1] = p, p end
+  return p
+end
+
+local function change(p, spent, held, at)
+  p.spent, p.changed = max(p.spent + spent, 0), true
+  hold(p, held, at)
+  if p.alone then flush(p) end
+end
+
+local function shift(p, amount, before, at)
+  -- Lets what would have lapsed at one time, if it has not, lapse at another.
+  hold(p, -amount, before)
+  change(p, 0, amount, at)
+end
+
+local function open(plan, key)
+  -- Makes the record of a charge, before anything is held for it.
+  is_open = plan.again and get_record(key) ~= nil
+  if is_open then return end
+  local ends = 0
+  for j = 1, plan.n do
+    if plan[j].letter == BUDGET then ends = max(ends, plan[j].granule) end
+  end
+  local life = math.floor((ends - now + KEPT_AFTER_END) / 1000)
+  call('SET', key, pack('<ddd', plan.price, -1, lapses), 'PX', text(life))
+end
+
+local function decide_period(plan, limit, key, j, alone, admitted)
+  if now < limit.length or now >= limit.granule then return nil end
+  local p = load_period(key, limit.granule)
+  if p.spent > MOST_MONEY then
+    note_damage(key)
+    change(p, limit.quota - p.spent, 0, 0)
+  end
+  if p.spent + p.held + plan.price > limit.quota then admitted = 0 end
+  local is_first = lapses == 0
+  if plan.price > 0 then lapses = max(lapses, lapse_of(p, plan.lease)) end
+  admitted = decide(plan, j + 1, alone, admitted)
+  local at = lapses
+  if is_first then lapses = 0 end
+  if not admitted then return nil end
+  if admitted > 0 and plan.charges and not is_open then change(p, 0, plan.price, at) end
+  local is_over = p.spent + p.held + plan.price > limit.quota
+  at = 3 * j
+  reply[at - 2], reply[at - 1], reply[at] = p.spent, p.held, admitted < plan.number and is_over and 1 or 0
+  return admitted
+end
+
+local function forget()
+  lapses = 0
+end

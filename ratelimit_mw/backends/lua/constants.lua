@@ -1,0 +1,60 @@
+-- constants.lua: names for every letter, code and size that more than one file uses.
+--
+-- Gives   names alone: the loader writes the values into the script where the names are used, and this file
+--         vanishes, since a variable that functions share costs each call. byte('X') stands for the letter's code.
+-- Needs   nothing. `packing.py` and `operations.py` have the same letters and codes.
+
+-- Kinds of operations
+local ACQUIRE = byte('A')
+local PEEK = byte('P')
+local ACQUIRE_AGAIN = byte('O')
+local TAKE_AHEAD = byte('T')
+local FINISH = byte('F')
+local RENEW = byte('N')
+local SETTLE = byte('S')
+local KEEP = byte('K')
+local DELETE = byte('D')
+
+-- Kinds of limits
+local WINDOW = byte('W')
+local SLOTS = byte('C')
+local BUDGET = byte('B')
+
+-- The flag of a batch in which no two charges share a key, and none has a budget
+local DISJOINT = byte('D')
+
+-- Modes of a finish: what becomes of the estimate
+local MONEY_UNTOUCHED = 0
+local MONEY_KEPT = 1
+
+-- Answers
+local FAILED = 'E' -- and a sentence
+local LATE = 'LATE' -- the sentence of an operation that came after it was given up
+local DONE = '\1'
+local REFUSED = 0
+local ADMITTED = 1
+local OTHER_PERIOD = '\2'
+
+-- Sizes of what operations are packed in: a charge, a finish and a settle up to what varies in number
+local CHARGE_HEAD = 26
+local FINISH_HEAD = 19
+local SETTLE_HEAD = 27
+local LIMIT_SIZE = 25
+local ID_SIZE = 16
+
+-- Bounds
+local MOST_COST = 4294967295 -- what entries hold exactly, and what doubles do
+local MOST_MONEY = 9007199254740992
+local KEPT_AFTER_END = 172800000000 -- two days in microseconds: how long after its end a period can be settled
+
+-- How a window is stored: its header; with the stage behind it; with one more entry on that
+local HEADER = '<ddddI4I4I2I2I2I2'
+local WITH_STAGE = '<ddddI4I4I2I2I2I2c0'
+local WITH_ENTRY = '<ddddI4I4I2I2I2I2c0dI4'
+local ENTRY = '<dI4'
+local HEADER_SIZE = 48
+local ENTRY_SIZE = 12
+local STAGED = 5
+local RING = 108 -- where it begins, behind the stage
+local LAST_STAGED = '107' -- the byte before, as an argument
+local DAMAGED = 'DAMAGED' -- raised where a window can't be as it is stored

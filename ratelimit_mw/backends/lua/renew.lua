@@ -1,0 +1,71 @@
+-- renew.lua: lets slots and estimates that are still held last longer.
+--
+-- Needs   records.lua, budgets.lua, keep_alive (slots.lua), drop_foreign (slot_repair.lua), sentence (faults.lua).
+--         A part of `rare`
+-- Gives   renew(op, first): the answer
+-- Cost    three commands for a slot set, one for each slot, four for an estimate
+
+local RENEWED = '\1'
+local LOST = '\0'
+local NOT_RENEWED = '\2'
+
+local function renew_estimate(record, periods, lease)
+  local estimate, settled, before = get_record(record)
+  if not estimate or settled >= 0 or before <= 0 then return end
+  local at, has_lapsed = 0, false
+  for _, p in ipairs(periods) do
+    at, has_lapsed = max(at, lapse_of(p, lease)), has_lapsed or before <= p.lapsed
+  end
+  if has_lapsed then at = -1 end -- in all of them, if in one
+  touch(record)
+  call('SETRANGE', record, LAPSES_AT, pack('<d', at))
+  for _, p in ipairs(periods) do shift(p, estimate, before, at) end
+end
+
+local function renew(op, first)
+  local _, slot_sets, position = unpack('<I2I2', op, 2)
+  local sets, answers, fault = {}, {}, ''
+  for j = 1, slot_sets do
+    local purged = redis.pcall('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
+    sets[j] = {n = 0, lease = 0, added = {}, fault = false}
+    if type(purged) == 'table' and not drop_foreign(KEYS[first + j]) then sets[j].fault = sentence(purged) end
+  end
+  while position <= #op do
+    local id, lease, estimate_lease, number, n_periods, place, record
+    id, lease, estimate_lease, number, n_periods, position = unpack('<c16ddBB', op, position)
+    local answer, expires, periods = RENEWED, text(now + lease), {}
+    for _ = 1, number do
+      place, position = unpack('<I2', op, position)
+      local set = sets[place + 1]
+      if set.fault then
+        answer, fault = answer == RENEWED and NOT_RENEWED or answer, set.fault
+      elseif call('ZSCORE', KEYS[first + place + 1], id) then
+        set.added[set.n + 1], set.added[set.n + 2], set.n = expires, id, set.n + 2
+        set.lease = max(set.lease, lease)
+      else
+        answer = LOST
+      end
+    end
+    if n_periods > 0 then record, position = unpack('<I2', op, position) end
+    for j = 1, n_periods do
+      local ends
+      place, ends, position = unpack('<I2d', op, position)
+      periods[j] = {KEYS[first + place + 1], ends}
+    end
+    if record then
+      local ok, said = pcall(function()
+        for j, period in ipairs(periods) do periods[j] = load_period(spread(period)) end
+        renew_estimate(KEYS[first + record + 1], periods, estimate_lease)
+      end)
+      if not ok then answer, fault = answer == RENEWED and NOT_RENEWED or answer, sentence(said) end
+    end
+    answers[#answers + 1] = answer
+  end
+  for j, set in ipairs(sets) do
+    if set.n > 0 then
+      call('ZADD', KEYS[first + j], 'XX', spread(set.added, 1, set.n))
+      keep_alive(KEYS[first + j], set.lease)
+    end
+  end
+  return table.concat(answers) .. fault
+end

@@ -1,0 +1,51 @@
+-- settle.lua: puts what was really spent in place of an estimate, or keeps the estimate until that is known.
+--
+-- Needs   records.lua, load_period, change and shift (budgets.lua). A part of `rare`
+-- Gives   settle(op, first), keep(op, first): the answers
+
+local SETTLED_FOR = 86400000 -- a day in milliseconds: how long after it was settled an amount can be replaced
+local AMOUNT_AT = 18 -- the place of the amount in a packed settle
+local UNKNOWN = '\0'
+local SETTLED = '\1'
+local REPEATED = '\2'
+local DIFFERENT = '\3'
+local KEPT = '\1'
+local KEPT_BEFORE = '\2'
+
+local function settle(op, first)
+  local amount, replace, n, position = unpack('<dBB', op, AMOUNT_AT)
+  if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
+  local record = KEYS[first + n + 1]
+  local estimate, settled, at = get_record(record)
+  if not estimate then return UNKNOWN end
+  if settled == amount then return REPEATED end
+  if settled >= 0 and replace == 0 then return DIFFERENT end
+  local periods = {}
+  for j = 1, n do
+    local ends
+    ends, position = unpack('<d', op, position)
+    periods[j] = load_period(KEYS[first + j], ends)
+  end
+  local life = math.min(touch(record), SETTLED_FOR)
+  call('SET', record, pack('<ddd', estimate, amount, at), 'PX', life)
+  for _, p in ipairs(periods) do change(p, amount - max(settled, 0), settled < 0 and -estimate or 0, at) end
+  return SETTLED
+end
+
+local function keep(op, first)
+  local n, position = unpack('<B', op, SETTLE_HEAD)
+  local record = KEYS[first + n + 1]
+  local estimate, settled, at = get_record(record)
+  if not estimate then return UNKNOWN end
+  if settled >= 0 or at == 0 then return KEPT_BEFORE end
+  local periods = {}
+  for j = 1, n do
+    local ends
+    ends, position = unpack('<d', op, position)
+    periods[j] = load_period(KEYS[first + j], ends)
+  end
+  touch(record)
+  call('SETRANGE', record, LAPSES_AT, pack('<d', 0))
+  for _, p in ipairs(periods) do shift(p, estimate, at, 0) end
+  return KEPT
+end
