@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit_mw.backends import batcher, script
+from ratelimit_mw.backends import batcher, letters, packing, script
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import Charge
+from ratelimit_mw.charge import Charge, Money, Settlement
+from ratelimit_mw.periods import KEPT_AFTER_END
 from tests.conformance import TIMEOUT, daily, new_id, slots, window
 from tests.servers import StoreServer
 
@@ -107,6 +108,32 @@ def test_a_constant_has_one_value() -> None:
     """Two files that give one name two meanings are told so."""
     with pytest.raises(ValueError, match="STEPS is defined twice"):
         script.with_constants("local STEPS = 1\nlocal STEPS = 2\n")
+
+
+def test_letters_sizes_and_answers_are_those_of_the_packing() -> None:
+    """What stands on both sides of the wire is one and the same."""
+    pairs = re.findall(
+        r"^local ([A-Z_]+) = (?:byte\('(.)'\)|'?([^'\s]+)'?)",
+        "\n".join(path.read_text("utf-8") for path in FILES),
+        re.MULTILINE,
+    )
+    lua = {name: letter or value.removeprefix("\\") for name, letter, value in pairs}
+    names = [name for name in vars(letters) if name.isupper()]
+    assert len(names) > 10
+    for name in names:
+        assert lua[name] == getattr(letters, name).decode().replace("\1", "1"), name
+    sizes = {
+        "LIMIT_SIZE": packing.LIMIT,
+        "CHARGE_HEAD": packing.CHARGE_HEAD,
+        "SETTLE_HEAD": packing.SETTLE_HEAD,
+    }
+    for name, packed in {**sizes, "FINISH_HEAD": packing.FINISH_HEAD, "ID_SIZE": packing.ID}.items():
+        assert int(lua[name]) == packed.size, name
+    for name in ("REFUSED", "ADMITTED", "OTHER_PERIOD", "NOT_RENEWED", "MOST_COST"):
+        assert int(lua[name]) == getattr(packing, name), name
+    assert {f"MONEY_{each.name}": str(each.value) for each in Money}.items() <= lua.items()
+    assert {each.name: str(each.value) for each in Settlement}.items() <= lua.items()
+    assert int(lua["KEPT_AFTER_END"]) == KEPT_AFTER_END
 
 
 async def test_whatever_is_sent_the_script_is_the_same(server: StoreServer) -> None:

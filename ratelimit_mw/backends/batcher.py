@@ -25,6 +25,7 @@ from ratelimit_mw.backends.connection import (
     ServerMovedError,
 )
 from ratelimit_mw.backends.deadlines import GRACE, Batch, Deadlines
+from ratelimit_mw.backends.letters import DISJOINT, SHARED
 from ratelimit_mw.backends.operations import Operation, bulk, compose, hand_out, take
 from ratelimit_mw.backends.script import load_script
 from ratelimit_mw.backends.server_clock import WITHOUT_END, ServerClock
@@ -250,7 +251,7 @@ class Batcher:
         clock = self._clock_argument()
         until = WITHOUT_END if clock else self._server_clock.in_(self._timeout + GRACE)
         self._given_up_at = time.monotonic() + self._timeout + GRACE
-        shares_and_time = bulk((b"S" if is_shared else b"D") + until + clock)
+        shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)
         return b"".join((head, bulk(b"%d" % n_keys), keys, shares_and_time, arguments))
 
     # answers ------------------------------------------------------------------------------------

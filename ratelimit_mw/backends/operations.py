@@ -5,10 +5,8 @@ from asyncio import InvalidStateError
 from collections.abc import Callable, Collection, Generator
 from typing import Any, Protocol
 
+from ratelimit_mw.backends.letters import DONE, FAILED
 from ratelimit_mw.charge import BackendError, Load
-
-_FAILED = b"E"
-_DONE = b"\1"
 
 
 def bulk(data: bytes) -> bytes:
@@ -18,7 +16,7 @@ def bulk(data: bytes) -> bytes:
 
 def done(answer: bytes) -> bytes:
     """Read the answer of an operation that says no more than that it was done."""
-    if answer != _DONE:
+    if answer != DONE:
         raise ValueError(f"{answer!r} does not say that the operation was done")
     return answer
 
@@ -251,12 +249,12 @@ def hand_out(
         if answer.__class__ is not bytes:
             raise TypeError(f"{answer!r} is no answer to an operation")
         template = operations[0].template
-        is_failed = answer.startswith(_FAILED)
+        is_failed = answer.startswith(FAILED)
         read.append(None if is_failed else template.read(answer, len(operations)))
         if is_failed:
             failed.append((operations, answer[1:]))
     for at, operations in enumerate(groups):
-        if not answers[at].startswith(_FAILED):
+        if not answers[at].startswith(FAILED):
             template = operations[0].template
             template.tell(operations, now, read[at])
     return failed

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Protocol, cast
 
+from ratelimit_mw.backends import letters
 from ratelimit_mw.backends.operations import Operation, Template, bulk, done
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
@@ -23,14 +24,14 @@ from ratelimit_mw.charge import (
 from ratelimit_mw.limits import SECOND, Limit, Slots, Window
 
 LIMIT = struct.Struct("<cddd")
-ACQUIRE = struct.Struct("<cBddd")
-FINISH = struct.Struct("<cBBdd")
+CHARGE_HEAD = struct.Struct("<cBddd")
+FINISH_HEAD = struct.Struct("<cBBdd")
 ID = struct.Struct(f"{LEASE_ID_SIZE}s")
-RENEW = struct.Struct("<cHH")
+RENEW_HEAD = struct.Struct("<cHH")
 RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
 PERIOD = struct.Struct("<Hd")
-SETTLE = struct.Struct("<c16sdBB")
-SLOT = LIMIT.pack(b"C", 0, 0, 0)
+SETTLE_HEAD = struct.Struct("<c16sdBB")
+SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
 NOT_RENEWED = 2
 """A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
@@ -62,8 +63,8 @@ class Layout:
         """`limits` are those of the charge, packed."""
         self.keys, self.limits = keys, limits
         self.n_keys = len(charge.counters)
-        kind = b"T" if charge.ahead else b"A"
-        self.body = ACQUIRE.pack(kind, self.n_keys, min(charge.cost, MOST_COST), charge.ahead, 0) + limits
+        kind = letters.TAKE_AHEAD if charge.ahead else letters.ACQUIRE
+        self.body = CHARGE_HEAD.pack(kind, self.n_keys, min(charge.cost, MOST_COST), charge.ahead, 0) + limits
         """Body of a charge without a price, up to the id."""
         self.head = b"$%d\r\n%b" % (len(self.body) + LEASE_ID_SIZE, self.body)
         self._steps = charge.steps
@@ -143,7 +144,7 @@ class ChargeOperation(Operation):
     __slots__ = ("backend", "charge", "hold", "kind", "price")
 
     def __init__(self, backend: "Undoes", kind: bytes, charge: Charge, lease_id: bytes, price: int) -> None:
-        """`kind` is A to charge, O to charge what was admitted elsewhere, P only to look."""
+        """`kind` is `ACQUIRE`, `ACQUIRE_AGAIN` for what was admitted elsewhere, or `PEEK`."""
         self.template = _NO_TEMPLATE
         self.id = lease_id
         self.must_arrive = self.is_once = self.is_upkeep = self.is_asking = False
@@ -161,7 +162,7 @@ class ChargeOperation(Operation):
 
     def orphaned(self, answer: Outcome | None) -> None:
         """Undo the charge, as nobody waits for it; `answer` is None where it is lost."""
-        if self.kind == b"A" and (answer is None or answer.admitted):
+        if self.kind == letters.ACQUIRE and (answer is None or answer.admitted):
             self.backend.undo(self.charge, self.id, self.hold, 0 if answer is None else answer.now)
 
     def give_up(self) -> None:
@@ -249,7 +250,7 @@ def renewal_on(renewals: Iterable[tuple[Hold, float]], name: Callable[[str, str]
         entries += [
             PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
         ]
-    body = RENEW.pack(b"N", len(keys), len(slot_sets)) + b"".join(entries)
+    body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
     operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
     operation.template.charges = ""
     return operation
@@ -282,9 +283,9 @@ def read_settlement(answer: bytes) -> Settlement:
 def pack_limit(limit: Limit) -> bytes:
     """A window or slots, as the script reads them. Raises TypeError for an allowance."""
     if isinstance(limit, Window):
-        return LIMIT.pack(b"W", limit.quota, limit.length, limit.granule)
+        return LIMIT.pack(letters.WINDOW, limit.quota, limit.length, limit.granule)
     if isinstance(limit, Slots):
-        return LIMIT.pack(b"C", limit.limit, int(limit.lease * SECOND), 0)
+        return LIMIT.pack(letters.SLOTS, limit.limit, int(limit.lease * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
 
 
@@ -299,7 +300,7 @@ def release_template(keys: bytes, slots: int) -> Template:
 @lru_cache(maxsize=16)
 def _release(slots: int) -> tuple[bytes, bytes]:
     """The body of a release of so many slots, up to the id; the same as an argument."""
-    body = FINISH.pack(b"F", slots, Money.UNTOUCHED.value, 0, 0) + SLOT * slots
+    body = FINISH_HEAD.pack(letters.FINISH, slots, Money.UNTOUCHED.value, 0, 0) + SLOT * slots
     return body, Template(b"", slots, body, LEASE_ID_SIZE).head
 
 

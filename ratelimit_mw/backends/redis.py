@@ -13,16 +13,17 @@ from typing import Any
 
 from ratelimit_mw.backends.batcher import Batcher
 from ratelimit_mw.backends.connection import end_of_watches
+from ratelimit_mw.backends.letters import ACQUIRE, ACQUIRE_AGAIN, BUDGET, DELETE, FINISH, KEEP, PEEK, SETTLE
 from ratelimit_mw.backends.lines import Lines
 from ratelimit_mw.backends.loop_end import LoopEnd
 from ratelimit_mw.backends.operations import Answer, Operation, Sender, Template, bulk, probe_of
 from ratelimit_mw.backends.packing import (
-    ACQUIRE,
-    FINISH,
+    CHARGE_HEAD,
+    FINISH_HEAD,
     ID,
     LIMIT,
     MOST_COST,
-    SETTLE,
+    SETTLE_HEAD,
     SLOT,
     ChargeOperation,
     ChargeTemplate,
@@ -208,7 +209,7 @@ class RedisBackend:
 
     def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> ChargeOperation:
         """Send a charge of all of `charge`'s counters, or none, on its way."""
-        return self._ask(b"A", charge, lease_id, price)
+        return self._ask(ACQUIRE, charge, lease_id, price)
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
@@ -216,11 +217,11 @@ class RedisBackend:
 
     async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
         """Charge slots and allowances that were admitted elsewhere, once however often it is asked for."""
-        return await self._outcome_of(self._ask(b"O", charge, lease_id, price))
+        return await self._outcome_of(self._ask(ACQUIRE_AGAIN, charge, lease_id, price))
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:
         """Answer as `acquire` would, and charge nothing."""
-        return await self._outcome_of(self._ask(b"P", charge, NO_LEASE_ID, price))
+        return await self._outcome_of(self._ask(PEEK, charge, NO_LEASE_ID, price))
 
     async def renew(self, hold: Hold, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
@@ -249,16 +250,16 @@ class RedisBackend:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not hold.periods:
             return Settlement.UNKNOWN
-        _, met = await self._owe_price(b"S", hold, amount, replace=replace)
+        _, met = await self._owe_price(SETTLE, hold, amount, replace=replace)
         return Settlement(met)
 
     def keep(self, hold: Hold) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        return self._owe_price(b"K", hold, 0) if hold.has_estimate else _nothing_to_do()
+        return self._owe_price(KEEP, hold, 0) if hold.has_estimate else _nothing_to_do()
 
     def _owe_price(self, kind: bytes, hold: Hold, amount: int, *, replace: bool = False) -> Awaitable[Answer]:
         keys = [*self._period_keys(hold), self._record_key(hold)]
-        body = SETTLE.pack(kind, hold.id, amount, replace, len(hold.periods))
+        body = SETTLE_HEAD.pack(kind, hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
         return self._submit_in_line(operation_on(keys, body + ends, read_settlement), hold)
 
@@ -269,7 +270,7 @@ class RedisBackend:
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
         keys = [self._key(counter, self._now()) for counter in charge.counters]
-        await self._submit(operation_on(keys, struct.pack("<cB", b"D", len(keys))))
+        await self._submit(operation_on(keys, struct.pack("<cB", DELETE, len(keys))))
 
     # charges ------------------------------------------------------------------------------------
 
@@ -309,7 +310,7 @@ class RedisBackend:
     def _pack_into(self, operation: ChargeOperation) -> None:
         """Give a charge its template, and what it will hold."""
         charge = operation.charge
-        if not charge.allowances and operation.kind == b"A":
+        if not charge.allowances and operation.kind == ACQUIRE:
             operation.template = self.prepare(charge)
             if charge.slots:
                 operation.hold = Hold(operation.id, charge.slots, (), charge.lease)
@@ -323,7 +324,7 @@ class RedisBackend:
         ):
             packed = charge.prepared = self._pack(charge, now)
         layout, keys, n_keys, lease = packed.layout, packed.keys, packed.n_keys, 0
-        if operation.kind != b"P" and (layout.periods or charge.slots):
+        if operation.kind != PEEK and (layout.periods or charge.slots):
             operation.hold = Hold(
                 operation.id, charge.slots, layout.periods, charge.lease, operation.price, charge.currency
             )
@@ -331,7 +332,7 @@ class RedisBackend:
             keys, n_keys = keys + bulk(self._record_key(operation.hold)), n_keys + 1
             lease = int(operation.hold.lease * SECOND)
         cost = min(charge.cost, MOST_COST)
-        head = ACQUIRE.pack(operation.kind, packed.n_keys, cost, operation.price, lease)
+        head = CHARGE_HEAD.pack(operation.kind, packed.n_keys, cost, operation.price, lease)
         operation.template = ChargeTemplate(self, layout, keys, n_keys, head + layout.limits, None)
 
     def prepare(self, charge: Charge) -> ChargeTemplate:
@@ -358,7 +359,7 @@ class RedisBackend:
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
                 period = period_at(counter.limit.period, counter.limit.timezone, now)
-                limits += LIMIT.pack(b"B", counter.limit.amount, period.start, period.end)
+                limits += LIMIT.pack(BUDGET, counter.limit.amount, period.start, period.end)
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += pack_limit(counter.limit)
@@ -371,7 +372,7 @@ class RedisBackend:
         """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
-            body = FINISH.pack(b"F", len(windows), Money.UNTOUCHED.value, now, charge.cost)
+            body = FINISH_HEAD.pack(FINISH, len(windows), Money.UNTOUCHED.value, now, charge.cost)
             keys = [self._key(counter, now) for counter in windows]
             limits = [pack_limit(counter.limit) for counter in windows]
             operation = operation_on(keys, b"".join((body, *limits, lease_id)))
@@ -391,8 +392,8 @@ class RedisBackend:
         moves = money if hold.periods else Money.UNTOUCHED
         if moves is not Money.UNTOUCHED:
             keys += [*self._period_keys(hold), self._record_key(hold)]
-            limits += b"".join([LIMIT.pack(b"B", 0, 0, held.ends) for held in hold.periods])
-        body = FINISH.pack(b"F", len(limits) // LIMIT.size, moves.value, 0, 0) + limits
+            limits += b"".join([LIMIT.pack(BUDGET, 0, 0, held.ends) for held in hold.periods])
+        body = FINISH_HEAD.pack(FINISH, len(limits) // LIMIT.size, moves.value, 0, 0) + limits
         operation = operation_on(keys, body + ID.pack(hold.id))
         if moves is Money.UNTOUCHED:
             return self._submit(operation, must_arrive=True)

@@ -2,7 +2,7 @@
 --
 -- Gives   names alone: the loader writes the values into the script where the names are used, and this file
 --         vanishes, since a variable that functions share costs each call. byte('X') stands for the letter's code.
--- Needs   nothing. `packing.py` and `operations.py` have the same letters and codes.
+-- Needs   nothing. `letters.py` has the same letters, `packing.py` the same sizes
 
 -- Kinds of operations
 local ACQUIRE = byte('A')
@@ -20,12 +20,14 @@ local WINDOW = byte('W')
 local SLOTS = byte('C')
 local BUDGET = byte('B')
 
--- The flag of a batch in which no two charges share a key, and none has a budget
+-- Flags of a batch: in which no two charges share a key, and none has a budget; and any other
 local DISJOINT = byte('D')
+local SHARED = byte('S')
 
 -- Modes of a finish: what becomes of the estimate
 local MONEY_UNTOUCHED = 0
-local MONEY_KEPT = 1
+local MONEY_KEEP = 1
+local MONEY_GIVE_BACK = 2
 
 -- Answers
 local FAILED = 'E' -- and a sentence

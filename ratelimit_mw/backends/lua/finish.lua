@@ -24,5 +24,5 @@ local function finish(op, first, n, mode)
     position = position + LIMIT_SIZE
   end
   if record then call('DEL', record) end
-  for _, p in ipairs(periods) do change(p, mode == MONEY_KEPT and held or 0, -held, at) end
+  for _, p in ipairs(periods) do change(p, mode == MONEY_KEEP and held or 0, -held, at) end
 end
