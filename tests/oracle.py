@@ -227,8 +227,10 @@ class Oracle:
             maybe = maybe and live
             if found is None:
                 continue
-            if live and (kept or not found.has_expired):
+            if live:
+                # Of a hold that is lost, a slot may be left: it was renewed, if it was not forgotten.
                 found.expires = self.now + int(lease * SECOND)
+                found.has_expired = found.has_expired and not kept
             else:
                 del self.leases[place][lease_id]
         assert kept or not sure
