@@ -40,11 +40,18 @@ cdef class Charge:
     @cython.locals(amount=i64, place=Py_ssize_t)
     cpdef bint nears_budget(self, Outcome outcome) except -1
 
+cdef Py_ssize_t _WIDTH, _RESET_AFTER, _HELD, _REFUSES
+
+@cython.locals(before=list, place=Py_ssize_t, at=Py_ssize_t, step=i64)
+cpdef list row_before(row, list steps, i64 others)
+
 cdef class Outcome:
     cdef readonly bint admitted
     cdef readonly i64 now
     cdef readonly Hold hold
     cdef object _row
+    @cython.locals(at=Py_ssize_t)
+    cpdef object status(self, Py_ssize_t place, limit)
     cpdef i64 used(self, Py_ssize_t place) except? -1
     cpdef i64 reset_after(self, Py_ssize_t place) except? -1
     cpdef i64 held(self, Py_ssize_t place) except? -1

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
-from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from ratelimit_mw.leaf import digits
 from ratelimit_mw.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw.periods import period_at
+from ratelimit_mw.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 Clock = Callable[[], int]
 """Microseconds since 1970. A backend's own clock decides; tests hand in one of their own."""
@@ -232,7 +232,7 @@ class Charge:
 
     @property
     def steps(self) -> list[int]:
-        """By how much each limit's first figure grows with one more charge of this kind."""
+        """By how much each limit's `Outcome.used` grows with one more charge of this kind."""
         return [self.cost if isinstance(each.limit, Window) else 1 for each in self.counters]
 
     @property
@@ -275,6 +275,10 @@ class Charge:
             near = near or outcome.used(place) + outcome.held(place) >= amount
         return near
 
+    def statuses(self, outcome: "Outcome") -> list[Status]:
+        """Status of each limit after the decision, in the order of the counters."""
+        return [outcome.status(place, counter.limit) for place, counter in enumerate(self.counters)]
+
     def hold(self, lease_id: bytes, price: int, now: int) -> Hold:
         """What this charge holds once it is admitted at `now`; of a budget also where the price is 0."""
         if not self.allowances:
@@ -292,22 +296,27 @@ def place_of(counter: Counter, now: int) -> Held:
     return Held(counter.partition, f"{allowance.currency}:{period.label}", period.end)
 
 
-class Figures(NamedTuple):
-    """How one limit stands after a decision.
+# The row of an `Outcome` has three numbers of each limit. First: units used, active slots or the amount
+# spent. Second: of a window the time until its oldest unit leaves, of slots 0, of a budget the amount held.
+# Third: 0 where the limit admits; else of a window the time until the charge fits, of slots and budgets 1.
+# Whoever decides appends them in this order; only this module counts places in a row.
+_WIDTH = 3
+_RESET_AFTER = 1
+_HELD = 1
+_REFUSES = 2
 
-    Of a window: units used, microseconds until its oldest unit leaves, microseconds until the charge
-    fits. Of slots: how many are active, 0, whether full. Of an allowance: spent, held, whether too little
-    is left. `retry_after` is 0 where this limit does not refuse.
-    """
+STATUS_FORMAT = "q" * _WIDTH
+"""Format, for `struct`, of the numbers of one limit in a row."""
 
-    used: int
-    reset_after: int
-    retry_after: int
 
-    @property
-    def held(self) -> int:
-        """What an allowance holds for charges that are not settled yet."""
-        return self.reset_after
+def row_before(row: Sequence[int], steps: Sequence[int], others: int) -> list[int]:
+    """Make the row of a charge as it was before so many others like it were admitted."""
+    before = list(row)
+    for place, step in enumerate(steps):
+        at = _WIDTH * place
+        before[at] -= others * step
+        before[at + _REFUSES] = 0
+    return before
 
 
 class Outcome:
@@ -316,8 +325,8 @@ class Outcome:
     __slots__ = ("_row", "admitted", "hold", "now")
 
     def __init__(self, admitted: bool, now: int, row: Sequence[int], hold: Hold) -> None:
-        """`row` has the three `Figures` of each counter of the charge, in their order, one after the other:
-        it is made for every request, and mostly little of it is looked at.
+        """`row` has the status of each counter of the charge, in their order, as `_WIDTH` numbers: it is made
+        for every request, and mostly little of it is looked at.
         """
         self.admitted = admitted
         self.now = now
@@ -326,33 +335,44 @@ class Outcome:
         self.hold = hold
 
     @classmethod
-    def from_figures(cls, admitted: bool, now: int, figures: Iterable[Figures], hold: Hold) -> Self:
-        """Make an outcome of the figures of each counter."""
-        return cls(admitted, now, tuple(chain.from_iterable(figures)), hold)
+    def from_statuses(cls, admitted: bool, now: int, statuses: Iterable[Status], hold: Hold) -> Self:
+        """Make an outcome of the status of each counter."""
+        row: list[int] = []
+        for status in statuses:
+            if isinstance(status, WindowStatus):
+                row += (status.used, status.reset_after, status.retry_after)
+            elif isinstance(status, SlotStatus):
+                row += (status.active, 0, int(status.is_full))
+            else:
+                row += (status.spent, status.held, int(status.is_short))
+        return cls(admitted, now, row, hold)
 
-    @property
-    def figures(self) -> list[Figures]:
-        """Figures of each limit after the decision, in the order of the charge's counters."""
-        row = self._row
-        return [Figures(*row[at : at + 3]) for at in range(0, len(row), 3)]
+    def status(self, place: int, limit: Limit) -> Status:
+        """Status of the limit at this place of the charge."""
+        row, at = self._row, _WIDTH * place
+        if isinstance(limit, Window):
+            return WindowStatus(row[at], row[at + _RESET_AFTER], row[at + _REFUSES])
+        if isinstance(limit, Slots):
+            return SlotStatus(row[at], row[at + _REFUSES] > 0)
+        return BudgetStatus(row[at], row[at + _HELD], row[at + _REFUSES] > 0)
 
     def used(self, place: int) -> int:
         """Units used of the limit at this place: of slots those active, of an allowance the amount spent."""
-        return self._row[3 * place]
+        return self._row[_WIDTH * place]
 
     def reset_after(self, place: int) -> int:
         """Microseconds until the oldest unit leaves the window at this place."""
-        return self._row[3 * place + 1]
+        return self._row[_WIDTH * place + _RESET_AFTER]
 
     def held(self, place: int) -> int:
         """Amount that the allowance at this place holds for charges that are not settled yet."""
-        return self._row[3 * place + 1]
+        return self._row[_WIDTH * place + _HELD]
 
     def __repr__(self) -> str:
         return f"Outcome{self._values()}"
 
     def _values(self) -> tuple[object, ...]:
-        return (self.admitted, self.now, tuple(self.figures), self.hold)
+        return (self.admitted, self.now, tuple(self._row), self.hold)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Outcome) and self._values() == other._values()

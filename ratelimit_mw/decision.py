@@ -6,9 +6,10 @@ from decimal import Decimal
 from functools import partial
 from typing import Literal, NamedTuple
 
-from ratelimit_mw.charge import Charge, Counter, Figures, Held, Outcome, place_of
+from ratelimit_mw.charge import Charge, Counter, Held, Outcome, place_of
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.policy import Policy
+from ratelimit_mw.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable"]
 """Why a request was refused: by which kind of limit; by a cost that never fits; by a limit that everyone
@@ -18,11 +19,30 @@ SLOT_HINT = (1.0, 3.0)
 """When to try again for a slot, in seconds: from, to; spread so that callers don't return in step."""
 
 
-class Standing(NamedTuple):
+class LimitStatus(NamedTuple):
     """One limit and how it stands after the decision."""
 
     counter: Counter
-    figures: Figures
+    status: Status
+    """A `WindowStatus`, `SlotStatus` or `BudgetStatus`, as the limit is a window, slots or a budget."""
+
+    @property
+    def window(self) -> tuple[Window, WindowStatus] | None:
+        """The limit and its status where it is a window."""
+        limit, status = self.counter.limit, self.status
+        return (limit, status) if isinstance(limit, Window) and isinstance(status, WindowStatus) else None
+
+    @property
+    def slots(self) -> tuple[Slots, SlotStatus] | None:
+        """The limit and its status where it is a set of slots."""
+        limit, status = self.counter.limit, self.status
+        return (limit, status) if isinstance(limit, Slots) and isinstance(status, SlotStatus) else None
+
+    @property
+    def budget(self) -> tuple[Allowance, BudgetStatus] | None:
+        """The limit and its status where it is a budget."""
+        limit, status = self.counter.limit, self.status
+        return (limit, status) if isinstance(limit, Allowance) and isinstance(status, BudgetStatus) else None
 
 
 class NearBudget(NamedTuple):
@@ -39,7 +59,7 @@ class Refusal(NamedTuple):
     """Why a request was refused, and when to try again."""
 
     reason: Reason
-    standing: Standing | None
+    standing: LimitStatus | None
     """The limit that refused; None where there was no decision."""
     retry_after: int | None
     """Microseconds; None where waiting is no use."""
@@ -53,7 +73,7 @@ class Decision(NamedTuple):
     """When it was decided, by the backend's clock, in microseconds since 1970."""
     cost: int = 1
     price: int = 0
-    standings: tuple[Standing, ...] = ()
+    standings: tuple[LimitStatus, ...] = ()
     """The limits that decided, the caller's own first. Empty where nothing limits or nothing is known."""
     refusal: Refusal | None = None
     shadow: bool = False
@@ -61,34 +81,35 @@ class Decision(NamedTuple):
     policy: Literal["shared", "local", "allow", "deny"] = "shared"
     """Who decided: the backend, or what the settings say while it is away."""
 
-    def windows(self) -> Iterator[tuple[Window, Figures]]:
+    def windows(self) -> Iterator[tuple[Window, WindowStatus]]:
         """The caller's own windows, those of the plan first."""
-        for counter, figures in self.standings:
-            if counter.owner == "caller" and isinstance(counter.limit, Window):
-                yield counter.limit, figures
+        for standing in self.standings:
+            window = standing.window
+            if window is not None and standing.counter.owner == "caller":
+                yield window
 
-    def nearest(self) -> tuple[Window, Figures] | None:
+    def nearest(self) -> tuple[Window, WindowStatus] | None:
         """The caller's own window that `X-RateLimit-*` describe; None where there is none.
 
         That is the one that refused, or else the one under which the fewest more requests of this cost fit;
         of equals the longer.
         """
         if self.refusal is not None and self.refusal.reason == "rate" and self.refusal.standing is not None:
-            counter, figures = self.refusal.standing
-            if counter.owner == "caller" and isinstance(counter.limit, Window):
-                return counter.limit, figures
+            window = self.refusal.standing.window
+            if window is not None and self.refusal.standing.counter.owner == "caller":
+                return window
         return min(self.windows(), key=lambda each: _left(each[0], each[1].used, self.cost), default=None)
 
     def warnings(self) -> Iterator[NearBudget]:
         """The budgets that have reached their `warn_at`."""
-        for counter, figures in self.standings:
-            limit = counter.limit
-            if isinstance(limit, Allowance) and limit.warn_at is not None:
-                # In whole numbers, and as the settings wrote the share: money is never a float.
-                share = Decimal(repr(limit.warn_at))
-                if figures.used + figures.held >= share * limit.amount:
-                    left = max(limit.amount - figures.used - figures.held, 0)
-                    yield NearBudget(limit, left, place_of(counter, self.now))
+        for standing in self.standings:
+            if standing.budget is None:
+                continue
+            limit, status = standing.budget
+            # In whole numbers, and as the settings wrote the share: money is never a float.
+            if limit.warn_at is not None and status.taken >= Decimal(repr(limit.warn_at)) * limit.amount:
+                left = max(limit.amount - status.taken, 0)
+                yield NearBudget(limit, left, place_of(standing.counter, self.now))
 
 
 def _left(window: Window, used: int, cost: int) -> tuple[int, int]:
@@ -106,7 +127,7 @@ def decision_of(
     by: Literal["shared", "local"] = "shared",
 ) -> Decision:
     """What a backend's answer means under a policy; `never` is a limit that can't ever admit the request."""
-    standings = tuple(map(_standing, zip(charge.counters, outcome.figures, strict=True)))
+    standings = tuple(map(_limit_status, zip(charge.counters, charge.statuses(outcome), strict=True)))
     refusal = None
     if never is not None:
         refusal = Refusal("cost", next(s for s in standings if s.counter == never), None)
@@ -116,31 +137,33 @@ def decision_of(
     return Decision(allowed, outcome.now, charge.cost, price, standings, refusal, policy.shadow, by)
 
 
-_standing = partial(tuple.__new__, Standing)  # one for each limit of each request: no Python in between
+_limit_status = partial(tuple.__new__, LimitStatus)  # one for each limit of a request: no Python in between
 
 
-def refusal_of(standings: Iterable[Standing], price: int, now: int) -> Refusal:
+def refusal_of(standings: Iterable[LimitStatus], price: int, now: int) -> Refusal:
     """Which of the limits that refuse is named, and how long to wait for them all.
 
     The caller's own come before shared ones, and among those the longest wait names the code.
     """
-    waits = [(s, _wait(s, price, now)) for s in standings if s.figures.retry_after > 0]
+    waits = [(s, _wait(s, price, now)) for s in standings if s.status.refuses]
     longest = max(wait for _, wait in waits)
     standing, _ = max(waits, key=lambda each: (each[0].counter.owner != "everyone", each[1]))
     return Refusal(_reason(standing), standing, longest)
 
 
-def _wait(standing: Standing, price: int, now: int) -> int:
+def _wait(standing: LimitStatus, price: int, now: int) -> int:
     """Microseconds until a limit that refuses may admit: true for windows, a hint for slots."""
-    limit, figures = standing.counter.limit, standing.figures
-    if isinstance(limit, Window):
-        return figures.retry_after
-    if isinstance(limit, Slots) or figures.used + price <= limit.amount:
-        return int(random.uniform(*SLOT_HINT) * SECOND)  # noqa: S311 - spreads callers, keeps no secret
-    return place_of(standing.counter, now).ends - now
+    if isinstance(standing.status, WindowStatus):
+        return standing.status.retry_after
+    if standing.budget is not None:
+        limit, status = standing.budget
+        if status.spent + price > limit.amount:
+            return place_of(standing.counter, now).ends - now
+    # A slot may be free soon, and so may what others' estimates hold of a budget.
+    return int(random.uniform(*SLOT_HINT) * SECOND)  # noqa: S311 - spreads callers, keeps no secret
 
 
-def _reason(standing: Standing) -> Reason:
+def _reason(standing: LimitStatus) -> Reason:
     if standing.counter.owner == "everyone":
         return "capacity"
     limit = standing.counter.limit

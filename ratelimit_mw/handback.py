@@ -289,7 +289,7 @@ class HandBack:
         """Charge what was admitted here and has not left the window, however full it is by now."""
         with self.lock:
             cost = self._windows.pop(counter, 0)
-            live = self._books.decide(Charge([counter]), None, 0).figures[0].used
+            live = self._books.decide(Charge([counter]), None, 0).used(0)
             counted = min(cost, live, _ANY_COST)
             if counted:
                 self._telling[counter] = counted

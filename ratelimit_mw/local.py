@@ -17,7 +17,6 @@ from ratelimit_mw.charge import (
     Charge,
     Clock,
     Counter,
-    Figures,
     Hold,
     Outcome,
     new_lease_id,
@@ -28,6 +27,7 @@ from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.handback import HandBack
 from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw.policy import Policies, Policy
+from ratelimit_mw.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 RETRY_UNAVAILABLE = SECOND
 """When to try again where the settings say to refuse, in microseconds."""
@@ -40,7 +40,7 @@ STEPS = 10
 class _Known(NamedTuple):
     """How a limit stood in the shared books, and when."""
 
-    figures: Figures
+    status: Status
     at: int
 
 
@@ -129,16 +129,16 @@ class LocalPolicy:
             outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
             if outcome.admitted and not only_look:
                 self.holds.add(charge, outcome.hold, price)
-        limits = zip(charge.counters, local.counters, outcome.figures, strict=True)
-        figures = [_as_real(*each) for each in limits]
-        return Outcome.from_figures(outcome.admitted, outcome.now, figures, outcome.hold)
+        limits = zip(charge.counters, local.counters, local.statuses(outcome), strict=True)
+        statuses = [_as_real(*each) for each in limits]
+        return Outcome.from_statuses(outcome.admitted, outcome.now, statuses, outcome.hold)
 
     def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
         """Remember how the windows and budgets of `charge` stand by the shared books.
 
         What is known of a place from `since` on is kept.
         """
-        for counter, figures in zip(charge.counters, outcome.figures, strict=True):
+        for counter, status in zip(charge.counters, charge.statuses(outcome), strict=True):
             if not isinstance(counter.limit, Slots):
                 place = _place(counter)
                 known = self._known.get(place)
@@ -146,7 +146,7 @@ class LocalPolicy:
                     continue
                 if place not in self._known:
                     evict_oldest(self._known, MAX_KNOWN)
-                self._known[place] = _Known(figures, outcome.now)
+                self._known[place] = _Known(status, outcome.now)
 
     def _at_share(self, charge: Charge, index: int, share: Decimal) -> Counter:
         counter = charge.counters[index]
@@ -156,24 +156,29 @@ class LocalPolicy:
         known = self._known.get(_place(counter))
         last = charge.last
         if last is not None and (known is None or last.now >= known.at):
-            known = _Known(last.figures[index], last.now)
+            known = _Known(last.status(index, limit), last.now)
         if isinstance(limit, Window):
             local = replace(counter, limit=replace(limit, quota=math.ceil(limit.quota * share)))
-            if known is not None:
-                self._seed(local, counter, known, _entries(limit, known, share, self._clock()))
+            if known is not None and isinstance(known.status, WindowStatus):
+                entries = _entries(limit, known.status, known.at, share, self._clock())
+                self._seed(local, counter, known.at, entries)
             return local
         left = limit.amount
-        if known is not None and place_of(counter, known.at) == place_of(counter, self._clock()):
-            left = max(left - known.figures.used - known.figures.held, 0)
+        if (
+            known is not None
+            and isinstance(known.status, BudgetStatus)
+            and place_of(counter, known.at) == place_of(counter, self._clock())
+        ):
+            left = max(left - known.status.taken, 0)
         return replace(counter, limit=replace(limit, amount=math.ceil(left * share)))
 
-    def _seed(self, local: Counter, counter: Counter, known: _Known, entries: list[tuple[int, int]]) -> None:
+    def _seed(self, local: Counter, counter: Counter, known_at: int, entries: list[tuple[int, int]]) -> None:
         """Let a window begin here with what was counted elsewhere; anew where more is known than before."""
         place = _place(counter)
-        is_news = self._seeded.get(place, -1) < known.at
+        is_news = self._seeded.get(place, -1) < known_at
         if is_news:
             evict_oldest(self._seeded, MAX_KNOWN)
-            self._seeded[place] = known.at
+            self._seeded[place] = known_at
             if untold := self.holds.untold(counter):  # admitted here, and not yet among what is known
                 entries = [*entries, (self._clock(), untold)]
         self._books.recall(local, entries, anew=is_news)
@@ -186,31 +191,33 @@ def _place(counter: Counter) -> tuple[str, str, int]:
     return counter.partition, counter.scope, limit.seconds if isinstance(limit, Window) else 0
 
 
-def _entries(window: Window, known: _Known, share: Decimal, now: int) -> list[tuple[int, int]]:
-    """What a window had counted, as times and costs: as much that this share of what was left is left.
+def _entries(
+    window: Window, status: WindowStatus, known_at: int, share: Decimal, now: int
+) -> list[tuple[int, int]]:
+    """Make the entries, times and costs, of a window that stood so at `known_at`: this share of what was left
+    is left.
 
-    It is taken to have come evenly since the oldest, whose time is known.
+    What it had counted is taken to have come evenly since the oldest, whose time is known.
     """
-    used, reset_after, _ = known.figures
-    counted = math.ceil(window.quota * share) - math.ceil(max(window.quota - used, 0) * share)
-    oldest, horizon = known.at + reset_after - window.length, now - window.length
+    counted = math.ceil(window.quota * share) - math.ceil(max(window.quota - status.used, 0) * share)
+    oldest, horizon = known_at + status.reset_after - window.length, now - window.length
     steps = min(STEPS, counted)
     entries = []
     for step in range(steps):
-        time = oldest + (known.at - oldest) * step // max(steps - 1, 1)
+        time = oldest + (known_at - oldest) * step // max(steps - 1, 1)
         cost = counted * (step + 1) // steps - counted * step // steps
         if time > horizon:
             entries.append((min(time, now), cost))
     return entries
 
 
-def _as_real(counter: Counter, local: Counter, figures: Figures) -> Figures:
-    """What is counted here, told of the real limit: as much is left of both."""
-    used = figures.used
-    if isinstance(counter.limit, Window) and isinstance(local.limit, Window):
-        used += counter.limit.quota - local.limit.quota
-    elif isinstance(counter.limit, Slots) and isinstance(local.limit, Slots):
-        used += counter.limit.limit - local.limit.limit
-    elif isinstance(counter.limit, Allowance) and isinstance(local.limit, Allowance):
-        used += counter.limit.amount - local.limit.amount
-    return figures._replace(used=used)
+def _as_real(counter: Counter, local: Counter, status: Status) -> Status:
+    """Status of the real limit, of which as much is left as of the one that counts here."""
+    real, here = counter.limit, local.limit
+    if isinstance(status, WindowStatus) and isinstance(real, Window) and isinstance(here, Window):
+        return status._replace(used=status.used + real.quota - here.quota)
+    if isinstance(status, SlotStatus) and isinstance(real, Slots) and isinstance(here, Slots):
+        return status._replace(active=status.active + real.limit - here.limit)
+    if isinstance(status, BudgetStatus) and isinstance(real, Allowance) and isinstance(here, Allowance):
+        return status._replace(spent=status.spent + real.amount - here.amount)
+    return status

@@ -54,8 +54,8 @@ def describe_span(request: LimitedRequest, lease: LeaseRecord) -> None:
             span.set_attribute("ratelimit.retry_after", refusal.retry_after / 1_000_000)
     nearest = decision.nearest()
     if nearest is not None:
-        window, figures = nearest
-        span.set_attribute("ratelimit.remaining", max(window.quota - figures.used, 0))
+        window, status = nearest
+        span.set_attribute("ratelimit.remaining", max(window.quota - status.used, 0))
 
 
 def _reader(limiter: Limiter, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:

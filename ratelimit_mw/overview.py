@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 from ratelimit_mw.charge import Charge, Counter
-from ratelimit_mw.decision import Decision, Standing
+from ratelimit_mw.decision import Decision, LimitStatus
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limiter import Limiter
 
@@ -27,11 +27,11 @@ def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
 
 async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
     """How everything stands that these charges count in. Charges nothing. Raises `BackendError`."""
-    now, standings = 0, list[Standing]()
+    now, standings = 0, list[LimitStatus]()
     for charge in charges:
         outcome = await limiter.backend.peek(charge)
         now = outcome.now
-        standings += map(Standing, charge.counters, outcome.figures)
+        standings += map(LimitStatus, charge.counters, charge.statuses(outcome))
     return Decision(True, now, standings=tuple(standings))
 
 

@@ -25,8 +25,16 @@ from functools import partial
 from operator import length_hint
 from weakref import WeakSet
 
-from ratelimit_mw.charge import NO_LEASE_ID, NOTHING_HELD, Backend, BackendError, Charge, Outcome
+from ratelimit_mw.charge import (
+    NO_LEASE_ID,
+    NOTHING_HELD,
+    Backend,
+    BackendError,
+    Charge,
+    Outcome,
+)
 from ratelimit_mw.limits import SECOND, Window
+from ratelimit_mw.status import WindowStatus
 
 PART = 40
 """A block is spent within this part of the shortest window, or within `LONGEST`."""
@@ -74,8 +82,12 @@ class Block:
         self.low = size // REFILL
         self.decided = outcome.now
         # What is left grows by a unit that leaves, and is looked up only when the block is over.
-        self.windows = [(each.used, max(each.reset_after, charge.ahead)) for each in outcome.figures]
-        """Of each window the units used, this block included, and the microseconds until that changes."""
+        self.windows = [
+            WindowStatus(each.used, max(each.reset_after, charge.ahead), 0)
+            for each in charge.statuses(outcome)
+            if isinstance(each, WindowStatus)
+        ]
+        """Status of each window, this block's units included, until one of its units leaves."""
         self.era = era
         self.received = self.until = 0.0
 
@@ -272,7 +284,7 @@ def _outcome(charge: Charge, block: Block, left: int, now: float) -> Outcome:
     """How a caller stands, as far as this process knows: what it has in hand is still to be had."""
     age, unspent = int((now - block.received) * SECOND), left * charge.cost
     row: list[int] = []
-    for used, reset_after in block.windows:
+    for used, reset_after, _ in block.windows:
         row += (used - unspent, reset_after - age, 0)
     return Outcome(True, block.decided + age, row, NOTHING_HELD)
 

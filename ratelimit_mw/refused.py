@@ -9,12 +9,13 @@ that is full since. What other processes admit meanwhile is seen a second late.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ratelimit_mw.charge import NOTHING_HELD, Charge, Counter, Figures, Outcome
+from ratelimit_mw.charge import NOTHING_HELD, Charge, Counter, Outcome
 from ratelimit_mw.forks import renew_after_fork
 from ratelimit_mw.limits import SECOND, Window
+from ratelimit_mw.status import Status, WindowStatus
 
 LONGEST = 1.0
 """Seconds that a refusal is remembered at most."""
@@ -29,6 +30,7 @@ SteadyClock = Callable[[], float]
 class Refused:
     """A refusal that holds on."""
 
+    charge: Charge
     outcome: Outcome
     received: float
     """When the answer came: the backend decided before, so that no promise told from here comes too early."""
@@ -45,15 +47,12 @@ class Refused:
 
     def outcome_at(self, now: float) -> Outcome:
         """The outcome as of `now`: the same moments, so much nearer."""
-        outcome = self.outcome
+        outcome, statuses = self.outcome, self.charge.statuses(self.outcome)
         # Whoever was paused since it found the refusal tells of the last moment at which that held.
-        last = min(wait for figures in outcome.figures for wait in figures[1:] if wait) - 1
+        last = min(_changes(statuses)) - 1
         passed = min(self.age(now), last)
-        figures = [
-            Figures(used, reset and reset - passed, retry and retry - passed)
-            for used, reset, retry in outcome.figures
-        ]
-        return Outcome.from_figures(False, outcome.now + passed, figures, NOTHING_HELD)
+        aged = [each.after(passed) if isinstance(each, WindowStatus) else each for each in statuses]
+        return Outcome.from_statuses(False, outcome.now + passed, aged, NOTHING_HELD)
 
 
 class Refusals:
@@ -90,14 +89,11 @@ class Refusals:
         """Remember a refusal by windows, until one of its figures has to change; it was asked at `sent`."""
         if outcome.admitted or charge.allowances:
             return  # what a request costs may differ each time
-        wait = LONGEST * SECOND
-        for counter, figures in zip(charge.counters, outcome.figures, strict=True):
-            if isinstance(counter.limit, Window):
-                # 0 means never: of an empty window nothing leaves, and one that admits makes no promise.
-                wait = min(wait, figures.reset_after or wait, figures.retry_after or wait)
-            elif figures.retry_after:
-                return  # a slot may be free at any moment
-        refused = Refused(outcome, self.now(), sent + wait / SECOND, kind)
+        statuses = charge.statuses(outcome)
+        if any(status.refuses for status in statuses if not isinstance(status, WindowStatus)):
+            return  # a slot may be free at any moment
+        wait = min([LONGEST * SECOND, *_changes(statuses)])
+        refused = Refused(charge, outcome, self.now(), sent + wait / SECOND, kind)
         with self._lock:
             self._forget(charge)
             if len(self.kept) >= MOST:
@@ -143,6 +139,13 @@ class Refusals:
                     by_cost.pop(charge.cost, None)
                 if not by_cost:
                     self._by_shared.pop(counter, None)
+
+
+def _changes(statuses: Iterable[Status]) -> Iterator[int]:
+    """Microseconds until each of the windows changes by itself."""
+    for status in statuses:
+        if isinstance(status, WindowStatus) and status.next_change is not None:
+            yield status.next_change
 
 
 def _shared_windows(charge: Charge) -> Iterator[tuple[int, Counter, int]]:

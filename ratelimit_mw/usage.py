@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
 from ratelimit_mw.charge import BackendError, Charge, Counter, place_of
-from ratelimit_mw.decision import Decision, Refusal, Standing
+from ratelimit_mw.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw.identity import Identity, address_partition
 from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.limits import Allowance, Slots, Window
+from ratelimit_mw.limits import Window
 from ratelimit_mw.local import RETRY_UNAVAILABLE
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.overview import charges_of, look
@@ -134,7 +134,7 @@ def _usage(
     identity: Identity, usage: Decision, routes: Iterable[RouteSettings], headers: HeaderWriter
 ) -> dict[str, Any]:
     """How a caller stands, as the JSON says; never what all callers share."""
-    by_scope: dict[str, list[Standing]] = {}
+    by_scope: dict[str, list[LimitStatus]] = {}
     for standing in usage.standings:
         by_scope.setdefault(standing.counter.scope, []).append(standing)
     now, of_plan, of_address = usage.now, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
@@ -157,41 +157,41 @@ def _usage(
     }
 
 
-def _rates(standings: Iterable[Standing], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
-    for counter, figures in standings:
-        window = counter.limit
-        if isinstance(window, Window):
+def _rates(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+    for standing in standings:
+        if standing.window is not None:
+            window, status = standing.window
             yield {
                 "policy": window.text,
                 "limit": window.quota,
-                "used": figures.used,
-                "remaining": max(window.quota - figures.used, 0),
+                "used": status.used,
+                "remaining": max(window.quota - status.used, 0),
                 "window": window.seconds,
-                "reset": headers.reset(now, figures.reset_after),
+                "reset": headers.reset(now, status.reset_after),
             }
 
 
-def _slots(standings: Iterable[Standing]) -> Iterator[dict[str, Any]]:
-    for counter, figures in standings:
-        slots = counter.limit
-        if isinstance(slots, Slots):
-            remaining = max(slots.limit - figures.used, 0)
-            yield {"unit": slots.unit, "limit": slots.limit, "active": figures.used, "remaining": remaining}
+def _slots(standings: Iterable[LimitStatus]) -> Iterator[dict[str, Any]]:
+    for standing in standings:
+        if standing.slots is not None:
+            slots, status = standing.slots
+            remaining = max(slots.limit - status.active, 0)
+            yield {"unit": slots.unit, "limit": slots.limit, "active": status.active, "remaining": remaining}
 
 
-def _budgets(standings: Iterable[Standing], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
-    for counter, figures in standings:
-        budget = counter.limit
-        if isinstance(budget, Allowance):
+def _budgets(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+    for standing in standings:
+        if standing.budget is not None:
+            budget, status = standing.budget
             amounts = {
                 "limit": budget.amount,
-                "spent": figures.used,
-                "held": figures.held,
-                "remaining": max(budget.amount - figures.used - figures.held, 0),
+                "spent": status.spent,
+                "held": status.held,
+                "remaining": max(budget.amount - status.taken, 0),
             }
             yield {
                 "period": budget.period,
                 "currency": budget.currency,
                 **{name: format_amount(amount, budget.currency) for name, amount in amounts.items()},
-                "reset": headers.reset(now, place_of(counter, now).ends - now),
+                "reset": headers.reset(now, place_of(standing.counter, now).ends - now),
             }

@@ -11,9 +11,10 @@ from datetime import datetime
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Counter, Hold, Outcome
+from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Counter, Hold
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from tests.servers import StoreServer, server_binaries
+from tests.statuses import Answer, acquired, peeked
 from tests.topologies import Cluster
 
 STORES = tuple(sorted(server_binaries()))
@@ -81,17 +82,17 @@ class Bench:
         """Let time pass; a negative time steps the clock back."""
         self.clock.now += round(seconds * SECOND) + microseconds
 
-    async def acquire(self, *counters: Counter, cost: int = 1, price: int = 0) -> Outcome:
+    async def acquire(self, *counters: Counter, cost: int = 1, price: int = 0) -> Answer:
         """Charge the counters under a new lease id."""
-        return await self.backend.acquire(Charge(counters, cost), new_id(), price)
+        return await acquired(self.backend, Charge(counters, cost), new_id(), price)
 
-    async def peek(self, *counters: Counter, cost: int = 1, price: int = 0) -> Outcome:
+    async def peek(self, *counters: Counter, cost: int = 1, price: int = 0) -> Answer:
         """What a charge would meet."""
-        return await self.backend.peek(Charge(counters, cost), price)
+        return await peeked(self.backend, Charge(counters, cost), price)
 
     async def used(self, *counters: Counter) -> list[int]:
         """What each counter has counted: units, active slots, money spent."""
-        return [figures.used for figures in (await self.peek(*counters)).figures]
+        return (await self.peek(*counters)).counted
 
     async def hold(self, *counters: Counter, price: int = 0) -> Hold:
         """The hold of a charge that has to be admitted."""

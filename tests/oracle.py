@@ -10,8 +10,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from ratelimit_mw.charge import Counter, Figures, Money, Outcome, Settlement
+from ratelimit_mw.charge import Counter, Money, Outcome, Settlement
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 EXACT = 1_000
 """Quotas above it may remember a unit a thousandth of the window longer."""
@@ -99,8 +100,9 @@ class Oracle:
         assert got.now == self.now
         if got.admitted and lease_id is not None:
             self._charge(counters, cost, price, lease_id)
-        for counter, figures in zip(counters, got.figures, strict=True):
-            self._check_figures(counter, cost, price, figures, got.admitted, charged=lease_id is not None)
+        for place, counter in enumerate(counters):
+            status = got.status(place, counter.limit)
+            self._check_status(counter, cost, price, status, got.admitted, charged=lease_id is not None)
 
     def _notice_what_is_over(self) -> None:
         """Whoever charges anything may have a backend forget what is over by now, wherever it was counted."""
@@ -178,31 +180,34 @@ class Oracle:
         """
         return self.now + lease, max(self.now + lease + lease // 32, self.latest + 1)
 
-    def _check_figures(
-        self, counter: Counter, cost: int, price: int, got: Figures, admitted: bool, *, charged: bool
+    def _check_status(
+        self, counter: Counter, cost: int, price: int, got: Status, admitted: bool, *, charged: bool
     ) -> None:
         limit, place = counter.limit, place_of(counter, self.now)
         if isinstance(limit, Window):
+            assert isinstance(got, WindowStatus)
             self._check_window(limit, place, 0 if admitted else cost, got)
         elif isinstance(limit, Slots):
+            assert isinstance(got, SlotStatus)
             least, most = self.active(place)
             if charged and admitted:
                 most = max(most, limit.limit)  # a server counts expired ones until the room is needed
-            assert least <= got.used <= most
-            assert (got.retry_after > 0) == (not admitted and got.used >= limit.limit)
+            assert least <= got.active <= most
+            assert got.is_full == (not admitted and got.active >= limit.limit)
         else:
+            assert isinstance(got, BudgetStatus)
             spent, least_held, most_held = self.money(place)
-            assert got.used * UNIT == spent
-            assert least_held <= got.reset_after * UNIT <= most_held
-            room = got.used + got.reset_after + price <= limit.amount
-            assert (got.retry_after > 0) == (not admitted and not room)
+            assert got.spent * UNIT == spent
+            assert least_held <= got.held * UNIT <= most_held
+            room = got.taken + price <= limit.amount
+            assert got.is_short == (not admitted and not room)
 
-    def _check_window(self, limit: Window, place: Place, cost: int, got: Figures) -> None:
+    def _check_window(self, limit: Window, place: Place, cost: int, got: WindowStatus) -> None:
         length = limit.seconds * SECOND
         least, most = self.used(place, limit)
         assert least <= got.used <= most
         refused = cost > 0 and got.used + cost > limit.quota
-        assert (got.retry_after > 0) == refused
+        assert got.refuses == refused
         assert 0 <= got.reset_after <= length
         assert got.retry_after <= length
         if least != most or place in self.large:

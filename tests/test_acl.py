@@ -18,6 +18,7 @@ from ratelimit_mw.overview import forget, overview
 from tests.conftest import StartServer
 from tests.processes import HOST
 from tests.servers import StoreServer
+from tests.statuses import counted
 from tests.test_deploy import DEPLOY
 
 USERS = DEPLOY / "users.acl"
@@ -80,11 +81,11 @@ async def use(url: str) -> None:
         assert refused is not None
         assert refused.reason in {"rate", "concurrency"}
         identity = limiter.identity_of(api_key="k")
-        assert (await overview(limiter, identity)).standings[0].figures.used > 2
+        assert counted((await overview(limiter, identity)).standings[0]) > 2
         await limiter.reporter.report()
         assert (await FleetView(limiter).caller(identity.partition)).series
         await forget(limiter, identity)
-        assert (await overview(limiter, identity)).standings[0].figures.used == 0
+        assert counted((await overview(limiter, identity)).standings[0]) == 0
 
 
 def commands_given(server: StoreServer) -> set[str]:

@@ -18,6 +18,7 @@ from tests.conftest import StartServer
 from tests.proxy import Proxy
 from tests.servers import StoreServer
 from tests.slots import until_async
+from tests.statuses import peeked
 from tests.topologies import Cluster
 
 TIMEOUT = 0.3
@@ -113,7 +114,7 @@ async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytes
 
         async def is_balanced() -> bool:
             try:
-                return [each.used for each in (await backend.peek(charge)).figures] == [admitted] * 3
+                return (await peeked(backend, charge)).counted == [admitted] * 3
             except BackendError:
                 return False
 

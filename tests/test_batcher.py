@@ -16,6 +16,7 @@ from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Outcome
 from tests.conformance import daily, eventually, new_id, slots, window
 from tests.conftest import StartServer
 from tests.servers import StoreServer
+from tests.statuses import peeked
 
 
 @pytest.fixture
@@ -125,8 +126,7 @@ async def test_an_answer_never_reaches_another_caller(backend: RedisBackend) -> 
         before = noise[: chance.randint(0, 3)]
         after = noise[: chance.randint(0, 3)]
         outcome = await backend.peek(Charge([*before, mine, *after]))
-        assert len(outcome.figures) == len(before) + 1 + len(after)
-        assert outcome.figures[len(before)].used == number + 1
+        assert outcome.used(len(before)) == number + 1
 
     results: list[object] = []
     for _ in range(4):
@@ -155,8 +155,8 @@ async def test_a_cancelled_charge_leaves_nothing(backend: RedisBackend) -> None:
     assert 200 <= kept < 600
 
     async def balanced() -> bool:
-        figures = (await backend.peek(Charge(counters))).figures
-        return [*(each.used for each in figures[:3]), figures[3].reset_after] == [kept] * 4
+        answer = await peeked(backend, Charge(counters))
+        return [*answer.counted[:3], answer.held(3)] == [kept] * 4
 
     await eventually(balanced)
 
@@ -172,7 +172,7 @@ async def test_units_given_back_make_room_at_once(backend: RedisBackend) -> None
         await asyncio.gather(task, return_exceptions=True)
 
         async def nothing_is_left() -> bool:
-            return [each[:2] for each in (await backend.peek(charge)).figures] == [(0, 0), (0, 0)]
+            return [each[:2] for each in (await peeked(backend, charge)).statuses] == [(0, 0), (0, 0)]
 
         await eventually(nothing_is_left)
 
@@ -197,7 +197,7 @@ def test_one_backend_serves_one_event_loop_after_the_other(server: StoreServer) 
     async def one() -> int:
         outcome = await backend.acquire(Charge([window(9)]), new_id())
         await backend.close()
-        return outcome.figures[0].used
+        return outcome.used(0)
 
     assert [asyncio.run(one()) for _ in range(3)] == [1, 2, 3]
     assert len(backend.batchers) == 0
@@ -228,7 +228,7 @@ def test_one_backend_serves_event_loops_in_several_threads(server: StoreServer) 
 async def test_a_backend_can_be_opened_again(backend: RedisBackend) -> None:
     """Closing ends the connection, not the backend."""
     for used in (1, 2):
-        assert (await backend.acquire(Charge([window(9)]), new_id())).figures[0].used == used
+        assert (await backend.acquire(Charge([window(9)]), new_id())).used(0) == used
         await backend.close()
 
 
@@ -273,5 +273,5 @@ async def test_the_script_is_loaded_again_where_it_was_forgotten(
     flushing = False
     await asyncio.to_thread(thread.join)
     assert all(outcome.admitted for outcome in outcomes)
-    assert [each.used for each in (await backend.peek(charge)).figures] == [6_000, 6_000]
+    assert (await peeked(backend, charge)).counted == [6_000, 6_000]
     assert backend.error is None

@@ -20,6 +20,7 @@ from tests.conformance import daily, eventually, new_id, slots, window
 from tests.processes import HOST
 from tests.proxy import Proxy
 from tests.servers import StoreServer
+from tests.statuses import peeked
 from tests.test_sentinel import sentinels  # noqa: F401 - a fixture
 from tests.topologies import SERVICE, Cluster, Sentinels
 
@@ -188,8 +189,7 @@ async def test_whoever_waits_for_a_wrong_answer_is_told(
         held = Charge([counter for counter in charge.counters if not isinstance(counter.limit, Window)])
 
         async def is_given_back(held: Charge = held) -> bool:
-            figures = (await backend.peek(held)).figures
-            return [each.used for each in figures] == [0] * len(figures)
+            return not any((await peeked(backend, held)).counted)
 
         await eventually(is_given_back)
     await backend.close()
@@ -247,8 +247,7 @@ async def test_what_is_owed_is_sent_until_it_is_understood(proxy: Proxy, wrong: 
     proxy.change = None
     async with asyncio.timeout(30):
         assert (await asyncio.gather(*owed))[0] in {Settlement.SETTLED, Settlement.REPEATED}
-    figures = (await backend.peek(charge)).figures
-    assert [each.used for each in figures] == [1, 7]
+    assert (await peeked(backend, charge)).counted == [1, 7]
     await backend.close()
 
 

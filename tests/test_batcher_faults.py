@@ -13,12 +13,14 @@ import redis
 from ratelimit_mw.backends.batcher import MAX_BATCH
 from ratelimit_mw.backends.connection import Connection
 from ratelimit_mw.backends.redis import CLOSE_TIMEOUT, RedisBackend
-from ratelimit_mw.charge import BackendError, Charge, Figures, Hold, Money, Outcome, Settlement
+from ratelimit_mw.charge import BackendError, Charge, Hold, Money, Outcome, Settlement
+from ratelimit_mw.status import BudgetStatus, WindowStatus
 from tests.conformance import daily, eventually, new_id, slots, ticks, window
 from tests.conftest import StartServer
 from tests.proxy import Proxy
 from tests.servers import StoreServer
 from tests.slots import until, until_async
+from tests.statuses import answer_of, peeked
 
 TIMEOUT = 0.5
 SLACK = 0.25
@@ -67,7 +69,7 @@ async def is_there(backend: RedisBackend) -> bool:
 
 async def figures(backend: RedisBackend) -> list[tuple[int, int]]:
     """Used, and for money held, of each of `CHARGE`'s limits; zero for windows' waits."""
-    _, active, day = (await backend.peek(CHARGE)).figures
+    _, active, day = (await peeked(backend, CHARGE)).statuses
     return [active[:2], day[:2]]
 
 
@@ -87,7 +89,7 @@ async def test_a_killed_server_is_found_out_and_found_again(
         await fails_at_once(backend.acquire(CHARGE, new_id()))
     own_server.restart()
     assert await eventually(lambda: is_there(backend)) < 2
-    assert (await backend.acquire(CHARGE, new_id())).figures[0].used == 1
+    assert (await backend.acquire(CHARGE, new_id())).used(0) == 1
 
 
 async def test_a_server_that_was_never_there(own_server: StoreServer) -> None:
@@ -181,7 +183,7 @@ async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServ
             return False
 
         assert await eventually(given_back) < 2
-        assert (await backend.peek(CHARGE)).figures[0].used == 6
+        assert (await peeked(backend, CHARGE)).used(0) == 6
         assert await backend.renew(kept, 30)
         await backend.close()
 
@@ -196,7 +198,7 @@ async def test_a_cut_connection_mixes_no_answers_up(own_server: StoreServer) -> 
         async def look(number: int) -> bool:
             with contextlib.suppress(BackendError):
                 outcome = await backend.peek(Charge([window(99, of=f"caller {number}")]))
-                assert outcome.figures[0].used == number + 1, "the answer of another"
+                assert outcome.used(0) == number + 1, "the answer of another"
                 return True
             return False
 
@@ -253,7 +255,9 @@ async def test_a_server_busy_with_another_script(
         killer.script_kill()
         await asyncio.to_thread(thread.join)
     assert await eventually(lambda: is_there(backend)) < 2
-    assert (await backend.acquire(CHARGE, new_id())).figures[0] == Figures(1, 60_000_000, 0)
+    assert answer_of(CHARGE, await backend.acquire(CHARGE, new_id())).statuses[0] == WindowStatus(
+        1, 60_000_000, 0
+    )
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
     await backend.close()
 
@@ -290,7 +294,7 @@ async def test_a_release_that_a_replica_refuses_is_owed_on(
         client.replicaof("NO", "ONE")
     await eventually(lambda: is_there(backend))
     await released
-    assert (await backend.peek(charge)).figures[0].used == 0
+    assert (await peeked(backend, charge)).used(0) == 0
 
 
 async def test_full_memory_refuses_charges_and_nothing_else(
@@ -310,12 +314,12 @@ async def test_full_memory_refuses_charges_and_nothing_else(
         assert await backend.renew(kept, 60)
         assert await backend.renew(estimate, 60)
         await backend.keep(estimate)
-        assert (await backend.peek(alone)).figures == [(0, 9, 0)]
+        assert (await peeked(backend, alone)).statuses == [BudgetStatus(0, 9, is_short=False)]
         assert await backend.settle(settled, 4) is Settlement.SETTLED
         await backend.finish(released, Money.GIVE_BACK)
         await backend.finish(settled, Money.KEEP)
         assert await figures(backend) == [(1, 0), (4, 10)]
-        assert (await backend.peek(CHARGE)).figures[0].used == 3
+        assert (await peeked(backend, CHARGE)).used(0) == 3
         assert client.exists("ratelimit:{newcomer}:w:p:60", "ratelimit:{newcomer}:s:p") == 0
         assert backend.error is None
         client.config_set("maxmemory", "0")

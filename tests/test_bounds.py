@@ -13,6 +13,7 @@ from ratelimit_mw.settings.tables import PlanSettings
 from tests.asgi import client_of, ok_app
 from tests.conformance import KINDS, SharedServer
 from tests.settings_files import load, problems
+from tests.statuses import counted
 
 SOME_HASH = "sha256:" + "0" * 64
 
@@ -111,4 +112,4 @@ async def test_as_many_limits_as_can_be_set_decide_together(
         decision = await limiter.peek(
             limiter.policies.match(limiter.identity_of(address="192.0.2.1"), "GET", "/")
         )
-        assert [figures.used for _, figures in decision.standings[:MAX_RATES]] == [1_002] * MAX_RATES
+        assert [counted(each) for each in decision.standings[:MAX_RATES]] == [1_002] * MAX_RATES

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ratelimit_mw.charge import Money, Settlement
+from ratelimit_mw.status import BudgetStatus
 from tests.conformance import KINDS, Bench, SharedServer, daily, instant, monthly, opened, slots, window
 
 MINUTE = 60
@@ -25,8 +26,8 @@ async def test_no_wait_exceeds_a_window_after_a_step_back(bench: Bench) -> None:
     bench.wait(-MINUTE)
     refused = await bench.acquire(window(3))
     assert not refused.admitted
-    assert refused.figures[0].retry_after <= MINUTE * 1_000_000
-    bench.wait(microseconds=refused.figures[0].retry_after)
+    assert refused.window(0).retry_after <= MINUTE * 1_000_000
+    bench.wait(microseconds=refused.window(0).retry_after)
     assert (await bench.acquire(window(3))).admitted
 
 
@@ -81,14 +82,14 @@ async def test_budgets_are_never_exceeded_by_steps_over_midnight(
         bench.wait(step)
         await bench.acquire(day, month, price=60)
         assert not (await bench.acquire(day, month, price=60)).admitted
-        figures = (await bench.peek(day, month)).figures
-        assert [(each.used, each.held) for each in figures] == [(0, 60), (0, 60)]
+        statuses = (await bench.peek(day, month)).statuses
+        assert statuses == [BudgetStatus(0, 60, is_short=False)] * 2
     bench.wait(steps[0])
     assert await bench.backend.settle(held, 10) is Settlement.SETTLED
     assert await bench.backend.settle(held, 10) is Settlement.REPEATED
-    assert (await bench.peek(day, month)).figures[0][:2] == (0, 60), "it belongs to the day of its admission"
+    assert (await bench.peek(day, month)).statuses[0][:2] == (0, 60), "it belongs to the day of its admission"
     bench.wait(steps[1])
-    assert [each[:2] for each in (await bench.peek(day, month)).figures] == [(10, 0), (10, 0)]
+    assert [each[:2] for each in (await bench.peek(day, month)).statuses] == [(10, 0), (10, 0)]
 
 
 async def test_a_budget_outlasts_a_step_of_a_day(bench: Bench) -> None:

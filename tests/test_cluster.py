@@ -13,10 +13,12 @@ from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.backends import open_key_store
 from ratelimit_mw.backends.cluster import ClusterBackend
 from ratelimit_mw.backends.nodes import hash_slot, hash_tag
-from ratelimit_mw.charge import BackendError, Charge, Counter, Figures, Money, Outcome, Settlement
+from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Settlement
 from ratelimit_mw.settings import BackendSettings, SecretURL
+from ratelimit_mw.status import BudgetStatus, SlotStatus, WindowStatus
 from tests.conformance import Bench, daily, eventually, new_id, slots, window
 from tests.servers import StoreServer
+from tests.statuses import Answer, acquired, answer_of, peeked
 from tests.topologies import Cluster
 
 TIMEOUT = 5.0
@@ -66,11 +68,11 @@ async def test_a_refusal_gives_back_what_earlier_steps_took(backend: ClusterBack
     outcome = await backend.acquire(everything, new_id(), 100)
     assert not outcome.admitted
     assert not outcome.hold.slots
-    assert [figures.retry_after > 0 for figures in outcome.figures] == [False] * 7 + [True]
+    assert [status.refuses for status in everything.statuses(outcome)] == [False] * 7 + [True]
 
     async def is_undone() -> bool:
-        figures = (await backend.peek(Charge([*own, *address, *shared]))).figures
-        return [each[:2] for each in figures] == [(0, 0)] * 7
+        answer = await peeked(backend, Charge([*own, *address, *shared]))
+        return answer.counted == [answer.held(place) for place in range(7)] == [0] * 7
 
     await eventually(is_undone)
 
@@ -80,23 +82,26 @@ async def test_figures_of_a_refusal_leave_out_what_was_undone(cluster: Cluster) 
     bench = Bench("cluster", cluster)
     counters = [window(5), slots(5), daily(900), window(2, of="app"), window(1, 1, "hour", of="total")]
     outcome = await bench.acquire(*counters, price=100)
-    assert [tuple(each) for each in outcome.figures] == [
-        *[(1, 60_000_000, 0), (1, 0, 0), (0, 100, 0)],
-        *[(1, 60_000_000, 0), (1, 3_600_000_000, 0)],
+    assert outcome.statuses == [
+        WindowStatus(1, 60_000_000, 0),
+        SlotStatus(1, is_full=False),
+        BudgetStatus(0, 100, is_short=False),
+        WindowStatus(1, 60_000_000, 0),
+        WindowStatus(1, 3_600_000_000, 0),
     ]
     bench.wait(1)
     outcome = await bench.acquire(*counters, cost=2, price=100)
     assert not outcome.admitted
-    assert outcome.figures == [
-        Figures(1, 59_000_000, 0),
-        Figures(1, 0, 0),
-        Figures(0, 100, 0),
-        Figures(1, 59_000_000, 59_000_000),
-        Figures(1, 3_599_000_000, 3_600_000_000),
+    assert outcome.statuses == [
+        WindowStatus(1, 59_000_000, 0),
+        SlotStatus(1, is_full=False),
+        BudgetStatus(0, 100, is_short=False),
+        WindowStatus(1, 59_000_000, 59_000_000),
+        WindowStatus(1, 3_599_000_000, 3_600_000_000),
     ]
     first = await bench.acquire(window(5, of="new"), window(2, of="app"), cost=2)
     assert not first.admitted
-    assert first.figures[0] == Figures(0, 0, 0)
+    assert first.statuses[0] == WindowStatus(0, 0, 0)
     await bench.close()
 
 
@@ -107,8 +112,8 @@ async def test_partitions_at_once_never_pass_a_shared_limit(backend: ClusterBack
     outcomes = await asyncio.gather(*[backend.acquire(charge, new_id()) for charge in charges])
     assert sum(outcome.admitted for outcome in outcomes) == 25
     for charge, outcome in zip(charges, outcomes, strict=True):
-        own = (await backend.peek(Charge(charge.counters[:2]))).figures
-        assert [figures.used for figures in own] == [int(outcome.admitted)] * 2
+        own = await peeked(backend, Charge(charge.counters[:2]))
+        assert own.counted == [int(outcome.admitted)] * 2
 
 
 async def test_a_hold_in_several_partitions_is_kept_and_ended_as_one(backend: ClusterBackend) -> None:
@@ -122,8 +127,8 @@ async def test_a_hold_in_several_partitions_is_kept_and_ended_as_one(backend: Cl
     await backend.reset(Charge(shared))
     assert not await backend.renew(holds[1], 30)
     await backend.finish(holds[1], Money.GIVE_BACK)
-    left = (await backend.peek(Charge([*own, *shared]))).figures
-    assert [figures[:2] for figures in left] == [(0, 0), (30, 0), (0, 0)]
+    left = (await peeked(backend, Charge([*own, *shared]))).statuses
+    assert [status[:2] for status in left] == [(0, 0), (30, 0), (0, 0)]
 
 
 async def test_a_cancelled_charge_leaves_nothing_in_any_partition(backend: ClusterBackend) -> None:
@@ -140,7 +145,7 @@ async def test_a_cancelled_charge_leaves_nothing_in_any_partition(backend: Clust
     await asyncio.gather(*[cancelled(0.0001 * n) for n in range(100)])
 
     async def is_undone() -> bool:
-        return [each[:2] for each in (await backend.peek(Charge(counters))).figures] == [(0, 0)] * 4
+        return [each[:2] for each in (await peeked(backend, Charge(counters))).statuses] == [(0, 0)] * 4
 
     await eventually(is_undone)
 
@@ -153,8 +158,9 @@ async def test_a_slot_that_has_moved_is_followed(cluster: Cluster, backend: Clus
     counters = [window(9), slots(9), daily(900)]
     await backend.acquire(Charge(counters), new_id(), 1)
     cluster.migrate(slot_of("caller"), elsewhere(cluster, slot_of("caller")))
-    outcome = await backend.acquire(Charge(counters), new_id(), 1)
-    assert [figures.used for figures in outcome.figures] == [2, 2, 0]
+    charge = Charge(counters)
+    outcome = answer_of(charge, await backend.acquire(charge, new_id(), 1))
+    assert outcome.counted == [2, 2, 0]
 
 
 async def test_single_limits_are_decided_while_their_slot_moves(
@@ -173,13 +179,13 @@ async def test_single_limits_are_decided_while_their_slot_moves(
         client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
     for used in (2, 3, 4, 5, 5):
         outcomes = [await backend.acquire(Charge([window(5, of=each)]), new_id()) for each in old]
-        assert [outcome.figures[0].used for outcome in outcomes] == [used, used]
+        assert [outcome.used(0) for outcome in outcomes] == [used, used]
     for used in (1, 2, 3):
         charged = asyncio.gather(*[backend.acquire(Charge([window(50, of=new)]), new_id()) for _ in range(5)])
-        assert max(outcome.figures[0].used for outcome in await charged) == 5 * used
+        assert max(outcome.used(0) for outcome in await charged) == 5 * used
     cluster.move_keys(slot, source, target)
     cluster.close_migration(slot, target)
-    assert [(await backend.peek(Charge([window(5, of=each)]))).figures[0].used for each in old] == [5, 5]
+    assert [(await peeked(backend, Charge([window(5, of=each)]))).used(0) for each in old] == [5, 5]
 
 
 async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None:
@@ -202,9 +208,9 @@ async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None
         cluster.move_keys(slot, source, target)
         cluster.close_migration(slot, target)
         await asyncio.wait_for(released, 60)
-        left = (await backend.peek(Charge(counters))).figures
-        assert [(figures.used, figures.held) for figures in left[1:]] == [(0, 0), (0, 0)]
-        assert left[0].used == 1
+        left = await peeked(backend, Charge(counters))
+        assert left.counted == [1, 0, 0]
+        assert left.held(2) == 0
 
 
 async def test_a_slot_set_that_vanishes_while_it_moves_fails_nobody(cluster: Cluster) -> None:
@@ -219,16 +225,16 @@ async def test_a_slot_set_that_vanishes_while_it_moves_fails_nobody(cluster: Clu
         first = await backend.acquire(Charge(counters), new_id())
         cluster.open_migration(slot, target)
 
-        async def release_and_charge() -> Outcome:
+        async def release_and_charge() -> Answer:
             backend.finish(first.hold, Money.UNTOUCHED)
-            return await backend.acquire(Charge(counters), new_id())
+            return await acquired(backend, Charge(counters), new_id())
 
         second = asyncio.create_task(release_and_charge())
         await asyncio.sleep(0.05)
         cluster.move_keys(slot, source, target)
         cluster.close_migration(slot, target)
         outcome = await asyncio.wait_for(second, 60)
-        assert [figures.used for figures in outcome.figures] == [2, 1]
+        assert outcome.counted == [2, 1]
 
 
 async def test_slots_move_under_load_and_nobody_notices(cluster: Cluster) -> None:

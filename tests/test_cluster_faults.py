@@ -15,6 +15,7 @@ from ratelimit_mw.charge import BackendError, Charge, Money
 from tests.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.processes import HOST
 from tests.servers import StoreServer, server_binaries
+from tests.statuses import peeked
 from tests.topologies import DOWN_AFTER, Cluster, running, wait_until
 
 TIMEOUT = 3.0
@@ -105,8 +106,8 @@ async def test_a_node_that_is_gone_is_replaced_and_others_go_on(
         for load in loads:
             await load.stop()
         outage = max(loads[0].failed_at) - gone_at
-        counted = [(await each.peek(loads[0].charge)).figures[0].used for each in backends]
-        assert [figures[:2] for figures in (await backends[1].peek(owed)).figures] == [(0, 0), (0, 0)]
+        counted = [(await peeked(each, loads[0].charge)).used(0) for each in backends]
+        assert [status[:2] for status in (await peeked(backends[1], owed)).statuses] == [(0, 0), (0, 0)]
     lost = loads[0].admitted - counted[0]
     with capsys.disabled():
         print(  # noqa: T201
@@ -137,7 +138,7 @@ async def test_a_dead_shard_comes_back_on_its_own(cluster: Cluster, caplog: pyte
         await asyncio.wait_for(released, MOST_OUTAGE)
         await eventually(lambda: _all_serve([backend], charges[0]), MOST_OUTAGE)
         # The half of `both` that had been charged was given back; the slot of the last charge is held.
-        assert (await backend.peek(charges[1])).figures[0].used == 1
+        assert (await peeked(backend, charges[1])).used(0) == 1
         messages = [record.message for record in caplog.records if "is back" in record.message]
         assert messages == ["backend is back"]
 
@@ -189,13 +190,13 @@ async def test_a_node_gets_its_first_slot_key_by_key(
     async with opened(cluster.url) as (backend,):
         cluster.open_migration(slot, new)
         for used in (1, 2):
-            assert (await backend.acquire(charge, new_id())).figures[0].used == used
+            assert (await backend.acquire(charge, new_id())).used(0) == used
         with new.client() as client:
             assert client.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot) == 1
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await eventually(lambda: _all_serve([backend], charge))
         cluster.close_migration(slot, new)
-        assert (await backend.acquire(charge, new_id())).figures[0].used == 3
+        assert (await backend.acquire(charge, new_id())).used(0) == 3
     assert all("connection lost" in each.message or "is back" in each.message for each in caplog.records)
 
 

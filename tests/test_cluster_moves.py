@@ -13,6 +13,7 @@ from ratelimit_mw.backends.nodes import hash_slot
 from ratelimit_mw.charge import BackendError, Charge, Clock, Counter, Hold, Money, Settlement
 from tests.conformance import daily, eventually, new_id, slots, window
 from tests.servers import StoreServer
+from tests.statuses import acquired, peeked
 from tests.topologies import Cluster
 
 SECONDS = 5.0
@@ -65,7 +66,7 @@ async def test_a_give_back_outlasts_the_move_of_its_slot(cluster: Cluster) -> No
         assert (await backend.acquire(charge, new_id())).admitted
         hanging.stop_signal()
         try:
-            failing = asyncio.ensure_future(backend.acquire(charge, new_id()))
+            failing = asyncio.ensure_future(acquired(backend, charge, new_id()))
             await eventually(lambda: _are_used(other, own, 2))
             cluster.open_migration(slot_of(mine), target)
             move_one_key(slot_of(mine), source, target)
@@ -90,13 +91,13 @@ async def test_a_charge_on_a_slot_that_moves_counts_once(cluster: Cluster) -> No
         assert (await backend.acquire(charge, new_id())).admitted
         now[0] += 600_000_000
         cluster.open_migration(slot, target)
-        charged = asyncio.ensure_future(backend.acquire(charge, new_id()))
+        charged = asyncio.ensure_future(acquired(backend, charge, new_id()))
         await asyncio.sleep(0.2)
         cluster.move_keys(slot, source, target)
         cluster.close_migration(slot, target)
         outcome = await charged
         assert outcome.admitted
-        assert [figures.used for figures in outcome.figures] == [1, 2]
+        assert outcome.counted == [1, 2]
 
 
 async def test_operations_sent_together_are_each_asked_for_at_the_right_node(cluster: Cluster) -> None:
@@ -112,10 +113,10 @@ async def test_operations_sent_together_are_each_asked_for_at_the_right_node(clu
         assert move_one_key(slot, source, target) == 1
         for used in (2, 3):
             outcomes = await asyncio.gather(*[backend.acquire(charge, new_id()) for charge in charges])
-            assert [outcome.figures[0].used for outcome in outcomes] == [used, used]
+            assert [outcome.used(0) for outcome in outcomes] == [used, used]
         cluster.move_keys(slot, source, target)
         cluster.close_migration(slot, target)
-        assert [(await backend.peek(charge)).figures[0].used for charge in charges] == [3, 3]
+        assert [(await peeked(backend, charge)).used(0) for charge in charges] == [3, 3]
 
 
 class Callers:
@@ -168,8 +169,9 @@ class Callers:
         """The same, as a backend tells it."""
         books = {}
         for name, charge in self.charges.items():
-            rate, own, money, shared = (await backend.peek(charge)).figures
-            books[name] = [rate.used, own.used, money.used, money.held, shared.used]
+            answer = await peeked(backend, charge)
+            rate, own, spent, shared = answer.counted
+            books[name] = [rate, own, spent, answer.held(2), shared]
         return books
 
 
@@ -211,7 +213,7 @@ async def _move_slowly(cluster: Cluster, slot: int) -> None:
 
 async def _are_used(backend: ClusterBackend, counters: list[Counter], used: int) -> bool:
     try:
-        figures = (await backend.peek(Charge(counters))).figures
+        counted = (await peeked(backend, Charge(counters))).counted
     except BackendError:
         return False
-    return [each.used for each in figures] == [used] * len(counters)
+    return counted == [used] * len(counters)

@@ -24,6 +24,7 @@ from ratelimit_mw.settings import KeySettings
 from tests.asgi import FakeClock, client_of, limited, ok_app, settings_of, start_of
 from tests.servers import StoreServer
 from tests.slots import held, until_async
+from tests.statuses import counted
 
 ROOT = Path(__file__).parent.parent
 HAS_COMPILER = bool(shutil.which("cc")) and Path(sysconfig.get_path("include"), "Python.h").exists()
@@ -204,7 +205,7 @@ async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: S
         assert cancelled_before > 1
         await until_async(lambda: held(server) == 0)
         policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
-        assert [standing.figures.used for standing in (await limiter.peek(policy)).standings] == [entered, 0]
+        assert [counted(standing) for standing in (await limiter.peek(policy)).standings] == [entered, 0]
 
 
 async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import StartServer
 from tests.oracle import Oracle
 from tests.servers import StoreServer
 from tests.slots import until_async
+from tests.statuses import peeked
 from tests.topologies import Cluster
 
 NO_COST: Any = 1.5
@@ -102,8 +103,10 @@ class Comparison:
             self.oracle.check(list(charge.counters), charge.cost, 0, lease_id, got)
             twin = await _decided(self.bench.backends[1], (self.alone[numbers[at][0]], lease_id))
             assert got.admitted == twin.admitted
-            for counter, figures, of_twin in zip(charge.counters, got.figures, twin.figures, strict=True):
-                assert figures == of_twin or isinstance(counter.limit, Slots)  # where expired ones may count
+            for counter, status, of_twin in zip(
+                charge.counters, charge.statuses(got), charge.statuses(twin), strict=True
+            ):
+                assert status == of_twin or isinstance(counter.limit, Slots)  # where expired ones may count
             if got.hold.slots:
                 self.held.append((got.hold, twin.hold))
 
@@ -213,8 +216,7 @@ async def test_who_is_cancelled_among_others_alike_gives_back_what_is_theirs(
         assert [hold.id for hold in kept] == [each for place, each in enumerate(ids) if place % 3]
 
         async def only_the_others_are_left(kept: list[Hold] = kept) -> bool:
-            figures = (await backend.peek(ALIKE)).figures
-            return [each.used for each in figures] == [2 * len(kept), 2 * len(kept), len(kept)]
+            return (await peeked(backend, ALIKE)).counted == [2 * len(kept), 2 * len(kept), len(kept)]
 
         await eventually(only_the_others_are_left)
         with server.client() as client:
@@ -236,8 +238,8 @@ async def test_an_error_reaches_all_who_are_alike_and_nobody_else(
         OperationRefusedError, Outcome, OperationRefusedError, Outcome, OperationRefusedError
     ]  # fmt: skip
     assert backend.load.failed == 3
-    assert [each.used for each in (await backend.peek(ALIKE)).figures] == [0, 0, 0]
-    assert (await backend.peek(other)).figures[0].used == 2
+    assert (await peeked(backend, ALIKE)).counted == [0, 0, 0]
+    assert (await peeked(backend, other)).used(0) == 2
 
 
 async def test_releases_alike_that_a_replica_refuses_are_owed_on(
@@ -256,7 +258,7 @@ async def test_releases_alike_that_a_replica_refuses_are_owed_on(
         client.replicaof("NO", "ONE")
     assert await releasing == [None] * 12
     await until_async(lambda: backend.error is None)
-    assert (await backend.peek(ALIKE)).figures[2].used == 0
+    assert (await peeked(backend, ALIKE)).used(2) == 0
     await backend.close()
 
 
@@ -266,17 +268,17 @@ async def test_charges_alike_on_a_cluster(cluster: Cluster) -> None:
     own = Charge([window(30), slots(50)], cost=2)
     shared = Charge([window(99, of="another"), slots(20, of="app")])
     outcomes = await asyncio.gather(*[backend.acquire(own, new_id()) for _ in range(40)])
-    assert [outcome.figures[0].used for outcome in outcomes] == [min(2 * n, 30) for n in range(1, 41)]
+    assert [outcome.used(0) for outcome in outcomes] == [min(2 * n, 30) for n in range(1, 41)]
     assert [outcome.admitted for outcome in outcomes] == [n <= 15 for n in range(1, 41)]
     both = await asyncio.gather(*[backend.acquire(shared, new_id()) for _ in range(40)])
     assert sum(outcome.admitted for outcome in both) == 20
 
     async def refused_ones_are_undone() -> bool:
-        return [each.used for each in (await backend.peek(shared)).figures] == [20, 20]
+        return (await peeked(backend, shared)).counted == [20, 20]
 
     await eventually(refused_ones_are_undone)
     for outcome in (*outcomes, *both):
         await backend.finish(outcome.hold, Money.KEEP)
     for charge in (own, shared):
-        assert (await backend.peek(charge)).figures[1].used == 0
+        assert (await peeked(backend, charge)).used(1) == 0
     await backend.close()

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw.charge import Charge, Counter, Figures, Money, Outcome
+from ratelimit_mw.charge import Charge, Counter, Money
 from ratelimit_mw.limits import SECOND
+from ratelimit_mw.status import BudgetStatus, WindowStatus
 from tests.conformance import KINDS, Bench, SharedServer, daily, new_id, opened, slots, window
+from tests.statuses import Answer, acquired
 
 MINUTE = 60 * SECOND
 
@@ -20,10 +22,10 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
         yield bench
 
 
-async def at_once(bench: Bench, *charges: tuple[int, list[Counter]], price: int = 0) -> list[Outcome]:
+async def at_once(bench: Bench, *charges: tuple[int, list[Counter]], price: int = 0) -> list[Answer]:
     """Make charges of a cost and counters each, in one turn of the event loop."""
     return await asyncio.gather(
-        *[bench.backend.acquire(Charge(counters, cost), new_id(), price) for cost, counters in charges]
+        *[acquired(bench.backend, Charge(counters, cost), new_id(), price) for cost, counters in charges]
     )
 
 
@@ -31,11 +33,11 @@ async def test_charges_at_once_are_decided_in_their_order(bench: Bench) -> None:
     """A later one sees what an earlier one took, and is admitted beside one that was refused."""
     outcomes = await at_once(bench, *[(cost, [window(10)]) for cost in (4, 7, 6, 1)])
     assert [outcome.admitted for outcome in outcomes] == [True, False, True, False]
-    assert [outcome.figures[0] for outcome in outcomes] == [
-        Figures(4, MINUTE, 0),
-        Figures(4, MINUTE, MINUTE),
-        Figures(10, MINUTE, 0),
-        Figures(10, MINUTE, MINUTE),
+    assert [outcome.statuses[0] for outcome in outcomes] == [
+        WindowStatus(4, MINUTE, 0),
+        WindowStatus(4, MINUTE, MINUTE),
+        WindowStatus(10, MINUTE, 0),
+        WindowStatus(10, MINUTE, MINUTE),
     ]
 
 
@@ -56,10 +58,10 @@ async def test_a_promise_counts_in_who_came_in_the_same_moment(bench: Bench) -> 
     await bench.acquire(counter, cost=1_998)
     bench.wait(microseconds=7)
     outcomes = await at_once(bench, (3, [counter]), (1, [counter]), (2, [counter]))
-    assert [outcome.figures for outcome in outcomes] == [
-        [Figures(1_998, MINUTE - 7, MINUTE - 7)],
-        [Figures(1_999, MINUTE, 0)],
-        [Figures(1_999, MINUTE, MINUTE)],
+    assert [outcome.statuses for outcome in outcomes] == [
+        [WindowStatus(1_998, MINUTE - 7, MINUTE - 7)],
+        [WindowStatus(1_999, MINUTE, 0)],
+        [WindowStatus(1_999, MINUTE, MINUTE)],
     ]
 
 
@@ -100,10 +102,10 @@ async def test_a_reset_in_the_same_moment_forgets_first(bench: Bench) -> None:
     charge = Charge(counters)
     settling = bench.backend.settle(hold, 90)
     reset = bench.backend.reset(charge)
-    _, _, outcome = await asyncio.gather(settling, reset, bench.backend.acquire(charge, new_id(), 60))
+    _, _, outcome = await asyncio.gather(settling, reset, acquired(bench.backend, charge, new_id(), 60))
     assert outcome.admitted
-    assert [figures.used for figures in outcome.figures] == [1, 1, 0]
-    assert outcome.figures[2] == Figures(0, 60, 0)
+    assert outcome.counted == [1, 1, 0]
+    assert outcome.statuses[2] == BudgetStatus(0, 60, is_short=False)
     assert await bench.used(*counters) == [1, 1, 0]
 
 
@@ -122,4 +124,4 @@ async def test_random_moments_agree_with_a_plain_list(bench: Bench) -> None:
             if outcome.admitted:
                 admitted.append((now, cost))
                 used += cost
-            assert outcome.figures[0].used == used
+            assert outcome.used(0) == used

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw.charge import Charge, Counter, Figures, Money, Settlement
+from ratelimit_mw.charge import Charge, Counter, Money, Settlement
+from ratelimit_mw.status import BudgetStatus, SlotStatus
 from tests.conformance import (
     KINDS,
     Bench,
@@ -35,8 +36,8 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
 
 async def books(bench: Bench, counter: Counter) -> tuple[int, int]:
     """What a budget has spent and what it holds."""
-    (figures,) = (await bench.peek(counter)).figures
-    return figures.used, figures.reset_after
+    answer = await bench.peek(counter)
+    return answer.used(0), answer.held(0)
 
 
 async def test_estimates_fit_to_the_last_unit(bench: Bench) -> None:
@@ -46,7 +47,7 @@ async def test_estimates_fit_to_the_last_unit(bench: Bench) -> None:
     assert (await bench.peek(daily(300_000), price=0)).admitted
     outcome = await bench.acquire(daily(300_000), price=1)
     assert not outcome.admitted
-    assert outcome.figures == [Figures(0, 300_000, 1)]
+    assert outcome.statuses == [BudgetStatus(0, 300_000, is_short=True)]
 
 
 async def test_sixty_at_once_spend_no_more_than_there_is(bench: Bench) -> None:
@@ -91,7 +92,7 @@ async def test_a_price_above_the_estimate_may_pass_the_budget(bench: Bench) -> N
     assert await bench.backend.settle(hold, 250) is SETTLED
     outcome = await bench.acquire(daily(100), price=0)
     assert not outcome.admitted
-    assert outcome.figures == [Figures(250, 0, 1)]
+    assert outcome.statuses == [BudgetStatus(250, 0, is_short=True)]
 
 
 ENDS = ["settle 30", "settle 30", "keep", "give back", "untouched"]
@@ -236,9 +237,15 @@ async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
     if bench.kind != "memory":  # which is asked for nothing twice: its answers are not lost
         again = await bench.another().restore(charge, lease_id, 100)
         assert (again.admitted, again.hold) == (True, first.hold)
-    assert (await bench.peek(own, day)).figures == [Figures(1, 0, 0), Figures(0, 100, 0)]
+    assert (await bench.peek(own, day)).statuses == [
+        SlotStatus(1, is_full=False),
+        BudgetStatus(0, 100, is_short=False),
+    ]
     await bench.backend.finish(first.hold, Money.KEEP)
-    assert (await bench.peek(own, month)).figures == [Figures(0, 0, 0), Figures(100, 0, 0)]
+    assert (await bench.peek(own, month)).statuses == [
+        SlotStatus(0, is_full=False),
+        BudgetStatus(100, 0, is_short=False),
+    ]
 
 
 async def test_an_estimate_lives_on_where_the_clock_stepped_back(bench: Bench) -> None:
@@ -360,7 +367,7 @@ async def test_a_changed_time_zone_keeps_what_the_day_has_spent(bench: Bench) ->
     assert moved.admitted  # there it is the next day
     outcome = await bench.acquire(daily(100, timezone="Europe/Berlin"), price=60)
     assert not outcome.admitted
-    assert outcome.figures == [Figures(0, 60, 1)]
+    assert outcome.statuses == [BudgetStatus(0, 60, is_short=True)]
 
 
 async def test_currencies_are_counted_apart(bench: Bench) -> None:

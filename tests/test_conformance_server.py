@@ -17,6 +17,7 @@ from ratelimit_mw.charge import (
 )
 from ratelimit_mw.limits import SECOND
 from ratelimit_mw.periods import KEPT_AFTER_END
+from ratelimit_mw.status import BudgetStatus, WindowStatus
 from tests.conformance import (
     STORES,
     Bench,
@@ -30,6 +31,7 @@ from tests.conformance import (
     window,
 )
 from tests.servers import StoreServer
+from tests.statuses import acquired
 
 PARTITION = "key:0123456789abcdef0123456789abcdef"
 
@@ -201,12 +203,12 @@ async def test_partitions_of_any_text_are_counted_apart(bench: Bench, client: re
     for number, name in enumerate(NAMES, 1):
         counters = [window(99, of=name), slots(99, of=name), daily(999, of=name)]
         outcomes = [await bench.acquire(*counters, price=1) for _ in range(number)]
-        assert outcomes[-1].figures[0].used == outcomes[-1].figures[1].used == number
+        assert outcomes[-1].used(0) == outcomes[-1].used(1) == number
         await bench.backend.finish(outcomes[0].hold, Money.GIVE_BACK)
     for number, name in enumerate(NAMES, 1):
         counters = [window(99, of=name), slots(99, of=name), daily(999, of=name)]
-        figures = (await bench.peek(*counters)).figures
-        assert (figures[0].used, figures[1].used, figures[2].reset_after) == (number, number - 1, number - 1)
+        answer = await bench.peek(*counters)
+        assert (answer.used(0), answer.used(1), answer.held(2)) == (number, number - 1, number - 1)
     with client:
         keys = list(client.scan_iter(count=1000))
     tags = {key[key.index(b"{") : key.index(b"}")] for key in keys}
@@ -238,7 +240,7 @@ async def test_the_script_refuses_what_is_no_price(bench: Bench, price: float) -
         await bench.acquire(daily(500), price=price)  # type: ignore[arg-type]
     with pytest.raises(BackendError):
         await bench.backend.settle(hold, price)  # type: ignore[arg-type]
-    assert (await bench.peek(daily(500))).figures == [(0, 5, 0)]
+    assert (await bench.peek(daily(500))).statuses == [BudgetStatus(0, 5, is_short=False)]
 
 
 async def test_the_servers_own_clock_decides(bench: Bench) -> None:
@@ -250,12 +252,12 @@ async def test_the_servers_own_clock_decides(bench: Bench) -> None:
     with bench.server.client() as client:
         for used in (1, 2, 3):
             before = client.time()
-            outcome = await backend.acquire(charge, new_id(), 10)
+            outcome = await acquired(backend, charge, new_id(), 10)
             hold = outcome.hold
             after = client.time()
             assert outcome.admitted
             assert before[0] * SECOND + before[1] <= outcome.now <= after[0] * SECOND + after[1]
-            assert [figures.used for figures in outcome.figures] == [used, used, 0, 0]
+            assert outcome.counted == [used, used, 0, 0]
             assert await backend.renew(hold, 3)
     assert await backend.settle(hold, 7) is Settlement.SETTLED
 
@@ -267,11 +269,11 @@ async def test_the_servers_clock_picks_the_period(bench: Bench) -> None:
     """A worker that still takes the old day for today is told so and asks again: no charge counts twice."""
     times = itertools.chain([MIDNIGHT - 1], itertools.repeat(MIDNIGHT))
     backend = bench.on_clock(lambda: next(times))
-    outcome = await backend.acquire(Charge([window(5), slots(5), daily(100)]), new_id(), 60)
+    outcome = await acquired(backend, Charge([window(5), slots(5), daily(100)]), new_id(), 60)
     assert outcome.admitted
     assert outcome.now == MIDNIGHT
     assert [held.scope for held in outcome.hold.periods] == ["USD:2026-11-22"]
-    assert [figures.used for figures in outcome.figures] == [1, 1, 0]
+    assert outcome.counted == [1, 1, 0]
     await backend.finish(outcome.hold, Money.KEEP)
     bench.clock.now = MIDNIGHT
     assert await bench.used(daily(100), slots(5)) == [60, 0]
@@ -287,4 +289,7 @@ async def test_a_clock_that_runs_to_and_fro_charges_nothing(bench: Bench) -> Non
     with pytest.raises(BackendError):
         await backend.acquire(Charge([window(5), daily(100)]), new_id(), 60)
     bench.clock.now = MIDNIGHT
-    assert (await bench.peek(window(5), daily(100))).figures == [(0, 0, 0), (0, 0, 0)]
+    assert (await bench.peek(window(5), daily(100))).statuses == [
+        WindowStatus(0, 0, 0),
+        BudgetStatus(0, 0, is_short=False),
+    ]

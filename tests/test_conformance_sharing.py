@@ -127,5 +127,5 @@ async def test_a_budget_that_several_charges_share_is_written_once(bench: Bench)
     charges = [Charge([own, shared]), Charge([shared]), Charge([window(9, of="b"), shared])]
     outcomes = await asyncio.gather(*[bench.backend.acquire(charge, new_id(), 40) for charge in charges])
     assert [outcome.admitted for outcome in outcomes] == [True, True, False]
-    assert [figures[1] for figures in (await bench.peek(own, shared)).figures] == [40, 80]
+    assert [figures[1] for figures in (await bench.peek(own, shared)).statuses] == [40, 80]
     assert await bench.used(window(9, of="b")) == [0]

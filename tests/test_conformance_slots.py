@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw.charge import NOTHING_HELD, Charge, Figures, Money
+from ratelimit_mw.charge import NOTHING_HELD, Charge, Money
+from ratelimit_mw.status import SlotStatus
 from tests.conformance import KINDS, Bench, SharedServer, new_id, opened, slots, window
 
 
@@ -20,7 +21,7 @@ async def test_never_more_live_slots_than_the_limit(bench: Bench) -> None:
     """As many leases as there are slots are admitted, and the next one is refused."""
     admitted = [(await bench.acquire(slots(3))).admitted for _ in range(5)]
     assert admitted == [True, True, True, False, False]
-    assert (await bench.acquire(slots(3))).figures == [Figures(3, 0, 1)]
+    assert (await bench.acquire(slots(3))).statuses == [SlotStatus(3, is_full=True)]
 
 
 async def test_a_finished_lease_frees_its_slot_once(bench: Bench) -> None:
@@ -123,7 +124,7 @@ async def test_a_slot_refused_costs_no_rate_and_a_rate_refused_takes_no_slot(ben
 async def test_a_changed_limit_of_slots_holds_at_once(bench: Bench) -> None:
     """Lowering refuses until enough are free, raising admits at once; nobody loses a slot."""
     holds = [await bench.hold(slots(4)) for _ in range(4)]
-    assert (await bench.acquire(slots(2))).figures == [Figures(4, 0, 1)]
+    assert (await bench.acquire(slots(2))).statuses == [SlotStatus(4, is_full=True)]
     assert (await bench.acquire(slots(5))).admitted
     for hold in holds[:3]:
         await bench.backend.finish(hold, Money.KEEP)
@@ -182,7 +183,7 @@ async def test_a_refused_charge_is_told_the_live_slots(bench: Bench) -> None:
     both = await asyncio.gather(bench.acquire(*limits), bench.acquire(*limits, cost=2))
     for outcome in both:
         assert not outcome.admitted
-        assert [figures.used for figures in outcome.figures] == [1, 3, 0]
+        assert outcome.counted == [1, 3, 0]
 
 
 async def test_a_step_of_the_clock_frees_no_slot_early(bench: Bench) -> None:

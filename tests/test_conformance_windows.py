@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw.charge import Charge, Figures
+from ratelimit_mw.charge import Charge
 from ratelimit_mw.limits import SECOND
+from ratelimit_mw.status import SlotStatus, WindowStatus
 from tests.conformance import KINDS, Bench, SharedServer, opened, slots, window
 
 MINUTE = 60 * SECOND
@@ -73,8 +74,8 @@ async def test_a_window_decides_as_its_table_says(bench: Bench, name: str) -> No
     for at, cost, admitted, used, reset_after, retry_after in rows:
         bench.clock.now = start + round(at * SECOND)
         outcome = await bench.acquire(window(quota), cost=cost)
-        figures = Figures(used, round(reset_after * SECOND), round(retry_after * SECOND))
-        assert (at, outcome.admitted, *outcome.figures) == (at, admitted, figures)
+        status = WindowStatus(used, round(reset_after * SECOND), round(retry_after * SECOND))
+        assert (at, outcome.admitted, *outcome.statuses) == (at, admitted, status)
         assert outcome.now == bench.clock.now
 
 
@@ -87,7 +88,7 @@ async def test_a_refused_charge_changes_nothing(bench: Bench) -> None:
         charge = [*others[:place], full, *others[place:]]
         outcome = await bench.acquire(*charge)
         assert not outcome.admitted
-        assert [figures.retry_after > 0 for figures in outcome.figures] == [each is full for each in charge]
+        assert [status.refuses for status in outcome.statuses] == [each is full for each in charge]
     assert await bench.used(*others) == [0, 0, 0, 0]
     assert await bench.used(full) == [1]
 
@@ -107,7 +108,7 @@ async def test_a_peek_changes_nothing(bench: Bench) -> None:
     for _ in range(3):
         outcome = await bench.peek(window(2), slots(1))
         assert not outcome.admitted
-        assert outcome.figures == [Figures(2, MINUTE, MINUTE), Figures(1, 0, 1)]
+        assert outcome.statuses == [WindowStatus(2, MINUTE, MINUTE), SlotStatus(1, is_full=True)]
 
 
 @pytest.mark.parametrize("quota", [7, 40, 1_000, 5_000])
@@ -123,8 +124,8 @@ async def test_retry_after_is_true_to_the_microsecond(bench: Bench, quota: int) 
         if outcome.admitted:
             await bench.acquire(counter, cost=cost)
             continue
-        assert 0 < outcome.figures[0].retry_after <= MINUTE
-        bench.wait(microseconds=outcome.figures[0].retry_after - 1)
+        assert 0 < outcome.window(0).retry_after <= MINUTE
+        bench.wait(microseconds=outcome.window(0).retry_after - 1)
         assert not (await bench.acquire(counter, cost=cost)).admitted
         bench.wait(microseconds=1)
         assert (await bench.acquire(counter, cost=cost)).admitted
@@ -137,13 +138,13 @@ async def test_a_lowered_quota_holds_at_once_and_a_raised_one_too(bench: Bench) 
         bench.wait(1)
     outcome = await bench.acquire(window(3))
     assert not outcome.admitted
-    assert outcome.figures == [Figures(8, 52 * SECOND, 57 * SECOND)]
+    assert outcome.statuses == [WindowStatus(8, 52 * SECOND, 57 * SECOND)]
     assert (await bench.acquire(window(9))).admitted
     assert not (await bench.acquire(window(9))).admitted
-    assert (await bench.acquire(window(2_000), cost=1_000)).figures[0].used == 1_009
+    assert (await bench.acquire(window(2_000), cost=1_000)).used(0) == 1_009
     assert not (await bench.acquire(window(10))).admitted
     bench.wait(60)
-    assert (await bench.acquire(window(3), cost=3)).figures == [Figures(3, MINUTE, 0)]
+    assert (await bench.acquire(window(3), cost=3)).statuses == [WindowStatus(3, MINUTE, 0)]
 
 
 async def test_a_window_runs_round_its_log_without_losing_count(bench: Bench) -> None:
@@ -161,8 +162,8 @@ async def test_a_window_runs_round_its_log_without_losing_count(bench: Bench) ->
         if outcome.admitted:
             admitted.append((now, cost))
             live.append((now, cost))
-        assert outcome.figures[0].used == sum(spent for _, spent in live)
-        assert outcome.figures[0].reset_after == (live[0][0] + MINUTE - now if live else 0)
+        assert outcome.used(0) == sum(spent for _, spent in live)
+        assert outcome.reset_after(0) == (live[0][0] + MINUTE - now if live else 0)
 
 
 @pytest.mark.parametrize("stepped", [1e-6, 7, 59, 61, 4000])
@@ -174,10 +175,10 @@ async def test_no_wait_exceeds_one_window_after_the_clock_stepped_back(bench: Be
         bench.wait(1.9)
     bench.wait(-stepped)
     outcome = await bench.acquire(counter, cost=40)
-    used = outcome.figures[0].used
+    used = outcome.used(0)
     assert used in {31, 32}  # one had left the window, and may be taken for back in it
-    assert 0 < outcome.figures[0].reset_after <= outcome.figures[0].retry_after <= MINUTE
-    assert (await bench.acquire(counter)).figures[0].used == used + 1
+    assert 0 < outcome.reset_after(0) <= outcome.window(0).retry_after <= MINUTE
+    assert (await bench.acquire(counter)).used(0) == used + 1
     bench.wait(60)
     assert (await bench.acquire(counter, cost=40)).admitted
 
@@ -203,7 +204,7 @@ async def test_a_large_quota_is_never_exceeded_and_late_by_a_thousandth_at_most(
         else:
             refused += 1
             assert remembered + cost > quota
-            assert needed <= outcome.figures[0].used <= remembered
+            assert needed <= outcome.used(0) <= remembered
     assert refused > 20
 
 

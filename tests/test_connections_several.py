@@ -16,6 +16,7 @@ from tests.conformance import daily, new_id, slots, window
 from tests.processes import HOST
 from tests.proxy import Proxy
 from tests.servers import StoreServer
+from tests.statuses import peeked
 from tests.test_acl import users
 from tests.test_connections import Certificates, complaints, decided_by
 from tests.test_deploy import DEPLOY
@@ -181,7 +182,7 @@ async def use(backend: RedisBackend | ClusterBackend) -> None:
     assert await backend.renew(hold, 30)
     assert await backend.settle(hold, 7) is Settlement.SETTLED
     await backend.finish(hold, Money.KEEP)
-    used = [figures.used for figures in (await backend.peek(Charge(counters))).figures]
+    used = (await peeked(backend, Charge(counters))).counted
     assert used == [0, 7, 1]
     await backend.reset(Charge(counters))
 

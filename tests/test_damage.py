@@ -11,6 +11,7 @@ import redis
 
 from ratelimit_mw.charge import NO_LEASE_ID, Charge, Counter, Money, Settlement
 from ratelimit_mw.limits import SECOND, Window
+from ratelimit_mw.status import BudgetStatus, WindowStatus
 from tests.conformance import STORES, Bench, SharedServer, daily, monthly, new_id, opened, slots, window
 from tests.servers import StoreServer
 
@@ -190,7 +191,7 @@ async def test_what_is_no_window_becomes_a_full_one(bench: Bench, client: redis.
             if case is not cases[2]:  # zeros are an empty one
                 outcome = await bench.acquire(case.counter)
                 assert not outcome.admitted
-                assert outcome.figures == [(quota, 60 * SECOND, 60 * SECOND)]
+                assert outcome.statuses == [WindowStatus(quota, 60 * SECOND, 60 * SECOND)]
         assert bench.backend.load.mended == len(cases) - 1
         bench.wait(60, microseconds=-1)
         assert not (await bench.acquire(cases[0].counter)).admitted
@@ -255,7 +256,7 @@ async def test_a_damaged_record_can_be_settled_and_ended(
         assert await bench.backend.settle(settled, 30) is Settlement.SETTLED
         assert await bench.backend.settle(settled, 30) is Settlement.REPEATED
         await bench.backend.finish(ended, Money.GIVE_BACK)
-        assert (await bench.peek(daily(500))).figures == [(30, 80, 0)]
+        assert (await bench.peek(daily(500))).statuses == [BudgetStatus(30, 80, is_short=False)]
         assert await bench.backend.settle(ended, 30) is Settlement.UNKNOWN
     assert bench.backend.load.mended == 2
     assert bench.backend.load.failed == 0

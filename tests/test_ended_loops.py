@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import BackendError, Limiter, Settings
-from ratelimit_mw.charge import Figures
 from ratelimit_mw.live import resolve
 from ratelimit_mw.live.key_entries import KeyEntry
+from ratelimit_mw.status import BudgetStatus
 from tests.conformance import eventually
 from tests.conftest import StartServer
-from tests.test_outages import CENT, figures, is_told, limiter_on
+from tests.statuses import budget_status, counted
+from tests.test_outages import CENT, is_told, limiter_on, statuses
 
 # A loop that ends without closing the limiter leaves its connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -30,11 +31,11 @@ async def in_short_lived_loop(work: Callable[[], Coroutine[Any, Any, object]]) -
     await asyncio.to_thread(lambda: asyncio.run(work()))
 
 
-async def day_of(limiter: Limiter) -> Figures:
+async def day_of(limiter: Limiter) -> BudgetStatus:
     """How the day's budget stands in the shared books, once these can be asked."""
     while True:
         with contextlib.suppress(BackendError):
-            return (await figures(limiter))[2]
+            return budget_status((await statuses(limiter))[2])
         await asyncio.sleep(0.05)
 
 
@@ -89,7 +90,7 @@ def test_what_one_loop_owed_the_next_one_sends(start_server: StartServer) -> Non
         async with limiter:
 
             async def is_settled() -> bool:
-                return (await day_of(limiter)).used == 3 * CENT
+                return (await day_of(limiter)).spent == 3 * CENT
 
             await eventually(is_settled)
             return tuple(await day_of(limiter))
@@ -121,8 +122,8 @@ async def test_what_a_loop_admitted_in_an_outage_is_told(start_server: StartServ
         assert not await is_told(limiter)
         server.continue_signal()
         assert await eventually(lambda: is_told(limiter)) < 10
-        window, slots, day = await figures(limiter)
-        assert (window.used, slots.used, day.used, day.held) == (1, 0, 3 * CENT, 0)
+        window, slots, day = await statuses(limiter)
+        assert (*map(counted, (window, slots, day)), budget_status(day).held) == (1, 0, 3 * CENT, 0)
 
 
 async def test_an_outage_that_a_short_lived_loop_met_ends_with_it(start_server: StartServer) -> None:

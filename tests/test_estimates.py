@@ -7,8 +7,9 @@ import pytest
 
 from ratelimit_mw import Lease, Limiter
 from ratelimit_mw.backends.memory import MemoryBackend
-from ratelimit_mw.charge import Figures, Money
+from ratelimit_mw.charge import Money
 from tests.asgi import Down, FakeClock, limiter_of
+from tests.statuses import budget_status
 
 CENT = 10_000
 LATE = 31
@@ -53,8 +54,8 @@ class Bench:
         """What the day has spent, and what it holds."""
         limiter = limiter or self.limiter
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        figures: Figures = (await limiter.peek(policy)).standings[-1].figures
-        return figures.used, figures.held
+        status = budget_status((await limiter.peek(policy)).standings[-1].status)
+        return status.spent, status.held
 
     async def acquire(self) -> Lease:
         """Make a request."""

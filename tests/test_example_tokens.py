@@ -7,6 +7,7 @@ from ratelimit_mw.settings import BackendSettings
 from tests.apps import ROOT
 from tests.conftest import StartApp
 from tests.servers import StoreServer
+from tests.statuses import budget_status
 
 SETTINGS = ROOT / "examples" / "tokens.toml"
 
@@ -16,8 +17,8 @@ async def tokens_spent(url: str) -> tuple[int, int]:
     limiter = Limiter.from_settings(SETTINGS)
     async with Limiter(limiter.settings.model_copy(update={"backend": backend_of(url)})) as reader:
         policy = reader.policies.match(reader.identity_of(api_key="k"), "POST", "/v1/completions")
-        figures = (await reader.peek(policy)).standings[-1].figures
-    return figures.used, figures.held
+        status = budget_status((await reader.peek(policy)).standings[-1].status)
+    return status.spent, status.held
 
 
 def backend_of(url: str) -> BackendSettings:

@@ -13,9 +13,11 @@ from ratelimit_mw.backends.connection import ServerConnector
 from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.backends.server_clock import WITHOUT_END, ServerClock
 from ratelimit_mw.charge import BackendError, Charge, Counter
+from ratelimit_mw.status import BudgetStatus, SlotStatus
 from tests.conformance import daily, eventually, monthly, new_id, slots, window
 from tests.processes import HOST
 from tests.servers import StoreServer
+from tests.statuses import peeked
 
 TIMEOUT = 0.3
 
@@ -110,14 +112,14 @@ async def test_a_charge_that_comes_after_it_was_given_up_charges_nothing(
         return False
 
     assert (await backend.acquire(charge, new_id(), 0)).admitted
-    before = [figures[:2] for figures in (await backend.peek(charge)).figures]
+    before = [status[:2] for status in (await peeked(backend, charge)).statuses]
     proxy.holds = True
     with pytest.raises(BackendError):
         await backend.acquire(charge, new_id(), 100)
     proxy.holds = False
     await eventually(is_back)
     await proxy.deliver()
-    after = [figures[:2] for figures in (await backend.peek(charge)).figures]
+    after = [status[:2] for status in (await peeked(backend, charge)).statuses]
     assert [used for used, _ in after] == [used for used, _ in before]
     assert [held for _, held in after][-1:] == [0] or not charge.allowances
     await backend.close()
@@ -141,7 +143,10 @@ async def test_what_is_given_up_with_an_older_call_is_given_back_after_it(proxy:
 
     async def is_undone() -> bool:
         with contextlib.suppress(BackendError):
-            return (await backend.peek(charge)).figures == [(0, 0, 0), (0, 0, 0)]
+            return (await peeked(backend, charge)).statuses == [
+                SlotStatus(0, is_full=False),
+                BudgetStatus(0, 0, is_short=False),
+            ]
         return False
 
     await eventually(is_undone, 5)
@@ -166,7 +171,7 @@ async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy
     await eventually(is_renewed)
     await proxy.deliver()
     await asyncio.sleep(1.1)
-    assert (await backend.peek(charge)).figures[0].used == 1
+    assert (await peeked(backend, charge)).used(0) == 1
     await backend.close()
 
 
@@ -181,7 +186,7 @@ async def test_a_charge_in_time_is_not_late_by_clocks_that_differ(redis_server: 
         clock = batcher._server_clock
         assert clock._ahead is not None
         clock._ahead += ahead
-    assert (await backend.peek(charge)).figures[0].used == 3
+    assert (await peeked(backend, charge)).used(0) == 3
     assert (await backend.acquire(charge, new_id())).admitted
     assert not backend.is_away
     await backend.close()

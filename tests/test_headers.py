@@ -4,10 +4,11 @@ from typing import Any, Literal
 
 import pytest
 
-from ratelimit_mw.charge import Counter, Figures
-from ratelimit_mw.decision import Decision, Refusal, Standing
+from ratelimit_mw.charge import Counter
+from ratelimit_mw.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw.limits import SECOND, Slots, Window
 from ratelimit_mw.settings import ResponseSettings
+from ratelimit_mw.status import SlotStatus, WindowStatus
 from ratelimit_mw.wire.headers import HeaderWriter, add_headers
 from tests.asgi import START, FakeClock, limited_client, shown
 
@@ -22,7 +23,9 @@ def headers_of(decision: Decision, *names: str, reset: str = "unix") -> dict[str
 
 def decision_of(*windows: tuple[Window, int], cost: int = 1, reset_after: int = SECOND) -> Decision:
     """A decision on windows of the caller, each with what is used of it."""
-    standings = [Standing(Counter("k:1", "p", w), Figures(used, reset_after, 0)) for w, used in windows]
+    standings = [
+        LimitStatus(Counter("k:1", "p", w), WindowStatus(used, reset_after, 0)) for w, used in windows
+    ]
     return Decision(True, START * SECOND, cost, standings=tuple(standings))
 
 
@@ -97,7 +100,7 @@ def test_refusing_window_is_shown() -> None:
 def test_shared_windows_are_never_shown(owner: Literal["everyone", "address"]) -> None:
     """What others draw on too is never shown, not even when it refuses or nothing else is there."""
     counter = Counter("app", "app", Window(1, 1, "second"), owner)
-    shared = Standing(counter, Figures(1, SECOND, SECOND))
+    shared = LimitStatus(counter, WindowStatus(1, SECOND, SECOND))
     own = decision_of((MINUTE, 1)).standings
     refusal = Refusal("capacity" if owner == "everyone" else "rate", shared, SECOND)
     refused = Decision(False, 0, standings=(*own, shared), refusal=refusal)
@@ -183,7 +186,7 @@ def test_headers_are_added_at_the_end() -> None:
 def test_slots_do_not_choose_the_window() -> None:
     """Slots are no window: how many are taken changes nothing about what is shown."""
     decision = decision_of((MINUTE, 1))
-    slots = Standing(Counter("k:1", "p", Slots(1)), Figures(1, 0, 0))
+    slots = LimitStatus(Counter("k:1", "p", Slots(1)), SlotStatus(1, is_full=False))
     assert headers_of(Decision(True, decision.now, standings=(slots, *decision.standings))) == headers_of(
         decision
     )

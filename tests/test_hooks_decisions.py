@@ -16,6 +16,7 @@ from ratelimit_mw.charge import Charge, Outcome
 from ratelimit_mw.events import BudgetWarning, DecisionMade, Event
 from ratelimit_mw.lease_record import LeaseRecord, LimitedRequest
 from tests.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
+from tests.statuses import counted
 
 SETTINGS = """
 operations = { usage_path = "/limits" }
@@ -80,7 +81,7 @@ async def test_keys_of_one_account_are_told_apart() -> None:
     assert [made.identity.api_key_hash for made in told] == [
         hash_api_key(key, "") for key in (b"a", b"b", b"a")
     ]
-    assert [lease.decision.standings[0].figures.used for lease in leases] == [1, 2, 3]
+    assert [counted(lease.decision.standings[0]) for lease in leases] == [1, 2, 3]
 
 
 async def test_what_is_told_is_what_the_request_was_told() -> None:

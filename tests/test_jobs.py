@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from ratelimit_mw import LeaseError, Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import Figures
+from ratelimit_mw.decision import LimitStatus
 from ratelimit_mw.events import Event, SettleIgnored, SlotLost
-from ratelimit_mw.limits import Allowance, Slots
+from ratelimit_mw.status import BudgetStatus, SlotStatus
 from tests.asgi import START, Down, FakeClock, client_of, ok, settings_of
 from tests.conftest import StartServer
 from tests.proxy import Proxy
@@ -66,16 +66,22 @@ def limiter_on(url: str) -> Limiter:
     return Limiter(settings_of(f'{SETTINGS}[backend]\nurl = "{url}"\n'))
 
 
-async def figures(limiter: Limiter, kind: type = Allowance, key: str = "a") -> Figures:
-    """How the slots, or today's budget, of a key stand."""
+async def look(limiter: Limiter, key: str = "a") -> tuple[LimitStatus, ...]:
+    """How the limits of a key stand."""
     policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-    standings = (await limiter.peek(policy)).standings
-    return next(each.figures for each in standings if isinstance(each.counter.limit, kind))
+    return (await limiter.peek(policy)).standings
+
+
+async def budget(limiter: Limiter, key: str = "a") -> BudgetStatus:
+    """How today's budget of a key stands."""
+    return next(each.status for each in await look(limiter, key) if isinstance(each.status, BudgetStatus))
 
 
 async def active(limiter: Limiter, key: str = "a") -> int:
     """How many slots a key holds."""
-    return (await figures(limiter, Slots, key)).used
+    return next(
+        each.status.active for each in await look(limiter, key) if isinstance(each.status, SlotStatus)
+    )
 
 
 async def job_of(limiter: Limiter, ttl: float = 600) -> str:
@@ -92,13 +98,13 @@ async def test_a_detached_job_keeps_slot_and_price_until_a_worker_ends_it(make: 
     api, worker = make(), make()
     token = await job_of(api)
     assert await active(api) == 1
-    assert (await figures(api))[:2] == (0, 10 * CENT)
+    assert (await budget(api))[:2] == (0, 10 * CENT)
     async with worker.resume(token) as job:
         await job.settle("0.031")
         assert await active(api) == 1
     await worker.close()
     assert await active(api) == 0
-    assert (await figures(api))[:2] == (31_000, 0)
+    assert (await budget(api))[:2] == (31_000, 0)
 
 
 async def test_a_job_waits_for_its_ttl_and_no_longer(make: MakeLimiter, clock: FakeClock) -> None:
@@ -109,7 +115,7 @@ async def test_a_job_waits_for_its_ttl_and_no_longer(make: MakeLimiter, clock: F
     assert await active(api) == 1
     clock.set(600)
     assert await active(api) == 0
-    assert (await figures(api)).reset_after == 10 * CENT
+    assert (await budget(api)).held == 10 * CENT
     assert not await api.renew(token)
 
 
@@ -163,7 +169,7 @@ async def test_a_worker_that_fails_frees_the_slot(make: MakeLimiter, error: type
             raise error
     await worker.close()
     assert await active(api) == 0
-    assert (await figures(api)).reset_after == 10 * CENT
+    assert (await budget(api)).held == 10 * CENT
 
 
 async def test_a_lost_job_is_reported_and_takes_no_slot_again(
@@ -275,7 +281,7 @@ async def test_a_token_of_another_secret_is_refused_by_every_verb(make: MakeLimi
             async with other.resume(wrong):
                 pass
     assert await active(api) == 1
-    assert (await figures(api))[:2] == (0, 10 * CENT)
+    assert (await budget(api))[:2] == (0, 10 * CENT)
 
 
 async def test_a_job_goes_on_after_the_settings_changed(make: MakeLimiter) -> None:
@@ -288,7 +294,7 @@ async def test_a_job_goes_on_after_the_settings_changed(make: MakeLimiter) -> No
         await job.settle("0.20")
     await worker.close()
     assert await active(api) == 0
-    assert (await figures(api))[:2] == (20 * CENT, 0)
+    assert (await budget(api))[:2] == (20 * CENT, 0)
 
 
 async def test_a_job_of_an_account_is_counted_for_all_its_keys(make: MakeLimiter) -> None:
@@ -318,7 +324,7 @@ price = "0.10"
     async with worker.resume(token) as job:
         await job.settle("0.05")
     await worker.close()
-    assert (await figures(api, key="b"))[:2] == (5 * CENT, 0)
+    assert (await budget(api, key="b"))[:2] == (5 * CENT, 0)
     assert (await api.acquire(api_key="b")).allowed
 
 
@@ -331,9 +337,9 @@ async def test_a_settle_of_the_next_day_counts_for_the_day_of_admission(
     midnight = 86_400 - START % 86_400
     clock.set(midnight + 3_600)
     await worker.settle(token, "0.40")
-    assert (await figures(api))[:2] == (0, 0)
+    assert (await budget(api))[:2] == (0, 0)
     clock.set(midnight - 1)
-    assert (await figures(api))[:2] == (40 * CENT, 0)
+    assert (await budget(api))[:2] == (40 * CENT, 0)
 
 
 async def test_a_settle_counts_once_from_however_many_processes(make: MakeLimiter) -> None:
@@ -341,7 +347,7 @@ async def test_a_settle_counts_once_from_however_many_processes(make: MakeLimite
     api, worker = make(), make()
     token = await job_of(api)
     await asyncio.gather(*[limiter.settle(token, "0.31") for limiter in (api, worker) * 10])
-    assert (await figures(api))[:2] == (31 * CENT, 0)
+    assert (await budget(api))[:2] == (31 * CENT, 0)
 
 
 async def test_of_two_amounts_the_first_counts_and_the_other_is_reported(make: MakeLimiter) -> None:
@@ -351,10 +357,10 @@ async def test_of_two_amounts_the_first_counts_and_the_other_is_reported(make: M
     token = await job_of(api)
     await api.settle(token, "0.31")
     await worker.settle(token, "0.32")
-    assert (await figures(api)).used == 31 * CENT
+    assert (await budget(api)).spent == 31 * CENT
     assert [type(event) for event in events] == [SettleIgnored]
     await worker.settle(token, "0.33", replace=True)
-    assert (await figures(api)).used == 33 * CENT
+    assert (await budget(api)).spent == 33 * CENT
 
 
 async def test_settling_nothing_gives_the_estimate_back(make: MakeLimiter) -> None:
@@ -362,7 +368,7 @@ async def test_settling_nothing_gives_the_estimate_back(make: MakeLimiter) -> No
     api = make()
     token = await job_of(api)
     await api.settle(token, "0")
-    assert (await figures(api))[:2] == (0, 0)
+    assert (await budget(api))[:2] == (0, 0)
 
 
 async def test_where_nothing_was_charged_nothing_happens(make: MakeLimiter) -> None:
@@ -415,7 +421,7 @@ async def test_a_request_below_400_or_not_leaves_a_detached_job_alone(make: Make
         with pytest.raises(RuntimeError):
             await client.get("/")
     assert await active(limiter) == 1
-    assert (await figures(limiter)).reset_after == 10 * CENT
+    assert (await budget(limiter)).held == 10 * CENT
     await limiter.release(tokens[0])
 
 
@@ -444,7 +450,7 @@ async def test_a_settle_outlives_an_outage(kind: str, start_server: StartServer)
         limiter.leases.end(stranger, failed=True)  # or the server would hear of its estimate, too
         server.continue_signal()
         await until_async(lambda: not limiter.leases.owed)
-        assert (await figures(limiter))[:2] == (31 * CENT, 0)
+        assert (await budget(limiter))[:2] == (31 * CENT, 0)
         assert await active(limiter) == 0
 
 
@@ -458,7 +464,7 @@ async def test_a_settle_whose_answer_is_lost_counts_once(server: StoreServer) ->
         proxy.fault = "none"
         proxy.reset()
         await until_async(lambda: not limiter.leases.owed)
-        assert (await figures(limiter))[:2] == (31 * CENT, 0)
+        assert (await budget(limiter))[:2] == (31 * CENT, 0)
 
 
 async def test_a_settle_that_cannot_be_written_before_the_close_is_reported(
@@ -484,4 +490,4 @@ async def test_a_handler_that_ignores_it_all_leaks_nothing(make: MakeLimiter) ->
             assert (await client.get("/")).status_code == 200
     await limiter.close()
     assert await active(limiter) == 0
-    assert (await figures(limiter))[:2] == (50 * CENT, 0)
+    assert (await budget(limiter))[:2] == (50 * CENT, 0)

@@ -3,10 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit_mw.charge import Counter, Figures
-from ratelimit_mw.decision import Decision, Standing, refusal_of
+from ratelimit_mw.charge import Counter
+from ratelimit_mw.decision import Decision, LimitStatus, refusal_of
 from ratelimit_mw.limits import SECOND, Window
 from ratelimit_mw.settings import ResponseSettings
+from ratelimit_mw.status import WindowStatus
 from ratelimit_mw.wire import refusals
 from ratelimit_mw.wire.refusals import RefusalWriter
 
@@ -17,16 +18,16 @@ WINDOWS = [Window(2, 1, "minute"), Window(3, 1, "minute"), Window(3, 1, "hour")]
 def _refused(draw: st.DrawFn) -> Decision:
     """A refusal by one or more of a caller's windows; few values, so that many are nearly the same."""
     standings = tuple(
-        Standing(
+        LimitStatus(
             Counter("caller", "p", window),
-            Figures(draw(st.integers(0, 3)), draw(st.sampled_from([0, SECOND, 1_000])), wait),
+            WindowStatus(draw(st.integers(0, 3)), draw(st.sampled_from([0, SECOND, 1_000])), wait),
         )
         for window, wait in zip(
             WINDOWS, draw(st.lists(st.sampled_from([0, 1_000, SECOND + 1]))), strict=False
         )
     )
-    if not any(standing.figures.retry_after for standing in standings):
-        standings = (Standing(Counter("caller", "p", WINDOWS[0]), Figures(2, SECOND, SECOND)),)
+    if not any(standing.status.refuses for standing in standings):
+        standings = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(2, SECOND, SECOND)),)
     now, cost = draw(st.sampled_from([5 * SECOND, 5 * SECOND + 1])), draw(st.integers(1, 2))
     return Decision(False, now, cost, 0, standings, refusal_of(standings, 0, now))
 
@@ -43,6 +44,6 @@ def test_the_bodies_kept_are_bounded() -> None:
     """However many callers are refused, so many bodies are kept at most."""
     writer = RefusalWriter(ResponseSettings())
     for used in range(refusals.MAX_BODIES + 10):
-        standings = (Standing(Counter("caller", "p", WINDOWS[0]), Figures(used, SECOND, SECOND)),)
+        standings = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(used, SECOND, SECOND)),)
         writer(Decision(False, SECOND, 1, 0, standings, refusal_of(standings, 0, SECOND)))
     assert len(writer._bodies) <= refusals.MAX_BODIES

@@ -8,6 +8,7 @@ import pytest
 from ratelimit_mw import BackendError, Decision, Identity, Lease, LeaseError, Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
 from tests.asgi import Counting, Down, FakeClock, client_of, limiter_of, ok_app, shown
+from tests.statuses import counted
 
 ONE_SLOT = "plans.default.concurrent = 1\n"
 
@@ -162,7 +163,7 @@ async def test_peek_charges_nothing() -> None:
     policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
     looks = [await limiter.peek(policy) for _ in range(20)]
     assert isinstance(looks[0], Decision)
-    assert [figures.used for _, figures in looks[-1].standings] == [1, 1, 0]
+    assert [counted(each) for each in looks[-1].standings] == [1, 1, 0]
 
 
 async def test_reset_forgets_the_callers_own_counts() -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from ratelimit_mw import BackendError, Lease, Limiter
 from ratelimit_mw.backends.memory import MemoryBackend
-from ratelimit_mw.charge import Charge, Counter, Figures, Outcome
+from ratelimit_mw.charge import Charge, Counter, Outcome
 from ratelimit_mw.limits import SECOND, Window
 from ratelimit_mw.local import LocalPolicy
+from ratelimit_mw.status import Status
 from tests.asgi import FakeClock, settings_of
+from tests.statuses import budget_status, counted
 
 CENT = 10_000
 
@@ -45,10 +47,10 @@ class Pair:
         self.backend.away = False
         await self.limiter.decider.local.holds.tell()
 
-    async def figures(self) -> list[Figures]:
+    async def statuses(self) -> list[Status]:
         """How the caller stands in the shared books."""
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        return [figures for _, figures in (await self.limiter.peek(policy)).standings]
+        return [status for _, status in (await self.limiter.peek(policy)).standings]
 
 
 class MakePair:
@@ -130,7 +132,7 @@ async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
     assert await pair.admitted(20) == 7
     pair.clock.set(20)
     await pair.back()
-    assert (await pair.figures())[0].used == 10
+    assert counted((await pair.statuses())[0]) == 10
     assert await pair.admitted(1) == 0
     pair.clock.set(60)
     assert await pair.admitted(20) == 3
@@ -184,7 +186,7 @@ async def test_a_flapping_backend_grants_nothing_twice(make: MakePair) -> None:
             await pair.back()
         admitted += await pair.admitted(3)
     assert admitted == 10
-    assert (await pair.figures())[0].used == 10
+    assert counted((await pair.statuses())[0]) == 10
 
 
 async def test_units_that_have_left_their_window_are_not_told(make: MakePair) -> None:
@@ -194,7 +196,7 @@ async def test_units_that_have_left_their_window_are_not_told(make: MakePair) ->
     assert await pair.admitted(20) == 10
     pair.clock.set(61)
     await pair.back()
-    assert (await pair.figures())[0].used == 0
+    assert counted((await pair.statuses())[0]) == 0
 
 
 MONEY = """
@@ -213,7 +215,7 @@ async def test_a_budgets_share_is_of_what_was_left(make: MakePair) -> None:
     leases = [await pair.limiter.acquire(api_key="a") for _ in range(4)]
     assert [lease.allowed for lease in leases] == [True, True, False, False]
     _, _, day = leases[1].decision.standings
-    assert day.figures.used + day.figures.held == 100 * CENT
+    assert budget_status(day.status).taken == 100 * CENT
 
 
 async def test_yesterdays_spending_is_not_todays(make: MakePair) -> None:
@@ -237,12 +239,12 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
     pair.limiter.leases.end(kept, failed=False)
     pair.limiter.leases.end(failed, failed=True)
     await pair.back()
-    _, slots, day = await pair.figures()
-    assert (slots.used, day.used, day.held) == (1, 14 * CENT, 10 * CENT)
+    _, slots, day = await pair.statuses()
+    assert (counted(slots), *budget_status(day)[:2]) == (1, 14 * CENT, 10 * CENT)
     await running.settle("0.03")
     pair.limiter.leases.end(running, failed=False)
-    _, slots, day = await pair.figures()
-    assert (slots.used, day.used, day.held) == (0, 17 * CENT, 0)
+    _, slots, day = await pair.statuses()
+    assert (counted(slots), *budget_status(day)[:2]) == (0, 17 * CENT, 0)
     assert len(pair.limiter.decider.local.holds) == 0
 
 
@@ -257,7 +259,7 @@ async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:
                 admitted += lease.allowed
         assert admitted == number
         await pair.back()
-    assert (await pair.figures())[2].used == 100 * CENT
+    assert counted((await pair.statuses())[2]) == 100 * CENT
 
 
 @pytest.mark.parametrize("detached", [True, False])
@@ -269,9 +271,9 @@ async def test_an_estimate_held_here_lasts_like_one_held_there(make: MakePair, d
     if detached:
         await lease.detach(ttl=5)
     await pair.back()
-    assert (await pair.figures())[2].held == 10 * CENT
+    assert budget_status((await pair.statuses())[2]).held == 10 * CENT
     pair.clock.set(31)
-    assert (await pair.figures())[2].held == (10 * CENT if detached else 0)
+    assert budget_status((await pair.statuses())[2]).held == (10 * CENT if detached else 0)
 
 
 async def test_an_end_while_it_is_told(make: MakePair) -> None:
@@ -296,8 +298,8 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
     assert telling is not None
     await telling
     assert ended == [lease]
-    _, slots, day = await pair.figures()
-    assert (slots.used, day.used, day.held) == (0, 2 * CENT, 0)
+    _, slots, day = await pair.statuses()
+    assert (counted(slots), *budget_status(day)[:2]) == (0, 2 * CENT, 0)
 
 
 async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
@@ -310,7 +312,7 @@ async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
     telling = pair.limiter.decider.local.holds._task
     assert telling is not None
     await asyncio.wait_for(telling, 10)
-    assert (await pair.figures())[0].used == 2
+    assert counted((await pair.statuses())[0]) == 2
 
 
 async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCaptureFixture) -> None:

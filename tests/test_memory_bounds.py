@@ -10,8 +10,10 @@ from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.backends.store import Store, StoredState
 from ratelimit_mw.charge import BackendError, Charge, Counter, Money, Settlement
+from ratelimit_mw.status import BudgetStatus
 from tests.asgi import ok_app, scope_of, settings_of, start_of
 from tests.conformance import Clock, daily, monthly, new_id, slots, window
+from tests.statuses import peeked
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ async def test_the_refused_and_the_curious_leave_nothing_behind(backend: MemoryB
         gc.collect()
         sizes.append(tracemalloc.get_traced_memory()[0])
     assert sizes[1] - sizes[0] < 20_000
-    assert (await backend.peek(Charge([mine]))).figures[0].used == 5
+    assert (await peeked(backend, Charge([mine]))).used(0) == 5
 
 
 async def test_who_comes_often_is_not_pushed_out(backend: MemoryBackend, clock: Clock) -> None:
@@ -103,8 +105,8 @@ async def test_who_comes_often_is_not_pushed_out(backend: MemoryBackend, clock: 
         if number % 25 == 0:
             assert (await backend.acquire(Charge(regular), new_id(), 1)).admitted
         clock.now += 1_000
-    figures = (await backend.peek(Charge(regular))).figures
-    assert [figures[0].used, figures[1].reset_after, figures[2].reset_after] == [40, 40, 40]
+    answer = await peeked(backend, Charge(regular))
+    assert [answer.used(0), answer.held(1), answer.held(2)] == [40, 40, 40]
 
 
 async def test_nobody_loses_a_slot_to_a_flood(backend: MemoryBackend, clock: Clock) -> None:
@@ -135,12 +137,12 @@ async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend,
         for number in range(40):
             await backend.acquire(Charge([daily(9, of=f"{clock.now} {number}")]), new_id(), 1)
     assert await backend.settle(hold, 5) is Settlement.SETTLED
-    assert (await backend.peek(Charge([month]))).figures[0] == (5, 0, 0)
+    assert (await peeked(backend, Charge([month]))).statuses[0] == BudgetStatus(5, 0, is_short=False)
     clock.now += 86_400_000_000
     for number in range(90):
         await backend.acquire(Charge([daily(9, of=f"{clock.now} {number}")]), new_id(), 1)
     assert len(backend._days) <= 100
-    assert (await backend.peek(Charge([month]))).figures[0] == (5, 0, 0)
+    assert (await peeked(backend, Charge([month]))).statuses[0] == BudgetStatus(5, 0, is_short=False)
 
 
 class State(StoredState):
@@ -220,4 +222,4 @@ async def test_what_is_no_cost_is_refused(backend: MemoryBackend, cost: float, p
         await backend.acquire(Charge([window(5)], cost), new_id(), price)  # type: ignore[arg-type]
     with pytest.raises(BackendError):
         await backend.settle((await backend.acquire(Charge([daily(5)]), new_id(), 1)).hold, -1)
-    assert (await backend.peek(Charge([window(5)]))).figures[0].used == 0
+    assert (await peeked(backend, Charge([window(5)]))).used(0) == 0

@@ -60,8 +60,8 @@ def settle_and_end(
 
 async def money(backend: RedisBackend | ClusterBackend, charge: Charge = CHARGE) -> tuple[int, int, int]:
     """Slots that are taken; money spent, and held."""
-    active, day = (await backend.peek(charge)).figures
-    return active.used, *day[:2]
+    outcome = await backend.peek(charge)
+    return outcome.used(0), outcome.used(1), outcome.held(1)
 
 
 @contextmanager

@@ -17,12 +17,14 @@ from redis.asyncio.connection import Connection
 
 from ratelimit_mw import BackendError, Limiter, Settings
 from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.charge import Charge, Figures
+from ratelimit_mw.charge import Charge
+from ratelimit_mw.status import Status
 from tests.apps import ROOT
 from tests.conformance import eventually, new_id, window
 from tests.conftest import StartApp, StartServer
 from tests.proxy import Proxy
 from tests.servers import StoreServer
+from tests.statuses import budget_status, counted
 
 CENT = 10_000
 PLAN = {"requests": ["10/minute"], "concurrent": 9, "spending": {"daily": "1.00"}}
@@ -40,10 +42,10 @@ async def limiter_on(url: str, **backend: object) -> AsyncIterator[Limiter]:
         yield limiter
 
 
-async def figures(limiter: Limiter) -> tuple[Figures, ...]:
+async def statuses(limiter: Limiter) -> tuple[Status, ...]:
     """How the window, the slots and the day's budget stand in the shared books."""
     policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-    return tuple(figures for _, figures in (await limiter.peek(policy)).standings)
+    return tuple(status for _, status in (await limiter.peek(policy)).standings)
 
 
 async def is_told(limiter: Limiter) -> bool:
@@ -66,14 +68,14 @@ async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: St
         limiter.leases.end(before, failed=True)
         server.continue_signal()
         assert await eventually(lambda: is_told(limiter)) < 2
-        window, slots, day = await figures(limiter)
+        window, slots, day = await statuses(limiter)
         # The request that met the outage may have been counted before it was given up.
-        assert 4 <= window.used <= 5
-        assert (slots.used, day.used, day.held) == (1, 11 * CENT, 10 * CENT)
+        assert 4 <= counted(window) <= 5
+        assert (counted(slots), *budget_status(day)[:2]) == (1, 11 * CENT, 10 * CENT)
         limiter.leases.end(running, failed=False)
     async with limiter_on(server.url) as limiter:
-        _, slots, day = await figures(limiter)
-        assert (slots.used, day.used, day.held) == (0, 21 * CENT, 0)
+        _, slots, day = await statuses(limiter)
+        assert (counted(slots), *budget_status(day)[:2]) == (0, 21 * CENT, 0)
 
 
 async def test_money_is_told_once_though_the_answers_are_lost(server: StoreServer) -> None:
@@ -94,8 +96,8 @@ async def test_money_is_told_once_though_the_answers_are_lost(server: StoreServe
         assert await eventually(lambda: is_told(limiter)) < 3
         await eventually(lambda: _owes_nothing(limiter))
         async with limiter_on(server.url) as reader:
-            _, slots, day = await figures(reader)
-            assert (slots.used, day.used, day.held) == (0, 10 * CENT, 0)
+            _, slots, day = await statuses(reader)
+            assert (counted(slots), *budget_status(day)[:2]) == (0, 10 * CENT, 0)
 
 
 async def _owes_nothing(limiter: Limiter) -> bool:
@@ -126,9 +128,9 @@ async def test_closing_undoes_nothing_that_is_being_told(
         await limiter.close()
         lost = limiter.decider.local.holds.lost
     async with limiter_on(server.url, timeout=5) as limiter:
-        window, slots, day = await figures(limiter)
-        assert (slots.used, day.held) == ((0, 0) if lost else (1, 10 * CENT))
-        assert (window.used, day.used) == (0 if lost == 2 else 1, 0)
+        window, slots, day = await statuses(limiter)
+        assert (counted(slots), budget_status(day).held) == ((0, 0) if lost else (1, 10 * CENT))
+        assert (counted(window), counted(day)) == (0 if lost == 2 else 1, 0)
         assert lost == 0 or wait < 1
 
 
@@ -149,7 +151,7 @@ async def test_full_memory_is_said_once_a_minute(
             assert "OOM" in said[0]
             client.config_set("maxmemory", "0")
         assert await eventually(lambda: is_told(limiter)) < 2
-        assert (await figures(limiter))[0].used == 4
+        assert counted((await statuses(limiter))[0]) == 4
 
 
 def test_a_limiter_made_before_the_fork(server: StoreServer) -> None:
@@ -189,7 +191,7 @@ async def test_event_loops_of_several_threads_share_a_limiter(start_server: Star
         assert len(policies) == 6
         server.restart()
         assert await eventually(lambda: is_told(limiter)) < 3
-        assert (await figures(limiter))[0].used <= 10
+        assert counted((await statuses(limiter))[0]) <= 10
 
 
 @pytest.mark.parametrize("arguments", [(), ("--lifespan", "off")])

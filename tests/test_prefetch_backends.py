@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ratelimit_mw.backends.memory import MemoryBackend
-from ratelimit_mw.charge import Charge, Outcome
+from ratelimit_mw.charge import Charge
 from ratelimit_mw.limits import SECOND
+from ratelimit_mw.status import WindowStatus
 from tests.conformance import KINDS, Bench, SharedServer, new_id, opened, window
+from tests.statuses import Answer, acquired
 
 AHEAD = SECOND
 """Of a window of a minute."""
@@ -21,9 +23,9 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
         yield bench
 
 
-async def take(bench: Bench, quota: int, cost: int) -> Outcome:
+async def take(bench: Bench, quota: int, cost: int) -> Answer:
     """Take units of a window of a minute ahead."""
-    return await bench.backend.acquire(Charge([window(quota)], cost, ahead=AHEAD), new_id())
+    return await acquired(bench.backend, Charge([window(quota)], cost, ahead=AHEAD), new_id())
 
 
 @pytest.mark.parametrize("quota", [10, 2_000])
@@ -33,11 +35,11 @@ async def test_units_taken_ahead_count_from_now_until_a_window_after_their_end(
     """They leave as if they had been used at the last moment, not a microsecond sooner."""
     outcome = await take(bench, quota, quota)
     assert (outcome.admitted, outcome.now) == (True, bench.clock.now)
-    assert outcome.figures == [(quota, 61 * SECOND, 0)]
+    assert outcome.statuses == [WindowStatus(quota, 61 * SECOND, 0)]
     refused = await bench.acquire(window(quota))
-    assert refused.figures[0] == (quota, 61 * SECOND, 61 * SECOND)
+    assert refused.statuses[0] == WindowStatus(quota, 61 * SECOND, 61 * SECOND)
     bench.wait(microseconds=61 * SECOND - 1)
-    assert (await bench.acquire(window(quota))).figures[0] == (quota, 1, 1)
+    assert (await bench.acquire(window(quota))).statuses[0] == WindowStatus(quota, 1, 1)
     bench.wait(microseconds=1)
     assert (await bench.acquire(window(quota))).admitted
 
@@ -46,9 +48,9 @@ async def test_units_taken_now_and_ahead_share_a_window(bench: Bench) -> None:
     """Whoever comes between leaves with the block before it; what came first leaves first."""
     assert (await bench.acquire(window(10))).admitted
     bench.wait(1)
-    assert (await take(bench, 10, 5)).figures[0] == (6, 59 * SECOND, 0)
+    assert (await take(bench, 10, 5)).statuses[0] == WindowStatus(6, 59 * SECOND, 0)
     bench.wait(0.5)
-    assert (await bench.acquire(window(10), cost=3)).figures[0] == (9, 58.5 * SECOND, 0)
+    assert (await bench.acquire(window(10), cost=3)).statuses[0] == WindowStatus(9, 117 * SECOND // 2, 0)
     assert not (await take(bench, 10, 2)).admitted
     bench.wait(58.5)
     assert await bench.used(window(10)) == [8]
@@ -67,8 +69,8 @@ async def test_a_clock_set_back_lets_units_taken_ahead_count_no_shorter(bench: B
     bench.wait(-seconds)
     refused = await bench.acquire(window(10))
     assert not refused.admitted
-    assert 60.9 * SECOND <= refused.figures[0].retry_after <= 62 * SECOND
-    bench.wait(microseconds=refused.figures[0].retry_after)
+    assert 60.9 * SECOND <= refused.window(0).retry_after <= 62 * SECOND
+    bench.wait(microseconds=refused.window(0).retry_after)
     assert (await bench.acquire(window(10))).admitted
 
 
@@ -78,7 +80,7 @@ async def test_a_clock_set_back_is_seen_though_units_were_taken_ahead_once(bench
     bench.wait(10)
     await bench.acquire(window(10), cost=6)
     bench.wait(-5)
-    assert (await bench.acquire(window(10))).figures[0].retry_after <= 60 * SECOND
+    assert (await bench.acquire(window(10))).window(0).retry_after <= 60 * SECOND
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])

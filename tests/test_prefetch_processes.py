@@ -192,8 +192,8 @@ async def test_most_requests_ask_nobody(server: StoreServer, path: str) -> None:
                 await asyncio.sleep(0.001)  # as requests arrive: not all at once
         assert _calls(server) < 4_000 / 5
         assert sum(limiter.tally.totals().values()) == 4_000
-        window, figures = next(iter((await limiter.peek(policy)).windows()))
-        assert 4_000 <= figures.used <= 4_000 * 1.03
+        window, status = next(iter((await limiter.peek(policy)).windows()))
+        assert 4_000 <= status.used <= 4_000 * 1.03
         shown = [figures.used for _, figures in lease.decision.windows()]
         assert all(3_500 <= used <= 4_000 * 1.03 for used in shown)
         assert window.text == "100000/minute"

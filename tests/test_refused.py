@@ -17,11 +17,13 @@ from ratelimit_mw.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw.overview import forget
 from ratelimit_mw.policy import Policies
 from ratelimit_mw.refused import LONGEST, MOST, Refusals
+from ratelimit_mw.status import WindowStatus
 from ratelimit_mw.wire.refusals import RefusalWriter
 from tests.asgi import ok_app, settings_of, start_of
 from tests.conftest import StartServer
 from tests.servers import StoreServer
 from tests.slots import until_async
+from tests.statuses import Answer, answer_of
 
 START = 1_800_000_000 * SECOND
 NO_LEASE = bytes(16)
@@ -58,12 +60,12 @@ class Bench:
         self.table = Refusals(self.clock.seconds)
         self.asked = 0
 
-    def known(self, charge: Charge) -> Outcome | None:
+    def known(self, charge: Charge) -> Answer | None:
         """What the table knows."""
         refused = self.table.find(charge)
-        return None if refused is None else refused.outcome_at(self.table.now())
+        return None if refused is None else answer_of(charge, refused.outcome_at(self.table.now()))
 
-    def acquire(self, charge: Charge, lease_id: bytes = NO_LEASE) -> Outcome:
+    def acquire(self, charge: Charge, lease_id: bytes = NO_LEASE) -> Answer:
         """Decide as the limiter does: by the table, else by the backend."""
         known = self.known(charge)
         if known is not None:
@@ -74,7 +76,7 @@ class Bench:
         if outcome.admitted:
             self.table.admitted(charge, outcome)
         self.table.add(charge, outcome, sent, KIND)
-        return outcome
+        return answer_of(charge, outcome)
 
 
 def charge(*limits: Limit, cost: int = 1) -> Charge:
@@ -117,7 +119,7 @@ def test_a_promise_is_kept_to_the_microsecond() -> None:
     bench, one = Bench(), charge(Window(1, 1, "second"))
     bench.acquire(one)
     bench.clock.wait(0.25)
-    wait = bench.acquire(one).figures[0].retry_after
+    wait = bench.acquire(one).window(0).retry_after
     assert wait == 750_000
     bench.clock.wait(0.749_999)
     assert not bench.acquire(one).admitted
@@ -137,7 +139,7 @@ def test_no_promise_from_the_table_comes_too_early() -> None:
     bench.clock.wait(0.2)
     known = bench.known(one)
     assert known is not None
-    bench.clock.now += known.figures[0].retry_after
+    bench.clock.now += known.window(0).retry_after
     assert bench.acquire(one).admitted
 
 
@@ -154,7 +156,10 @@ def test_a_pause_after_a_refusal_was_found_lets_it_stand(pause: float) -> None:
     told = found.outcome_at(bench.table.now())
     left = max(SECOND - bench.clock.now + START, 1)
     assert told.now == START + SECOND - left
-    assert told.figures == [(1, left, left), (1, left + 3_599 * SECOND, left + 3_599 * SECOND)]
+    assert one.statuses(told) == [
+        WindowStatus(1, left, left),
+        WindowStatus(1, left + 3_599 * SECOND, left + 3_599 * SECOND),
+    ]
 
 
 async def test_a_process_that_was_paused_while_it_refused_answers(server: StoreServer) -> None:
@@ -226,7 +231,7 @@ def test_the_table_is_bounded() -> None:
     """However many callers are refused, so many are remembered, the latest."""
     bench = Bench()
     outcome = bench.backend.decide(charge(Window(1, 1, "minute"), cost=1), NO_LEASE, 0)
-    refused = Outcome.from_figures(False, outcome.now, outcome.figures, outcome.hold)
+    refused = Outcome(False, outcome.now, (1, 60 * SECOND, 60 * SECOND), outcome.hold)
     charges = [charge(Window(1, 1, "minute")) for _ in range(MOST + 10)]
     for each in charges:
         bench.table.add(each, refused, 0.0, KIND)
@@ -390,12 +395,12 @@ def test_a_shared_limit_that_fills_meanwhile_is_known(cost: int) -> None:
     other = Charge([Counter("other", "p", Window(99, 1, "minute")), shared])
     while bench.acquire(one).admitted:
         pass
-    assert bench.acquire(one).figures[1].retry_after == 0
-    while bench.acquire(other).figures[1].used < 10 - cost:
+    assert bench.acquire(one).window(1).retry_after == 0
+    while bench.acquire(other).used(1) < 10 - cost:
         assert bench.known(one) is not None
     bench.acquire(other)
     assert bench.known(one) is None
-    assert bench.acquire(one).figures[1].retry_after > 60 * SECOND
+    assert bench.acquire(one).window(1).retry_after > 60 * SECOND
     assert bench.known(one) is not None
     bench.table.clear()
     assert bench.known(one) is None

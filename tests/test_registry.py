@@ -24,6 +24,7 @@ from tests.live import traffic
 from tests.servers import StoreServer
 from tests.settings_files import written
 from tests.slots import until_async
+from tests.statuses import counted
 
 PLANS = """
 [plans.pro]
@@ -155,7 +156,7 @@ async def test_an_account_shares_its_counts_and_keeps_them_when_a_key_is_rotated
         assert limiter.identity_of(api_key="k").partition == "a:bolt"
         assert limiter.identity_of(api_key="new").partition == "a:bolt"
         lease = await limiter.acquire(api_key="k")
-        assert (await limiter.acquire(api_key="new")).decision.standings[0].figures.used == 2
+        assert counted((await limiter.acquire(api_key="new")).decision.standings[0]) == 2
         assert lease.allowed
 
 

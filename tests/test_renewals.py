@@ -17,6 +17,7 @@ from ratelimit_mw.renewals import AT_ONCE
 from tests.asgi import FakeClock, settings_of
 from tests.servers import StoreServer
 from tests.slots import expiries, held, until_async
+from tests.statuses import counted
 
 SETTINGS = """
 [plans.default]
@@ -82,7 +83,7 @@ class Bench:
     async def active(self) -> int:
         """Slots held."""
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        return (await self.limiter.peek(policy)).standings[0].figures.used
+        return counted((await self.limiter.peek(policy)).standings[0])
 
     def make_due(self) -> None:
         """Let every lease be due for renewal, and renew."""

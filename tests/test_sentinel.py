@@ -17,6 +17,7 @@ from ratelimit_mw.charge import BackendError, Charge, Money, Settlement
 from ratelimit_mw.settings import BackendSettings, SecretURL
 from tests.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.servers import StoreServer, server_binaries
+from tests.statuses import peeked
 from tests.topologies import SERVICE, Sentinels, running, wait_until
 
 KINDS = [
@@ -103,7 +104,7 @@ async def test_a_primary_that_is_gone_is_replaced(
     async with backends(sentinels.url, 2) as (one, two):
         await eventually(lambda: _all_serve(one, two))
         held = (await one.acquire(owed, new_id(), 100)).hold
-        before = (await two.peek(CHARGE)).figures[0].used
+        before = (await peeked(two, CHARGE)).used(0)
         load = Load([one, two])
         await asyncio.sleep(0.5)
         gone, gone_at = sentinels.primary, time.monotonic()
@@ -116,8 +117,8 @@ async def test_a_primary_that_is_gone_is_replaced(
         gone.continue_signal()
         await asyncio.sleep(0.5)
         await load.stop()
-        counted = [(await each.peek(CHARGE)).figures[0].used - before for each in (one, two)]
-        assert [figures[:2] for figures in (await two.peek(owed)).figures] == [(0, 0), (0, 0)]
+        counted = [(await peeked(each, CHARGE)).used(0) - before for each in (one, two)]
+        assert [figures[:2] for figures in (await peeked(two, owed)).statuses] == [(0, 0), (0, 0)]
         wait_until(lambda: sentinels.primary is not gone, "sentinel that is asked")
     lost = load.admitted - counted[0]
     with capsys.disabled():
@@ -189,8 +190,8 @@ async def test_a_planned_fail_over_moves_running_processes(
         await load.stop()
         assert await one.settle(hold, 30) is Settlement.SETTLED
         async with backends(sentinels.url, timeout=5) as (new,):
-            counted = [(await each.peek(CHARGE)).figures[0].used for each in (one, two, new)]
-            assert (await new.peek(held)).figures[1][:2] == (30, 0)
+            counted = [(await peeked(each, CHARGE)).used(0) for each in (one, two, new)]
+            assert (await peeked(new, held)).statuses[1][:2] == (30, 0)
     with capsys.disabled():
         lost = load.admitted - counted[0]
         print(f"\n{old.kind} demoted: moved in {move:.2f} s, lost {lost} of {load.admitted} units")  # noqa: T201

@@ -16,6 +16,7 @@ from ratelimit_mw import Limiter, RateLimitMiddleware
 from tests.asgi import FakeClock, client_of, limiter_of, settings_of, start_of
 from tests.servers import StoreServer, server_binaries
 from tests.slots import until_async
+from tests.statuses import counted
 
 SETTINGS = """
 [application]
@@ -177,7 +178,7 @@ async def test_what_has_expired_is_not_told_as_active() -> None:
     told: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        told.extend(figures.used for _, figures in scope["state"]["ratelimit"].decision.standings)
+        told.extend(counted(each) for each in scope["state"]["ratelimit"].decision.standings)
         await PlainTextResponse("ok")(scope, receive, send)
 
     for _ in range(3):
@@ -186,6 +187,6 @@ async def test_what_has_expired_is_not_told_as_active() -> None:
     policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
     for _ in range(2):
         await start_of(RateLimitMiddleware(app, limiter=limiter), b"k")
-        told += [figures.used for _, figures in (await limiter.peek(policy)).standings]
-    told += [figures.used for _, figures in (await limiter.acquire(api_key="k")).decision.standings]
+        told += [counted(each) for each in (await limiter.peek(policy)).standings]
+    told += [counted(each) for each in (await limiter.acquire(api_key="k")).decision.standings]
     assert told == [1, 0, 1, 0, 1]

@@ -16,6 +16,7 @@ from ratelimit_mw.charge import Hold, Money
 from tests.asgi import settings_of
 from tests.servers import StoreServer
 from tests.slots import held, until_async
+from tests.statuses import budget_status, counted
 
 SETTINGS = """
 [backend]
@@ -80,10 +81,10 @@ class Run:
         assert len(set(self.finished)) == len(self.finished)
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
         standings = (await self.limiter.peek(policy)).standings
-        spent, money_held, _ = standings[-1].figures
+        spent, money_held, _ = budget_status(standings[-1].status)
         assert money_held == 0
         assert spent <= self.left * 1_000_000
-        assert standings[0].figures.used == self.entered
+        assert counted(standings[0]) == self.entered
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ async def test_ended_by_hand_while_the_backend_is_asked(
         assert run.entered == 0
         await until_async(lambda: held(server) == 0)
         lease = await run.limiter.acquire(api_key="a")
-        assert lease.decision.standings[0].figures.used == 1
+        assert counted(lease.decision.standings[0]) == 1
 
 
 async def test_cancelled_while_others_share_its_batch(run: Run) -> None:

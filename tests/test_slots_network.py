@@ -13,6 +13,7 @@ from tests.conformance import eventually
 from tests.proxy import Fault, Proxy
 from tests.servers import StoreServer
 from tests.slots import held, until_async
+from tests.statuses import budget_status, counted
 
 SETTINGS = """
 [backend]
@@ -54,8 +55,8 @@ class Bench:
     async def counted(self) -> list[int]:
         """Units of rate, slots active and money spent or held, in the server's books."""
         policy = self.observer.policies.match(self.observer.identity_of(api_key="a"), "GET", "/")
-        rate, slots, money = [each.figures for each in (await self.observer.peek(policy)).standings]
-        return [rate.used, slots.used, money.used + money.reset_after]
+        rate, slots, money = (await self.observer.peek(policy)).standings
+        return [counted(rate), counted(slots), budget_status(money.status).taken]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from tests.apps import AppServer
 from tests.conftest import StartApp, StartServer
 from tests.servers import StoreServer
 from tests.slots import Client, Ledger, held, held_by_caller, until_async
+from tests.statuses import budget_status
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 SEED = int(os.environ.get("SOAK_SEED", random.randrange(2**32)))
@@ -130,9 +131,9 @@ class Soak:
         async with Limiter.from_settings(self.settings) as limiter:
             for key in "abc":
                 policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-                figures = (await limiter.peek(policy)).standings[-1].figures
-                total[0] += figures.used
-                total[1] += figures.reset_after
+                status = budget_status((await limiter.peek(policy)).standings[-1].status)
+                total[0] += status.spent
+                total[1] += status.held
         return total[0], total[1]
 
 

@@ -16,6 +16,7 @@ from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.events import BudgetWarning, Event, SettleIgnored
 from ratelimit_mw.limits import Slots
 from tests.asgi import START, FakeClock, client_of, limiter_of, scope_of, settings_of
+from tests.statuses import budget_status, counted
 
 if TYPE_CHECKING:
     from tests.servers import StoreServer
@@ -70,7 +71,8 @@ async def spent(client: httpx.AsyncClient, limiter: Limiter, key: str = "k") -> 
     """What a key has spent and what is held for it today, in micro-units."""
     policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
     daily = next(s for s in (await limiter.peek(policy)).standings if s.counter.limit == DAILY)
-    return daily.figures.used, daily.figures.held
+    status = budget_status(daily.status)
+    return status.spent, status.held
 
 
 DAILY = settings_of(SETTINGS).plans["default"].spending.budget.allowances[0]  # type: ignore[union-attr]
@@ -395,7 +397,7 @@ async def test_what_had_no_price_is_charged_when_it_is_settled(url: str, concurr
         assert await spent(client, limiter) == (1_850_000, 0)
         assert limiter.stats().settles_ignored == limiter.stats().leases == 0
         in_use = await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/"))
-        assert [each.figures.used for each in in_use.standings if each.counter.limit == Slots(5)] in ([], [0])
+        assert [counted(each) for each in in_use.standings if each.counter.limit == Slots(5)] in ([], [0])
 
 
 @pytest.mark.parametrize("concurrent", ["", "concurrent = 5"])

@@ -11,6 +11,7 @@ from ratelimit_mw import Limiter
 from tests.conftest import StartApp
 from tests.servers import StoreServer
 from tests.spending_app import SETTINGS
+from tests.statuses import budget_status, counted
 
 
 async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp, server: StoreServer) -> None:
@@ -20,9 +21,9 @@ async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp,
     async with Limiter(SETTINGS.model_copy(update={"backend": backend})) as reader:
         policy = reader.policies.match(reader.identity_of(api_key="k"), "GET", "/work")
 
-        async def figures() -> tuple[int, ...]:
+        async def amounts() -> tuple[int, ...]:
             slots, day = (await reader.peek(policy)).standings
-            return slots.figures.used, day.figures.used, day.figures.held
+            return counted(slots), *budget_status(day.status)[:2]
 
         async def ask() -> None:
             with contextlib.suppress(httpx.HTTPError):
@@ -31,11 +32,11 @@ async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp,
 
         asking = asyncio.create_task(ask())
         async with asyncio.timeout(20):
-            while await figures() != (1, 0, 100_000):
+            while await amounts() != (1, 0, 100_000):
                 await asyncio.sleep(0.05)
             await asyncio.sleep(1.5)
-            assert await figures() == (1, 0, 100_000), "renewed past a lease of 1 s"
+            assert await amounts() == (1, 0, 100_000), "renewed past a lease of 1 s"
             os.kill(app.worker_pids()[0], signal.SIGKILL)
-            while await figures() != (0, 0, 0):
+            while await amounts() != (0, 0, 0):
                 await asyncio.sleep(0.05)
         await asking

@@ -17,6 +17,7 @@ from tests.asgi import settings_of
 from tests.conformance import Waits, daily, eventually, instant, new_id, slots, window
 from tests.proxy import Proxy
 from tests.servers import StoreServer
+from tests.statuses import counted, peeked
 from tests.topologies import Cluster, running
 
 TIMEOUT = 0.4
@@ -90,10 +91,10 @@ async def test_the_steps_of_a_charge_on_a_cluster_share_one_time_limit(tmp_path:
 
         async def is_given_back() -> bool:
             try:
-                figures = (await backend.peek(Charge(counters))).figures
+                answer = await peeked(backend, Charge(counters))
             except BackendError:
                 return False
-            return {each.used for each in figures[1::2]} == {1 + CHARGES - failures}
+            return set(answer.counted[1::2]) == {1 + CHARGES - failures}
 
         await eventually(is_given_back, 30)
         await backend.close()
@@ -133,9 +134,9 @@ async def test_a_settle_that_opens_an_estimate_has_no_more_time(redis_server: St
             async def is_settled() -> bool:
                 policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
                 try:
-                    (budget,) = [each.figures for each in (await limiter.peek(policy)).standings]
+                    (budget,) = [each.status for each in (await limiter.peek(policy)).standings]
                 except BackendError:
                     return False
-                return budget.used == 1_000_000
+                return counted(budget) == 1_000_000
 
             await eventually(is_settled, 30)

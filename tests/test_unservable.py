@@ -13,6 +13,7 @@ from ratelimit_mw.backends.redis import RedisBackend
 from ratelimit_mw.decision import Decision
 from tests.asgi import Down, FakeClock, client_of, ok_app, settings_of
 from tests.servers import StoreServer
+from tests.statuses import counted, peeked
 from tests.topologies import Cluster
 
 OnFailure = Literal["local", "allow", "deny"]
@@ -82,7 +83,7 @@ async def test_a_cost_over_every_limit_never_fits_on_a_cluster(
         lease = await limiter.acquire(api_key="a", cost=cost)
         slots = [await limiter.acquire(api_key="slots", cost=min(cost, 100)) for _ in range(3)]
     assert (lease.allowed, refused_for(lease.decision)) == (False, "cost")
-    assert [each.figures.used for each in lease.decision.standings] == [0, 0]
+    assert [counted(each) for each in lease.decision.standings] == [0, 0]
     assert sum(each.allowed for each in slots) == 1
 
 
@@ -136,8 +137,8 @@ async def test_a_backend_itself_refuses_costs_of_any_size(redis_server: StoreSer
     backends = (MemoryBackend(), RedisBackend(redis_server.url, timeout=5))
     backend: MemoryBackend | RedisBackend
     for backend in backends:
-        outcome = await backend.peek(policy.charge)
-        answers.append((outcome.admitted, [each.used for each in outcome.figures]))
+        outcome = await peeked(backend, policy.charge)
+        answers.append((outcome.admitted, outcome.counted))
         await backend.close()
     assert answers == [(False, [0, 0])] * 2
 

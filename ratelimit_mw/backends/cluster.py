@@ -22,8 +22,6 @@ from ratelimit_mw.charge import (
     BackendError,
     Charge,
     Clock,
-    Counter,
-    Figures,
     Held,
     Hold,
     Load,
@@ -31,7 +29,7 @@ from ratelimit_mw.charge import (
     Outcome,
     Settlement,
 )
-from ratelimit_mw.limits import Slots, Window
+from ratelimit_mw.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 T = TypeVar("T")
 
@@ -110,9 +108,9 @@ class ClusterBackend:
             return await self._partitions.peek(charge, price)
         steps = _steps_of(charge)
         outcomes = await self._peek(steps, price)
-        figures = _in_order(charge, steps, [each.figures for each in outcomes])
-        return Outcome.from_figures(
-            all(each.admitted for each in outcomes), outcomes[0].now, figures, NOTHING_HELD
+        statuses = _in_order(charge, steps, _statuses(steps, outcomes))
+        return Outcome.from_statuses(
+            all(each.admitted for each in outcomes), outcomes[0].now, statuses, NOTHING_HELD
         )
 
     async def renew(self, hold: Hold, lease: float) -> bool:
@@ -192,9 +190,11 @@ class ClusterBackend:
         self._give_back(steps, lease_id, admitted)
         # So that the wait that is told covers these, too.
         rest = await self._peek(steps[len(outcomes) :], price)
-        before = [_without(*each, price) for each in zip(steps, admitted, strict=False)]
-        figures = _in_order(charge, steps, [*before, *(each.figures for each in (refusal, *rest))])
-        return Outcome.from_figures(False, outcomes[0].now, figures, NOTHING_HELD)
+        statuses = _statuses(steps, [*admitted, refusal, *rest])
+        for place in range(len(admitted)):
+            statuses[place] = [_without(status, charge.cost, price) for status in statuses[place]]
+        in_order = _in_order(charge, steps, statuses)
+        return Outcome.from_statuses(False, outcomes[0].now, in_order, NOTHING_HELD)
 
     async def _peek(self, steps: Sequence["_Step"], price: int) -> list[Outcome]:
         return await _all([self._partitions.peek(step.charge, price) for step in steps])
@@ -273,33 +273,33 @@ def _admission(
     if slots or periods:
         priced = price if periods else 0
         hold = Hold(lease_id, slots, periods, charge.lease, priced, charge.currency)
-    figures = _in_order(charge, steps, [outcome.figures for outcome in outcomes])
-    return Outcome.from_figures(True, outcomes[0].now, figures, hold)
+    statuses = _in_order(charge, steps, _statuses(steps, outcomes))
+    return Outcome.from_statuses(True, outcomes[0].now, statuses, hold)
 
 
-def _in_order(charge: Charge, steps: Sequence[_Step], parts: Sequence[Sequence[Figures]]) -> list[Figures]:
-    """Figures of the steps, in the order of the charge's counters."""
+def _statuses(steps: Sequence[_Step], outcomes: Sequence[Outcome]) -> list[list[Status]]:
+    """The statuses that each step has met."""
+    return [step.charge.statuses(outcome) for step, outcome in zip(steps, outcomes, strict=True)]
+
+
+def _in_order(charge: Charge, steps: Sequence[_Step], parts: Sequence[Sequence[Status]]) -> list[Status]:
+    """Statuses of the steps, in the order of the charge's counters."""
     found = {
-        place: figures
+        place: status
         for step, part in zip(steps, parts, strict=True)
-        for place, figures in zip(step.places, part, strict=True)
+        for place, status in zip(step.places, part, strict=True)
     }
     return [found[place] for place in range(len(charge.counters))]
 
 
-def _without(step: _Step, outcome: Outcome, price: int) -> list[Figures]:
-    """Figures of a step that is undone, as they are without it."""
-    counted = zip(step.charge.counters, outcome.figures, strict=True)
-    return [_less(counter, figures, step.charge.cost, price) for counter, figures in counted]
-
-
-def _less(counter: Counter, figures: Figures, cost: int, price: int) -> Figures:
-    if isinstance(counter.limit, Window):
-        used = figures.used - cost
-        return Figures(used, figures.reset_after if used else 0, 0)
-    if isinstance(counter.limit, Slots):
-        return Figures(figures.used - 1, 0, 0)
-    return Figures(figures.used, figures.held - price, 0)
+def _without(status: Status, cost: int, price: int) -> Status:
+    """Status of a limit that admitted a charge, once the charge is undone."""
+    if isinstance(status, WindowStatus):
+        used = status.used - cost
+        return WindowStatus(used, status.reset_after if used else 0, 0)
+    if isinstance(status, SlotStatus):
+        return SlotStatus(status.active - 1, is_full=False)
+    return BudgetStatus(status.spent, status.held - price, is_short=False)
 
 
 def _parts_of(hold: Hold) -> list[Hold]:

@@ -44,17 +44,17 @@ class CountedState(StoredState):
     __slots__ = ()
 
     def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
-        """Whether the limit admits a charge. `exact` asks for figures without what has expired."""
+        """Whether the limit admits a charge. `exact` asks for a status without what has expired."""
         raise NotImplementedError
 
     def charge(
         self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
     ) -> None:
-        """Count a charge that the limit admits, and append the three figures of `Outcome` to `row`."""
+        """Count a charge that the limit admits, and append its status to the `row` of an `Outcome`."""
         raise NotImplementedError
 
     def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
-        """Append the three figures of `Outcome` to `row`, for a charge that waits; of cost 0 if none does."""
+        """Append its status to the `row` of an `Outcome`, for a charge that waits; of cost 0 if none does."""
         raise NotImplementedError
 
 

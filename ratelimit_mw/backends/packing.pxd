@@ -16,8 +16,6 @@ cdef class Layout:
     cpdef tuple read(self, bytes answer, Py_ssize_t number)
     @cython.locals(admitted=Py_ssize_t, row=tuple, place=Py_ssize_t, operation=ChargeOperation)
     cpdef void tell(self, list operations, i64 now, tuple read) except *
-    @cython.locals(before=list, place=Py_ssize_t, step=i64)
-    cdef list _row_before(self, tuple row, i64 others)
 
 cdef class ChargeTemplate(Template):
     cdef readonly object owner

@@ -13,6 +13,7 @@ from ratelimit_mw.backends.operations import Operation, Template, bulk, done
 from ratelimit_mw.charge import (
     LEASE_ID_SIZE,
     NOTHING_HELD,
+    STATUS_FORMAT,
     BackendError,
     Charge,
     Held,
@@ -20,6 +21,7 @@ from ratelimit_mw.charge import (
     Money,
     Outcome,
     Settlement,
+    row_before,
 )
 from ratelimit_mw.limits import SECOND, Limit, Slots, Window
 
@@ -68,15 +70,15 @@ class Layout:
         """Body of a charge without a price, up to the id."""
         self.head = b"$%d\r\n%b" % (len(self.body) + LEASE_ID_SIZE, self.body)
         self._steps = charge.steps
-        figures = "qqq" * self.n_keys
-        self._unpack = struct.Struct(f"<x{figures}").unpack
-        self._unpack_several = struct.Struct(f"<x{figures}H").unpack
+        row = STATUS_FORMAT * self.n_keys
+        self._unpack = struct.Struct(f"<x{row}").unpack
+        self._unpack_several = struct.Struct(f"<x{row}H").unpack
         self.periods: tuple[Held, ...] = ()
         """Periods of the charge's allowances, which hold between `since` and `until`, in microseconds."""
         self.since, self.until = 0, 1 << 62
 
     def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
-        """Read the answer to so many charges: how many were admitted, and the figures after the last one.
+        """Read the answer to so many charges: how many were admitted, and the row of the last one.
 
         In place of how many there is `OVER` where a period of the charge is over. Raises ValueError,
         IndexError or `struct.error` for an answer that can't be one.
@@ -106,14 +108,7 @@ class Layout:
             elif len(operations) == 1:
                 operation.decided(True, now, row)
             else:
-                operation.decided(True, now, self._row_before(row, admitted - 1 - place))
-
-    def _row_before(self, row: Sequence[int], others: int) -> list[int]:
-        """Figures as they were before so many others of the same kind were admitted."""
-        before: list[int] = []
-        for place, step in enumerate(self._steps):
-            before += (row[3 * place] - others * step, row[3 * place + 1], 0)
-        return before
+                operation.decided(True, now, row_before(row, self._steps, admitted - 1 - place))
 
 
 class ChargeTemplate(Template):

@@ -16,10 +16,10 @@ from ratelimit_mw.cli.callers import (
 )
 from ratelimit_mw.cli.output import CommandError, console, print_facts, print_json, print_table
 from ratelimit_mw.cli.texts import SHARED_BY, limit_json, source_of
-from ratelimit_mw.decision import Decision, Standing
+from ratelimit_mw.decision import Decision, LimitStatus
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.limits import SECOND, Slots, Window
+from ratelimit_mw.limits import SECOND
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.overview import forget, overview, shared_overview
 from ratelimit_mw.settings import Settings
@@ -116,7 +116,7 @@ def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) 
         "limits": [
             {
                 **limit_json(standing.counter.limit),
-                **_figures_json(standing, decision.now),
+                **_status_json(standing, decision.now),
                 "owner": standing.counter.owner,
                 "from": source_of(settings, identity or _NOBODY, standing.counter),
             }
@@ -125,17 +125,20 @@ def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) 
     }
 
 
-def _figures_json(standing: Standing, now: int) -> dict[str, Any]:
-    limit, figures = standing.counter.limit, standing.figures
-    if isinstance(limit, Window):
-        remaining = max(limit.quota - figures.used, 0)
-        return {"used": figures.used, "remaining": remaining, "reset_after": figures.reset_after / SECOND}
-    if isinstance(limit, Slots):
-        return {"active": figures.used, "remaining": max(limit.limit - figures.used, 0)}
-    spent, held = figures.used, figures.held
-    amounts = {"spent": spent, "held": held, "remaining": max(limit.amount - spent - held, 0)}
-    texts = {name: format_amount(amount, limit.currency) for name, amount in amounts.items()}
-    return {**texts, "reset": place_of(standing.counter, now).ends // SECOND}
+def _status_json(standing: LimitStatus, now: int) -> dict[str, Any]:
+    if standing.window is not None:
+        window, rate = standing.window
+        remaining = max(window.quota - rate.used, 0)
+        return {"used": rate.used, "remaining": remaining, "reset_after": rate.reset_after / SECOND}
+    if standing.slots is not None:
+        slots, status = standing.slots
+        return {"active": status.active, "remaining": max(slots.limit - status.active, 0)}
+    if standing.budget is not None:
+        budget, (spent, held, _) = standing.budget
+        amounts = {"spent": spent, "held": held, "remaining": max(budget.amount - spent - held, 0)}
+        texts = {name: format_amount(amount, budget.currency) for name, amount in amounts.items()}
+        return {**texts, "reset": place_of(standing.counter, now).ends // SECOND}
+    raise TypeError(f"{standing} is a limit of no known kind")
 
 
 def _print(settings: Settings, caller: Caller | None, decision: Decision) -> None:
@@ -155,24 +158,27 @@ def _print(settings: Settings, caller: Caller | None, decision: Decision) -> Non
     for standing in decision.standings:
         counter = standing.counter
         place = source_of(settings, identity, counter)
-        figures = _figures_row(standing, decision.now)
-        rows.append((limit_text(counter.limit), *figures, SHARED_BY[counter.owner], place))
+        cells = _status_row(standing, decision.now)
+        rows.append((limit_text(counter.limit), *cells, SHARED_BY[counter.owner], place))
     print_table(columns, rows)
 
 
-def _figures_row(standing: Standing, now: int) -> tuple[object, ...]:
+def _status_row(standing: LimitStatus, now: int) -> tuple[object, ...]:
     """Used, held, left and next reset."""
-    limit, figures = standing.counter.limit, standing.figures
-    if isinstance(limit, Window):
-        reset = f"in {-(-figures.reset_after // SECOND)} s" if figures.used else "-"
-        return figures.used, "-", max(limit.quota - figures.used, 0), reset
-    if isinstance(limit, Slots):
-        return "-", figures.used, max(limit.limit - figures.used, 0), "-"
-    spent, held, currency = figures.used, figures.held, limit.currency
-    left = max(limit.amount - spent - held, 0)
-    ends = datetime.fromtimestamp(place_of(standing.counter, now).ends // SECOND, UTC)
-    amounts = [amount_text(amount, currency) for amount in (spent, held, left)]
-    return *amounts, ends.strftime("%Y-%m-%d %H:%M UTC")
+    if standing.window is not None:
+        window, rate = standing.window
+        reset = f"in {-(-rate.reset_after // SECOND)} s" if rate.used else "-"
+        return rate.used, "-", max(window.quota - rate.used, 0), reset
+    if standing.slots is not None:
+        slots, status = standing.slots
+        return "-", status.active, max(slots.limit - status.active, 0), "-"
+    if standing.budget is not None:
+        budget, (spent, held, _) = standing.budget
+        left = max(budget.amount - spent - held, 0)
+        ends = datetime.fromtimestamp(place_of(standing.counter, now).ends // SECOND, UTC)
+        amounts = [amount_text(amount, budget.currency) for amount in (spent, held, left)]
+        return *amounts, ends.strftime("%Y-%m-%d %H:%M UTC")
+    raise TypeError(f"{standing} is a limit of no known kind")
 
 
 _NOBODY = Identity("", "")

@@ -20,6 +20,7 @@ from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.charge import LEASE_ID_SIZE, Charge, Counter
 from ratelimit_mw.dashboard.answers import DashboardError
 from ratelimit_mw.limits import Window
+from ratelimit_mw.status import WindowStatus
 
 COOKIE = "ratelimit_dashboard"
 SESSION_SECONDS = 12 * 3600
@@ -57,7 +58,10 @@ class Access:
         charge = Charge([Counter(address, "dashboard", WRONG_TOKENS)])
         outcome = await self._wrong.peek(charge)
         if not outcome.admitted:
-            seconds = str(ceil(outcome.figures[0].retry_after / 1_000_000))
+            wait = max(
+                each.retry_after for each in charge.statuses(outcome) if isinstance(each, WindowStatus)
+            )
+            seconds = str(ceil(wait / 1_000_000))
             message = f"Too many wrong tokens from your address. Try again in {seconds} s."
             # Still 401, as anything without the token.
             raise DashboardError(401, message, {**CHALLENGE, "Retry-After": seconds})

@@ -5,15 +5,16 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from ratelimit_mw.charge import Charge, place_of
-from ratelimit_mw.decision import Standing
+from ratelimit_mw.charge import Charge, Counter, place_of
+from ratelimit_mw.decision import LimitStatus
 from ratelimit_mw.fleet.snapshot import LimitFigures
 from ratelimit_mw.identity import Identity
 from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw.limits import SECOND, Allowance
 from ratelimit_mw.money import TOKEN, format_amount
 from ratelimit_mw.overview import charges_of, look
 from ratelimit_mw.policy import PLAN_SCOPE, route_scope
+from ratelimit_mw.status import BudgetStatus
 from ratelimit_mw.texts import limit_text
 
 if TYPE_CHECKING:
@@ -60,26 +61,30 @@ class Standings:
         decision = await look(self._limiter, charges)
         return tuple(self._figures(standing, decision.now) for standing in decision.standings)
 
-    def _figures(self, standing: Standing, now: int) -> LimitFigures:
-        counter, figures = standing.counter, standing.figures
-        limit, used = counter.limit, figures.used
+    def _figures(self, standing: LimitStatus, now: int) -> LimitFigures:
         scope = self._scope(standing)
-        if isinstance(limit, Window):
-            reset = round(figures.reset_after / SECOND, 3) if used else None
-            texts = (str(used), str(limit.quota))
-            share = round(used / limit.quota, 4)
+        if standing.window is not None:
+            window, (used, reset_after, _) = standing.window
+            reset = round(reset_after / SECOND, 3) if used else None
+            texts = (str(used), str(window.quota))
+            share = round(used / window.quota, 4)
             return LimitFigures(
-                limit.text, "window", scope, used, limit.quota, 0, share, reset, None, *texts, None
+                window.text, "window", scope, used, window.quota, 0, share, reset, None, *texts, None
             )
-        if isinstance(limit, Slots):
-            texts, share = (str(used), str(limit.limit)), round(used / limit.limit, 4)
+        if standing.slots is not None:
+            slots, (active, _) = standing.slots
+            texts, share = (str(active), str(slots.limit)), round(active / slots.limit, 4)
             return LimitFigures(
-                limit_text(limit), "slots", scope, used, limit.limit, 0, share, None, None, *texts, None
+                limit_text(slots), "slots", scope, active, slots.limit, 0, share, None, None, *texts, None
             )
-        return self._spending(standing, limit, scope, now)
+        if standing.budget is not None:
+            return self._spending(standing, *standing.budget, scope, now)
+        raise TypeError(f"{standing} is a limit of no known kind")
 
-    def _spending(self, standing: Standing, limit: Allowance, scope: str, now: int) -> LimitFigures:
-        spent, held, currency = standing.figures.used, standing.figures.held, limit.currency
+    def _spending(
+        self, standing: LimitStatus, limit: Allowance, status: BudgetStatus, scope: str, now: int
+    ) -> LimitFigures:
+        spent, held, currency = status.spent, status.held, limit.currency
         unit = 1 if currency == TOKEN else 1_000_000
         reset = round((place_of(standing.counter, now).ends - now) / SECOND, 3)
         return LimitFigures(
@@ -89,18 +94,19 @@ class Standings:
             used=spent / unit,
             limit=limit.amount / unit,
             held=held / unit,
-            share=round((spent + held) / limit.amount, 4) if limit.amount else 1.0,
+            share=round(status.taken / limit.amount, 4) if limit.amount else 1.0,
             reset_after=reset,
             currency=currency,
             used_text=format_amount(spent, currency),
             limit_text=format_amount(limit.amount, currency),
-            forecast=self._forecast(standing, limit, now / SECOND, reset),
+            forecast=self._forecast(standing.counter, limit, status.taken, now / SECOND, reset),
         )
 
-    def _forecast(self, standing: Standing, limit: Allowance, now: float, reset: float) -> float | None:
+    def _forecast(
+        self, counter: Counter, limit: Allowance, amount: int, now: float, reset: float
+    ) -> float | None:
         """Seconds until the budget is burnt at the pace since the first look within a minute."""
-        amount = standing.figures.used + standing.figures.held
-        key = (standing.counter.partition, f"{limit.currency} {limit.period}")
+        key = (counter.partition, f"{limit.currency} {limit.period}")
         looks = self._spent.setdefault(key, deque())
         self._spent.move_to_end(key)
         if len(self._spent) > MAX_KEPT:
@@ -114,7 +120,7 @@ class Standings:
         left = max(limit.amount - amount, 0) * (now - since) / (amount - before)
         return round(left, 1) if left < reset else None
 
-    def _scope(self, standing: Standing) -> str:
+    def _scope(self, standing: LimitStatus) -> str:
         counter = standing.counter
         if counter.owner == "address":
             return "address"

@@ -40,9 +40,9 @@ class HeaderWriter:
         headers: RawHeaders = []
         nearest = decision.nearest() if self._classic else None
         if nearest is not None:
-            window, figures = nearest
-            left = window.quota - figures.used
-            headers += self._x_ratelimit(digits(window.quota), left, decision.now, figures.reset_after)
+            window, status = nearest
+            left = window.quota - status.used
+            headers += self._x_ratelimit(digits(window.quota), left, decision.now, status.reset_after)
         if self._ietf:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
@@ -107,8 +107,8 @@ def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
         return
     policies = ", ".join(f'"{window.text}";q={window.quota};w={window.seconds}' for window, _ in windows)
     limits = ", ".join(
-        f'"{window.text}";r={max(window.quota - figures.used, 0)};t={_seconds(figures.reset_after)}'
-        for window, figures in windows
+        f'"{window.text}";r={max(window.quota - status.used, 0)};t={_seconds(status.reset_after)}'
+        for window, status in windows
     )
     yield b"ratelimit-policy", policies.encode()
     yield b"ratelimit", limits.encode()

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from ratelimit_mw.api_key_reader import IdentityError
 from ratelimit_mw.charge import place_of
-from ratelimit_mw.decision import Decision, Refusal, Standing
+from ratelimit_mw.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw.lease_record import LeaseRecord
 from ratelimit_mw.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw.money import format_amount
 from ratelimit_mw.refused import Refused
 from ratelimit_mw.settings import ResponseSettings
+from ratelimit_mw.status import BudgetStatus, SlotStatus, WindowStatus
 from ratelimit_mw.wire.headers import HeaderWriter, RawHeaders
 
 GIVE_UP_AFTER = 60
@@ -100,11 +101,11 @@ class RefusalWriter:
     def _figures(self, decision: Decision, refusal: Refusal) -> tuple[object, ...] | None:
         """All that the body of a refusal by a rate tells; who goes on is told it again and again."""
         standing, wait = refusal.standing, refusal.retry_after
-        if refusal.reason != "rate" or standing is None or wait is None:
+        if refusal.reason != "rate" or standing is None or standing.window is None or wait is None:
             return None
-        reset = self._headers.reset(decision.now, standing.figures.reset_after)
-        rates = (standing.counter.limit, *_violated(decision))
-        return (*rates, standing.figures.used, reset, decision.cost, _whole_seconds(wait))
+        window, status = standing.window
+        reset = self._headers.reset(decision.now, status.reset_after)
+        return (window, *_violated(decision), status.used, reset, decision.cost, _whole_seconds(wait))
 
     def unidentified(self, error: IdentityError) -> Response:
         """An answer to who doesn't say clearly who is calling."""
@@ -164,8 +165,8 @@ def _violated(decision: Decision) -> list[str]:
     """Every rate of the caller's that refused, also those that are not the one named."""
     return [
         counter.limit.text
-        for counter, figures in decision.standings
-        if isinstance(counter.limit, Window) and counter.owner != "everyone" and figures.retry_after
+        for counter, status in decision.standings
+        if isinstance(counter.limit, Window) and counter.owner != "everyone" and status.refuses
     ]
 
 
@@ -185,22 +186,24 @@ def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> di
         message = "The service is at capacity. Please try again later."
         details = {"retry_after": _whole_seconds(refusal.retry_after or 0)}
         return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
-    limit = standing.counter.limit
-    if isinstance(limit, Window):
-        return _rate(decision, limit, standing, headers)
-    if isinstance(limit, Slots):
-        return _concurrency(limit, standing)
-    return _spending(decision, limit, standing, headers)
+    if standing.window is not None:
+        return _rate(decision, *standing.window, headers)
+    if standing.slots is not None:
+        return _concurrency(*standing.slots)
+    if standing.budget is not None:
+        period_ends = place_of(standing.counter, decision.now).ends
+        return _spending(decision, *standing.budget, period_ends, headers)
+    raise TypeError(f"{standing} is a limit of no known kind")
 
 
-def _rate(decision: Decision, window: Window, standing: Standing, headers: HeaderWriter) -> dict[str, Any]:
-    used = standing.figures.used
+def _rate(decision: Decision, window: Window, status: WindowStatus, headers: HeaderWriter) -> dict[str, Any]:
+    used = status.used
     details: dict[str, Any] = {
         "policy": window.text,
         "limit": window.quota,
         "remaining": max(window.quota - used, 0),
         "window": window.seconds,
-        "reset": headers.reset(decision.now, standing.figures.reset_after),
+        "reset": headers.reset(decision.now, status.reset_after),
     }
     message = f"Rate limit exceeded. {used}/{window.quota} requests used in {window.phrase}"
     if decision.cost > 1:
@@ -209,8 +212,8 @@ def _rate(decision: Decision, window: Window, standing: Standing, headers: Heade
     return _error("rate_limit_error", "RATE_LIMIT_EXCEEDED", f"{message}.", details)
 
 
-def _concurrency(slots: Slots, standing: Standing) -> dict[str, Any]:
-    active = standing.figures.used
+def _concurrency(slots: Slots, status: SlotStatus) -> dict[str, Any]:
+    active = status.active
     units = slots.unit if slots.limit == 1 else f"{slots.unit}s"
     message = f"Concurrent {slots.unit} limit exceeded. {active}/{slots.limit} {units} running."
     details = {"limit": slots.limit, "active": active}
@@ -218,32 +221,31 @@ def _concurrency(slots: Slots, standing: Standing) -> dict[str, Any]:
 
 
 def _spending(
-    decision: Decision, allowance: Allowance, standing: Standing, headers: HeaderWriter
+    decision: Decision, allowance: Allowance, status: BudgetStatus, period_ends: int, headers: HeaderWriter
 ) -> dict[str, Any]:
-    spent, held, currency = standing.figures.used, standing.figures.held, allowance.currency
+    spent, held, currency = status.spent, status.held, allowance.currency
     unit = "tokens" if currency == "token" else currency
     limit_text, spent_text, held_text, price_text = (
         format_amount(amount, currency) for amount in (allowance.amount, spent, held, decision.price)
     )
-    ends = place_of(standing.counter, decision.now).ends
     details: dict[str, Any] = {
         "period": allowance.period,
         "limit": limit_text,
         "spent": spent_text,
         "held": held_text,
         "currency": currency,
-        "reset": headers.reset(decision.now, ends - decision.now),
+        "reset": headers.reset(decision.now, period_ends - decision.now),
     }
     message = f"{_PERIODS[allowance.period]} spending limit exceeded. {spent_text}/{limit_text} {unit} spent"
     if held:
         message += f", {held_text} held"
-    if spent + held < allowance.amount:
+    if status.taken < allowance.amount:
         details["price"] = price_text
         message += f"; this request needs {price_text}"
     return _error("rate_limit_error", "SPENDING_LIMIT_EXCEEDED", f"{message}.", details)
 
 
-def _too_large(decision: Decision, standing: Standing) -> dict[str, Any]:
+def _too_large(decision: Decision, standing: LimitStatus) -> dict[str, Any]:
     """A request that no waiting helps. What everyone shares is not told."""
     limit, details = standing.counter.limit, dict[str, Any]()
     if isinstance(limit, Allowance):
