@@ -1,6 +1,7 @@
 """The token example, served by uvicorn and asked as its customers would."""
 
 import httpx
+from pydantic import SecretStr
 
 from ratelimit_mw import Limiter
 from ratelimit_mw.settings import BackendSettings
@@ -23,7 +24,9 @@ async def tokens_spent(url: str) -> tuple[int, int]:
 
 def backend_of(url: str) -> BackendSettings:
     """The `[backend]` table of the example, on another server."""
-    return Limiter.from_settings(SETTINGS).settings.backend.model_copy(update={"url": url, "timeout": 5.0})
+    return Limiter.from_settings(SETTINGS).settings.backend.model_copy(
+        update={"url": SecretStr(url), "timeout": 5.0}
+    )
 
 
 async def test_completions_are_charged_what_they_used(start_app: StartApp, redis_server: StoreServer) -> None:
