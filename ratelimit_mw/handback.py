@@ -103,6 +103,7 @@ class HandBack:
 
     def after_fork(self) -> None:
         """Leave what the backend has to be told to the parent process, which tells it."""
+        self.lock = threading.RLock()
         leave_to_parent(self._task)
         self._task, self._is_closing, self.lost = None, False, 0
         self._windows.clear()

@@ -61,7 +61,9 @@ class Leases:
 
     def after_fork(self) -> None:
         """Leave the leases to the parent process, and count anew."""
-        leave_to_parent(*self.renewals.values(), *self.owed)
+        self._lock = threading.Lock()
+        leave_to_parent(*self.renewals.values(), *self.owed, *self._jobs.values())
+        self._jobs.clear()
         self.renewals.clear()
         self.owed.clear()
         self._slots_lost = self.settles_ignored = 0

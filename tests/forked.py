@@ -23,6 +23,7 @@ HASH = f"sha256:{'0' * 64}"
 """The key that is set live once the workers run."""
 QUOTA = 7
 """Requests an hour after the change of the file."""
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
 PATIENCE = 20.0
 """Seconds that a worker waits for the changes."""
 
@@ -30,7 +31,7 @@ PATIENCE = 20.0
 def main() -> None:
     """Use a limiter on the settings file of the first argument in the way of the second, and fork."""
     file, way = sys.argv[1:]
-    limiter = Limiter.from_settings(file)
+    limiter = Limiter.from_settings(file, resolve=lambda _: None)
     with WAYS[way](limiter):
         children = [_fork(limiter) for _ in range(WORKERS)]
     time.sleep(0.5)
@@ -89,15 +90,17 @@ def _running(limiter: Limiter) -> Iterator[None]:
 def _locked(limiter: Limiter) -> Iterator[None]:
     """Another thread holds every lock while the process is forked."""
     asyncio.run(_use(limiter))
-    owners: list[Any] = [limiter.tally, limiter.reporter, limiter.policies, limiter.refusals]
+    locks = list(_locks_of(limiter))
+    assert len(locks) >= 8, locks
     held, over = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with contextlib.ExitStack() as stack:
-            for owner in [*owners, limiter.live._registry]:
-                stack.enter_context(owner._lock)
-            held.set()
-            over.wait()
+        for lock in locks:
+            lock.acquire()
+        held.set()
+        over.wait()
+        for lock in locks:
+            lock.release()
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -115,10 +118,36 @@ WAYS: dict[str, Callable[[Limiter], contextlib.AbstractContextManager[None]]] = 
 }
 
 
+def _locks_of(limiter: Limiter) -> Iterator[Any]:
+    """Find every lock of a limiter, whichever of its parts has it."""
+    seen: set[int] = set()
+    waiting: list[object] = [limiter]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, LOCKS):
+            yield each
+        elif isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list | tuple | set):
+            waiting += each
+        elif type(each).__module__.startswith("ratelimit_mw"):
+            names = [name for kind in type(each).__mro__ for name in getattr(kind, "__slots__", ())]
+            waiting += [getattr(each, name) for name in [*names, *getattr(each, "__dict__", ())]]
+
+
 def _fork(limiter: Limiter) -> int:
     child = os.fork()
     if child:
         return child
+    taken = [lock for lock in _locks_of(limiter) if not lock.acquire(blocking=False)]
+    if taken:
+        sys.stderr.write(f"a thread of the parent holds {taken}\n")
+        os._exit(1)
+    for lock in _locks_of(limiter):
+        lock.release()
     stats = limiter.stats()
     seen = {"leases": stats.leases, "decisions": len(stats.totals), "batches": stats.load.batches}
     seen |= asyncio.run(_see(limiter))

@@ -85,6 +85,7 @@ class Resolver:
 
     def after_fork(self) -> None:
         """Leave the look-ups under way to the parent process."""
+        self._lock = threading.Lock()
         leave_to_parent(*self._calls.values())
         self._calls.clear()
         self._strangers.clear()
