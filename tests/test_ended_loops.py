@@ -2,19 +2,27 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
+import sys
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from ratelimit_mw import BackendError, Limiter, Settings
+from ratelimit_mw.backends.redis import RedisBackend
+from ratelimit_mw.charge import Charge, Held, Hold, Money
 from ratelimit_mw.live import resolve
 from ratelimit_mw.live.key_entries import KeyEntry
 from ratelimit_mw.status import BudgetStatus
-from tests.conformance import eventually
+from tests.conformance import eventually, new_id, window
 from tests.conftest import StartServer
-from tests.statuses import budget_status, counted
+from tests.proxy import Proxy
+from tests.servers import StoreServer
+from tests.statuses import budget_status, counted, peeked
 from tests.test_outages import CENT, is_told, limiter_on, statuses
 
 # A loop that ends without closing the limiter leaves its connections to the garbage collector.
@@ -200,3 +208,93 @@ def test_look_ups_of_ended_loops_take_no_place(
             return next((each.identity.account for each in policies if each.identity.account), None)
 
         assert asyncio.run(known()) == "new"
+
+
+async def test_units_that_an_ended_loop_gave_back_are_given_back_once(redis_server: StoreServer) -> None:
+    """Its answer was lost with the loop: sent again, it would take back what another request was charged."""
+    charge = Charge([window(100)])
+    async with Proxy(redis_server.port) as proxy:
+        backend = RedisBackend(proxy.url, timeout=5)
+        observer = RedisBackend(redis_server.url, timeout=5)
+        # At one moment by the clock, as requests of one turn are charged: each could be the other.
+        outcomes = await asyncio.gather(*[backend.acquire(charge, new_id()) for _ in range(5)])
+
+        async def used() -> int:
+            return (await peeked(observer, charge)).counted[0]
+
+        def give_back_and_end() -> None:
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(backend.open())
+            proxy.fault = "drop_replies"
+
+            async def give_back() -> None:
+                backend.give_back(charge, new_id(), outcomes[0])
+                await asyncio.sleep(0.05)
+
+            loop.run_until_complete(give_back())
+            loop.close()
+
+        assert await used() == 5
+        await asyncio.to_thread(give_back_and_end)
+
+        async def is_given_back() -> bool:
+            return await used() == 4
+
+        await eventually(is_given_back)
+        proxy.fault = "none"
+        backend.take_over()
+        await backend.peek(charge)
+        assert backend.load.owed == 0
+        assert await used() == 4
+        await backend.close()
+        await observer.close()
+        gc.collect()  # the connection of the loop that ended, in this test
+
+
+def test_what_ended_loops_owed_is_taken_over_by_one_thread(redis_server: StoreServer) -> None:
+    """Event loops of several threads look for it in one moment: no look fails, and nothing comes twice."""
+    backend = RedisBackend(redis_server.url, timeout=5)
+    charge = Charge([window(10_000)])
+    rounds, threads = 100, 4
+    ready = threading.Barrier(threads + 1, timeout=30)
+
+    def leave() -> None:
+        loop = asyncio.new_event_loop()
+
+        async def owe() -> None:
+            for _ in range(50):
+                backend.finish(Hold(new_id(), (Held("u", "p"),)), Money.UNTOUCHED)
+
+        loop.run_until_complete(owe())
+        for task in asyncio.all_tasks(loop):  # which was to connect
+            task.cancel()
+        loop.close()
+
+    async def look() -> int:
+        await backend.peek(charge)
+        for _ in range(rounds):
+            ready.wait()
+            try:
+                backend.take_over()
+            except BaseException:
+                ready.abort()
+                raise
+            ready.wait()
+        await backend.peek(charge)
+        load = backend.batchers[asyncio.get_running_loop()].load
+        await backend.close()
+        return load.operations
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            looks = [pool.submit(asyncio.run, look()) for _ in range(threads)]
+            for _ in range(rounds):
+                leave()
+                ready.wait()
+                ready.wait()
+            sent = [look.result() for look in looks]
+    finally:
+        sys.setswitchinterval(interval)
+    assert sum(sent) == 50 * rounds + 3 * threads

@@ -174,6 +174,7 @@ class Batcher:
         """
         sent, queued = self._in_flight(), self.withdraw()
         self._sent.clear()
+        _give_up_once(sent)
         return sent + [each for each in queued if each.must_arrive]
 
     def leave_to_parent(self) -> None:
@@ -439,9 +440,7 @@ class Batcher:
             logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})
             self._error = error
         sent = [operation for operation in self._in_flight() if not operation.is_answered]
-        for operation in sent:
-            if operation.is_once:
-                operation.must_arrive = False  # it may have been done
+        _give_up_once(sent)
         left = [*owed, *sent, *self._queue, *self._upkeep]
         self._sent.clear()
         self._upkeep.clear()
@@ -466,6 +465,13 @@ class Batcher:
 
     def _in_flight(self) -> list[Operation]:
         return [operation for batch in list(self._sent) for operation in batch.operations]
+
+
+def _give_up_once(sent: Iterable[Operation]) -> None:
+    """Have nothing sent again that may have been done, and must not be done twice."""
+    for operation in sent:
+        if operation.is_once:
+            operation.must_arrive = False
 
 
 def _read(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:

@@ -5,8 +5,8 @@ Makes operations of the script `lua/batch.lua` of charges, releases and settles,
 
 import asyncio
 import struct
+import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
@@ -96,8 +96,9 @@ class RedisBackend:
         self._past = Load()
         self._was_away = False
         """Whether the latest of the event loops that have ended thought so."""
-        self._left: deque[Operation] = deque()
+        self._left: list[Operation] = []
         """What event loops that have ended owed."""
+        self._lock = threading.Lock()  # of what ends with an event loop: several may, and others look for it
         renew_after_fork(self)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
@@ -157,42 +158,43 @@ class RedisBackend:
         if lines is not None:
             await lines.drain(timeout)
         await batcher.drain(deadline - loop.time())
-        if bequeaths:
-            self._left += batcher.bequeath()
+        with self._lock:
+            if bequeaths:
+                self._inherit(batcher, lines)
             if lines is not None:
-                self._left += lines.bequeath()
-        if lines is not None:
-            lines.close()
-        self._forget(loop)
+                lines.close()
+            self._forget(loop)
         batcher.close()
         await end_of_watches()
         await asyncio.sleep(0)  # in which the transport goes
 
     def take_over(self) -> None:
         """Send what event loops that have ended owed to the server, and undo what they left half done."""
-        for closed in [each for each in list(self.batchers) if each.is_closed()]:
-            ended = self.batchers.get(closed)
-            if ended is not None:
-                self._left += ended.bequeath()
-                lines = self._lines.get(closed)
-                if lines is not None:
-                    self._left += lines.bequeath()
+        with self._lock:
+            for closed in [each for each in list(self.batchers) if each.is_closed()]:
+                self._inherit(self.batchers[closed], self._lines.get(closed))
                 self._forget(closed)
-        for _ in range(len(self._left)):
-            operation = self._left.popleft()
+            left, self._left = self._left, []
+        for operation in left:
             operation.future = None  # which was the ended loop's
             if operation.must_arrive:
                 self._submit(operation)
             else:
                 operation.orphaned(None)
 
+    def _inherit(self, batcher: Sender, lines: Lines | None) -> None:
+        self._left += batcher.bequeath()
+        if lines is not None:
+            self._left += lines.bequeath()
+
     def after_fork(self) -> None:
         """Leave connections, and what is owed over them, to the parent process."""
         for batcher in self.batchers.values():
             batcher.leave_to_parent()
         leave_to_parent(*self.batchers.values(), *self._lines.values(), *self._left)
+        self._lock = threading.Lock()
         self.batchers.clear()
-        self._left.clear()
+        self._left = []
         self._ends.clear()
         self._lines.clear()
         self._past = Load()

@@ -22,7 +22,7 @@ from ratelimit_mw.settings import Settings, SettingsError
 
 logger = logging.getLogger("ratelimit_mw")
 
-Resolve = Callable[[str], Awaitable[KeyEntry | None]]
+Resolve = Callable[[str], Awaitable[KeyEntry | None] | KeyEntry | None]
 """A hook that looks an API key up, given in the clear: UTF-8, with what is none as surrogates
 (`os.fsencode` gives the bytes back). None for a key that the app doesn't know."""
 
