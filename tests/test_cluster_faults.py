@@ -304,3 +304,24 @@ async def _fails(backend: ClusterBackend, charge: Charge) -> bool:
     except BackendError:
         return True
     return False
+
+
+async def test_a_refusal_stands_though_other_steps_cannot_be_asked(cluster: Cluster) -> None:
+    """A node that is there has refused: no `on_failure` decides about that, and it comes in time."""
+    mine, shared = partition_on(cluster, 0), partition_on(cluster, 1)
+    own, common = window(2, 1, "hour", of=mine), window(1_000, 1, "hour", of=shared)
+    async with opened(cluster.url, 1) as (backend,):
+        assert [(await backend.acquire(Charge([own, common]), new_id())).admitted for _ in range(3)] == [
+            True,
+            True,
+            False,
+        ]
+        cluster.nodes[1].stop_signal()
+        for _ in range(3):  # before it is known to be away, and afterwards
+            refused = await backend.acquire(Charge([own, common]), new_id())
+            assert not refused.admitted
+            assert refused.figures[0].used == 2
+            assert refused.figures[0].retry_after > 0
+            assert refused.figures[1] == (0, 0, 0)
+        with pytest.raises(BackendError):
+            await backend.acquire(Charge([window(9, of=mine, scope="other"), common]), new_id())

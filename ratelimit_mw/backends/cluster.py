@@ -93,8 +93,19 @@ class ClusterBackend:
         return await self._acquire_in_time(charge, lease_id, price)
 
     async def _acquire_in_time(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        loop, steps = asyncio.get_running_loop(), _steps_of(charge)
+        deadline = loop.time() + self._timeout
         async with time_limit(self._timeout):
-            return await self._acquire_in_steps(charge, lease_id, price)
+            outcomes = await self._take_steps(steps, lease_id, price)
+        if outcomes[-1].admitted:
+            return _admission(charge, lease_id, price, steps, outcomes)
+        admitted = outcomes[:-1]
+        rest = await self._stand(steps[len(outcomes) :], price, deadline - loop.time())
+        statuses = _statuses(steps, [*outcomes, *rest])
+        for place in range(len(admitted)):
+            statuses[place] = [_without(status, charge.cost, price) for status in statuses[place]]
+        in_order = _in_order(charge, steps, statuses)
+        return Outcome.from_statuses(False, outcomes[0].now, in_order, NOTHING_HELD)
 
     async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
         """Charge slots and allowances that were admitted elsewhere, once however often it is asked for."""
@@ -173,28 +184,30 @@ class ClusterBackend:
         """Forget what was counted under the counters of `charge`."""
         await _all([self._partitions.reset(step.charge) for step in _steps_of(charge)])
 
-    async def _acquire_in_steps(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
-        steps = _steps_of(charge)
+    async def _take_steps(self, steps: Sequence["_Step"], lease_id: bytes, price: int) -> list[Outcome]:
+        """Take all steps, or those up to the first that refuses, and undo the others again."""
         outcomes: list[Outcome] = []
         try:
             for step in steps:
                 outcomes.append(await self._partitions.acquire(step.charge, lease_id, price))
                 if not outcomes[-1].admitted:
+                    self._give_back(steps, lease_id, outcomes)
                     break
-            else:
-                return _admission(charge, lease_id, price, steps, outcomes)
         except BaseException:  # failed, cancelled, or ended by hand
             self._give_back(steps, lease_id, outcomes)
             raise
-        *admitted, refusal = outcomes
-        self._give_back(steps, lease_id, admitted)
-        # So that the wait that is told covers these, too.
-        rest = await self._peek(steps[len(outcomes) :], price)
-        statuses = _statuses(steps, [*admitted, refusal, *rest])
-        for place in range(len(admitted)):
-            statuses[place] = [_without(status, charge.cost, price) for status in statuses[place]]
-        in_order = _in_order(charge, steps, statuses)
-        return Outcome.from_statuses(False, outcomes[0].now, in_order, NOTHING_HELD)
+        return outcomes
+
+    async def _stand(self, steps: Sequence["_Step"], price: int, timeout: float) -> list[Outcome]:
+        """How the limits stand that were not asked, so that the wait which is told covers them, too.
+
+        One that can't be asked changes nothing about the refusal, and is told of as unused.
+        """
+        try:
+            async with time_limit(timeout):
+                return await self._peek(steps, price)
+        except BackendError:
+            return [Outcome(False, 0, [0, 0, 0] * len(step.places), NOTHING_HELD) for step in steps]
 
     async def _peek(self, steps: Sequence["_Step"], price: int) -> list[Outcome]:
         return await _all([self._partitions.peek(step.charge, price) for step in steps])
