@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -10,8 +10,6 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
-from ratelimit_mw.backends.batcher import Batcher
-from ratelimit_mw.backends.operations import Operation
 from ratelimit_mw.charge import Hold, Money
 from tests.asgi import settings_of
 from tests.servers import StoreServer
@@ -122,22 +120,21 @@ async def test_cancelled_after_any_number_of_turns(run: Run) -> None:
 
 async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request cancelled in the very turn in which it was admitted gives everything back."""
+    loop = asyncio.get_running_loop()
     task: asyncio.Task[None] | None = None
-    pass_on = Batcher._on_answers
 
-    def pass_on_and_cancel(
-        batcher: Batcher, groups: Iterable[list[Operation]], now: int, answers: list[bytes]
-    ) -> None:
-        groups = list(groups)
-        pass_on(batcher, groups, now, answers)
-        if task is not None and any(each.orphaned is not None for group in groups for each in group):
-            task.cancel()
+    class Answer(asyncio.Future[Any]):
+        """Cancels the request that awaits it, as soon as it is there."""
 
-    monkeypatch.setattr(Batcher, "_on_answers", pass_on_and_cancel)
+        def set_result(self, result: object) -> None:
+            super().set_result(result)
+            if task is not None and getattr(task, "_fut_waiter", None) is self:
+                task.cancel()
+
+    monkeypatch.setattr(loop, "create_future", lambda: Answer(loop=loop))
     task = run.request()
     with pytest.raises(asyncio.CancelledError):
         await task
-    task = None
     assert run.entered == 0
     await run.balanced()
 

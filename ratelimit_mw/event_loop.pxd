@@ -1,0 +1,1 @@
+cpdef running_loop()
