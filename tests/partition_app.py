@@ -15,6 +15,7 @@ from ratelimit_mw.limits import DEFAULT_LEASE
 from ratelimit_mw.settings import Settings
 from tests.asgi import scope_of, settings_of
 from tests.slots import until_async
+from tests.statuses import budget_status, counted
 
 CENT = 10_000
 CALLERS = 25
@@ -105,19 +106,21 @@ async def main() -> None:
         await until_async(is_told)
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
 
-        async def held() -> tuple[int, int]:
-            figures = [each.figures for each in (await limiter.peek(policy)).standings]
-            return figures[-1].held, figures[1].used if len(figures) > 2 else 0
+        async def counts() -> tuple[int, int, int]:
+            """Spent, held, and slots in use."""
+            statuses = [each.status for each in (await limiter.peek(policy)).standings]
+            budget = budget_status(statuses[-1])
+            return budget.spent, budget.held, counted(statuses[1]) if len(statuses) > 2 else 0
 
         give_up = time.monotonic() + 2 * DEFAULT_LEASE
-        while await held() != (0, 0) and time.monotonic() < give_up:
+        while (await counts())[1:] != (0, 0) and time.monotonic() < give_up:
             await asyncio.sleep(0.05)
-        figures = [each.figures for each in (await limiter.peek(policy)).standings]
+        spent, held, slots = await counts()
         told = {
             "ledger": ledger.spent,
-            "spent": figures[-1].used,
-            "held": figures[-1].held,
-            "slots": figures[1].used if len(figures) > 2 else 0,
+            "spent": spent,
+            "held": held,
+            "slots": slots,
             "by": ledger.by,
             "leases": limiter.leases.number,
             "lost": [

@@ -178,12 +178,12 @@ async def test_renewals_stand_before_no_request(
         holds = []
         for _ in range(30):
             holds += await asyncio.gather(*[backend.acquire(charge, new_id()) for _ in range(100)])
-        renewals = asyncio.gather(*[backend.renew(each.hold, 60) for each in holds])
+        renewals = asyncio.gather(*[backend.renew_all([(each.hold, 60)]) for each in holds])
         await asyncio.sleep(0)
         first = asyncio.ensure_future(backend.acquire(Charge([window(9, of="other")]), new_id()))
         assert (await first).admitted
         assert not renewals.done()
-        assert all(await renewals)
+        assert await renewals == [[True]] * len(holds)
         assert away(caplog) == []
 
 

@@ -15,7 +15,7 @@ from ratelimit_mw.charge import BackendError, Charge, Money
 from tests.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.processes import HOST
 from tests.servers import StoreServer, server_binaries
-from tests.statuses import peeked
+from tests.statuses import acquired, peeked
 from tests.topologies import DOWN_AFTER, Cluster, running, wait_until
 
 TIMEOUT = 3.0
@@ -318,10 +318,10 @@ async def test_a_refusal_stands_though_other_steps_cannot_be_asked(cluster: Clus
         ]
         cluster.nodes[1].stop_signal()
         for _ in range(3):  # before it is known to be away, and afterwards
-            refused = await backend.acquire(Charge([own, common]), new_id())
+            refused = await acquired(backend, Charge([own, common]), new_id())
             assert not refused.admitted
-            assert refused.figures[0].used == 2
-            assert refused.figures[0].retry_after > 0
-            assert refused.figures[1] == (0, 0, 0)
+            assert refused.window().used == 2
+            assert refused.window().retry_after > 0
+            assert refused.window(1) == (0, 0, 0)
         with pytest.raises(BackendError):
             await backend.acquire(Charge([window(9, of=mine, scope="other"), common]), new_id())

@@ -1,10 +1,10 @@
 """The token example, served by uvicorn and asked as its customers would."""
 
 import httpx
-from pydantic import SecretStr
 
 from ratelimit_mw import Limiter
 from ratelimit_mw.settings import BackendSettings
+from ratelimit_mw.settings.url import SecretURL
 from tests.apps import ROOT
 from tests.conftest import StartApp
 from tests.servers import StoreServer
@@ -25,7 +25,7 @@ async def tokens_spent(url: str) -> tuple[int, int]:
 def backend_of(url: str) -> BackendSettings:
     """The `[backend]` table of the example, on another server."""
     return Limiter.from_settings(SETTINGS).settings.backend.model_copy(
-        update={"url": SecretStr(url), "timeout": 5.0}
+        update={"url": SecretURL(url), "timeout": 5.0}
     )
 
 

@@ -6,9 +6,9 @@ import os
 import signal
 
 import httpx
-from pydantic import SecretStr
 
 from ratelimit_mw import Limiter
+from ratelimit_mw.settings.url import SecretURL
 from tests.conftest import StartApp
 from tests.servers import StoreServer
 from tests.spending_app import SETTINGS
@@ -18,7 +18,7 @@ from tests.statuses import budget_status, counted
 async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp, server: StoreServer) -> None:
     """Killed between admission and settle: slot and estimate were renewed until then, and come back."""
     app = start_app("tests.spending_app:app", environment={"STORE": server.url})
-    backend = SETTINGS.backend.model_copy(update={"url": SecretStr(server.url)})
+    backend = SETTINGS.backend.model_copy(update={"url": SecretURL(server.url)})
     async with Limiter(SETTINGS.model_copy(update={"backend": backend})) as reader:
         policy = reader.policies.match(reader.identity_of(api_key="k"), "GET", "/work")
 

@@ -290,7 +290,7 @@ class Batcher:
             if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
                 continue
             if str(failure).startswith(_TAKES_NO_WRITES):
-                error = failure
+                error = BackendError(str(failure))
                 unwritten += operations
                 continue
             if str(failure).startswith(_LATE):

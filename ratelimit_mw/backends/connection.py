@@ -73,6 +73,8 @@ async def _introduce(connection: AbstractConnection) -> None:
     connection.socket_timeout = connection.socket_connect_timeout
     try:
         await connection.on_connect()
+        if connection.client_name is not None:  # the URL's, which it has by now
+            return
         with suppress(ResponseError):
             await connection.send_command("CLIENT", "SETNAME", _NAME, check_health=False)
             await connection.read_response()
@@ -407,7 +409,7 @@ def as_backend_error(error: Exception) -> BackendError:
     if isinstance(error, BackendError):
         return error
     if not isinstance(error, FAILURES):
-        return BackendError(f"an answer makes no sense: {error!r}")
+        return BackendError(reason_of(error))
     refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)
     return (ReplyError if refused else BackendError)(reason_of(error))
 

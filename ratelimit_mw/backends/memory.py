@@ -252,7 +252,7 @@ class MemoryBackend:
         now, books = self.clock(), []
         for period in hold.periods:
             store, name = self._books_of(period), _name(period)
-            book = store.find(name)
+            book = store.get(name)  # what happens to a lease later is no use of its period
             if book is None:
                 book = Book(period.ends)
                 if not book.is_dead(now):

@@ -13,6 +13,6 @@ cdef class HeaderWriter:
     cpdef i64 reset(self, i64 now, i64 reset_after) except? -1
     cdef list _x_ratelimit(self, bytes quota_text, i64 left, i64 now, i64 reset_after)
 
-@cython.locals(headers=list, name=bytes)
+@cython.locals(headers=list)
 cpdef list add_headers(present, ours)
 cdef i64 _seconds(i64 microseconds) except? -1
