@@ -29,6 +29,7 @@ class Holding:
         self._port = port
         self._held: list[tuple[asyncio.StreamWriter, bytes]] = []
         self._writers: list[asyncio.StreamWriter] = []
+        self._clients: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.holds = False
         self.answers = 0
@@ -50,6 +51,11 @@ class Holding:
         """Where it listens."""
         return f"redis://{HOST}:{self._server.sockets[0].getsockname()[1]}/0"
 
+    def cut(self) -> None:
+        """Cut the connections with clients; what the server was to get is held on."""
+        for writer in self._clients:
+            writer.transport.abort()
+
     async def deliver(self) -> None:
         """Deliver what was held, and wait until the server has answered it."""
         assert self._held, "there is something to deliver"
@@ -65,6 +71,7 @@ class Holding:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection(HOST, self._port)
         self._writers += [writer, server_writer]
+        self._clients.append(writer)
         task = asyncio.create_task(self._answer(server_reader, writer))
         self._tasks.add(task)
         with contextlib.suppress(OSError):
@@ -123,6 +130,37 @@ async def test_a_charge_that_comes_after_it_was_given_up_charges_nothing(
     assert [used for used, _ in after] == [used for used, _ in before]
     assert [held for _, held in after][-1:] == [0] or not charge.allowances
     await backend.close()
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_a_charge_that_outlives_its_connection_is_given_back_after_it(
+    proxy: Holding, *, closes: bool
+) -> None:
+    """A proxy may deliver it when the next connection is there: a give-back sent at once would be first."""
+    backend = RedisBackend(proxy.url, timeout=0.6)
+    observer = RedisBackend(proxy.url, timeout=5)
+    charge = Charge([slots(9), daily(1_000)])
+    await backend.peek(charge)
+    proxy.holds = True
+    charged = asyncio.create_task(backend.acquire(charge, new_id(), 100))
+    await asyncio.sleep(0.02)
+    proxy.cut()
+    with pytest.raises(BackendError):
+        await charged
+    proxy.holds = False
+    await observer.open()
+    assert backend.load.owed == 1
+    closing = asyncio.create_task(backend.close()) if closes else None
+    await asyncio.sleep(0.15)
+    await proxy.deliver()
+    assert [figures[:2] for figures in (await observer.peek(charge)).figures] == [(1, 0), (0, 100)]
+
+    async def is_undone() -> bool:
+        return (await observer.peek(charge)).figures == [(0, 0, 0), (0, 0, 0)]
+
+    await eventually(is_undone, 5)
+    await (closing or backend.close())
+    await observer.close()
 
 
 async def test_what_is_given_up_with_an_older_call_is_given_back_after_it(proxy: Holding) -> None:

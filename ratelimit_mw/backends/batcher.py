@@ -25,6 +25,7 @@ from ratelimit_mw.backends.connection import (
     ServerMovedError,
 )
 from ratelimit_mw.backends.deadlines import GRACE, Batch, Deadlines
+from ratelimit_mw.backends.doubtful import Doubtful
 from ratelimit_mw.backends.letters import DISJOINT, SHARED
 from ratelimit_mw.backends.operations import Operation, bulk, compose, hand_out, take
 from ratelimit_mw.backends.script import load_script
@@ -80,6 +81,7 @@ class Batcher:
         self._time = self._loop.time
         self._upkeep: list[Operation] = []
         self._sent: deque[Batch] = deque()
+        self._doubtful = Doubtful()
         self._connection: Connection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._error: BackendError | None = None
@@ -117,7 +119,8 @@ class Batcher:
     @property
     def owed(self) -> int:
         """How many operations wait to be written that are sent until they arrive."""
-        return sum([operation.must_arrive for operation in [*self._in_flight(), *self._queue]])
+        owed = sum([operation.must_arrive for operation in [*self._in_flight(), *self._queue]])
+        return owed + len(self._doubtful)
 
     @property
     def error(self) -> BackendError | None:
@@ -127,7 +130,7 @@ class Batcher:
     @property
     def is_busy(self) -> bool:
         """Whether anything waits here or is under way."""
-        return bool(self._queue or self._upkeep or self._sent)
+        return bool(self._queue or self._upkeep or self._sent or self._doubtful)
 
     @property
     def _is_ready(self) -> bool:
@@ -158,7 +161,7 @@ class Batcher:
         deadline = self._loop.time() + timeout
         while self.is_busy and self._loop.time() < deadline:
             await asyncio.sleep(0.005)
-        return len(self._queue) + len(self._upkeep) + len(self._in_flight())
+        return len(self._queue) + len(self._upkeep) + len(self._in_flight()) + len(self._doubtful)
 
     def withdraw(self) -> list[Operation]:
         """Take back what was not sent yet."""
@@ -172,7 +175,7 @@ class Batcher:
 
         For a batcher whose event loop has ended or is about to: nobody waits there any more.
         """
-        sent, queued = self._in_flight(), self.withdraw()
+        sent, queued = [*self._doubtful.take(), *self._in_flight()], self.withdraw()
         self._sent.clear()
         _give_up_once(sent)
         return sent + [each for each in queued if each.must_arrive]
@@ -449,9 +452,12 @@ class Batcher:
         for operation in left:
             if self._is_closed or not operation.must_arrive:
                 operation.fail(error)
-        for operation in sent:
-            operation.orphaned(None)
-        if not self._is_closed:
+        doubtful = [operation for operation in sent if not operation.must_arrive]
+        if self._is_closed:
+            for operation in [*self._doubtful.take(), *doubtful]:
+                operation.orphaned(None)
+        else:
+            self._doubtful.add(doubtful, self._given_up_at - time.monotonic())
             self._start_connecting()
 
     def _forget_connection(self) -> None:
