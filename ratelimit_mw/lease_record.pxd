@@ -15,6 +15,6 @@ cdef class LeaseRecord:
     cdef public LimitedRequest request
     cdef public Outcome outcome
     cdef public double renew_at, repeated_at
-    cdef public bint is_detached, is_ended, is_lost
+    cdef public bint is_acquired, is_detached, is_ended, is_lost
     cpdef void admit(self, LimitedRequest request, Outcome outcome) except *
     cpdef void repeat(self, LimitedRequest request, refused, double now) except *

@@ -51,6 +51,7 @@ class LeaseRecord:
         "give_up_at",
         "hold",
         "holders",
+        "is_acquired",
         "is_detached",
         "is_ended",
         "is_lost",
@@ -85,6 +86,8 @@ class LeaseRecord:
         self.repeats: Refused | None = None
         """The remembered refusal that this one repeats, at `repeated_at` by the refusals' clock."""
         self.repeated_at = 0.0
+        self.is_acquired = False
+        """Whether the app asked for it itself: then nobody else ends it."""
         self.is_detached = False
         self.is_ended = False
         self.is_lost = False

@@ -124,10 +124,13 @@ class Leases:
                 is_last = self._is_last(lease)
             else:
                 self._leave(lease)
-                if not lease.is_detached and hold.has_estimate:  # nobody may ever end it
-                    lease.backend.keep(hold)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
             lease.hold = hold.with_places((), hold.periods) if hold.periods else NOTHING_HELD
+            if hold.has_estimate and not lease.is_detached and not lease.is_ended:
+                if lease.is_acquired:
+                    lease.backend.keep(hold)  # nobody may ever end it
+                else:
+                    self.renewing().add(lease)  # until its request ends
             if is_last:
                 await self._arrive(lease.backend.finish(hold, Money.UNTOUCHED), "a release", lease)
 

@@ -254,7 +254,9 @@ class Limiter:
         `price` takes the place of the route's estimate, in units of the caller's currency.
         """
         decided = self.decider.decide(policy, identity or policy.identity, price)
-        return decided if isinstance(decided, Lease) else await decided
+        lease = decided if isinstance(decided, Lease) else await decided
+        lease.is_acquired = True
+        return lease
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
         """How a caller's limits stand, its budgets included; charges nothing. Raises `BackendError`."""

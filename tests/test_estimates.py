@@ -4,11 +4,12 @@ import asyncio
 import gc
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
-from ratelimit_mw import Lease, Limiter
+from ratelimit_mw import Lease, Limiter, RateLimitMiddleware
 from ratelimit_mw.backends.memory import MemoryBackend
 from ratelimit_mw.charge import Money
-from tests.asgi import Down, FakeClock, limiter_of
+from tests.asgi import Down, FakeClock, limiter_of, start_of
 from tests.statuses import budget_status
 
 CENT = 10_000
@@ -181,6 +182,29 @@ async def test_a_lease_that_is_only_released_keeps_its_estimate() -> None:
     assert await bench.day() == (0, 10 * CENT)
     await lease.settle("0.02")
     assert await bench.day() == (2 * CENT, 0)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_a_request_that_frees_its_slot_early_keeps_its_estimate_as_long_as_it_runs(lives: bool) -> None:
+    """No process of it that is killed afterwards holds a budget to the end of its period."""
+    bench = Bench(WITH_SLOT)
+    released, over = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        await scope["state"]["ratelimit"].release()
+        released.set()
+        await over.wait()
+
+    middleware = RateLimitMiddleware(app, limiter=bench.limiter)
+    request = asyncio.create_task(start_of(middleware, b"a"))
+    await released.wait()
+    gc.collect()
+    await bench.wait(90, renewing=lives)
+    assert await bench.day() == (0, 10 * CENT if lives else 0)
+    request.cancel()
+    await asyncio.wait([request])
+    assert await bench.day() == (0, 0)
+    assert not bench.limiter.leases.number
 
 
 async def test_what_holds_no_money_is_not_renewed() -> None:
