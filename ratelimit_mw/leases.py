@@ -17,6 +17,7 @@ from ratelimit_mw.charge import (
     Charge,
     Counter,
     Hold,
+    Holder,
     Money,
     Settlement,
     new_lease_id,
@@ -45,6 +46,8 @@ class Leases:
     def __init__(self, backend: Backend, notify: Notifier, secret: str, timeout: float) -> None:
         """Tokens are signed under `secret`; `timeout` is how many seconds to wait for the backend at most."""
         self._backend = backend
+        self.holder: Holder = backend
+        """Keeper of holds that are known by a token alone."""
         self._notify = notify
         self._secret = secret
         self._timeout = timeout
@@ -301,7 +304,7 @@ class Leases:
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
-        lease = Lease(self, ticket.hold, self._backend, EXEMPT)
+        lease = Lease(self, ticket.hold, self.holder, EXEMPT)
         lease.give_up_at = ticket.give_up_at
         lease.is_detached, lease.token = True, token
         return lease

@@ -93,6 +93,7 @@ class Limiter:
             live=self.live,
         )
         """Decides about each request."""
+        self.leases.holder = self.decider.local.holds  # a token may be of a hold that only this process knows
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
         self.at_close: list[Callable[[], object]] = []

@@ -142,6 +142,23 @@ async def test_a_job_detached_during_an_outage_is_settled_after_it(bench: Bench)
     await bench.becomes(0, 2_000_000)
 
 
+async def test_a_job_of_an_outage_is_settled_by_its_token_before_the_server_knows_of_it(bench: Bench) -> None:
+    """In the process that admitted it: what the server has not been told of, it could not settle."""
+    bench.proxy.refuse()
+    lease = await bench.limiter.acquire(api_key="a")
+    assert lease.decision.policy == "local"
+    token = await lease.detach(ttl=60)
+    bench.limiter.leases.end(lease, failed=False)
+    async with bench.limiter.resume(token) as job:
+        assert not job.is_lost
+        await job.settle("2.00")
+    await bench.limiter.settle(token, "2.00")
+    await bench.heal()
+    await until_async(lambda: len(bench.limiter.decider.local.holds) == 0)
+    await bench.becomes(0, 2_000_000)
+    assert bench.limiter.stats().settles_ignored == 0
+
+
 async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
     """However often its answer is lost, the hold is there once, and no late give-back frees it."""
     bench.proxy.refuse()
