@@ -205,7 +205,7 @@ async def test_a_cut_connection_mixes_no_answers_up(own_server: StoreServer) -> 
         answers: list[bool] = []
         for turn in range(25):
             # Sooner or later in the traffic: how fast that is depends on the machine.
-            pause = asyncio.get_running_loop().call_later(0.002 * (turn + 1), proxy.reset)
+            pause = asyncio.get_running_loop().call_later(0.0003 * (turn + 1), proxy.reset)
             for _ in range(6):
                 answers += await asyncio.gather(*[look(number) for number in range(20)])
             pause.cancel()

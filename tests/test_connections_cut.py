@@ -13,6 +13,7 @@ from tests.conformance import eventually
 from tests.proxy import Fault, Proxy
 from tests.servers import StoreServer
 from tests.slots import held, until_async
+from tests.statuses import budget_status, slot_status
 from tests.test_connections import Certificates
 
 CENT = 10_000
@@ -86,8 +87,9 @@ async def test_records_that_are_cut_leave_no_slot_and_exact_sums(
         )
         await until_async(lambda: held(redis_server) == 0)
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        _, slots, day = [each.figures for each in (await limiter.peek(policy)).standings]
-        assert (slots.used, day.used, day.held) == (0, spent, 0)
+        _, slots, day = [each.status for each in (await limiter.peek(policy)).standings]
+        assert slot_status(slots).active == 0
+        assert budget_status(day)[:2] == (spent, 0)
         assert limiter.stats().slots_lost == limiter.stats().untold_lost == 0
 
 

@@ -153,10 +153,12 @@ async def test_a_charge_that_outlives_its_connection_is_given_back_after_it(
     closing = asyncio.create_task(backend.close()) if closes else None
     await asyncio.sleep(0.15)
     await proxy.deliver()
-    assert [figures[:2] for figures in (await observer.peek(charge)).figures] == [(1, 0), (0, 100)]
+    answer = await peeked(observer, charge)
+    assert (answer.counted, answer.held(1)) == ([1, 0], 100)
 
     async def is_undone() -> bool:
-        return (await observer.peek(charge)).figures == [(0, 0, 0), (0, 0, 0)]
+        answer = await peeked(observer, charge)
+        return answer.counted == [0, 0] and not answer.held(1)
 
     await eventually(is_undone, 5)
     await (closing or backend.close())
