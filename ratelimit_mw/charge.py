@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from ratelimit_mw.leaf import digits
@@ -381,7 +381,7 @@ class Outcome:
         return hash(self._values())
 
 
-class Money(Enum):
+class Money(IntEnum):
     """What becomes of an estimate when its request has ended. The values are the script's."""
 
     UNTOUCHED = 0

@@ -11,6 +11,8 @@ from functools import partial
 
 from ratelimit_mw.backends.operations import Answer, Operation
 
+Line = tuple[bytes, str]
+"""The id of a lease, and the partition whose money it holds: on a cluster a lease may have several."""
 LOOK_EVERY = 0.005
 """Seconds between two looks whether all have been answered."""
 
@@ -22,20 +24,20 @@ class Lines:
         """`submit` sends an operation until it arrives."""
         self._submit = submit
         self._loop = asyncio.get_running_loop()
-        self._behind: dict[bytes, deque[Operation]] = {}
+        self._behind: dict[Line, deque[Operation]] = {}
 
     @property
     def waiting(self) -> int:
         """How many operations wait for one before them."""
         return sum(map(len, list(self._behind.values())))
 
-    def submit(self, lease: bytes, operation: Operation) -> Awaitable[Answer]:
-        """Send an operation after all that were submitted for this lease before it."""
+    def submit(self, line: Line, operation: Operation) -> Awaitable[Answer]:
+        """Send an operation after all that were submitted in this line before it."""
         operation.future = future = self._loop.create_future()
-        behind = self._behind.get(lease)
+        behind = self._behind.get(line)
         if behind is None:
-            self._behind[lease] = deque()
-            self._send(lease, operation)
+            self._behind[line] = deque()
+            self._send(line, operation)
         else:
             behind.append(operation)
         return _Shared(future)
@@ -58,18 +60,18 @@ class Lines:
             while behind:
                 self._submit(behind.popleft())
 
-    def _send(self, lease: bytes, operation: Operation) -> None:
+    def _send(self, line: Line, operation: Operation) -> None:
         if operation.future is not None:
-            operation.future.add_done_callback(partial(self._next, lease))
+            operation.future.add_done_callback(partial(self._next, line))
         self._submit(operation)
 
-    def _next(self, lease: bytes, answered: "asyncio.Future[Answer]") -> None:
+    def _next(self, line: Line, answered: "asyncio.Future[Answer]") -> None:
         answered.exception()  # nobody may be waiting for it
-        behind = self._behind[lease]
+        behind = self._behind[line]
         if behind:
-            self._send(lease, behind.popleft())
+            self._send(line, behind.popleft())
         else:
-            del self._behind[lease]
+            del self._behind[line]
 
 
 class _Shared:

@@ -34,6 +34,8 @@ RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
 PERIOD = struct.Struct("<Hd")
 SETTLE_HEAD = struct.Struct("<c16sdBB")
 SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
+_MAX_TAGS = 4_096
+"""Partitions whose tag is remembered."""
 NOT_RENEWED = 2
 """A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
@@ -299,6 +301,7 @@ def _release(slots: int) -> tuple[bytes, bytes]:
     return body, Template(b"", slots, body, LEASE_ID_SIZE).head
 
 
+@lru_cache(maxsize=_MAX_TAGS)
 def tag_of(partition: str) -> bytes:
     """A partition as the hash tag of Redis Cluster, which must not hold a brace of its own."""
     tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")

@@ -395,7 +395,7 @@ class RedisBackend:
         if moves is not Money.UNTOUCHED:
             keys += [*self._period_keys(hold), self._record_key(hold)]
             limits += b"".join([LIMIT.pack(BUDGET, 0, 0, held.ends) for held in hold.periods])
-        body = FINISH_HEAD.pack(FINISH, len(limits) // LIMIT.size, moves.value, 0, 0) + limits
+        body = FINISH_HEAD.pack(FINISH, len(limits) // LIMIT.size, moves, 0, 0) + limits
         operation = operation_on(keys, body + ID.pack(hold.id))
         if moves is Money.UNTOUCHED:
             return self._submit(operation, must_arrive=True)
@@ -423,7 +423,7 @@ class RedisBackend:
         lines = self._lines.get(loop)
         if lines is None:
             lines = self._lines[loop] = Lines(self._batcher().submit)
-        return lines.submit(self._record_key(hold), operation)
+        return lines.submit((hold.id, hold.periods[0].partition), operation)
 
     def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""
