@@ -254,6 +254,7 @@ async def test_a_damaged_record_can_be_settled_and_ended(
         for hold in (settled, ended):
             spoil(client, f"ratelimit:{{caller}}:r:{hold.id.hex()}".encode())
         assert await bench.backend.settle(settled, 30) is Settlement.SETTLED
+        assert client.pttl(f"ratelimit:{{caller}}:r:{settled.id.hex()}") > 3_600_000
         assert await bench.backend.settle(settled, 30) is Settlement.REPEATED
         await bench.backend.finish(ended, Money.GIVE_BACK)
         assert (await bench.peek(daily(500))).statuses == [BudgetStatus(30, 80, is_short=False)]

@@ -8,6 +8,7 @@
 --         get_numbers(key), is_amount(number): for periods, too
 
 local RECORD_SIZE = 24
+local SETTLED_FOR = 86400000 -- a day in milliseconds: how long after it was settled an amount can be replaced
 local WITHOUT_LAPSE = 16 -- of one that an earlier version wrote, whose estimate never lapses
 local LAPSES_AT = '16' -- the place of the time, as an argument
 
@@ -39,8 +40,9 @@ local function get_record(key)
 end
 
 local function touch(record)
-  -- A first write that is let through when memory is full.
-  local life = max(call('PTTL', record), 1)
+  -- A first write that is let through when memory is full. What somebody put in place of a record has no end.
+  local life = call('PTTL', record)
+  life = life < 0 and SETTLED_FOR or max(life, 1)
   call('PEXPIRE', record, life)
   return life
 end

@@ -3,7 +3,6 @@
 -- Needs   records.lua, load_period, change and shift (budgets.lua). A part of `rare`
 -- Gives   settle(op, first), keep(op, first): the answers
 
-local SETTLED_FOR = 86400000 -- a day in milliseconds: how long after it was settled an amount can be replaced
 local AMOUNT_AT = 18 -- the place of the amount in a packed settle
 local UNKNOWN = '\0'
 local SETTLED = '\1'
