@@ -6,7 +6,7 @@ import gc
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,6 +27,14 @@ from tests.test_outages import CENT, is_told, limiter_on, statuses
 
 # A loop that ends without closing the limiter leaves its connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect what loops have left where that is expected, and not in the next test."""
+    yield
+    gc.collect()
+
 
 SETTINGS = {
     "plans": {"default": {"requests": ["10/minute"], "concurrent": 9, "spending": {"daily": "1.00"}}},
@@ -248,7 +256,6 @@ async def test_units_that_an_ended_loop_gave_back_are_given_back_once(redis_serv
         assert await used() == 4
         await backend.close()
         await observer.close()
-        gc.collect()  # the connection of the loop that ended, in this test
 
 
 def test_what_ended_loops_owed_is_taken_over_by_one_thread(redis_server: StoreServer) -> None:
