@@ -57,7 +57,7 @@ wheel: .venv/installed .venv-wheel/made
 	$(BIN)/python -m build --no-isolation --outdir dist . > dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
 	.venv-wheel/bin/python -m pip install --quiet --upgrade --force-reinstall --no-deps dist/*.whl
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
-	.venv-wheel/bin/python -I tests/check_wheel.py
+	.venv-wheel/bin/python -I tests/support/check_wheel.py
 
 # All of them twice: as the package was installed, and in Python alone, which coverage is measured of.
 tests: .venv/installed

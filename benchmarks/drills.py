@@ -8,9 +8,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
-from tests.drill_faults import DRILLS, Drill
-from tests.drills import TIMEOUT, WORKERS, Report, run
-from tests.servers import StoreServer
+from tests.support.drill_faults import DRILLS, Drill
+from tests.support.drills import TIMEOUT, WORKERS, Report, run
+from tests.support.servers import StoreServer
 
 HEAD = (
     "fault",

@@ -26,10 +26,12 @@ from uvicorn.server import ServerState
 from benchmarks.apps import HOOKED, SETTINGS, VARIANTS, YARDSTICKS, knock
 from benchmarks.load import PATH
 from benchmarks.stored import PATIENCE
-from ratelimit_mw import Limiter, RateLimitMiddleware, refused, reporting
-from tests.apps import ROOT
-from tests.servers import StoreServer
-from tests.topologies import Cluster
+from ratelimit_mw import Limiter, RateLimitMiddleware
+from ratelimit_mw._internal.cache import refusals as refused
+from ratelimit_mw._internal.observe import reporting
+from tests.support.apps import ROOT
+from tests.support.servers import StoreServer
+from tests.support.topologies import Cluster
 
 CASES = ("headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "priced", *HOOKED)
 ASKING = ("redis-1", "redis-2", "refuse", "priced", *HOOKED)

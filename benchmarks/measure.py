@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.load import Load, Sample, run_load
-from tests.apps import ROOT, AppServer
-from tests.processes import ServerError
-from tests.servers import StoreServer
+from tests.support.apps import ROOT, AppServer
+from tests.support.processes import ServerError
+from tests.support.servers import StoreServer
 
 SPREAD = ("share", "cpu")
 """Figures whose quartiles are told beside their medians."""

@@ -17,7 +17,7 @@ from benchmarks.memory import memory
 from benchmarks.peers import PEERS
 from benchmarks.plot import bars
 from benchmarks.report import SHARES, Medians, goals, render, table
-from ratelimit_mw.compiled import PURE, is_compiled
+from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 
 MANY = 1000
 """Callers in turn, each known to the process and to Redis."""

@@ -2,7 +2,7 @@
 
 import sys
 
-from ratelimit_mw.cli import main
+from ratelimit_mw._internal.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,10 +7,10 @@ import copy
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ratelimit_mw.app_routes import find_app
-from ratelimit_mw.routing import RouteTable
-from ratelimit_mw.samples import samples
-from ratelimit_mw.settings import ResponseSettings, Settings
+from ratelimit_mw._internal.asgi.app_routes import find_app
+from ratelimit_mw._internal.policy.routing import RouteTable
+from ratelimit_mw._internal.policy.sample_paths import samples
+from ratelimit_mw._internal.settings import ResponseSettings, Settings
 
 Schema = dict[str, Any]
 

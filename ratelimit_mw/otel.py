@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from ratelimit_mw.lease_record import LeaseRecord, LimitedRequest
-from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.stats import METRICS, Metric
-from ratelimit_mw.tally import limit_name, outcome_of
+from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.observe.decision_counts import limit_name, outcome_of
+from ratelimit_mw._internal.observe.stats import METRICS, Metric
 
 
 def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None, spans: bool = True) -> None:

@@ -22,9 +22,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from ratelimit_mw.limiter import Limiter
-from ratelimit_mw.liveness import LifeSign
-from ratelimit_mw.stats import METRICS, Metric
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.observe.stats import METRICS, Metric
+from ratelimit_mw._internal.runtime.liveness import LifeSign
 
 logger = logging.getLogger("ratelimit_mw")
 

@@ -11,9 +11,9 @@ from typing import Protocol
 import pytest
 from hypothesis import settings
 
-from tests.apps import AppServer
-from tests.servers import StoreServer, server_binaries
-from tests.topologies import Cluster
+from tests.support.apps import AppServer
+from tests.support.servers import StoreServer, server_binaries
+from tests.support.topologies import Cluster
 
 # Real servers answer when they answer.
 settings.register_profile("ratelimit_mw", deadline=None)

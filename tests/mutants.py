@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.apps import ROOT
+from tests.support.apps import ROOT
 
 MODULES = {
     "backends/counts.py": "-k memory test_conformance_windows.py test_conformance_slots.py"

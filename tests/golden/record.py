@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.golden.scenarios import SCENARIOS, Scenario
 from tests.golden.world import Trace, answers
-from tests.servers import StoreServer
+from tests.support.servers import StoreServer
 
 FOLDER = Path(__file__).parent / "answers"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from ratelimit_mw.api_keys import hash_api_key
+from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 
 SECRET = "of the traffic"
 SETTINGS = """

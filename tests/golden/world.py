@@ -16,14 +16,14 @@ from unittest.mock import patch
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Identity, KeyEntry, Lease, LeaseError, Limiter, RateLimitMiddleware, Settings
-from ratelimit_mw.backends.memory import MemoryBackend
-from ratelimit_mw.backends.redis import RedisBackend
-from ratelimit_mw.decision import Decision
-from ratelimit_mw.events import DecisionMade
-from ratelimit_mw.limits import SECOND
-from ratelimit_mw.local import LocalPolicy
-from tests.asgi import START, Down, settings_of
+from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.backends.redis.backend import RedisBackend
+from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.observe.events import DecisionMade
+from ratelimit_mw._internal.outage.fallback import LocalPolicy
+from ratelimit_mw._internal.policy.decision import Decision
 from tests.golden.scenarios import DOORS, Ask, Open, Scenario, Step, Token, Wait, WaitAsTold
+from tests.support.asgi import START, Down, settings_of
 
 TIMEOUT = 5.0
 """Seconds that Redis may take: longer than any pause of a busy machine."""

@@ -1,0 +1,1 @@
+"""The ASGI middleware and all that is mounted with it."""

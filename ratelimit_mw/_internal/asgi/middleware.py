@@ -1,0 +1,244 @@
+"""The ASGI middleware: a request's path from its scope to its answer.
+
+Three ways out: not ours, refused, or the app with a `send` that adds our headers.
+"""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from decimal import Decimal
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, ask
+from ratelimit_mw._internal.asgi.lifespan import Lifespan
+from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
+from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
+from ratelimit_mw._internal.dashboard import Dashboard, is_below
+from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.live.resolve import Resolve
+from ratelimit_mw._internal.model.money import parse_estimate
+from ratelimit_mw._internal.observe.events import DecisionNotifier, OnDecision, OnEvent
+from ratelimit_mw._internal.policy.api_key_reader import IdentityError
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.lookup import LookupEntry
+from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.policy.routing import route_path
+from ratelimit_mw._internal.responses.header_sender import Sender
+from ratelimit_mw._internal.responses.refusals import Response
+from ratelimit_mw._internal.responses.writers import Writers
+from ratelimit_mw._internal.runtime.event_loop import running_loop
+from ratelimit_mw._internal.settings import Settings, SettingsError
+from ratelimit_mw._internal.settings.findings import say_once
+
+logger = logging.getLogger("ratelimit_mw")
+
+Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
+"""A hook that says who is calling; None for nobody it knows, who then counts as anonymous."""
+Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
+"""A hook that estimates what a request will cost, in the caller's currency; None: what the route says."""
+Amount = str | int | Decimal
+
+
+class RateLimitMiddleware:
+    """Limits the requests of an ASGI app, as its settings say.
+
+    `settings` is a path, a `Settings`, or absent: the file that `RATELIMIT_SETTINGS` names, else built-in
+    defaults. Settings that don't load never start the app: lifespan start-up fails with every error, and
+    where there is no lifespan every request is answered 503.
+    """
+
+    def __init__(  # noqa: PLR0913 - hooks, all by name
+        self,
+        app: ASGIApp,
+        settings: Settings | str | os.PathLike[str] | None = None,
+        *,
+        identify: Identify | None = None,
+        resolve: Resolve | None = None,
+        price: Price | None = None,
+        on_event: OnEvent | None = None,
+        on_decision: OnDecision | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
+        self.app = app
+        self._identify_hook = identify
+        self._price_hook = price
+        self._error: SettingsError | None = None
+        try:
+            self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
+            if resolve is not None:
+                self.limiter.live.resolve_by(resolve)
+        except SettingsError as error:
+            # Starlette builds middleware within the lifespan call, where raising would only switch it off.
+            self._error = error
+            self.limiter = Limiter()
+        if limiter is not None and on_event is not None:
+            limiter.notify.add(on_event)
+        if on_decision is not None:
+            self.limiter.observe(DecisionNotifier(on_decision))
+        self.writers = Writers(self.limiter.settings)
+        self._lifespan = Lifespan(self.limiter)
+        self._live, self._decider, self._leases = self.limiter.live, self.limiter.decider, self.limiter.leases
+        self._usage = UsageEndpoint(self.limiter)
+        self._dashboard = Dashboard(self.limiter)
+        routers = router_findings(app, self.limiter.settings)
+        for finding in (*app_findings(app, RateLimitMiddleware), *routers):
+            say_once(finding)
+
+    @property
+    def settings_error(self) -> SettingsError | None:
+        """Why the settings don't load; None where they do."""
+        return self._error
+
+    async def __call__(  # noqa: C901, PLR0912 - the whole way: each further call would cost it
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Serve one connection."""
+        try:
+            loop = running_loop()
+        except RuntimeError as error:
+            await self._serve_unlimited(scope, receive, send, error)
+            return
+        if scope["type"] not in ("http", "websocket") or self._error is not None:
+            await self._serve_unlimited(scope, receive, send, self._error)
+            return
+        # From before the charge on, so that shutdown waits also for a cancelled one that is given back.
+        self._lifespan.active += 1
+        try:
+            live = self._live
+            if loop not in live.ready:
+                await live.get_ready()
+            rules, writers = live.rules, self.writers
+            if writers.settings is not rules.settings:  # this request keeps its own to the end
+                writers = self.writers = Writers(rules.settings)
+            if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
+                return
+            try:
+                if self._identify_hook is None and live.resolver is None:
+                    found = rules.lookup.find(scope)
+                else:
+                    found = await self._look_up(scope)
+            except IdentityError as unclear:
+                if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
+                    await _respond(writers.refusals.unidentified(unclear), scope, receive, send)
+                    return
+                found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
+            price = None
+            if self._price_hook is not None:
+                price = await self._price(scope, found.policy, found.identity)
+            lease = self._decider.decide(found.policy, found.identity, price)
+            if not isinstance(lease, Lease):
+                lease = await lease
+            if not lease.allowed:
+                await _respond(writers.refusals.answer(lease), scope, receive, send)
+                return
+            state = scope.get("state")
+            if state and isinstance(outer := state.get("ratelimit"), Lease) and not outer.is_ended:
+                say_once(mounted_twice())
+            # A dict of its own: some servers have one for all requests of a connection. The scope stays the
+            # server's, since middleware around this one reads in it which route the app has found.
+            scope["state"] = {**state, "ratelimit": lease} if state else {"ratelimit": lease}
+            sender = Sender(send, writers.headers, lease)
+            failed = True
+            try:
+                await self.app(scope, receive, sender)
+                failed = sender.status >= 400
+            finally:
+                # Nothing is awaited here: a second cancellation could not be survived.
+                self._leases.end(lease, failed)
+        except HookError as raised:
+            await answer_as(self.app, raised.cause, scope, receive, send)
+        finally:
+            self._lifespan.active -= 1
+
+    async def _serve_unlimited(
+        self, scope: Scope, receive: Receive, send: Send, error: Exception | None
+    ) -> None:
+        """Serve what is not a request, and every request where nothing can be served, for this reason."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(self.app, scope, receive, send, error)
+        elif scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+        else:
+            self._lifespan.report_once(error)
+            await _respond(self._broken(), scope, receive, send)
+
+    async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request to the dashboard or to the usage path; false where it is to neither."""
+        operations = writers.settings.operations
+        path = route_path(scope)
+        if operations.dashboard_path is not None and is_below(path, operations.dashboard_path):
+            await self._dashboard(scope, receive, send)
+            return True
+        if operations.usage_path is None or not asks_for_usage(scope, operations.usage_path):
+            return False
+        try:
+            identity = await self._identify(scope)
+        except IdentityError as error:
+            answer = writers.refusals.unidentified(error)
+        else:
+            policy = self.limiter.policies.match(identity, scope["method"], path)
+            answer = await self._usage(scope["method"], policy, writers)
+        await _respond(answer, scope, receive, send)
+        return True
+
+    async def _look_up(self, scope: Scope) -> LookupEntry:
+        """Find the policy of a request by the rules in force once it is known who is calling."""
+        rules = self._live.rules
+        if rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
+            identity = rules.identify.anonymous(scope)  # and nobody has to be asked
+        else:
+            identity = await self._identify(scope)
+        return self._live.rules.lookup.find_for(identity, scope)
+
+    async def _identify(self, scope: Scope) -> Identity:
+        """Identify the caller; may await the app's `identify=` hook or the look-up of a key.
+
+        A caller whom the hook doesn't know is anonymous, by address.
+        """
+        resolver = self.limiter.live.resolver
+        if self._identify_hook is None:
+            if resolver is None:
+                return self.limiter.identify(scope)
+            try:
+                return await resolver.caller(scope)
+            except HTTPException as error:  # what the hook says to this key
+                raise HookError(error) from error
+        identity = await ask(self._identify_hook, scope)
+        if identity is None:
+            return self.limiter.identify.anonymous(scope)
+        return self.limiter.live.rules.adopted(identity)
+
+    async def _price(self, scope: Scope, policy: Policy, identity: Identity) -> int | None:
+        """What the app's own hook estimates; None where the route's price counts.
+
+        It is told who calls: keys of one account, and unknown ones of one address, share a policy.
+        """
+        if self._price_hook is None or policy.currency is None or policy.is_exempt:
+            return None
+        amount = await ask(self._price_hook, scope, identity)
+        try:
+            return None if amount is None else parse_estimate(amount, policy.currency)
+        except ValueError as error:
+            logger.warning("price= returned no amount (%s); the route's price counts", error)
+            return None
+
+    def _broken(self) -> Response:
+        message = "The service is not configured correctly. Its operator finds the reason in the log."
+        return self.writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
+
+
+async def _respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer instead of the app. A WebSocket gets the same, or a rejected handshake where it cannot."""
+    prefix = ""
+    if scope["type"] == "websocket":
+        await receive()  # the handshake, which a server wants to be asked for first
+        if "websocket.http.response" not in (scope.get("extensions") or {}):
+            await send({"type": "websocket.close", "code": 1013, "reason": ""})
+            return
+        prefix = "websocket."
+    start = {"type": f"{prefix}http.response.start", "status": response.status, "headers": response.headers}
+    await send(start)
+    await send({"type": f"{prefix}http.response.body", "body": response.body})

@@ -1,0 +1,197 @@
+"""`operations.usage_path`: where callers read how their own limits stand.
+
+An answer costs nothing of the limits that it tells of. Rates of its own keep it from being flooded; who
+exceeds them is refused as anywhere else, and mostly without asking the backend.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any, NamedTuple
+
+from ratelimit_mw._internal.limiter.inspect_caller import charges_of, look
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, place_of
+from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.outage.fallback import RETRY_UNAVAILABLE
+from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
+from ratelimit_mw._internal.policy.identity import Identity, address_partition
+from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, Policy, route_scope
+from ratelimit_mw._internal.policy.routing import route_path
+from ratelimit_mw._internal.responses.headers import HeaderWriter
+from ratelimit_mw._internal.responses.refusals import Response
+from ratelimit_mw._internal.responses.writers import Writers
+from ratelimit_mw._internal.settings import RouteSettings
+
+EACH_CALLER = Window(60, 1, "minute")
+"""How often a caller may ask."""
+EACH_ADDRESS = Window(600, 1, "minute")
+"""How often an address may ask anonymously and under unknown keys together: keys can be invented."""
+MAX_QUESTIONS = 200
+"""Callers whose question is kept ready; beyond it all are made anew."""
+
+_CALLER_SCOPE, _ADDRESS_SCOPE = "u", "ua"
+_METHODS = ("GET", "HEAD")
+
+Scope = MutableMapping[str, Any]
+
+
+class _Question(NamedTuple):
+    """What a caller's request to the usage path asks the backend."""
+
+    gate: Policy
+    """What holds for the caller there, whatever its plan and the rule for that path say."""
+    charges: tuple[Charge, ...]
+    """All that is counted of the caller."""
+
+
+def asks_for_usage(scope: Scope, usage_path: str) -> bool:
+    """Whether a scope is a request to the usage path; a WebSocket handshake is none."""
+    return route_path(scope) == usage_path and scope["type"] == "http"
+
+
+class UsageEndpoint:
+    """Answers requests to the usage path."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._questions: dict[Policy, _Question] = {}
+
+    async def __call__(self, method: str, policy: Policy, writers: Writers) -> Response:
+        """The answer to the caller of `policy`: its usage, or why not. Never raises `BackendError`."""
+        if method not in _METHODS:
+            message = "Usage is read with GET."
+            answer = writers.refusals.error(405, "invalid_request_error", "METHOD_NOT_ALLOWED", message)
+            return answer._replace(headers=[*answer.headers, (b"allow", ", ".join(_METHODS).encode())])
+        answer = await self._answer(policy, writers)
+        return answer._replace(body=b"") if method == "HEAD" else answer
+
+    async def _answer(self, policy: Policy, writers: Writers) -> Response:
+        question, identity = self._question(policy), policy.identity  # which another request may change
+        # Gate and figures together take the backend no longer than any other request may.
+        deadline = asyncio.get_running_loop().time() + self._limiter.settings.backend.timeout
+        lease = await self._limiter.charge(question.gate, identity)
+        if not lease.allowed:
+            return writers.refusals(lease.decision)
+        try:
+            async with asyncio.timeout_at(deadline):
+                usage = await look(self._limiter, question.charges)
+        except (BackendError, TimeoutError):
+            refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
+            return writers.refusals(Decision(False, lease.decision.now, refusal=refusal))
+        routes = self._limiter.settings.routes
+        body = json.dumps(_usage(identity, usage, routes, writers.headers)).encode()
+        return Response(200, _headers(len(body), usage, writers.headers), body)
+
+    def _question(self, policy: Policy) -> _Question:
+        """Made once for a caller under the settings in force, which a policy stands for."""
+        question = self._questions.get(policy)
+        if question is None:
+            if len(self._questions) >= MAX_QUESTIONS:
+                self._questions.clear()
+            path = self._limiter.settings.operations.usage_path or "/"
+            charges = charges_of(self._limiter, policy.identity)
+            question = self._questions[policy] = _Question(_gate_of(policy.identity, path), charges)
+        return question
+
+
+def _gate_of(identity: Identity, path: str) -> Policy:
+    counters = [Counter(identity.partition, _CALLER_SCOPE, EACH_CALLER)]
+    if identity.address is not None:
+        address = address_partition(identity.address)
+        counters.append(Counter(address, _ADDRESS_SCOPE, EACH_ADDRESS, "address"))
+    charge = Charge(counters)
+    return Policy(
+        identity=identity,
+        route=RouteSettings(path=path, slot=False, requests=(EACH_CALLER,)),
+        charge=charge,
+        priced_charge=charge,
+        price=None,
+        currency=None,
+        slots=None,
+        too_small=None,
+        on_failure="local",
+        on_failure_priced="local",
+        shadow=False,
+        is_exempt=False,
+        stock=None,
+    )
+
+
+def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[bytes, bytes]]:
+    """Those of any response, by the limits that hold everywhere."""
+    everywhere = [each for each in usage.standings if not each.counter.scope.startswith("r:")]
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % length),
+        (b"cache-control", b"no-store"),
+        *headers(usage._replace(standings=tuple(everywhere))),
+    ]
+
+
+def _usage(
+    identity: Identity, usage: Decision, routes: Iterable[RouteSettings], headers: HeaderWriter
+) -> dict[str, Any]:
+    """How a caller stands, as the JSON says; never what all callers share."""
+    by_scope: dict[str, list[LimitStatus]] = {}
+    for standing in usage.standings:
+        by_scope.setdefault(standing.counter.scope, []).append(standing)
+    now, of_plan, of_address = usage.now, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
+    return {
+        "plan": identity.plan,
+        "requests": list(_rates(of_plan, now, headers)),
+        "concurrent": next(_slots(of_plan), None),
+        "spending": list(_budgets(of_plan, now, headers)),
+        "routes": [
+            {
+                "path": route.path,
+                "methods": None if route.methods is None else sorted(route.methods),
+                "requests": list(_rates(by_scope.pop(scope), now, headers)),
+            }
+            for route in routes
+            if route.requests
+            and (scope := route_scope(route)) in by_scope  # a repeated rule counts with the first
+        ],
+        "address": list(_rates(of_address, now, headers)),
+    }
+
+
+def _rates(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+    for standing in standings:
+        if standing.window is not None:
+            window, status = standing.window
+            yield {
+                "policy": window.text,
+                "limit": window.quota,
+                "used": status.used,
+                "remaining": max(window.quota - status.used, 0),
+                "window": window.seconds,
+                "reset": headers.reset(now, status.reset_after),
+            }
+
+
+def _slots(standings: Iterable[LimitStatus]) -> Iterator[dict[str, Any]]:
+    for standing in standings:
+        if standing.slots is not None:
+            slots, status = standing.slots
+            remaining = max(slots.limit - status.active, 0)
+            yield {"unit": slots.unit, "limit": slots.limit, "active": status.active, "remaining": remaining}
+
+
+def _budgets(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+    for standing in standings:
+        if standing.budget is not None:
+            budget, status = standing.budget
+            amounts = {
+                "limit": budget.amount,
+                "spent": status.spent,
+                "held": status.held,
+                "remaining": max(budget.amount - status.taken, 0),
+            }
+            yield {
+                "period": budget.period,
+                "currency": budget.currency,
+                **{name: format_amount(amount, budget.currency) for name, amount in amounts.items()},
+                "reset": headers.reset(now, place_of(standing.counter, now).ends - now),
+            }

@@ -1,0 +1,1 @@
+"""Connections to servers: TLS, sockets, sentinels, clients for the stores."""

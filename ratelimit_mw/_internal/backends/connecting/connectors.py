@@ -1,0 +1,13 @@
+"""Which servers a URL leads to."""
+
+from typing import Any
+
+from ratelimit_mw._internal.backends.connecting.connection import Connector, ServerConnector
+from ratelimit_mw._internal.backends.connecting.sentinel import SentinelConnector
+
+
+def connector_to(url: str, *, timeout: float, options: dict[str, Any] | None = None) -> Connector:
+    """Connections to the server that `url` names, or to the primary that its sentinels do."""
+    is_sentinel = url.partition("://")[0].endswith("+sentinel")
+    connector = SentinelConnector if is_sentinel else ServerConnector
+    return connector(url, timeout=timeout, options=options)

@@ -1,0 +1,20 @@
+cimport cython
+from ratelimit_mw._internal.backends.memory.counts cimport SlotSet
+from ratelimit_mw._internal.backends.memory.places cimport Places
+from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
+from ratelimit_mw._internal.runtime.leaf cimport Lock
+
+ctypedef long long i64
+
+cdef class MemoryBackend:
+    cdef dict __dict__
+    cdef object __weakref__
+    cdef public Lock lock
+    cdef public object clock, slots
+    cpdef Outcome ask(self, Charge charge, bytes lease_id, object price=*)
+    @cython.locals(now=i64, outcome=Outcome, places=Places)
+    cpdef Outcome decide(self, Charge charge, bytes lease_id, object price)
+    @cython.locals(places=Places)
+    cdef Places _prepare(self, Charge charge, i64 now)
+    @cython.locals(slots=SlotSet)
+    cpdef object finish(self, Reservation hold, object money)

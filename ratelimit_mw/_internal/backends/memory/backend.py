@@ -1,0 +1,277 @@
+"""The embedded backend: counts in this process, with the same answers as the script on Redis."""
+
+import time
+from collections.abc import Awaitable, Generator, Sequence
+from functools import partial
+
+from ratelimit_mw._internal.backends.memory.bounded_store import Store
+from ratelimit_mw._internal.backends.memory.counts import (
+    BudgetState,
+    CounterRef,
+    Name,
+    Record,
+    SlotSet,
+    WindowLog,
+    close,
+    keep,
+    open_record,
+    renew_estimate,
+    settle,
+)
+from ratelimit_mw._internal.backends.memory.places import Places
+from ratelimit_mw._internal.model.charge import (
+    BackendError,
+    Charge,
+    Clock,
+    Counter,
+    EstimateAction,
+    Load,
+    OperationRefusedError,
+    Outcome,
+    Reservation,
+    ReservationKey,
+    Settlement,
+    place_of,
+)
+from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.periods import period_at
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.runtime.leaf import Lock
+
+MAX_WINDOWS = 200_000
+"""Windows remembered per length, days and months of budgets; beyond it a caller not seen lately is
+forgotten. Also how many charges that were never settled nor ended are remembered."""
+SPARE_SLOTS = 4_000
+"""Slot sets that are kept though nobody holds a slot, so that callers who come one at a time find theirs."""
+
+
+def wall_clock() -> int:
+    """Microseconds since 1970, by this machine's clock."""
+    return time.time_ns() // 1000
+
+
+class MemoryBackend:
+    """Windows, slots and budgets of one process; nothing to install, nothing shared."""
+
+    def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
+        self.clock = clock
+        self._max_windows = max_windows
+        renew_after_fork(self)
+        self.lock = Lock()  # one limiter serves the event loops of several threads
+        # Windows by length, days and months apart: those not used for longest are also the first to die.
+        self._logs: dict[int, Store[Name, WindowLog]] = {}
+        self._days: Store[Name, BudgetState] = Store(max_windows)
+        self._months: Store[Name, BudgetState] = Store(max_windows)
+        self.slots: Store[Name, SlotSet] = Store(rotates=True, spare=min(SPARE_SLOTS, max_windows))
+        self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
+
+    load = Load()
+    is_away = False
+
+    def take_over(self) -> None:
+        """Nothing is ever owed."""
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self.lock = Lock()
+
+    async def open(self) -> None:
+        """There is nothing to connect to."""
+
+    async def close(self) -> None:
+        """There is nothing to close; counts stay as long as the object."""
+
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        """Charge all of `charge`'s counters, or none."""
+        if charge.ahead:
+            with self.lock:
+                return self._take_ahead(charge)
+        return self.decide(charge, lease_id, price)
+
+    async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        """Charge all of `charge`'s counters, or none."""
+        return self.ask(charge, lease_id, price)
+
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge slots and allowances that were admitted elsewhere: nothing here is ever asked for twice."""
+        return self.decide(charge, lease_id, price)
+
+    async def peek(self, charge: Charge, price: int = 0) -> Outcome:
+        """Answer as `acquire` would, and charge nothing."""
+        return self.decide(charge, None, price)
+
+    def decide(self, charge: Charge, lease_id: bytes | None, price: int) -> Outcome:
+        """The decision, charged where there is a lease id to charge it to."""
+        if not (charge.cost >= 1 and price >= 0):  # NaN compares false with everything
+            text = f"a cost is at least 1 and a price at least 0, not {charge.cost!r} and {price!r}"
+            raise OperationRefusedError(text)
+        self.lock.acquire()
+        try:
+            now = self.clock()
+            places = self._prepare(charge, now)
+            outcome = places.decide(charge, now, lease_id, price)
+            if outcome.hold.periods:
+                hold = outcome.hold
+                ends = max([held.ends for held in hold.periods])
+                record = open_record(self._periods(hold), price, now, hold.lease, ends)
+                self._records.add(hold.id, record, now)
+            return outcome
+        finally:
+            self.lock.release()
+
+    def _prepare(self, charge: Charge, now: int) -> Places:
+        """The places of a charge, found once, or again where a period of it has ended."""
+        places = charge.prepared
+        if (
+            not isinstance(places, Places)
+            or places.owner is not self
+            or not places.since <= now < places.until
+        ):
+            places = charge.prepared = self._places_of(charge, now)
+        return places
+
+    def recall(self, counter: Counter, entries: Sequence[tuple[int, int]], *, anew: bool = False) -> None:
+        """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet.
+
+        Or, `anew`, in place of what is.
+        """
+        limit = counter.limit
+        if not isinstance(limit, Window):
+            return
+        with self.lock:
+            logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
+            if anew:
+                logs.forget(place)
+            if entries and place not in logs:
+                log = WindowLog(limit.length)
+                ref = CounterRef(logs, place, limit, partial(WindowLog, limit.length))
+                for at, cost in entries:
+                    log.charge([], ref, at, b"", cost, 0)
+                logs.add(place, log, self.clock())
+
+    async def renew(self, hold: Reservation, lease: float) -> bool:
+        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+        with self.lock:
+            return self._renew(hold, self.clock(), lease)
+
+    async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time; whether each one was still held."""
+        with self.lock:
+            now = self.clock()
+            return [self._renew(hold, now, lease) for hold, lease in renewals]
+
+    def _renew(self, hold: Reservation, now: int, lease: float) -> bool:
+        record = self._records.find(hold.id) if hold.has_estimate else None
+        if record is not None:
+            renew_estimate(record, self._periods(hold), now, hold.lease)
+        slots = [self.slots.find(_name(held)) for held in hold.slots]
+        return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
+
+    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+        """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
+        self.lock.acquire()
+        try:
+            for held in hold.slots:
+                slots = self.slots.get(held[:2])
+                if slots is not None:
+                    slots.leases.pop(hold.id, 0)
+            if hold.periods and money is not EstimateAction.UNTOUCHED:
+                record = self._records.forget(hold.id)
+                if record is not None:
+                    close(record, self._periods(hold), money)
+        finally:
+            self.lock.release()
+        return _DONE
+
+    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
+        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+        if not amount >= 0:
+            raise OperationRefusedError(f"an amount is at least 0, not {amount!r}")
+        with self.lock:
+            now, record = self.clock(), self._records.find(hold.id)
+            if record is None or record.is_dead(now):
+                return Settlement.UNKNOWN
+            return settle(record, self._periods(hold), amount, now, replace=replace)
+
+    def keep(self, hold: Reservation) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        with self.lock:
+            record = self._records.find(hold.id) if hold.has_estimate else None
+            if record is not None:
+                keep(record, self._periods(hold))
+        return _DONE
+
+    async def reset(self, charge: Charge) -> None:
+        """Forget what was counted under the counters of `charge`."""
+        with self.lock:
+            now = self.clock()
+            for counter in charge.counters:
+                place = (counter.partition, counter.scope)
+                if isinstance(counter.limit, Window):
+                    self._logs_of(counter.limit.length).forget(place)
+                elif isinstance(counter.limit, Slots):
+                    self.slots.forget(place)
+                else:
+                    period = place_of(counter, now)
+                    self._books_of(period).forget(_name(period))
+
+    def _take_ahead(self, charge: Charge) -> Outcome:
+        """Charge windows with units that will be used later."""
+        now = self.clock()
+        return self._prepare(charge, now).take_ahead(charge, now)
+
+    def _places_of(self, charge: Charge, now: int) -> Places:
+        """The places where a charge's limits are counted, until a period of it ends."""
+        refs, periods, since, until = list[CounterRef](), list[ReservationKey](), 0, 1 << 62
+        for counter in charge.counters:
+            limit, name = counter.limit, (counter.partition, counter.scope)
+            if isinstance(limit, Window):
+                logs = self._logs_of(limit.length)
+                refs.append(CounterRef(logs, name, limit, partial(WindowLog, limit.length)))
+            elif isinstance(limit, Slots):
+                refs.append(CounterRef(self.slots, name, limit, SlotSet))
+            else:
+                held = place_of(counter, now)
+                period = period_at(limit.period, limit.timezone, now)
+                since, until = max(since, period.start), min(until, period.end)
+                periods.append(held)
+                refs.append(
+                    CounterRef(self._books_of(held), _name(held), limit, partial(BudgetState, held.ends))
+                )
+        return Places(self, refs, tuple(periods), since, until)
+
+    def _logs_of(self, length: int) -> Store[Name, WindowLog]:
+        logs = self._logs.get(length)
+        if logs is None:
+            logs = self._logs[length] = Store(self._max_windows)
+        return logs
+
+    def _books_of(self, period: ReservationKey) -> Store[Name, BudgetState]:
+        return self._days if period.scope.count("-") > 1 else self._months
+
+    def _periods(self, hold: Reservation) -> list[BudgetState]:
+        """The books of a hold's periods, opened again where they were forgotten and can still be settled."""
+        now, books = self.clock(), []
+        for period in hold.periods:
+            store, name = self._books_of(period), _name(period)
+            book = store.get(name)  # what happens to a lease later is no use of its period
+            if book is None:
+                book = BudgetState(period.ends)
+                if not book.is_dead(now):
+                    store.add(name, book, now)
+            books.append(book)
+        return books
+
+
+class _Done:
+    """Awaits nothing: what was asked for is done."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
+
+
+_DONE = _Done()
+
+
+def _name(held: ReservationKey) -> Name:
+    return held[:2]

@@ -1,0 +1,358 @@
+"""States that the memory backend counts in: a window's log, a slot set, a period's book.
+
+The rules are those of `lua/batch.lua`, which says what is guaranteed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ratelimit_mw._internal.backends.memory.bounded_store import Store, StoredState
+from ratelimit_mw._internal.model.charge import EstimateAction, Settlement
+from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
+from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
+from ratelimit_mw._internal.runtime.leaf import Entries
+
+_NEVER = 1 << 62
+"""Later than any time; the same before zero is earlier than any."""
+
+Name = tuple[str, str]
+"""Partition and scope."""
+
+
+class CounterRef:
+    """One limit of a charge: its figures, and the store and name of the state that it is counted in."""
+
+    __slots__ = ("granule", "length", "make", "name", "quota", "store")
+
+    def __init__(self, store: Store[Name, Any], name: Name, limit: Limit, make: Callable[[], Any]) -> None:
+        self.store = store
+        self.name = name
+        self.make = make
+        """Makes a new state, for a limit of which nothing is counted yet."""
+        self.granule = self.length = 0
+        if isinstance(limit, Window):
+            self.quota, self.length, self.granule = limit.quota, limit.length, limit.granule
+        elif isinstance(limit, Slots):
+            self.quota, self.length = limit.limit, int(limit.lease * SECOND)
+        else:
+            self.quota = limit.amount
+
+
+class CountedState(StoredState):
+    """State of one limit. Each kind is handed references to its own kind of limit."""
+
+    __slots__ = ()
+
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether the limit admits a charge. `exact` asks for a status without what has expired."""
+        raise NotImplementedError
+
+    def charge(
+        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
+    ) -> None:
+        """Count a charge that the limit admits, and append its status to the `row` of an `Outcome`."""
+        raise NotImplementedError
+
+    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+        """Append its status to the `row` of an `Outcome`, for a charge that waits; of cost 0 if none does."""
+        raise NotImplementedError
+
+
+class WindowLog(CountedState):
+    """An exact sliding window: the time and cost of every live charge, oldest first."""
+
+    __slots__ = ("_ahead", "_entries", "_newest", "_oldest", "length", "used")
+
+    def __init__(self, length: int) -> None:
+        self.is_kept = self.is_used = False
+        self.length = length
+        self.used = 0
+        self._entries = Entries()
+        self._oldest, self._newest = _NEVER, -_NEVER
+        self._ahead = 0  # how much later than the clock shows an entry may lie
+
+    def is_dead(self, now: int) -> bool:
+        """Whether everything counted has left the window."""
+        return self._newest + self.length <= now
+
+    def dropped(self) -> None:
+        """Note that no store has it any more; a policy may still hold on to it."""
+        self.is_kept = False
+        self._entries.clear()
+        self.used = self._ahead = 0
+        self._oldest, self._newest = _NEVER, -_NEVER
+
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether `cost` more units fit, once what has left the window is stepped over."""
+        if self._oldest <= now - self.length or self._newest > now:
+            self._expire(now)
+        return self.used + cost <= ref.quota
+
+    def charge(
+        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
+    ) -> None:
+        """Count `cost` units at `now`; charges of one granule of time share an entry, at the later time."""
+        newest, granule = self._newest, ref.granule
+        # Units that another request has taken ahead lie later.
+        at = now if now > newest else newest  # noqa: FURB136 - a call costs three times as much
+        if newest == at or (granule > 0 and newest >= 0 and newest // granule == at // granule):
+            self._entries.extend_last(at, cost)
+            if self._oldest == newest:
+                self._oldest = self._entries.first_time()
+        else:
+            self._entries.append(at, cost)
+            if newest < 0:
+                self._oldest = at
+        self._newest = at
+        self.used += cost
+        row.append(self.used)
+        row.append(self._oldest + self.length - now)
+        row.append(0)
+
+    def take_ahead(self, ref: CounterRef, now: int, cost: int, ahead: int) -> None:
+        """Count `cost` units as used so much later."""
+        self._ahead = max(self._ahead, ahead)
+        self.charge([], ref, now + ahead, b"", cost, 0)
+
+    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+        """Append units used, and the waits, in microseconds, until one leaves and until `cost` fits."""
+        row.append(self.used)
+        row.append(self._oldest + self.length - now if self.used else 0)
+        needed = self.used + cost - ref.quota
+        row.append(self._wait(needed, now) if needed > 0 else 0)
+
+    def _wait(self, needed: int, now: int) -> int:
+        time = self._entries.time_of_sum(needed)
+        return self.length if time < 0 else time + self.length - now
+
+    def _expire(self, now: int) -> None:
+        """Step over the charges that have left the window at `now`."""
+        entries = self._entries
+        if self._newest <= now:
+            self._ahead = 0
+        elif self._newest > now + self._ahead:
+            # The clock went back: what was stored as later happened now at the latest, and what was taken
+            # ahead is used as much later as it could be when it was taken.
+            entries.cap_times(now + self._ahead)
+        self.used -= entries.drop_until(now - self.length)
+        if len(entries):
+            self._oldest, self._newest = entries.first_time(), entries.last_time()
+        else:
+            self._oldest, self._newest = _NEVER, -_NEVER
+
+
+class SlotSet(CountedState):
+    """Leases by id, each with the time it expires."""
+
+    __slots__ = ("leases", "soonest")
+
+    def __init__(self) -> None:
+        self.is_kept = self.is_used = False
+        self.leases: dict[bytes, int] = {}
+        self.soonest = _NEVER
+        """No lease expires before."""
+
+    def is_dead(self, now: int) -> bool:
+        """Whether no lease is live."""
+        return not self.leases or max(self.leases.values()) <= now
+
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether a slot is free, once the leases that have expired are forgotten."""
+        if self.soonest <= now:
+            self._expire(now)
+        return len(self.leases) < ref.quota
+
+    def charge(
+        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
+    ) -> None:
+        """Take a slot until its lease ends."""
+        expires = now + ref.length
+        self.leases[lease_id] = expires
+        if expires < self.soonest:  # noqa: PLR1730 - a call costs three times as much
+            self.soonest = expires
+        row.append(len(self.leases))
+        row.append(0)
+        row.append(0)
+
+    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+        """Append the number of slots in use, 0, and whether a charge waits for one."""
+        row.append(len(self.leases))
+        row.append(0)
+        row.append(1 if cost > 0 and len(self.leases) >= ref.quota else 0)
+
+    def renew(self, lease_id: bytes, now: int, lease: float) -> bool:
+        """Let a live lease last `lease` seconds from now; an expired one is never revived."""
+        live = self.leases.pop(lease_id, 0) > now
+        if live:
+            self.leases[lease_id] = expires = now + int(lease * SECOND)
+            self.soonest = min(self.soonest, expires)
+        return live
+
+    def _expire(self, now: int) -> None:
+        self.leases = {each: expires for each, expires in self.leases.items() if expires > now}
+        self.soonest = min(self.leases.values(), default=_NEVER)
+
+
+class BudgetState(CountedState):
+    """Amounts of one period: what is spent, and what is held for charges not yet settled.
+
+    Estimates are held until they lapse: those that do in the same part of a lease, together. One under time 0
+    never does.
+    """
+
+    __slots__ = ("_next", "_open", "ends", "held", "lapsed", "spent")
+
+    def __init__(self, ends: int) -> None:
+        self.is_kept = self.is_used = False
+        self.ends = ends
+        self.spent = 0
+        self.held = 0
+        self.lapsed = 0
+        """What was held up to this time has lapsed."""
+        self._open: dict[int, int] = {}
+        self._next = _NEVER
+
+    def is_dead(self, now: int) -> bool:
+        """Whether the period can no longer be settled."""
+        return self.ends + KEPT_AFTER_END <= now
+
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+        """Whether `price` more fits."""
+        if self._next <= now:
+            self.lapse(now)
+        return self.spent + self.held + price <= ref.quota
+
+    def charge(
+        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
+    ) -> None:
+        """Hold `price`, until `lapse_at` says how long."""
+        self.held += price
+        row.append(self.spent)
+        row.append(self.held)
+        row.append(0)
+
+    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+        """Append the amounts spent and held, and whether too little is left for `price`."""
+        row.append(self.spent)
+        row.append(self.held)
+        row.append(1 if self.spent + self.held + price > ref.quota else 0)
+
+    def lapse(self, now: int) -> None:
+        """Hold nothing any more of what has lapsed by now."""
+        for at in [at for at in self._open if at <= now]:
+            self.held -= self._open.pop(at)
+            self.lapsed = max(self.lapsed, at)
+        self._next = min(self._open, default=_NEVER)
+
+    def lapse_at(self, at: int, amount: int) -> None:
+        """Let an amount that is held lapse at a time."""
+        if at > self.lapsed:
+            self._open[at] = self._open.get(at, 0) + amount
+            self._next = min(self._next, at)
+
+    def give_back(self, at: int, amount: int) -> None:
+        """Hold an amount no more that would have lapsed at a time, and has not."""
+        if at:
+            found = self._open.pop(at, 0) if at > self.lapsed else 0
+            amount = min(amount, found)
+            if found > amount:
+                self._open[at] = found - amount
+        self.held = max(self.held - amount, 0)
+
+    def shift(self, amount: int, before: int, at: int) -> None:
+        """Let what would have lapsed at one time, if it has not, lapse at another."""
+        self.give_back(before, amount)
+        if not at or at > self.lapsed:
+            self.held += amount
+            self.lapse_at(at, amount)
+
+
+class Record(StoredState):
+    """What was held for one charge and what it settled at (None: not yet)."""
+
+    __slots__ = ("dies", "estimate", "lapses", "settled")
+
+    def __init__(self, estimate: int, ends: int) -> None:
+        """`ends` is the end of the longest of its periods."""
+        self.is_kept = self.is_used = False
+        self.estimate = estimate
+        self.settled: int | None = None
+        self.lapses = 0
+        """When the estimate lapses: 0 for never, -1 once it has."""
+        self.dies = ends + KEPT_AFTER_END
+
+    def is_dead(self, now: int) -> bool:
+        """Whether it can no longer be settled."""
+        return self.dies <= now
+
+
+LAPSE_STEPS = 32
+"""Parts of a lease, to whose end an estimate lasts: so few times are told apart that a book stays small."""
+
+
+def lapse_of(books: list[BudgetState], now: int, lease: float) -> int:
+    """When an estimate lapses that is held or renewed now, and in none of its books lapsed before."""
+    length = int(lease * SECOND)
+    step = max(length // LAPSE_STEPS, 1)
+    lapses = -(-(now + length) // step) * step
+    return max([lapses] + [book.lapsed + 1 for book in books])
+
+
+def open_record(books: list[BudgetState], price: int, now: int, lease: float, ends: int) -> Record:
+    """Make the record of a charge that was just admitted, whose estimate lapses with its lease."""
+    record = Record(price, ends)
+    if price:
+        record.lapses = lapse_of(books, now, lease)
+        for book in books:
+            book.lapse_at(record.lapses, price)
+    return record
+
+
+def renew_estimate(record: Record, books: list[BudgetState], now: int, lease: float) -> None:
+    """Let an estimate last for a lease from now, unless it has lapsed, is kept anyway, or was settled."""
+    if record.settled is not None or record.lapses <= 0:
+        return
+    for book in books:
+        book.lapse(now)
+    has_lapsed = any(record.lapses <= book.lapsed for book in books)
+    at = -1 if has_lapsed else lapse_of(books, now, lease)
+    for book in books:
+        book.shift(record.estimate, record.lapses, at)
+    record.lapses = at
+
+
+def keep(record: Record, books: list[BudgetState]) -> None:
+    """Hold an estimate until it is settled, also one that has lapsed."""
+    if record.settled is None and record.lapses:
+        for book in books:
+            book.shift(record.estimate, record.lapses, 0)
+        record.lapses = 0
+
+
+SETTLED = 86_400 * SECOND
+"""Microseconds after which a settled amount can no longer be replaced."""
+
+
+def settle(record: Record, books: list[BudgetState], amount: int, now: int, *, replace: bool) -> Settlement:
+    """Put `amount` in place of a record's estimate, once."""
+    if record.settled == amount:
+        return Settlement.REPEATED
+    if record.settled is not None and not replace:
+        return Settlement.DIFFERENT
+    for book in books:
+        if record.settled is None:
+            book.give_back(record.lapses, record.estimate)
+        book.spent = max(book.spent + amount - (record.settled or 0), 0)
+    record.settled = amount
+    record.dies = min(record.dies, now + SETTLED)
+    return Settlement.SETTLED
+
+
+def close(record: Record, books: list[BudgetState], money: EstimateAction) -> None:
+    """Move or give back what an unsettled record holds, once its request has ended."""
+    if record.settled is not None:
+        return
+    for book in books:
+        book.give_back(record.lapses, record.estimate)
+        if money is EstimateAction.KEEP:
+            book.spent += record.estimate

@@ -1,0 +1,1 @@
+"""The backend on one Redis or Valkey server."""

@@ -1,0 +1,511 @@
+"""Group commit: the operations of concurrent requests leave for the server together.
+
+While `IN_FLIGHT` batches are on their way, operations queue up; the next answer sends what has gathered.
+There is no timer to wait for and, when idle, no wait. Those that differ in their ids alone travel as one:
+what a busy caller's requests cost the server is shared by a batch. Upkeep, such as renewals, has a queue of
+its own and fills the room that requests leave. A batcher belongs to one event loop.
+"""
+
+import asyncio
+import hashlib
+import logging
+import random
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from ratelimit_mw._internal.backends.connecting.connection import (
+    CONNECT_TIMEOUT,
+    Connection,
+    ConnectionEndedError,
+    OnReply,
+    Reply,
+    ServerMovedError,
+)
+from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
+from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
+from ratelimit_mw._internal.backends.redis.error_log import ThrottledErrorLog
+from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
+from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose, hand_out, take
+from ratelimit_mw._internal.backends.redis.script import load_script
+from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
+from ratelimit_mw._internal.model.charge import WAITS, BackendError, Load, OperationRefusedError
+
+SCRIPT = load_script("batch").encode()
+"""The script that decides, as servers get it."""
+MAX_BATCH = 64
+"""Operations in one call of the script, so that none takes the server over a millisecond."""
+IN_FLIGHT = 2
+"""Batches under way at once: while the server works on one, the next is already there."""
+MAX_UPKEEP = 8
+"""Operations of upkeep in one of them; one goes along where requests leave no room."""
+MAX_QUEUE = 10_000
+"""Operations that may wait; one more is refused at once."""
+PROBE_WAITS = (0.05, 0.1, 0.2, 0.4, 0.5)
+"""Seconds between attempts to reach a server that is away; the last one repeats. Spread by a half."""
+STEADY = 1.0
+"""Seconds after which a connection was a good one, whether or not anything was asked over it."""
+MOST_TIME = 2**53
+"""The latest time that an answer can show, in microseconds: the script counts exactly up to here."""
+
+logger = logging.getLogger("ratelimit_mw")
+
+Group = Callable[[list[Operation]], Iterable[list[Operation]]]
+"""Which operations of a batch may share a call of the script: on a cluster, not those of different nodes."""
+Redirect = Callable[[list[Operation], str], bool]
+"""Asked about an error of the server: whether it takes over the operations, of which nothing was done."""
+
+
+class Batcher:
+    """Sends operations to one server over one connection, and knows whether the server is there."""
+
+    def __init__(
+        self,
+        connect: Callable[[Callable[[BackendError], None]], Awaitable[Connection]],
+        *,
+        timeout: float,
+        clock_argument: Callable[[], bytes],
+        new_probe: Callable[[], Operation],
+        group: Group | None = None,
+        redirect: Redirect | None = None,
+    ) -> None:
+        self._connect = connect
+        self._timeout = timeout
+        self._clock_argument = clock_argument
+        self._new_probe = new_probe
+        self._group = group
+        self._redirect = redirect
+        self._loop = asyncio.get_running_loop()
+        self._queue: list[Operation] = []
+        self._time = self._loop.time
+        self._upkeep: list[Operation] = []
+        self._sent: deque[Batch] = deque()
+        self._doubtful = Doubtful()
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._error: BackendError | None = None
+        self._flush_is_due = False
+        self._by_digest = True
+        self._server_clock = ServerClock()
+        self._given_up_at = self._silent_until = 0.0
+        self._attempt = 0
+        self._connected_at = 0.0
+        self._is_closed = False
+        self.complaints = ThrottledErrorLog()
+        """Errors of single operations, counted."""
+        self.batches = 0
+        """Calls of the script, and in `operations` what they were for."""
+        self.operations = 0
+        self._deadlines = Deadlines(
+            timeout, self._queue, self._sent, on_silence=self._on_silence, on_late=self.complaints.late
+        )
+        self._waited = 0.0
+        self._waits = [0] * (len(WAITS) + 1)
+
+    @property
+    def load(self) -> Load:
+        """What it has carried, and what waits."""
+        return Load(
+            self.batches,
+            self.operations,
+            self.owed,
+            self.complaints.number,
+            self._waited,
+            tuple(self._waits),
+            self.complaints.mended,
+        )
+
+    @property
+    def owed(self) -> int:
+        """How many operations wait to be written that are sent until they arrive."""
+        owed = sum([operation.must_arrive for operation in [*self._in_flight(), *self._queue]])
+        return owed + len(self._doubtful)
+
+    @property
+    def error(self) -> BackendError | None:
+        """Why the server is thought to be away; None while it is there or was not asked yet."""
+        return self._error
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything waits here or is under way."""
+        return bool(self._queue or self._upkeep or self._sent or self._doubtful)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._connection is not None and self._connecting is None
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation."""
+        queue = self._upkeep if operation.is_upkeep else self._queue
+        if self._is_closed:
+            operation.fail(BackendError("the backend was closed"))
+        elif self._error is not None and not operation.must_arrive:
+            operation.fail(self._error)
+        elif len(queue) < MAX_QUEUE or self._make_room(operation):
+            # One that comes from another node of a cluster has waited before.
+            operation.since = operation.since or self._time()
+            queue.append(operation)
+            if not self._flush_is_due:
+                self._schedule()
+
+    async def connect(self) -> None:
+        """Connect and wait for it, as long as an operation would."""
+        self._start_connecting()
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting], timeout=self._timeout)
+
+    async def drain(self, timeout: float) -> int:
+        """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
+        deadline = self._loop.time() + timeout
+        while self.is_busy and self._loop.time() < deadline:
+            await asyncio.sleep(0.005)
+        return len(self._queue) + len(self._upkeep) + len(self._in_flight()) + len(self._doubtful)
+
+    def withdraw(self) -> list[Operation]:
+        """Take back what was not sent yet."""
+        queued = [*self._queue, *self._upkeep]
+        self._queue.clear()
+        self._upkeep.clear()
+        return queued
+
+    def bequeath(self) -> list[Operation]:
+        """Hand out what is owed, in its order, and what was sent and may have to be undone.
+
+        For a batcher whose event loop has ended or is about to: nobody waits there any more.
+        """
+        sent, queued = [*self._doubtful.take(), *self._in_flight()], self.withdraw()
+        self._sent.clear()
+        _give_up_once(sent)
+        return sent + [each for each in queued if each.must_arrive]
+
+    def leave_to_parent(self) -> None:
+        """Give up the connection in a process that was forked off."""
+        if self._connection is not None:
+            self._connection.leave_to_parent()
+
+    def close(self) -> None:
+        """Close the connection; whoever still waits gets a `BackendError`."""
+        self._is_closed = True
+        self._deadlines.stop()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        lost = self.owed
+        if lost:
+            logger.error("%d operations that were owed to the backend are lost: it was closed", lost)
+        self._disconnect(BackendError("the backend was closed"))
+
+    # sending ------------------------------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._is_ready:
+            self._start_connecting()
+            self._deadlines.start()
+        elif len(self._sent) < IN_FLIGHT:
+            # At the end of this turn of the loop: whoever else is ready rides along.
+            self._flush_is_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        while self._is_ready and len(self._sent) < IN_FLIGHT and (batch := self._take()):
+            self._send(batch, by_digest=self._by_digest)
+
+    def _take(self) -> list[Operation]:
+        """Take what leaves next: requests, and of upkeep what they leave room for, one after the other."""
+        batch = take(self._queue, MAX_BATCH)
+        if self._upkeep and not any(op.is_upkeep for op in self._in_flight()):
+            batch += take(self._upkeep, min(max(MAX_BATCH - len(batch), 1), MAX_UPKEEP))
+        return batch
+
+    def _send(self, batch: list[Operation], *, by_digest: bool) -> None:
+        if self._connection is None:
+            self._refuse(batch, self._error or BackendError("the connection is closed"))
+        elif self._group is None:
+            self._connection.send(self._call_of(batch, by_digest), self._on_reply)
+        else:
+            self._send_groups(self._connection, self._group(batch), by_digest)
+        self._deadlines.start()
+
+    def _send_groups(
+        self, connection: Connection, groups: Iterable[list[Operation]], by_digest: bool
+    ) -> None:
+        """Send a call for each group, all of them in one write."""
+        commands: list[bytes] = []
+        on_replies: list[OnReply] = []
+        for group in groups:
+            if group[0].is_asking:
+                commands.append(_ASKING)
+                on_replies.append(_ignore)
+            commands.append(self._call_of(group, by_digest))
+            on_replies.append(self._on_reply)
+        connection.send(b"".join(commands), *on_replies)
+
+    def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
+        """The call of the script for a batch, which counts as sent from now on."""
+        groups, n_keys, keys, arguments, is_shared = compose(batch)
+        head = b"*%d\r\n%b" % (4 + n_keys + len(groups), _BY_DIGEST if by_digest else _BY_TEXT)
+        now = self._loop.time()
+        # What must arrive may have waited long for the server to be back.
+        since = next((operation.since for operation in batch if not operation.must_arrive), now)
+        self._sent.append(Batch(batch, groups, since, now, by_digest))
+        self.batches += 1
+        self.operations += len(batch)
+        clock = self._clock_argument()
+        until = WITHOUT_END if clock else self._server_clock.in_(self._timeout + GRACE)
+        self._given_up_at = time.monotonic() + self._timeout + GRACE
+        shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)
+        return b"".join((head, bulk(b"%d" % n_keys), keys, shares_and_time, arguments))
+
+    # answers ------------------------------------------------------------------------------------
+
+    def _on_reply(self, reply: Reply) -> None:
+        batch = self._sent.popleft()
+        self._deadlines.heard_at = self._loop.time()
+        try:
+            if isinstance(reply, Exception):
+                self._on_error(batch, BackendError(str(reply)))
+            else:
+                now, answers, mended = _read(reply, len(batch.groups))
+                if mended:
+                    self.complaints.note_mended(mended)
+                self._on_answers(batch.groups, now, answers)
+                self._count(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for this batch has to be told
+            self._sent.appendleft(batch)
+            self._disconnect(BackendError(f"an answer makes no sense: {error}"))
+        if self._queue or self._upkeep:
+            self._flush()
+
+    def _count(self, batch: Batch) -> None:
+        waited = self._deadlines.heard_at - batch.since
+        self._waited += waited
+        self._waits[bisect_left(WAITS, waited)] += 1
+
+    def _on_answers(self, groups: list[list[Operation]], now: int, answers: list[bytes]) -> None:
+        unwritten: list[Operation] = []
+        late: list[Operation] = []
+        error = None
+        self._server_clock.show(now)
+        for operations, text in hand_out(groups, now, answers):
+            failure = OperationRefusedError(text.decode(errors="replace").strip())
+            if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
+                continue
+            if str(failure).startswith(_TAKES_NO_WRITES):
+                error = BackendError(str(failure))
+                unwritten += operations
+                continue
+            if str(failure).startswith(_LATE):
+                late += operations
+                continue
+            for operation in operations:
+                self.complaints(failure)
+                operation.fail(failure)
+        self._send_again(late)
+        if error is not None:
+            self._refuse(unwritten, error)
+        elif self._attempt and self._connecting is None and not all(each[0].must_arrive for each in groups):
+            # Requests are served again: the probe, which writes one key alone, says less, and so do releases.
+            self._attempt = 0
+
+    def _send_again(self, late: list[Operation]) -> None:
+        """Send operations anew that came too late by the server's clock, where somebody still waits for them.
+
+        Nothing of them was done. Its clock, which is known better now, may have been set.
+        """
+        waits_since = self._loop.time() - self._timeout
+        for operation in late:
+            if operation.since <= waits_since:
+                operation.fail(BackendError(f"the server got it after more than {self._timeout:g} s"))
+        self._queue[0:0] = [operation for operation in late if not operation.is_over]
+
+    def _on_error(self, batch: Batch, error: BackendError) -> None:
+        """Take in that the server refused the whole call: of one with a name nothing was done."""
+        text = str(error)
+        if self._redirect is not None and self._redirect(batch.operations, text):
+            return
+        if text.startswith("NOSCRIPT"):
+            self._send(batch.operations, by_digest=False)  # which makes the server remember it, too
+        elif text.startswith("NOPERM") and batch.by_digest:
+            self._by_digest = False
+            self._send(batch.operations, by_digest=False)
+        elif text.startswith("ERR"):  # maybe from the middle of the script
+            self._sent.appendleft(batch)
+            self._disconnect(error)
+        else:
+            self._refuse(batch.operations, error)
+
+    def _refuse(self, operations: list[Operation], error: BackendError) -> None:
+        """Give the connection up over operations that the server would not do."""
+        undone = [operation for operation in operations if not operation.must_arrive]
+        owed = [operation for operation in operations if operation.must_arrive]
+        self._disconnect(error, owed)
+        for operation in undone:
+            operation.fail(error)
+
+    def _make_room(self, newcomer: Operation) -> bool:
+        """Whether there is room for one more: for what is owed there is, in place of what waits longest."""
+        error = BackendError(f"more than {MAX_QUEUE} operations wait for the backend")
+        if not newcomer.must_arrive:
+            newcomer.fail(error)
+            return False
+        oldest = self._queue.pop(0)
+        if oldest.must_arrive:
+            logger.error("an operation that was owed to the backend is given up: %s", error)
+        oldest.fail(error)
+        return True
+
+    # being there --------------------------------------------------------------------------------
+
+    def _start_connecting(self) -> None:
+        if self._connection is None and self._connecting is None:
+            self._connecting = self._loop.create_task(self._keep_connecting(), name="ratelimit_mw connect")
+
+    async def _keep_connecting(self) -> None:
+        """Try until the server answers: at first on behalf of a request, then in its absence."""
+        while True:
+            await asyncio.sleep(self._silent_until - time.monotonic())
+            if self._attempt:
+                wait = PROBE_WAITS[min(self._attempt, len(PROBE_WAITS)) - 1]
+                await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the workers
+            self._attempt += 1
+            try:
+                self._connection = await self._connect(self._on_lost)
+                self._connected_at = self._loop.time()
+                async with asyncio.timeout(max(self._timeout, CONNECT_TIMEOUT)):
+                    await self._probe()
+                if self._connection is not None:  # it may have been lost since the answer
+                    break
+            except ServerMovedError as error:
+                self._move(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be asked: an outage
+                known = isinstance(error, (BackendError, TimeoutError))
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                self._disconnect(BackendError(reason or "no answer to the first command"))
+        self._connecting = None
+        self._deadlines.is_connected = True
+        if self._error is not None:
+            self._error = None
+            logger.warning("backend is back", extra={"ratelimit": {"event": "backend_back"}})
+        self._flush()
+
+    async def _probe(self) -> None:
+        """Have a script write: a server may accept connections and be loading, hang, or be a replica."""
+        probe = self._new_probe()
+        probe.since, probe.is_upkeep = self._loop.time(), True
+        self._send([probe], by_digest=self._by_digest)
+        await probe
+
+    def _on_silence(self, error: BackendError) -> None:
+        """Give up what is under way. Nothing is sent until no server executes it any more."""
+        self._silent_until = self._given_up_at
+        self._disconnect(error)
+
+    def _on_lost(self, error: BackendError) -> None:
+        """Take in that a connection has ended: quietly where nobody waited for an answer over it.
+
+        Servers and proxies close idle connections. Whether the server is there shows when the next is opened.
+        """
+        if isinstance(error, ServerMovedError):
+            self._move(error)
+        elif self._sent or self._connecting is not None or not isinstance(error, ConnectionEndedError):
+            self._disconnect(error)
+        else:
+            self._forget_connection()
+            if self.is_busy:
+                self._deadlines.start()
+            self._start_connecting()
+
+    def _move(self, error: ServerMovedError) -> None:
+        """Go on elsewhere, with all that waits: what the old server still does, the new one never learns."""
+        if self._error is not None or self._is_closed:
+            self._disconnect(error)
+            return
+        self._forget_connection()
+        sent = [operation for operation in self._in_flight() if not operation.is_answered]
+        self._sent.clear()
+        if self._connecting is not None:
+            for probe in sent:
+                probe.fail(error)  # the next attempt finds the other server
+            return
+        logger.warning("backend has moved: %s", error, extra={"ratelimit": {"event": "backend_moved"}})
+        self._queue[0:0] = sent
+        self._attempt = 0
+        if self.is_busy:
+            self._deadlines.start()
+        self._start_connecting()
+
+    def _disconnect(self, error: BackendError, owed: Sequence[Operation] = ()) -> None:
+        """Give the connection up: the server is away. What is `owed` was refused, and goes first."""
+        self._forget_connection()
+        if self._error is None and not self._is_closed:
+            logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})
+            self._error = error
+        sent = [operation for operation in self._in_flight() if not operation.is_answered]
+        _give_up_once(sent)
+        left = [*owed, *sent, *self._queue, *self._upkeep]
+        self._sent.clear()
+        self._upkeep.clear()
+        # In the order in which they were given, before those that follow from this.
+        self._queue[:] = [] if self._is_closed else [each for each in left if each.must_arrive]
+        for operation in left:
+            if self._is_closed or not operation.must_arrive:
+                operation.fail(error)
+        doubtful = [operation for operation in sent if not operation.must_arrive]
+        if self._is_closed:
+            for operation in [*self._doubtful.take(), *doubtful]:
+                operation.orphaned(None)
+        else:
+            self._doubtful.add(doubtful, self._given_up_at - time.monotonic())
+            self._start_connecting()
+
+    def _forget_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        self._deadlines.is_connected = False
+        self._server_clock.forget()
+        if connection is not None:
+            connection.close(discard=not self._is_closed)
+            if self._loop.time() >= self._connected_at + STEADY:
+                self._attempt = 0
+
+    def _in_flight(self) -> list[Operation]:
+        return [operation for batch in list(self._sent) for operation in batch.operations]
+
+
+def _give_up_once(sent: Iterable[Operation]) -> None:
+    """Have nothing sent again that may have been done, and must not be done twice."""
+    for operation in sent:
+        if operation.is_once:
+            operation.must_arrive = False
+
+
+def _read(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:
+    """Read the time, so many answers and what was mended in the reply to a call; raises for anything else."""
+    # Exactly a list: what a server sends unasked is one of another kind.
+    if reply.__class__ is not list or len(reply) not in (number + 1, number + 2):
+        raise ValueError(f"{reply!r} in place of {number} answers")
+    told, *answers = reply
+    mended = answers.pop() if len(answers) > number else b""
+    if mended.__class__ is not bytes:
+        raise ValueError(f"{mended!r} in place of what was mended")
+    if told.__class__ is not bytes or not told.isdigit() or (now := int(told)) > MOST_TIME:
+        raise ValueError(f"{told!r} in place of the time")
+    return now, answers, mended
+
+
+_TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
+"""Errors of a single command that tell of the whole server: it is as good as away."""
+_LATE = "LATE"
+"""The error of an operation that was given up before it came to the server."""
+_MOVING, _LATER = "non local key", "TRYAGAIN"
+"""A key that the script met lies in a slot that is moving, and was deleted in this very call: so nothing was
+done, and the operation has to wait like one whose keys lie on two nodes.
+"""
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
+_BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode())
+_BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)
+
+
+def _ignore(_reply: Reply) -> None:
+    """ASKING went before a command, whose own answer says how it went."""

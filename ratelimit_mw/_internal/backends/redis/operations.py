@@ -1,0 +1,260 @@
+"""Operations of the script `lua/batch.lua`, as they are queued, put together and answered."""
+
+import asyncio
+from asyncio import InvalidStateError
+from collections.abc import Callable, Collection, Generator
+from typing import Any, Protocol
+
+from ratelimit_mw._internal.backends.redis.letters import DONE, FAILED
+from ratelimit_mw._internal.model.charge import BackendError, Load
+
+
+def bulk(data: bytes) -> bytes:
+    """`data` as one argument of a command in the Redis protocol."""
+    return b"$%d\r\n%b\r\n" % (len(data), data)
+
+
+def done(answer: bytes) -> bytes:
+    """Read the answer of an operation that says no more than that it was done."""
+    if answer != DONE:
+        raise ValueError(f"{answer!r} does not say that the operation was done")
+    return answer
+
+
+class Sender(Protocol):
+    """What operations are handed to: the batcher of a server, or what stands before those of several."""
+
+    @property
+    def error(self) -> BackendError | None:
+        """Why the server is thought to be away; None while it is there or was not asked yet."""
+
+    @property
+    def load(self) -> Load:
+        """What it has carried, and what waits."""
+
+    def submit(self, operation: "Operation") -> None:
+        """Queue an operation; it gets an answer, or a `BackendError`."""
+
+    async def connect(self) -> None:
+        """Connect and wait for it, as long as an operation would."""
+
+    async def drain(self, timeout: float) -> int:
+        """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
+
+    def close(self) -> None:
+        """Close; whoever still waits gets a `BackendError`."""
+
+    def bequeath(self) -> "list[Operation]":
+        """Hand out what is owed, in its order, and what was sent and may have to be undone."""
+
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+
+
+Answer = tuple[int, Any]
+"""The server's time, and what the script says of one operation, as its template reads it."""
+
+
+class Template:
+    """All of an operation but its id: its keys, as arguments in the Redis protocol, and its packed body.
+
+    Operations of one template in a batch are sent as one, which the script decides as if each were its own.
+    """
+
+    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "unpack")
+
+    def __init__(
+        self,
+        keys: bytes,
+        n_keys: int,
+        body: bytes,
+        id_size: int = 0,
+        unpack: Callable[[bytes], Any] = done,
+        head: bytes | None = None,
+    ) -> None:
+        """`unpack` makes of an answer what it says, and raises for one that it cannot be. `head` is that of
+        another template with this body, to share it.
+        """
+        self.keys = keys
+        self.n_keys = n_keys
+        self.unpack = unpack
+        self.head = head or b"$%d\r\n%b" % (len(body) + id_size, body)
+        """The body as an argument of one operation, up to its id."""
+        self._body = body
+        self.charges: str | None = None
+        """The one partition whose windows and slots it charges, "" for none; None for any other."""
+
+    def several(self, ids: Collection[bytes]) -> bytes:
+        """The argument that stands for an operation of each id."""
+        return bulk(b"".join((self._body, *ids)))
+
+    def read(self, answer: bytes, number: int) -> Any:
+        """Read the script's answer to so many operations; raises for an answer that can't be one."""
+        return self.unpack(answer)
+
+    def tell(self, operations: "list[Operation]", now: int, answer: Any) -> None:
+        """Hand an answer that was read to operations of this template; `now` is the server's time."""
+        for operation in operations:
+            operation.answer((now, answer))
+
+
+class Operation:
+    """One operation of a batch: a template and an id, empty where the template leaves none open.
+
+    Awaiting it waits for its answer, or raises a `BackendError`. Where nobody does, there is no future.
+    """
+
+    __slots__ = (
+        "future",
+        "id",
+        "is_asking",
+        "is_once",
+        "is_upkeep",
+        "must_arrive",
+        "result",
+        "since",
+        "template",
+        "tries",
+    )
+
+    def __init__(self, template: Template, own_id: bytes = b"") -> None:
+        self.template = template
+        self.id = own_id
+        self.must_arrive = False
+        """Sent again until it arrives: for operations that are idempotent and owed."""
+        self.is_once = False
+        """Not sent again where it may have been done: done twice, it would change other counts."""
+        self.is_upkeep = False
+        """Not waited for by a request: it leaves when requests leave room, and may wait longer than they."""
+        self.is_asking = False
+        """Sent after ASKING: its keys are moving to this node of a cluster."""
+        self.tries = 0
+        """How often it was sent again, to another node of a cluster."""
+        self.since = 0.0
+        """Time of its submission, by the event loop's clock."""
+        self.future: asyncio.Future[Any] | None = None
+        self.result: Any = None
+        """Answer or error, where nobody waited."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        future = self.future
+        if future is None:
+            future = self.future = asyncio.get_running_loop().create_future()
+            if isinstance(self.result, BackendError):
+                future.set_exception(self.result)
+            elif self.result is not None:
+                future.set_result(self.result)
+        return future.__await__()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was answered, has failed, or nobody waits for it any more."""
+        return self.result is not None if self.future is None else self.future.done()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether somebody was told its answer."""
+        if self.future is None:
+            return self.result is not None and not isinstance(self.result, BackendError)
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
+    def answer(self, answer: Any) -> None:
+        """Deliver the result to whoever waits."""
+        if self.future is None:
+            self.result = answer
+            return
+        try:
+            self.future.set_result(answer)
+        except InvalidStateError:
+            self.orphaned(answer)
+
+    def fail(self, error: BackendError) -> None:
+        """Deliver an error in place of the result."""
+        if self.future is None:
+            self.result = self.result or error
+        elif not self.future.done():
+            self.future.set_exception(error)
+
+    def orphaned(self, answer: Any) -> None:
+        """Undo what was done though nobody waits any more; `answer` is None where it is lost."""
+
+
+def probe_of(key: bytes) -> Operation:
+    """A small write that changes nothing: the deletion of a key that is never written."""
+    return Operation(Template(bulk(key), 1, b"D\x01"))
+
+
+def take(queue: list[Operation], most: int) -> list[Operation]:
+    """Up to so many operations from the front of a queue, without those that are over."""
+    batch: list[Operation] = []
+    taken = 0
+    for operation in queue:
+        if len(batch) == most:
+            break
+        taken += 1
+        if operation.must_arrive or not operation.is_over:
+            batch.append(operation)
+    del queue[:taken]
+    return batch
+
+
+def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, bytes, bool]:
+    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations.
+
+    And whether two charges may have a key in common.
+    """
+    places: dict[Template, list[Operation]] = {}
+    groups: list[list[Operation]] = []
+    for operation in batch:
+        members = places.get(operation.template)
+        if members is None:
+            members = places[operation.template] = []
+            groups.append(members)
+        members.append(operation)
+    keys: list[bytes] = []
+    arguments: list[bytes] = []
+    charged: set[str] = set()
+    n_keys = charges = 0
+    is_shared = False
+    for members in groups:
+        operation = members[0]
+        template = operation.template
+        n_keys += template.n_keys
+        keys.append(template.keys)
+        if template.charges is None:
+            is_shared = True
+        elif template.charges:
+            charges += 1
+            charged.add(template.charges)
+        if len(members) == 1:
+            arguments.append(template.head)
+            arguments.append(operation.id)
+            arguments.append(b"\r\n")
+        else:
+            arguments.append(template.several([each.id for each in members]))
+    return groups, n_keys, b"".join(keys), b"".join(arguments), is_shared or len(charged) < charges
+
+
+def hand_out(
+    groups: list[list[Operation]], now: int, answers: list[bytes]
+) -> list[tuple[list[Operation], bytes]]:
+    """Tell operations what came of each; those that failed, and the reason, are left to the caller.
+
+    All answers are read before anybody is told: where one makes no sense, which raises, nobody was.
+    """
+    failed: list[tuple[list[Operation], bytes]] = []
+    read: list[Any] = []
+    for at, operations in enumerate(groups):
+        answer = answers[at]
+        if answer.__class__ is not bytes:
+            raise TypeError(f"{answer!r} is no answer to an operation")
+        template = operations[0].template
+        is_failed = answer.startswith(FAILED)
+        read.append(None if is_failed else template.read(answer, len(operations)))
+        if is_failed:
+            failed.append((operations, answer[1:]))
+    for at, operations in enumerate(groups):
+        if not answers[at].startswith(FAILED):
+            template = operations[0].template
+            template.tell(operations, now, read[at])
+    return failed

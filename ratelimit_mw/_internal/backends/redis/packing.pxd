@@ -1,0 +1,30 @@
+cimport cython
+from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
+from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
+
+ctypedef long long i64
+
+cdef class Layout:
+    cdef readonly object keys
+    cdef readonly bytes limits, body, head
+    cdef readonly Py_ssize_t n_keys
+    cdef public tuple periods
+    cdef public i64 since, until
+    cdef list _steps
+    cdef object _unpack, _unpack_several
+    @cython.locals(code=int, admitted=Py_ssize_t, row=tuple)
+    cpdef tuple read(self, bytes answer, Py_ssize_t number)
+    @cython.locals(admitted=Py_ssize_t, row=tuple, place=Py_ssize_t, operation=ChargeOperation)
+    cpdef void tell(self, list operations, i64 now, tuple read) except *
+
+cdef class ChargeTemplate(Template):
+    cdef readonly object owner
+    cdef readonly Layout layout
+
+cdef class ChargeOperation(Operation):
+    cdef readonly object backend, price
+    cdef readonly bytes kind
+    cdef readonly Charge charge
+    cdef public Reservation hold
+    cpdef void decided(self, bint admitted, i64 now, row) except *
+    cpdef void ask_again(self, i64 now) except *

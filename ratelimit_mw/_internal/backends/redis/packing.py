@@ -1,0 +1,308 @@
+"""How charges and other operations are packed for the script `lua/batch.lua`, and what its answers mean.
+
+Whatever of a charge never changes is packed once; what charges have in common, once for all of them.
+"""
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
+from typing import Protocol, cast
+
+from ratelimit_mw._internal.backends.redis import letters
+from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
+from ratelimit_mw._internal.model.charge import (
+    LEASE_ID_SIZE,
+    NO_RESERVATION,
+    STATUS_FORMAT,
+    BackendError,
+    Charge,
+    EstimateAction,
+    Outcome,
+    Reservation,
+    ReservationKey,
+    Settlement,
+    row_before,
+)
+from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
+
+LIMIT = struct.Struct("<cddd")
+CHARGE_HEAD = struct.Struct("<cBddd")
+FINISH_HEAD = struct.Struct("<cBBdd")
+ID = struct.Struct(f"{LEASE_ID_SIZE}s")
+RENEW_HEAD = struct.Struct("<cHH")
+RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
+PERIOD = struct.Struct("<Hd")
+SETTLE_HEAD = struct.Struct("<c16sdBB")
+SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
+_MAX_TAGS = 4_096
+"""Partitions whose tag is remembered."""
+NOT_RENEWED = 2
+"""A hold that could not be renewed, since one of its keys holds something else."""
+REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
+"""What became of a charge: with the last one the server's time lies outside a period that it names."""
+OVER = -1
+"""In place of how many charges were admitted: their period is over by the server's clock."""
+MOST_COST = 2**32 - 1
+"""The largest cost that the script takes, above every quota: a larger one fits no window either."""
+
+
+class Layout:
+    """The part of a packed charge that doesn't depend on its partitions, and the reader of its answers."""
+
+    __slots__ = (
+        "_steps",
+        "_unpack",
+        "_unpack_several",
+        "body",
+        "head",
+        "keys",
+        "limits",
+        "n_keys",
+        "periods",
+        "since",
+        "until",
+    )
+
+    def __init__(self, charge: Charge, keys: "Keys", limits: bytes) -> None:
+        """`limits` are those of the charge, packed."""
+        self.keys, self.limits = keys, limits
+        self.n_keys = len(charge.counters)
+        kind = letters.TAKE_AHEAD if charge.ahead else letters.ACQUIRE
+        self.body = CHARGE_HEAD.pack(kind, self.n_keys, min(charge.cost, MOST_COST), charge.ahead, 0) + limits
+        """Body of a charge without a price, up to the id."""
+        self.head = b"$%d\r\n%b" % (len(self.body) + LEASE_ID_SIZE, self.body)
+        self._steps = charge.steps
+        row = STATUS_FORMAT * self.n_keys
+        self._unpack = struct.Struct(f"<x{row}").unpack
+        self._unpack_several = struct.Struct(f"<x{row}H").unpack
+        self.periods: tuple[ReservationKey, ...] = ()
+        """Periods of the charge's allowances, which hold between `since` and `until`, in microseconds."""
+        self.since, self.until = 0, 1 << 62
+
+    def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
+        """Read the answer to so many charges: how many were admitted, and the row of the last one.
+
+        In place of how many there is `OVER` where a period of the charge is over. Raises ValueError,
+        IndexError or `struct.error` for an answer that can't be one.
+        """
+        code = answer[0]
+        if code == OTHER_PERIOD and number == 1 and self.periods and len(answer) == 1:
+            return OVER, ()
+        row: tuple[int, ...] = self._unpack(answer) if number == 1 else self._unpack_several(answer)
+        admitted = code
+        if number > 1:
+            admitted, row = row[-1], row[:-1]
+        if code > ADMITTED or admitted > number or (code == ADMITTED) != (admitted > 0):
+            raise ValueError(f"an answer with code {code} and {admitted} admitted of {number} charges")
+        return admitted, row
+
+    def tell(
+        self, operations: "Sequence[ChargeOperation]", now: int, read: tuple[int, Sequence[int]]
+    ) -> None:
+        """Tell charges of this layout what became of each, as if each had been alone, one after the other."""
+        admitted, row = read
+        if admitted == OVER:
+            operations[0].ask_again(now)
+            return
+        for place, operation in enumerate(operations):
+            if place >= admitted:
+                operation.decided(False, now, row)
+            elif len(operations) == 1:
+                operation.decided(True, now, row)
+            else:
+                operation.decided(True, now, row_before(row, self._steps, admitted - 1 - place))
+
+
+class ChargeTemplate(Template):
+    """All of a charge but its lease id."""
+
+    __slots__ = ("layout", "owner")
+
+    def __init__(
+        self, owner: object, layout: Layout, keys: bytes, n_keys: int, body: bytes, head: bytes | None
+    ) -> None:
+        super().__init__(keys, n_keys, body, LEASE_ID_SIZE, head=head)
+        self.owner = owner
+        """The backend that packed it."""
+        self.layout = layout
+
+    def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
+        """Read the script's answer to so many charges."""
+        return self.layout.read(answer, number)
+
+    def tell(self, operations: list[Operation], now: int, answer: tuple[int, Sequence[int]]) -> None:
+        """Hand an answer that was read to charges of this template."""
+        self.layout.tell(cast("list[ChargeOperation]", operations), now, answer)
+
+
+class ChargeOperation(Operation):
+    """A charge on its way. Awaiting it waits for its `Outcome`, or raises a `BackendError`."""
+
+    __slots__ = ("backend", "charge", "hold", "kind", "price")
+
+    def __init__(self, backend: "Undoes", kind: bytes, charge: Charge, lease_id: bytes, price: int) -> None:
+        """`kind` is `ACQUIRE`, `ACQUIRE_AGAIN` for what was admitted elsewhere, or `PEEK`."""
+        self.template = _NO_TEMPLATE
+        self.id = lease_id
+        self.must_arrive = self.is_once = self.is_upkeep = self.is_asking = False
+        self.tries, self.since, self.future, self.result = 0, 0.0, None, None
+        self.backend, self.kind, self.charge, self.price = backend, kind, charge, price
+        self.hold = NO_RESERVATION
+
+    def decided(self, admitted: bool, now: int, row: Sequence[int]) -> None:
+        """Deliver the outcome to whoever waits; undo an admission that nobody waits for."""
+        self.answer(Outcome(admitted, now, row, self.hold if admitted else NO_RESERVATION))
+
+    def ask_again(self, now: int) -> None:
+        """Send the charge again: the server's time lies outside the periods that it names."""
+        self.backend.ask_again(self, now)
+
+    def orphaned(self, answer: Outcome | None) -> None:
+        """Undo the charge, as nobody waits for it; `answer` is None where it is lost."""
+        if self.kind == letters.ACQUIRE and (answer is None or answer.admitted):
+            self.backend.undo(self.charge, self.id, self.hold, 0 if answer is None else answer.now)
+
+    def give_up(self) -> None:
+        """Undo the charge of a request that has ended: now, or as soon as its answer comes.
+
+        The answer may have been handed over in this very turn. An exception that is thrown into a coroutine
+        by hand leaves the future pending; it is cancelled here, as the end of a task would have done.
+        """
+        future = self.future
+        if future is not None and not future.cancel() and not future.cancelled() and not future.exception():
+            self.orphaned(future.result())
+
+
+class Undoes(Protocol):
+    """What charges need of the backend that they were made for."""
+
+    def ask_again(self, operation: ChargeOperation, now: int) -> None:
+        """Name other periods, as the server's time is `now`, and send the charge again."""
+
+    def undo(self, charge: Charge, lease_id: bytes, hold: Reservation, now: int) -> None:
+        """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
+
+
+_NO_TEMPLATE = Template(b"", 0, b"")
+
+
+class Keys:
+    """The keys of charges that differ in their partitions alone, as they are sent."""
+
+    def __init__(self, prefix: bytes, places: Iterable[tuple[str, str]]) -> None:
+        self._text = b""
+        self._places: list[tuple[str, int]] = []
+        for partition, suffix in places:
+            before, after = prefix + b"{", b"}:" + suffix.encode("utf-8", "surrogatepass")
+            parts = [part.replace(b"%", b"%%") for part in (before, after)]
+            self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
+            self._places.append((partition, len(before + after)))
+
+    def of(self, charge: Charge) -> bytes:
+        """Those of one of the charges."""
+        last, tag, filled = None, b"", list[int | bytes]()
+        for partition, size in self._places:
+            if partition != last:
+                last, tag = partition, tag_of(charge.partition_of(partition))
+            filled += (size + len(tag), tag)
+        return self._text % tuple(filled)
+
+    def only_partition_of(self, charge: Charge) -> str | None:
+        """The partition of all of them, None where there are several."""
+        partition, *others = {partition for partition, _ in self._places} or {""}
+        return None if others else charge.partition_of(partition)
+
+
+def operation_on(keys: list[bytes], body: bytes, unpack: Callable[[bytes], object] = done) -> Operation:
+    """An operation that is like no other."""
+    return Operation(Template(b"".join(map(bulk, keys)), len(keys), body, 0, unpack))
+
+
+def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[str, str], bytes]) -> Operation:
+    """The operation that renews holds, each for its own time.
+
+    `name` makes keys of partitions and suffixes.
+    """
+    renewals = list(renewals)
+    slot_sets = dict.fromkeys(held for hold, _ in renewals for held in hold.slots)
+    keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
+    places: dict[ReservationKey | bytes, int] = {held: place for place, held in enumerate(slot_sets)}
+
+    def place_of(what: ReservationKey | bytes, partition: str, suffix: str) -> int:
+        if what not in places:
+            places[what] = len(keys)
+            keys.append(name(partition, suffix))
+        return places[what]
+
+    entries = []
+    for hold, seconds in renewals:
+        periods = hold.periods if hold.has_estimate else ()
+        times = int(seconds * SECOND), int(hold.lease * SECOND)
+        slots = [places[held] for held in hold.slots]
+        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods)))
+        entries.append(struct.pack(f"<{len(slots)}H", *slots))
+        if periods:
+            record = place_of(hold.id, periods[0].partition, f"r:{hold.id.hex()}")
+            entries.append(struct.pack("<H", record))
+        entries += [
+            PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
+        ]
+    body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
+    operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
+    operation.template.charges = ""
+    return operation
+
+
+async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
+    """What came of so many renewals in one operation."""
+    try:
+        _, answers = await operation
+    except BackendError as error:
+        return [error] * number
+    found: Sequence[bool | BackendError] = answers
+    return found
+
+
+def read_renewals(number: int, answer: bytes) -> Sequence[bool | BackendError]:
+    """Read what so many renewals in one operation were told: whether each is still held, or why not asked."""
+    if len(answer) < number or answer[:number].strip(b"\0\1\2"):
+        raise ValueError(f"{answer!r} says nothing about {number} renewals")
+    fault = BackendError(answer[number:].decode(errors="replace"))
+    return [fault if each == NOT_RENEWED else bool(each) for each in answer[:number]]
+
+
+def read_settlement(answer: bytes) -> Settlement:
+    """Read what a settle has met."""
+    (met,) = answer
+    return Settlement(met)
+
+
+def pack_limit(limit: Limit) -> bytes:
+    """A window or slots, as the script reads them. Raises TypeError for an allowance."""
+    if isinstance(limit, Window):
+        return LIMIT.pack(letters.WINDOW, limit.quota, limit.length, limit.granule)
+    if isinstance(limit, Slots):
+        return LIMIT.pack(letters.SLOTS, limit.limit, int(limit.lease * SECOND), 0)
+    raise TypeError(f"an allowance is packed with its period: {limit!r}")
+
+
+def release_template(keys: bytes, slots: int) -> Template:
+    """All of a release of slots under these keys but the id of the lease."""
+    body, head = _release(slots)
+    template = Template(keys, slots, body, LEASE_ID_SIZE, head=head)
+    template.charges = ""
+    return template
+
+
+@lru_cache(maxsize=16)
+def _release(slots: int) -> tuple[bytes, bytes]:
+    """The body of a release of so many slots, up to the id; the same as an argument."""
+    body = FINISH_HEAD.pack(letters.FINISH, slots, EstimateAction.UNTOUCHED.value, 0, 0) + SLOT * slots
+    return body, Template(b"", slots, body, LEASE_ID_SIZE).head
+
+
+@lru_cache(maxsize=_MAX_TAGS)
+def tag_of(partition: str) -> bytes:
+    """A partition as the hash tag of Redis Cluster, which must not hold a brace of its own."""
+    tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return tag.encode("utf-8", "surrogatepass")

@@ -1,0 +1,1 @@
+"""Answers that a process gives without asking the backend: remembered refusals, units taken ahead."""

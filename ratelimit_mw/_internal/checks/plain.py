@@ -1,0 +1,128 @@
+"""The start-up checks that need nothing but the settings. Each is a function from settings to findings.
+
+`ratelimit-mw check` prints what they find, and each process logs it once. What only a running app shows
+is looked for in `surroundings`, `address` and `middleware`.
+"""
+
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from urllib.parse import urlsplit
+
+from ratelimit_mw._internal.checks.amounts import cost_above_limit, price_above_budget
+from ratelimit_mw._internal.checks.routes import route_findings
+from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
+from ratelimit_mw._internal.settings import Settings
+from ratelimit_mw._internal.settings.findings import Finding
+from ratelimit_mw._internal.settings.tables import BUILT_IN_PLANS, PlanSettings
+
+WIDEST_IPV4, WIDEST_IPV6 = 8, 7
+"""Shortest prefixes of networks that anybody owns: `10.0.0.0/8` and `fc00::/7`."""
+
+
+def findings(settings: Settings) -> tuple[Finding, ...]:
+    """Everything that these settings show, warnings and notes."""
+    return tuple(
+        finding
+        for check in (
+            _everyone_trusted,
+            _no_hash_secret,
+            _redis_without_tls,
+            route_findings,
+            cost_above_limit,
+            price_above_budget,
+            _unreachable_plans,
+            _without_effect,
+            _not_compiled,
+        )
+        for finding in check(settings)
+    )
+
+
+def is_shared(settings: Settings) -> bool:
+    """Whether the backend is one that several processes count in together."""
+    return settings.backend.is_shared
+
+
+def _everyone_trusted(settings: Settings) -> Iterator[Finding]:
+    for index, network in enumerate(settings.identity.trusted_proxies):
+        if isinstance(network, str) or network.prefixlen >= _widest(network):
+            continue
+        text = (
+            f"identity.trusted_proxies[{index}]: {network} trusts strangers, so that whoever calls chooses "
+            f"the address it is counted under in {settings.identity.forwarded_header}."
+        )
+        yield Finding("everyone-trusted", text)
+
+
+def _widest(network: IPv4Network | IPv6Network) -> int:
+    return WIDEST_IPV4 if isinstance(network, IPv4Network) else WIDEST_IPV6
+
+
+def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
+    if is_shared(settings) and not settings.identity.hash_secret:
+        text = (
+            "identity.hash_secret is not set: whoever reads the backend can try API keys against their "
+            "hashes, and lease tokens can be forged."
+        )
+        yield Finding("no-hash-secret", text)
+
+
+def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
+    url = settings.backend.safe_url
+    hosts = [] if settings.backend.is_encrypted else urlsplit(url).netloc.split(",")
+    far = [host for host in hosts if host and not _is_this_machine(host)]
+    if far:
+        text = (
+            f"backend.url: {', '.join(far)} is reached without TLS, so whoever is on the way reads the "
+            "password and can change the counts."
+        )
+        yield Finding("redis-without-tls", text)
+
+
+def _is_this_machine(host: str) -> bool:
+    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
+    identity = settings.identity
+    used = {key.plan for key in settings.keys} | {identity.anonymous_plan}
+    if identity.unknown_keys == "default_plan":
+        used.add(identity.default_plan)
+    for name, plan in settings.plans.items():
+        if name not in used and plan != BUILT_IN_PLANS.get(name):
+            text = (
+                f"[plans.{name}]: nobody in this file has this plan; only a key that was set live or a hook "
+                "of the app can give it."
+            )
+            yield Finding("unreachable-plan", text, "note")
+
+
+def _without_effect(settings: Settings) -> Iterator[Finding]:
+    takes_slots = all(route.slot or route.exempt for route in settings.routes)
+    for name, plan in settings.plans.items():
+        reason = _why_not_ahead(settings, plan, takes_slots) if plan.prefetch else ""
+        if reason:
+            yield Finding("no-effect", f"[plans.{name}] prefetch has no effect: {reason}.", "note")
+
+
+def _not_compiled(_settings: Settings) -> Iterator[Finding]:
+    if not is_compiled() and not os.environ.get(PURE):
+        text = (
+            "the steps that every request takes are not compiled, and take more CPU: this platform has no "
+            "wheel, and the installation had no C compiler or could not write beside the sources."
+        )
+        yield Finding("not-compiled", text, "note")
+
+
+def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) -> str:
+    """Why nothing can be taken ahead on any route; empty where something can."""
+    if not is_shared(settings):
+        return "this process keeps all counts itself"
+    if settings.application.requests or settings.application.concurrent:
+        return "each request draws on [application], which all callers share"
+    return "each request takes a slot of the plan" if plan.concurrent and takes_slots else ""

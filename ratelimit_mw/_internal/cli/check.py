@@ -1,0 +1,152 @@
+"""`ratelimit-mw check`: load a file as the app would, and say what it means."""
+
+from dataclasses import asdict
+from typing import Any
+
+from ratelimit_mw._internal.checks.plain import findings
+from ratelimit_mw._internal.cli.output import console, print_error, print_facts, print_json, print_table
+from ratelimit_mw._internal.cli.texts import limit_json, methods_text, rates_text, spending_text
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.limits import Slots
+from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Settings, SettingsError
+
+
+def check(file: str | None, *, as_json: bool) -> int:
+    """Print a summary of the settings, or every error; returns the exit status."""
+    try:
+        settings = Settings.load(file)
+        Limiter(settings)
+    except SettingsError as error:
+        if as_json:
+            print_json({"ok": False, "errors": [asdict(problem) for problem in error.problems]})
+        else:
+            for problem in error.problems:
+                print_error(str(problem))
+        return 1
+    if as_json:
+        print_json(_summary(settings))
+    else:
+        _print_summary(settings)
+    return 0
+
+
+def _summary(settings: Settings) -> dict[str, Any]:
+    backend, identity = settings.backend, settings.identity
+    return {
+        "ok": True,
+        "source": settings.source,
+        "shadow": settings.shadow,
+        "backend": {**backend.model_dump(exclude={"url"}), "url": backend.safe_url},
+        "identity": {
+            **identity.model_dump(mode="json", exclude={"hash_secret", "per_address"}),
+            "hash_secret": bool(identity.hash_secret),
+            "per_address": [limit_json(window) for window in identity.per_address],
+        },
+        "response": settings.response.model_dump(),
+        "application": _limits(settings.application.requests, settings.application.concurrent),
+        "plans": {name: _plan(plan) for name, plan in settings.plans.items()},
+        "keys": len(settings.keys),
+        "routes": [_route(route) for route in settings.routes],
+        "warnings": [{**asdict(finding), "link": finding.link} for finding in findings(settings)],
+    }
+
+
+def _limits(requests: Any, concurrent: Slots | None) -> dict[str, Any]:
+    return {
+        "requests": [limit_json(window) for window in requests],
+        "concurrent": None if concurrent is None else limit_json(concurrent),
+    }
+
+
+def _plan(plan: PlanSettings) -> dict[str, Any]:
+    allowances = plan.spending.budget.allowances if plan.spending else ()
+    others = plan.model_dump(include={"shadow", "on_failure", "share", "prefetch"})
+    spending = [limit_json(allowance) for allowance in allowances]
+    return {**_limits(plan.requests, plan.concurrent), "spending": spending, **others}
+
+
+def _route(route: RouteSettings) -> dict[str, Any]:
+    return {
+        "path": route.path,
+        "methods": sorted(route.methods) if route.methods else None,
+        "requests": [limit_json(window) for window in route.requests],
+        "total": [limit_json(window) for window in route.total],
+        "price": None if route.price is None else str(route.price),
+        **route.model_dump(include={"exempt", "cost", "slot", "on_failure", "shadow"}),
+    }
+
+
+def _print_summary(settings: Settings) -> None:
+    console.print(f"{settings.source}: good")
+    console.print()
+    print_facts(_facts(settings))
+    console.print()
+    plan_columns = ("plan", "requests", "concurrent", "spending", "keys")
+    print_table(plan_columns, [_plan_row(settings, name) for name in settings.plans])
+    if settings.routes:
+        console.print()
+        columns = ("route", "path", "cost", "price", "each caller", "all callers", "")
+        print_table(columns, map(_route_row, settings.routes))
+    found = findings(settings)
+    if found:
+        console.print()
+    for finding in found:
+        console.print(f"{finding.level}: {finding}", soft_wrap=True)
+
+
+def _facts(settings: Settings) -> list[tuple[str, str]]:
+    backend, identity, application = settings.backend, settings.identity, settings.application
+    where = backend.safe_url
+    if not where.startswith("memory:"):
+        where += f", namespace {backend.namespace}"
+    hashes = "hmac-sha256" if identity.hash_secret else "sha256, without a hash_secret"
+    facts = [
+        ("backend", where),
+        ("when away", f"{backend.on_failure}, after {backend.timeout:g} s"),
+        ("API keys", f"{', '.join(identity.api_key_headers)}; {len(settings.keys)} listed; kept as {hashes}"),
+        ("unknown keys", _unknown_keys(settings)),
+        ("no key", f"plan {identity.anonymous_plan}, counted by address"),
+        ("proxies", ", ".join(map(str, identity.trusted_proxies)) or "none trusted"),
+    ]
+    if identity.per_address:
+        facts.append(("per address", rates_text(identity.per_address)))
+    if application.requests or application.concurrent:
+        facts.append(("all callers", f"{rates_text(application.requests)}; {_slots(application.concurrent)}"))
+    if settings.shadow:
+        facts.append(("shadow", "on: nothing is ever refused"))
+    return facts
+
+
+def _unknown_keys(settings: Settings) -> str:
+    identity = settings.identity
+    if identity.unknown_keys == "anonymous":
+        return f"plan {identity.anonymous_plan}, counted by address"
+    return f"plan {identity.default_plan}, counted by key"
+
+
+def _plan_row(settings: Settings, name: str) -> tuple[object, ...]:
+    plan = settings.plans[name]
+    keys = sum(key.plan == name for key in settings.keys)
+    shadow = f"{name} (shadow)" if plan.shadow else name
+    return (
+        shadow,
+        rates_text(plan.requests),
+        _slots(plan.concurrent),
+        spending_text(plan.spending),
+        keys or "-",
+    )
+
+
+def _route_row(route: RouteSettings) -> tuple[object, ...]:
+    says = [] if route.slot or route.exempt else ["no slot"]
+    says += ["exempt"] if route.exempt else []
+    says += ["shadow"] if route.shadow else []
+    says += [f"{route.on_failure} when away"] if route.on_failure else []
+    price = "-" if route.price is None else route.price
+    cost = "-" if route.exempt else route.cost
+    own, total = rates_text(route.requests), rates_text(route.total)
+    return methods_text(route), route.path, cost, price, own, total, ", ".join(says)
+
+
+def _slots(slots: Slots | None) -> str:
+    return f"{slots.limit} at once" if slots else "-"

@@ -1,0 +1,185 @@
+"""`ratelimit-mw show` and `ratelimit-mw reset`: what is counted of a caller, seen and cleared."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from ratelimit_mw._internal.cli.callers import (
+    Caller,
+    Named,
+    find_callers,
+    is_placed,
+    read_live_keys,
+    without_placeholder,
+)
+from ratelimit_mw._internal.cli.output import CommandError, console, print_facts, print_json, print_table
+from ratelimit_mw._internal.cli.texts import SHARED_BY, limit_json, source_of
+from ratelimit_mw._internal.limiter.inspect_caller import forget, overview, shared_overview
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import place_of
+from ratelimit_mw._internal.model.limit_text import amount_text, limit_text
+from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.policy.decision import Decision, LimitStatus
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.settings import Settings
+
+PATIENCE = 2.0
+"""Seconds that a command waits for the backend at least; a request's time-out is too short for a first
+connection from far away."""
+
+T = TypeVar("T")
+
+
+def show(settings: Settings, named: Named, *, as_json: bool) -> None:
+    """Print how everything stands that is counted of a caller; of nobody: what all callers share.
+
+    Raises `CommandError` and `BackendError`.
+    """
+    limiter = patient_limiter(settings)
+    callers: list[Caller | None] = [None]
+    if not named.is_nobody:
+        read_live_keys(limiter, named)
+        callers = [*find_callers(limiter, named)]
+    found = list(zip(callers, _run(limiter, _look(limiter, callers)), strict=True))
+    if as_json:
+        print_json({"callers": [_caller_json(settings, *each) for each in found]})
+        return
+    for index, (caller, decision) in enumerate(found):
+        if index:
+            console.print()
+        _print(settings, caller, decision)
+
+
+def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
+    """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
+    if named.is_nobody:
+        raise CommandError("reset needs a caller: --key, --address or --account")
+    limiter = patient_limiter(settings)
+    read_live_keys(limiter, named)
+    identities = [_counted(caller) for caller in find_callers(limiter, named)]
+    cleared = list(zip(identities, _run(limiter, _clear(limiter, identities)), strict=True))
+    if as_json:
+        print_json({"cleared": [{"partition": i.partition, "counters": n} for i, n in cleared]})
+        return
+    for identity, number in cleared:
+        console.print(f"{identity.partition}: {number} counter{'' if number == 1 else 's'} cleared")
+
+
+def patient_limiter(settings: Settings) -> Limiter:
+    """A limiter that waits for its backend as long as a person would. Raises `CommandError` without one."""
+    if not settings.backend.is_shared:
+        raise CommandError(
+            f"{settings.source} counts in the memory of each process, where no command can look: "
+            "backend.url is memory://"
+        )
+    timeout = max(settings.backend.timeout, PATIENCE)
+    backend = settings.backend.model_copy(update={"timeout": timeout})
+    return Limiter(settings.model_copy(update={"backend": backend}))
+
+
+def _run(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
+    async def run() -> T:
+        try:
+            return await question
+        finally:
+            await limiter.close()
+
+    return asyncio.run(run())
+
+
+async def _look(limiter: Limiter, callers: Sequence[Caller | None]) -> list[Decision]:
+    return [
+        await shared_overview(limiter) if caller is None else await overview(limiter, _counted(caller))
+        for caller in callers
+    ]
+
+
+async def _clear(limiter: Limiter, identities: Sequence[Identity]) -> list[int]:
+    return [await forget(limiter, identity) for identity in identities]
+
+
+def _counted(caller: Caller) -> Identity:
+    if not is_placed(caller):
+        raise CommandError("this caller is counted by its address: name it with --address")
+    return without_placeholder(caller)
+
+
+def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) -> dict[str, Any]:
+    identity = caller.identity if caller else None
+    return {
+        "partition": identity.partition if identity else None,
+        "api_key_hash": identity.api_key_hash if identity else None,
+        "account": identity.account if identity else None,
+        "plan": identity.plan if identity else None,
+        "limits": [
+            {
+                **limit_json(standing.counter.limit),
+                **_status_json(standing, decision.now),
+                "owner": standing.counter.owner,
+                "from": source_of(settings, identity or _NOBODY, standing.counter),
+            }
+            for standing in decision.standings
+        ],
+    }
+
+
+def _status_json(standing: LimitStatus, now: int) -> dict[str, Any]:
+    if standing.window is not None:
+        window, rate = standing.window
+        remaining = max(window.quota - rate.used, 0)
+        return {"used": rate.used, "remaining": remaining, "reset_after": rate.reset_after / SECOND}
+    if standing.slots is not None:
+        slots, status = standing.slots
+        return {"active": status.active, "remaining": max(slots.limit - status.active, 0)}
+    if standing.budget is not None:
+        budget, (spent, held, _) = standing.budget
+        amounts = {"spent": spent, "held": held, "remaining": max(budget.amount - spent - held, 0)}
+        texts = {name: format_amount(amount, budget.currency) for name, amount in amounts.items()}
+        return {**texts, "reset": place_of(standing.counter, now).ends // SECOND}
+    raise TypeError(f"{standing} is a limit of no known kind")
+
+
+def _print(settings: Settings, caller: Caller | None, decision: Decision) -> None:
+    if caller is None:
+        print_facts([("caller", "all of them together")])
+    else:
+        identity = caller.identity
+        plan = f"{identity.plan} ({caller.why})"
+        print_facts([("caller", caller.who), ("counted as", identity.partition), ("plan", plan)])
+    console.print()
+    if not decision.standings:
+        console.print("no limits")
+        return
+    identity = caller.identity if caller else _NOBODY
+    columns = ("limit", "used", "held", "left", "next reset", "counted for", "from")
+    rows = []
+    for standing in decision.standings:
+        counter = standing.counter
+        place = source_of(settings, identity, counter)
+        cells = _status_row(standing, decision.now)
+        rows.append((limit_text(counter.limit), *cells, SHARED_BY[counter.owner], place))
+    print_table(columns, rows)
+
+
+def _status_row(standing: LimitStatus, now: int) -> tuple[object, ...]:
+    """Used, held, left and next reset."""
+    if standing.window is not None:
+        window, rate = standing.window
+        reset = f"in {-(-rate.reset_after // SECOND)} s" if rate.used else "-"
+        return rate.used, "-", max(window.quota - rate.used, 0), reset
+    if standing.slots is not None:
+        slots, status = standing.slots
+        return "-", status.active, max(slots.limit - status.active, 0), "-"
+    if standing.budget is not None:
+        budget, (spent, held, _) = standing.budget
+        left = max(budget.amount - spent - held, 0)
+        ends = datetime.fromtimestamp(place_of(standing.counter, now).ends // SECOND, UTC)
+        amounts = [amount_text(amount, budget.currency) for amount in (spent, held, left)]
+        return *amounts, ends.strftime("%Y-%m-%d %H:%M UTC")
+    raise TypeError(f"{standing} is a limit of no known kind")
+
+
+_NOBODY = Identity("", "")
+"""For limits that all callers share, which come from no plan."""

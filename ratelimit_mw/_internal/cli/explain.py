@@ -1,0 +1,193 @@
+"""`ratelimit-mw explain`: which limits a request would meet, and what each comes from."""
+
+from typing import Any
+from urllib.parse import unquote
+
+from ratelimit_mw._internal.cli.callers import Caller, Named, find_caller, read_live_keys
+from ratelimit_mw._internal.cli.output import CommandError, console, print_facts, print_json, print_table
+from ratelimit_mw._internal.cli.texts import (
+    SHARED_BY,
+    key_place,
+    limit_json,
+    route_text,
+    source_of,
+)
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.limit_text import amount_text, limit_text
+from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.settings import PlanSettings, Settings, SpendingSettings
+
+
+def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json: bool) -> None:
+    """Print who a request of this method and path counts as, and what holds for it.
+
+    Charges nothing. Of the backend it asks for no more than the live keys, and does without them where it is
+    away. Raises `CommandError`.
+    """
+    method, path = request[0].upper(), unquote(request[1].partition("?")[0])
+    if not path.startswith("/"):
+        raise CommandError(f"{path!r} is no path: it begins with a slash")
+    unread = _read_live_keys(limiter, named)
+    caller = find_caller(limiter, named)
+    explained = _Explained(limiter.settings, caller, limiter.policies.match(caller.identity, method, path))
+    explained.live_keys_unread = unread
+    if as_json:
+        print_json({"method": method, "path": path, **explained.json()})
+        return
+    console.print(f"{method} {path}", soft_wrap=True)
+    console.print()
+    print_facts(explained.facts())
+    if explained.policy.priced_charge.counters and not explained.policy.is_exempt:
+        console.print()
+        print_table(("limit", "counted for", "from"), explained.rows())
+
+
+class _Explained:
+    """A policy, and for each thing in it the reason."""
+
+    def __init__(self, settings: Settings, caller: Caller, policy: Policy) -> None:
+        self.settings = settings
+        self.caller = caller
+        self.policy = policy
+        self.route_place = ""
+        self.live_keys_unread: str | None = None
+        """Why it is not known whether the key has another plan live."""
+        if policy.route is not None:
+            self.route_place = f"routes[{_place(settings, policy)}]"
+
+    def json(self) -> dict[str, Any]:
+        """All of it, for programs."""
+        identity, policy = self.policy.identity, self.policy
+        on_failure, on_failure_from = self.on_failure()
+        shadow, shadow_from = self.shadow()
+        limits = [
+            {
+                **limit_json(counter.limit),
+                "owner": counter.owner,
+                "partition": counter.partition,
+                "from": source_of(self.settings, identity, counter),
+            }
+            for counter in policy.priced_charge.counters
+        ]
+        return {
+            "identity": {
+                "partition": identity.partition,
+                "api_key_hash": identity.api_key_hash,
+                "account": identity.account,
+                "address": identity.address,
+            },
+            "plan": {"name": identity.plan, "from": self.caller.why},
+            "live_keys_unread": self.live_keys_unread,
+            "route": {"rule": route_text(policy.route), "from": self.route_place} if policy.route else None,
+            "exempt": policy.is_exempt,
+            "cost": policy.charge.cost,
+            "price": self.price_json(),
+            "limits": [] if policy.is_exempt else limits,
+            "never_admitted": policy.too_small is not None and not policy.is_exempt,
+            "shadow": {"value": shadow, "from": shadow_from},
+            "on_failure": {"value": on_failure, "from": on_failure_from},
+        }
+
+    def price_json(self) -> dict[str, str] | None:
+        """The estimate that is charged, None where none is."""
+        price, currency = self.policy.price, self.policy.currency
+        if price is None or currency is None or self.policy.is_exempt:
+            return None
+        return {"amount": format_amount(price, currency), "currency": currency}
+
+    def facts(self) -> list[tuple[str, str]]:
+        """All but the limits, for people."""
+        identity, policy = self.policy.identity, self.policy
+        facts = [
+            ("caller", self.caller.who),
+            ("counted as", identity.partition),
+            ("plan", f"{identity.plan} ({self.caller.why})"),
+            ("route", self.route()),
+        ]
+        if self.live_keys_unread:
+            facts.insert(3, ("live keys", f"unknown: {self.live_keys_unread}"))
+        if policy.is_exempt:
+            return [*facts, ("limits", f"none: the route is exempt ({self.route_place})")]
+        facts.append(("cost", f"{policy.charge.cost}{self.never()}"))
+        on_failure, on_failure_from = self.on_failure()
+        shadow, shadow_from = self.shadow()
+        return [
+            *facts,
+            ("price", self.price()),
+            ("shadow", f"{'on, so it is never refused' if shadow else 'off'} ({shadow_from})"),
+            ("when the backend is away", f"{on_failure} ({on_failure_from})"),
+        ]
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The limits, for people."""
+        identity = self.policy.identity
+        return [
+            (limit_text(counter.limit), SHARED_BY[counter.owner], source_of(self.settings, identity, counter))
+            for counter in self.policy.priced_charge.counters
+        ]
+
+    def route(self) -> str:
+        """The rule that matches, and where it is written."""
+        route = self.policy.route
+        return f"{route_text(route)} ({self.route_place})" if route else "no rule matches: the plan alone"
+
+    def never(self) -> str:
+        """Whether the cost is beyond a limit."""
+        counter = self.policy.too_small
+        return f", which never fits into {limit_text(counter.limit)}: always refused" if counter else ""
+
+    def price(self) -> str:
+        """The estimate, and why none is charged where the route has one."""
+        policy = self.policy
+        if policy.price is not None and policy.currency is not None:
+            return f"{amount_text(policy.price, policy.currency)} until it is settled"
+        if policy.route is not None and policy.route.price is not None:
+            return f"{policy.route.price}, not charged: the caller has no budget"
+        return "none"
+
+    def shadow(self) -> tuple[bool, str]:
+        """Whether refusals are only reported, and what says so."""
+        for owner, place in ((self.policy.route, self.route_place), (self._plan, self._plan_place)):
+            if owner is not None and owner.shadow is not None:
+                return owner.shadow, f"{place}.shadow"
+        return self.policy.shadow, "shadow"
+
+    def on_failure(self) -> tuple[str, str]:
+        """What decides while the backend is away, and what says so."""
+        policy, (spending, spending_place) = self.policy, self._spending()
+        if policy.price is not None and spending is not None and spending.on_failure is not None:
+            return policy.on_failure_priced, f"{spending_place}.on_failure"
+        for owner, place in ((policy.route, self.route_place), (self._plan, self._plan_place)):
+            if owner is not None and owner.on_failure is not None:
+                return policy.on_failure, f"{place}.on_failure"
+        return policy.on_failure, "backend.on_failure"
+
+    @property
+    def _plan(self) -> PlanSettings:
+        return self.settings.plans[self.policy.identity.plan]
+
+    @property
+    def _plan_place(self) -> str:
+        return f"plans.{self.policy.identity.plan}"
+
+    def _spending(self) -> tuple[SpendingSettings | None, str]:
+        """The caller's budget, and where it is written."""
+        key = self.policy.identity.overrides
+        if key is not None and key.spending is not None:
+            return key.spending, f"{key_place(self.settings, key)}.spending"
+        return self._plan.spending, f"{self._plan_place}.spending"
+
+
+def _read_live_keys(limiter: Limiter, named: Named) -> str | None:
+    try:
+        read_live_keys(limiter, named)
+    except BackendError as error:
+        return f"the backend is away ({error})"
+    return None
+
+
+def _place(settings: Settings, policy: Policy) -> int:
+    """Where the rule of a policy stands in the file; by identity, as two rules may say the same."""
+    return next(index for index, route in enumerate(settings.routes) if route is policy.route)

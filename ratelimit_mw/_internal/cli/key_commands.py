@@ -1,0 +1,75 @@
+"""What `ratelimit-mw keys set`, `list` and `remove` take."""
+
+from typing import Annotated
+
+import typer
+
+from ratelimit_mw._internal.cli import keys
+from ratelimit_mw._internal.cli.options import Json, SettingsFile
+from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.settings import Settings
+
+Keys = Annotated[
+    list[str],
+    typer.Argument(metavar="KEY", help="API keys or their hashes, or - to read one from standard input."),
+]
+
+
+def add_key_commands(app: typer.Typer) -> None:
+    """Add the commands to those of `ratelimit-mw keys`."""
+    app.command("set")(set_keys)
+    app.command("list")(list_keys)
+    app.command("remove")(remove_keys)
+
+
+def set_keys(  # noqa: PLR0913, PLR0917 - an option each
+    keys_: Keys,
+    plan: Annotated[str, typer.Option("--plan", metavar="PLAN", help="A plan of the settings.")],
+    account: Annotated[
+        str | None, typer.Option("--account", metavar="ACCOUNT", help="The account the keys belong to.")
+    ] = None,
+    requests: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--requests",
+            metavar="RATE",
+            help="A rate in place of the plan's, such as 100/minute; repeat it for several.",
+        ),
+    ] = None,
+    concurrent: Annotated[
+        int | None, typer.Option("--concurrent", metavar="N", help="Slots in place of the plan's.")
+    ] = None,
+    daily: Annotated[
+        str | None,
+        typer.Option("--daily", metavar="AMOUNT", help="A daily budget, in place of the plan's budget."),
+    ] = None,
+    monthly: Annotated[
+        str | None,
+        typer.Option("--monthly", metavar="AMOUNT", help="A monthly budget, in place of the plan's budget."),
+    ] = None,
+    settings: SettingsFile = None,
+    json: Json = False,
+) -> None:
+    """Give API keys a plan and limits of their own, live.
+
+    Replaces what was set before, and what the settings say of the same keys. Every worker goes by it within
+    2 seconds; what was counted is kept. Several keys are set all at once.
+    """
+    entry = KeyEntry(plan, account, requests or None, concurrent, daily, monthly)
+    keys.set_keys(Settings.load(settings), keys_, entry, as_json=json)
+
+
+def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
+    """List the API keys that are set live and those in the settings.
+
+    What they have in place of their plan's limits is shown beside them.
+    """
+    keys.list_keys(Settings.load(settings), as_json=json)
+
+
+def remove_keys(keys_: Keys, settings: SettingsFile = None, json: Json = False) -> None:
+    """Take back what was set live for API keys.
+
+    They are then what the settings say, or unknown. What was counted is kept.
+    """
+    keys.remove_keys(Settings.load(settings), keys_, as_json=json)

@@ -1,0 +1,85 @@
+"""Settings and limits in words and as JSON, the same in every command."""
+
+from typing import Any
+
+from ratelimit_mw._internal.model.charge import Counter
+from ratelimit_mw._internal.model.limit_text import limit_text
+from ratelimit_mw._internal.model.limits import Limit, Slots, Window
+from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import route_scope
+from ratelimit_mw._internal.settings import KeySettings, RouteSettings, Settings, SpendingSettings
+
+SHARED_BY = {"caller": "this caller", "address": "its address", "everyone": "all callers"}
+"""Who draws on a counter, by its owner."""
+
+
+def limit_json(limit: Limit) -> dict[str, Any]:
+    """A limit with its kind and figures."""
+    if isinstance(limit, Window):
+        return {"kind": "rate", "policy": limit.text, "limit": limit.quota, "window": limit.seconds}
+    if isinstance(limit, Slots):
+        return {
+            "kind": "concurrency",
+            "limit": limit.limit,
+            "unit": limit.unit,
+            "lease": limit.lease,
+            "max_hold": limit.max_hold,
+        }
+    return {
+        "kind": "spending",
+        "period": limit.period,
+        "limit": format_amount(limit.amount, limit.currency),
+        "currency": limit.currency,
+        "timezone": limit.timezone,
+    }
+
+
+def rates_text(windows: tuple[Window, ...]) -> str:
+    """Several rates, or a dash for none."""
+    return ", ".join(window.text for window in windows) or "-"
+
+
+def spending_text(spending: SpendingSettings | None) -> str:
+    """A budget in words, or a dash for none."""
+    return ", ".join(map(limit_text, spending.budget.allowances)) if spending else "-"
+
+
+def route_text(route: RouteSettings) -> str:
+    """A route by its methods and path, such as `POST /v1/predictions`."""
+    return f"{methods_text(route)} {route.path}" if route.methods else route.path
+
+
+def methods_text(route: RouteSettings) -> str:
+    """The methods that a route is for, or `any`."""
+    return ", ".join(sorted(route.methods)) if route.methods else "any"
+
+
+def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
+    """The place in the settings that a caller's limit comes from, such as `plans.pro.requests`."""
+    if counter.scope == "a":
+        return "identity.per_address"
+    if counter.scope[:2] == "r:" or counter.scope == "t":
+        name, digest = (
+            ("total", counter.partition[2:]) if counter.scope == "t" else ("requests", counter.scope[2:])
+        )
+        scopes = [route_scope(route)[2:] for route in settings.routes]
+        return f"routes[{scopes.index(digest)}].{name}"
+    name = _name_of(counter.limit)
+    if counter.scope == "app":
+        return f"application.{name}"
+    key = identity.overrides
+    if key is not None and getattr(key, name) is not None:
+        return f"{key_place(settings, key)}.{name}"
+    return f"plans.{identity.plan}.{name}"
+
+
+def key_place(settings: Settings, key: KeySettings) -> str:
+    """Where a key is listed: `keys[3]` of the file, or `live` for what `keys set` has set."""
+    return next((f"keys[{index}]" for index, each in enumerate(settings.keys) if each is key), "live")
+
+
+def _name_of(limit: Limit) -> str:
+    if isinstance(limit, Window):
+        return "requests"
+    return "concurrent" if isinstance(limit, Slots) else "spending"

@@ -1,0 +1,199 @@
+"""The dashboard as an ASGI app: what is answered to whom, under `operations.dashboard_path`."""
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import parse_qs, quote
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from ratelimit_mw._internal.dashboard.access import CHALLENGE, Access, end_session, is_foreign, start_session
+from ratelimit_mw._internal.dashboard.answers import (
+    DashboardError,
+    file_response,
+    json_response,
+    login_page,
+    main_page,
+    protect,
+    read_body,
+    read_json,
+    refusal,
+)
+from ratelimit_mw._internal.dashboard.callers import Callers
+from ratelimit_mw._internal.dashboard.stream import Stream
+from ratelimit_mw._internal.fleet import FleetView
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.policy.routing import route_path
+from ratelimit_mw._internal.settings.tables import OperationsSettings
+
+Handler = Callable[[Request, OperationsSettings], Awaitable[Response]]
+
+_LOGIN_AGAIN = "Log in, or send the token as Authorization: Bearer."
+
+
+def is_below(path: str, dashboard_path: str) -> bool:
+    """Whether a path is the dashboard's or lies under it."""
+    return path.startswith(dashboard_path) and path[len(dashboard_path) :][:1] in ("", "/")
+
+
+class Dashboard:
+    """Answers every request under the dashboard's path. What it does costs no caller's limits."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._view = FleetView(limiter)
+        self._access = Access()
+        self._stream = Stream(self._view)
+        self._callers = Callers(limiter, self._view)
+        self._handlers: dict[str, dict[str, Handler]] = {
+            "": {"GET": self._page},
+            "/": {"GET": self._page, "POST": self._login},
+            "/events": {"GET": self._events},
+            "/snapshot": {"GET": self._snapshot},
+            "/caller": {"POST": self._caller},
+            "/reset": {"POST": self._reset},
+            "/plan": {"POST": self._plan},
+            "/logout": {"POST": self._logout},
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request to a path for which `is_below` holds. There are no WebSockets here."""
+        if scope["type"] == "websocket":
+            await receive()
+            await WebSocketClose()(scope, receive, send)
+            return
+        try:
+            response = await self._answer(Request(scope, receive))
+        except DashboardError as error:
+            response = refusal(error)
+        except BackendError as error:
+            response = refusal(DashboardError(503, f"The backend does not answer: {error}"))
+        except ClientDisconnect:
+            return
+        await protect(response)(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        operations = self._limiter.settings.operations
+        path = _path(request, operations)
+        method = "GET" if request.method == "HEAD" and path != "/events" else request.method
+        if (method, path) != ("POST", "/"):  # the login
+            granted = await self._granted(request, path, operations)
+            if granted is not None:
+                return granted
+        if is_foreign(request.headers) and (method, path) not in (("GET", ""), ("GET", "/")):
+            raise DashboardError(403, "This request comes from a page of another site.")
+        file = file_response(path[1:], request) if method == "GET" else None
+        if file is not None:
+            return file
+        handlers = self._handlers.get(path)
+        if handlers is None:
+            raise DashboardError(404, "There is nothing here.")
+        if method not in handlers:
+            raise DashboardError(405, "That method is not for this.", {"Allow": ", ".join(handlers)})
+        return await handlers[method](request, operations)
+
+    async def _granted(self, request: Request, path: str, operations: OperationsSettings) -> Response | None:
+        """What is answered to a request without the token; None where it has it."""
+        is_page = path in ("", "/") and request.method in ("GET", "HEAD")
+        token = operations.dashboard_token.get_secret_value()
+        try:
+            if await self._access.is_granted(request, token, self._address(request)):
+                return None
+        except DashboardError as error:
+            if not is_page:
+                raise
+            return login_page(_folder(path, operations), error.message, error.status, error.headers)
+        if is_page:
+            return login_page(_folder(path, operations), "", 401, CHALLENGE)
+        raise DashboardError(401, _LOGIN_AGAIN, CHALLENGE)
+
+    async def _login(self, request: Request, operations: OperationsSettings) -> Response:
+        form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
+        given = form.get("token", [""])[0].encode("utf-8", "replace")
+        token = operations.dashboard_token.get_secret_value()
+        try:
+            right = await self._access.is_token(given, token, self._address(request))
+        except DashboardError as error:
+            return login_page("./", error.message, error.status, error.headers)
+        if not right:
+            return login_page("./", "That is not the token.", 401, CHALLENGE)
+        response = RedirectResponse("./", 303)
+        start_session(response, request, token)
+        return response
+
+    async def _logout(self, request: Request, _operations: OperationsSettings) -> Response:
+        response = Response(status_code=204)
+        end_session(response, request)
+        return response
+
+    async def _page(self, request: Request, operations: OperationsSettings) -> Response:
+        return main_page(_folder(_path(request, operations), operations))
+
+    async def _events(self, _request: Request, operations: OperationsSettings) -> Response:
+        def facts() -> dict[str, bool] | None:
+            # A token that is changed shuts out who came in by the old one.
+            now = self._limiter.settings.operations
+            opened = (operations.dashboard_path, operations.dashboard_token)
+            return _facts(now) if (now.dashboard_path, now.dashboard_token) == opened else None
+
+        headers = {"X-Accel-Buffering": "no"}
+        return StreamingResponse(self._stream.events(facts), headers=headers, media_type="text/event-stream")
+
+    async def _snapshot(self, _request: Request, operations: OperationsSettings) -> Response:
+        return json_response({**(await self._view.read()).as_dict(), **_facts(operations)})
+
+    async def _caller(self, request: Request, operations: OperationsSettings) -> Response:
+        values = await read_json(request)
+        return json_response({**await self._callers.read(_text(values, "caller")), **_facts(operations)})
+
+    async def _reset(self, request: Request, operations: OperationsSettings) -> Response:
+        _check_changes(operations)
+        caller = _text(await read_json(request), "caller")
+        return json_response({"cleared": await self._callers.reset(caller, self._address(request))})
+
+    async def _plan(self, request: Request, operations: OperationsSettings) -> Response:
+        _check_changes(operations)
+        values = await read_json(request)
+        plan = None if values.get("plan") is None else _text(values, "plan")
+        await self._callers.set_plan(_text(values, "key"), plan, self._address(request))
+        return json_response({"plan": plan})
+
+    def _address(self, request: Request) -> str:
+        return self._limiter.identify.address_of(request.scope)
+
+
+def _path(request: Request, operations: OperationsSettings) -> str:
+    """What stands behind the dashboard's own path."""
+    return route_path(request.scope)[len(operations.dashboard_path or "") :]
+
+
+def _folder(path: str, operations: OperationsSettings) -> str:
+    """The dashboard's own folder, relative to `path` under it."""
+    name = quote((operations.dashboard_path or "").rpartition("/")[2])
+    return "./" if path else f"./{name}/"
+
+
+def _facts(operations: OperationsSettings) -> dict[str, bool]:
+    return {"changes": operations.dashboard_changes}
+
+
+def _check_changes(operations: OperationsSettings) -> None:
+    if not operations.dashboard_changes:
+        raise DashboardError(403, "The dashboard may change nothing: operations.dashboard_changes is off.")
+
+
+def _text(values: dict[str, object], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not _is_unicode(value):
+        raise DashboardError(400, f"{name} must be a text.")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
+        return False
+    return True

@@ -1,0 +1,93 @@
+"""One caller on the dashboard: how it stands, and the two things that can be done about it."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+
+from ratelimit_mw._internal.dashboard.answers import DashboardError
+from ratelimit_mw._internal.fleet import FleetView
+from ratelimit_mw._internal.limiter.inspect_caller import forget
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.identity import HASH
+from ratelimit_mw._internal.settings import SettingsError
+
+logger = logging.getLogger("ratelimit_mw")
+
+KEPT_SECONDS = 1.0
+"""How long an answer serves everybody who has this caller's page open."""
+MAX_KEPT = 256
+"""Callers whose answers are kept."""
+
+
+class Callers:
+    """Reads and changes single callers. Who did what is logged, by address."""
+
+    def __init__(self, limiter: Limiter, view: FleetView) -> None:
+        self._limiter = limiter
+        self._view = view
+        self._kept: OrderedDict[str, tuple[float, asyncio.Task[dict[str, Any]]]] = OrderedDict()
+
+    async def read(self, caller: str) -> dict[str, Any]:
+        """The page of one caller, by its partition. Raises `BackendError`."""
+        now = time.monotonic()
+        kept = self._kept.get(caller)
+        if kept is None or now - kept[0] > KEPT_SECONDS or kept[1].get_loop() is not _loop():
+            kept = self._kept[caller] = (now, _loop().create_task(self._read(caller)))
+            kept[1].add_done_callback(_looked_at)
+            self._kept.move_to_end(caller)
+            if len(self._kept) > MAX_KEPT:
+                self._kept.popitem(last=False)
+        # One who leaves must not take the answer from the others.
+        return await asyncio.shield(kept[1])
+
+    async def reset(self, caller: str, by: str) -> int:
+        """Clear what is counted of a caller; returns how many counters. Raises `BackendError`."""
+        identity = await self._view.identity(caller)
+        if identity is None:
+            raise DashboardError(404, "Nobody knows this caller.")
+        cleared = await forget(self._limiter, identity)
+        self._kept.pop(caller, None)
+        logger.warning("dashboard: counters of %r cleared, by %s", caller, by)
+        return cleared
+
+    async def set_plan(self, api_key_hash: str, plan: str | None, by: str) -> None:
+        """Give a key a plan, live; None takes back what was set live. It keeps its account.
+
+        Limits of its own are replaced by the plan's, as by `keys set`. Raises `BackendError`.
+        """
+        if not HASH.fullmatch(api_key_hash):
+            raise DashboardError(400, "key must be the hash of an API key.")
+        live = self._limiter.live
+        try:
+            if plan is None:
+                await live.remove_keys([api_key_hash])
+            else:
+                await live.set_keys({api_key_hash: KeyEntry(plan, self._account_of(api_key_hash))})
+        except SettingsError as error:
+            raise DashboardError(422, "; ".join(map(str, error.problems))) from None
+        self._kept.clear()
+        what = "what was set live is taken back" if plan is None else f"plan {plan}"
+        logger.warning("dashboard: %s: %s, by %s", api_key_hash, what, by)
+
+    def _account_of(self, api_key_hash: str) -> str | None:
+        identity = self._limiter.identify.of_key(api_key_hash)
+        return None if identity is None else identity.account
+
+    async def _read(self, caller: str) -> dict[str, Any]:
+        detail = await self._view.caller(caller)
+        snapshot = await self._view.read()
+        set_live = [each for each in detail.known_as if each in self._limiter.live.keys]
+        return {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "set_live": set_live}
+
+
+def _looked_at(task: "asyncio.Task[dict[str, Any]]") -> None:
+    """An error is told to those who wait; where they all left, it is nobody's."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()

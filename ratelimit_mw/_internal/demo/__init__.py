@@ -1,0 +1,1 @@
+"""The sample API of `ratelimit-mw demo`, with traffic of its own."""

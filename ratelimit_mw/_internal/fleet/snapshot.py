@@ -1,0 +1,219 @@
+"""What there is to see of the fleet at one moment, as plain values; `as_dict` has nothing but JSON types."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, get_args
+
+from ratelimit_mw._internal.policy.decision import Reason
+
+REASONS: tuple[str, ...] = get_args(Reason)
+"""Why requests are refused, in the order that figures have everywhere."""
+
+
+class Outcomes(NamedTuple):
+    """How many requests ended in what."""
+
+    admitted: int
+    shadow: int
+    """Let through, and would have been refused."""
+    refused: Mapping[str, int]
+    """By reason, every reason named."""
+
+    @property
+    def all_refused(self) -> int:
+        """Refused for whatever reason."""
+        return sum(self.refused.values())
+
+    @property
+    def asked(self) -> int:
+        """All requests together."""
+        return self.admitted + self.shadow + self.all_refused
+
+
+class Point(NamedTuple):
+    """A bucket of the chart."""
+
+    at: int
+    """Its start, in seconds since 1970."""
+    outcomes: Outcomes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"at": self.at, **self.outcomes._asdict()}
+
+
+class PlanFigures(NamedTuple):
+    """What became of the requests of one plan in the last minute."""
+
+    plan: str
+    outcomes: Outcomes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"plan": self.plan, **self.outcomes._asdict()}
+
+
+class LimitFigures(NamedTuple):
+    """How one limit of a caller stands. Amounts of money are in the currency, for showing only."""
+
+    name: str
+    """The limit in words, such as `60/minute`."""
+    kind: str
+    """`window`, `slots` or `spending`."""
+    scope: str
+    """`plan`, `address`, or `route` and the rule's methods and path."""
+    used: float
+    """Units, active slots, or what was spent."""
+    limit: float
+    held: float
+    """What a budget holds for requests that are not settled yet."""
+    share: float
+    """Used and held, as a share of the limit; over 1 where a limit was lowered."""
+    reset_after: float | None
+    """Seconds until the oldest unit leaves its window, or the period ends."""
+    currency: str | None
+    used_text: str
+    limit_text: str
+    forecast: float | None
+    """Seconds until a budget is burnt at the present pace; None where its period ends before."""
+
+
+class CallerFigures(NamedTuple):
+    """What became of one caller's requests in the last minute, and how its limits stand."""
+
+    caller: str
+    """What it is counted under, such as `k:` and 32 hex digits for an API key."""
+    plan: str | None
+    account: str | None
+    api_key_hash: str | None
+    """As `keys hash` prints it, where the caller is one key and its hash is known."""
+    outcomes: Outcomes
+    rate: float
+    """Requests a second, refused ones included."""
+    limits: tuple[LimitFigures, ...] = ()
+    """Empty for those that are neither among the busiest nor the most refused."""
+
+    @property
+    def nearest(self) -> float:
+        """The largest share that is used of any limit."""
+        return max((limit.share for limit in self.limits), default=0.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "caller": self.caller,
+            "plan": self.plan,
+            "account": self.account,
+            "api_key_hash": self.api_key_hash,
+            **self.outcomes._asdict(),
+            "rate": self.rate,
+            "limits": [limit._asdict() for limit in self.limits],
+            "nearest": self.nearest,
+        }
+
+
+class Latency(NamedTuple):
+    """Milliseconds from asking the backend to its answer, as workers find it once a second; None: unknown."""
+
+    p50: float | None = None
+    p99: float | None = None
+
+
+class WorkerFigures(NamedTuple):
+    """One process, as it says of itself."""
+
+    worker: str
+    host: str
+    pid: int
+    version: str
+    """Of the settings in force there."""
+    backend_up: bool
+    latency_ms: Latency
+    requests: float
+    """Decisions a second."""
+    leases: int
+    """Leases that it renews."""
+    owed: int
+    """What waits to be written."""
+    seen: float
+    """Seconds since it said so."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self._asdict(), "latency_ms": self.latency_ms._asdict()}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole fleet at one moment."""
+
+    now: float
+    """By the backend's clock, in seconds since 1970."""
+    bucket: int
+    """Seconds from one point to the next."""
+    series: tuple[Point, ...]
+    """The last hour, oldest first; the last point is still growing."""
+    plans: tuple[PlanFigures, ...]
+    callers: tuple[CallerFigures, ...]
+    """The busiest first; those that are refused most are among them."""
+    workers: tuple[WorkerFigures, ...]
+    backend_up: bool
+    is_shared: bool
+    """Whether figures are of all processes, not of this one alone."""
+    partial: str | None = None
+    """Why figures are missing."""
+
+    def without_backend(self, why: str) -> "Snapshot":
+        """The same as it was last seen, now that the backend is away."""
+        return replace(self, backend_up=False, partial=why)
+
+    @property
+    def versions(self) -> list[str]:
+        """Of the settings: more than one, and the fleet disagrees."""
+        return sorted({worker.version for worker in self.workers})
+
+    @property
+    def latency(self) -> Latency:
+        """The median worker's median, and the worst of the rest."""
+        medians = sorted(w.latency_ms.p50 for w in self.workers if w.latency_ms.p50 is not None)
+        worst = [w.latency_ms.p99 for w in self.workers if w.latency_ms.p99 is not None]
+        return Latency(medians[len(medians) // 2] if medians else None, max(worst, default=None))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "now": self.now,
+            "bucket": self.bucket,
+            "series": [point.as_dict() for point in self.series],
+            "plans": [plan.as_dict() for plan in self.plans],
+            "callers": [caller.as_dict() for caller in self.callers],
+            "workers": [worker.as_dict() for worker in self.workers],
+            "backend": {
+                "up": self.backend_up,
+                "latency_ms": self.latency._asdict(),
+                "kind": "redis" if self.is_shared else "memory",
+            },
+            "settings": {"versions": self.versions},
+            "partial": self.partial,
+        }
+
+
+class CallerDetail(NamedTuple):
+    """One caller with its history."""
+
+    figures: CallerFigures
+    series: tuple[Point, ...]
+    """The last ten minutes of this caller alone."""
+    known_as: tuple[str, ...]
+    """Hashes of the API keys that are counted so."""
+    plans: tuple[str, ...]
+    """The plans of the settings."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            **self.figures.as_dict(),
+            "series": [point.as_dict() for point in self.series],
+            "known_as": list(self.known_as),
+            "plans": list(self.plans),
+        }

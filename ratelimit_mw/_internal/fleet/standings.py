@@ -1,0 +1,127 @@
+"""How the limits of callers stand, and how fast their budgets burn."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ratelimit_mw._internal.fleet.snapshot import LimitFigures
+from ratelimit_mw._internal.limiter.inspect_caller import charges_of, look
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.limit_text import limit_text
+from ratelimit_mw._internal.model.limits import SECOND, Allowance
+from ratelimit_mw._internal.model.money import TOKEN, format_amount
+from ratelimit_mw._internal.model.status import BudgetStatus
+from ratelimit_mw._internal.policy.decision import LimitStatus
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, route_scope
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.live.rules import Rules
+
+MAX_KEPT = 500
+"""Callers and budgets remembered from one look to the next."""
+PACE_SECONDS = 60.0
+"""How far back a budget's pace is measured, and from how many seconds on."""
+PACE_AFTER = 3.0
+
+
+class Standings:
+    """Asks how callers stand. Costs their limits nothing."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._rules: Rules | None = None
+        self._charges: dict[tuple[str, str, str | None], tuple[Charge, ...]] = {}
+        self._scopes: Mapping[str, str] = {}
+        self._spent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()
+
+    async def of(self, identities: Iterable[Identity]) -> list[tuple[LimitFigures, ...]]:
+        """The limits of each of them; none of a plan that is gone. Raises `BackendError`."""
+        self._go_by_rules()
+        return await asyncio.gather(*[self._of(identity) for identity in identities])
+
+    def _go_by_rules(self) -> None:
+        rules = self._limiter.live.rules
+        if self._rules is not rules or len(self._charges) > MAX_KEPT:
+            self._rules, self._charges = rules, {}
+            self._scopes = {
+                route_scope(route): " ".join(["route", *sorted(route.methods or ()), route.path])
+                for route in rules.settings.routes
+            }
+
+    async def _of(self, identity: Identity) -> tuple[LimitFigures, ...]:
+        if identity.plan not in self._limiter.settings.plans:
+            return ()
+        key = (identity.partition, identity.plan, identity.address)
+        charges = self._charges.get(key)
+        if charges is None:
+            charges = self._charges[key] = charges_of(self._limiter, identity)
+        decision = await look(self._limiter, charges)
+        return tuple(self._figures(standing, decision.now) for standing in decision.standings)
+
+    def _figures(self, standing: LimitStatus, now: int) -> LimitFigures:
+        scope = self._scope(standing)
+        if standing.window is not None:
+            window, (used, reset_after, _) = standing.window
+            reset = round(reset_after / SECOND, 3) if used else None
+            texts = (str(used), str(window.quota))
+            share = round(used / window.quota, 4)
+            return LimitFigures(
+                window.text, "window", scope, used, window.quota, 0, share, reset, None, *texts, None
+            )
+        if standing.slots is not None:
+            slots, (active, _) = standing.slots
+            texts, share = (str(active), str(slots.limit)), round(active / slots.limit, 4)
+            return LimitFigures(
+                limit_text(slots), "slots", scope, active, slots.limit, 0, share, None, None, *texts, None
+            )
+        if standing.budget is not None:
+            return self._spending(standing, *standing.budget, scope, now)
+        raise TypeError(f"{standing} is a limit of no known kind")
+
+    def _spending(
+        self, standing: LimitStatus, limit: Allowance, status: BudgetStatus, scope: str, now: int
+    ) -> LimitFigures:
+        spent, held, currency = status.spent, status.held, limit.currency
+        unit = 1 if currency == TOKEN else 1_000_000
+        reset = round((place_of(standing.counter, now).ends - now) / SECOND, 3)
+        return LimitFigures(
+            name=limit_text(limit),
+            kind="spending",
+            scope=scope,
+            used=spent / unit,
+            limit=limit.amount / unit,
+            held=held / unit,
+            share=round(status.taken / limit.amount, 4) if limit.amount else 1.0,
+            reset_after=reset,
+            currency=currency,
+            used_text=format_amount(spent, currency),
+            limit_text=format_amount(limit.amount, currency),
+            forecast=self._forecast(standing.counter, limit, status.taken, now / SECOND, reset),
+        )
+
+    def _forecast(
+        self, counter: Counter, limit: Allowance, amount: int, now: float, reset: float
+    ) -> float | None:
+        """Seconds until the budget is burnt at the pace since the first look within a minute."""
+        key = (counter.partition, f"{limit.currency} {limit.period}")
+        looks = self._spent.setdefault(key, deque())
+        self._spent.move_to_end(key)
+        if len(self._spent) > MAX_KEPT:
+            self._spent.popitem(last=False)
+        looks.append((now, amount))
+        while looks[0][0] < now - PACE_SECONDS:
+            looks.popleft()
+        since, before = looks[0]
+        if now - since < PACE_AFTER or amount <= before:
+            return None
+        left = max(limit.amount - amount, 0) * (now - since) / (amount - before)
+        return round(left, 1) if left < reset else None
+
+    def _scope(self, standing: LimitStatus) -> str:
+        counter = standing.counter
+        if counter.owner == "address":
+            return "address"
+        return "plan" if counter.scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")

@@ -1,0 +1,196 @@
+"""The fleet as it is now: read from the backend at most once a second, however many look."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from heapq import nlargest
+
+from ratelimit_mw._internal.backends.figures_store import BUCKET, Counts, Question, Reading
+from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
+from ratelimit_mw._internal.fleet.reading import NOTHING, outcomes_of, seen_callers, sums, total, worker_of
+from ratelimit_mw._internal.fleet.snapshot import (
+    REASONS,
+    CallerDetail,
+    CallerFigures,
+    LimitFigures,
+    Outcomes,
+    PlanFigures,
+    Point,
+    Snapshot,
+    WorkerFigures,
+)
+from ratelimit_mw._internal.fleet.standings import Standings
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.observe.reporting import name_of
+from ratelimit_mw._internal.policy.identity import Identity
+
+KEPT_SECONDS = 0.9
+"""How long a snapshot serves everyone who asks."""
+POINTS = 720
+"""Buckets of the chart: an hour."""
+MINUTE = 12
+"""Buckets that plans and callers are summed over."""
+HISTORY = 120
+"""Buckets of one caller's own chart: ten minutes."""
+OPEN = 4
+"""The last buckets, which may still grow: reports are on their way. Older ones are read once."""
+CALLERS = 50
+PEEKED = 20
+"""Callers in a snapshot, and those of them whose limits are asked for."""
+
+
+class FleetView:
+    """Reads the figures of the fleet through a limiter's backend. Decides and charges nothing."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._store = limiter.reporter.store
+        self._people = CallerLookup(limiter)
+        self._standings = Standings(limiter)
+        self._points: dict[int, Point] = {}
+        self._totals: dict[int, Counts] = {}
+        self._callers: dict[int, Counts] = {}
+        self._settled = 0
+        """The last bucket that had stopped growing when it was read."""
+        self._snapshot: Snapshot | None = None
+        self._read: tuple[float, asyncio.Task[Snapshot]] | None = None
+
+    async def read(self) -> Snapshot:
+        """The fleet as it is now. While the backend is away: as it was, and `partial` says so."""
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        if self._read is None or self._read[1].get_loop() is not loop or self._read[0] < now - KEPT_SECONDS:
+            self._read = (now, loop.create_task(self._look(), name="ratelimit_mw fleet"))
+        # Whoever goes away leaves the reading to the others.
+        return await asyncio.shield(self._read[1])
+
+    async def caller(self, partition: str) -> CallerDetail:
+        """One caller, whether it is among the busiest or not. Raises `BackendError`."""
+        snapshot = await self.read()
+        newest = int(await self._store.now() // BUCKET)
+        buckets = range(newest - HISTORY + 1, newest + 1)
+        names = {name_of(outcome, partition): outcome for outcome in ("admitted", "shadow", *REASONS)}
+        history = [
+            outcomes_of({names[name]: number for name, number in counts.items() if name in names})
+            for counts in await self._store.history(list(names), buckets)
+        ]
+        figures = next((each for each in snapshot.callers if each.caller == partition), None)
+        if figures is None or not figures.limits:
+            (figures,) = await self._with_limits(
+                [self._figures(partition, _added(history[-MINUTE:]), snapshot.now)]
+            )
+        series = tuple(Point(bucket * BUCKET, each) for bucket, each in zip(buckets, history, strict=True))
+        plans = tuple(self._limiter.settings.plans)
+        return CallerDetail(figures, series, self._people.hashes(partition), plans)
+
+    async def identity(self, partition: str) -> Identity | None:
+        """Who is counted under a partition; None where nobody can tell."""
+        await self.read()
+        return self._people.identity(partition)
+
+    # reading ------------------------------------------------------------------------------------
+
+    async def _look(self) -> Snapshot:
+        try:
+            now = await self._store.now()
+            newest = int(now // BUCKET)
+            minute = range(newest - MINUTE + 1, newest + 1)
+            question = Question(
+                self._unread(range(newest - POINTS + 1, newest + 1), self._points),
+                self._unread(minute, self._callers),
+                (newest - MINUTE) * BUCKET,
+            )
+            reading = await self._store.read(question)
+        except BackendError as error:
+            return self._without_backend(f"the backend is away: {error}")
+        self._remember(question, reading, newest)
+        self._people.learn(seen_callers(reading.identities))
+        callers = self._busiest([self._callers[each] for each in minute], now)
+        partial = None
+        try:
+            callers = await self._with_limits(callers)
+        except BackendError as error:
+            partial = f"how the limits of callers stand could not be read: {error}"
+        self._snapshot = Snapshot(
+            now=round(now, 3),
+            bucket=BUCKET,
+            series=tuple(self._points[each] for each in range(newest - POINTS + 1, newest + 1)),
+            plans=_plans(self._totals[each] for each in minute),
+            callers=tuple(callers),
+            workers=_workers(reading, now),
+            backend_up=not self._limiter.backend.is_away,
+            is_shared=self._store.is_shared,
+            partial=partial,
+        )
+        return self._snapshot
+
+    def _without_backend(self, why: str) -> Snapshot:
+        if self._snapshot is None:
+            now = round(time.time(), 3)
+            return Snapshot(now, BUCKET, (), (), (), (), False, self._store.is_shared, why)
+        return self._snapshot.without_backend(why)
+
+    def _unread(self, buckets: range, known: Mapping[int, object]) -> list[int]:
+        return [bucket for bucket in buckets if bucket not in known or bucket > self._settled]
+
+    def _remember(self, question: Question, reading: Reading, newest: int) -> None:
+        for bucket, counts in zip(question.totals, reading.totals, strict=True):
+            self._points[bucket] = Point(bucket * BUCKET, total(counts))
+            self._totals[bucket] = counts
+        self._callers.update(zip(question.callers, reading.callers, strict=True))
+        self._settled = newest - OPEN
+        for kept, number in ((self._points, POINTS), (self._totals, MINUTE), (self._callers, MINUTE)):
+            for bucket in [each for each in kept if each <= newest - number]:
+                del kept[bucket]
+
+    # callers ------------------------------------------------------------------------------------
+
+    def _busiest(self, buckets: Iterable[Counts], now: float) -> list[CallerFigures]:
+        found = {partition: outcomes_of(counts) for partition, counts in sums(buckets).items()}
+        busiest = nlargest(CALLERS, found, key=lambda each: found[each].asked)
+        refused = nlargest(CALLERS // 2, found, key=lambda each: found[each].all_refused)
+        half = CALLERS - len(refused)
+        chosen = list(dict.fromkeys([*busiest[:half], *refused, *busiest]))[:CALLERS]
+        callers = [self._figures(each, found[each], now) for each in chosen]
+        return sorted(callers, key=lambda each: each.outcomes.asked, reverse=True)
+
+    def _figures(self, partition: str, outcomes: Outcomes, now: float) -> CallerFigures:
+        identity = self._people.identity(partition)
+        seconds = (MINUTE - 1) * BUCKET + now % BUCKET
+        return CallerFigures(
+            caller=partition,
+            plan=None if identity is None else identity.plan,
+            account=None if identity is None else identity.account,
+            api_key_hash=None if identity is None or partition[:2] != "k:" else identity.api_key_hash,
+            outcomes=outcomes,
+            rate=round(outcomes.asked / seconds, 2),
+        )
+
+    async def _with_limits(self, callers: Sequence[CallerFigures]) -> list[CallerFigures]:
+        """The same, the busiest and the most refused of them with their limits."""
+        refused = nlargest(PEEKED // 2, callers, key=lambda each: each.outcomes.all_refused)
+        chosen = list(dict.fromkeys(each.caller for each in (*refused, *callers)))[:PEEKED]
+        identities = [found for each in chosen if (found := self._people.identity(each)) is not None]
+        limits = await self._standings.of(identities)
+        known: Mapping[str, tuple[LimitFigures, ...]] = {
+            identity.partition: each for identity, each in zip(identities, limits, strict=True)
+        }
+        return [each._replace(limits=known.get(each.caller, ())) for each in callers]
+
+
+def _plans(buckets: Iterable[Counts]) -> tuple[PlanFigures, ...]:
+    found = [PlanFigures(plan, outcomes_of(counts)) for plan, counts in sums(buckets).items()]
+    return tuple(sorted(found, key=lambda each: (-each.outcomes.asked, each.plan)))
+
+
+def _workers(reading: Reading, now: float) -> tuple[WorkerFigures, ...]:
+    told = [worker_of(name, text, now - at) for name, (text, at) in sorted(reading.workers.items())]
+    return tuple(each for each in told if each is not None)
+
+
+def _added(outcomes: Sequence[Outcomes]) -> Outcomes:
+    result = NOTHING
+    for each in outcomes:
+        refused = {reason: result.refused[reason] + each.refused[reason] for reason in REASONS}
+        result = Outcomes(result.admitted + each.admitted, result.shadow + each.shadow, refused)
+    return result

@@ -1,0 +1,1 @@
+"""Leases: everything that an admitted request or job holds until it ends."""

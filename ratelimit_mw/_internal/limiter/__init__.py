@@ -1,0 +1,1 @@
+"""The limiter, and the decider that is its core."""

@@ -1,0 +1,242 @@
+"""Decides about requests: the one way from a policy to a lease, for every kind of request."""
+
+import logging
+from collections.abc import Coroutine, Generator
+from typing import TYPE_CHECKING, Any
+
+from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.cache.prefetch import Prefetch
+from ratelimit_mw._internal.cache.refusals import CachedRefusal, RefusalCache
+from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.lease.lease_record import LimitedRequest
+from ratelimit_mw._internal.lease.manager import EXEMPT, Leases
+from ratelimit_mw._internal.live.state import Live
+from ratelimit_mw._internal.model.charge import (
+    NO_LEASE_ID,
+    NO_RESERVATION,
+    Asked,
+    Backend,
+    BackendError,
+    Charge,
+    Counter,
+    OperationRefusedError,
+    Outcome,
+    new_lease_id,
+)
+from ratelimit_mw._internal.model.limits import Allowance
+from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
+from ratelimit_mw._internal.observe.decision_counts import DecisionCounts, kind_of
+from ratelimit_mw._internal.observe.refusal_log import RefusalLog
+from ratelimit_mw._internal.outage.fallback import LocalPolicy
+from ratelimit_mw._internal.policy.decision import Decision, decision_of
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Policy
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.observe.events import Observers
+
+logger = logging.getLogger("ratelimit_mw")
+
+
+class Decider:
+    """Decides about requests, one after the other, and counts what was decided.
+
+    `decide` answers at once where this process knows enough: nothing limits the request, its units are in
+    hand, its refusal is remembered, or counts are kept here. Else it asks the backend.
+    """
+
+    def __init__(  # noqa: PLR0913 - its parts, all by name
+        self,
+        backend: Backend,
+        *,
+        tally: DecisionCounts,
+        leases: Leases,
+        prefetch: Prefetch,
+        refusals: RefusalCache,
+        local: LocalPolicy,
+        budget_warnings: BudgetWarnings,
+        live: Live,
+    ) -> None:
+        self._backend = backend
+        self._tally = tally
+        self._leases = leases
+        self._prefetch = prefetch
+        self._refusals = refusals
+        self.local = local
+        """Decides while the backend is away."""
+        self._budget_warnings = budget_warnings
+        self._live = live
+        self.remembers = not isinstance(backend, MemoryBackend)
+        """Whether refusals are remembered and units taken ahead; where this process counts, neither helps."""
+        self.log_refusal = RefusalLog()
+        """Logs refusals."""
+        self.observers: Observers | None = None
+        """Observers of every decision; None where nobody observes."""
+
+    def decide(
+        self, policy: Policy, identity: Identity, price: int | None = None
+    ) -> "Lease | PendingDecision":
+        """Decide about one request of this caller: its lease, or what to await for it.
+
+        `price` takes the place of the route's estimate, in units of the caller's currency. Raises nothing
+        for a backend that is away: then the settings say what becomes of the request.
+        """
+        if policy.is_exempt:
+            return Lease(self._leases, NO_RESERVATION, self._backend, EXEMPT)
+        if price is None:
+            if policy.stock is not None:
+                in_hand = self._prefetch.spend(policy.stock)
+                if in_hand is not None:
+                    return self._admit(LimitedRequest(policy, identity, policy.charge, 0), in_hand)
+            price = policy.price
+        charge = policy.charge if price is None else policy.priced_charge
+        amount = 0 if price is None else price
+        unsatisfiable = policy.too_small or (_too_small_budget(charge, amount) if amount else None)
+        request = LimitedRequest(policy, identity, charge, amount, unsatisfiable)
+        if unsatisfiable is not None:
+            return PendingDecision(self, request, self._backend.peek(charge, amount), 0.0)
+        if self._refusals.kept:
+            known = self._known_refusal(charge)
+            if known is not None:
+                return self._repeat(request, known)
+        sent = self._refusals.now()
+        lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
+        try:
+            answer = self._backend.ask(charge, lease_id, amount)
+        except BackendError as error:
+            return self.without_backend(request, error)
+        if isinstance(answer, Outcome):
+            return self.answered(request, answer, sent)
+        return PendingDecision(self, request, answer, sent)
+
+    def answered(self, request: LimitedRequest, outcome: Outcome, sent: float) -> Lease:
+        """Make the lease of a backend's answer to a request that was sent at that time."""
+        policy, charge = request.policy, request.charge
+        if request.unsatisfiable is not None:
+            return self._refuse(request, _decision_of(request, outcome))
+        charge.last = outcome
+        if outcome.admitted:
+            if self._refusals.kept:
+                self._refusals.admitted(charge, outcome)
+            lease = self._admit(request, outcome)
+            if policy.stock is not None and self.remembers and policy.stock.charge is charge:
+                self._prefetch.asked(policy.stock)
+        else:
+            decision = _decision_of(request, outcome)
+            if self.remembers:
+                self._refusals.add(charge, outcome, sent, kind_of(policy, decision))
+            lease = self._refuse(request, decision)
+        if charge.allowances:
+            self.local.note_budgets(charge)
+            if charge.warn_amounts and charge.nears_budget(outcome):
+                self._budget_warnings.look(request.identity, lease.decision)
+        if outcome.hold.is_leased:
+            self._leases.keep(lease, charge)
+        return lease
+
+    def without_backend(self, request: LimitedRequest, error: BackendError) -> Lease:
+        """Decide as the settings say about a request that the backend didn't decide about."""
+        rules, policy, charge, price = self._live.rules, request.policy, request.charge, request.price
+        share = rules.settings.backend.local_share
+        self.local.recall(rules.policies, policy.identity.partition)
+        if request.unsatisfiable is not None:
+            # Nobody has to be asked whether it fits, whatever the settings say of outages.
+            decision = self.local.look(policy, charge, price, request.unsatisfiable, share=share)
+            return self._refuse(request, decision)
+        was_asked = isinstance(error, OperationRefusedError)
+        decision, hold = self.local.answer(policy, charge, price, share=share, was_asked=was_asked)
+        lease = Lease(self._leases, hold, self.local.holds, decision)
+        self._count(request, lease)
+        if hold.is_leased:
+            self._leases.keep(lease, charge)
+        return lease
+
+    def _known_refusal(self, charge: Charge) -> CachedRefusal | None:
+        """Find a remembered refusal. While the backend is away there is none: the settings decide."""
+        known = self._refusals.find(charge)
+        if known is not None and self._backend.is_away:
+            self._refusals.clear()
+            return None
+        return known
+
+    def _admit(self, request: LimitedRequest, outcome: Outcome) -> Lease:
+        policy = request.policy
+        policy.admitted += 1
+        if policy.admitted == 1:
+            self._tally.touch(policy)
+        lease = Lease(self._leases, outcome.hold, self._backend)
+        lease.admit(request, outcome)
+        if self.observers is not None:
+            self.observers(request, lease)
+        return lease
+
+    def _repeat(self, request: LimitedRequest, known: CachedRefusal) -> Lease:
+        lease = Lease(self._leases, NO_RESERVATION, self._backend)
+        lease.repeat(request, known, self._refusals.now())
+        self._tally.refuse(request.policy, known.kind)
+        self._tell_of_refusal(request, lease)
+        return lease
+
+    def _refuse(self, request: LimitedRequest, decision: Decision) -> Lease:
+        lease = Lease(self._leases, NO_RESERVATION, self._backend, decision)
+        self._count(request, lease)
+        return lease
+
+    def _count(self, request: LimitedRequest, lease: Lease) -> None:
+        decision = lease.decision
+        if decision.refusal is not None:
+            self._tally.refuse(request.policy, kind_of(request.policy, decision))
+            self._tell_of_refusal(request, lease)
+            return
+        self._tally.admit(request.policy)
+        if self.observers is not None:
+            self.observers(request, lease)
+
+    def _tell_of_refusal(self, request: LimitedRequest, lease: Lease) -> None:
+        if request.policy.shadow or logger.isEnabledFor(logging.DEBUG):
+            refusal = lease.decision.refusal
+            if refusal is not None:
+                self.log_refusal(request.policy, refusal, shadow=lease.allowed)
+        if self.observers is not None:
+            self.observers(request, lease)
+
+
+class PendingDecision:
+    """A decision that waits for the backend. Awaiting it gives the lease, whatever becomes of the backend."""
+
+    __slots__ = ("_asked", "_decider", "_request", "_sent")
+
+    def __init__(
+        self,
+        decider: Decider,
+        request: LimitedRequest,
+        asked: Asked | Coroutine[Any, Any, Outcome],
+        sent: float,
+    ) -> None:
+        self._decider = decider
+        self._request = request
+        self._asked = asked
+        self._sent = sent
+
+    def __await__(self) -> Generator[Any, None, Lease]:
+        try:
+            outcome = yield from self._asked.__await__()
+        except BackendError as error:
+            return self._decider.without_backend(self._request, error)
+        except BaseException:  # cancelled, or ended by hand
+            if not isinstance(self._asked, Coroutine):  # that one only looked
+                self._asked.give_up()
+            raise
+        return self._decider.answered(self._request, outcome, self._sent)
+
+
+def _decision_of(request: LimitedRequest, outcome: Outcome) -> Decision:
+    return decision_of(request.policy, request.charge, outcome, request.price, request.unsatisfiable)
+
+
+def _too_small_budget(charge: Charge, price: int) -> Counter | None:
+    """Find a budget that this price never fits into, whatever was spent."""
+    for counter in charge.allowances:
+        if isinstance(counter.limit, Allowance) and price > counter.limit.amount:
+            return counter
+    return None

@@ -1,0 +1,159 @@
+"""What is said of one API key outside the settings file: by `keys set`, or by the app's `resolve=` hook."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from decimal import Decimal
+from typing import Any
+
+from pydantic import ValidationError
+
+from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
+from ratelimit_mw._internal.settings.errors import problems_of
+from ratelimit_mw._internal.settings.keys import check_hash_kind, check_keys, unknown_plan
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEntry:
+    """The plan of an API key and what it has in place of that plan's limits.
+
+    As an entry of `[[keys]]`, with the rest of a limit taken from the plan: the unit and the lease of its
+    slots, the currency and the time zone of its budget.
+    """
+
+    plan: str
+    """Name of a plan in the settings."""
+    account: str | None = None
+    """The account that the key belongs to."""
+    requests: Iterable[str] | None = None
+    """Rates in place of the plan's, such as `("100/minute",)`."""
+    concurrent: int | None = None
+    """Slots in place of the plan's."""
+    daily: str | int | Decimal | None = None
+    """What may be spent in a day. With either amount, the plan's own budget is replaced as a whole."""
+    monthly: str | int | Decimal | None = None
+    """What may be spent in a calendar month."""
+
+    def __post_init__(self) -> None:
+        if self.requests is not None and not isinstance(self.requests, str):
+            object.__setattr__(self, "requests", tuple(self.requests))
+        for name in ("daily", "monthly"):
+            amount = getattr(self, name)
+            if isinstance(amount, int | Decimal) and not isinstance(amount, bool):
+                object.__setattr__(self, name, str(amount))
+
+
+_NAMES = frozenset(field.name for field in fields(KeyEntry))
+
+
+def write_entry(entry: KeyEntry) -> bytes:
+    """An entry as the backend keeps it: JSON, without what it leaves to its plan."""
+    written = {name: value for name, value in asdict(entry).items() if value is not None}
+    return json.dumps(written, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def read_entry(text: bytes) -> KeyEntry:
+    """The entry that `write_entry` wrote. Raises ValueError for anything else."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("is no JSON") from None
+    if not isinstance(values, dict) or "plan" not in values:
+        raise ValueError("is no entry of a key: it has no plan")
+    strange = sorted(values.keys() - _NAMES)
+    if strange:
+        raise ValueError(f"has an unknown name {strange[0][:40]!r}")
+    if not isinstance(values.get("requests", []), list):
+        raise ValueError("has requests that are no list")
+    return KeyEntry(**values)
+
+
+def key_settings(entry: KeyEntry, api_key_hash: str, settings: Settings) -> KeySettings:
+    """An entry as the settings would have it, checked by itself. Raises `SettingsError`."""
+    try:
+        return KeySettings.model_validate(_table(entry, api_key_hash, settings))
+    except ValidationError as error:
+        raise SettingsError(problems_of(error, "")) from None
+
+
+def sound_entry(entry: KeyEntry, api_key_hash: str, settings: Settings) -> KeySettings:
+    """An entry as the settings would have it, checked against the plans. Raises `SettingsError`."""
+    key = key_settings(entry, api_key_hash, settings)
+    problems = [*check_keys({0: key}, {0: "hash"}, settings.plans)]
+    if problems:
+        raise SettingsError(replace(each, path=each.path.removeprefix("keys[0].")) for each in problems)
+    return key
+
+
+Known = dict[str, tuple[KeyEntry, KeySettings]]
+"""Entries as the settings have them, made before under the same settings."""
+
+
+def sound_entries(
+    entries: Mapping[str, KeyEntry], settings: Settings, known: Known | None = None
+) -> tuple[dict[str, KeySettings], dict[str, list[SettingsProblem]]]:
+    """Those entries, by hash, that can be used under these settings, and what is wrong with the others.
+
+    They are checked together with the keys of the file, those that they replace left out. Where two
+    contradict each other, the later one is wrong. What is found in `known` is not made again.
+    """
+    known = {} if known is None else known
+    sound: dict[str, KeySettings] = {}
+    wrong: dict[str, list[SettingsProblem]] = {}
+    for api_key_hash, entry in entries.items():
+        before = known.get(api_key_hash)
+        if before is not None and before[0] is entry:
+            sound[api_key_hash] = before[1]
+            continue
+        try:
+            sound[api_key_hash] = key_settings(entry, api_key_hash, settings)
+        except SettingsError as error:
+            wrong[api_key_hash] = list(error.problems)
+            if not any(problem.path == "plan" for problem in error.problems):
+                wrong[api_key_hash][:0] = _plan_problems(entry.plan, settings)
+    known.clear()
+    known.update((each, (entries[each], key)) for each, key in sound.items())
+    for api_key_hash, problem in _contradictions(sound, settings):
+        wrong.setdefault(api_key_hash, []).append(problem)
+    return {each: key for each, key in sound.items() if each not in wrong}, wrong
+
+
+def _plan_problems(plan: str, settings: Settings) -> list[SettingsProblem]:
+    return [] if plan in settings.plans else [unknown_plan(("plan",), plan, settings.plans)]
+
+
+def _contradictions(
+    sound: Mapping[str, KeySettings], settings: Settings
+) -> Iterator[tuple[str, SettingsProblem]]:
+    """What is wrong between keys, and between keys and plans."""
+    listed = [key for key in settings.keys if key.hash not in sound]
+    keys = dict(enumerate([*listed, *sound.values()]))
+    places = dict.fromkeys(range(len(listed), len(keys)), "hash")
+    found = [*check_keys(keys, places, settings.plans)]
+    found += check_hash_kind(keys, places, bool(settings.identity.hash_secret))
+    for problem in found:
+        index, _, name = problem.path.removeprefix("keys[").partition("].")
+        if int(index) in places:
+            yield keys[int(index)].hash, replace(problem, path=name)
+
+
+def _table(entry: KeyEntry, api_key_hash: str, settings: Settings) -> dict[str, Any]:
+    """The entry as a table of `[[keys]]`."""
+    plan = settings.plans.get(str(entry.plan))
+    table: dict[str, Any] = {"hash": api_key_hash, "plan": entry.plan, "account": entry.account}
+    if entry.requests is not None:
+        table["requests"] = entry.requests
+    if entry.concurrent is not None:
+        own = plan.concurrent if plan is not None else None
+        shape = {} if own is None else {"unit": own.unit, "lease": own.lease, "max_hold": own.max_hold}
+        table["concurrent"] = {**_written(shape), "limit": entry.concurrent}
+    amounts = _written({"daily": entry.daily, "monthly": entry.monthly})
+    if amounts:
+        budget = plan.spending if plan is not None else None
+        shape = {} if budget is None else budget.model_dump(exclude={"daily", "monthly"})
+        table["spending"] = {**_written(shape), **amounts}
+    return table
+
+
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,170 @@
+"""The keys that are set live: read from the backend when they change there, and kept through its outages."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from threading import Lock
+
+from ratelimit_mw._internal.backends.connecting.connection import ReplyError
+from ratelimit_mw._internal.backends.key_store import KeyStore
+from ratelimit_mw._internal.live.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
+from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.policy.identity import HASH
+from ratelimit_mw._internal.runtime import threads
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError
+
+logger = logging.getLogger("ratelimit_mw")
+
+POLL_SECONDS = 0.7
+"""How often a process asks for the version: a change is seen by all of them within two seconds."""
+
+READ_AGAIN = 3
+"""Times that the entries are read anew where some were written meanwhile: keys set together come together."""
+
+
+class Registry:
+    """What this process knows of the live keys."""
+
+    def __init__(self, store: KeyStore) -> None:
+        """Many entries are worked on in threads, so that they don't hold up the event loop."""
+        self._store = store
+        self._lock = Lock()
+        renew_after_fork(self)
+        self._version: bytes | None = None
+        self._raw: dict[str, bytes] = {}
+        self._known: tuple[Settings | None, Known] = (None, {})
+        self._reported: set[str] = set()
+        self._failure = ""
+        self.entries: Mapping[str, KeyEntry] = {}
+        """Every readable entry by hash, also those that don't fit the settings. Replaced, never changed."""
+        self.unreadable: Mapping[str, str] = {}
+        """What is wrong with the others."""
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self._lock = Lock()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes can change it."""
+        return self._store.is_shared
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        """The hashes of all keys that are set live, readable or not."""
+        return frozenset(self._raw)
+
+    async def read(self) -> bool:
+        """Read what has changed; whether anything has. Raises `BackendError`."""
+        version = await self._store.version()
+        if version == self._version:
+            return False
+        if version is None:
+            # No command removes the version: the backend lost what it had. Customers keep their plans.
+            if self.entries:
+                logger.warning("the backend lost its keys; %d are kept until it has some", len(self.entries))
+            self._version = None
+            return False
+        raw = await self._store.entries()
+        for _ in range(READ_AGAIN):
+            again = await self._store.version()
+            if again == version:
+                break
+            version, raw = again, await self._store.entries()
+        parsed = await threads.call(partial(_parsed, raw, self._raw, self.entries))
+        self.entries, self.unreadable = parsed
+        self._raw, self._version = raw, version
+        return True
+
+    async def poll(self) -> bool:
+        """As `read`; where the backend is away, what is known stays."""
+        try:
+            changed = await self.read()
+        except BackendError as error:
+            if str(error) != self._failure:
+                # A backend that is away tells so itself; one that refuses this alone does not.
+                level = logging.WARNING if isinstance(error, ReplyError) else logging.DEBUG
+                logger.log(level, "keys could not be read (%s); %d are kept", error, len(self.entries))
+            self._failure = str(error)
+            return False
+        self._failure = ""
+        return changed
+
+    async def set(self, entries: Mapping[str, KeyEntry], settings: Settings) -> None:
+        """Set the entries of these hashes, all or none.
+
+        Raises `SettingsError` for what the settings file would not take, `BackendError`.
+        """
+        await self.read()
+        await self._store.write(await threads.call(partial(_written, entries, self.entries, settings)))
+        await self.read()
+
+    async def remove(self, hashes: Iterable[str]) -> None:
+        """Remove the entries of these hashes; nothing happens where there is none. Raises `BackendError`."""
+        await self._store.write(dict.fromkeys(hashes))
+        await self.read()
+
+    async def close(self) -> None:
+        """Close what the running event loop has opened."""
+        await self._store.close()
+
+    def sound_under(self, settings: Settings) -> dict[str, KeySettings]:
+        """Those keys that can be used under these settings; what is wrong with another is logged once."""
+        with self._lock:  # one limiter serves the event loops of several threads
+            return self._sound_under(settings)
+
+    def _sound_under(self, settings: Settings) -> dict[str, KeySettings]:
+        made_for, known = self._known
+        if made_for is not settings:
+            known = {}
+        sound, wrong = sound_entries(self.entries, settings, known)
+        self._known = (settings, known)
+        said = {
+            f"key {shown_hash(each)} is set live and ignored: {problem}"
+            for each, problems in wrong.items()
+            for problem in problems
+        }
+        said |= {
+            f"key {shown_hash(each)} is set live and ignored: it {what}"
+            for each, what in self.unreadable.items()
+        }
+        for text in sorted(said - self._reported):
+            logger.warning("%s", text)
+        self._reported = said
+        return sound
+
+
+def shown_hash(name: str) -> str:
+    """The name of an entry, unless it is no hash: somebody may have written a key in the clear."""
+    return name if HASH.fullmatch(name) else "(no hash)"
+
+
+def _written(
+    entries: Mapping[str, KeyEntry], present: Mapping[str, KeyEntry], settings: Settings
+) -> dict[str, bytes | None]:
+    """Entries as the backend keeps them, checked together with those that are present.
+
+    Raises `SettingsError`.
+    """
+    others = {each: entry for each, entry in present.items() if each not in entries}
+    _, wrong = sound_entries({**others, **entries}, settings)
+    problems = [problem for each in entries for problem in wrong.get(each, ())]
+    if problems:
+        raise SettingsError(problems)
+    return {each: write_entry(entry) for each, entry in entries.items()}
+
+
+def _parsed(
+    raw: Mapping[str, bytes], known_raw: Mapping[str, bytes], known: Mapping[str, KeyEntry]
+) -> tuple[dict[str, KeyEntry], dict[str, str]]:
+    """The entries that are readable, those that didn't change taken from `known`, and what the others are."""
+    entries: dict[str, KeyEntry] = {}
+    unreadable: dict[str, str] = {}
+    for api_key_hash, text in raw.items():
+        try:
+            same = api_key_hash in known and known_raw.get(api_key_hash) == text
+            entries[api_key_hash] = known[api_key_hash] if same else read_entry(text)
+        except ValueError as error:
+            unreadable[api_key_hash] = str(error)
+    return entries, unreadable

@@ -1,0 +1,82 @@
+"""All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from ratelimit_mw._internal.policy.identity import Identifier, Identity, adopt
+from ratelimit_mw._internal.policy.lookup import PolicyLookup
+from ratelimit_mw._internal.policy.policy import Policies
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
+from ratelimit_mw._internal.settings import KeySettings, Settings
+
+MAX_ADOPTED = 16_384
+"""Identities of hooks that are remembered; those made first go first."""
+
+_SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
+"""What the version tells nothing of: it is shown, and a short secret could be found out from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is in force. A request takes it once and then goes by it to its end."""
+
+    settings: Settings
+    identify: Identifier
+    policies: Policies
+    registered: Mapping[str, KeySettings]
+    """The keys that are set live, by hash; those left out that don't fit the settings."""
+    version: str
+    """Twelve hex digits that any two processes with the same settings agree on."""
+    lookup: PolicyLookup
+    """Finds the policy of a request."""
+    _adopted: dict[Identity, Identity]
+    """Identities as hooks returned them lately, and as they were made safe."""
+
+    def adopted(self, identity: Identity) -> Identity:
+        """An identity that a hook returned, made safe; see `adopt`."""
+        if identity.overrides is not None:
+            return adopt(identity, self.settings)  # settings of a key have no hash
+        known = self._adopted.get(identity)
+        if known is None:
+            known = adopt(identity, self.settings)
+            evict_oldest(self._adopted, MAX_ADOPTED)
+            self._adopted[identity] = known
+        return known
+
+    @classmethod
+    def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
+        """The rules of these settings and live keys."""
+        return cls._of(settings, Policies(settings), registered, version_of(settings))
+
+    def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
+        """The same settings with other live keys; what was made for callers whose keys stay is kept."""
+        return self._of(self.settings, self.policies, registered, self.version)
+
+    @classmethod
+    def _of(
+        cls, settings: Settings, policies: Policies, registered: Mapping[str, KeySettings], version: str
+    ) -> "Rules":
+        identify = Identifier(settings, registered)
+        return cls(settings, identify, policies, registered, version, PolicyLookup(identify, policies), {})
+
+
+def version_of(settings: Settings) -> str:
+    """A short name of everything the settings say, secrets left out."""
+    return hashlib.sha256(repr(_plain(settings)).encode("utf-8", "backslashreplace")).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    """A value whose `repr` is the same in every process."""
+    if isinstance(value, BaseModel):
+        return {name: _plain(each) for name, each in value if name not in _SECRET}
+    if isinstance(value, Mapping):
+        return {name: _plain(value[name]) for name in sorted(value)}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value  # a network too, though it could be asked for all its addresses

@@ -1,0 +1,146 @@
+"""What is in force, kept up to date while requests flow: the settings file, the live keys, the app's hook."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+from ratelimit_mw._internal.backends import open_key_store
+from ratelimit_mw._internal.checks.startup import log_findings
+from ratelimit_mw._internal.live import registry, reload
+from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.live.registry import Registry
+from ratelimit_mw._internal.live.reload import FileWatch
+from ratelimit_mw._internal.live.resolve import Resolve, Resolver
+from ratelimit_mw._internal.live.rules import Rules
+from ratelimit_mw._internal.runtime import threads
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.runtime.printable import printable
+from ratelimit_mw._internal.runtime.upkeep import Job, Upkeep
+from ratelimit_mw._internal.settings import Settings
+
+logger = logging.getLogger("ratelimit_mw")
+
+OPEN_TIMEOUT = 1.0
+"""Seconds that opening waits for the live keys. A backend that is away never prevents a start."""
+
+
+class Live:
+    """The rules in force, and what changes them: always as a whole, between two requests."""
+
+    def __init__(
+        self, settings: Settings, resolve: Resolve | None = None, others: Iterable[Job] = ()
+    ) -> None:
+        """`others` are jobs to do beside, wherever something is watched."""
+        self._registry = Registry(open_key_store(settings.backend))
+        self.rules = Rules.of(settings, {})
+        self.resolver: Resolver | None = None
+        if resolve is not None:
+            self.resolve_by(resolve)
+        jobs = [*others]
+        if settings.file is not None:
+            self._watch = FileWatch(settings.file)
+            jobs.append(Job("watching the settings", reload.POLL_SECONDS, self._look_at_file))
+        if self._registry.is_shared:
+            run, close = self._look_at_keys, self._registry.close
+            jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
+        self._upkeep = Upkeep(jobs)
+        self.ready: set[asyncio.AbstractEventLoop] = set()
+        """Event loops in which everything is watched. In any other, `get_ready` comes first."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Watch anew: what the parent process watched in its event loops comes to no end here."""
+        self.ready.clear()
+
+    @property
+    def keys(self) -> Mapping[str, KeyEntry]:
+        """The live keys by hash, also those that don't fit the settings."""
+        return self._registry.entries
+
+    def resolve_by(self, resolve: Resolve) -> None:
+        """Ask this hook about keys that are neither set live nor in the settings."""
+        self.resolver = Resolver(resolve, lambda: self.rules)
+
+    def apply(self, settings: Settings) -> None:
+        """Put other settings in force, from the next request on; the backend and the hash secret stay.
+
+        Raises `SettingsError` where that doesn't fit together.
+        """
+        kept = settings.with_backend_of(self.rules.settings)
+        self._put(Rules.of(kept, self._registry.sound_under(kept)))
+
+    async def set_keys(self, entries: Mapping[str, KeyEntry]) -> None:
+        """Set live keys by their hashes, all or none. Raises `SettingsError` and `BackendError`."""
+        await self._registry.set(entries, self.rules.settings)
+        await self._relist()
+
+    async def remove_keys(self, hashes: Iterable[str]) -> None:
+        """Remove live keys by their hashes. Raises `BackendError`."""
+        await self._registry.remove(hashes)
+        await self._relist()
+
+    async def read_keys(self) -> None:
+        """Read the live keys once, where nothing is watched. Raises `BackendError`."""
+        try:
+            await self._registry.read()
+            await self._relist()
+        finally:
+            await self._registry.close()
+
+    async def open(self) -> None:
+        """Start watching in this event loop and wait, for a bounded time, for the live keys."""
+        await self._start(OPEN_TIMEOUT)
+
+    async def get_ready(self) -> None:
+        """The same on behalf of a first request, which has no time but its own."""
+        await self._start(self.rules.settings.backend.timeout / 2)
+
+    async def close(self) -> None:
+        """Stop watching in this event loop."""
+        self.ready.discard(asyncio.get_running_loop())
+        await self._upkeep.stop()
+        if self.resolver is not None:
+            await self.resolver.close()
+        await self._registry.close()
+
+    async def _start(self, timeout: float) -> None:
+        self._upkeep.start()
+        await self._upkeep.first_run(timeout)
+        self.ready.difference_update([loop for loop in list(self.ready) if loop.is_closed()])
+        self.ready.add(asyncio.get_running_loop())
+
+    # changes ------------------------------------------------------------------------------------
+
+    async def _look_at_file(self) -> None:
+        settings = await self._watch.check(self.rules.settings)
+        if settings is not None:
+            await self._swap(lambda _: Rules.of(settings, self._registry.sound_under(settings)))
+            await threads.call(partial(log_findings, settings))  # in force already: nobody waits for it
+
+    async def _look_at_keys(self) -> None:
+        if await self._registry.poll():
+            await self._relist()
+
+    async def _relist(self) -> None:
+        await self._swap(lambda rules: rules.with_registered(self._registry.sound_under(rules.settings)))
+
+    async def _swap(self, make: Callable[[Rules], Rules]) -> None:
+        """Make new rules in a thread and put them in force; make them again where these changed meanwhile."""
+        while True:
+            rules, keys = self.rules, self._registry.entries
+            made = await threads.call(partial(make, rules))
+            if self.rules is rules and self._registry.entries is keys:
+                self._put(made)
+                return
+
+    def _put(self, rules: Rules) -> None:
+        before, self.rules = self.rules, rules
+        if rules.settings is not before.settings:
+            fields = {"event": "settings_in_force", "version": rules.version}
+            logger.info(
+                "settings in force: version %s of %s",
+                rules.version,
+                printable(rules.settings.source),
+                extra={"ratelimit": fields},
+            )

@@ -1,0 +1,1 @@
+"""Values of rate limiting: limits, money, periods, charges and the backend's answers."""

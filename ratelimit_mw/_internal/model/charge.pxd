@@ -1,0 +1,58 @@
+cimport cython
+
+ctypedef long long i64
+
+cdef list _fresh_ids
+
+cpdef bytes new_lease_id()
+
+cdef class Reservation:
+    cdef readonly bytes id
+    cdef readonly tuple slots, periods
+    cdef readonly double lease
+    cdef readonly object price
+    cdef readonly str currency
+    cpdef Reservation with_places(self, tuple slots, tuple periods)
+    cpdef tuple _values(self)
+
+cdef class HeaderWindow:
+    cdef readonly object window
+    cdef readonly bytes quota_text
+    cdef readonly Py_ssize_t place
+    cdef readonly i64 quota, length
+
+cdef class Charge:
+    cdef public object cost, max_hold, prepared
+    cdef public i64 ahead
+    cdef public double lease
+    cdef public str caller, address, currency
+    cdef public bint is_held, is_of_one
+    cdef public tuple slots, allowances
+    cdef public list windows, warn_amounts
+    cdef public Charge model
+    cdef public Outcome last
+    cdef tuple _counters
+    @cython.locals(made=Charge)
+    cpdef Charge for_caller(self, str caller, str address)
+    cpdef str partition_of(self, str partition)
+    @cython.locals(best=HeaderWindow, window=HeaderWindow, fewest=i64, left=i64, cost=i64)
+    cpdef HeaderWindow nearest_window(self, Outcome outcome)
+    @cython.locals(amount=i64, place=Py_ssize_t)
+    cpdef bint nears_budget(self, Outcome outcome) except -1
+
+cdef Py_ssize_t _WIDTH, _RESET_AFTER, _HELD, _REFUSES
+
+@cython.locals(before=list, place=Py_ssize_t, at=Py_ssize_t, step=i64)
+cpdef list row_before(row, list steps, i64 others)
+
+cdef class Outcome:
+    cdef readonly bint admitted
+    cdef readonly i64 now
+    cdef readonly Reservation hold
+    cdef object _row
+    @cython.locals(at=Py_ssize_t)
+    cpdef object status(self, Py_ssize_t place, limit)
+    cpdef i64 used(self, Py_ssize_t place) except? -1
+    cpdef i64 reset_after(self, Py_ssize_t place) except? -1
+    cpdef i64 held(self, Py_ssize_t place) except? -1
+    cpdef tuple _values(self)

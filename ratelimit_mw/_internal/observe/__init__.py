@@ -1,0 +1,1 @@
+"""Reports of decisions: events, counts, logs, figures."""

@@ -1,0 +1,141 @@
+"""What one process has decided, counted at next to no cost and read now and then."""
+
+import threading
+from heapq import nlargest
+
+from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.policy.decision import Decision, Refusal
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, Policy
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
+
+MAX_CALLERS = 2_000
+"""Callers counted apart between two readings. Beyond it those with the fewest requests are left out."""
+MAX_TOUCHED = 10_000
+"""Policies counted on before somebody has to add them up."""
+
+Totals = dict[tuple[str, str, str, str], int]
+"""By plan, pattern of the route's rule ("" where none matched), outcome and limit. The outcome is `admitted`,
+`shadow` (let through, would have been refused) or the reason of a refusal; the limit, by its name, is the one
+that refused, else ""."""
+Kind = tuple[str, str]
+"""Outcome and limit."""
+CallerCounts = list[tuple[Identity, dict[str, int]]]
+"""Who was decided about, and how often with which outcome."""
+
+
+class DecisionCounts:
+    """Counts decisions. A policy is one caller's on one route, so a request adds 1 to a number of its own.
+
+    Event loops count, and any thread may read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._touched: list[Policy] = []
+        self._totals: Totals = {}
+        self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Count anew: what was counted until then is the parent process's to tell."""
+        self._lock = threading.RLock()
+        for policy in self._touched:
+            policy.admitted, policy.refused = 0, None
+        self._touched, self._totals, self._callers = [], {}, {}
+
+    def admit(self, policy: Policy) -> None:
+        """Count an admitted request."""
+        # First the number, then the list: a thread that reads in between leaves no policy uncounted.
+        policy.admitted += 1
+        if policy.admitted == 1:
+            self.touch(policy)
+
+    def refuse(self, policy: Policy, kind: Kind) -> None:
+        """Count a request that was refused, or would have been."""
+        with self._lock:
+            if policy.refused is None:
+                policy.refused = {}
+                self.touch(policy)
+            policy.refused[kind] = policy.refused.get(kind, 0) + 1
+
+    def totals(self) -> Totals:
+        """Every number since the limiter was made."""
+        with self._lock:
+            self._add_up()
+            return self._totals.copy()
+
+    def take_callers(self) -> CallerCounts:
+        """What was counted of each caller since this was asked last. There is one who asks."""
+        with self._lock:
+            self._add_up()
+            callers, self._callers = self._callers, {}
+            return list(callers.values())
+
+    def touch(self, policy: Policy) -> None:
+        """Have what a policy counts added up later: called with its first number."""
+        with self._lock:  # or it could get into a list that was added up just now
+            if len(self._touched) >= MAX_TOUCHED:
+                self._add_up()
+            self._touched.append(policy)
+
+    def _add_up(self) -> None:
+        touched, self._touched = self._touched, []
+        if len(self._callers) + len(touched) > MAX_CALLERS:
+            # Of a crowd most are not worth a place: those who ask most are counted first.
+            touched.sort(key=_requests, reverse=True)
+            busiest = nlargest(
+                MAX_CALLERS // 2, self._callers.items(), key=lambda each: sum(each[1][1].values())
+            )
+            self._callers = dict(busiest)
+        for policy in touched:
+            admitted, policy.admitted = policy.admitted, 0
+            refused, policy.refused = policy.refused, None
+            if admitted:
+                self._add(policy, "admitted", "", admitted)
+            for (outcome, limit), number in (refused or {}).items():
+                self._add(policy, outcome, limit, number)
+
+    def _add(self, policy: Policy, outcome: str, limit: str, number: int) -> None:
+        identity, route = policy.identity, policy.route
+        what = (identity.plan, "" if route is None else route.path, outcome, limit)
+        self._totals[what] = self._totals.get(what, 0) + number
+        caller = self._callers.get((identity.partition, identity.plan))
+        if caller is None:
+            if len(self._callers) >= MAX_CALLERS:
+                return
+            caller = self._callers[identity.partition, identity.plan] = (identity, {})
+        caller[1][outcome] = caller[1].get(outcome, 0) + number
+
+
+def _requests(policy: Policy) -> int:
+    """How many were counted on a policy since they were added up."""
+    return policy.admitted if policy.refused is None else policy.admitted + sum(policy.refused.values())
+
+
+def kind_of(policy: Policy, decision: Decision) -> Kind:
+    """Outcome and limit of a refusal."""
+    limit = "" if decision.refusal is None else limit_name(policy, decision.refusal)
+    return outcome_of(decision), limit
+
+
+def outcome_of(decision: Decision) -> str:
+    """What became of a request: `admitted`, `shadow` or the reason of its refusal."""
+    if decision.refusal is None:
+        return "admitted"
+    return "shadow" if decision.allowed else decision.refusal.reason
+
+
+def limit_name(policy: Policy, refusal: Refusal) -> str:
+    """What the limit that refused is called in figures: `60/minute`, `slots`, `daily`; "" for none.
+
+    A rate that a key has in place of its plan's is `own`: there may be as many of them as callers.
+    """
+    if refusal.standing is None:
+        return ""
+    counter = refusal.standing.counter
+    if isinstance(counter.limit, Window):
+        overrides = policy.identity.overrides
+        is_own = counter.scope == PLAN_SCOPE and overrides is not None and overrides.requests is not None
+        return "own" if is_own else counter.limit.text
+    return "slots" if isinstance(counter.limit, Slots) else counter.limit.period

@@ -1,0 +1,162 @@
+"""What an app can be told about, as it happens: frozen values, handed to `on_event`."""
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.policy.decision import Decision
+from ratelimit_mw._internal.policy.identity import Identity
+
+logger = logging.getLogger("ratelimit_mw")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetWarning:
+    """A caller's budget has reached its `warn_at`. Comes once per period, from one process of all."""
+
+    identity: Identity
+    period: Literal["daily", "monthly"]
+    currency: str
+    limit: str
+    """The budget, as a decimal string; so is `remaining`."""
+    remaining: str
+    ends: int
+    """End of the period, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class SettleIgnored:
+    """A settle changed nothing: `different`, it was settled at another amount; `unknown`, no record left."""
+
+    lease_id: str
+    amount: str
+    reason: Literal["different", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLost:
+    """A slot was not renewed in time, or reached its `max_hold`. Its work runs on uncounted."""
+
+    lease_id: str
+
+
+class DecisionMade:
+    """A request was decided about: admitted, refused, or let through by shadow mode. Exempt ones are not."""
+
+    __slots__ = ("_lease", "identity", "route")
+
+    def __init__(self, identity: Identity, route: str | None, lease: LeaseRecord) -> None:
+        self.identity = identity
+        """The caller of this request."""
+        self.route = route
+        """Pattern of the rule that the request falls under, None where there is none."""
+        self._lease = lease
+
+    @property
+    def decision(self) -> Decision:
+        """The decision, and how the limits stood when it was made."""
+        return self._lease.decision
+
+    def __repr__(self) -> str:
+        return f"DecisionMade({self.identity!r}, {self.route!r}, {self.decision!r})"
+
+
+Event = BudgetWarning | SettleIgnored | SlotLost
+OnEvent = Callable[[Event], object]
+OnDecision = Callable[[DecisionMade], object]
+Observer = Callable[[LimitedRequest, LeaseRecord], object]
+"""Is shown each decision as it is made, in the request's own context. Must be quick, and wait for nothing."""
+
+_PLAIN = "{} must be a plain function: nobody awaits it. Start a task in it (asyncio.create_task) instead."
+
+
+def check_plain(hook: object, name: str) -> None:
+    """Raise TypeError for a hook that would have to be awaited, and so would never run."""
+    called = getattr(type(hook), "__call__", None)  # noqa: B004 - of an object that is called like a function
+    if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(called):
+        raise TypeError(_PLAIN.format(name))
+
+
+def check_nothing_to_await(result: object, name: str) -> None:
+    """The same for what a hook returned, where it could not be seen before."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(_PLAIN.format(name))
+
+
+COMPLAIN_SECONDS = 60.0
+"""How often it is logged that decisions cannot be handed over: they are many."""
+
+
+class Notifier:
+    """Hands events to the app, which can neither delay nor break a request by what it does with them."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._hooks: tuple[OnEvent, ...] = ()
+        if on_event is not None:
+            self.add(on_event)
+
+    def add(self, on_event: OnEvent) -> None:
+        """Hand every event to this hook, too. Raises TypeError for one that would have to be awaited."""
+        check_plain(on_event, "on_event")
+        self._hooks += (on_event,)
+
+    def __call__(self, event: Event) -> None:
+        """Hand `event` over at the end of this turn of the event loop."""
+        for on_event in self._hooks:
+            asyncio.get_running_loop().call_soon(self._hand_over, on_event, event)
+
+    def _hand_over(self, on_event: OnEvent, event: Event) -> None:
+        try:
+            check_nothing_to_await(on_event(event), "on_event")
+        except Exception:
+            logger.exception("on_event failed for %r", event)
+
+
+class DecisionNotifier:
+    """An observer that hands decisions to the app, which can neither delay nor break a request by that."""
+
+    def __init__(self, on_decision: OnDecision) -> None:
+        check_plain(on_decision, "on_decision")
+        self._on_decision = on_decision
+        self._complained = -COMPLAIN_SECONDS
+
+    def __call__(self, request: LimitedRequest, lease: LeaseRecord) -> None:
+        """Hand a decision over at the end of this turn of the event loop, in the request's own context."""
+        rule = request.policy.route
+        made = DecisionMade(request.identity, None if rule is None else rule.path, lease)
+        asyncio.get_running_loop().call_soon(self._hand_over, made)
+
+    def _hand_over(self, made: DecisionMade) -> None:
+        try:
+            check_nothing_to_await(self._on_decision(made), "on_decision")
+        except Exception:
+            now = time.monotonic()
+            if now - self._complained >= COMPLAIN_SECONDS:
+                self._complained = now
+                logger.exception("on_decision failed for %s", made.identity.partition)
+
+
+class Observers:
+    """Everyone who is shown decisions."""
+
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        """Show it every decision from now on. Raises TypeError for an async one."""
+        check_plain(observer, "an observer")
+        self._observers.append(observer)
+
+    def __call__(self, request: LimitedRequest, lease: LeaseRecord) -> None:
+        """Show a decision to all of them; whoever fails harms neither the others nor the request."""
+        for observer in self._observers:
+            try:
+                observer(request, lease)
+            except Exception:
+                logger.exception("%r failed to observe a decision", observer)

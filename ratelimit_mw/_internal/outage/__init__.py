@@ -1,0 +1,1 @@
+"""Decisions while the backend is away, and their return to it afterwards."""

@@ -1,0 +1,392 @@
+"""What this process admitted on its own while the backend was away, and how the backend is told of it.
+
+Until then a hold lives in this process's own books; from then on in the shared ones, under the same lease
+id. A crash before that loses it.
+
+The event loops of several threads admit here, and a task in one of them tells: what they share is changed
+under `lock`, in which nothing is ever waited for.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.model.charge import (
+    NO_LEASE_ID,
+    Backend,
+    BackendError,
+    Charge,
+    Clock,
+    Counter,
+    EstimateAction,
+    Outcome,
+    Reservation,
+    Settlement,
+    place_of,
+)
+from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
+from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
+
+logger = logging.getLogger("ratelimit_mw")
+
+LOOK_EVERY = 0.02
+"""Seconds between two looks whether the backend is back; while it is away a look costs no round trip."""
+MAX_OWED = 10_000
+"""Holds, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
+AT_ONCE = 64
+"""How many of them are told at once."""
+PAUSE = 1.0
+"""Seconds before it is tried again where telling met what it was not made for."""
+CLOSE_TIMEOUT = 1.0
+"""Seconds that closing waits for the backend to be told."""
+
+_ANY_COST = 2**32 - 1
+_ANY_AMOUNT = 2**53
+
+
+@dataclass(slots=True)
+class _Owed:
+    """A hold of this process alone, and what has become of it."""
+
+    charge: Charge
+    hold: Reservation
+    price: int
+    """What it holds, or has spent once it is settled."""
+    is_settled: bool = False
+    is_ended: bool = False
+    is_slotless: bool = False
+    """Whether its slots were freed."""
+    is_kept: bool = False
+    """Whether it was detached, so that its estimate lasts."""
+    is_told: bool = False
+    """Whether the backend was told of it, as far as one can know."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left of it that the backend should know."""
+        slots_gone = self.is_slotless or not self.hold.slots
+        return slots_gone and (not self.hold.periods or (self.is_ended and not self.price))
+
+
+class OutageReconciler:
+    """Keeps the holds of charges that this process admitted alone, and tells the backend when it is back."""
+
+    def __init__(
+        self,
+        shared: Backend,
+        books: MemoryBackend,
+        clock: Clock,
+        on_told: Callable[[Charge, Outcome], None],
+    ) -> None:
+        """`on_told` learns how a caller stands in the shared books before the local ones are cleared."""
+        self._shared = shared
+        self._books = books
+        self._clock = clock
+        self._on_told = on_told
+        self._windows: dict[Counter, int] = {}
+        self._telling: dict[Counter, int] = {}
+        self._owed: dict[bytes, _Owed] = {}
+        self._budgets: dict[Counter, None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._loops: set[asyncio.AbstractEventLoop] = set()
+        """Those that have admitted something, any of which may tell of all."""
+        self._is_closing = False
+        self.lock = threading.RLock()
+        self.lost = 0
+        """How many holds and counters were given up before the backend was back."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave what the backend has to be told to the parent process, which tells it."""
+        self.lock = threading.RLock()
+        leave_to_parent(self._task)
+        self._task, self._is_closing, self.lost = None, False, 0
+        self._windows.clear()
+        self._telling.clear()
+        self._owed.clear()
+        self._budgets.clear()
+
+    def __len__(self) -> int:
+        """How many holds and counters the backend has to be told of."""
+        return len(self._windows) + len(self._owed)
+
+    def untold(self, counter: Counter) -> int:
+        """Units that were admitted here under a window, and that the backend doesn't know of."""
+        return self._windows.get(counter, 0) + self._telling.get(counter, 0)
+
+    def add(self, charge: Charge, hold: Reservation, price: int) -> None:
+        """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
+        for counter in charge.counters:
+            if isinstance(counter.limit, Window):
+                self._windows[counter] = self._windows.get(counter, 0) + charge.cost
+        if hold.id:
+            self._owed[hold.id] = _Owed(charge, hold, price)
+            if len(self._budgets) < MAX_OWED:
+                self._budgets.update(dict.fromkeys(charge.allowances))
+        for waiting in (self._windows, self._owed):
+            if len(waiting) > MAX_OWED:
+                self._give_up(waiting)
+        self._loops.add(asyncio.get_running_loop())
+        self._start()
+
+    # a hold's life, by whichever books it is in ---------------------------------------------------
+
+    async def renew(self, hold: Reservation, lease: float) -> bool:
+        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+        return await (self._books if hold.id in self._owed else self._shared).renew(hold, lease)
+
+    async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
+        """Renew many holds, each for its own time; the answer to each, or why there is none."""
+        here = [hold.id in self._owed for hold, _ in renewals]
+        local = await self._books.renew_all(
+            [each for each, is_here in zip(renewals, here, strict=True) if is_here]
+        )
+        shared = [each for each, is_here in zip(renewals, here, strict=True) if not is_here]
+        answers = iter(local), iter(await self._shared.renew_all(shared) if shared else ())
+        return [next(answers[0] if is_here else answers[1]) for is_here in here]
+
+    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+        """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
+        with self.lock:
+            owed = self._owed.get(hold.id)
+            if owed is None:
+                return self._shared.finish(hold, money)
+            owed.is_slotless = owed.is_slotless or bool(hold.slots)
+            if money is not EstimateAction.UNTOUCHED and not owed.is_ended:
+                owed.is_ended = True
+                if money is EstimateAction.GIVE_BACK and not owed.is_settled:
+                    owed.price = 0
+            if owed.is_over:
+                del self._owed[hold.id]
+                self._forget(owed)
+            return self._books.finish(hold, money)
+
+    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
+        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+        owed = self._owed.get(hold.id)
+        if owed is None:
+            return await self._shared.settle(hold, amount, replace=replace)
+        met = await self._books.settle(hold, amount, replace=replace)
+        if met is Settlement.SETTLED:
+            with self.lock:
+                owed.price, owed.is_settled = amount, True
+                is_told = self._owed.get(hold.id) is not owed
+            if is_told:  # by another thread meanwhile, which may not have seen this
+                return await self._shared.settle(hold, amount, replace=replace)
+        return met
+
+    def keep(self, hold: Reservation) -> Awaitable[object]:
+        """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
+        with self.lock:
+            owed = self._owed.get(hold.id)
+            if owed is None:
+                return self._shared.keep(hold)
+            owed.is_kept = True
+            return self._books.keep(hold)
+
+    # telling --------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Tell what can be told now, for a bounded time, and report what is lost."""
+        task = None if self._task is None or self._task.done() else self._task
+        if task is not None and task.get_loop() is not asyncio.get_running_loop():
+            return  # it goes on in a loop that serves requests
+        self._is_closing = True
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                # Not cancelled: the backend would take back what it is being told, under the same lease id.
+                if task is not None:
+                    await asyncio.wait([task])
+                if len(self):
+                    await self.tell()
+        except TimeoutError:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])  # what was under way is owed again: what is left says it
+        finally:
+            self._is_closing = False
+        with self.lock:
+            if len(self):
+                self.lost += len(self)
+                text = "the backend was never told of %d counts of this process: it is closed"
+                logger.error(text, len(self))
+                for owed in self._owed.values():
+                    self._forget(owed)
+                self._windows.clear()
+                self._owed.clear()
+
+    def resume(self) -> None:
+        """Go on in the running event loop where the one that told the backend has ended."""
+        if len(self):
+            self._start()
+
+    async def leave(self) -> None:
+        """Tell no more in the running event loop, which ends; another one goes on with it."""
+        task = self._task
+        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
+            return
+        self._is_closing = True
+        try:
+            # Not cancelled: the backend would take back what it is being told, under the same lease id.
+            await asyncio.wait([task], timeout=CLOSE_TIMEOUT)
+        finally:
+            self._is_closing = False
+
+    async def tell(self) -> None:
+        """Tell the backend what it doesn't know yet, as far as it can be told now."""
+        if not await self._tell_first():
+            return  # the backend is away, as all the others would find
+        with self.lock:
+            jobs = [partial(self._tell_window, counter) for counter in self._windows]
+            jobs += [partial(self._tell_hold, owed) for owed in self._owed.values()]
+        for start in range(0, len(jobs), AT_ONCE):
+            if not any(await asyncio.gather(*[job() for job in jobs[start : start + AT_ONCE]])):
+                return
+        with self.lock:
+            if not self._owed:  # so that the local books hold nothing which the shared ones don't
+                budgets, self._budgets = Charge(self._budgets), {}
+                await self._books.reset(budgets)  # which never waits
+
+    def _start(self) -> None:
+        with self.lock:
+            if self._task is None or self._task.done() or self._task.get_loop().is_closed():
+                loop = asyncio.get_running_loop()
+                self._task = loop.create_task(self._keep_telling(), name="ratelimit_mw hand-back")
+                self._task.add_done_callback(self._leave_to_another)
+
+    def _leave_to_another(self, task: "asyncio.Task[None]") -> None:
+        """Telling ended with its event loop: where something is left, another loop goes on."""
+        self._loops = {loop for loop in list(self._loops) if not loop.is_closed()}
+        for loop in list(self._loops) if len(self) and not self._is_closing else ():
+            if loop is not task.get_loop() and loop.is_running():
+                with contextlib.suppress(RuntimeError):  # it has been closed since
+                    loop.call_soon_threadsafe(self._start)
+                    return
+
+    async def _keep_telling(self) -> None:
+        while len(self):
+            await asyncio.sleep(LOOK_EVERY)
+            if self._is_closing:
+                return  # which tells the rest itself
+            try:
+                await self.tell()
+            except Exception:
+                logger.exception("the backend could not be told what was admitted without it; tried again")
+                await asyncio.sleep(PAUSE)
+
+    async def _tell_first(self) -> bool:
+        with self.lock:
+            counter, owed = next(iter(self._windows), None), next(iter(self._owed.values()), None)
+        if counter is not None:
+            return await self._tell_window(counter)
+        return owed is None or await self._tell_hold(owed)
+
+    async def _tell_window(self, counter: Counter) -> bool:
+        """Charge what was admitted here and has not left the window, however full it is by now."""
+        with self.lock:
+            cost = self._windows.pop(counter, 0)
+            live = self._books.decide(Charge([counter]), None, 0).used(0)
+            counted = min(cost, live, _ANY_COST)
+            if counted:
+                self._telling[counter] = counted
+        if counted:
+            try:
+                outcome = await self._shared.acquire(Charge([_boundless(counter)], counted), NO_LEASE_ID)
+            except (BackendError, asyncio.CancelledError) as failure:
+                with self.lock:
+                    self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
+                if isinstance(failure, BackendError):
+                    return False
+                raise
+            finally:
+                self._telling.pop(counter, None)
+            self._on_told(Charge([counter]), outcome)
+        with self.lock:
+            if counter not in self._windows:
+                await self._books.reset(Charge([counter]))  # which never waits
+        return True
+
+    async def _tell_hold(self, owed: _Owed) -> bool:
+        """Open the hold in the shared books, in the state that it has here."""
+        lease_id = owed.hold.id
+        if self._owed.get(lease_id) is not owed:
+            return True
+        charge = Charge(self._counters_of(owed), lease=owed.hold.lease)
+        if charge.counters:
+            price, slotless = owed.price, owed.is_slotless
+            owed.is_told = True
+            try:
+                outcome = await self._shared.restore(charge, lease_id, price)
+            except BackendError:
+                with self.lock:
+                    if self._owed.pop(lease_id, None) is not None:
+                        self._owed[lease_id] = owed  # now the last in turn
+                return False
+            self._on_told(charge, outcome)
+            with self.lock:  # from here on whoever has the lease talks to the shared books
+                self._owed.pop(lease_id, None)
+            await self._catch_up(owed, outcome.hold, slots_are_over=owed.is_slotless and not slotless)
+        with self.lock:
+            self._owed.pop(lease_id, None)
+        await self._books.finish(owed.hold, EstimateAction.GIVE_BACK)
+        return True
+
+    async def _catch_up(self, owed: _Owed, hold: Reservation, *, slots_are_over: bool) -> None:
+        """Do in the shared books what was done here, before or while the hold was opened there."""
+        try:
+            if owed.is_settled:
+                await self._shared.settle(hold, owed.price)
+            elif owed.is_kept:
+                await self._shared.keep(hold)
+            if owed.is_ended:
+                await self._shared.finish(
+                    hold, EstimateAction.KEEP if owed.price else EstimateAction.GIVE_BACK
+                )
+            elif slots_are_over:
+                await self._shared.finish(hold, EstimateAction.UNTOUCHED)
+        except BackendError as error:
+            self.lost += 1
+            logger.error(  # noqa: TRY400 - the reason says it all
+                "what lease %s spent without the backend could not be written: %s", hold.id.hex(), error
+            )
+
+    def _counters_of(self, owed: _Owed) -> list[Counter]:
+        """What the hold still takes: slots that run, periods that are not over."""
+        now = self._clock()
+        running = {held.ends for held in owed.hold.periods if held.ends > now}
+        return [
+            _boundless(counter)
+            for counter in owed.charge.counters
+            if (isinstance(counter.limit, Slots) and not owed.is_slotless)
+            or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
+        ]
+
+    def _forget(self, owed: _Owed) -> None:
+        """Have the backend forget a hold that it won't be told of, if it was and its answer was lost."""
+        if owed.is_told:
+            self._shared.finish(owed.hold, EstimateAction.GIVE_BACK)
+
+    def _give_up(self, waiting: "dict[Counter, int] | dict[bytes, _Owed]") -> None:
+        oldest = waiting.pop(next(iter(waiting)))  # type: ignore[call-overload]
+        if isinstance(oldest, _Owed):
+            self._forget(oldest)
+        self.lost += 1
+        if self.lost % 1000 == 1:
+            logger.error("the backend will not be told of %d counts of this process: too many", self.lost)
+
+
+def _boundless(counter: Counter) -> Counter:
+    """The same place, without a limit: what was done is done."""
+    limit = counter.limit
+    if isinstance(limit, Window):
+        boundless = replace(limit, quota=_ANY_COST)
+        object.__setattr__(boundless, "granule", limit.granule)  # new, and as exact as what it stands for
+        return replace(counter, limit=boundless)
+    if isinstance(limit, Slots):
+        return replace(counter, limit=replace(limit, limit=_ANY_COST))
+    return replace(counter, limit=replace(limit, amount=_ANY_AMOUNT))

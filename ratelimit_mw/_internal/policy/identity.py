@@ -1,0 +1,207 @@
+"""Who is calling: from the headers of a request to the partition that its limits are counted under.
+
+An API key in the clear lives here for the length of a look-up, and in a bounded memory of this process;
+what leaves this module is its hash.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.policy.api_key_reader import ApiKeyReader
+from ratelimit_mw._internal.policy.client_address import AddressReader, Scope, canonical_address
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
+from ratelimit_mw._internal.settings import KeySettings, Settings
+from ratelimit_mw._internal.settings.errors import nearest_name
+
+_MAX_REMEMBERED = 16_384
+_LONGEST_REMEMBERED = 256
+_PLAIN_ACCOUNT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who is calling, as the limits see it. An `identify=` hook returns one to say so itself."""
+
+    partition: str
+    """What the caller is counted under: `k:<hex>` a key, `a:<name>` or `ah:<hex>` an account, `ip:<address>`
+    an address, `i:<hex>` what a hook named."""
+    plan: str
+    """Name of a plan in the settings."""
+    api_key_hash: str | None = None
+    """As `hash_api_key` makes it. None without a key."""
+    account: str | None = None
+    """The account that the caller belongs to."""
+    address: str | None = None
+    """The client address, set where `identity.per_address` caps it: anonymous callers and unknown keys."""
+    overrides: KeySettings | None = None
+    """Limits that a listed key has in place of its plan's."""
+
+
+class Identifier:
+    """Tells who is calling, for one state of the settings.
+
+    Returns the same object for a caller seen before, as long as it is remembered.
+    """
+
+    def __init__(self, settings: Settings, registered: Mapping[str, KeySettings] | None = None) -> None:
+        """`registered` are the keys, by hash, that are set live; they come before those of the file."""
+        identity = settings.identity
+        self._settings = settings
+        self._default_plan = identity.default_plan
+        self._anonymous_plan = identity.anonymous_plan
+        self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
+        self._caps_addresses = bool(identity.per_address)
+        self._unknown_by_address = self._unknown_are_anonymous or self._caps_addresses
+        self.read_api_key = ApiKeyReader(identity.api_key_headers).read
+        self._secret = identity.hash_secret.get_secret_value()
+        self._read_address = AddressReader(identity)
+        self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
+        self._listed: dict[str, Identity] = {}
+        self._by_key: dict[bytes, Identity | str] = {}
+        """Keys seen lately: who has them, or the hash of those that are not listed."""
+        self._unlisted: dict[tuple[str, str], Identity] = {}
+
+    def __call__(self, scope: Scope) -> Identity:
+        """The caller of an `http` or `websocket` scope.
+
+        Raises IdentityError for a key that is too long and for two that differ.
+        """
+        return self.caller(self.read_api_key(scope["headers"]), scope)
+
+    def caller(self, api_key: bytes, scope: Scope) -> Identity:
+        """The caller with this key, as it was sent; without a key, the one at the scope's address."""
+        if not api_key:
+            return self.of_address(self._read_address(scope))
+        known = self._by_key.get(api_key) or self._look_up(api_key)
+        return self.of_unknown(known, self._read_address(scope)) if isinstance(known, str) else known
+
+    def remembers(self, api_key: bytes) -> bool:
+        """Whether this key was met lately."""
+        return api_key in self._by_key
+
+    def counted_address(self, identity: Identity, scope: Scope) -> str | None:
+        """The address that a caller's limits depend on; None where they are the same from anywhere."""
+        return self._read_address(scope) if self._unknown_by_address and identity.address else None
+
+    def read(self, scope: Scope) -> tuple[bytes, str] | None:
+        """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
+        api_key = self.read_api_key(scope["headers"])
+        return (api_key, self._hash(api_key)) if api_key else None
+
+    def address_of(self, scope: Scope) -> str:
+        """The client address of a scope, as it is counted under."""
+        return self._read_address(scope)
+
+    def anonymous(self, scope: Scope) -> Identity:
+        """The caller as one without a key, whatever the headers say."""
+        return self.of_address(self._read_address(scope))
+
+    def of_key(self, api_key_hash: str) -> Identity | None:
+        """The caller with a key that is set live or listed in the settings, None for any other."""
+        listed = self._listed.get(api_key_hash)
+        if listed is None and api_key_hash in self._keys:
+            listed = self._listed[api_key_hash] = self.of_settings(self._keys[api_key_hash])
+        return listed
+
+    def of_settings(self, key: KeySettings) -> Identity:
+        """The caller with a key of which these settings hold."""
+        return _listed(key, self._settings)
+
+    def of_unknown(self, api_key_hash: str, address: str) -> Identity:
+        """The caller with a key that is known nowhere."""
+        known = self._unlisted.get((api_key_hash, address))
+        if known is not None:
+            return known
+        if self._unknown_are_anonymous:
+            partition, plan = address_partition(address), self._anonymous_plan
+        else:
+            partition, plan = _key_partition(api_key_hash), self._default_plan
+        return self._remember(Identity(partition, plan, api_key_hash, address=address), api_key_hash, address)
+
+    def of_address(self, address: str) -> Identity:
+        """The caller without a key. Takes an address as `canonical_address` writes it."""
+        known = self._unlisted.get(("", address))
+        if known is not None:
+            return known
+        anonymous = Identity(address_partition(address), self._anonymous_plan, address=address)
+        return self._remember(anonymous, "", address)
+
+    def _remember(self, identity: Identity, api_key_hash: str, address: str) -> Identity:
+        evict_oldest(self._unlisted, _MAX_REMEMBERED)
+        self._unlisted[api_key_hash, address] = identity
+        return identity
+
+    def _look_up(self, api_key: bytes) -> Identity | str:
+        api_key_hash = hash_api_key(api_key, self._secret)
+        known = self.of_key(api_key_hash) or api_key_hash
+        if len(api_key) <= _LONGEST_REMEMBERED:
+            evict_oldest(self._by_key, _MAX_REMEMBERED)
+            self._by_key[api_key] = known
+        return known
+
+    def _hash(self, api_key: bytes) -> str:
+        known = self._by_key.get(api_key) or self._look_up(api_key)
+        return known if isinstance(known, str) else known.api_key_hash or hash_api_key(api_key, self._secret)
+
+
+def address_partition(address: str) -> str:
+    """Where callers at an address are counted. Takes it as `canonical_address` writes it."""
+    return f"ip:{address}"
+
+
+def account_partition(account: str) -> str:
+    """Where the keys of an account are counted together. Any text is safe."""
+    if _PLAIN_ACCOUNT.fullmatch(account):
+        return f"a:{account}"
+    return f"ah:{hashlib.sha256(account.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+
+def partition_of(name: str, secret: str) -> str:
+    """Where a caller that a hook names is counted. Any text is safe, also an API key in the clear."""
+    return f"i:{_digits(hash_api_key(name.encode('utf-8', 'surrogatepass'), secret))}"
+
+
+def adopt(identity: Identity, settings: Settings) -> Identity:
+    """What a hook says about a caller, made safe: nothing of it is taken for a partition as it is.
+
+    Raises ValueError for a plan that doesn't exist.
+    """
+    plan = settings.plans.get(identity.plan)
+    if plan is None:
+        nearest = nearest_name(identity.plan, settings.plans)
+        hint = f"; did you mean {nearest!r}?" if nearest else ""
+        raise ValueError(
+            f"identify= returned an identity on the plan {identity.plan!r}, which doesn't exist{hint}"
+        )
+    secret = settings.identity.hash_secret.get_secret_value()
+    if plan.share == "account" and identity.account is not None:
+        partition = account_partition(identity.account)
+    else:
+        partition = partition_of(identity.partition, secret)
+    api_key_hash = identity.api_key_hash
+    if api_key_hash is not None and not HASH.fullmatch(api_key_hash):
+        api_key_hash = hash_api_key(api_key_hash.encode("utf-8", "surrogatepass"), secret)
+    address = None if identity.address is None else canonical_address(identity.address)
+    return Identity(partition, identity.plan, api_key_hash, identity.account, address, identity.overrides)
+
+
+def _listed(key: KeySettings, settings: Settings) -> Identity:
+    if settings.plans[key.plan].share == "account" and key.account is not None:
+        partition = account_partition(key.account)
+    else:
+        partition = _key_partition(key.hash)
+    own = key.requests is not None or key.concurrent is not None or key.spending is not None
+    return Identity(partition, key.plan, key.hash, key.account, overrides=key if own else None)
+
+
+def _key_partition(api_key_hash: str) -> str:
+    return f"k:{_digits(api_key_hash)}"
+
+
+def _digits(api_key_hash: str) -> str:
+    """Half of a hash: 128 bits tell callers apart, and every byte counts in a backend key."""
+    return api_key_hash.partition(":")[2][:32]

@@ -1,0 +1,17 @@
+cimport cython
+from ratelimit_mw._internal.policy.policy cimport Policy
+from ratelimit_mw._internal.policy.routing cimport RouteTable, route_path
+
+cdef class LookupEntry:
+    cdef readonly Policy policy
+    cdef readonly object identity, index, address
+
+cdef class PolicyLookup:
+    cdef object _identify, _policies, _read_api_key
+    cdef RouteTable _routes
+    cdef dict _latest
+    @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)
+    cpdef LookupEntry find(self, scope)
+    cpdef LookupEntry find_for(self, identity, scope)
+    @cython.locals(routes=RouteTable)
+    cdef _index_of(self, scope)

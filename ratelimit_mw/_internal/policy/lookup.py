@@ -1,0 +1,71 @@
+"""Finds the limits of a request: who is calling, and which rule of the settings holds on its path."""
+
+from ratelimit_mw._internal.policy.client_address import Scope
+from ratelimit_mw._internal.policy.identity import Identifier, Identity
+from ratelimit_mw._internal.policy.policy import Policies, Policy
+from ratelimit_mw._internal.policy.routing import route_path
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
+
+MAX_REMEMBERED = 16_384
+"""API keys whose latest policy is remembered; the one remembered first is forgotten first."""
+
+
+class LookupEntry:
+    """Policy of a caller on a route, and the caller of this very request."""
+
+    __slots__ = ("address", "identity", "index", "policy")
+
+    def __init__(self, policy: Policy, identity: Identity, index: int | None, address: str | None) -> None:
+        self.policy = policy
+        self.identity = identity
+        """Keys of one account, and unknown keys of one address, share a policy and differ in this."""
+        self.index = index
+        """Index of the route's rule, None where none matched."""
+        self.address = address
+        """The client address that this was found for; None where it is the same for any address."""
+
+
+class PolicyLookup:
+    """Finds policies under one state of the settings and the live keys."""
+
+    __slots__ = ("_identify", "_latest", "_policies", "_read_api_key", "_routes")
+
+    def __init__(self, identify: Identifier, policies: Policies) -> None:
+        self._identify = identify
+        self._policies = policies
+        self._routes = policies.routes
+        self._read_api_key = identify.read_api_key
+        self._latest: dict[bytes, LookupEntry] = {}
+        """By API key, the entry of its latest request: who comes again mostly comes on the same route."""
+
+    def find(self, scope: Scope) -> LookupEntry:
+        """Find the policy of an `http` or `websocket` scope. Raises IdentityError."""
+        api_key = self._read_api_key(scope["headers"])
+        index = self._index_of(scope)
+        entry = self._latest.get(api_key)
+        if (
+            entry is not None
+            and entry.index == index
+            and entry.policy.is_latest
+            and (entry.address is None or entry.address == self._identify.address_of(scope))
+        ):
+            return entry
+        is_known = self._identify.remembers(api_key)
+        identity = self._identify.caller(api_key, scope)
+        address = self._identify.counted_address(identity, scope)
+        entry = LookupEntry(self._policies.at(identity, index), identity, index, address)
+        if is_known:  # a key that comes again may come often
+            if api_key not in self._latest:
+                evict_oldest(self._latest, MAX_REMEMBERED)
+            self._latest[api_key] = entry
+        return entry
+
+    def find_for(self, identity: Identity, scope: Scope) -> LookupEntry:
+        """Find the policy of a caller whom a hook named."""
+        index = self._index_of(scope)
+        return LookupEntry(self._policies.at(identity, index), identity, index, None)
+
+    def _index_of(self, scope: Scope) -> int | None:
+        """Index of the rule that holds for a request; None for none. A WebSocket handshake is a GET."""
+        routes = self._routes
+        return routes.match(scope.get("method", "GET"), route_path(scope)) if routes.has_rules else None

@@ -1,0 +1,315 @@
+"""Which limits a request meets: a caller's plan and a route, put together once and kept."""
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, OnFailure, Slots, Window
+from ratelimit_mw._internal.model.money import parse_amount
+from ratelimit_mw._internal.policy.identity import Identity, address_partition
+from ratelimit_mw._internal.policy.routing import RouteTable
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.settings import Settings
+from ratelimit_mw._internal.settings.tables import PlanSettings, RouteSettings
+
+PLAN_SCOPE = "p"
+"""Scope of what a plan limits. Not the plan's name: changing plans keeps what was counted."""
+MAX_POLICIES = 16_384
+"""Policies kept for callers seen before; those made first go first."""
+MAX_MODELS = 4_096
+"""Policies kept that others are made from: of a plan, a rule and a key's own limits."""
+
+_CALLER, _ADDRESS = "caller", "ip:address"
+"""The partitions of a model: nothing that everyone shares is called so."""
+_ANY_ROUTE = RouteSettings(path="/{rest:path}")
+
+
+class Policy:
+    """The limits of one caller on one route. They never change; the tally counts decisions on it."""
+
+    __slots__ = (
+        "admitted",
+        "charge",
+        "currency",
+        "identity",
+        "is_exempt",
+        "is_latest",
+        "on_failure",
+        "on_failure_priced",
+        "price",
+        "priced_charge",
+        "refused",
+        "route",
+        "shadow",
+        "slots",
+        "stock",
+        "too_small",
+    )
+
+    def __init__(  # noqa: PLR0913 - a value, all by name
+        self,
+        *,
+        identity: Identity,
+        route: RouteSettings | None,
+        charge: Charge,
+        priced_charge: Charge,
+        price: int | None,
+        currency: str | None,
+        slots: Slots | None,
+        too_small: Counter | None,
+        on_failure: OnFailure,
+        on_failure_priced: OnFailure,
+        shadow: bool,
+        is_exempt: bool,
+        stock: PrefetchState | None,
+    ) -> None:
+        self.identity = identity
+        self.route = route
+        """The rule that matched, None where none did."""
+        self.charge = charge
+        """The limits that decide about a request without a price, and its cost."""
+        self.priced_charge = priced_charge
+        """The same limits and the caller's budgets."""
+        self.price = price
+        """The route's estimate in units of `currency`; None without a price or a budget."""
+        self.currency = currency
+        """The currency of the caller's budgets, None without any."""
+        self.slots = slots
+        """The slots of the caller's plan that the request takes one of."""
+        self.too_small = too_small
+        """A window that this cost never fits into, whatever was used."""
+        self.on_failure = on_failure
+        self.on_failure_priced = on_failure_priced
+        self.shadow = shadow
+        self.is_exempt = is_exempt
+        """Whether nothing limits this request and nothing is counted."""
+        self.stock = stock
+        """Units that this process has taken ahead for requests without a price; None where it takes none."""
+        self.is_latest = False
+        """Whether `Policies.latest` has it."""
+        self.admitted = 0
+        """Number of requests admitted since the tally was added up last."""
+        self.refused: dict[tuple[str, str], int] | None = None
+        """Number of requests refused since then, by outcome and limit; None for none."""
+
+    def for_caller(self, identity: Identity, address: str) -> "Policy":
+        """Make the same policy for another caller; `address` is the partition that counts its address."""
+        charge = self.charge.for_caller(identity.partition, address)
+        priced = charge
+        if self.priced_charge is not self.charge:
+            priced = self.priced_charge.for_caller(identity.partition, address)
+        too_small = self.too_small
+        if too_small is not None:
+            too_small = priced.counters[self.priced_charge.counters.index(too_small)]
+        return Policy(
+            identity=identity,
+            route=self.route,
+            charge=charge,
+            priced_charge=priced,
+            price=self.price,
+            currency=self.currency,
+            slots=self.slots,
+            too_small=too_small,
+            on_failure=self.on_failure,
+            on_failure_priced=self.on_failure_priced,
+            shadow=self.shadow,
+            is_exempt=self.is_exempt,
+            stock=None if self.stock is None else PrefetchState(charge),
+        )
+
+
+class Policies:
+    """Compiles policies from the settings, each once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.routes = RouteTable(settings.routes)
+        self._models: dict[tuple[object, ...], Policy] = {}
+        self._others: dict[tuple[object, ...], Policy] = {}
+        """Those that have no place in `latest`: another has it, or their cost is their own."""
+        self._lock = threading.Lock()
+        self.latest: dict[tuple[str, int | None], Policy] = {}
+        """The shortest way to the policy of a caller who comes again."""
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self._lock = threading.Lock()
+
+    def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
+        """What holds for this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.
+
+        `cost` takes the place of the route's. Raises KeyError for a plan that does not exist.
+        """
+        return self.at(identity, self.routes.match(method, path), cost)
+
+    def at(self, identity: Identity, index: int | None, cost: int | None = None) -> Policy:
+        """The same under the rule of this index, None for none."""
+        place = (identity.partition, index)
+        latest = self.latest.get(place)
+        if latest is not None and cost is None and _is_same(latest.identity, identity):
+            latest.identity = identity  # the same caller, read anew since keys were set live
+            return latest
+        policy = self._others.get(_key(identity, index, cost)) if self._others else None
+        if policy is None or not _is_same(policy.identity, identity):
+            policy = self._make(identity, index, cost)
+        with self._lock:  # one limiter serves the event loops of several threads
+            if cost is not None:
+                self._keep(_key(identity, index, cost), policy)
+                return policy
+            latest = self.latest.get(place)  # another thread may have put one there meanwhile
+            if latest is None:
+                _make_room(self.latest)
+            else:
+                latest.is_latest = False
+                self._keep(_key(latest.identity, index, None), latest)
+            self._others.pop(_key(identity, index, None), None)
+            policy.identity, policy.is_latest = identity, True
+            self.latest[place] = policy
+        return policy
+
+    def _keep(self, key: tuple[object, ...], policy: Policy) -> None:
+        if key not in self._others:
+            _make_room(self._others)
+        self._others[key] = policy
+
+    def is_exempt(self, method: str, path: str) -> bool:
+        """Whether nothing limits a request on this path, whoever sends it."""
+        index = self.routes.match(method, path)
+        return index is not None and self._settings.routes[index].exempt
+
+    def of(self, partition: str) -> list[Policy]:
+        """What held for a caller's latest request on each route, as far as that is remembered."""
+        indexes = (None, *range(len(self._settings.routes)))
+        return [policy for index in indexes if (policy := self.latest.get((partition, index))) is not None]
+
+    def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
+        """Every counter that a request of this caller can meet, on whichever route; each once."""
+        plan = _effective(self._settings.plans[identity.plan], identity)
+        rules = (_ANY_ROUTE, *self._settings.routes)
+        return tuple(
+            dict.fromkeys(counter for rule in rules for counter in self._counters(identity, plan, rule))
+        )
+
+    def _make(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
+        """A caller's policy, of the model of all whose limits are the same."""
+        address = "" if identity.address is None else address_partition(identity.address)
+        # Who is counted by address alone has one partition for both kinds of limit.
+        caller = _ADDRESS if identity.partition == address else _CALLER
+        own = identity.overrides
+        limits = own and (own.requests, own.concurrent, own.spending)
+        key = (identity.plan, index, cost, caller, not address, limits)
+        model = self._models.get(key)
+        if model is None:
+            anybody = Identity(caller, identity.plan, address="address" if address else None, overrides=own)
+            model = self._compile(anybody, index, cost)
+            for charge in (model.charge, model.priced_charge):
+                charge.caller, charge.address = caller, _ADDRESS
+            with self._lock:
+                evict_oldest(self._models, MAX_MODELS)
+                self._models[key] = model
+        return model.for_caller(identity, address)
+
+    def _compile(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
+        route = None if index is None else self._settings.routes[index]
+        rule = route or _ANY_ROUTE
+        plan = _effective(self._settings.plans[identity.plan], identity)
+        counters = tuple(self._counters(identity, plan, rule))
+        cost = rule.cost if cost is None else cost
+        currency = plan.spending.budget.currency if plan.spending is not None else None
+        on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
+        charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
+        lease = plan.concurrent.lease if plan.concurrent is not None else DEFAULT_LEASE
+        priced = charge if plan.spending is None else Charge(counters, cost, lease=lease)
+        price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
+        ahead = plan.prefetch and price is None and is_taken_ahead(charge)
+        too_small = next((c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None)
+        return Policy(
+            identity=identity,
+            route=route,
+            charge=charge,
+            priced_charge=priced,
+            price=price,
+            currency=currency,
+            slots=plan.concurrent if rule.slot else None,
+            too_small=too_small,
+            on_failure=on_failure,
+            # Money first: what is said of it means every priced request.
+            on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
+            shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
+            is_exempt=rule.exempt,
+            stock=PrefetchState(charge) if ahead else None,
+        )
+
+    def _counters(self, identity: Identity, plan: PlanSettings, rule: RouteSettings) -> Iterator[Counter]:
+        """The caller's own limits first, those that everyone shares last."""
+        settings, caller, scope = self._settings, identity.partition, route_scope(rule)
+        limits: list[Limit] = [*plan.requests, *_slots(plan.concurrent, rule)]
+        if plan.spending is not None:
+            limits += plan.spending.budget.allowances
+        yield from (Counter(caller, PLAN_SCOPE, limit) for limit in limits)
+        yield from (Counter(caller, scope, window) for window in rule.requests)
+        if identity.address is not None:
+            address = address_partition(identity.address)
+            yield from (Counter(address, "a", window, "address") for window in settings.identity.per_address)
+        yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
+        limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
+        yield from (Counter("app", "app", limit, "everyone") for limit in limits)
+
+
+def _make_room(policies: dict[Any, Policy]) -> None:
+    for forgotten in evict_oldest(policies, MAX_POLICIES):
+        forgotten.is_latest = False
+        # A backend makes its part anew where it is needed; freed here, it needs no garbage collector.
+        forgotten.charge.prepared = forgotten.charge.last = None
+
+
+def _key(identity: Identity, index: int | None, cost: int | None) -> tuple[object, ...]:
+    return (identity.partition, identity.plan, identity.address, _told_apart(identity), index, cost)
+
+
+def _told_apart(identity: Identity) -> str | None:
+    """Keys of one account are counted together, and told apart where decisions are told."""
+    return identity.account and identity.api_key_hash
+
+
+def _is_same(known: Identity, identity: Identity) -> bool:
+    """Whether what holds for a caller holds for another of the same partition."""
+    return known is identity or (
+        known.plan == identity.plan
+        and known.address == identity.address
+        and known.account == identity.account
+        and _told_apart(known) == _told_apart(identity)
+        and known.overrides == identity.overrides
+    )
+
+
+def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:
+    return (slots,) if slots is not None and rule.slot else ()
+
+
+def route_scope(route: RouteSettings) -> str:
+    """Where a route's own limits are counted: by its path and methods, not by its place in the file."""
+    methods = "*" if route.methods is None else ",".join(sorted(route.methods))
+    return f"r:{hashlib.sha256(f'{methods} {route.path}'.encode()).hexdigest()[:16]}"
+
+
+def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
+    """A plan with the limits that a key has in place of it."""
+    key = identity.overrides
+    if key is None:
+        return plan
+    own = {
+        name: value
+        for name in ("requests", "concurrent", "spending")
+        if (value := getattr(key, name)) is not None
+    }
+    return plan.model_copy(update=own)
+
+
+def _first(*values: bool | None) -> bool:
+    return next(value for value in values if value is not None)

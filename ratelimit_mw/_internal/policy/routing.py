@@ -1,0 +1,220 @@
+"""Which rule of the settings a request falls under: the first one, in file order, that matches.
+
+Starlette's own pattern decides every match. The index in front of it only chooses which patterns
+are worth asking, so that a look-up costs the same with one rule and with a thousand.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.convertors import (
+    CONVERTOR_TYPES,
+    FloatConvertor,
+    IntegerConvertor,
+    StringConvertor,
+    UUIDConvertor,
+)
+from starlette.routing import PARAM_REGEX, compile_path
+
+from ratelimit_mw._internal.settings import RouteSettings
+
+_ONE_SEGMENT = {kind.regex for kind in (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)}
+"""What a parameter may stand for without ever reaching past a slash. Any other expression, such as
+that of `path` or of an application's own convertor, is taken to reach to the end."""
+
+_NO_METHOD = "\0"
+"""A method that no rule lists."""
+
+
+def route_path(scope: Mapping[str, Any]) -> str:
+    """The path that routes are matched against: `path` without `root_path`, as Starlette reads it."""
+    path: str = scope["path"]
+    root_path: str = scope.get("root_path", "")
+    if not root_path or not path.startswith(root_path):
+        return path
+    rest = path[len(root_path) :]
+    return rest if not rest or rest[0] == "/" else path
+
+
+class RouteTable:
+    """The route rules of the settings, indexed once.
+
+    Patterns are Starlette's and must start with a slash (ValueError). As in Starlette, a rule for
+    `GET` holds for `HEAD` too, and methods are compared as they are sent.
+    """
+
+    def __init__(self, routes: Sequence[RouteSettings]) -> None:
+        self._none = len(routes)
+        self.has_rules = bool(routes)
+        self._methods: set[str] = set()
+        self._index = _Node()
+        self._depth = 0
+        for pattern in _patterns(routes):
+            self._methods.update(pattern.by_method)
+            self._depth = max(self._depth, self._index.add(pattern))
+        self.literal = {
+            route.path: self._by_method(route.path) for route in routes if not PARAM_REGEX.search(route.path)
+        }
+        """Paths that are patterns as they stand, with the answer for each method and for all others."""
+
+    def match(self, method: str, path: str) -> int | None:
+        """Index of the first rule that matches, or None. A WebSocket handshake is a `GET`."""
+        if not self._none:
+            return None
+        literal = self.literal.get(path)
+        if literal is not None:
+            by_method, other = literal
+            return by_method.get(method, other)
+        return self._search(method, path)
+
+    def _by_method(self, path: str) -> tuple[dict[str, int | None], int | None]:
+        """The answer for each method that any rule lists, and the one for all other methods."""
+        by_method = {}
+        for method in self._methods:
+            by_method[method] = self._search(method, path)
+        return by_method, self._search(_NO_METHOD, path)
+
+    def _search(self, method: str, path: str) -> int | None:
+        candidates: list[_Pattern] = []
+        self._index.collect(path.split("/", self._depth), 0, path, candidates)
+        if path.endswith("\n"):
+            # The `$` that ends Starlette's patterns also matches before a final newline.
+            line = path[:-1]
+            self._index.collect(line.split("/", self._depth), 0, line, candidates)
+        best = none = self._none
+        for pattern in reversed(candidates):  # catch-alls last: most often they need not be asked
+            index = pattern.by_method.get(method, pattern.other)
+            if index < best and pattern.matches(path):
+                best = index
+        return best if best < none else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """All rules of one pattern, whatever its parameters are called."""
+
+    segments: tuple[tuple[str, ...], ...]
+    """For each segment the text around its parameters: `("v1",)` is `v1`, `("", ".json")` is `{x}.json`."""
+    tail: tuple[str, str] | None
+    """Where a parameter may reach past a slash: the text before it in its segment, the text that ends the
+    pattern. It stands for one more segment and all that follow."""
+    matches: Callable[[str], object]
+    by_method: dict[str, int]
+    other: int
+
+
+_Pieces = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Node:
+    """Patterns that agree up to some segment, told apart by the text of the next one."""
+
+    ends: list[_Pattern] = field(default_factory=list)
+    literals: dict[str, "_Node"] = field(default_factory=dict)
+    has_parameters: bool = False
+    """Whether any of the following three is filled."""
+    anything: "_Node | None" = None
+    """Patterns whose next segment is one parameter and nothing else."""
+    mixed: dict[tuple[int, int], dict[_Pieces, "_Node"]] = field(default_factory=dict)
+    """Patterns with text around parameters in the next segment, by the lengths of that text."""
+    tails: dict[tuple[int, int], dict[_Pieces, list[_Pattern]]] = field(default_factory=dict)
+
+    def add(self, pattern: _Pattern) -> int:
+        """Files a pattern. Returns how many segments it looks at."""
+        node = self
+        for segment in pattern.segments:
+            node = node._child(segment)
+        if pattern.tail is None:
+            node.ends.append(pattern)
+            return len(pattern.segments)
+        before, after = pattern.tail
+        node.has_parameters = True
+        group = node.tails.setdefault((len(before), len(after)), {})
+        group.setdefault(pattern.tail, []).append(pattern)
+        return len(pattern.segments) + 1
+
+    def _child(self, segment: tuple[str, ...]) -> "_Node":
+        before, after = segment[0], segment[-1]
+        if len(segment) == 1:
+            return self.literals.setdefault(before, _Node())
+        self.has_parameters = True
+        if not before and not after:
+            self.anything = self.anything or _Node()
+            return self.anything
+        group = self.mixed.setdefault((len(before), len(after)), {})
+        return group.setdefault((before, after), _Node())
+
+    def collect(self, segments: list[str], at: int, path: str, found: list[_Pattern]) -> None:
+        """Adds every pattern that may match all of the path, and few others: `segments[at]` comes next."""
+        node = self
+        for position in range(at, len(segments)):
+            segment = segments[position]
+            if node.has_parameters:
+                node.collect_open(segment, path, found)
+                for child in node.parameter_children(segment):
+                    child.collect(segments, position + 1, path, found)
+            literal = node.literals.get(segment)
+            if literal is None:
+                return
+            node = literal
+        found += node.ends
+
+    def collect_open(self, segment: str, path: str, found: list[_Pattern]) -> None:
+        """Adds the patterns that may match from this segment to the end of the path."""
+        for (before, after), group in self.tails.items():
+            found += group.get((segment[:before], path[len(path) - after :]), ())
+
+    def parameter_children(self, segment: str) -> list["_Node"]:
+        """Where patterns go on whose parameters may stand for this segment."""
+        nodes = [] if self.anything is None else [self.anything]
+        for (before, after), group in self.mixed.items():
+            child = group.get((segment[:before], segment[len(segment) - after :]))
+            if child is not None:
+                nodes.append(child)
+        return nodes
+
+
+def _patterns(routes: Sequence[RouteSettings]) -> list[_Pattern]:
+    """One entry for each distinct pattern, in order of its first rule."""
+    rules: dict[tuple[str | None, ...], list[int]] = {}
+    for index, route in enumerate(routes):
+        if not route.path.startswith("/"):
+            raise ValueError(f"a route's path must start with a slash, not {route.path!r}")
+        parts = PARAM_REGEX.split(route.path)
+        del parts[1::3]  # the parameters' names
+        rules.setdefault(tuple(parts), []).append(index)
+    return [_pattern(routes, indexes) for indexes in rules.values()]
+
+
+def _pattern(routes: Sequence[RouteSettings], indexes: list[int]) -> _Pattern:
+    by_method: dict[str, int] = {}
+    other = len(routes)
+    for index in indexes:
+        methods = routes[index].methods
+        if methods is None:
+            other = index
+            break  # nothing gets past it
+        for method in methods | {"HEAD"} if "GET" in methods else methods:
+            by_method.setdefault(method, index)
+    path = routes[indexes[0]].path
+    segments, tail = _segments(path)
+    return _Pattern(segments, tail, compile_path(path)[0].match, by_method, other)
+
+
+def _segments(path: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, str] | None]:
+    """A pattern's `segments` and `tail`, as `_Pattern` holds them."""
+    segments: list[tuple[str, ...]] = []
+    pieces = [""]
+    texts = PARAM_REGEX.split(path)
+    for text, kind in zip(texts[0::3], [*texts[2::3], None], strict=True):
+        head, *rest = text.split("/")
+        pieces[-1] += head
+        for part in rest:
+            segments.append(tuple(pieces))
+            pieces = [part]
+        if kind is not None and CONVERTOR_TYPES[kind.lstrip(":")].regex not in _ONE_SEGMENT:
+            return tuple(segments), (pieces[0], texts[-1])
+        pieces.append("")
+    return (*segments, tuple(pieces[:-1])), None

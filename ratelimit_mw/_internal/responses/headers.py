@@ -1,0 +1,118 @@
+"""The headers that tell a caller how its limits stand."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+
+from ratelimit_mw._internal.lease.lease_record import LeaseRecord
+from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.policy.decision import Decision
+from ratelimit_mw._internal.runtime.leaf import digits
+from ratelimit_mw._internal.settings import ResponseSettings
+
+RawHeaders = list[tuple[bytes, bytes]]
+"""Headers as ASGI has them: lower-case names, values as bytes."""
+
+SHADOW = b"x-ratelimit-shadow"
+"""Sent where shadow mode lets a request through that would have been refused."""
+
+_OWN = (b"x-ratelimit-", b"ratelimit")
+_FIRST = (b"x", b"X", b"r", b"R")
+"""What names of that kind begin with: rules out nearly all others for little."""
+
+
+class HeaderWriter:
+    """Writes the headers of a decision as `[response]` says."""
+
+    __slots__ = ("_classic", "_ietf", "is_plain", "is_unix", "tells_moments")
+
+    def __init__(self, settings: ResponseSettings) -> None:
+        self._classic = "x-ratelimit" in settings.headers
+        self._ietf = "ietf" in settings.headers
+        self.is_plain = self._classic and not self._ietf
+        """Whether `X-RateLimit-*` are all that tells of windows."""
+        self.is_unix = settings.reset == "unix"
+        """Whether resets are Unix times."""
+        self.tells_moments = self.is_unix and not self._ietf
+        """Whether headers tell when something happens, which stays true, and not how long it takes."""
+
+    def __call__(self, decision: Decision) -> RawHeaders:
+        """The headers of any response to this request; none where nothing is known."""
+        headers: RawHeaders = []
+        nearest = decision.nearest() if self._classic else None
+        if nearest is not None:
+            window, status = nearest
+            left = window.quota - status.used
+            headers += self._x_ratelimit(digits(window.quota), left, decision.now, status.reset_after)
+        if self._ietf:
+            headers += _ietf_items(decision)
+        headers += self._spending(decision)
+        if decision.shadow and decision.refusal is not None:
+            headers.append((SHADOW, b"refused"))
+        return headers
+
+    def of_lease(self, lease: LeaseRecord) -> RawHeaders:
+        """The headers of the response to an admitted request."""
+        outcome, request = lease.outcome, lease.request
+        if not self.is_plain or outcome is None or request is None:
+            return self(lease.decision)
+        charge = request.charge
+        if charge.nears_budget(outcome):
+            return self(lease.decision)
+        window = charge.nearest_window(outcome)
+        if window is None:
+            return []
+        left = window.quota - outcome.used(window.place)
+        return self._x_ratelimit(window.quota_text, left, outcome.now, outcome.reset_after(window.place))
+
+    def reset(self, now: int, reset_after: int) -> int:
+        """A reset as the settings want it: a Unix time or seconds from now, rounded up."""
+        return _seconds(now + reset_after if self.is_unix else reset_after)
+
+    def _x_ratelimit(self, quota_text: bytes, left: int, now: int, reset_after: int) -> RawHeaders:
+        return [
+            (b"x-ratelimit-limit", quota_text),
+            (b"x-ratelimit-remaining", digits(max(0, left))),
+            (b"x-ratelimit-reset", digits(self.reset(now, reset_after))),
+        ]
+
+    def _spending(self, decision: Decision) -> RawHeaders:
+        """The budget with the smallest share left, of those that have reached their `warn_at`."""
+        warnings = list(decision.warnings())
+        if not warnings:
+            return []
+        nearest = min(warnings, key=lambda near: Fraction(near.left, near.allowance.amount))
+        amount, currency = nearest.allowance.amount, nearest.allowance.currency
+        return [
+            (b"x-spending-limit", format_amount(amount, currency).encode()),
+            (b"x-spending-remaining", format_amount(nearest.left, currency).encode()),
+            (b"x-spending-reset", b"%d" % self.reset(decision.now, nearest.period.ends - decision.now)),
+        ]
+
+
+def add_headers(present: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
+    """The app's headers and ours; of rate limits the app's alone, where it tells of them itself."""
+    headers = list(present)
+    for name, _ in headers:
+        if name[:1] in _FIRST and bytes(name).lower().startswith(_OWN):
+            ours = [(name, value) for name, value in ours if name == SHADOW or not name.startswith(_OWN)]
+            break
+    headers += ours
+    return headers
+
+
+def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
+    """`RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, an item a limit."""
+    windows = list(decision.windows())
+    if not windows:
+        return
+    policies = ", ".join(f'"{window.text}";q={window.quota};w={window.seconds}' for window, _ in windows)
+    limits = ", ".join(
+        f'"{window.text}";r={max(window.quota - status.used, 0)};t={_seconds(status.reset_after)}'
+        for window, status in windows
+    )
+    yield b"ratelimit-policy", policies.encode()
+    yield b"ratelimit", limits.encode()
+
+
+def _seconds(microseconds: int) -> int:
+    return -(-microseconds // 1_000_000)

@@ -1,0 +1,285 @@
+"""Refusals: the status, headers and body that tell a caller why, and when to come back."""
+
+import json
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from ratelimit_mw._internal.cache.refusals import CachedRefusal
+from ratelimit_mw._internal.lease.lease_record import LeaseRecord
+from ratelimit_mw._internal.model.charge import place_of
+from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, WindowStatus
+from ratelimit_mw._internal.policy.api_key_reader import IdentityError
+from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
+from ratelimit_mw._internal.responses.headers import HeaderWriter, RawHeaders
+from ratelimit_mw._internal.settings import ResponseSettings
+
+GIVE_UP_AFTER = 60
+"""Seconds of waiting beyond which clients are told not to retry by themselves."""
+MAX_BODIES = 1_000
+"""Bodies of refusals that are kept."""
+
+_PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types#"
+_MILLISECONDS = b"retry-after-ms"
+_PERIODS = {"daily": "Daily", "monthly": "Monthly"}
+
+
+class Response(NamedTuple):
+    """A whole answer, ready for any server interface."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+
+
+class RefusalWriter:
+    """Writes refusals as `[response]` says."""
+
+    def __init__(self, settings: ResponseSettings) -> None:
+        self._settings = settings
+        self._headers = HeaderWriter(settings)
+        self._bodies: dict[tuple[object, ...], bytes] = {}
+
+    def __call__(self, decision: Decision) -> Response:
+        """The answer to a refused request."""
+        refusal = decision.refusal
+        if refusal is None:
+            raise ValueError("the request was not refused")
+        status = {"capacity": self._settings.capacity_status, "unavailable": 503}.get(refusal.reason, 429)
+        headers = [*_waiting(refusal.retry_after), *self._headers(decision)]
+        figures = self._figures(decision, refusal)
+        body = None if figures is None else self._bodies.get(figures)
+        if body is None:
+            body = self._refusal_body(status, decision, refusal)
+            if figures is not None:
+                if len(self._bodies) >= MAX_BODIES:
+                    self._bodies.clear()
+                self._bodies[figures] = body
+        return self._response(status, headers, body)
+
+    def answer(self, lease: LeaseRecord) -> Response:
+        """The answer to a refused request; the one that was kept, where this refusal repeats another."""
+        refused = lease.repeats
+        if refused is None:
+            return self(lease.decision)
+        again = self.again(refused, refused.age(lease.repeated_at))
+        if again is None:
+            again = self(lease.decision)
+            self.keep(refused, again, lease.decision)
+        return again
+
+    def keep(self, refused: CachedRefusal, response: Response, decision: Decision) -> None:
+        """Keep the answer to a refusal, to give it again for as long as it says the same."""
+        wait = None if decision.refusal is None else decision.refusal.retry_after
+        if wait is None or not self._headers.tells_moments:
+            return
+        wait += decision.now - refused.outcome.now
+        seconds = _whole_seconds(wait - (decision.now - refused.outcome.now))
+        last = wait - (seconds - 1) * SECOND if seconds > 1 else wait
+        at = [name for name, _ in response.headers].index(_MILLISECONDS)
+        # A copy: middleware outside of ours may add to the headers that it is sent.
+        kept = response._replace(headers=response.headers.copy())
+        refused.answer = Kept(self, kept, at, wait, last)
+
+    def again(self, refused: CachedRefusal, age: int) -> Response | None:
+        """The answer that was kept, `age` microseconds after the refusal; None where it would say another."""
+        kept = refused.answer
+        if not isinstance(kept, Kept) or kept.writer is not self or age >= kept.last:
+            return None
+        status, headers, body = kept.response
+        headers = headers.copy()
+        headers[kept.at] = (_MILLISECONDS, b"%d" % max(-(-(kept.wait - age) // 1000), 1))
+        return Response(status, headers, body)
+
+    def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
+        error = _describe(decision, refusal, self._headers)
+        if refusal.retry_after is not None and refusal.reason not in ("capacity", "unavailable"):
+            error["details"]["retry_after"] = _whole_seconds(refusal.retry_after)
+        return self._body(status, error, _violated(decision))
+
+    def _figures(self, decision: Decision, refusal: Refusal) -> tuple[object, ...] | None:
+        """All that the body of a refusal by a rate tells; who goes on is told it again and again."""
+        standing, wait = refusal.standing, refusal.retry_after
+        if refusal.reason != "rate" or standing is None or standing.window is None or wait is None:
+            return None
+        window, status = standing.window
+        reset = self._headers.reset(decision.now, status.reset_after)
+        return (window, *_violated(decision), status.used, reset, decision.cost, _whole_seconds(wait))
+
+    def unidentified(self, error: IdentityError) -> Response:
+        """An answer to who doesn't say clearly who is calling."""
+        return self.error(error.status, "invalid_request_error", error.code, error.message)
+
+    def error(self, status: int, type_: str, code: str, message: str) -> Response:
+        """An answer that is not about limits: an API key that cannot be read, settings that don't load."""
+        error = {"type": type_, "code": code, "message": message, "details": {}}
+        return self._response(status, [], self._body(status, error, []))
+
+    def _body(self, status: int, error: dict[str, Any], violated: list[str]) -> bytes:
+        if self._settings.documentation_url:
+            error["documentation_url"] = self._settings.documentation_url
+        problem = self._settings.body == "problem"
+        return json.dumps(_problem(status, error, violated) if problem else {"error": error}).encode()
+
+    def _response(self, status: int, headers: RawHeaders, body: bytes) -> Response:
+        problem = self._settings.body == "problem"
+        content_type = b"application/problem+json" if problem else b"application/json"
+        return Response(
+            status,
+            [
+                (b"content-type", content_type),
+                (b"content-length", b"%d" % len(body)),
+                (b"cache-control", b"no-store"),
+                *headers,
+            ],
+            body,
+        )
+
+
+class Kept(NamedTuple):
+    """An answer of which only the milliseconds to wait change."""
+
+    writer: RefusalWriter
+    response: Response
+    at: int
+    """Where those are among the headers."""
+    wait: int
+    """Microseconds to wait from the moment that the refusal came."""
+    last: int
+    """Its age, in microseconds, from which on the whole seconds are others."""
+
+
+def _waiting(wait: int | None) -> RawHeaders:
+    """When to come back, for every client: seconds for HTTP, milliseconds for SDKs, and whether at all."""
+    if wait is None:
+        return [(b"x-should-retry", b"false")]
+    seconds = _whole_seconds(wait)
+    headers = [(b"retry-after", b"%d" % seconds), (_MILLISECONDS, b"%d" % max(-(-wait // 1000), 1))]
+    if seconds > GIVE_UP_AFTER:
+        headers.append((b"x-should-retry", b"false"))
+    return headers
+
+
+def _violated(decision: Decision) -> list[str]:
+    """Every rate of the caller's that refused, also those that are not the one named."""
+    return [
+        counter.limit.text
+        for counter, status in decision.standings
+        if isinstance(counter.limit, Window) and counter.owner != "everyone" and status.refuses
+    ]
+
+
+def _whole_seconds(wait: int) -> int:
+    return max(-(-wait // 1_000_000), 1)
+
+
+def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> dict[str, Any]:
+    """Type, code, message and details of the error, in that order."""
+    standing = refusal.standing
+    if refusal.reason == "unavailable" or standing is None:
+        message = "Rate limits cannot be checked at the moment. Please try again."
+        return _error("rate_limit_unavailable", "RATE_LIMIT_UNAVAILABLE", message, {})
+    if refusal.reason == "cost":
+        return _too_large(decision, standing)
+    if refusal.reason == "capacity":
+        message = "The service is at capacity. Please try again later."
+        details = {"retry_after": _whole_seconds(refusal.retry_after or 0)}
+        return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
+    if standing.window is not None:
+        return _rate(decision, *standing.window, headers)
+    if standing.slots is not None:
+        return _concurrency(*standing.slots)
+    if standing.budget is not None:
+        period_ends = place_of(standing.counter, decision.now).ends
+        return _spending(decision, *standing.budget, period_ends, headers)
+    raise TypeError(f"{standing} is a limit of no known kind")
+
+
+def _rate(decision: Decision, window: Window, status: WindowStatus, headers: HeaderWriter) -> dict[str, Any]:
+    used = status.used
+    details: dict[str, Any] = {
+        "policy": window.text,
+        "limit": window.quota,
+        "remaining": max(window.quota - used, 0),
+        "window": window.seconds,
+        "reset": headers.reset(decision.now, status.reset_after),
+    }
+    message = f"Rate limit exceeded. {used}/{window.quota} requests used in {window.phrase}"
+    if decision.cost > 1:
+        details["cost"] = decision.cost
+        message += f"; this request needs {decision.cost}"
+    return _error("rate_limit_error", "RATE_LIMIT_EXCEEDED", f"{message}.", details)
+
+
+def _concurrency(slots: Slots, status: SlotStatus) -> dict[str, Any]:
+    active = status.active
+    units = slots.unit if slots.limit == 1 else f"{slots.unit}s"
+    message = f"Concurrent {slots.unit} limit exceeded. {active}/{slots.limit} {units} running."
+    details = {"limit": slots.limit, "active": active}
+    return _error("rate_limit_error", "CONCURRENT_LIMIT_EXCEEDED", message, details)
+
+
+def _spending(
+    decision: Decision, allowance: Allowance, status: BudgetStatus, period_ends: int, headers: HeaderWriter
+) -> dict[str, Any]:
+    spent, held, currency = status.spent, status.held, allowance.currency
+    unit = "tokens" if currency == "token" else currency
+    limit_text, spent_text, held_text, price_text = (
+        format_amount(amount, currency) for amount in (allowance.amount, spent, held, decision.price)
+    )
+    details: dict[str, Any] = {
+        "period": allowance.period,
+        "limit": limit_text,
+        "spent": spent_text,
+        "held": held_text,
+        "currency": currency,
+        "reset": headers.reset(decision.now, period_ends - decision.now),
+    }
+    message = f"{_PERIODS[allowance.period]} spending limit exceeded. {spent_text}/{limit_text} {unit} spent"
+    if held:
+        message += f", {held_text} held"
+    if status.taken < allowance.amount:
+        details["price"] = price_text
+        message += f"; this request needs {price_text}"
+    return _error("rate_limit_error", "SPENDING_LIMIT_EXCEEDED", f"{message}.", details)
+
+
+def _too_large(decision: Decision, standing: LimitStatus) -> dict[str, Any]:
+    """A request that no waiting helps. What everyone shares is not told."""
+    limit, details = standing.counter.limit, dict[str, Any]()
+    if isinstance(limit, Allowance):
+        price = format_amount(decision.price, limit.currency)
+        amount = format_amount(limit.amount, limit.currency)
+        details = {"period": limit.period, "limit": amount, "currency": limit.currency, "price": price}
+        message = f"This request needs {price} {limit.currency}; the {limit.period} limit is {amount}."
+    elif isinstance(limit, Window) and standing.counter.owner != "everyone":
+        details = {"policy": limit.text, "limit": limit.quota, "window": limit.seconds, "cost": decision.cost}
+        message = f"This request needs {decision.cost} units; the limit is {limit.quota} in {limit.phrase}."
+    else:
+        details = {"cost": decision.cost}
+        message = f"This request needs {decision.cost} units, more than are ever granted at once."
+    return _error("rate_limit_error", "COST_EXCEEDS_LIMIT", message, details)
+
+
+def _error(type_: str, code: str, message: str, details: dict[str, Any]) -> dict[str, Any]:
+    return {"type": type_, "code": code, "message": message, "details": details}
+
+
+def _problem(status: int, error: dict[str, Any], violated: list[str]) -> dict[str, Any]:
+    """The same as a problem (RFC 9457), with the types of the RateLimit header fields' draft."""
+    problem: dict[str, Any] = {"status": status, "detail": error["message"], "code": error["code"]}
+    if error["type"] == "rate_limit_error":
+        problem["type"] = f"{_PROBLEM_TYPES}quota-exceeded"
+        problem["title"] = "Request cannot be satisfied as assigned quota has been exceeded"
+        problem["violated-policies"] = violated
+    elif error["type"] in ("capacity_error", "rate_limit_unavailable"):
+        problem["type"] = f"{_PROBLEM_TYPES}temporary-reduced-capacity"
+        problem["title"] = "Request cannot be satisfied due to temporary server capacity constraints"
+    else:
+        problem["type"] = "about:blank"
+        problem["title"] = HTTPStatus(status).phrase
+    problem["details"] = error["details"]
+    if "documentation_url" in error:
+        problem["documentation_url"] = error["documentation_url"]
+    return problem

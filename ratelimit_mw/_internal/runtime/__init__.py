@@ -1,0 +1,1 @@
+"""Tools that know nothing of rate limiting: forks, threads, event loops, compiled leaves."""

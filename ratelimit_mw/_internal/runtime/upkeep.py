@@ -1,0 +1,101 @@
+"""Jobs beside the requests, run again and again in each event loop that serves some."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
+
+logger = logging.getLogger("ratelimit_mw")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to do every so many seconds."""
+
+    name: str
+    seconds: float
+    run: Callable[[], Awaitable[object]]
+    close: Callable[[], Awaitable[object]] | None = None
+    """Called in the end."""
+    waits: bool = False
+    """Whether it is first done after so many seconds, so that nobody waits for it."""
+
+
+class Upkeep:
+    """Runs each job again and again, from the start on, until it is stopped or its event loop ends."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+        self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the jobs to the parent process; each event loop of this one starts its own."""
+        leave_to_parent(*self._running.values())
+        self._running.clear()
+
+    def start(self) -> None:
+        """Start in the running event loop, unless that was done before."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._running:
+            for closed in [each for each in list(self._running) if each.is_closed()]:
+                self._running.pop(closed, None)
+            self._running[loop] = _Running(self._jobs)
+
+    async def first_run(self, timeout: float) -> None:
+        """Wait until each job has run once in this event loop, for at most so many seconds."""
+        running = self._running.get(asyncio.get_running_loop())
+        if running is not None and running.firsts:
+            await asyncio.wait(running.firsts, timeout=timeout)
+
+    async def stop(self) -> None:
+        """Stop in the running event loop."""
+        running = self._running.pop(asyncio.get_running_loop(), None)
+        if running is not None:
+            running.cancel()
+            await asyncio.gather(*running.tasks, return_exceptions=True)
+
+
+class _Running:
+    """The jobs in one event loop."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        loop = asyncio.get_running_loop()
+        self.firsts: list[asyncio.Future[None]] = [loop.create_future() for _ in jobs]
+        """Each is done when its job has run once."""
+        self.tasks = [
+            loop.create_task(_repeat(job, first), name=f"ratelimit_mw {job.name}")
+            for job, first in zip(jobs, self.firsts, strict=True)
+        ]
+
+    def cancel(self) -> None:
+        for future in (*self.tasks, *self.firsts):
+            future.cancel()
+
+
+async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
+    task = asyncio.current_task()
+    failure = ""
+    try:
+        if job.waits:
+            first.set_result(None)
+            await asyncio.sleep(job.seconds)
+        # redis-py loses a cancellation that meets it at the wrong moment, so that it is asked for here.
+        while task is not None and not task.cancelling():
+            try:
+                await job.run()
+            except Exception as error:
+                if failure != repr(error):  # said once, not as often as the job is done
+                    logger.exception("%s failed", job.name)
+                failure = repr(error)
+            else:
+                failure = ""
+            if not first.done():
+                first.set_result(None)
+            if not task.cancelling():
+                await asyncio.sleep(job.seconds)
+    finally:
+        if job.close is not None:
+            await job.close()

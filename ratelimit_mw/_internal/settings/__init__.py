@@ -1,0 +1,32 @@
+"""The settings: what the file and the environment say, checked as a whole."""
+
+from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem
+from ratelimit_mw._internal.settings.loader import Settings
+from ratelimit_mw._internal.settings.tables import (
+    ApplicationSettings,
+    BackendSettings,
+    IdentitySettings,
+    KeySettings,
+    OperationsSettings,
+    PlanSettings,
+    ResponseSettings,
+    RouteSettings,
+    SpendingSettings,
+)
+from ratelimit_mw._internal.settings.url import SecretURL
+
+__all__ = [
+    "ApplicationSettings",
+    "BackendSettings",
+    "IdentitySettings",
+    "KeySettings",
+    "OperationsSettings",
+    "PlanSettings",
+    "ResponseSettings",
+    "RouteSettings",
+    "SecretURL",
+    "Settings",
+    "SettingsError",
+    "SettingsProblem",
+    "SpendingSettings",
+]

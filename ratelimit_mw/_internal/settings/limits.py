@@ -1,0 +1,154 @@
+"""The limits in the settings: rates, slots and amounts, as the file writes them and as values."""
+
+import re
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Annotated, Self
+
+import limits as notation
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
+
+from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Slots, Window
+from ratelimit_mw._internal.model.money import parse_amount, plain_text
+from ratelimit_mw._internal.settings.errors import fault, faults, kind_of, nearest_name, shown
+from ratelimit_mw._internal.settings.values import Items, Label, Table
+
+MAX_QUOTA = 10**9
+"""The largest quota and cost: what the backends count exactly, with room to spare."""
+MAX_RATES = 32
+"""The most rates of one list: a request may meet five lists, and the script takes 255 limits."""
+MAX_SLOTS = 10**6
+"""The most slots that one limit may have."""
+MAX_SECONDS = 10 * UNIT_SECONDS["year"]
+"""The longest window, lease and hold."""
+
+MAX_RATE = 100
+"""Characters of the longest rate: the pattern of the `limits` package takes its square in steps."""
+
+_LEASE = 30.0
+_RATE = 'one rate, such as "60/minute", "1000 per hour" or "5/2 seconds"'
+_RATE_PARTS = re.compile(r"\s*[0-9]+\s*(?:/|per)\s*([0-9]*)\s*([a-z]+)\s*", re.IGNORECASE)
+
+
+def parse_rate(rate: object) -> Window:
+    """Return the window that one rate in the notation of the `limits` package stands for."""
+    if isinstance(rate, Window):
+        return _window(rate.text, rate)
+    if not isinstance(rate, str):
+        raise fault(f"is {kind_of(rate)}", _RATE)
+    if len(rate) > MAX_RATE:
+        raise fault(f"{shown(rate)} is too long for a rate", f"at most {MAX_RATE} characters")
+    try:
+        parsed = notation.parse_many(rate) if rate.isascii() else []
+    except ValueError:  # no such notation, or too many digits to read
+        parsed = []
+    if not parsed:
+        raise fault(f"{shown(rate)} is not a rate", _RATE, _rate_nearest(rate))
+    if len(parsed) > 1:
+        raise fault(f"{shown(rate)} is several rates", "one rate per string")
+    item, parts = parsed[0], _RATE_PARTS.fullmatch(rate)
+    # limits reads "5/0 seconds" as "5/second".
+    multiple = int(parts[1]) if parts and parts[1] else item.multiples
+    return _window(rate, Window(item.amount, multiple, item.GRANULARITY.name))
+
+
+def _window(rate: str, window: Window) -> Window:
+    if type(window.quota) is not int or type(window.multiple) is not int:
+        raise fault(f"{shown(rate)} is not in whole numbers", _RATE)
+    if window.quota < 1 or window.multiple < 1:
+        raise fault(f"{shown(rate)} never admits anything", "a count and a multiple of at least 1")
+    if window.quota > MAX_QUOTA:
+        raise fault(f"{shown(rate)} is too large", f"a count of at most {MAX_QUOTA}")
+    if window.seconds > MAX_SECONDS:
+        raise fault(f"{shown(rate)} is too long", "a window of at most 10 years")
+    return window
+
+
+def _rate_text(window: Window) -> str:
+    return window.text
+
+
+def _rate_nearest(rate: str) -> str:
+    parts = _RATE_PARTS.fullmatch(rate)
+    unit = nearest_name(parts[2].removesuffix("s"), UNIT_SECONDS) if parts else ""
+    return rate[: parts.start(2)].lstrip() + unit if parts and unit else ""
+
+
+def _one_per_length(windows: tuple[Window, ...]) -> tuple[Window, ...]:
+    if len(windows) > MAX_RATES:
+        raise fault(f"has {len(windows)} rates", f"at most {MAX_RATES}")
+    first: dict[int, int] = {}
+    for index, window in enumerate(windows):
+        first.setdefault(window.length, index)
+    again = [index for index, window in enumerate(windows) if first[window.length] != index]
+    if again:
+        text = "has the same window length as another rate of the list"
+        expected = "one rate for each length"
+        raise faults(((index,), fault(f"'{windows[index].text}' {text}", expected)) for index in again)
+    return windows
+
+
+class SlotsTable(Table):
+    """`concurrent` as a table; a bare number is its `limit`."""
+
+    limit: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
+    """How many requests or jobs may run at once."""
+    unit: Label = "request"
+    """What takes a slot, as the refusal's message calls it. Default: "request"."""
+    lease: Annotated[float, Field(ge=1, le=MAX_SECONDS, allow_inf_nan=False)] | None = None
+    """Seconds after which a dead holder's slot is free again. Default: 30, or `max_hold` if shorter."""
+    max_hold: Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)] | None = None
+    """Seconds after which a slot is freed though its work goes on. Default: none."""
+
+    @model_validator(mode="after")
+    def _hold_outlasts_lease(self) -> Self:
+        if self.lease and self.max_hold and self.max_hold < self.lease:
+            found = fault(f"{self.max_hold:g} is shorter than the lease", f"at least {self.lease:g}")
+            raise faults([(("max_hold",), found)])
+        return self
+
+    def slots(self) -> Slots:
+        """Return the limit that this table describes."""
+        lease = self.lease or min(_LEASE, self.max_hold or _LEASE)
+        return Slots(self.limit, self.unit, lease, self.max_hold)
+
+
+def parse_slots(concurrent: object) -> Slots:
+    """Return the limit that `concurrent` stands for: a whole number, or a table with at least a `limit`."""
+    if isinstance(concurrent, Slots):
+        concurrent = asdict(concurrent)
+    if isinstance(concurrent, dict):
+        return SlotsTable.model_validate(concurrent).slots()
+    if isinstance(concurrent, bool) or not isinstance(concurrent, int):
+        raise fault(
+            f"is {kind_of(concurrent)}", "a whole number, or a table such as { limit = 5, lease = 30 }"
+        )
+    if not 1 <= concurrent <= MAX_SLOTS:
+        raise fault(f"{shown(concurrent)} is out of range", f"a whole number from 1 to {MAX_SLOTS}")
+    return Slots(concurrent)
+
+
+def parse_amount_of(amount: object, currency: str) -> int:
+    """Return an amount in units of `currency`."""
+    return parse_amount(money_text(amount, currency), currency)
+
+
+def money_text(amount: object, currency: str) -> str:
+    """Return an amount as decimal text: as it was written, where that is plain digits."""
+    if not isinstance(amount, str | Decimal):
+        raise fault(f"is {kind_of(amount)}", 'a decimal string, such as "25.00"')
+    try:
+        return plain_text(amount, currency)
+    except ValueError as error:
+        raise fault(f"{shown(str(amount))} is no amount: {error}") from None
+
+
+def parse_price(price: object) -> Decimal:
+    """Return a price exactly as it is written; which currency it is in is its plan's business."""
+    return Decimal(money_text(price, ""))
+
+
+Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str)]
+Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
+Concurrent = Annotated[Slots, PlainValidator(parse_slots), PlainSerializer(asdict, dict)]
+Price = Annotated[Decimal, PlainValidator(parse_price)]

@@ -1,0 +1,246 @@
+"""Types of single values in the settings: each takes what the file says, or says what is wrong with it."""
+
+import re
+from functools import cache, lru_cache
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PlainValidator,
+    Strict,
+    ValidationError,
+    model_validator,
+)
+from starlette.convertors import CONVERTOR_TYPES
+from starlette.routing import PARAM_REGEX, compile_path
+
+from ratelimit_mw._internal.model.money import TOKEN
+from ratelimit_mw._internal.settings.errors import (
+    fault,
+    faults,
+    in_our_words,
+    kind_of,
+    nearest_name,
+    one_of,
+    shown,
+)
+
+MAX_NAME = 64
+"""The longest name of a plan, a unit, a namespace or a time zone."""
+
+MAX_PATH = 2_000
+"""Characters of the longest path of a route."""
+
+_T = TypeVar("_T")
+_S = TypeVar("_S", bound=str)
+_HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_HASH = re.compile(r"(hmac-)?sha256:[0-9a-f]{64}")
+_NO_ZONE = re.compile(r"localtime$|posixrules$|posix/|right/")
+"""Files beside the zones: the machine's own zone, and copies that count leap seconds otherwise."""
+_CURRENCY = re.compile(r"[A-Z]{3,12}")
+
+
+class Table(BaseModel):
+    """A table of the settings file: immutable, no names but its own, no conversion between types."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def names_in_file(cls) -> tuple[str, ...]:
+        """Return every name that the table may have."""
+        return tuple(cls.model_fields)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise in_our_words(error, cls.names_in_file()) from None
+
+
+def _label(text: str) -> str:
+    if not text.strip() or len(text) > MAX_NAME or not (text.isascii() and text.isprintable()):
+        raise fault(f"{shown(text)} is no label", f"1 to {MAX_NAME} printable ASCII characters")
+    return text
+
+
+def _plan_name(name: str) -> str:
+    if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+        raise fault("no name for a plan", f"1 to {MAX_NAME} printable characters")
+    return name
+
+
+def _account(account: str) -> str:
+    if not account.strip() or len(account) > 4 * MAX_NAME or not account.isprintable():
+        raise fault(f"{shown(account)} is no account", f"1 to {4 * MAX_NAME} printable characters")
+    return account
+
+
+def _namespace(namespace: str) -> str:
+    wrong = re.search(r"[^!-~]|[{}]", namespace)
+    if not namespace or wrong or len(namespace) > MAX_NAME:
+        raise fault(
+            f"{shown(namespace)} is no namespace",
+            f"1 to {MAX_NAME} printable ASCII characters without blanks and braces",
+        )
+    return namespace
+
+
+def _header_token(name: str) -> str:
+    if not _HEADER_TOKEN.fullmatch(name) or len(name) > 4 * MAX_NAME:
+        raise fault(f"{shown(name)} is no HTTP token", 'letters, digits and "-", as in "X-API-Key" or "GET"')
+    return name
+
+
+def _hash(text: str) -> str:
+    if not _HASH.fullmatch(text.lower()):  # not shown: it may be a key in the clear
+        raise fault(
+            "is no hash",
+            "what `ratelimit-mw keys hash` prints: 'sha256:' or 'hmac-sha256:' and 64 hex digits",
+        )
+    return text.lower()
+
+
+def _currency(code: str) -> str:
+    if code == TOKEN or _CURRENCY.fullmatch(code):
+        return code
+    nearest = nearest_name(code, [TOKEN]) or (code.upper() if _CURRENCY.fullmatch(code.upper()) else "")
+    raise fault(f"{shown(code)} is no currency", 'a code in capitals, such as "USD", or "token"', nearest)
+
+
+def _timezone(name: str) -> str:
+    try:
+        if len(name) <= MAX_NAME and not _NO_ZONE.match(name):
+            return ZoneInfo(name).key
+    except (KeyError, ValueError, OSError):
+        pass  # said below, as of the others
+    nearest = _nearest_zone(name[:MAX_NAME])
+    raise fault(f"{shown(name)} is no time zone", 'an IANA name, such as "Europe/Berlin"', nearest)
+
+
+@lru_cache
+def _nearest_zone(name: str) -> str:
+    """Find the zone that a name most likely stands for: a look at all files of the system's zones."""
+    zones = [zone for zone in _zones() if not _NO_ZONE.match(zone)]
+    area = any(zone.startswith(f"{name}/") for zone in zones)
+    return "" if area else nearest_name(name, zones)
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def _network(text: object) -> IPv4Network | IPv6Network | Literal["unix"]:
+    if isinstance(text, IPv4Network | IPv6Network) or text == "unix":
+        return text
+    expected = 'a network or address, such as "10.0.0.0/8", or "unix"'
+    if not isinstance(text, str):
+        raise fault(f"is {kind_of(text)}", expected)
+    try:
+        return ip_network(text)
+    except ValueError:
+        nearest = _network_around(text)
+    what = "has bits set beyond its prefix" if "/" in nearest else "is no network"
+    raise fault(f"{shown(text)} {what}", expected, nearest)
+
+
+def _network_around(text: str) -> str:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        return nearest_name(text, ["unix"])
+
+
+def _off_if_empty(value: object) -> object:
+    return None if value == "" else value
+
+
+def _file(path: str) -> str:
+    if "\0" in path or not Path(path).is_file():
+        raise fault(f"there is no file {shown(path)}")
+    return path
+
+
+def _some_header(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise fault("is empty", "at least one header name")
+    return no_repeats(names)
+
+
+def _some_method(names: frozenset[str]) -> frozenset[str]:
+    if not names:
+        raise fault("is empty", "at least one method; leave it out for all")
+    return names
+
+
+def _path(path: str) -> str:
+    if not path.startswith("/") or not path.isprintable() or re.search(r"[?#{} ]", path):
+        raise fault(f"{shown(path)} is no path", 'a path such as "/rate-limit", without query and parameters')
+    return path.rstrip("/") or "/"
+
+
+def _route_path(path: str) -> str:
+    if not path.startswith("/"):
+        raise fault(f"{shown(path)} is no path", 'a path that begins with "/"')
+    if len(path) > MAX_PATH:
+        raise fault(f"{shown(path)} is too long", f"a path of at most {MAX_PATH} characters")
+    for name, convertor in PARAM_REGEX.findall(path):
+        if convertor and convertor[1:] not in CONVERTOR_TYPES:
+            nearest = nearest_name(convertor[1:], CONVERTOR_TYPES)
+            raise fault(f"unknown convertor in '{{{name}{convertor}}}'", one_of(CONVERTOR_TYPES), nearest)
+    try:
+        compile_path(path)
+    except ValueError:
+        raise fault(f"{shown(path)} has a parameter twice", "a name of its own for each parameter") from None
+    return path
+
+
+def _web_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^!-~]", url):
+        raise fault("is no web address", 'a URL such as "https://example.com/docs/rate-limits"')
+    return url
+
+
+def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
+    """Return `names`, if no two are the same but for case."""
+    folded = [name.casefold() for name in names]
+    first = {name: index for index, name in reversed([*enumerate(folded)])}
+    repeated = [index for index, name in enumerate(folded) if first[name] != index]
+    if repeated:
+        raise faults(((index,), fault(f"{shown(names[index])} is there twice")) for index in repeated)
+    return names
+
+
+Items = Annotated[tuple[_T, ...], Strict(False)]
+"""A list in the file, a tuple here."""
+Label = Annotated[str, AfterValidator(_label)]
+PlanName = Annotated[str, AfterValidator(_plan_name)]
+Account = Annotated[str, AfterValidator(_account)]
+Namespace = Annotated[str, AfterValidator(_namespace)]
+HeaderToken = Annotated[str, AfterValidator(_header_token)]
+KeyHash = Annotated[str, AfterValidator(_hash)]
+Currency = Annotated[str, AfterValidator(_currency)]
+TimeZone = Annotated[str, AfterValidator(_timezone)]
+Network = Annotated[IPv4Network | IPv6Network | Literal["unix"], PlainValidator(_network)]
+RoutePath = Annotated[str, AfterValidator(_route_path)]
+HeaderNames = Annotated[Items[HeaderToken], AfterValidator(_some_header)]
+Method = Annotated[HeaderToken, AfterValidator(str.upper)]
+Methods = Annotated[frozenset[Method], Strict(False), AfterValidator(_some_method)]
+_Off = BeforeValidator(_off_if_empty)
+OptionalFile = Annotated[Annotated[str, AfterValidator(_file)] | None, _Off]
+OptionalPath = Annotated[Annotated[str, AfterValidator(_path)] | None, _Off]
+OptionalURL = Annotated[Annotated[str, AfterValidator(_web_url)] | None, _Off]

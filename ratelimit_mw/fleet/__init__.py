@@ -1,6 +1,0 @@
-"""The figures of the whole fleet, as its workers report them: for the dashboard and `ratelimit-mw top`."""
-
-from ratelimit_mw.fleet.snapshot import CallerDetail, Snapshot
-from ratelimit_mw.fleet.view import FleetView
-
-__all__ = ["CallerDetail", "FleetView", "Snapshot"]

@@ -1,0 +1,1 @@
+"""Tests of what may break: servers, networks, clocks, processes."""

@@ -1,0 +1,222 @@
+"""More requests than are asked about in time: this process's own backlog is not the server's silence."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from ratelimit_mw import Limiter
+from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
+from ratelimit_mw._internal.backends.redis.backend import RedisBackend
+from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, Outcome
+from tests.conftest import StartServer
+from tests.support.asgi import settings_of
+from tests.support.conformance import Waits, daily, eventually, new_id, slots, window
+from tests.support.proxy import Proxy
+from tests.support.servers import StoreServer
+from tests.support.slots import until_async
+from tests.support.statuses import peeked
+from tests.support.topologies import Cluster
+
+TIMEOUT = 0.3
+"""Longer than a server of a busy machine is silent, shorter than all of a burst takes."""
+SLACK = 0.15
+"""Seconds that the end of a wait may come later than the time-out."""
+
+
+@asynccontextmanager
+async def opened(url: str, timeout: float = TIMEOUT) -> AsyncIterator[RedisBackend | ClusterBackend]:
+    """A connected backend."""
+    backend = (ClusterBackend if "cluster" in url else RedisBackend)(url, timeout=timeout)
+    try:
+        await backend.open()
+        await eventually(lambda: is_served(backend))
+        yield backend
+    finally:
+        await backend.close()
+
+
+async def is_served(backend: RedisBackend | ClusterBackend) -> bool:
+    """Whether the backend decides about a charge."""
+    try:
+        return (await backend.acquire(Charge([window(9_999, of="first")]), new_id())).admitted
+    except BackendError:
+        return False
+
+
+def away(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the log says about outages."""
+    return [record.message for record in caplog.records if "backend is" in record.message]
+
+
+def plain(_number: int) -> list[Counter]:
+    """The limits of one busy caller, without a budget."""
+    return [window(999_999), slots(99_999)]
+
+
+def of_many(number: int) -> list[Counter]:
+    """Limits of one of many callers."""
+    return [window(999_999, of=f"caller {number}"), slots(99_999, of=f"caller {number}")]
+
+
+def with_money(number: int) -> list[Counter]:
+    """Limits of one of many callers, with a budget."""
+    return [*of_many(number), daily(999_999_999, of=f"caller {number}")]
+
+
+@pytest.mark.parametrize(
+    ("number", "limits"),
+    [(5_000, plain), (5_000, of_many), (2_000, with_money)],
+    ids=["one", "many", "money"],
+)
+async def test_a_burst_is_no_outage(
+    server: StoreServer, number: int, limits: Callable[[int], list[Counter]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of thousands at once each is decided by the server, or fails alone; and what is counted was told."""
+    charges = [Charge(limits(each)) for each in range(number)]
+    async with opened(server.url) as backend:
+        caplog.clear()
+        for _ in range(2):
+            results = await asyncio.gather(
+                *[backend.acquire(charge, new_id(), 1) for charge in charges], return_exceptions=True
+            )
+            assert {type(each) for each in results} <= {Outcome, BackendError}
+            assert any(isinstance(each, Outcome) for each in results)
+            await eventually(lambda: is_served(backend))
+        assert away(caplog) == []
+        assert backend.error is None
+
+
+async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Where each answer takes long, the first are served; the others fail in time and leave nothing."""
+    async with Proxy(server.port) as proxy, opened(proxy.url, 1.0) as backend:
+        caplog.clear()
+        proxy.delay = 0.4
+        charge, waits = Charge([window(9_999, of=name) for name in ("a", "b")] + [slots(9_999)]), Waits()
+
+        async def ask() -> bool:
+            async with waits.one():
+                try:
+                    return (await backend.acquire(charge, new_id())).admitted
+                except BackendError:
+                    return False
+
+        async with waits.measured():
+            admitted = sum(await asyncio.gather(*[ask() for _ in range(1_500)]))
+        assert 0 < admitted < 1_500
+        assert waits.longest < 1.0 + SLACK + waits.late
+        assert away(caplog) == []
+        assert sum("fail alone" in record.message for record in caplog.records) == 1
+        proxy.delay = 0
+
+        async def is_balanced() -> bool:
+            try:
+                return (await peeked(backend, charge)).counted == [admitted] * 3
+            except BackendError:
+                return False
+
+        await eventually(is_balanced)
+
+
+async def test_a_silent_server_is_away_whatever_waits(
+    kind: str, start_server: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A backlog hides no outage: once what was sent has no answer for the time-out, all have failed."""
+    server = start_server(kind)
+    async with opened(server.url, 0.5) as backend:
+        server.stop_signal()
+        start = time.monotonic()
+        results = await asyncio.gather(
+            *[backend.acquire(Charge(plain(0)), new_id()) for _ in range(2_000)], return_exceptions=True
+        )
+        assert {type(each) for each in results} == {BackendError}
+        assert time.monotonic() - start < 5
+        await until_async(lambda: backend.error is not None)
+        assert away(caplog) == ["backend is away: no answer within 0.5 s"]
+        server.continue_signal()
+        await eventually(lambda: is_served(backend))
+
+
+async def test_a_request_without_an_answer_follows_its_own_failure_mode(server: StoreServer) -> None:
+    """Each of those that waited too long is decided as its settings say, while others are served."""
+    async with Proxy(server.port) as proxy:
+        settings = settings_of(
+            f"""
+            [backend]
+            url = "{proxy.url}"
+            timeout = 1.0
+            on_failure = "deny"
+            [plans.default]
+            requests = ["100000/minute"]
+            """
+        )
+        async with Limiter(settings) as limiter:
+
+            async def is_shared() -> bool:
+                return (await limiter.acquire(api_key="a")).decision.policy == "shared"
+
+            await eventually(is_shared)
+            proxy.delay = 0.4
+            leases = await asyncio.gather(*[limiter.acquire(api_key="a") for _ in range(1_500)])
+            assert {(each.allowed, each.decision.policy) for each in leases} == {
+                (True, "shared"),
+                (False, "deny"),
+            }
+            assert limiter.stats().backend_up
+
+
+async def test_renewals_stand_before_no_request(
+    server: StoreServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Thousands of renewals at once delay nobody, and all of them are made."""
+    async with opened(server.url, 1.0) as backend:
+        caplog.clear()
+        charge = Charge([slots(99_999)])
+        holds = []
+        for _ in range(30):
+            holds += await asyncio.gather(*[backend.acquire(charge, new_id()) for _ in range(100)])
+        renewals = asyncio.gather(*[backend.renew_all([(each.hold, 60)]) for each in holds])
+        await asyncio.sleep(0)
+        first = asyncio.ensure_future(backend.acquire(Charge([window(9, of="other")]), new_id()))
+        assert (await first).admitted
+        assert not renewals.done()
+        assert await renewals == [[True]] * len(holds)
+        assert away(caplog) == []
+
+
+async def test_renewals_are_not_starved(server: StoreServer) -> None:
+    """However many requests come, a renewal goes along with them."""
+    async with opened(server.url, 5.0) as backend:
+        hold = (await backend.acquire(Charge([slots(9)]), new_id())).hold
+        is_over = False
+
+        async def ask(number: int) -> None:
+            charge = Charge([window(9_999_999, of=f"caller {number}")])
+            while not is_over:
+                await backend.acquire(charge, new_id())
+
+        busy = [asyncio.create_task(ask(number)) for number in range(400)]
+        await asyncio.sleep(0.1)
+        for _ in range(5):
+            async with asyncio.timeout(20):
+                assert await backend.renew(hold, 60)
+        is_over = True
+        await asyncio.gather(*busy)
+
+
+async def test_a_burst_on_a_cluster_is_no_outage(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    """The same where requests are spread over nodes."""
+    async with opened(cluster.url) as backend:
+        caplog.clear()
+        calls: list[Awaitable[Outcome]] = [
+            backend.acquire(Charge(of_many(number % 300)), new_id()) for number in range(3_000)
+        ]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(each) for each in results} <= {Outcome, BackendError}
+        assert any(isinstance(each, Outcome) for each in results)
+        await asyncio.sleep(2 * TIMEOUT)
+        assert away(caplog) == []
+        assert caplog.records == [] or caplog.records[0].levelno == logging.WARNING

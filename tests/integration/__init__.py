@@ -1,0 +1,1 @@
+"""Tests of all parts together: real servers, processes and clients."""

@@ -1,0 +1,222 @@
+"""examples/deploy/users.acl: users of Redis and Valkey with every right that is needed, and no other."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import redis
+import yaml
+
+from ratelimit_mw import Limiter, Settings
+from ratelimit_mw._internal.cli.commands import run
+from ratelimit_mw._internal.fleet import FleetView
+from ratelimit_mw._internal.limiter.inspect_caller import forget, overview
+from tests.conftest import StartServer
+from tests.integration.test_deploy import DEPLOY
+from tests.support.processes import HOST
+from tests.support.servers import StoreServer
+from tests.support.statuses import counted
+
+USERS = DEPLOY / "users.acl"
+COMPOSE = DEPLOY.parents[1] / "docker-compose.yml"
+SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "backends" / "lua"
+HEALTH_CHECKS = {"ping"}
+"""What the limiter doesn't need, and whoever looks after the server does."""
+OTHER_DATABASES = {"select"}
+REGISTRY_READS = {"hscan"}
+"""Done at the first poll for live keys, which may come after the requests of a short test."""
+
+
+@pytest.fixture
+def store(kind: str, start_server: StartServer) -> StoreServer:
+    """A server of each kind with the users, whose password is `secret`."""
+    server = start_server(kind)
+    with server.client() as client:
+        for user, rules in users().items():
+            if user != "default":
+                client.execute_command("ACL", "SETUSER", user, *rules.replace("resetpass", ">secret").split())
+    return server
+
+
+def users() -> dict[str, str]:
+    """The rules of each user of the file."""
+    lines = [line.split(" ", 2) for line in USERS.read_text().splitlines()]
+    assert all(line[0] == "user" for line in lines)
+    return {user: rules for _, user, rules in lines}
+
+
+def granted(user: str) -> set[str]:
+    """The commands that a user may give."""
+    return {rule[1:] for rule in users()[user].split() if rule.startswith("+")}
+
+
+def url_of(server: StoreServer, user: str) -> str:
+    """The server's address with a user's login, in another database than the first."""
+    return f"redis://{user}:secret@{HOST}:{server.port}/1"
+
+
+async def use(url: str) -> None:
+    """Do everything that a worker does."""
+    plan = {"requests": ["5/minute"], "concurrent": {"limit": 2, "lease": 1}, "spending": {"daily": "1.00"}}
+    settings = Settings.model_validate(
+        {"backend": {"url": url, "timeout": 5.0, "on_failure": "deny"}, "plans": {"default": plan}}
+    )
+    async with Limiter(settings) as limiter:
+        lease = await limiter.acquire(api_key="k", price="0.10")
+        assert lease.allowed
+        token = await lease.detach(ttl=60)
+        assert await limiter.renew(token)
+        await limiter.settle(token, "0.05")
+        await limiter.release(token)
+        slots = [await limiter.acquire(api_key="k") for _ in range(3)]
+        assert [each.allowed for each in slots] == [True, True, False]
+        await slots[0].release()
+        async with await limiter.acquire(api_key="k"):
+            pass
+        refused = [await limiter.acquire(api_key="k") for _ in range(3)][-1].decision.refusal
+        assert refused is not None
+        assert refused.reason in {"rate", "concurrency"}
+        identity = limiter.identity_of(api_key="k")
+        assert counted((await overview(limiter, identity)).standings[0]) > 2
+        await limiter.reporter.report()
+        assert (await FleetView(limiter).caller(identity.partition)).series
+        await forget(limiter, identity)
+        assert counted((await overview(limiter, identity)).standings[0]) == 0
+
+
+def commands_given(server: StoreServer) -> set[str]:
+    """What was done on a server since its statistics were cleared, inside scripts and outside."""
+    with server.client() as client:
+        statistics = client.info("commandstats")
+    return {
+        name.removeprefix("cmdstat_").partition("|")[0]
+        for name, figures in statistics.items()
+        if int(figures["calls"]) > int(figures.get("failed_calls", 0))
+    }
+
+
+def plain(commands: set[str]) -> set[str]:
+    """Without subcommands, which Redis 6.2 does not tell apart."""
+    return {command.partition("|")[0] for command in commands}
+
+
+def test_worker_has_the_rights_it_uses_and_no_other(store: StoreServer) -> None:
+    """The grants are what the server saw in use: one more could be misused, one less would be missed."""
+    with store.client() as client:
+        client.config_resetstat()
+    asyncio.run(use(url_of(store, "ratelimit")))
+    seen = commands_given(store) - {"config", "info", "hello"}  # the test's own
+    # Of what only some paths of the scripts do, the scripts themselves are witness.
+    for script in SCRIPTS.glob("*.lua"):
+        seen |= {name.lower() for name in re.findall(r"call\(?,? ?'([A-Z]+)'", script.read_text())}
+    assert seen - {"client", "eval"} <= granted("ratelimit")
+    assert plain(granted("ratelimit")) - seen <= HEALTH_CHECKS | OTHER_DATABASES | REGISTRY_READS | {"eval"}
+
+
+def test_script_is_found_again_without_its_cache(store: StoreServer) -> None:
+    """After a restart the script is sent whole, with EVAL: nobody needs SCRIPT LOAD."""
+    with store.client() as client:
+        client.script_flush()
+    asyncio.run(use(url_of(store, "ratelimit")))
+    assert "eval" in commands_given(store)
+
+
+def test_admin_can_set_live_keys_and_the_worker_cannot(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who may only count can't give itself a plan."""
+    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+    monkeypatch.setenv("RATELIMIT_BACKEND__TIMEOUT", "5")
+    for user, status in (("ratelimit", 1), ("ratelimit-admin", 0)):
+        monkeypatch.setenv("RATELIMIT_BACKEND__URL", url_of(store, user))
+        assert run(["keys", "set", "a-key", "--plan", "default"]) == status, capsys.readouterr()
+        assert run(["keys", "list"]) == 0, capsys.readouterr()
+        assert run(["keys", "remove", "a-key"]) == status
+    assert granted("ratelimit-admin") - granted("ratelimit") == {"hset", "hdel", "multi", "exec"}
+
+
+@pytest.mark.parametrize("user", ["ratelimit", "ratelimit-admin"])
+def test_stolen_login_is_of_little_use(store: StoreServer, user: str) -> None:
+    """Other keys, the server and its users are out of reach, from inside a script, too."""
+    denied = [
+        ("GET", "other"),
+        ("SET", "other", "1"),
+        ("DEL", "ratelimit"),
+        ("EVAL", "return redis.call('GET', 'other')", "0"),
+        ("EVAL", "return redis.call('SET', KEYS[1], 1)", "1", "other"),
+        ("EVAL", "return redis.call('FLUSHALL')", "0"),
+        ("KEYS", "*"),
+        ("SCAN", "0"),
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("CONFIG", "GET", "*"),
+        ("CONFIG", "SET", "dir", "/"),
+        ("SCRIPT", "FLUSH"),
+        ("SCRIPT", "KILL"),
+        ("SHUTDOWN", "NOSAVE"),
+        ("REPLICAOF", "127.0.0.1", "1"),
+        ("MONITOR",),
+        ("CLIENT", "LIST"),
+        ("CLIENT", "KILL", "TYPE", "normal"),
+        ("ACL", "LIST"),
+        ("MODULE", "LIST"),
+        ("SAVE",),
+        ("DUMP", "ratelimit:x"),
+        ("RESTORE", "ratelimit:x", "0", "x"),
+        ("RENAME", "ratelimit:x", "ratelimit:y"),
+        ("FUNCTION", "FLUSH"),
+        ("PUBLISH", "x", "y"),
+        ("INFO",),
+    ]
+    said = r"(?i)permission|unknown command|can't access|can't run"
+    with redis.Redis.from_url(url_of(store, user)) as client:
+        for command in denied:
+            with pytest.raises(redis.ResponseError, match=said):
+                client.execute_command(*command)
+
+
+class Closed(StoreServer):
+    """A server that nobody but the users of the file can ask anything."""
+
+    def answers(self) -> bool:
+        """Whether the worker can log in."""
+        return asked(self.port, "AUTH ratelimit secret", "PING") == "+OK\r\n+PONG\r\n"
+
+
+@pytest.mark.parametrize("admin", ["", "other"])
+def test_file_is_what_the_servers_read(kind: str, tmp_path: Path, admin: str) -> None:
+    """As docker-compose.yml puts the passwords in: those users can log in, and nobody without one."""
+    file = tmp_path / "users.acl"
+    (command,) = yaml.safe_load(COMPOSE.read_text())["services"]["redis"]["command"][2:]
+    fill_in = command.replace("$$", "$").partition("&& exec")[0]
+    fill_in = fill_in.replace("/etc/users.acl", str(USERS)).replace("/tmp/users.acl", str(file))
+    environment = {**os.environ, "REDIS_PASSWORD": "secret", "REDIS_ADMIN_PASSWORD": admin}
+    subprocess.run(["sh", "-c", fill_in], env=environment, check=True)
+    server = Closed(kind, tmp_path / "server", "--aclfile", str(file))
+    server.start()
+    try:
+        assert asked(server.port, "PING").startswith("-NOAUTH")
+        assert asked(server.port, "AUTH default x").startswith("-WRONGPASS")
+        assert asked(server.port, "AUTH ratelimit other").startswith("-WRONGPASS")
+        assert asked(server.port, "AUTH ratelimit ").startswith("-")
+        assert asked(server.port, "AUTH ratelimit-admin secret").startswith("-WRONGPASS")
+        assert asked(server.port, "AUTH ratelimit-admin other").startswith("+OK" if admin else "-WRONGPASS")
+    finally:
+        server.stop()
+
+
+def asked(port: int, *commands: str) -> str:
+    """What a server answers to commands as a person would type them; nothing where it isn't there."""
+    try:
+        with socket.create_connection((HOST, port), timeout=5) as connection:
+            answers = ""
+            for command in commands:
+                connection.sendall(f"{command}\r\n".encode())
+                answers += connection.recv(1_000).decode()
+            return answers
+    except OSError:
+        return ""

@@ -1,0 +1,204 @@
+"""`ratelimit-mw top`: who asks most and who is refused most, as a table, live and as JSON."""
+
+import asyncio
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import sys
+import termios
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ratelimit_mw import Limiter
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.runtime.printable import printable
+from tests.conftest import StartServer
+from tests.support.commands import Commands
+from tests.support.processes import free_port
+from tests.support.servers import StoreServer
+from tests.support.settings_files import written
+
+HOSTILE = "[red]<b>x[/red]\n\x1b[2J\u202ey" + "z" * 100
+
+
+@pytest.fixture
+def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Commands, away from the settings of whoever runs the tests."""
+    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+    return Commands(capsys)
+
+
+@pytest.fixture
+def shared(tmp_path: Path, redis_server: StoreServer) -> str:
+    """A settings file with a real Redis."""
+    text = f"""
+        backend = {{ url = "{redis_server.url}", timeout = 5 }}
+        [plans.default]
+        requests = ["10/hour"]
+        [plans.pro]
+        requests = ["100/minute"]
+        concurrent = 3
+        spending = {{ daily = "10.00" }}
+        [[keys]]
+        key = "pro"
+        plan = "pro"
+        [[routes]]
+        path = "/{{rest:path}}"
+        price = "0.50"
+    """
+    return str(written(tmp_path / "shared.toml", text))
+
+
+async def with_traffic(file: str, look: Callable[[], Awaitable[None]]) -> None:
+    """Look while a worker is there that has decided about two callers: `k`, which was refused, and `pro`."""
+    async with Limiter.from_settings(file) as limiter:
+        for _ in range(14):
+            async with await limiter.acquire(api_key="k"):
+                pass
+        for _ in range(18):
+            async with await limiter.acquire(api_key="pro", path="/"):
+                pass
+        async with await limiter.acquire(api_key="pro"):
+            await limiter.reporter.report()
+            await look()
+
+
+async def test_top_prints_json(commands: Commands, shared: str) -> None:
+    """One document: the snapshot, its callers in the order and number that was asked for."""
+    said: dict[str, Any] = {}
+
+    async def look() -> None:
+        for sort in ("requests", "refused", "nearest"):
+            said[sort] = await asyncio.to_thread(commands.json, "top", "--sort", sort, "--settings", shared)
+        arguments = ("top", "-n", "1", "--settings", shared)
+        said["one"] = await asyncio.to_thread(commands.json, *arguments)
+
+    await with_traffic(shared, look)
+    plans = {sort: [caller["plan"] for caller in each["callers"]] for sort, each in said.items()}
+    assert plans["requests"] == ["pro", "default"]
+    assert plans["refused"] == plans["nearest"] == ["default", "pro"]
+    assert plans["one"] == ["pro"]
+    assert [len(said["one"]["series"]), len(said["one"]["workers"])] == [720, 1]
+    slots = [limit["used"] for limit in said["one"]["callers"][0]["limits"] if limit["kind"] == "slots"]
+    assert slots == [1]
+
+
+async def test_top_prints_one_table_where_there_is_no_terminal(commands: Commands, shared: str) -> None:
+    """Requests, refusals by kind, slots held, money spent and the nearest limit, one line a caller."""
+    printed: list[str] = []
+
+    async def look() -> None:
+        for arguments in ((), ("--once",)):
+            found = await asyncio.to_thread(commands.good, "top", *arguments, "--settings", shared)
+            printed.append(found)
+
+    await with_traffic(shared, look)
+    for text in printed:
+        assert "29 admitted, refused: 4 rate · 1 worker" in text
+        assert re.search(
+            r"^k:[0-9a-f]{32} +default +\d\.\d +10 +4 rate +- +- +█{10} 100% 10/hour", text, re.MULTILINE
+        )
+        assert re.search(
+            r"^k:\S+ +pro +\d\.\d +19 +- +1/3 +9.00/10.00 USD +█+░* +95% 10.00 USD a day", text, re.MULTILINE
+        )
+
+
+async def test_top_says_that_nobody_asked(commands: Commands, shared: str) -> None:
+    """An empty table is no error."""
+    printed = await asyncio.to_thread(commands.good, "top", "--settings", shared)
+    assert "nobody asked in the last minute" in printed
+
+
+def test_top_needs_a_shared_backend(commands: Commands, tmp_path: Path) -> None:
+    """What a process keeps in its memory, no command can look at."""
+    file = written(tmp_path / "s.toml", "")
+    said = commands.bad("top", "--settings", str(file))
+    assert said.endswith(
+        "counts in the memory of each process, where no command can look: backend.url is memory://"
+    )
+
+
+def test_top_says_that_the_backend_is_away(commands: Commands, tmp_path: Path) -> None:
+    """In one line, and nothing that looks like figures."""
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    file = written(tmp_path / "s.toml", f'backend = {{ url = "{url}" }}')
+    assert commands.bad("top", "--settings", str(file)).startswith("the backend is away: ")
+
+
+async def test_hostile_names_stay_on_their_line(
+    commands: Commands, shared: str, start_server: StartServer
+) -> None:
+    """Markup, line breaks, escape sequences and marks of direction are shown, never obeyed."""
+    async with Limiter.from_settings(shared) as limiter:
+        for partition in (HOSTILE, f"a:{HOSTILE}"):
+            identity = Identity(partition, "default", account=HOSTILE)
+            await (await limiter.acquire(identity)).release()
+        await limiter.reporter.report()
+        printed = await asyncio.to_thread(commands.good, "top", "--settings", shared)
+        said = await asyncio.to_thread(commands.json, "top", "--settings", shared)
+    assert [each for each in printed if not each.isprintable() and each != "\n"] == []
+    assert "[red]<b>x[/red]" in printed
+    assert len([line for line in printed.splitlines() if "10/hour" in line]) == 2
+    assert {caller["caller"] for caller in said["callers"]} == {HOSTILE, f"a:{HOSTILE}"}
+
+
+def test_printable_leaves_names_alone() -> None:
+    """What stands for itself is not changed."""
+    assert printable("k:00ff é 漢 [x]") == "k:00ff é 漢 [x]"
+    assert printable("a\x1b\u202e\n") == "a\N{REPLACEMENT CHARACTER}" + 2 * "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("columns", [80, 140])
+async def test_top_is_live_at_a_terminal(shared: str, columns: int) -> None:
+    """It shows what changes until Ctrl-C ends it, with status 0 and the terminal as it was before."""
+    seen: list[tuple[bytes, int]] = []
+
+    async def look() -> None:
+        seen.append(await asyncio.to_thread(watched, shared, columns))
+
+    await with_traffic(shared, look)
+    ((screen, status),) = seen
+    assert status == 0
+    assert b"\x1b[?1049h" in screen
+    assert screen.rindex(b"\x1b[?1049l") > screen.rindex(b"\x1b[?1049h")
+    drawn = screen.decode(errors="replace")
+    assert drawn.count("nearest limit") >= 2
+    assert "4 rate" in drawn
+    assert "10/hour" in drawn
+
+
+def watched(file: str, columns: int) -> tuple[bytes, int]:
+    """What `top` draws on a terminal of so many columns in its first two looks, and its exit status."""
+    command = [sys.executable, "-m", "ratelimit_mw", "top", "--interval", "0.5", "--settings", file]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)})
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    drawn = b""
+    try:
+        deadline = time.monotonic() + 30
+        while drawn.count(b"nearest limit") < 2 and time.monotonic() < deadline:
+            drawn += read(terminal)
+        os.kill(pid, signal.SIGINT)
+        while data := read(terminal, 10):
+            drawn += data
+    finally:
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+    return drawn, status
+
+
+def read(terminal: int, seconds: float = 0.2) -> bytes:
+    """What comes within so many seconds; nothing once the other side has ended."""
+    try:
+        return os.read(terminal, 65_536) if select.select([terminal], [], [], seconds)[0] else b""
+    except OSError:
+        return b""

@@ -1,0 +1,249 @@
+"""The figures of the fleet: what workers report, how it is read, and what it costs the backend."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from ratelimit_mw import Limiter
+from ratelimit_mw._internal.backends import open_figures_store
+from ratelimit_mw._internal.backends.figures_store import (
+    BUCKET,
+    KEPT,
+    TOTALS_LIFE,
+    FiguresStore,
+    MemoryFiguresStore,
+    Question,
+    Report,
+)
+from ratelimit_mw._internal.fleet import FleetView
+from ratelimit_mw._internal.fleet.view import POINTS
+from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from tests.support.fleet import ask, eventually, fresh, settings_of
+from tests.support.servers import StoreServer, server_binaries
+from tests.support.topologies import Cluster
+
+REASONS = ("rate", "concurrency", "spending", "cost", "capacity", "unavailable")
+
+
+@pytest.fixture(params=["memory", *sorted(server_binaries())])
+def url(request: pytest.FixtureRequest) -> str:
+    """The memory backend, and each kind of server."""
+    if request.param == "memory":
+        return "memory://"
+    server: StoreServer = request.getfixturevalue("shared_server")(request.param)
+    return server.url
+
+
+async def writes_and_reads(store: FiguresStore) -> None:
+    """What every store has to do."""
+    now = await store.now()
+    report = Report("w:1", '{"pid":1}', {"admitted pro": 3}, {"admitted k:a": 2, "rate k:a": 1}, ["[1]"])
+    await store.write(report)
+    await store.write(report)
+    await store.write(Report("w:2", '{"pid":2}', {"rate pro": 1}))
+    buckets = range(int(now // BUCKET), int(await store.now() // BUCKET) + 1)
+    reading = await store.read(Question(buckets, buckets, now - 60))
+    totals = [sum(counts.get(name, 0) for counts in reading.totals) for name in ("admitted pro", "rate pro")]
+    assert totals == [6, 1]
+    history = await store.history(["admitted k:a", "rate k:a", "rate k:b"], buckets)
+    for counts in (reading.callers, history):
+        found = [
+            sum(each.get(name, 0) for each in counts) for name in ("admitted k:a", "rate k:a", "rate k:b")
+        ]
+        assert found == [4, 2, 0]
+    assert reading.identities == ["[1]"]
+    assert {name: text for name, (text, _) in reading.workers.items()} == {
+        "w:1": '{"pid":1}',
+        "w:2": '{"pid":2}',
+    }
+    assert all(abs(at - now) < 30 for _, at in reading.workers.values())
+    await store.leave("w:1")
+    assert list((await store.read(Question((), (), now))).workers) == ["w:2"]
+    await store.close()
+
+
+async def test_reports_add_up(url: str) -> None:
+    """Counts of one bucket are added, of all workers; the latest word of each worker stands."""
+    await writes_and_reads(open_figures_store(settings_of(url).backend))
+
+
+async def test_reports_add_up_on_a_cluster(cluster: Cluster) -> None:
+    """All figures are on one node, whichever that is."""
+    await writes_and_reads(open_figures_store(settings_of(cluster.url).backend))
+
+
+async def test_a_bucket_keeps_the_highest_counts(url: str) -> None:
+    """However many callers there are, so many are kept: those with the most requests."""
+    store = open_figures_store(settings_of(url).backend)
+    now = await store.now()
+    for start in range(0, 2_000, 100):
+        few = {f"rate k:{number}": number + 1 for number in range(start, start + 100)}
+        await store.write(Report("w", "{}", {}, few, [f"[{number}]" for number in range(start, start + 100)]))
+    buckets = range(int(now // BUCKET), int(await store.now() // BUCKET) + 1)
+    reading = await store.read(Question((), buckets, now - 60))
+    await store.close()
+    assert all(len(counts) <= KEPT for counts in reading.callers)
+    assert reading.callers[-1]["rate k:1999"] == 2_000
+    assert len(reading.identities) <= KEPT
+    assert "[1999]" in reading.identities
+
+
+async def test_every_figure_expires(server: StoreServer) -> None:
+    """Nothing stays in the backend for ever, nor much longer than it is looked at."""
+    async with Limiter(settings_of(server.url)) as limiter:
+        await ask(limiter, "a", 1)
+        await limiter.reporter.report()
+        with server.client() as client:
+            lives = {name: client.ttl(name) for name in client.scan_iter("*{fleet}*")}
+    assert len(lives) == 5
+    assert all(0 < life <= TOTALS_LIFE for life in lives.values()), lives
+
+
+async def test_a_snapshot_tells_what_became_of_requests(url: str) -> None:
+    """By time, plan and caller: admitted, or refused and why; and how each limit of a caller stands."""
+    plans = {
+        "default": {"requests": ["5/hour"], "concurrent": 2},
+        "pro": {"requests": ["100/minute"], "spending": {"daily": "10.00"}},
+    }
+    keys = [{"key": "pro", "plan": "pro", "account": "acme"}]
+    routes = [{"path": "/{rest:path}", "price": "0.50", "methods": ["GET"], "requests": ["7/hour"]}]
+    async with Limiter(settings_of(url, plans=plans, keys=keys, routes=routes)) as limiter:
+        await ask(limiter, "a", 8)
+        await ask(limiter, "pro", 4)
+        said = (await fresh(limiter)).as_dict()
+    json.dumps(said)
+    assert len(said["series"]) == POINTS
+    assert [b["at"] - a["at"] for a, b in zip(said["series"], said["series"][1:], strict=False)] == [
+        BUCKET
+    ] * 719
+    assert sum(point["admitted"] for point in said["series"]) == 9
+    assert sum(point["refused"]["rate"] for point in said["series"]) == 3
+    assert [(plan["plan"], plan["admitted"]) for plan in said["plans"]] == [("default", 5), ("pro", 4)]
+    first, second = said["callers"]
+    digits = hash_api_key(b"a", "").partition(":")[2]
+    assert (first["caller"], first["plan"], first["account"]) == (f"k:{digits[:32]}", "default", None)
+    assert (first["api_key_hash"], second["account"]) == (f"sha256:{digits}", "acme")
+    assert first["refused"] == {**dict.fromkeys(REASONS, 0), "rate": 3}
+    assert first["nearest"] == 1.0
+    limits = [(limit["name"], limit["kind"], limit["scope"], limit["used"]) for limit in first["limits"]]
+    assert limits == [
+        ("5/hour", "window", "plan", 5),
+        ("2 requests at once", "slots", "plan", 0),
+        ("7/hour", "window", "route GET /{rest:path}", 5),
+    ]
+    budget = next(limit for limit in second["limits"] if limit["kind"] == "spending")
+    assert (budget["used"], budget["limit"], budget["share"]) == (2.0, 10.0, 0.2)
+    assert (budget["used_text"], budget["limit_text"], budget["currency"]) == ("2.00", "10.00", "USD")
+    (worker,) = said["workers"]
+    assert worker["version"] == limiter.version
+    assert said["settings"] == {"versions": [limiter.version]}
+    assert said["backend"]["up"] is True
+    assert said["partial"] is None
+
+
+async def test_a_caller_has_a_history_of_its_own(url: str) -> None:
+    """Ten minutes of one caller alone, and the hash under which its plan can be set."""
+    async with Limiter(settings_of(url)) as limiter:
+        await ask(limiter, "a", 6)
+        await ask(limiter, "b", 3)
+        await limiter.reporter.report()
+        identity = limiter.identity_of(api_key="a")
+        detail = (await FleetView(limiter).caller(identity.partition)).as_dict()
+        nobody = (await FleetView(limiter).caller("i:nobody")).as_dict()
+    assert len(detail["series"]) == 120
+    assert sum(point["admitted"] for point in detail["series"]) == 5
+    assert sum(point["refused"]["rate"] for point in detail["series"]) == 1
+    assert detail["known_as"] == [identity.api_key_hash]
+    assert detail["plans"] == ["default", "anonymous"]
+    assert (nobody["plan"], nobody["known_as"], nobody["limits"]) == (None, [], [])
+
+
+async def test_keys_of_an_account_are_one_caller(url: str) -> None:
+    """An account whose keys share is shown with all of them."""
+    keys = [{"key": key, "plan": "team", "account": "acme"} for key in ("a", "b")]
+    plans = {"team": {"requests": ["5/hour"], "share": "account"}}
+    async with Limiter(settings_of(url, plans=plans, keys=keys)) as limiter:
+        await ask(limiter, "a", 1)
+        await ask(limiter, "b", 2)
+        await limiter.reporter.report()
+        detail = (await FleetView(limiter).caller("a:acme")).as_dict()
+    assert (detail["admitted"], detail["account"], detail["limits"][0]["used"]) == (3, "acme", 3)
+    assert detail["known_as"] == [hash_api_key(key, "") for key in (b"a", b"b")]
+
+
+async def test_a_budget_tells_how_long_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the pace of what was seen; without spending there is nothing to tell."""
+    monkeypatch.setattr("ratelimit_mw._internal.fleet.standings.PACE_AFTER", 0.0)
+    monkeypatch.setattr("ratelimit_mw._internal.fleet.view.KEPT_SECONDS", -1.0)
+    plans = {"default": {"spending": {"daily": "1000.00"}}}
+    routes = [{"path": "/{rest:path}", "price": "100.00"}]
+    async with Limiter(settings_of("memory://", plans=plans, routes=routes)) as limiter:
+        view = FleetView(limiter)
+
+        async def forecast() -> float | None:
+            await limiter.reporter.report()
+            return (await view.read()).callers[0].limits[0].forecast
+
+        await ask(limiter, "a", 1)
+        await eventually(lambda: _is_reported(view, limiter))
+        assert await forecast() is None
+        start = time.monotonic()
+        await ask(limiter, "a", 1)
+        left = await forecast()
+        assert left is not None
+        assert left <= 8 * (time.monotonic() - start) + 1
+
+
+async def _is_reported(view: FleetView, limiter: Limiter) -> bool:
+    await limiter.reporter.report()
+    return bool((await view.read()).callers)
+
+
+async def test_who_looks_again_later_misses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point that was still growing when somebody looked is read again, however much later."""
+    monkeypatch.setattr("ratelimit_mw._internal.fleet.view.KEPT_SECONDS", -1.0)
+    now = 1_800_000_000.0
+    async with Limiter(settings_of("memory://", plans={"default": {}})) as limiter:
+        limiter.reporter.store = MemoryFiguresStore(lambda: now)
+        view = FleetView(limiter)
+        for later in (0.1, 60.0, 3_000.0):
+            for _ in range(2):
+                await ask(limiter, "a", 5)
+                await limiter.reporter.report()
+                now += 0.1
+                await view.read()
+            await ask(limiter, "a", 3)
+            await limiter.reporter.report()
+            now += later
+        points = (await view.read()).series
+        assert sum(point.outcomes.admitted for point in points) == 39
+        now += 570.0
+        await limiter.reporter.report()
+        points = (await view.read()).series
+        assert sum(point.outcomes.admitted for point in points) == 13
+
+
+async def test_many_who_look_cost_as_much_as_one(redis_server: StoreServer) -> None:
+    """A hundred pages within a second are one reading of the backend."""
+    async with Limiter(settings_of(redis_server.url)) as limiter:
+        view = FleetView(limiter)
+        await view.read()
+        with redis_server.client() as client:
+            client.config_resetstat()
+            found = await asyncio.gather(*[view.read() for _ in range(100)])
+            assert all(each is found[0] for each in found)
+            assert client.info("commandstats").get("cmdstat_zrange", {"calls": 0})["calls"] < 1_000
+
+
+async def test_old_points_are_read_once(redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only buckets that may still grow are read again."""
+    monkeypatch.setattr("ratelimit_mw._internal.fleet.view.KEPT_SECONDS", -1.0)
+    async with Limiter(settings_of(redis_server.url)) as limiter:
+        view = FleetView(limiter)
+        await view.read()
+        with redis_server.client() as client:
+            client.config_resetstat()
+            await view.read()
+            assert client.info("commandstats")["cmdstat_zrange"]["calls"] < 20

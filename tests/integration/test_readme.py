@@ -1,0 +1,157 @@
+"""The README, word for word: its files load, its commands run and print what it says."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from ratelimit_mw import Settings
+from ratelimit_mw._internal.cli.commands import run
+from tests.conftest import StartApp
+from tests.support.apps import ROOT
+from tests.support.servers import StoreServer
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+class PrefetchBatch(NamedTuple):
+    """A fenced block."""
+
+    language: str
+    text: str
+
+
+BLOCKS = [
+    PrefetchBatch(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+]
+
+
+def test_every_link_leads_somewhere() -> None:
+    """A reader who follows a link finds a file."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_every_settings_block_loads() -> None:
+    """What is printed as settings is accepted as settings."""
+    texts = [block.text for block in BLOCKS if block.language == "toml"]
+    assert texts
+    for text in texts:
+        Settings(**tomllib.loads(text))
+
+
+def test_every_python_block_compiles() -> None:
+    """What is printed as Python is Python; a block without a file name stands inside a coroutine."""
+    for number, block in enumerate(block for block in BLOCKS if block.language == "python"):
+        is_file = block.text.startswith("# app.py\n")
+        lines = (
+            block.text
+            if is_file
+            else "async def f():\n" + re.sub(r"^", "    ", block.text, flags=re.MULTILINE)
+        )
+        compile(lines, f"README, Python block {number}", "exec")
+
+
+def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands that the README lists are those there are."""
+    listed = set(re.findall(r"^\| .*", README, re.MULTILINE))
+    named = {name for row in listed for name in re.findall(r"`ratelimit-mw ((?:keys )?[a-z]+)", row)}
+    run([])
+    run(["keys"])
+    helped = re.findall(r"^  ([a-z]+) {2,}", capsys.readouterr().out, re.MULTILINE)
+    assert {name.removeprefix("keys ") for name in named} == set(helped) - {"keys"}
+
+
+def test_commands_that_no_test_runs_are_known() -> None:
+    """Whatever is printed to be run is run by a test, or by whoever builds the project."""
+    commands = "".join(block.text for block in BLOCKS if block.language == "sh").splitlines()
+    assert [command for command in commands if not command.startswith("export RATELIMIT_")] == [
+        "make demo",
+        'pip install ".[cli]" fastapi',
+        "uvicorn app:app",
+        "uvicorn app:app --workers 4",
+        "make test",
+    ]
+
+
+def test_the_app_behaves_as_printed(
+    tmp_path: Path, start_app: StartApp, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever types in what the README shows, from top to bottom, sees what it shows."""
+    monkeypatch.chdir(tmp_path)
+    shell = Shell(tmp_path, f"127.0.0.1:{redis_server.port}")
+    for block in BLOCKS:
+        if block.language in ("python", "toml"):
+            shell.write(block.text)
+        elif block.language == "console":
+            shell.check(block.text)
+        elif "uvicorn app:app" in block.text:
+            shell.export(block.text)
+            shell.port = start_app("app:app", "--app-dir", str(tmp_path), environment=shell.environment).port
+
+
+class Shell:
+    """Where a reader types: a folder, an environment and an app."""
+
+    def __init__(self, folder: Path, redis: str) -> None:
+        self.folder = folder
+        self.commands = folder / "bin"
+        self.commands.mkdir()
+        # The project need not be installed where its tests run.
+        command = self.commands / "ratelimit-mw"
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ratelimit_mw "$@"\n')
+        command.chmod(0o755)
+        self.redis = redis
+        self.port = 0
+        self.environment = {"PYTHONPATH": str(ROOT)}
+
+    def write(self, text: str) -> None:
+        """Write a file, if its first line names one."""
+        named = re.match(r"# (app\.py|ratelimit\.toml)\n", text)
+        if named:
+            (self.folder / named[1]).write_text(text, encoding="utf-8")
+
+    def export(self, text: str) -> None:
+        """Set what a block exports."""
+        for name, value in re.findall(r"^export (\w+)=(.*)$", text, re.MULTILINE):
+            self.environment[name] = self._here(value)
+
+    def check(self, text: str) -> None:
+        """Run each command of a block and compare what it prints: `…` stands for anything."""
+        for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+            printed = self._run(self._here(command))
+            assert re.fullmatch(_pattern(self._here(expected)), printed), f"{command} printed:\n{printed}"
+
+    def _here(self, text: str) -> str:
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace("127.0.0.1:6379", self.redis)
+
+    def _run(self, command: str) -> str:
+        path = f"{self.commands}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, **self.environment}
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.returncode == 0, f"{command} failed:\n{done.stderr}"
+        return _plain(done.stdout)
+
+
+def _pattern(expected: str) -> str:
+    """Times pass: any time since 1970 is as good as the one that is printed."""
+    pattern = re.escape(_plain(expected))
+    return re.sub(r"1795\d{6}", r"\\d{10}", pattern).replace("…", r"[\s\S]*?")
+
+
+def _plain(text: str) -> str:
+    """Without what depends on the longest value of a table."""
+    return re.sub(" {2,}", " ", re.sub("─+", "─", "\n".join(map(str.rstrip, text.rstrip().splitlines()))))

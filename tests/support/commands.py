@@ -1,0 +1,41 @@
+"""Commands of `ratelimit-mw`, run in the tests' own process."""
+
+import json
+from typing import Any
+
+import pytest
+
+from ratelimit_mw._internal.cli.commands import run
+
+
+class Commands:
+    """Runs commands in this process."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self._capture = capture
+
+    def good(self, *arguments: str) -> str:
+        """What a command prints that succeeds."""
+        status, out, error = self.any(*arguments)
+        assert (status, error) == (0, "")
+        return out
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints with `--json`, read."""
+        return json.loads(self.good(*arguments, "--json"))
+
+    def bad(self, *arguments: str) -> str:
+        """The one line that a command fails with."""
+        status, out, error = self.any(*arguments)
+        assert status == 1
+        assert out == ""
+        assert error.startswith("ratelimit-mw: ")
+        assert error.endswith("\n")
+        assert error.count("\n") == 1
+        return error.removeprefix("ratelimit-mw: ").rstrip()
+
+    def any(self, *arguments: str) -> tuple[int, str, str]:
+        """Exit status and what was printed on both outputs."""
+        status = run(arguments)
+        printed = self._capture.readouterr()
+        return status, printed.out, printed.err

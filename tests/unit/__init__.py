@@ -1,0 +1,1 @@
+"""Tests of one part, or of several in this process, without a server."""

@@ -1,0 +1,388 @@
+"""The start-up checks: what each finds, and that it says so once."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
+
+from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
+from ratelimit_mw._internal.checks.plain import findings as findings_of
+from ratelimit_mw._internal.checks.startup import log_findings
+from ratelimit_mw._internal.checks.surroundings import server_findings, worker_count
+from ratelimit_mw._internal.live import reload, state
+from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.client_address import AddressReader
+from ratelimit_mw._internal.runtime.compiled import PURE
+from ratelimit_mw._internal.settings import findings
+from ratelimit_mw._internal.settings.findings import Finding, say_once
+from tests.support.apps import ROOT
+from tests.support.asgi import FakeClock, client_of, limited, ok_app, settings_of
+from tests.support.settings_files import written
+from tests.support.slots import until_async
+
+REDIS = 'backend = { url = "redis://127.0.0.1:6379/0" }\nidentity = { hash_secret = "s" }\n'
+PAGE = ROOT / findings.PAGE
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test sees a process that has said nothing yet."""
+    monkeypatch.setattr(findings, "_said", set())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "words"),
+    [
+        ('identity = { trusted_proxies = ["0.0.0.0/0"] }', "everyone-trusted", "trusted_proxies[0]"),
+        ('identity = { trusted_proxies = ["10.0.0.0/8", "::/0"] }', "everyone-trusted", "trusted_proxies[1]"),
+        ('backend = { url = "redis://127.0.0.1/0" }', "no-hash-secret", "hash_secret"),
+        ('backend = { url = "redis://:pw@db.example:6379" }', "redis-without-tls", "db.example:6379 is"),
+        ('backend = { url = "valkey+cluster://127.0.0.1,far:7" }', "redis-without-tls", "far:7 is"),
+        ('[plans.gold]\nrequests = ["5/minute"]', "unreachable-plan", "[plans.gold]"),
+        ('[[routes]]\npath = "/x"\ncost = 61', "cost-above-limit", "60/minute of plans.default"),
+        ('[[routes]]\npath = "/x"\ncost = 9\ntotal = ["5/hour"]', "cost-above-limit", "5/hour of its total"),
+        (
+            '[[routes]]\npath = "/x"\nprice = "2"\n[plans.default]\nspending = { daily = "1.00" }',
+            "price-above-budget",
+            "daily 1.00 USD of plans.default",
+        ),
+        ('[[routes]]\npath = "/x/{id"', "unmatched-braces", "/x/{id"),
+        ('[[routes]]\npath = "/x/{9}"', "unmatched-braces", "/x/{9}"),
+        ('[[routes]]\npath = "/a%20b"', "undecoded-path", "/a%20b"),
+        ('[[routes]]\npath = "/a?b"', "undecoded-path", "without their query"),
+    ],
+)
+def test_each_check_finds_what_it_is_for(text: str, name: str, words: str) -> None:
+    """What a settings file does less, or more, than it seems to is told, with its place in the file."""
+    assert [(finding.name, words in finding.text) for finding in findings_of(settings_of(text))].count(
+        (name, True)
+    ) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        REDIS,
+        'backend = { url = "rediss://db.example" }\nidentity = { hash_secret = "s" }',
+        'backend = { url = "unix:///run/redis.sock" }\nidentity = { hash_secret = "s" }',
+        'backend = { url = "redis://localhost" }\nidentity = { hash_secret = "s" }',
+        'backend = { url = "redis://[::1]:6379" }\nidentity = { hash_secret = "s" }',
+        'identity = { trusted_proxies = ["10.0.0.0/8", "fc00::/7", "unix"] }',
+        'identity = { unknown_keys = "anonymous" }',
+        'identity = { anonymous_plan = "free" }\n[plans.free]\nrequests = ["5/minute"]',
+        '[[routes]]\npath = "/x/{id:uuid}"\n[[routes]]\npath = "/x/{id}"',
+    ],
+)
+def test_sound_settings_are_silent(text: str) -> None:
+    """A check that cries for nothing is one that nobody reads."""
+    assert findings_of(settings_of(text)) == ()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) -> None:
+    """An installation without compiled modules says so, unless the environment asks for that."""
+    ignored = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__")
+    shutil.copytree(ROOT / "ratelimit_mw", tmp_path / "ratelimit_mw", ignore=ignored)
+    environment = {name: value for name, value in os.environ.items() if name != PURE}
+    environment |= {PURE: "1"} if wanted else {}
+    command = [sys.executable, "-m", "ratelimit_mw", "check"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ("not-compiled" in done.stdout) is not wanted
+
+
+def routes(*rules: str) -> str:
+    """A settings file with these rules, such as `GET,POST /x` or `exempt /x`."""
+    text = ""
+    for rule in rules:
+        *before, path = rule.split()
+        text += f'[[routes]]\npath = "{path}"\n'
+        text += "exempt = true\n" if "exempt" in before else ""
+        methods = [name for name in before if name != "exempt"]
+        text += f"methods = {methods[0].split(',')}\n" if methods else ""
+    return text
+
+
+@pytest.mark.parametrize(
+    ("rules", "name"),
+    [
+        (["/x/{a}", "/x/y"], "shadowed-route"),
+        (["/x/{a}", "/x/{b:int}"], "shadowed-route"),
+        (["/{rest:path}", "/x"], "shadowed-route"),
+        (["/x/{rest:path}", "/x/{a}/{b}"], "shadowed-route"),
+        (["GET /x", "POST /x", "GET,POST /x"], "shadowed-route"),
+        (["GET /x", "HEAD /x"], "shadowed-route"),
+        (["GET /x", "GET,POST /x"], "shadowed-route"),
+        (["/x", "/x"], "shadowed-route"),
+        (["/x/{a:int}", "/x/{a:float}", "/x/{b:int}"], "shadowed-route"),
+        (["exempt /x/{rest:path}", "/x/y"], "exempt-covers-route"),
+        (["exempt GET /x", "GET,POST /x"], "exempt-covers-route"),
+        (["exempt /{rest:path}", "/x", "/y"], "exempt-covers-route"),
+    ],
+)
+def test_rules_that_never_apply_are_found(rules: list[str], name: str) -> None:
+    """A rule whose requests earlier rules take never applies, however the patterns are spelled."""
+    found = findings_of(settings_of(routes(*rules)))
+    assert {finding.name for finding in found} == {name}
+    assert "comes first" in found[0].text
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["/x/y", "/x/{a}"],
+        ["/x/{b:int}", "/x/{a}"],
+        ["GET /x", "POST /x"],
+        ["GET /x", "/x"],
+        ["exempt OPTIONS /{rest:path}", "/x"],
+        ["exempt /x/health", "/x/{a}", "/{rest:path}"],
+        ["exempt /health", "exempt /{rest:path}"],
+        ["/x/{a}", "/x/{a}/"],
+        ["/x/{a}.json", "/x/{a}"],
+        ["/x/{a:int}", "/x/{a:float}"],
+    ],
+)
+def test_rules_that_apply_are_not_called_dead(rules: list[str]) -> None:
+    """An exception before its rule is how files are meant to be written."""
+    assert findings_of(settings_of(routes(*rules))) == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "workers"),
+    [
+        (["uvicorn", "app:app"], {}, 1),
+        (["uvicorn", "app:app", "--workers", "4"], {}, 4),
+        (["uvicorn", "--workers=3", "app:app"], {"WEB_CONCURRENCY": "8"}, 3),
+        (["gunicorn", "-w", "2", "app:app"], {}, 2),
+        (["gunicorn", "-w2", "app:app"], {}, 2),
+        (["uvicorn", "app:app"], {"WEB_CONCURRENCY": "8"}, 8),
+        (["granian", "app:app"], {"GRANIAN_WORKERS": "3"}, 3),
+        (["uvicorn", "app:app"], {"WEB_CONCURRENCY": "many"}, 1),
+        (["uvicorn", "app:app", "--workers"], {}, 1),
+    ],
+)
+def test_workers_are_counted(arguments: Sequence[str], environment: Mapping[str, str], workers: int) -> None:
+    """How many processes serve is read where servers read it."""
+    assert worker_count(arguments, environment) == workers
+
+
+def test_memory_backend_with_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be seen of processes, options tell; a shared backend may have any number."""
+    arguments = ["uvicorn", "app:app", "--workers", "4"]
+    monkeypatch.setattr("sys.platform", "darwin")
+    (found,) = server_findings(settings_of(""), arguments, {})
+    assert found.name == "memory-with-workers"
+    assert not list(server_findings(settings_of(REDIS), arguments, {}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        (["uvicorn", "a:a", "--forwarded-allow-ips", "*"], {}),
+        (["uvicorn", "a:a", "--forwarded-allow-ips=*"], {}),
+        (["uvicorn", "a:a"], {"FORWARDED_ALLOW_IPS": "*"}),
+    ],
+)
+def test_server_that_trusts_everyone_is_told(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> None:
+    """With `*` the server itself takes the left-most address, which the client wrote."""
+    (found,) = server_findings(settings_of(""), arguments, environment)
+    assert found.name == "server-trusts-everyone"
+
+
+def scope(peer: str | None, forwarded: str | None) -> dict[str, Any]:
+    """A request from a peer, with or without the header."""
+    headers = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
+    return {"type": "http", "client": None if peer is None else (peer, 1), "headers": headers}
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "is_said"),
+    [
+        ("10.0.0.1", "192.0.2.1", True),
+        (None, "192.0.2.1", True),
+        ("10.0.0.1", None, False),
+        ("192.0.2.1", "203.0.113.7, 192.0.2.1", False),
+    ],
+)
+def test_untrusted_proxy_is_told_once(
+    peer: str | None, forwarded: str | None, caplog: pytest.LogCaptureFixture, *, is_said: bool
+) -> None:
+    """A forwarded header from a stranger is told, but not where the server has read it already."""
+    reader = AddressReader(settings_of("").identity)
+    for _ in range(3):
+        reader(scope(peer, forwarded))
+    assert [record.__dict__["check"] for record in caplog.records] == ["untrusted-proxy"] * is_said
+
+
+def test_looking_for_a_proxy_ends() -> None:
+    """Callers without a proxy don't pay for the look for ever."""
+    reader = AddressReader(settings_of("").identity)
+    for number in range(1_100):
+        reader(scope(f"192.0.2.{number % 250}", None))
+    assert reader.looks == 0
+
+
+LB = "203.0.113.9"
+
+
+def chains(number: int, *, appended: str | None = LB) -> list[str]:
+    """What so many clients' requests carry through a balancer that appends this address of its own."""
+    ends = [] if appended is None else [appended]
+    return [", ".join([f"198.51.100.{each}", *ends]) for each in range(number)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "is_said"),
+    [
+        ("10.0.0.1", chains(50), True),
+        (LB, chains(50), True),  # a server that has read the header itself
+        ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50)], True),
+        ("10.0.0.1", chains(5), False),
+        ("10.0.0.1", chains(50, appended=None), False),
+        ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50, appended=None)], False),
+        ("10.0.0.1", chains(50, appended="10.0.0.2"), False),
+        ("10.0.0.1", chains(1) * 50, False),
+        ("10.0.0.1", [*chains(1, appended=None), *chains(50)], False),
+    ],
+)
+def test_a_balancer_that_appends_its_own_address_is_told(
+    peer: str, forwarded: list[str], caplog: pytest.LogCaptureFixture, *, is_said: bool
+) -> None:
+    """Many clients before one right-most address are all counted as that one, which is said once."""
+    reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
+    counted = {reader(scope(peer, line)) for line in forwarded}
+    assert [record.__dict__["check"] for record in caplog.records] == ["balancer-appended"] * is_said
+    assert not is_said or (counted == {LB} and LB in caplog.text)
+
+
+def test_what_is_remembered_of_forwarded_headers_is_bounded() -> None:
+    """A client that writes long and ever new lists costs no memory."""
+    reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
+    for number in range(1_100):
+        reader(scope("10.0.0.1", f"junk-{number % 3}, {LB}"))
+    assert reader.chains == 0
+
+
+async def test_middleware_mounted_twice_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Twice around one app, it is seen at once; around a mounted app as well, at the first request."""
+    clock = FakeClock()
+    RateLimitMiddleware(RateLimitMiddleware(ok_app()))
+    assert [record.__dict__["check"] for record in caplog.records] == ["mounted-twice"]
+    findings._said.clear()
+    app = limited("", clock, Starlette(routes=[Mount("/sub", limited("", clock))]))
+    async with client_of(app) as client:
+        for _ in range(2):
+            assert (await client.get("/sub/x")).status_code == 200
+    assert [record.__dict__["check"] for record in caplog.records] == ["mounted-twice"] * 2
+
+
+@pytest.mark.parametrize("outside", [True, False])
+async def test_order_with_cors_is_told(caplog: pytest.LogCaptureFixture, *, outside: bool) -> None:
+    """CORSMiddleware has to be outside; the other order is told when the app is put together."""
+    app = ok_app()
+    both = [Middleware(RateLimitMiddleware), Middleware(CORSMiddleware, allow_origins=["*"])]
+    app.user_middleware += both[::-1] if outside else both
+    async with client_of(app) as client:
+        await client.get("/")
+    assert [record.__dict__["check"] for record in caplog.records] == ([] if outside else ["cors-inside"])
+
+
+def test_order_with_cors_is_told_of_a_wrapped_app(caplog: pytest.LogCaptureFixture) -> None:
+    """Wrapped around a whole app, the middleware is always outside."""
+    app = ok_app()
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    RateLimitMiddleware(app)
+    assert "cors-inside" in caplog.text
+
+
+def test_findings_are_said_once_and_as_loud_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    """Warnings warn, notes inform, and a second start in one process says nothing new."""
+    settings = settings_of('identity = { trusted_proxies = ["::/0"] }\n[plans.gold]\nrequests = ["5/minute"]')
+    with caplog.at_level(logging.INFO, "ratelimit_mw"):
+        log_findings(settings)
+        log_findings(settings)
+    assert [(record.__dict__["check"], record.levelname) for record in caplog.records] == [
+        ("everyone-trusted", "WARNING"),
+        ("unreachable-plan", "INFO"),
+    ]
+    assert "docs/checks.md#everyone-trusted" in caplog.text
+
+
+def test_checks_take_as_many_steps_as_there_are_keys_and_routes() -> None:
+    """Thousands of keys and hundreds of routes are checked at once, and few words are made of it."""
+    spending = [{"daily": str(1 + number)} for number in range(5)]
+    keys = [
+        {"hash": f"sha256:{number:064x}", "plan": "default", "requests": [f"{1 + number % 7}/minute"]}
+        | {"spending": spending[number % 5]}
+        for number in range(3_000)
+    ]
+    routes = [
+        {"path": f"/r{number}/{{id}}", "cost": 1 + number % 5, "price": "2.00"} for number in range(1_000)
+    ]
+    settings = Settings.model_validate({"keys": keys, "routes": routes})
+    began = time.process_time()
+    found = findings_of(settings)
+    assert time.process_time() - began < 10
+    assert 0 < len(found) <= 12 * len(routes)
+    assert "routes[1] (/r1/{id}): its cost of 2 never fits into 1/minute of keys[0]." in [
+        finding.text for finding in found
+    ]
+    assert any("other limits of plans and keys" in finding.text for finding in found)
+
+
+async def test_findings_wait_until_a_change_is_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed file applies before it is checked, and neither live keys nor requests wait for the checks."""
+    checked, over = threading.Event(), threading.Event()
+
+    def check(_settings: Settings) -> None:
+        checked.set()
+        over.wait(60)
+
+    monkeypatch.setattr(reload, "POLL_SECONDS", 0.02)
+    file = written(tmp_path / "s.toml", '[plans.default]\nrequests = ["5/hour"]')
+    async with Limiter.from_settings(file) as limiter:
+        monkeypatch.setattr(state, "log_findings", check)
+        written(file, '[plans.default]\nrequests = ["7/hour"]')
+        await until_async(checked.is_set)
+        assert limiter.settings.plans["default"].requests[0].quota == 7
+        await limiter.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
+        assert limiter.live.rules.registered
+        over.set()
+
+
+def test_memory_of_what_was_said_is_bounded() -> None:
+    """Findings that name peers can't fill the memory."""
+    for number in range(2_000):
+        say_once(Finding("untrusted-proxy", str(number), "note"))
+    assert len(findings._said) == 1_000
+
+
+def test_every_check_has_its_section() -> None:
+    """The link that a finding carries leads to an explanation, and no section is about nothing."""
+    sources = "".join(path.read_text() for path in (ROOT / "ratelimit_mw").rglob("*.py"))
+    page = PAGE.read_text()
+    sections = {line.removeprefix("### ") for line in page.splitlines() if line.startswith("### ")}
+    assert sections
+    for section in sections:
+        assert f'Finding("{section}"' in sources
+    assert sources.count('Finding("') == len(set(sources.split('Finding("')[1:]))
+    named = {part.partition('"')[0] for part in sources.split('Finding("')[1:]}
+    assert named == sections

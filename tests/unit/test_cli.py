@@ -1,0 +1,250 @@
+"""The command line: what each command prints, its exit status, and one line for an error."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ratelimit_mw import Settings
+from ratelimit_mw._internal import cli
+from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from tests.support.apps import ROOT
+from tests.support.commands import Commands
+from tests.support.settings_files import written
+
+GOOD = ROOT / "tests" / "settings_good"
+BAD = ROOT / "tests" / "settings_bad"
+FULL = str(GOOD / "ratelimit.toml")
+
+
+@pytest.fixture
+def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Commands, away from the settings of whoever runs the tests."""
+    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+    return Commands(capsys)
+
+
+# check ------------------------------------------------------------------------------------------
+
+
+def test_check_prints_a_summary(commands: Commands) -> None:
+    """A good file: exit status 0, and what it means: backend, plans, keys, routes."""
+    printed = commands.good("check", FULL)
+    assert printed.startswith(f"{FULL}: good\n")
+    for said in ("redis://127.0.0.1:6379/0", "3 listed", "1000/minute, 20000/hour", "/v1/predictions/{id}"):
+        assert said in printed
+
+
+def test_check_prints_every_error(commands: Commands) -> None:
+    """A bad file: exit status 1 and a line for each mistake, in the words of the loader."""
+    expected = (BAD / "keys.txt").read_text().splitlines()
+    status, out, error = commands.any("check", str(BAD / "keys.toml"))
+    assert (status, out) == (1, "")
+    assert len(error.splitlines()) == len(expected) > 1
+    status, out, error = commands.any("check", str(BAD / "keys.toml"), "--json")
+    assert (status, error) == (1, "")
+    assert json.loads(out)["errors"][0]["path"] == "keys[0].plan"
+
+
+def test_check_warns_of_what_has_no_effect(commands: Commands) -> None:
+    """Units can't be taken ahead of a plan whose every request draws on what all callers share."""
+    assert "prefetch has no effect: each request draws on" in commands.good("check", FULL)
+    names = [warning["name"] for warning in commands.json("check", FULL)["warnings"]]
+    assert "no-effect" in names
+
+
+def test_check_warns_of_a_cost_that_never_fits(commands: Commands, tmp_path: Path) -> None:
+    """A route that costs more than a plan ever grants is no mistake, but nobody can use it."""
+    text = '[[routes]]\npath = "/batch"\ncost = 30\n'
+    printed = commands.good("check", str(written(tmp_path / "s.toml", text)))
+    assert "its cost of 30 never fits into 20/minute of plans.anonymous" in printed
+
+
+def test_check_shows_no_password_and_no_secret(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a terminal shows, somebody else sees."""
+    monkeypatch.setenv("RATELIMIT_BACKEND__URL", "redis://user:hunter2@h:6379/0")
+    monkeypatch.setenv("RATELIMIT_IDENTITY__HASH_SECRET", "hunter2")
+    for printed in (commands.good("check"), commands.good("check", "--json")):
+        assert "hunter2" not in printed
+        assert "redis://h:6379/0" in printed
+
+
+def test_settings_come_from_the_option_else_the_environment(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--settings FILE`, else what RATELIMIT_SETTINGS names, else the built-in defaults."""
+    assert commands.json("check")["source"] == "built-in defaults"
+    monkeypatch.setenv("RATELIMIT_SETTINGS", str(GOOD / "minimal.toml"))
+    assert commands.json("check")["source"].endswith("minimal.toml")
+    assert commands.json("check", "--settings", FULL)["source"] == FULL
+
+
+# explain ----------------------------------------------------------------------------------------
+
+
+def test_explain_says_what_applies_and_why(commands: Commands) -> None:
+    """Plan, route, price, shadow and what happens without the backend, each with its place in the file."""
+    said = commands.json(
+        "explain", "post", "/v1/predictions?x=1", "--key", "demo-research", "--settings", FULL
+    )
+    assert said["plan"] == {"name": "research", "from": "keys[2]"}
+    assert said["route"] == {"rule": "POST /v1/predictions", "from": "routes[1]"}
+    assert said["price"] == {"amount": "0.02", "currency": "USD"}
+    assert said["shadow"] == {"value": False, "from": "plans.research.shadow"}
+    assert said["on_failure"] == {"value": "allow", "from": "plans.research.on_failure"}
+    assert [limit["from"] for limit in said["limits"]] == [
+        "keys[2].requests",
+        "plans.research.concurrent",
+        "keys[2].spending",
+        "application.requests",
+        "application.concurrent",
+    ]
+
+
+def test_explain_follows_route_before_plan(commands: Commands) -> None:
+    """What a route says of shadow and failure holds before what its caller's plan says."""
+    said = commands.json("explain", "GET", "/v1/batch", "--address", "192.0.2.1", "--settings", FULL)
+    assert said["shadow"] == {"value": True, "from": "routes[3].shadow"}
+    assert said["on_failure"] == {"value": "deny", "from": "routes[3].on_failure"}
+    assert said["identity"]["partition"] == "ip:192.0.2.1"
+    assert {"routes[3].total", "identity.per_address"} <= {limit["from"] for limit in said["limits"]}
+
+
+def test_explain_says_that_money_goes_first(commands: Commands) -> None:
+    """A priced request follows what the budget says of failure."""
+    arguments = ("explain", "POST", "/v1/predictions", "--key", "demo-enterprise-1", "--settings", FULL)
+    assert commands.json(*arguments)["on_failure"] == {
+        "value": "deny",
+        "from": "plans.enterprise.spending.on_failure",
+    }
+
+
+def test_explain_prints_for_people(commands: Commands) -> None:
+    """The same as a page: exempt routes, costs that never fit, prices that nobody is charged."""
+    assert "none: the route is exempt (routes[0])" in commands.good(
+        "explain", "GET", "/health", "--settings", FULL
+    )
+    anonymous = commands.good("explain", "POST", "/v1/predictions", "--settings", FULL)
+    assert "0.02, not charged: the caller has no budget" in anonymous
+    assert re.search(r"^counted as +ip:ADDRESS$", anonymous, re.MULTILINE)
+    known = commands.good("explain", "POST", "/v1/predictions", "--key", "demo-research", "--settings", FULL)
+    assert "0.02 USD until it is settled" in known
+
+
+def test_explain_says_that_a_cost_never_fits(commands: Commands, tmp_path: Path) -> None:
+    """A request that is always refused is not explained as if it could be admitted."""
+    file = str(written(tmp_path / "s.toml", '[[routes]]\npath = "/batch"\ncost = 30\n'))
+    assert "never fits into 20/minute: always refused" in commands.good(
+        "explain", "GET", "/batch", "--settings", file
+    )
+    assert commands.json("explain", "GET", "/batch", "--settings", file)["never_admitted"]
+
+
+def test_explain_asks_no_backend(commands: Commands) -> None:
+    """It works while the backend is away, and charges nothing."""
+    assert commands.good("explain", "GET", "/", "--settings", FULL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("explain", "GET", "v1"), "'v1' is no path: it begins with a slash"),
+        (("explain", "GET", "/", "--address", "300.1.1.1"), "'300.1.1.1' is no address"),
+        (("explain", "GET", "/", "--key", ""), "the API key is empty"),
+        (("explain", "GET", "/", "--key", f"hmac-sha256:{'0' * 64}"), "a hash of the wrong kind"),
+        (("explain", "GET"), "Missing argument 'path'."),
+        (("explain", "GET", "/", "--nope"), "No such option"),
+        (("nope",), "No such command 'nope'."),
+        (("keys", "nope"), "No such command 'nope'."),
+        (("show",), "built-in defaults counts in the memory of each process"),
+        (("reset",), "reset needs a caller: --key, --address or --account"),
+        (("show", "--settings", "missing.toml"), "missing.toml: there is no such file"),
+        (("demo", "--port", "70000"), "Invalid value for '--port'"),
+    ],
+)
+def test_an_error_is_one_line(commands: Commands, arguments: tuple[str, ...], message: str) -> None:
+    """Whatever is wrong with a command: exit status 1 and one line that says so."""
+    assert message in commands.bad(*arguments)
+
+
+def test_settings_with_several_mistakes_are_one_line_too(commands: Commands) -> None:
+    """All commands but check name the first mistake, and where to see the others."""
+    message = commands.bad("show", "--key", "k", "--settings", str(BAD / "keys.toml"))
+    assert "keys[0].plan" in message
+    assert re.search(r"\(and \d+ more: ratelimit-mw check\)$", message)
+
+
+# keys -------------------------------------------------------------------------------------------
+
+
+def test_keys_hash_prints_what_settings_take(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A key as an argument or on standard input; its hash under the secret, where there is one."""
+    assert commands.good("keys", "hash", "a b\t").strip() == hash_api_key(b"a b", "")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"k\xff\r\n")))
+    assert commands.good("keys", "hash", "-").strip() == hash_api_key(b"k\xff", "")
+    secret = str(written(tmp_path / "s.toml", 'identity.hash_secret = "s"'))
+    api_key_hash = commands.json("keys", "hash", "k", "--settings", secret)["hash"]
+    assert api_key_hash == hash_api_key(b"k", "s")
+    assert commands.good("keys", "hash", api_key_hash, "--settings", secret).strip() == api_key_hash
+    listed = {"identity": {"hash_secret": "s"}, "keys": [{"hash": api_key_hash, "plan": "default"}]}
+    assert Settings.model_validate(listed).keys[0].hash == api_key_hash
+
+
+# the command itself -----------------------------------------------------------------------------
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    """`python -m ratelimit_mw` does what `ratelimit-mw` does, exit status included."""
+    command = [sys.executable, "-m", "ratelimit_mw", "check", str(BAD / "rates.toml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ratelimit-mw: ")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"ratelimit-mw": "ratelimit_mw._internal.cli:main"}
+
+
+def test_without_the_extra_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A library without its extra `cli` has a command that says so in one line."""
+    for module in [name for name in sys.modules if name.startswith("ratelimit_mw._internal.cli.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(cli, "commands")
+    monkeypatch.setitem(sys.modules, "typer", None)
+    assert cli.main() == 1
+    assert capsys.readouterr().err == (
+        'ratelimit-mw: the command line is an extra: pip install "ratelimit-mw[cli]"\n'
+    )
+
+
+def test_without_a_command_it_prints_help(commands: Commands) -> None:
+    """Who types the name alone sees what there is, and so for a group of commands."""
+    assert "explain" in commands.good()
+    assert "hash" in commands.good("keys")
+
+
+def test_ctrl_c_is_no_error(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who ends a command knows why: nothing is printed, and the exit status says that it was ended."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ratelimit_mw._internal.cli.commands.check_command.check", interrupt)
+    assert commands.any("check") == (130, "", "")
+
+
+def test_what_nobody_thought_of_is_one_line(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a traceback."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("ratelimit_mw._internal.cli.commands.check_command.check", fail)
+    assert commands.bad("check") == "RuntimeError: first line second line"

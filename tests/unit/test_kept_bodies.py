@@ -1,0 +1,49 @@
+"""Bodies of refusals that are kept: nobody is told another refusal's figures."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratelimit_mw._internal.model.charge import Counter
+from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.status import WindowStatus
+from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, refusal_of
+from ratelimit_mw._internal.responses import refusals
+from ratelimit_mw._internal.responses.refusals import RefusalWriter
+from ratelimit_mw._internal.settings import ResponseSettings
+
+WINDOWS = [Window(2, 1, "minute"), Window(3, 1, "minute"), Window(3, 1, "hour")]
+
+
+@st.composite
+def _refused(draw: st.DrawFn) -> Decision:
+    """A refusal by one or more of a caller's windows; few values, so that many are nearly the same."""
+    standings = tuple(
+        LimitStatus(
+            Counter("caller", "p", window),
+            WindowStatus(draw(st.integers(0, 3)), draw(st.sampled_from([0, SECOND, 1_000])), wait),
+        )
+        for window, wait in zip(
+            WINDOWS, draw(st.lists(st.sampled_from([0, 1_000, SECOND + 1]))), strict=False
+        )
+    )
+    if not any(standing.status.refuses for standing in standings):
+        standings = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(2, SECOND, SECOND)),)
+    now, cost = draw(st.sampled_from([5 * SECOND, 5 * SECOND + 1])), draw(st.integers(1, 2))
+    return Decision(False, now, cost, 0, standings, refusal_of(standings, 0, now))
+
+
+@given(refused=st.lists(_refused(), max_size=30), body=st.sampled_from(["json", "problem"]))
+def test_a_kept_body_says_what_a_new_one_would(refused: list[Decision], body: str) -> None:
+    """However often and in whatever order callers are refused, each gets its own answer."""
+    settings = ResponseSettings.model_validate({"body": body})
+    keeping = RefusalWriter(settings)
+    assert [keeping(each) for each in refused] == [RefusalWriter(settings)(each) for each in refused]
+
+
+def test_the_bodies_kept_are_bounded() -> None:
+    """However many callers are refused, so many bodies are kept at most."""
+    writer = RefusalWriter(ResponseSettings())
+    for used in range(refusals.MAX_BODIES + 10):
+        standings = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(used, SECOND, SECOND)),)
+        writer(Decision(False, SECOND, 1, 0, standings, refusal_of(standings, 0, SECOND)))
+    assert len(writer._bodies) <= refusals.MAX_BODIES

@@ -1,0 +1,370 @@
+"""On its own while the backend is away: from what was last known, at a share, and told afterwards."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from ratelimit_mw import BackendError, Lease, Limiter
+from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.model.charge import Charge, Counter, Outcome
+from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.status import Status
+from ratelimit_mw._internal.outage.fallback import LocalPolicy
+from tests.support.asgi import FakeClock, settings_of
+from tests.support.statuses import budget_status, counted
+
+CENT = 10_000
+
+
+class Shaky(MemoryBackend):
+    """A backend that a test takes away and brings back."""
+
+    away = False
+
+    def decide(self, charge: Charge, lease_id: bytes | None, price: int) -> Outcome:
+        """Decide, or fail as a backend does that is away."""
+        if self.away:
+            raise BackendError("nobody answers")
+        return super().decide(charge, lease_id, price)
+
+
+class Pair:
+    """A limiter and its backend, on one clock."""
+
+    def __init__(self, text: str) -> None:
+        self.clock = FakeClock()
+        self.backend = Shaky(clock=self.clock)
+        self.limiter = Limiter(settings_of(text), backend=self.backend)
+        self.limiter.decider.local = LocalPolicy(self.backend, clock=self.clock)
+
+    async def admitted(self, number: int) -> int:
+        """How many of so many requests are admitted."""
+        return sum([(await self.limiter.acquire(api_key="a")).allowed for _ in range(number)])
+
+    async def back(self) -> None:
+        """The backend is back, and is told."""
+        self.backend.away = False
+        await self.limiter.decider.local.holds.tell()
+
+    async def statuses(self) -> list[Status]:
+        """How the caller stands in the shared books."""
+        policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
+        return [status for _, status in (await self.limiter.peek(policy)).standings]
+
+
+class MakePair:
+    """Makes pairs, which are closed at the end."""
+
+    def __init__(self) -> None:
+        self.made: list[Pair] = []
+
+    def __call__(self, text: str) -> Pair:
+        """A pair with these settings."""
+        self.made.append(Pair(text))
+        return self.made[-1]
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[MakePair]:
+    """Make limiters whose backend can be taken away."""
+    make = MakePair()
+    yield make
+    for pair in make.made:
+        await pair.limiter.close()
+
+
+TEN = 'plans.default = {requests = ["10/minute"]}\n'
+
+
+@pytest.mark.parametrize(("share", "left"), [("1.0", 4), ("0.5", 2), ("0.3", 2), ("0.01", 1)])
+async def test_a_window_goes_on_from_what_was_last_known(make: MakePair, share: str, left: int) -> None:
+    """Six of ten are used when the backend goes: this process grants its share of the other four."""
+    pair = make(f"backend.local_share = {share}\n{TEN}")
+    assert await pair.admitted(6) == 6
+    pair.backend.away = True
+    lease = await pair.limiter.acquire(api_key="a")
+    nearest = lease.decision.nearest()
+    assert nearest is not None
+    assert (nearest[0].quota, nearest[0].quota - nearest[1].used) == (10, left - 1)
+    assert 1 + await pair.admitted(9) == left
+
+
+async def test_what_was_known_leaves_its_window(make: MakePair) -> None:
+    """What others had counted is forgotten as it was counted: from the oldest to the newest."""
+    pair = make(TEN)
+    for second in range(0, 50, 5):
+        pair.clock.set(second)
+        assert await pair.admitted(1) == 1
+    pair.backend.away = True
+    assert await pair.admitted(1) == 0
+    for second in range(60, 110, 5):
+        pair.clock.set(second)
+        assert await pair.admitted(2) == 1
+
+
+@pytest.mark.parametrize("path", ["/a", "/b", "/c"])
+async def test_what_was_used_on_one_route_is_known_on_all(make: MakePair, path: str) -> None:
+    """Going to a route that the caller did not use while the backend was there opens no second quota."""
+    pair = make(f'{TEN}\nroutes = [{{ path = "/a" }}, {{ path = "/b", requests = ["9/minute"] }}]')
+    for used in ("/a", "/b", "/b", "/a", "/a"):
+        pair.clock.now += 1
+        assert (await pair.limiter.acquire(api_key="a", path=used)).allowed
+    pair.backend.away = True
+    admitted = [(await pair.limiter.acquire(api_key="a", path=path)).allowed for _ in range(9)]
+    assert sum(admitted) == 5
+    assert not (await pair.limiter.acquire(api_key="a", path="/b")).allowed
+
+
+async def test_a_caller_never_seen_has_the_whole_share(make: MakePair) -> None:
+    """Where nothing is known, the share is of the limit itself, rounded up and exactly."""
+    pair = make('backend.local_share = 0.07\nplans.default = {requests = ["100/minute"]}')
+    pair.backend.away = True
+    assert await pair.admitted(20) == 7
+
+
+async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
+    """What was admitted meanwhile is charged to the shared books, where it is remembered from then on."""
+    pair = make(TEN)
+    assert await pair.admitted(3) == 3
+    pair.backend.away = True
+    pair.clock.set(10)
+    assert await pair.admitted(20) == 7
+    pair.clock.set(20)
+    await pair.back()
+    assert counted((await pair.statuses())[0]) == 10
+    assert await pair.admitted(1) == 0
+    pair.clock.set(60)
+    assert await pair.admitted(20) == 3
+    pair.clock.set(80)
+    assert await pair.admitted(20) == 7
+
+
+@pytest.mark.parametrize("also_admitted", [False, True])
+async def test_another_outage_begins_with_what_was_known_last(make: MakePair, also_admitted: bool) -> None:
+    """What a first outage began with is not what the next one begins with: meanwhile the rest was used up."""
+    pair = make('plans.default.requests = ["10/second", "30/hour"]')
+    assert await pair.admitted(10) == 10
+    pair.backend.away = True
+    assert await pair.admitted(1) == 0
+    pair.clock.set(1)
+    if also_admitted:
+        assert await pair.admitted(3) == 3
+    await pair.back() if also_admitted else setattr(pair.backend, "away", False)
+    for second in (3, 5):
+        pair.clock.set(second)
+        assert await pair.admitted(10) == (10 if second == 3 or not also_admitted else 7)
+    pair.backend.away = True
+    for later in (5.4, 7.0):
+        pair.clock.set(later)
+        assert await pair.admitted(10) == 0
+
+
+async def test_what_the_backend_was_not_told_yet_counts_in_the_next_outage(make: MakePair) -> None:
+    """Where it is away again before it was told, what was admitted here is added to what is known then."""
+    pair = make(TEN)
+    assert await pair.admitted(2) == 2
+    pair.backend.away = True
+    pair.clock.set(1)
+    assert await pair.admitted(4) == 4
+    pair.backend.away = False
+    pair.clock.set(2)
+    assert await pair.admitted(1) == 1
+    pair.backend.away = True
+    pair.clock.set(3)
+    assert await pair.admitted(9) == 10 - 2 - 4 - 1
+
+
+async def test_a_flapping_backend_grants_nothing_twice(make: MakePair) -> None:
+    """However often it goes and comes, nobody gets more than the limit."""
+    pair = make(TEN)
+    admitted = 0
+    for second in range(12):
+        pair.clock.set(second)
+        pair.backend.away = not pair.backend.away
+        if not pair.backend.away:
+            await pair.back()
+        admitted += await pair.admitted(3)
+    assert admitted == 10
+    assert counted((await pair.statuses())[0]) == 10
+
+
+async def test_units_that_have_left_their_window_are_not_told(make: MakePair) -> None:
+    """After an outage longer than the window nothing of it is left to count."""
+    pair = make(TEN)
+    pair.backend.away = True
+    assert await pair.admitted(20) == 10
+    pair.clock.set(61)
+    await pair.back()
+    assert counted((await pair.statuses())[0]) == 0
+
+
+MONEY = """
+plans.default = {requests = ["99/minute"], concurrent = 3, spending = {daily = "1.00"}}
+routes = [{path = "/", price = "0.10"}]
+"""
+
+
+async def test_a_budgets_share_is_of_what_was_left(make: MakePair) -> None:
+    """Of 1.00, 0.60 was spent by everybody when last seen: half of what was left is 0.20."""
+    pair = make("backend.local_share = 0.5\n" + MONEY)
+    for _ in range(6):
+        async with await pair.limiter.acquire(api_key="a"):
+            pass
+    pair.backend.away = True
+    leases = [await pair.limiter.acquire(api_key="a") for _ in range(4)]
+    assert [lease.allowed for lease in leases] == [True, True, False, False]
+    _, _, day = leases[1].decision.standings
+    assert budget_status(day.status).taken == 100 * CENT
+
+
+async def test_yesterdays_spending_is_not_todays(make: MakePair) -> None:
+    """What was seen spent in another period says nothing of this one."""
+    pair = make(MONEY)
+    async with await pair.limiter.acquire(api_key="a", price="1.00"):
+        pass
+    pair.backend.away = True
+    assert not (await pair.limiter.acquire(api_key="a")).allowed
+    pair.clock.set(86_400)
+    assert (await pair.limiter.acquire(api_key="a", price="1.00")).allowed
+
+
+async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
+    """Settled, kept, given back or still running: the shared books show each as if they had been there."""
+    pair = make(MONEY.replace("concurrent = 3", "concurrent = 9"))
+    pair.backend.away = True
+    settled, kept, failed, running = [await pair.limiter.acquire(api_key="a") for _ in range(4)]
+    await settled.settle("0.04")
+    pair.limiter.leases.end(settled, failed=False)
+    pair.limiter.leases.end(kept, failed=False)
+    pair.limiter.leases.end(failed, failed=True)
+    await pair.back()
+    _, slots, day = await pair.statuses()
+    assert (counted(slots), *budget_status(day)[:2]) == (1, 14 * CENT, 10 * CENT)
+    await running.settle("0.03")
+    pair.limiter.leases.end(running, failed=False)
+    _, slots, day = await pair.statuses()
+    assert (counted(slots), *budget_status(day)[:2]) == (0, 17 * CENT, 0)
+    assert len(pair.limiter.decider.local.holds) == 0
+
+
+async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:
+    """What was told is known in the next outage, and not counted a second time either."""
+    pair = make(MONEY)
+    for number in (7, 3, 0):
+        pair.backend.away = True
+        admitted = 0
+        for _ in range(7):
+            async with await pair.limiter.acquire(api_key="a") as lease:
+                admitted += lease.allowed
+        assert admitted == number
+        await pair.back()
+    assert counted((await pair.statuses())[2]) == 100 * CENT
+
+
+@pytest.mark.parametrize("detached", [True, False])
+async def test_an_estimate_held_here_lasts_like_one_held_there(make: MakePair, detached: bool) -> None:
+    """What is told of it is what holds: with its request, or until it is settled where it was detached."""
+    pair = make(MONEY)
+    pair.backend.away = True
+    lease = await pair.limiter.acquire(api_key="a")
+    if detached:
+        await lease.detach(ttl=5)
+    await pair.back()
+    assert budget_status((await pair.statuses())[2]).held == 10 * CENT
+    pair.clock.set(31)
+    assert budget_status((await pair.statuses())[2]).held == (10 * CENT if detached else 0)
+
+
+async def test_an_end_while_it_is_told(make: MakePair) -> None:
+    """A request that ends in the very moment in which the backend learns of it leaves nothing behind."""
+    pair = make(MONEY)
+    pair.backend.away = True
+    lease = await pair.limiter.acquire(api_key="a")
+    pair.backend.away = False
+    decide = pair.backend.decide
+    ended: list[Lease] = []
+
+    async def slow(charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        outcome = decide(charge, lease_id, price)
+        if charge.slots:
+            await lease.settle("0.02")
+            pair.limiter.leases.end(lease, failed=False)
+            ended.append(lease)
+        return outcome
+
+    pair.backend.restore = slow  # type: ignore[method-assign]
+    telling = pair.limiter.decider.local.holds._task
+    assert telling is not None
+    await telling
+    assert ended == [lease]
+    _, slots, day = await pair.statuses()
+    assert (counted(slots), *budget_status(day)[:2]) == (0, 2 * CENT, 0)
+
+
+async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
+    """Nobody has to call: it is noticed that the backend is back, and nothing runs on after that."""
+    pair = make(TEN)
+    pair.backend.away = True
+    assert await pair.admitted(2) == 2
+    await asyncio.sleep(0.15)
+    pair.backend.away = False
+    telling = pair.limiter.decider.local.holds._task
+    assert telling is not None
+    await asyncio.wait_for(telling, 10)
+    assert counted((await pair.statuses())[0]) == 2
+
+
+async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCaptureFixture) -> None:
+    """What the backend could not be told before the end is lost, and the log says how much."""
+    pair = make(MONEY)
+    pair.backend.away = True
+    async with await pair.limiter.acquire(api_key="a"):
+        pass
+    await pair.limiter.close()
+    assert "never told of 2 counts" in caplog.text
+    assert pair.limiter.decider.local.holds.lost == 2
+
+
+async def test_what_waits_is_bounded(make: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is given up where too much waits for the backend, and that is counted."""
+    monkeypatch.setattr("ratelimit_mw._internal.outage.reconcile.MAX_OWED", 5)
+    pair = make(MONEY)
+    pair.backend.away = True
+    for number in range(8):
+        async with await pair.limiter.acquire(api_key=f"{number}"):
+            pass
+    holds = pair.limiter.decider.local.holds
+    assert (len(holds), holds.lost) == (10, 6)
+
+
+async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers come and go; what is known of them does not grow without end."""
+    monkeypatch.setattr("ratelimit_mw._internal.outage.fallback.MAX_KNOWN", 5)
+    clock = FakeClock()
+    local = LocalPolicy(MemoryBackend(clock=clock), clock=clock)
+    for number in range(9):
+        charge = Charge([Counter(f"k:{number}", "p", Window(10, 1, "minute"))])
+        local.remember(charge, await MemoryBackend(clock=clock).acquire(charge, bytes(16)))
+    assert 0 < len(local._known) <= 5
+
+
+async def test_decisions_are_counted_by_policy(make: MakePair) -> None:
+    """How many decisions each policy made can be read."""
+    pair = make('routes = [{path = "/a", on_failure = "allow"}, {path = "/d", on_failure = "deny"}]')
+    pair.backend.away = True
+    for path in ("/", "/a", "/a", "/d"):
+        await pair.limiter.acquire(api_key="a", path=path)
+    assert pair.limiter.decider.local.decisions == {"local": 1, "allow": 2, "deny": 1}
+
+
+async def test_clocks_that_disagree_cost_exactness_only(make: MakePair) -> None:
+    """Counts from a server whose clock is ahead leave their window one length from now at the latest."""
+    pair = make(TEN)
+    pair.clock.set(3600)
+    assert await pair.admitted(10) == 10
+    pair.backend.away = True
+    pair.clock.set(0)
+    assert await pair.admitted(1) == 0
+    pair.clock.now += 60 * SECOND
+    assert await pair.admitted(1) == 1

@@ -1,0 +1,72 @@
+"""What one process has decided."""
+
+import tomllib
+
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.observe.decision_counts import MAX_CALLERS
+from ratelimit_mw._internal.settings import Settings
+
+SETTINGS = Settings(
+    **tomllib.loads("""
+plans.default.requests = ["2/minute"]
+plans.trial = { requests = ["1/minute"], shadow = true }
+plans.busy = { concurrent = 1, spending = { daily = "1.00" } }
+keys = [{ key = "trial", plan = "trial" }, { key = "busy", plan = "busy" }]
+routes = [{ path = "/v1/{x}", price = "2.00" }]
+""")
+)
+
+
+async def test_every_decision_is_counted_by_plan_route_outcome_and_limit() -> None:
+    """Totals tell who was refused by which limit on which route, and what shadow mode let through."""
+    limiter = Limiter(SETTINGS)
+    for _ in range(3):
+        await limiter.acquire(api_key="someone", address="10.0.0.1", path="/v1/a")
+    await limiter.acquire(api_key="someone else", address="10.0.0.1", path="/v2")
+    for _ in range(2):
+        await limiter.acquire(api_key="trial")
+    await limiter.acquire(api_key="busy", path="/v1/b")
+    for _ in range(2):
+        await limiter.acquire(api_key="busy")
+
+    assert limiter.tally.totals() == {
+        ("default", "/v1/{x}", "admitted", ""): 2,
+        ("default", "/v1/{x}", "rate", "2/minute"): 1,
+        ("default", "", "admitted", ""): 1,
+        ("trial", "", "admitted", ""): 1,
+        ("trial", "", "shadow", "1/minute"): 1,
+        ("busy", "/v1/{x}", "cost", "daily"): 1,
+        ("busy", "", "admitted", ""): 1,
+        ("busy", "", "concurrency", "slots"): 1,
+    }
+
+
+async def test_callers_are_taken_once() -> None:
+    """Each caller's counts, over all routes, are handed out with the identity, and begin anew."""
+    limiter = Limiter(SETTINGS)
+    for path in ("/v1/a", "/v2", "/v2"):
+        await limiter.acquire(api_key="someone", address="10.0.0.1", path=path)
+
+    (taken,) = limiter.tally.take_callers()
+
+    assert taken[0].partition.startswith("k:")
+    assert taken[1] == {"admitted": 2, "rate": 1}
+    assert limiter.tally.take_callers() == []
+    await limiter.acquire(api_key="trial")
+    assert [counts for _, counts in limiter.tally.take_callers()] == [{"admitted": 1}]
+    assert sum(limiter.tally.totals().values()) == 4
+
+
+async def test_of_very_many_callers_the_busiest_are_kept() -> None:
+    """However many keys are invented between two readings, memory is bounded and the busiest are seen."""
+    limiter = Limiter(SETTINGS)
+    for _ in range(3):
+        await limiter.acquire(api_key="busiest", address="10.0.0.1")
+    for number in range(12_000):
+        await limiter.acquire(api_key=f"invented {number}", address="10.0.0.1")
+
+    taken = limiter.tally.take_callers()
+
+    assert len(taken) <= MAX_CALLERS
+    assert {"admitted": 2, "rate": 1} in [counts for _, counts in taken]
+    assert sum(limiter.tally.totals().values()) == 12_003
