@@ -1,15 +1,24 @@
-"""Server-side rate limiting for ASGI apps: exact request windows, concurrency slots and budgets."""
+"""Server-side rate limiting for ASGI apps: exact request windows, concurrency slots and budgets.
+
+Users import from here, from `ratelimit_mw.openapi`, `ratelimit_mw.otel` and `ratelimit_mw.prometheus`. The
+modules below `ratelimit_mw._internal` are private and change without notice.
+"""
 
 from ratelimit_mw._internal.runtime.compiled import obey_environment
 
 obey_environment()  # before any other module is imported
 
-from ratelimit_mw._internal.asgi.middleware import RateLimitMiddleware
+from ratelimit_mw._internal.asgi.middleware import Identify, Price, RateLimitMiddleware
+from ratelimit_mw._internal.asgi.request_lease import get_lease
 from ratelimit_mw._internal.lease.lease import Lease, LeaseError
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.limiter.observers import DecisionMade, OnDecision
 from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.live.resolve import Resolve
+from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.charge import BackendError
-from ratelimit_mw._internal.policy.decision import Decision
+from ratelimit_mw._internal.observe.events import BudgetWarning, Event, OnEvent, SettleIgnored, SlotLost
+from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.settings import Settings, SettingsError
 
@@ -17,13 +26,27 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "BudgetWarning",
     "Decision",
+    "DecisionMade",
+    "Event",
+    "Identify",
     "Identity",
     "KeyEntry",
     "Lease",
     "LeaseError",
+    "LimitStatus",
     "Limiter",
+    "OnDecision",
+    "OnEvent",
+    "Price",
     "RateLimitMiddleware",
+    "Refusal",
+    "Resolve",
     "Settings",
     "SettingsError",
+    "SettleIgnored",
+    "SlotLost",
+    "get_lease",
+    "hash_api_key",
 ]

@@ -18,8 +18,8 @@ from starlette.types import Message, Receive, Scope, Send
 from ratelimit_mw import Identity, KeyEntry, Lease, LeaseError, Limiter, RateLimitMiddleware, Settings
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
+from ratelimit_mw._internal.limiter.observers import DecisionMade
 from ratelimit_mw._internal.model.limits import SECOND
-from ratelimit_mw._internal.observe.events import DecisionMade
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
 from ratelimit_mw._internal.policy.decision import Decision
 from tests.golden.scenarios import DOORS, Ask, Open, Scenario, Step, Token, Wait, WaitAsTold

@@ -1,4 +1,4 @@
-"""A job's worker, as a process of its own: `python -m tests.support.job_worker SETTINGS VERB TOKEN [ARGUMENT]`.
+"""A job's worker, a process of its own: `python -m tests.support.job_worker SETTINGS VERB TOKEN [ARGUMENT]`.
 
 Prints what came of it. `resume` says so and then works for ARGUMENT seconds.
 """

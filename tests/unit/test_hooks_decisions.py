@@ -12,9 +12,10 @@ import pytest
 from ratelimit_mw import Decision, Identity, Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.limiter.observers import DecisionMade
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.charge import Charge, Outcome
-from ratelimit_mw._internal.observe.events import BudgetWarning, DecisionMade, Event
+from ratelimit_mw._internal.observe.events import BudgetWarning, Event
 from tests.support.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
 from tests.support.statuses import counted
 

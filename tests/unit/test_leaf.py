@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import ratelimit_mw
 
-FOLDER = Path(ratelimit_mw.__file__).parent
+FOLDER = Path(ratelimit_mw.__file__).parent / "_internal" / "runtime"
 COMPILED = FOLDER / f"leaf{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 

@@ -6,20 +6,22 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from asgi_lifespan import LifespanManager
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ratelimit_mw import RateLimitMiddleware
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.settings import findings
 from tests.support.apps import ROOT
 from tests.support.asgi import FakeClock, limited
 from tests.support.processes import HOST, ServerProcess
 from tests.support.state_app import make_app
+
+if TYPE_CHECKING:
+    from ratelimit_mw import RateLimitMiddleware
 
 
 class Hypercorn(ServerProcess):

@@ -18,9 +18,10 @@ from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twi
 from ratelimit_mw._internal.dashboard import Dashboard, is_below
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.limiter.observers import DecisionNotifier, OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.model.money import parse_estimate
-from ratelimit_mw._internal.observe.events import DecisionNotifier, OnDecision, OnEvent
+from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.lookup import LookupEntry

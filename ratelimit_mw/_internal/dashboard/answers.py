@@ -56,7 +56,7 @@ class File:
 @cache
 def page_files() -> Mapping[str, File]:
     """Every file that the page may ask for, by its path below the dashboard."""
-    folder = files("ratelimit_mw._internal.dashboard").joinpath("static")
+    folder = files(__package__).joinpath("static")
     found = {f"static/{each.name}": each for each in folder.iterdir() if each.is_file()}
     found |= {f"static/vendor/{each.name}": each for each in folder.joinpath("vendor").iterdir()}
     return {path: _file(path, each.read_bytes()) for path, each in found.items()}

@@ -126,7 +126,7 @@ def create_app(token: str = "") -> Starlette:
 
 def demo_settings(token: str = "") -> Settings:
     """What `demo.toml` says. Neither the environment nor a file of the caller's changes it."""
-    said = tomllib.loads(files("ratelimit_mw").joinpath("demo.toml").read_text("utf-8"))
+    said = tomllib.loads(files(__package__).joinpath("demo.toml").read_text("utf-8"))
     said["operations"]["dashboard_token"] = token or _new_token()
     return Settings(**said)
 

@@ -33,7 +33,7 @@ from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 
 if TYPE_CHECKING:
-    from ratelimit_mw._internal.observe.events import Observers
+    from ratelimit_mw._internal.limiter.observers import Observers
 
 logger = logging.getLogger("ratelimit_mw")
 

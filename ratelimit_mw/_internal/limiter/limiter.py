@@ -16,6 +16,7 @@ from ratelimit_mw._internal.checks.startup import LOOK_SECONDS, WorkerCheck, log
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.limiter.decider import Decider
+from ratelimit_mw._internal.limiter.observers import DecisionNotifier, Observer, Observers, OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
@@ -23,14 +24,7 @@ from ratelimit_mw._internal.model.charge import Backend, Charge, Counter
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts
-from ratelimit_mw._internal.observe.events import (
-    DecisionNotifier,
-    Notifier,
-    Observer,
-    Observers,
-    OnDecision,
-    OnEvent,
-)
+from ratelimit_mw._internal.observe.events import Notifier, OnEvent
 from ratelimit_mw._internal.observe.reporting import Reporter
 from ratelimit_mw._internal.observe.stats import Stats
 from ratelimit_mw._internal.outage.fallback import LocalPolicy

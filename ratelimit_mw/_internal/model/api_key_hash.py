@@ -9,11 +9,14 @@ import hmac
 from functools import lru_cache
 
 
-def hash_api_key(api_key: bytes, secret: str) -> str:
+def hash_api_key(api_key: str | bytes, secret: str = "") -> str:
     """Return `hmac-sha256:<64 hex>` of the key under `secret`; `sha256:<64 hex>` where that is empty.
 
+    `secret` is `identity.hash_secret` of the settings. A `str` is hashed as UTF-8.
     Prefer a secret: without one, a leaked list of hashes can be searched for guessable keys.
     """
+    if isinstance(api_key, str):
+        api_key = api_key.encode("utf-8", "surrogatepass")
     if secret:
         keyed = _keyed(secret).copy()
         keyed.update(api_key)

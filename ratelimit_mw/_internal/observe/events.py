@@ -3,13 +3,10 @@
 import asyncio
 import inspect
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
-from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 
 logger = logging.getLogger("ratelimit_mw")
@@ -45,32 +42,8 @@ class SlotLost:
     lease_id: str
 
 
-class DecisionMade:
-    """A request was decided about: admitted, refused, or let through by shadow mode. Exempt ones are not."""
-
-    __slots__ = ("_lease", "identity", "route")
-
-    def __init__(self, identity: Identity, route: str | None, lease: LeaseRecord) -> None:
-        self.identity = identity
-        """The caller of this request."""
-        self.route = route
-        """Pattern of the rule that the request falls under, None where there is none."""
-        self._lease = lease
-
-    @property
-    def decision(self) -> Decision:
-        """The decision, and how the limits stood when it was made."""
-        return self._lease.decision
-
-    def __repr__(self) -> str:
-        return f"DecisionMade({self.identity!r}, {self.route!r}, {self.decision!r})"
-
-
 Event = BudgetWarning | SettleIgnored | SlotLost
 OnEvent = Callable[[Event], object]
-OnDecision = Callable[[DecisionMade], object]
-Observer = Callable[[LimitedRequest, LeaseRecord], object]
-"""Is shown each decision as it is made, in the request's own context. Must be quick, and wait for nothing."""
 
 _PLAIN = "{} must be a plain function: nobody awaits it. Start a task in it (asyncio.create_task) instead."
 
@@ -87,10 +60,6 @@ def check_nothing_to_await(result: object, name: str) -> None:
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError(_PLAIN.format(name))
-
-
-COMPLAIN_SECONDS = 60.0
-"""How often it is logged that decisions cannot be handed over: they are many."""
 
 
 class Notifier:
@@ -116,47 +85,3 @@ class Notifier:
             check_nothing_to_await(on_event(event), "on_event")
         except Exception:
             logger.exception("on_event failed for %r", event)
-
-
-class DecisionNotifier:
-    """An observer that hands decisions to the app, which can neither delay nor break a request by that."""
-
-    def __init__(self, on_decision: OnDecision) -> None:
-        check_plain(on_decision, "on_decision")
-        self._on_decision = on_decision
-        self._complained = -COMPLAIN_SECONDS
-
-    def __call__(self, request: LimitedRequest, lease: LeaseRecord) -> None:
-        """Hand a decision over at the end of this turn of the event loop, in the request's own context."""
-        rule = request.policy.route
-        made = DecisionMade(request.identity, None if rule is None else rule.path, lease)
-        asyncio.get_running_loop().call_soon(self._hand_over, made)
-
-    def _hand_over(self, made: DecisionMade) -> None:
-        try:
-            check_nothing_to_await(self._on_decision(made), "on_decision")
-        except Exception:
-            now = time.monotonic()
-            if now - self._complained >= COMPLAIN_SECONDS:
-                self._complained = now
-                logger.exception("on_decision failed for %s", made.identity.partition)
-
-
-class Observers:
-    """Everyone who is shown decisions."""
-
-    def __init__(self) -> None:
-        self._observers: list[Observer] = []
-
-    def add(self, observer: Observer) -> None:
-        """Show it every decision from now on. Raises TypeError for an async one."""
-        check_plain(observer, "an observer")
-        self._observers.append(observer)
-
-    def __call__(self, request: LimitedRequest, lease: LeaseRecord) -> None:
-        """Show a decision to all of them; whoever fails harms neither the others nor the request."""
-        for observer in self._observers:
-            try:
-                observer(request, lease)
-            except Exception:
-                logger.exception("%r failed to observe a decision", observer)
