@@ -51,7 +51,7 @@ def describe_span(request: LimitedRequest, lease: LeaseRecord) -> None:
     if refusal is not None:
         span.set_attribute("ratelimit.limit", limit_name(policy, refusal))
         if refusal.retry_after is not None:
-            span.set_attribute("ratelimit.retry_after", refusal.retry_after / 1_000_000)
+            span.set_attribute("ratelimit.retry_after", refusal.retry_after)
     nearest = decision.nearest()
     if nearest is not None:
         window, status = nearest

@@ -124,8 +124,8 @@ async def test_retry_after_is_true_to_the_microsecond(bench: Bench, quota: int) 
         if outcome.admitted:
             await bench.acquire(counter, cost=cost)
             continue
-        assert 0 < outcome.window(0).retry_after <= MINUTE
-        bench.wait(microseconds=outcome.window(0).retry_after - 1)
+        assert 0 < outcome.window(0).retry_after_us <= MINUTE
+        bench.wait(microseconds=outcome.window(0).retry_after_us - 1)
         assert not (await bench.acquire(counter, cost=cost)).admitted
         bench.wait(microseconds=1)
         assert (await bench.acquire(counter, cost=cost)).admitted
@@ -177,7 +177,7 @@ async def test_no_wait_exceeds_one_window_after_the_clock_stepped_back(bench: Be
     outcome = await bench.acquire(counter, cost=40)
     used = outcome.used(0)
     assert used in {31, 32}  # one had left the window, and may be taken for back in it
-    assert 0 < outcome.reset_after(0) <= outcome.window(0).retry_after <= MINUTE
+    assert 0 < outcome.reset_after(0) <= outcome.window(0).retry_after_us <= MINUTE
     assert (await bench.acquire(counter)).used(0) == used + 1
     bench.wait(60)
     assert (await bench.acquire(counter, cost=40)).admitted

@@ -55,7 +55,7 @@ class Bench:
         """What the day has spent, and what it holds."""
         limiter = limiter or self.limiter
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        status = budget_status((await limiter.peek(policy)).standings[-1].status)
+        status = budget_status((await limiter.peek(policy)).limits[-1].status)
         return status.spent, status.held
 
     async def acquire(self) -> Lease:

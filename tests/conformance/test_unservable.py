@@ -68,7 +68,7 @@ async def test_a_cost_over_every_limit_never_fits(limiter: Limiter, cost: int) -
     lease = await limiter.acquire(api_key="a", cost=cost)
     assert (lease.allowed, refused_for(lease.decision)) == (False, "cost")
     assert lease.decision.cost == cost
-    ((counter, figures),) = lease.decision.standings
+    ((counter, figures),) = lease.decision.limits
     assert (counter.limit.text, figures.used) == ("5/hour", 0)  # type: ignore[union-attr]
 
 
@@ -83,7 +83,7 @@ async def test_a_cost_over_every_limit_never_fits_on_a_cluster(
         lease = await limiter.acquire(api_key="a", cost=cost)
         slots = [await limiter.acquire(api_key="slots", cost=min(cost, 100)) for _ in range(3)]
     assert (lease.allowed, refused_for(lease.decision)) == (False, "cost")
-    assert [counted(each) for each in lease.decision.standings] == [0, 0]
+    assert [counted(each) for each in lease.decision.limits] == [0, 0]
     assert sum(each.allowed for each in slots) == 1
 
 

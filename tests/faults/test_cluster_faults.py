@@ -321,7 +321,7 @@ async def test_a_refusal_stands_though_other_steps_cannot_be_asked(cluster: Clus
             refused = await acquired(backend, Charge([own, common]), new_id())
             assert not refused.admitted
             assert refused.window().used == 2
-            assert refused.window().retry_after > 0
+            assert refused.window().retry_after_us > 0
             assert refused.window(1) == (0, 0, 0)
         with pytest.raises(BackendError):
             await backend.acquire(Charge([window(9, of=mine, scope="other"), common]), new_id())

@@ -87,7 +87,7 @@ async def test_records_that_are_cut_leave_no_slot_and_exact_sums(
         )
         await until_async(lambda: held(redis_server) == 0)
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        _, slots, day = [each.status for each in (await limiter.peek(policy)).standings]
+        _, slots, day = [each.status for each in (await limiter.peek(policy)).limits]
         assert slot_status(slots).active == 0
         assert budget_status(day)[:2] == (spent, 0)
         assert limiter.stats().slots_lost == limiter.stats().untold_lost == 0

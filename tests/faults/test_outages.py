@@ -45,7 +45,7 @@ async def limiter_on(url: str, **backend: object) -> AsyncIterator[Limiter]:
 async def statuses(limiter: Limiter) -> tuple[Status, ...]:
     """How the window, the slots and the day's budget stand in the shared books."""
     policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-    return tuple(status for _, status in (await limiter.peek(policy)).standings)
+    return tuple(status for _, status in (await limiter.peek(policy)).limits)
 
 
 async def is_told(limiter: Limiter) -> bool:

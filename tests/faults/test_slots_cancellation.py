@@ -78,11 +78,11 @@ class Run:
         await until_async(lambda: held(self.server) == 0)
         assert len(set(self.finished)) == len(self.finished)
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        standings = (await self.limiter.peek(policy)).standings
-        spent, money_held, _ = budget_status(standings[-1].status)
+        limit_statuses = (await self.limiter.peek(policy)).limits
+        spent, money_held, _ = budget_status(limit_statuses[-1].status)
         assert money_held == 0
         assert spent <= self.left * 1_000_000
-        assert counted(standings[0]) == self.entered
+        assert counted(limit_statuses[0]) == self.entered
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ async def test_ended_by_hand_while_the_backend_is_asked(
         assert run.entered == 0
         await until_async(lambda: held(server) == 0)
         lease = await run.limiter.acquire(api_key="a")
-        assert counted(lease.decision.standings[0]) == 1
+        assert counted(lease.decision.limits[0]) == 1
 
 
 async def test_cancelled_while_others_share_its_batch(run: Run) -> None:

@@ -55,7 +55,7 @@ class Bench:
     async def counted(self) -> list[int]:
         """Units of rate, slots active and money spent or held, in the server's books."""
         policy = self.observer.policies.match(self.observer.identity_of(api_key="a"), "GET", "/")
-        rate, slots, money = (await self.observer.peek(policy)).standings
+        rate, slots, money = (await self.observer.peek(policy)).limits
         return [counted(rate), counted(slots), budget_status(money.status).taken]
 
 

@@ -294,10 +294,10 @@ def _facts_of(decision: Decision) -> Event:
     return {
         "allowed": decision.allowed,
         "cost": decision.cost,
-        "price": decision.price,
+        "price": decision.price_micros,
         "by": decision.policy,
         "shadow": decision.shadow,
-        "refused": None if refusal is None else [refusal.reason, refusal.retry_after],
+        "refused": None if refusal is None else [refusal.reason, refusal.retry_after_us],
     }
 
 

@@ -81,11 +81,11 @@ async def use(url: str) -> None:
         assert refused is not None
         assert refused.reason in {"rate", "concurrency"}
         identity = limiter.identity_of(api_key="k")
-        assert counted((await overview(limiter, identity)).standings[0]) > 2
+        assert counted((await overview(limiter, identity)).limits[0]) > 2
         await limiter.reporter.report()
         assert (await FleetView(limiter).caller(identity.partition)).series
         await forget(limiter, identity)
-        assert counted((await overview(limiter, identity)).standings[0]) == 0
+        assert counted((await overview(limiter, identity)).limits[0]) == 0
 
 
 def commands_given(server: StoreServer) -> set[str]:

@@ -66,7 +66,7 @@ def test_priced_request_is_priced() -> None:
     prices: list[int] = []
     app = ours(
         lambda: settings_of("memory://", "100/hour", price="0.5"),
-        on_decision=lambda made: prices.append(made.decision.price),
+        on_decision=lambda made: prices.append(made.decision.price_micros),
     )
     answer_of(app)
     assert prices == [500_000]

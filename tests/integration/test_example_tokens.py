@@ -18,7 +18,7 @@ async def tokens_spent(url: str) -> tuple[int, int]:
     limiter = Limiter.from_settings(SETTINGS)
     async with Limiter(limiter.settings.model_copy(update={"backend": backend_of(url)})) as reader:
         policy = reader.policies.match(reader.identity_of(api_key="k"), "POST", "/v1/completions")
-        status = budget_status((await reader.peek(policy)).standings[-1].status)
+        status = budget_status((await reader.peek(policy)).limits[-1].status)
     return status.spent, status.held
 
 

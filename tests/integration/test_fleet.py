@@ -175,7 +175,7 @@ async def test_keys_of_an_account_are_one_caller(url: str) -> None:
 
 async def test_a_budget_tells_how_long_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the pace of what was seen; without spending there is nothing to tell."""
-    monkeypatch.setattr("ratelimit_mw._internal.fleet.standings.PACE_AFTER", 0.0)
+    monkeypatch.setattr("ratelimit_mw._internal.fleet.limit_figures.PACE_AFTER", 0.0)
     monkeypatch.setattr("ratelimit_mw._internal.fleet.view.KEPT_SECONDS", -1.0)
     plans = {"default": {"spending": {"daily": "1000.00"}}}
     routes = [{"path": "/{rest:path}", "price": "100.00"}]

@@ -69,7 +69,7 @@ def limiter_on(url: str) -> Limiter:
 async def look(limiter: Limiter, key: str = "a") -> tuple[LimitStatus, ...]:
     """How the limits of a key stand."""
     policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-    return (await limiter.peek(policy)).standings
+    return (await limiter.peek(policy)).limits
 
 
 async def budget(limiter: Limiter, key: str = "a") -> BudgetStatus:

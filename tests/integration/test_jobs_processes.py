@@ -81,8 +81,8 @@ async def spent(settings: Path) -> tuple[int, int]:
     """What the key `a` has spent and what is held for it, in micro-units."""
     async with Limiter.from_settings(settings) as limiter:
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        standings = (await limiter.peek(policy)).standings
-        return standings[-1].status[:2]
+        limit_statuses = (await limiter.peek(policy)).limits
+        return limit_statuses[-1].status[:2]
 
 
 async def token_of(port: int) -> str:
@@ -253,7 +253,7 @@ async def test_the_predictions_example_end_to_end(
     settings = settings_of(f'[backend]\nurl = "{redis_server.url}"\n[identity]\nhash_secret = "secret"\n')
     async with Limiter(settings.model_copy(update={"plans": _plans_of_the_example()})) as limiter:
         policy = limiter.policies.match(limiter.identity_of(api_key="alice"), "GET", "/")
-        used, kept = (await limiter.peek(policy)).standings[-1].status[:2]
+        used, kept = (await limiter.peek(policy)).limits[-1].status[:2]
     assert (used, kept) == (9_000, 0), "nine words were paid for, once, although a worker died"
 
 

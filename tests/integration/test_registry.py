@@ -156,7 +156,7 @@ async def test_an_account_shares_its_counts_and_keeps_them_when_a_key_is_rotated
         assert limiter.identity_of(api_key="k").partition == "a:bolt"
         assert limiter.identity_of(api_key="new").partition == "a:bolt"
         lease = await limiter.acquire(api_key="k")
-        assert counted((await limiter.acquire(api_key="new")).decision.standings[0]) == 2
+        assert counted((await limiter.acquire(api_key="new")).decision.limits[0]) == 2
         assert lease.allowed
 
 
@@ -244,7 +244,7 @@ async def test_keys_are_kept_through_an_outage(start_server: StartServer, tmp_pa
         await until_async(lambda: limiter.settings.plans["pro"].requests[0].quota == 90)
         assert plan_of(limiter, "k") == "pro"
         lease = await limiter.acquire(api_key="k")
-        assert lease.decision.standings[0].counter.limit.text == "90/hour"  # type: ignore[union-attr]
+        assert lease.decision.limits[0].counter.limit.text == "90/hour"  # type: ignore[union-attr]
 
 
 def file_text(file: Path) -> str:

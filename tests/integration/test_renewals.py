@@ -83,7 +83,7 @@ class Bench:
     async def active(self) -> int:
         """Slots held."""
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        return counted((await self.limiter.peek(policy)).standings[0])
+        return counted((await self.limiter.peek(policy)).limits[0])
 
     def make_due(self) -> None:
         """Let every lease be due for renewal, and renew."""

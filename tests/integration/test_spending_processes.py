@@ -23,7 +23,7 @@ async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp,
         policy = reader.policies.match(reader.identity_of(api_key="k"), "GET", "/work")
 
         async def amounts() -> tuple[int, ...]:
-            slots, day = (await reader.peek(policy)).standings
+            slots, day = (await reader.peek(policy)).limits
             return counted(slots), *budget_status(day.status)[:2]
 
         async def ask() -> None:

@@ -208,16 +208,16 @@ class Oracle:
         assert least <= got.used <= most
         refused = cost > 0 and got.used + cost > limit.quota
         assert got.refuses == refused
-        assert 0 <= got.reset_after <= length
-        assert got.retry_after <= length
+        assert 0 <= got.reset_after_us <= length
+        assert got.retry_after_us <= length
         if least != most or place in self.large:
             return
         live = [unit for unit in self.units.get(place, []) if unit.at + length > self.now]
-        assert got.reset_after == (live[0].at + length - self.now if live else 0)
+        assert got.reset_after_us == (live[0].at + length - self.now if live else 0)
         if refused:
             leaves = [unit.at + length for unit in live for _ in range(unit.cost)]
             needed = least + cost - limit.quota
-            assert got.retry_after == (leaves[needed - 1] - self.now if needed <= len(leaves) else length)
+            assert got.retry_after_us == (leaves[needed - 1] - self.now if needed <= len(leaves) else length)
 
     # what follows a charge ----------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ async def main() -> None:
 
         async def counts() -> tuple[int, int, int]:
             """Spent, held, and slots in use."""
-            statuses = [each.status for each in (await limiter.peek(policy)).standings]
+            statuses = [each.status for each in (await limiter.peek(policy)).limits]
             budget = budget_status(statuses[-1])
             return budget.spent, budget.held, counted(statuses[1]) if len(statuses) > 2 else 0
 

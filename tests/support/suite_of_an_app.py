@@ -142,4 +142,4 @@ async def test_slots_are_free_after_it_all() -> None:
     async with Limiter(settings()) as limiter:
         policy = limiter.policies.match(limiter.identity_of(api_key="a", address="testclient"), "GET", "/")
         decision = await limiter.peek(policy)
-        assert counted(decision.standings[1]) == 0
+        assert counted(decision.limits[1]) == 0

@@ -100,7 +100,7 @@ async def test_as_many_limits_as_can_be_set_decide_together(
     async with Limiter(settings) as limiter:
         lease = await limiter.acquire(address="192.0.2.1", cost=1_000)
         assert lease.allowed
-        assert len(lease.decision.standings) == 5 * MAX_RATES + 4
+        assert len(lease.decision.limits) == 5 * MAX_RATES + 4
         again = await limiter.acquire(address="192.0.2.1")
         assert again.decision.refusal is not None
         assert again.decision.policy == "shared"
@@ -112,4 +112,4 @@ async def test_as_many_limits_as_can_be_set_decide_together(
         decision = await limiter.peek(
             limiter.policies.match(limiter.identity_of(address="192.0.2.1"), "GET", "/")
         )
-        assert [counted(each) for each in decision.standings[:MAX_RATES]] == [1_002] * MAX_RATES
+        assert [counted(each) for each in decision.limits[:MAX_RATES]] == [1_002] * MAX_RATES

@@ -205,7 +205,7 @@ async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: S
         assert cancelled_before > 1
         await until_async(lambda: held(server) == 0)
         policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
-        assert [counted(standing) for standing in (await limiter.peek(policy)).standings] == [entered, 0]
+        assert [counted(limit_status) for limit_status in (await limiter.peek(policy)).limits] == [entered, 0]
 
 
 async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:

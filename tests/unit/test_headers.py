@@ -23,10 +23,10 @@ def headers_of(decision: Decision, *names: str, reset: str = "unix") -> dict[str
 
 def decision_of(*windows: tuple[Window, int], cost: int = 1, reset_after: int = SECOND) -> Decision:
     """A decision on windows of the caller, each with what is used of it."""
-    standings = [
+    limit_statuses = [
         LimitStatus(Counter("k:1", "p", w), WindowStatus(used, reset_after, 0)) for w, used in windows
     ]
-    return Decision(True, START * SECOND, cost, standings=tuple(standings))
+    return Decision(True, START * SECOND, cost, limits=tuple(limit_statuses))
 
 
 async def test_headers_count_down_and_come_back() -> None:
@@ -91,8 +91,8 @@ def test_window_shown(windows: list[tuple[Window, int]], cost: int, limit: str, 
 def test_refusing_window_is_shown() -> None:
     """On a refusal by one of the caller's own windows that one is shown, however little another has left."""
     decision = decision_of((MINUTE, 58), (HOUR, 999), cost=5)
-    refusal = Refusal("rate", decision.standings[0], SECOND)
-    refused = Decision(False, decision.now, 5, standings=decision.standings, refusal=refusal)
+    refusal = Refusal("rate", decision.limits[0], SECOND)
+    refused = Decision(False, decision.now_us, 5, limits=decision.limits, refusal=refusal)
     assert headers_of(refused)["x-ratelimit-limit"] == "60"
 
 
@@ -101,11 +101,11 @@ def test_shared_windows_are_never_shown(owner: Literal["everyone", "address"]) -
     """What others draw on too is never shown, not even when it refuses or nothing else is there."""
     counter = Counter("app", "app", Window(1, 1, "second"), owner)
     shared = LimitStatus(counter, WindowStatus(1, SECOND, SECOND))
-    own = decision_of((MINUTE, 1)).standings
+    own = decision_of((MINUTE, 1)).limits
     refusal = Refusal("capacity" if owner == "everyone" else "rate", shared, SECOND)
-    refused = Decision(False, 0, standings=(*own, shared), refusal=refusal)
+    refused = Decision(False, 0, limits=(*own, shared), refusal=refusal)
     assert headers_of(refused)["x-ratelimit-limit"] == "60"
-    assert headers_of(Decision(False, 0, standings=(shared,), refusal=refusal)) == {}
+    assert headers_of(Decision(False, 0, limits=(shared,), refusal=refusal)) == {}
 
 
 @pytest.mark.parametrize("names", [("x-ratelimit",), ("ietf",)])
@@ -187,7 +187,7 @@ def test_slots_do_not_choose_the_window() -> None:
     """Slots are no window: how many are taken changes nothing about what is shown."""
     decision = decision_of((MINUTE, 1))
     slots = LimitStatus(Counter("k:1", "p", Slots(1)), SlotStatus(1, is_full=False))
-    assert headers_of(Decision(True, decision.now, standings=(slots, *decision.standings))) == headers_of(
+    assert headers_of(Decision(True, decision.now_us, limits=(slots, *decision.limits))) == headers_of(
         decision
     )
 

@@ -82,7 +82,7 @@ async def test_keys_of_one_account_are_told_apart() -> None:
     assert [made.identity.api_key_hash for made in told] == [
         hash_api_key(key, "") for key in (b"a", b"b", b"a")
     ]
-    assert [counted(lease.decision.standings[0]) for lease in leases] == [1, 2, 3]
+    assert [counted(lease.decision.limits[0]) for lease in leases] == [1, 2, 3]
 
 
 async def test_what_is_told_is_what_the_request_was_told() -> None:

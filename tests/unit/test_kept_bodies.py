@@ -17,7 +17,7 @@ WINDOWS = [Window(2, 1, "minute"), Window(3, 1, "minute"), Window(3, 1, "hour")]
 @st.composite
 def _refused(draw: st.DrawFn) -> Decision:
     """A refusal by one or more of a caller's windows; few values, so that many are nearly the same."""
-    standings = tuple(
+    statuses = tuple(
         LimitStatus(
             Counter("caller", "p", window),
             WindowStatus(draw(st.integers(0, 3)), draw(st.sampled_from([0, SECOND, 1_000])), wait),
@@ -26,10 +26,10 @@ def _refused(draw: st.DrawFn) -> Decision:
             WINDOWS, draw(st.lists(st.sampled_from([0, 1_000, SECOND + 1]))), strict=False
         )
     )
-    if not any(standing.status.refuses for standing in standings):
-        standings = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(2, SECOND, SECOND)),)
+    if not any(limit_status.status.refuses for limit_status in statuses):
+        statuses = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(2, SECOND, SECOND)),)
     now, cost = draw(st.sampled_from([5 * SECOND, 5 * SECOND + 1])), draw(st.integers(1, 2))
-    return Decision(False, now, cost, 0, standings, refusal_of(standings, 0, now))
+    return Decision(False, now, cost, 0, statuses, refusal_of(statuses, 0, now))
 
 
 @given(refused=st.lists(_refused(), max_size=30), body=st.sampled_from(["json", "problem"]))
@@ -44,6 +44,6 @@ def test_the_bodies_kept_are_bounded() -> None:
     """However many callers are refused, so many bodies are kept at most."""
     writer = RefusalWriter(ResponseSettings())
     for used in range(refusals.MAX_BODIES + 10):
-        standings = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(used, SECOND, SECOND)),)
-        writer(Decision(False, SECOND, 1, 0, standings, refusal_of(standings, 0, SECOND)))
+        statuses = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(used, SECOND, SECOND)),)
+        writer(Decision(False, SECOND, 1, 0, statuses, refusal_of(statuses, 0, SECOND)))
     assert len(writer._bodies) <= refusals.MAX_BODIES

@@ -163,7 +163,7 @@ async def test_peek_charges_nothing() -> None:
     policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
     looks = [await limiter.peek(policy) for _ in range(20)]
     assert isinstance(looks[0], Decision)
-    assert [counted(each) for each in looks[-1].standings] == [1, 1, 0]
+    assert [counted(each) for each in looks[-1].limits] == [1, 1, 0]
 
 
 async def test_reset_forgets_the_callers_own_counts() -> None:

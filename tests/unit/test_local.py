@@ -50,7 +50,7 @@ class Pair:
     async def statuses(self) -> list[Status]:
         """How the caller stands in the shared books."""
         policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        return [status for _, status in (await self.limiter.peek(policy)).standings]
+        return [status for _, status in (await self.limiter.peek(policy)).limits]
 
 
 class MakePair:
@@ -214,7 +214,7 @@ async def test_a_budgets_share_is_of_what_was_left(make: MakePair) -> None:
     pair.backend.away = True
     leases = [await pair.limiter.acquire(api_key="a") for _ in range(4)]
     assert [lease.allowed for lease in leases] == [True, True, False, False]
-    _, _, day = leases[1].decision.standings
+    _, _, day = leases[1].decision.limits
     assert budget_status(day.status).taken == 100 * CENT
 
 

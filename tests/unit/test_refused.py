@@ -119,7 +119,7 @@ def test_a_promise_is_kept_to_the_microsecond() -> None:
     bench, one = Bench(), charge(Window(1, 1, "second"))
     bench.acquire(one)
     bench.clock.wait(0.25)
-    wait = bench.acquire(one).window(0).retry_after
+    wait = bench.acquire(one).window(0).retry_after_us
     assert wait == 750_000
     bench.clock.wait(0.749_999)
     assert not bench.acquire(one).admitted
@@ -139,7 +139,7 @@ def test_no_promise_from_the_table_comes_too_early() -> None:
     bench.clock.wait(0.2)
     known = bench.known(one)
     assert known is not None
-    bench.clock.now += known.window(0).retry_after
+    bench.clock.now += known.window(0).retry_after_us
     assert bench.acquire(one).admitted
 
 
@@ -175,7 +175,7 @@ async def test_a_process_that_was_paused_while_it_refused_answers(server: StoreS
         assert not lease.allowed
         assert limiter.backend.load.operations == asked
         assert lease.decision.refusal is not None
-        assert lease.decision.refusal.retry_after == 1
+        assert lease.decision.refusal.retry_after_us == 1
 
 
 def test_figures_are_those_of_the_moment() -> None:
@@ -395,12 +395,12 @@ def test_a_shared_limit_that_fills_meanwhile_is_known(cost: int) -> None:
     other = Charge([Counter("other", "p", Window(99, 1, "minute")), shared])
     while bench.acquire(one).admitted:
         pass
-    assert bench.acquire(one).window(1).retry_after == 0
+    assert bench.acquire(one).window(1).retry_after_us == 0
     while bench.acquire(other).used(1) < 10 - cost:
         assert bench.known(one) is not None
     bench.acquire(other)
     assert bench.known(one) is None
-    assert bench.acquire(one).window(1).retry_after > 60 * SECOND
+    assert bench.acquire(one).window(1).retry_after_us > 60 * SECOND
     assert bench.known(one) is not None
     bench.table.clear()
     assert bench.known(one) is None

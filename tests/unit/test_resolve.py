@@ -136,9 +136,9 @@ async def test_a_limiter_looks_up_too() -> None:
     async with Limiter(settings_of(SETTINGS), resolve=database) as limiter:
         for api_key in ("k", b"k"):
             lease = await limiter.acquire(api_key=api_key)
-            assert lease.decision.standings[0].counter.limit.text == "100/hour"  # type: ignore[union-attr]
+            assert lease.decision.limits[0].counter.limit.text == "100/hour"  # type: ignore[union-attr]
         lease = await limiter.acquire(api_key="other")
-        assert lease.decision.standings[0].counter.limit.text == "10/hour"  # type: ignore[union-attr]
+        assert lease.decision.limits[0].counter.limit.text == "10/hour"  # type: ignore[union-attr]
 
 
 # remembering ------------------------------------------------------------------------------------

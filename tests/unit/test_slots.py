@@ -178,7 +178,7 @@ async def test_what_has_expired_is_not_told_as_active() -> None:
     told: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        told.extend(counted(each) for each in scope["state"]["ratelimit"].decision.standings)
+        told.extend(counted(each) for each in scope["state"]["ratelimit"].decision.limits)
         await PlainTextResponse("ok")(scope, receive, send)
 
     for _ in range(3):
@@ -187,6 +187,6 @@ async def test_what_has_expired_is_not_told_as_active() -> None:
     policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
     for _ in range(2):
         await start_of(RateLimitMiddleware(app, limiter=limiter), b"k")
-        told += [counted(each) for each in (await limiter.peek(policy)).standings]
-    told += [counted(each) for each in (await limiter.acquire(api_key="k")).decision.standings]
+        told += [counted(each) for each in (await limiter.peek(policy)).limits]
+    told += [counted(each) for each in (await limiter.acquire(api_key="k")).decision.limits]
     assert told == [1, 0, 1, 0, 1]

@@ -70,7 +70,7 @@ async def start_of_none(app: RateLimitMiddleware) -> int:
 async def spent(client: httpx.AsyncClient, limiter: Limiter, key: str = "k") -> tuple[int, int]:
     """What a key has spent and what is held for it today, in micro-units."""
     policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-    daily = next(s for s in (await limiter.peek(policy)).standings if s.counter.limit == DAILY)
+    daily = next(s for s in (await limiter.peek(policy)).limits if s.counter.limit == DAILY)
     status = budget_status(daily.status)
     return status.spent, status.held
 
@@ -397,7 +397,7 @@ async def test_what_had_no_price_is_charged_when_it_is_settled(url: str, concurr
         assert await spent(client, limiter) == (1_850_000, 0)
         assert limiter.stats().settles_ignored == limiter.stats().leases == 0
         in_use = await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/"))
-        assert [counted(each) for each in in_use.standings if each.counter.limit == Slots(5)] in ([], [0])
+        assert [counted(each) for each in in_use.limits if each.counter.limit == Slots(5)] in ([], [0])
 
 
 @pytest.mark.parametrize("concurrent", ["", "concurrent = 5"])

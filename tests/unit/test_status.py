@@ -77,8 +77,8 @@ def test_moments_of_a_window_come_nearer(
 def test_a_limit_and_its_status_come_together(place: int, kind: str) -> None:
     """Of the three kinds, one names the limit and its status, and the others nothing."""
     counter = CHARGE.counters[place]
-    standing = LimitStatus(counter, STATUSES[place])
-    found = {each: getattr(standing, each) for each in ("window", "slots", "budget")}
+    limit_status = LimitStatus(counter, STATUSES[place])
+    found = {each: getattr(limit_status, each) for each in ("window", "slots", "budget")}
     assert found.pop(kind) == (counter.limit, STATUSES[place])
     assert list(found.values()) == [None, None]
 

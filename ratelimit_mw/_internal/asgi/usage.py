@@ -79,7 +79,7 @@ class UsageEndpoint:
                 usage = await look(self._limiter, question.charges)
         except (BackendError, TimeoutError):
             refusal = Refusal("unavailable", None, RETRY_UNAVAILABLE)
-            return writers.refusals(Decision(False, lease.decision.now, refusal=refusal))
+            return writers.refusals(Decision(False, lease.decision.now_us, refusal=refusal))
         routes = self._limiter.settings.routes
         body = json.dumps(_usage(identity, usage, routes, writers.headers)).encode()
         return Response(200, _headers(len(body), usage, writers.headers), body)
@@ -121,12 +121,12 @@ def _gate_of(identity: Identity, path: str) -> Policy:
 
 def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[bytes, bytes]]:
     """Those of any response, by the limits that hold everywhere."""
-    everywhere = [each for each in usage.standings if not each.counter.scope.startswith("r:")]
+    everywhere = [each for each in usage.limits if not each.counter.scope.startswith("r:")]
     return [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % length),
         (b"cache-control", b"no-store"),
-        *headers(usage._replace(standings=tuple(everywhere))),
+        *headers(usage._replace(limits=tuple(everywhere))),
     ]
 
 
@@ -135,9 +135,9 @@ def _usage(
 ) -> dict[str, Any]:
     """How a caller stands, as the JSON says; never what all callers share."""
     by_scope: dict[str, list[LimitStatus]] = {}
-    for standing in usage.standings:
-        by_scope.setdefault(standing.counter.scope, []).append(standing)
-    now, of_plan, of_address = usage.now, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
+    for limit_status in usage.limits:
+        by_scope.setdefault(limit_status.counter.scope, []).append(limit_status)
+    now, of_plan, of_address = usage.now_us, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
     return {
         "plan": identity.plan,
         "requests": list(_rates(of_plan, now, headers)),
@@ -157,32 +157,32 @@ def _usage(
     }
 
 
-def _rates(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
-    for standing in standings:
-        if standing.window is not None:
-            window, status = standing.window
+def _rates(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+    for limit_status in statuses:
+        if limit_status.window is not None:
+            window, status = limit_status.window
             yield {
                 "policy": window.text,
                 "limit": window.quota,
                 "used": status.used,
                 "remaining": max(window.quota - status.used, 0),
                 "window": window.seconds,
-                "reset": headers.reset(now, status.reset_after),
+                "reset": headers.reset(now, status.reset_after_us),
             }
 
 
-def _slots(standings: Iterable[LimitStatus]) -> Iterator[dict[str, Any]]:
-    for standing in standings:
-        if standing.slots is not None:
-            slots, status = standing.slots
+def _slots(statuses: Iterable[LimitStatus]) -> Iterator[dict[str, Any]]:
+    for limit_status in statuses:
+        if limit_status.slots is not None:
+            slots, status = limit_status.slots
             remaining = max(slots.limit - status.active, 0)
             yield {"unit": slots.unit, "limit": slots.limit, "active": status.active, "remaining": remaining}
 
 
-def _budgets(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
-    for standing in standings:
-        if standing.budget is not None:
-            budget, status = standing.budget
+def _budgets(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+    for limit_status in statuses:
+        if limit_status.budget is not None:
+            budget, status = limit_status.budget
             amounts = {
                 "limit": budget.amount,
                 "spent": status.spent,
@@ -193,5 +193,5 @@ def _budgets(standings: Iterable[LimitStatus], now: int, headers: HeaderWriter) 
                 "period": budget.period,
                 "currency": budget.currency,
                 **{name: format_amount(amount, budget.currency) for name, amount in amounts.items()},
-                "reset": headers.reset(now, place_of(standing.counter, now).ends - now),
+                "reset": headers.reset(now, place_of(limit_status.counter, now).ends - now),
             }

@@ -83,7 +83,7 @@ class PrefetchBatch:
         self.decided = outcome.now
         # What is left grows by a unit that leaves, and is looked up only when the block is over.
         self.windows = [
-            WindowStatus(each.used, max(each.reset_after, charge.ahead), 0)
+            WindowStatus(each.used, max(each.reset_after_us, charge.ahead), 0)
             for each in charge.statuses(outcome)
             if isinstance(each, WindowStatus)
         ]

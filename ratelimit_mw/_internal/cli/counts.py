@@ -115,30 +115,30 @@ def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) 
         "plan": identity.plan if identity else None,
         "limits": [
             {
-                **limit_json(standing.counter.limit),
-                **_status_json(standing, decision.now),
-                "owner": standing.counter.owner,
-                "from": source_of(settings, identity or _NOBODY, standing.counter),
+                **limit_json(limit_status.counter.limit),
+                **_status_json(limit_status, decision.now_us),
+                "owner": limit_status.counter.owner,
+                "from": source_of(settings, identity or _NOBODY, limit_status.counter),
             }
-            for standing in decision.standings
+            for limit_status in decision.limits
         ],
     }
 
 
-def _status_json(standing: LimitStatus, now: int) -> dict[str, Any]:
-    if standing.window is not None:
-        window, rate = standing.window
+def _status_json(limit_status: LimitStatus, now: int) -> dict[str, Any]:
+    if limit_status.window is not None:
+        window, rate = limit_status.window
         remaining = max(window.quota - rate.used, 0)
-        return {"used": rate.used, "remaining": remaining, "reset_after": rate.reset_after / SECOND}
-    if standing.slots is not None:
-        slots, status = standing.slots
+        return {"used": rate.used, "remaining": remaining, "reset_after": rate.reset_after_us / SECOND}
+    if limit_status.slots is not None:
+        slots, status = limit_status.slots
         return {"active": status.active, "remaining": max(slots.limit - status.active, 0)}
-    if standing.budget is not None:
-        budget, (spent, held, _) = standing.budget
+    if limit_status.budget is not None:
+        budget, (spent, held, _) = limit_status.budget
         amounts = {"spent": spent, "held": held, "remaining": max(budget.amount - spent - held, 0)}
         texts = {name: format_amount(amount, budget.currency) for name, amount in amounts.items()}
-        return {**texts, "reset": place_of(standing.counter, now).ends // SECOND}
-    raise TypeError(f"{standing} is a limit of no known kind")
+        return {**texts, "reset": place_of(limit_status.counter, now).ends // SECOND}
+    raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
 def _print(settings: Settings, caller: Caller | None, decision: Decision) -> None:
@@ -149,36 +149,36 @@ def _print(settings: Settings, caller: Caller | None, decision: Decision) -> Non
         plan = f"{identity.plan} ({caller.why})"
         print_facts([("caller", caller.who), ("counted as", identity.partition), ("plan", plan)])
     console.print()
-    if not decision.standings:
+    if not decision.limits:
         console.print("no limits")
         return
     identity = caller.identity if caller else _NOBODY
     columns = ("limit", "used", "held", "left", "next reset", "counted for", "from")
     rows = []
-    for standing in decision.standings:
-        counter = standing.counter
+    for limit_status in decision.limits:
+        counter = limit_status.counter
         place = source_of(settings, identity, counter)
-        cells = _status_row(standing, decision.now)
+        cells = _status_row(limit_status, decision.now_us)
         rows.append((limit_text(counter.limit), *cells, SHARED_BY[counter.owner], place))
     print_table(columns, rows)
 
 
-def _status_row(standing: LimitStatus, now: int) -> tuple[object, ...]:
+def _status_row(limit_status: LimitStatus, now: int) -> tuple[object, ...]:
     """Used, held, left and next reset."""
-    if standing.window is not None:
-        window, rate = standing.window
-        reset = f"in {-(-rate.reset_after // SECOND)} s" if rate.used else "-"
+    if limit_status.window is not None:
+        window, rate = limit_status.window
+        reset = f"in {-(-rate.reset_after_us // SECOND)} s" if rate.used else "-"
         return rate.used, "-", max(window.quota - rate.used, 0), reset
-    if standing.slots is not None:
-        slots, status = standing.slots
+    if limit_status.slots is not None:
+        slots, status = limit_status.slots
         return "-", status.active, max(slots.limit - status.active, 0), "-"
-    if standing.budget is not None:
-        budget, (spent, held, _) = standing.budget
+    if limit_status.budget is not None:
+        budget, (spent, held, _) = limit_status.budget
         left = max(budget.amount - spent - held, 0)
-        ends = datetime.fromtimestamp(place_of(standing.counter, now).ends // SECOND, UTC)
+        ends = datetime.fromtimestamp(place_of(limit_status.counter, now).ends // SECOND, UTC)
         amounts = [amount_text(amount, budget.currency) for amount in (spent, held, left)]
         return *amounts, ends.strftime("%Y-%m-%d %H:%M UTC")
-    raise TypeError(f"{standing} is a limit of no known kind")
+    raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
 _NOBODY = Identity("", "")

@@ -59,7 +59,7 @@ class Access:
         outcome = await self._wrong.peek(charge)
         if not outcome.admitted:
             wait = max(
-                each.retry_after for each in charge.statuses(outcome) if isinstance(each, WindowStatus)
+                each.retry_after_us for each in charge.statuses(outcome) if isinstance(each, WindowStatus)
             )
             seconds = str(ceil(wait / 1_000_000))
             message = f"Too many wrong tokens from your address. Try again in {seconds} s."

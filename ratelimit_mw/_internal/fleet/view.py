@@ -7,6 +7,7 @@ from heapq import nlargest
 
 from ratelimit_mw._internal.backends.figures_store import BUCKET, Counts, Question, Reading
 from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
+from ratelimit_mw._internal.fleet.limit_figures import LimitFiguresReader
 from ratelimit_mw._internal.fleet.reading import NOTHING, outcomes_of, seen_callers, sums, total, worker_of
 from ratelimit_mw._internal.fleet.snapshot import (
     REASONS,
@@ -19,7 +20,6 @@ from ratelimit_mw._internal.fleet.snapshot import (
     Snapshot,
     WorkerFigures,
 )
-from ratelimit_mw._internal.fleet.standings import Standings
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.observe.reporting import name_of
@@ -47,7 +47,7 @@ class FleetView:
         self._limiter = limiter
         self._store = limiter.reporter.store
         self._people = CallerLookup(limiter)
-        self._standings = Standings(limiter)
+        self._limit_figures = LimitFiguresReader(limiter)
         self._points: dict[int, Point] = {}
         self._totals: dict[int, Counts] = {}
         self._callers: dict[int, Counts] = {}
@@ -171,7 +171,7 @@ class FleetView:
         refused = nlargest(PEEKED // 2, callers, key=lambda each: each.outcomes.all_refused)
         chosen = list(dict.fromkeys(each.caller for each in (*refused, *callers)))[:PEEKED]
         identities = [found for each in chosen if (found := self._people.identity(each)) is not None]
-        limits = await self._standings.of(identities)
+        limits = await self._limit_figures.of(identities)
         known: Mapping[str, tuple[LimitFigures, ...]] = {
             identity.partition: each for identity, each in zip(identities, limits, strict=True)
         }

@@ -27,12 +27,12 @@ def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
 
 async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
     """How everything stands that these charges count in. Charges nothing. Raises `BackendError`."""
-    now, standings = 0, list[LimitStatus]()
+    now, limit_statuses = 0, list[LimitStatus]()
     for charge in charges:
         outcome = await limiter.backend.peek(charge)
         now = outcome.now
-        standings += map(LimitStatus, charge.counters, charge.statuses(outcome))
-    return Decision(True, now, standings=tuple(standings))
+        limit_statuses += map(LimitStatus, charge.counters, charge.statuses(outcome))
+    return Decision(True, now, limits=tuple(limit_statuses))
 
 
 async def shared_overview(limiter: Limiter) -> Decision:

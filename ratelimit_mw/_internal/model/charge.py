@@ -348,7 +348,7 @@ class Outcome:
         row: list[int] = []
         for status in statuses:
             if isinstance(status, WindowStatus):
-                row += (status.used, status.reset_after, status.retry_after)
+                row += (status.used, status.reset_after_us, status.retry_after_us)
             elif isinstance(status, SlotStatus):
                 row += (status.active, 0, int(status.is_full))
             else:

@@ -8,25 +8,27 @@ class WindowStatus(NamedTuple):
 
     used: int
     """Units counted, those of the charge included where it was admitted."""
-    reset_after: int
+    reset_after_us: int
     """Time until the oldest unit leaves; 0 where nothing is counted."""
-    retry_after: int
+    retry_after_us: int
     """Time until the charge fits; 0 where the window doesn't refuse it."""
 
     @property
     def refuses(self) -> bool:
         """Whether the window has no room for the charge."""
-        return self.retry_after > 0
+        return self.retry_after_us > 0
 
     @property
     def next_change(self) -> int | None:
         """Time until a unit leaves or the charge fits; None where nothing is counted and nothing refused."""
-        return min([time for time in (self.reset_after, self.retry_after) if time], default=None)
+        return min([time for time in (self.reset_after_us, self.retry_after_us) if time], default=None)
 
     def after(self, passed: int) -> "WindowStatus":
         """Status with the same moments, seen `passed` microseconds later, before any of them has come."""
-        used, reset_after, retry_after = self
-        return WindowStatus(used, reset_after and reset_after - passed, retry_after and retry_after - passed)
+        used, reset_after_us, retry_after_us = self
+        return WindowStatus(
+            used, reset_after_us and reset_after_us - passed, retry_after_us and retry_after_us - passed
+        )
 
 
 class SlotStatus(NamedTuple):

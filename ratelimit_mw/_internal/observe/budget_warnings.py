@@ -37,7 +37,7 @@ class BudgetWarnings:
                 if len(self._seen) >= MAX_REMEMBERED:
                     self._seen.clear()
                 self._seen.add(period)
-                announcing = self._announce(identity, near, decision.now)
+                announcing = self._announce(identity, near, decision.now_us)
                 task = asyncio.get_running_loop().create_task(announcing, name="ratelimit_mw warning")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

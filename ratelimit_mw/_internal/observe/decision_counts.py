@@ -3,7 +3,7 @@
 import threading
 from heapq import nlargest
 
-from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.policy.decision import Decision, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, Policy
@@ -131,11 +131,12 @@ def limit_name(policy: Policy, refusal: Refusal) -> str:
 
     A rate that a key has in place of its plan's is `own`: there may be as many of them as callers.
     """
-    if refusal.standing is None:
+    if refusal.limit is None:
         return ""
-    counter = refusal.standing.counter
+    counter = refusal.limit.counter
     if isinstance(counter.limit, Window):
         overrides = policy.identity.overrides
         is_own = counter.scope == PLAN_SCOPE and overrides is not None and overrides.requests is not None
-        return "own" if is_own else counter.limit.text
-    return "slots" if isinstance(counter.limit, Slots) else counter.limit.period
+        if is_own:
+            return "own"
+    return refusal.limit.name

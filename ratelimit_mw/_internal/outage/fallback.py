@@ -200,7 +200,7 @@ def _entries(
     What it had counted is taken to have come evenly since the oldest, whose time is known.
     """
     counted = math.ceil(window.quota * share) - math.ceil(max(window.quota - status.used, 0) * share)
-    oldest, horizon = known_at + status.reset_after - window.length, now - window.length
+    oldest, horizon = known_at + status.reset_after_us - window.length, now - window.length
     steps = min(STEPS, counted)
     entries = []
     for step in range(steps):

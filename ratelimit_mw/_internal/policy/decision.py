@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.model.charge import Charge, Counter, Outcome, ReservationKey, place_of
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.policy import Policy
 
@@ -25,6 +26,39 @@ class LimitStatus(NamedTuple):
     counter: Counter
     status: Status
     """A `WindowStatus`, `SlotStatus` or `BudgetStatus`, as the limit is a window, slots or a budget."""
+
+    @property
+    def name(self) -> str:
+        """Name of the limit, as figures call it: `60/minute`, `slots`, `daily`, `monthly`."""
+        limit = self.counter.limit
+        if isinstance(limit, Window):
+            return limit.text
+        return "slots" if isinstance(limit, Slots) else limit.period
+
+    @property
+    def limit(self) -> int | Decimal:
+        """Amount that the limit grants: units, slots, or money in its currency."""
+        limit = self.counter.limit
+        if isinstance(limit, Window):
+            return limit.quota
+        return limit.limit if isinstance(limit, Slots) else _money(limit.amount, limit)
+
+    @property
+    def remaining(self) -> int | Decimal:
+        """Amount that is left: units, slots, or money in its currency; never below 0."""
+        limit, status = self.counter.limit, self.status
+        if isinstance(limit, Allowance) and isinstance(status, BudgetStatus):
+            return _money(max(limit.amount - status.taken, 0), limit)
+        if isinstance(limit, Slots) and isinstance(status, SlotStatus):
+            return max(limit.limit - status.active, 0)
+        if isinstance(limit, Window) and isinstance(status, WindowStatus):
+            return max(limit.quota - status.used, 0)
+        raise TypeError(f"{limit!r} has no status like {status!r}")
+
+    @property
+    def reset_after(self) -> float | None:
+        """Seconds until `remaining` next grows: 0.0 for an unused window; None for slots and budgets."""
+        return self.status.reset_after_us / SECOND if isinstance(self.status, WindowStatus) else None
 
     @property
     def window(self) -> tuple[Window, WindowStatus] | None:
@@ -50,42 +84,78 @@ class NearBudget(NamedTuple):
 
     allowance: Allowance
     left: int
-    """What is neither spent nor held, in units of the currency."""
+    """Amount that is neither spent nor held, in micro-units of the currency (whole ones of `token`)."""
     period: ReservationKey
-    """Which caller's, and when it ends."""
+    """Period of the budget: its caller's partition, and its end."""
 
 
 class Refusal(NamedTuple):
-    """Why a request was refused, and when to try again."""
+    """Reason of a refusal, and the time until the request may succeed."""
 
     reason: Reason
-    standing: LimitStatus | None
-    """The limit that refused; None where there was no decision."""
-    retry_after: int | None
-    """Microseconds; None where waiting is no use."""
+    limit: LimitStatus | None
+    """Limit that refused; None where there was no decision."""
+    retry_after_us: int | None
+    """Microseconds until the request may succeed; None where waiting is no use."""
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until the request may succeed; None where waiting is no use."""
+        return None if self.retry_after_us is None else self.retry_after_us / SECOND
 
 
 class Decision(NamedTuple):
-    """The answer to a charge. A handler finds it in `request.state.ratelimit.decision`."""
+    """Answer to a request or to `Limiter.acquire`. A handler finds it as `get_lease(request).decision`.
+
+    `limit`, `remaining` and `reset_after` describe one window of the caller, the one that the headers
+    `X-RateLimit-*` tell of; each is None where the caller has no window. All limits are in `limits`.
+    """
 
     allowed: bool
-    now: int
-    """When it was decided, by the backend's clock, in microseconds since 1970."""
+    """Whether the request is let through."""
+    now_us: int
+    """Time of the decision by the backend's clock, in microseconds since 1970."""
     cost: int = 1
-    price: int = 0
-    standings: tuple[LimitStatus, ...] = ()
-    """The limits that decided, the caller's own first. Empty where nothing limits or nothing is known."""
+    """Request units that each window was asked for."""
+    price_micros: int = 0
+    """Estimate in micro-units of the caller's currency (whole ones of `token`); 0 without one."""
+    limits: tuple[LimitStatus, ...] = ()
+    """Every limit that decided, the caller's own first. Empty where nothing limits or nothing is known."""
     refusal: Refusal | None = None
+    """Reason of the refusal, also where shadow mode lets the request through; None for an admission."""
     shadow: bool = False
     """Whether a refusal is only reported, and the request let through."""
     policy: Literal["shared", "local", "allow", "deny"] = "shared"
-    """Who decided: the backend, or what the settings say while it is away."""
+    """Decider: the backend (`shared`), or the settings' `on_failure` while the backend is away."""
+
+    @property
+    def limit(self) -> int | None:
+        """Units that the caller's nearest window grants."""
+        nearest = self.nearest()
+        return None if nearest is None else nearest[0].quota
+
+    @property
+    def remaining(self) -> int | None:
+        """Units left in the caller's nearest window."""
+        nearest = self.nearest()
+        return None if nearest is None else max(nearest[0].quota - nearest[1].used, 0)
+
+    @property
+    def reset_after(self) -> float | None:
+        """Seconds until `remaining` next grows."""
+        nearest = self.nearest()
+        return None if nearest is None else nearest[1].reset_after_us / SECOND
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds until a refused request may succeed; None for an admission, or where waiting is no use."""
+        return None if self.refusal is None else self.refusal.retry_after
 
     def windows(self) -> Iterator[tuple[Window, WindowStatus]]:
         """The caller's own windows, those of the plan first."""
-        for standing in self.standings:
-            window = standing.window
-            if window is not None and standing.counter.owner == "caller":
+        for limit_status in self.limits:
+            window = limit_status.window
+            if window is not None and limit_status.counter.owner == "caller":
                 yield window
 
     def nearest(self) -> tuple[Window, WindowStatus] | None:
@@ -94,22 +164,27 @@ class Decision(NamedTuple):
         That is the one that refused, or else the one under which the fewest more requests of this cost fit;
         of equals the longer.
         """
-        if self.refusal is not None and self.refusal.reason == "rate" and self.refusal.standing is not None:
-            window = self.refusal.standing.window
-            if window is not None and self.refusal.standing.counter.owner == "caller":
+        if self.refusal is not None and self.refusal.reason == "rate" and self.refusal.limit is not None:
+            window = self.refusal.limit.window
+            if window is not None and self.refusal.limit.counter.owner == "caller":
                 return window
         return min(self.windows(), key=lambda each: _left(each[0], each[1].used, self.cost), default=None)
 
     def warnings(self) -> Iterator[NearBudget]:
         """The budgets that have reached their `warn_at`."""
-        for standing in self.standings:
-            if standing.budget is None:
+        for limit_status in self.limits:
+            if limit_status.budget is None:
                 continue
-            limit, status = standing.budget
+            limit, status = limit_status.budget
             # In whole numbers, and as the settings wrote the share: money is never a float.
             if limit.warn_at is not None and status.taken >= Decimal(repr(limit.warn_at)) * limit.amount:
                 left = max(limit.amount - status.taken, 0)
-                yield NearBudget(limit, left, place_of(standing.counter, self.now))
+                yield NearBudget(limit, left, place_of(limit_status.counter, self.now_us))
+
+
+def _money(micros: int, allowance: Allowance) -> Decimal:
+    """Return an amount of a budget as money in its currency."""
+    return Decimal(format_amount(micros, allowance.currency))
 
 
 def _left(window: Window, used: int, cost: int) -> tuple[int, int]:
@@ -127,46 +202,46 @@ def decision_of(
     by: Literal["shared", "local"] = "shared",
 ) -> Decision:
     """What a backend's answer means under a policy; `never` is a limit that can't ever admit the request."""
-    standings = tuple(map(_limit_status, zip(charge.counters, charge.statuses(outcome), strict=True)))
+    limit_statuses = tuple(map(_limit_status, zip(charge.counters, charge.statuses(outcome), strict=True)))
     refusal = None
     if never is not None:
-        refusal = Refusal("cost", next(s for s in standings if s.counter == never), None)
+        refusal = Refusal("cost", next(s for s in limit_statuses if s.counter == never), None)
     elif not outcome.admitted:
-        refusal = refusal_of(standings, price, outcome.now)
+        refusal = refusal_of(limit_statuses, price, outcome.now)
     allowed = refusal is None or policy.shadow
-    return Decision(allowed, outcome.now, charge.cost, price, standings, refusal, policy.shadow, by)
+    return Decision(allowed, outcome.now, charge.cost, price, limit_statuses, refusal, policy.shadow, by)
 
 
 _limit_status = partial(tuple.__new__, LimitStatus)  # one for each limit of a request: no Python in between
 
 
-def refusal_of(standings: Iterable[LimitStatus], price: int, now: int) -> Refusal:
+def refusal_of(limit_statuses: Iterable[LimitStatus], price: int, now: int) -> Refusal:
     """Which of the limits that refuse is named, and how long to wait for them all.
 
     The caller's own come before shared ones, and among those the longest wait names the code.
     """
-    waits = [(s, _wait(s, price, now)) for s in standings if s.status.refuses]
+    waits = [(s, _wait(s, price, now)) for s in limit_statuses if s.status.refuses]
     longest = max(wait for _, wait in waits)
-    standing, _ = max(waits, key=lambda each: (each[0].counter.owner != "everyone", each[1]))
-    return Refusal(_reason(standing), standing, longest)
+    limit_status, _ = max(waits, key=lambda each: (each[0].counter.owner != "everyone", each[1]))
+    return Refusal(_reason(limit_status), limit_status, longest)
 
 
-def _wait(standing: LimitStatus, price: int, now: int) -> int:
+def _wait(limit_status: LimitStatus, price: int, now: int) -> int:
     """Microseconds until a limit that refuses may admit: true for windows, a hint for slots."""
-    if isinstance(standing.status, WindowStatus):
-        return standing.status.retry_after
-    if standing.budget is not None:
-        limit, status = standing.budget
+    if isinstance(limit_status.status, WindowStatus):
+        return limit_status.status.retry_after_us
+    if limit_status.budget is not None:
+        limit, status = limit_status.budget
         if status.spent + price > limit.amount:
-            return place_of(standing.counter, now).ends - now
+            return place_of(limit_status.counter, now).ends - now
     # A slot may be free soon, and so may what others' estimates hold of a budget.
     return int(random.uniform(*SLOT_HINT) * SECOND)  # noqa: S311 - spreads callers, keeps no secret
 
 
-def _reason(standing: LimitStatus) -> Reason:
-    if standing.counter.owner == "everyone":
+def _reason(limit_status: LimitStatus) -> Reason:
+    if limit_status.counter.owner == "everyone":
         return "capacity"
-    limit = standing.counter.limit
+    limit = limit_status.counter.limit
     if isinstance(limit, Window):
         return "rate"
     return "concurrency" if isinstance(limit, Slots) else "spending"

@@ -42,7 +42,7 @@ class HeaderWriter:
         if nearest is not None:
             window, status = nearest
             left = window.quota - status.used
-            headers += self._x_ratelimit(digits(window.quota), left, decision.now, status.reset_after)
+            headers += self._x_ratelimit(digits(window.quota), left, decision.now_us, status.reset_after_us)
         if self._ietf:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
@@ -85,7 +85,7 @@ class HeaderWriter:
         return [
             (b"x-spending-limit", format_amount(amount, currency).encode()),
             (b"x-spending-remaining", format_amount(nearest.left, currency).encode()),
-            (b"x-spending-reset", b"%d" % self.reset(decision.now, nearest.period.ends - decision.now)),
+            (b"x-spending-reset", b"%d" % self.reset(decision.now_us, nearest.period.ends - decision.now_us)),
         ]
 
 
@@ -107,7 +107,7 @@ def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
         return
     policies = ", ".join(f'"{window.text}";q={window.quota};w={window.seconds}' for window, _ in windows)
     limits = ", ".join(
-        f'"{window.text}";r={max(window.quota - status.used, 0)};t={_seconds(status.reset_after)}'
+        f'"{window.text}";r={max(window.quota - status.used, 0)};t={_seconds(status.reset_after_us)}'
         for window, status in windows
     )
     yield b"ratelimit-policy", policies.encode()

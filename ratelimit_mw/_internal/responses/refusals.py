@@ -47,7 +47,7 @@ class RefusalWriter:
         if refusal is None:
             raise ValueError("the request was not refused")
         status = {"capacity": self._settings.capacity_status, "unavailable": 503}.get(refusal.reason, 429)
-        headers = [*_waiting(refusal.retry_after), *self._headers(decision)]
+        headers = [*_waiting(refusal.retry_after_us), *self._headers(decision)]
         figures = self._figures(decision, refusal)
         body = None if figures is None else self._bodies.get(figures)
         if body is None:
@@ -71,11 +71,11 @@ class RefusalWriter:
 
     def keep(self, refused: CachedRefusal, response: Response, decision: Decision) -> None:
         """Keep the answer to a refusal, to give it again for as long as it says the same."""
-        wait = None if decision.refusal is None else decision.refusal.retry_after
+        wait = None if decision.refusal is None else decision.refusal.retry_after_us
         if wait is None or not self._headers.tells_moments:
             return
-        wait += decision.now - refused.outcome.now
-        seconds = _whole_seconds(wait - (decision.now - refused.outcome.now))
+        wait += decision.now_us - refused.outcome.now
+        seconds = _whole_seconds(wait - (decision.now_us - refused.outcome.now))
         last = wait - (seconds - 1) * SECOND if seconds > 1 else wait
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
         # A copy: middleware outside of ours may add to the headers that it is sent.
@@ -94,17 +94,17 @@ class RefusalWriter:
 
     def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
         error = _describe(decision, refusal, self._headers)
-        if refusal.retry_after is not None and refusal.reason not in ("capacity", "unavailable"):
-            error["details"]["retry_after"] = _whole_seconds(refusal.retry_after)
+        if refusal.retry_after_us is not None and refusal.reason not in ("capacity", "unavailable"):
+            error["details"]["retry_after"] = _whole_seconds(refusal.retry_after_us)
         return self._body(status, error, _violated(decision))
 
     def _figures(self, decision: Decision, refusal: Refusal) -> tuple[object, ...] | None:
         """All that the body of a refusal by a rate tells; who goes on is told it again and again."""
-        standing, wait = refusal.standing, refusal.retry_after
-        if refusal.reason != "rate" or standing is None or standing.window is None or wait is None:
+        limit_status, wait = refusal.limit, refusal.retry_after_us
+        if refusal.reason != "rate" or limit_status is None or limit_status.window is None or wait is None:
             return None
-        window, status = standing.window
-        reset = self._headers.reset(decision.now, status.reset_after)
+        window, status = limit_status.window
+        reset = self._headers.reset(decision.now_us, status.reset_after_us)
         return (window, *_violated(decision), status.used, reset, decision.cost, _whole_seconds(wait))
 
     def unidentified(self, error: IdentityError) -> Response:
@@ -165,7 +165,7 @@ def _violated(decision: Decision) -> list[str]:
     """Every rate of the caller's that refused, also those that are not the one named."""
     return [
         counter.limit.text
-        for counter, status in decision.standings
+        for counter, status in decision.limits
         if isinstance(counter.limit, Window) and counter.owner != "everyone" and status.refuses
     ]
 
@@ -176,24 +176,24 @@ def _whole_seconds(wait: int) -> int:
 
 def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> dict[str, Any]:
     """Type, code, message and details of the error, in that order."""
-    standing = refusal.standing
-    if refusal.reason == "unavailable" or standing is None:
+    limit_status = refusal.limit
+    if refusal.reason == "unavailable" or limit_status is None:
         message = "Rate limits cannot be checked at the moment. Please try again."
         return _error("rate_limit_unavailable", "RATE_LIMIT_UNAVAILABLE", message, {})
     if refusal.reason == "cost":
-        return _too_large(decision, standing)
+        return _too_large(decision, limit_status)
     if refusal.reason == "capacity":
         message = "The service is at capacity. Please try again later."
-        details = {"retry_after": _whole_seconds(refusal.retry_after or 0)}
+        details = {"retry_after": _whole_seconds(refusal.retry_after_us or 0)}
         return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
-    if standing.window is not None:
-        return _rate(decision, *standing.window, headers)
-    if standing.slots is not None:
-        return _concurrency(*standing.slots)
-    if standing.budget is not None:
-        period_ends = place_of(standing.counter, decision.now).ends
-        return _spending(decision, *standing.budget, period_ends, headers)
-    raise TypeError(f"{standing} is a limit of no known kind")
+    if limit_status.window is not None:
+        return _rate(decision, *limit_status.window, headers)
+    if limit_status.slots is not None:
+        return _concurrency(*limit_status.slots)
+    if limit_status.budget is not None:
+        period_ends = place_of(limit_status.counter, decision.now_us).ends
+        return _spending(decision, *limit_status.budget, period_ends, headers)
+    raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
 def _rate(decision: Decision, window: Window, status: WindowStatus, headers: HeaderWriter) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _rate(decision: Decision, window: Window, status: WindowStatus, headers: Hea
         "limit": window.quota,
         "remaining": max(window.quota - used, 0),
         "window": window.seconds,
-        "reset": headers.reset(decision.now, status.reset_after),
+        "reset": headers.reset(decision.now_us, status.reset_after_us),
     }
     message = f"Rate limit exceeded. {used}/{window.quota} requests used in {window.phrase}"
     if decision.cost > 1:
@@ -226,7 +226,7 @@ def _spending(
     spent, held, currency = status.spent, status.held, allowance.currency
     unit = "tokens" if currency == "token" else currency
     limit_text, spent_text, held_text, price_text = (
-        format_amount(amount, currency) for amount in (allowance.amount, spent, held, decision.price)
+        format_amount(amount, currency) for amount in (allowance.amount, spent, held, decision.price_micros)
     )
     details: dict[str, Any] = {
         "period": allowance.period,
@@ -234,7 +234,7 @@ def _spending(
         "spent": spent_text,
         "held": held_text,
         "currency": currency,
-        "reset": headers.reset(decision.now, period_ends - decision.now),
+        "reset": headers.reset(decision.now_us, period_ends - decision.now_us),
     }
     message = f"{_PERIODS[allowance.period]} spending limit exceeded. {spent_text}/{limit_text} {unit} spent"
     if held:
@@ -245,15 +245,15 @@ def _spending(
     return _error("rate_limit_error", "SPENDING_LIMIT_EXCEEDED", f"{message}.", details)
 
 
-def _too_large(decision: Decision, standing: LimitStatus) -> dict[str, Any]:
+def _too_large(decision: Decision, limit_status: LimitStatus) -> dict[str, Any]:
     """A request that no waiting helps. What everyone shares is not told."""
-    limit, details = standing.counter.limit, dict[str, Any]()
+    limit, details = limit_status.counter.limit, dict[str, Any]()
     if isinstance(limit, Allowance):
-        price = format_amount(decision.price, limit.currency)
+        price = format_amount(decision.price_micros, limit.currency)
         amount = format_amount(limit.amount, limit.currency)
         details = {"period": limit.period, "limit": amount, "currency": limit.currency, "price": price}
         message = f"This request needs {price} {limit.currency}; the {limit.period} limit is {amount}."
-    elif isinstance(limit, Window) and standing.counter.owner != "everyone":
+    elif isinstance(limit, Window) and limit_status.counter.owner != "everyone":
         details = {"policy": limit.text, "limit": limit.quota, "window": limit.seconds, "cost": decision.cost}
         message = f"This request needs {decision.cost} units; the limit is {limit.quota} in {limit.phrase}."
     else:

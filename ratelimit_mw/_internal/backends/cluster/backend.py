@@ -309,7 +309,7 @@ def _without(status: Status, cost: int, price: int) -> Status:
     """Status of a limit that admitted a charge, once the charge is undone."""
     if isinstance(status, WindowStatus):
         used = status.used - cost
-        return WindowStatus(used, status.reset_after if used else 0, 0)
+        return WindowStatus(used, status.reset_after_us if used else 0, 0)
     if isinstance(status, SlotStatus):
         return SlotStatus(status.active - 1, is_full=False)
     return BudgetStatus(status.spent, status.held - price, is_short=False)

@@ -27,7 +27,7 @@ PACE_SECONDS = 60.0
 PACE_AFTER = 3.0
 
 
-class Standings:
+class LimitFiguresReader:
     """Asks how callers stand. Costs their limits nothing."""
 
     def __init__(self, limiter: Limiter) -> None:
@@ -59,34 +59,34 @@ class Standings:
         if charges is None:
             charges = self._charges[key] = charges_of(self._limiter, identity)
         decision = await look(self._limiter, charges)
-        return tuple(self._figures(standing, decision.now) for standing in decision.standings)
+        return tuple(self._figures(limit_status, decision.now_us) for limit_status in decision.limits)
 
-    def _figures(self, standing: LimitStatus, now: int) -> LimitFigures:
-        scope = self._scope(standing)
-        if standing.window is not None:
-            window, (used, reset_after, _) = standing.window
+    def _figures(self, limit_status: LimitStatus, now: int) -> LimitFigures:
+        scope = self._scope(limit_status)
+        if limit_status.window is not None:
+            window, (used, reset_after, _) = limit_status.window
             reset = round(reset_after / SECOND, 3) if used else None
             texts = (str(used), str(window.quota))
             share = round(used / window.quota, 4)
             return LimitFigures(
                 window.text, "window", scope, used, window.quota, 0, share, reset, None, *texts, None
             )
-        if standing.slots is not None:
-            slots, (active, _) = standing.slots
+        if limit_status.slots is not None:
+            slots, (active, _) = limit_status.slots
             texts, share = (str(active), str(slots.limit)), round(active / slots.limit, 4)
             return LimitFigures(
                 limit_text(slots), "slots", scope, active, slots.limit, 0, share, None, None, *texts, None
             )
-        if standing.budget is not None:
-            return self._spending(standing, *standing.budget, scope, now)
-        raise TypeError(f"{standing} is a limit of no known kind")
+        if limit_status.budget is not None:
+            return self._spending(limit_status, *limit_status.budget, scope, now)
+        raise TypeError(f"{limit_status} is a limit of no known kind")
 
     def _spending(
-        self, standing: LimitStatus, limit: Allowance, status: BudgetStatus, scope: str, now: int
+        self, limit_status: LimitStatus, limit: Allowance, status: BudgetStatus, scope: str, now: int
     ) -> LimitFigures:
         spent, held, currency = status.spent, status.held, limit.currency
         unit = 1 if currency == TOKEN else 1_000_000
-        reset = round((place_of(standing.counter, now).ends - now) / SECOND, 3)
+        reset = round((place_of(limit_status.counter, now).ends - now) / SECOND, 3)
         return LimitFigures(
             name=limit_text(limit),
             kind="spending",
@@ -99,7 +99,7 @@ class Standings:
             currency=currency,
             used_text=format_amount(spent, currency),
             limit_text=format_amount(limit.amount, currency),
-            forecast=self._forecast(standing.counter, limit, status.taken, now / SECOND, reset),
+            forecast=self._forecast(limit_status.counter, limit, status.taken, now / SECOND, reset),
         )
 
     def _forecast(
@@ -120,8 +120,8 @@ class Standings:
         left = max(limit.amount - amount, 0) * (now - since) / (amount - before)
         return round(left, 1) if left < reset else None
 
-    def _scope(self, standing: LimitStatus) -> str:
-        counter = standing.counter
+    def _scope(self, limit_status: LimitStatus) -> str:
+        counter = limit_status.counter
         if counter.owner == "address":
             return "address"
         return "plan" if counter.scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")
