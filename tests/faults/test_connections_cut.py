@@ -82,7 +82,7 @@ async def test_records_that_are_cut_leave_no_slot_and_exact_sums(
         await asyncio.gather(*callers)
         await until_async(
             lambda: (
-                limiter.stats().backend_up and not limiter.stats().untold and not limiter.stats().load.owed
+                limiter.stats().backend_up and not limiter.stats().unsynced and not limiter.stats().load.owed
             )
         )
         await until_async(lambda: held(redis_server) == 0)
@@ -90,7 +90,7 @@ async def test_records_that_are_cut_leave_no_slot_and_exact_sums(
         _, slots, day = [each.status for each in (await limiter.peek(policy)).limits]
         assert slot_status(slots).active == 0
         assert budget_status(day)[:2] == (spent, 0)
-        assert limiter.stats().slots_lost == limiter.stats().untold_lost == 0
+        assert limiter.stats().slots_lost == limiter.stats().unsynced_lost == 0
 
 
 async def test_a_handshake_that_stalls_is_one_outage_and_tried_again(

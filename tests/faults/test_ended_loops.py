@@ -19,7 +19,7 @@ from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.model.charge import Charge, EstimateAction, Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus
 from tests.conftest import StartServer
-from tests.faults.test_outages import CENT, is_told, limiter_on, statuses
+from tests.faults.test_outages import CENT, is_synced, limiter_on, statuses
 from tests.support.conformance import eventually, new_id, window
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
@@ -135,9 +135,9 @@ async def test_what_a_loop_admitted_in_an_outage_is_told(start_server: StartServ
                 await limiter.close()
 
         await in_short_lived_loop(ask)
-        assert not await is_told(limiter)
+        assert not await is_synced(limiter)
         server.continue_signal()
-        assert await eventually(lambda: is_told(limiter)) < 10
+        assert await eventually(lambda: is_synced(limiter)) < 10
         window, slots, day = await statuses(limiter)
         assert (*map(counted, (window, slots, day)), budget_status(day).held) == (1, 0, 3 * CENT, 0)
 

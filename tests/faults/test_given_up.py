@@ -8,7 +8,7 @@ from typing import Self
 import pytest
 import uvloop
 
-from ratelimit_mw._internal.backends.connecting.connection import ServerConnector
+from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock

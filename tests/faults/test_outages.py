@@ -48,7 +48,7 @@ async def statuses(limiter: Limiter) -> tuple[Status, ...]:
     return tuple(status for _, status in (await limiter.peek(policy)).limits)
 
 
-async def is_told(limiter: Limiter) -> bool:
+async def is_synced(limiter: Limiter) -> bool:
     """Whether the backend knows everything."""
     return len(limiter.decider.local.holds) == 0
 
@@ -67,7 +67,7 @@ async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: St
         limiter.leases.end(kept, failed=False)
         limiter.leases.end(before, failed=True)
         server.continue_signal()
-        assert await eventually(lambda: is_told(limiter)) < 2
+        assert await eventually(lambda: is_synced(limiter)) < 2
         window, slots, day = await statuses(limiter)
         # The request that met the outage may have been counted before it was given up.
         assert 4 <= counted(window) <= 5
@@ -93,7 +93,7 @@ async def test_money_is_told_once_though_the_answers_are_lost(server: StoreServe
             await asyncio.sleep(0.2)
             proxy.reset()
         proxy.fault = "none"
-        assert await eventually(lambda: is_told(limiter)) < 3
+        assert await eventually(lambda: is_synced(limiter)) < 3
         await eventually(lambda: _owes_nothing(limiter))
         async with limiter_on(server.url) as reader:
             _, slots, day = await statuses(reader)
@@ -150,7 +150,7 @@ async def test_full_memory_is_said_once_a_minute(
             assert "logged once a minute" in said[0]
             assert "OOM" in said[0]
             client.config_set("maxmemory", "0")
-        assert await eventually(lambda: is_told(limiter)) < 2
+        assert await eventually(lambda: is_synced(limiter)) < 2
         assert counted((await statuses(limiter))[0]) == 4
 
 
@@ -190,7 +190,7 @@ async def test_event_loops_of_several_threads_share_a_limiter(start_server: Star
         assert policies[:3] == ["local"] * 3
         assert len(policies) == 6
         server.restart()
-        assert await eventually(lambda: is_told(limiter)) < 3
+        assert await eventually(lambda: is_synced(limiter)) < 3
         assert counted((await statuses(limiter))[0]) <= 10
 
 
@@ -222,7 +222,7 @@ def test_uvloop_finds_the_server_again(redis_server: StoreServer) -> None:
                 await asyncio.sleep(0.001)
             proxy.fault = "none"
             assert await eventually(lambda: _is_there(limiter)) < 2
-            assert await eventually(lambda: is_told(limiter)) < 2
+            assert await eventually(lambda: is_synced(limiter)) < 2
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(go())

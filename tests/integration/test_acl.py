@@ -23,7 +23,7 @@ from tests.support.statuses import counted
 
 USERS = DEPLOY / "users.acl"
 COMPOSE = DEPLOY.parents[1] / "docker-compose.yml"
-SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "backends" / "lua"
+SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "_internal" / "backends" / "redis" / "lua"
 HEALTH_CHECKS = {"ping"}
 """What the limiter doesn't need, and whoever looks after the server does."""
 OTHER_DATABASES = {"select"}

@@ -101,7 +101,7 @@ async def main() -> None:
 
         def is_told() -> bool:
             stats = limiter.stats()
-            return stats.backend_up and not stats.untold and not stats.load.owed
+            return stats.backend_up and not stats.unsynced and not stats.load.owed
 
         await until_async(is_told)
         policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
@@ -125,7 +125,7 @@ async def main() -> None:
             "leases": limiter.leases.number,
             "lost": [
                 limiter.stats().slots_lost,
-                limiter.stats().untold_lost,
+                limiter.stats().unsynced_lost,
                 limiter.stats().settles_ignored,
             ],
         }

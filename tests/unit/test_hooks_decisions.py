@@ -99,7 +99,7 @@ async def test_what_is_told_is_what_the_request_was_told() -> None:
 
 
 async def test_refusals_that_are_remembered_are_told_too() -> None:
-    """Also where this process refuses by itself, nothing goes untold."""
+    """Also where this process refuses by itself, nothing goes unsynced."""
     told: list[DecisionMade] = []
     limiter = limiter_with(told.append)
     limiter.decider.remembers = True  # as with any backend but memory

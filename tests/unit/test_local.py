@@ -45,7 +45,7 @@ class Pair:
     async def back(self) -> None:
         """The backend is back, and is told."""
         self.backend.away = False
-        await self.limiter.decider.local.holds.tell()
+        await self.limiter.decider.local.holds.sync()
 
     async def statuses(self) -> list[Status]:
         """How the caller stands in the shared books."""

@@ -78,7 +78,7 @@ async def test_decisions_without_the_backend_are_counted_apart() -> None:
     limiter = limiter_of(SETTINGS, FakeClock(), Down(clock=FakeClock()))
     await enter(limiter)
     assert limiter.stats().decisions_without_backend == {"local": 1, "allow": 0, "deny": 0}
-    assert limiter.stats().untold > 0
+    assert limiter.stats().unsynced > 0
     assert 'ratelimit_decisions_without_backend_total{policy="local"} 1.0' in scraped(limiter)
     await limiter.close()
 

@@ -12,7 +12,7 @@ import pytest
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.model.charge import BackendError, Charge, Outcome
-from ratelimit_mw._internal.outage import reconcile as handback
+from ratelimit_mw._internal.outage import reconcile
 from ratelimit_mw._internal.policy import policy
 from tests.support.asgi import settings_of
 from tests.support.servers import StoreServer
@@ -94,10 +94,10 @@ CALLERS, SECONDS = 4_000, 20.0
 
 
 @pytest.mark.usefixtures("switching")
-@pytest.mark.parametrize("most", [handback.MAX_OWED, 300])
+@pytest.mark.parametrize("most", [reconcile.MAX_OWED, 300])
 def test_threads_owe_and_the_backend_is_told_of_all(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What several event loops admit in an outage is told by one of them, while others go on admitting."""
-    monkeypatch.setattr(handback, "MAX_OWED", most)
+    monkeypatch.setattr(reconcile, "MAX_OWED", most)
     backend = Flapping()
     text = 'plans.default = {requests = ["9/hour"], concurrent = 5}\nbackend.local_share = 1.0'
     limiter = Limiter(settings_of(text), backend=backend)
@@ -111,7 +111,7 @@ def test_threads_owe_and_the_backend_is_told_of_all(most: int, monkeypatch: pyte
                     admitted += lease.allowed
             backend.is_back = True
             give_up = time.monotonic() + SECONDS
-            while limiter.stats().untold and time.monotonic() < give_up:
+            while limiter.stats().unsynced and time.monotonic() < give_up:
                 await asyncio.sleep(0.01)
         finally:
             told_all.set()
@@ -129,10 +129,10 @@ def test_threads_owe_and_the_backend_is_told_of_all(most: int, monkeypatch: pyte
         looking.result()
     assert looked
     stats = limiter.stats()
-    assert (admitted, stats.untold) == (CALLERS, 0)
+    assert (admitted, stats.unsynced) == (CALLERS, 0)
     told = sum(log.used for logs in backend._logs.values() for log in logs.values())
-    assert told + stats.untold_lost >= CALLERS
-    assert most < CALLERS or (told, stats.untold_lost) == (CALLERS, 0)
+    assert told + stats.unsynced_lost >= CALLERS
+    assert most < CALLERS or (told, stats.unsynced_lost) == (CALLERS, 0)
 
 
 @pytest.mark.usefixtures("switching")
@@ -189,10 +189,10 @@ async def test_what_a_loop_leaves_untold_another_one_tells() -> None:
     await limiter.acquire(api_key="b")
     may_end.set()
     first.join(SECONDS)
-    assert limiter.stats().untold == 2
+    assert limiter.stats().unsynced == 2
     backend.is_back = True
     async with asyncio.timeout(SECONDS):
-        while limiter.stats().untold:
+        while limiter.stats().unsynced:
             await asyncio.sleep(0.01)
 
 
@@ -200,7 +200,7 @@ async def test_telling_goes_on_after_what_it_was_not_made_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever telling meets is logged and tried again, and never the end of it."""
-    monkeypatch.setattr(handback, "PAUSE", 0.01)
+    monkeypatch.setattr(reconcile, "PAUSE", 0.01)
     backend = Flapping()
     limiter = Limiter(settings_of('plans.default = {requests = ["9/hour"]}'), backend=backend)
 
@@ -215,6 +215,6 @@ async def test_telling_goes_on_after_what_it_was_not_made_for(
                 await asyncio.sleep(0.01)
     backend.is_back = True
     async with asyncio.timeout(SECONDS):
-        while limiter.stats().untold:
+        while limiter.stats().unsynced:
             await asyncio.sleep(0.01)
     assert await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/"))

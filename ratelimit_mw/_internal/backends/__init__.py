@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import Nodes
-from ratelimit_mw._internal.backends.connecting.connection import Client
+from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.connectors import connector_to
 from ratelimit_mw._internal.backends.figures_store import (
     FiguresStore,

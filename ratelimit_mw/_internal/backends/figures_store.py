@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from heapq import nlargest
 from typing import Any, NamedTuple, Protocol
 
+from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.clients import Clients
-from ratelimit_mw._internal.backends.connecting.connection import Client
 from ratelimit_mw._internal.backends.redis.script import load_script
 
 BUCKET = 5

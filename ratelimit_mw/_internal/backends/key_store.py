@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Protocol
 
+from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.clients import Clients
-from ratelimit_mw._internal.backends.connecting.connection import Client
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.runtime import threads
 

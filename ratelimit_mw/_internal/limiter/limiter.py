@@ -177,8 +177,8 @@ class Limiter:
             leases=self.leases.number,
             slots_lost=self.leases.slots_lost,
             settles_ignored=self.leases.settles_ignored,
-            untold=len(self.decider.local.holds),
-            untold_lost=self.decider.local.holds.lost,
+            unsynced=len(self.decider.local.holds),
+            unsynced_lost=self.decider.local.holds.lost,
             version=self.version,
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from threading import Lock
 
-from ratelimit_mw._internal.backends.connecting.connection import ReplyError
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.key_store import KeyStore
 from ratelimit_mw._internal.live.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
 from ratelimit_mw._internal.model.charge import BackendError

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from heapq import nlargest
 from statistics import quantiles
 
-from ratelimit_mw._internal.backends.connecting.connection import ReplyError
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.figures_store import FiguresStore, Report
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.observe.decision_counts import CallerCounts, DecisionCounts
@@ -163,7 +163,7 @@ class Reporter:
             "latency_ms": {"p50": p50, "p99": p99},
             "requests": round(sum(number for _, number in self._recent) / IDLE_SECONDS, 1),
             "leases": stats.leases,
-            "owed": stats.load.owed + stats.untold,
+            "owed": stats.load.owed + stats.unsynced,
         }
         return json.dumps(about, separators=(",", ":"))
 

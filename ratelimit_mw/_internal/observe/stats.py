@@ -15,16 +15,16 @@ class Stats:
     backend_up: bool
     load: Load
     totals: Mapping[tuple[str, str, str, str], int]
-    """Decisions by plan, route, outcome and limit; see `tally.Totals`."""
+    """Decisions by plan, route, outcome and limit; see `decision_counts.Totals`."""
     decisions_without_backend: Mapping[str, int]
     """By what the settings say: `local`, `allow`, `deny`."""
     leases: int
     """Leases that are being renewed."""
     slots_lost: int
     settles_ignored: int
-    untold: int
+    unsynced: int
     """Holds and counters of an outage that the backend has still to be told."""
-    untold_lost: int
+    unsynced_lost: int
     version: str
     """Short name of the settings in force."""
 
@@ -111,14 +111,14 @@ METRICS = (
     _plain(
         "counter",
         "ratelimit_settles_ignored",
-        "Settles that changed nothing.",
+        "Settles with another amount than before, or of no record that is left.",
         lambda stats: stats.settles_ignored,
     ),
     _plain(
         "counter",
         "ratelimit_unsynced_lost",
         "Counts of an outage that were given up.",
-        lambda stats: stats.untold_lost,
+        lambda stats: stats.unsynced_lost,
     ),
     _plain(
         "gauge",
@@ -137,7 +137,7 @@ METRICS = (
         "gauge",
         "ratelimit_unsynced",
         "Counts of an outage that the backend has to be told.",
-        lambda stats: stats.untold,
+        lambda stats: stats.unsynced,
     ),
     Metric(
         "ratelimit_settings",

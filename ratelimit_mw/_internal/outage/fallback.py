@@ -179,8 +179,8 @@ class LocalPolicy:
         if is_news:
             evict_oldest(self._seeded, MAX_KNOWN)
             self._seeded[place] = known_at
-            if untold := self.holds.untold(counter):  # admitted here, and not yet among what is known
-                entries = [*entries, (self._clock(), untold)]
+            if unsynced := self.holds.unsynced(counter):  # admitted here, and not yet among what is known
+                entries = [*entries, (self._clock(), unsynced)]
         self._books.recall(local, entries, anew=is_news)
 
 

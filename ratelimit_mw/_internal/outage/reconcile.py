@@ -12,7 +12,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
@@ -30,6 +29,7 @@ from ratelimit_mw._internal.model.charge import (
     place_of,
 )
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
+from ratelimit_mw._internal.outage.unsynced import ANY_COST, UnsyncedReservation, boundless
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
@@ -45,33 +45,6 @@ PAUSE = 1.0
 CLOSE_TIMEOUT = 1.0
 """Seconds that closing waits for the backend to be told."""
 
-_ANY_COST = 2**32 - 1
-_ANY_AMOUNT = 2**53
-
-
-@dataclass(slots=True)
-class _Owed:
-    """A hold of this process alone, and what has become of it."""
-
-    charge: Charge
-    hold: Reservation
-    price: int
-    """What it holds, or has spent once it is settled."""
-    is_settled: bool = False
-    is_ended: bool = False
-    is_slotless: bool = False
-    """Whether its slots were freed."""
-    is_kept: bool = False
-    """Whether it was detached, so that its estimate lasts."""
-    is_told: bool = False
-    """Whether the backend was told of it, as far as one can know."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left of it that the backend should know."""
-        slots_gone = self.is_slotless or not self.hold.slots
-        return slots_gone and (not self.hold.periods or (self.is_ended and not self.price))
-
 
 class OutageReconciler:
     """Keeps the holds of charges that this process admitted alone, and tells the backend when it is back."""
@@ -81,16 +54,16 @@ class OutageReconciler:
         shared: Backend,
         books: MemoryBackend,
         clock: Clock,
-        on_told: Callable[[Charge, Outcome], None],
+        on_synced: Callable[[Charge, Outcome], None],
     ) -> None:
-        """`on_told` learns how a caller stands in the shared books before the local ones are cleared."""
+        """`on_synced` learns how a caller stands in the shared books before the local ones are cleared."""
         self._shared = shared
         self._books = books
         self._clock = clock
-        self._on_told = on_told
+        self._on_told = on_synced
         self._windows: dict[Counter, int] = {}
-        self._telling: dict[Counter, int] = {}
-        self._owed: dict[bytes, _Owed] = {}
+        self._syncing: dict[Counter, int] = {}
+        self._owed: dict[bytes, UnsyncedReservation] = {}
         self._budgets: dict[Counter, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._loops: set[asyncio.AbstractEventLoop] = set()
@@ -107,7 +80,7 @@ class OutageReconciler:
         leave_to_parent(self._task)
         self._task, self._is_closing, self.lost = None, False, 0
         self._windows.clear()
-        self._telling.clear()
+        self._syncing.clear()
         self._owed.clear()
         self._budgets.clear()
 
@@ -115,9 +88,9 @@ class OutageReconciler:
         """How many holds and counters the backend has to be told of."""
         return len(self._windows) + len(self._owed)
 
-    def untold(self, counter: Counter) -> int:
+    def unsynced(self, counter: Counter) -> int:
         """Units that were admitted here under a window, and that the backend doesn't know of."""
-        return self._windows.get(counter, 0) + self._telling.get(counter, 0)
+        return self._windows.get(counter, 0) + self._syncing.get(counter, 0)
 
     def add(self, charge: Charge, hold: Reservation, price: int) -> None:
         """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
@@ -125,7 +98,7 @@ class OutageReconciler:
             if isinstance(counter.limit, Window):
                 self._windows[counter] = self._windows.get(counter, 0) + charge.cost
         if hold.id:
-            self._owed[hold.id] = _Owed(charge, hold, price)
+            self._owed[hold.id] = UnsyncedReservation(charge, hold, price)
             if len(self._budgets) < MAX_OWED:
                 self._budgets.update(dict.fromkeys(charge.allowances))
         for waiting in (self._windows, self._owed):
@@ -175,8 +148,8 @@ class OutageReconciler:
         if met is Settlement.SETTLED:
             with self.lock:
                 owed.price, owed.is_settled = amount, True
-                is_told = self._owed.get(hold.id) is not owed
-            if is_told:  # by another thread meanwhile, which may not have seen this
+                is_synced = self._owed.get(hold.id) is not owed
+            if is_synced:  # by another thread meanwhile, which may not have seen this
                 return await self._shared.settle(hold, amount, replace=replace)
         return met
 
@@ -203,7 +176,7 @@ class OutageReconciler:
                 if task is not None:
                     await asyncio.wait([task])
                 if len(self):
-                    await self.tell()
+                    await self.sync()
         except TimeoutError:
             if task is not None:
                 task.cancel()
@@ -237,13 +210,13 @@ class OutageReconciler:
         finally:
             self._is_closing = False
 
-    async def tell(self) -> None:
+    async def sync(self) -> None:
         """Tell the backend what it doesn't know yet, as far as it can be told now."""
-        if not await self._tell_first():
+        if not await self._sync_first():
             return  # the backend is away, as all the others would find
         with self.lock:
-            jobs = [partial(self._tell_window, counter) for counter in self._windows]
-            jobs += [partial(self._tell_hold, owed) for owed in self._owed.values()]
+            jobs = [partial(self._sync_window, counter) for counter in self._windows]
+            jobs += [partial(self._sync_reservation, owed) for owed in self._owed.values()]
         for start in range(0, len(jobs), AT_ONCE):
             if not any(await asyncio.gather(*[job() for job in jobs[start : start + AT_ONCE]])):
                 return
@@ -256,7 +229,7 @@ class OutageReconciler:
         with self.lock:
             if self._task is None or self._task.done() or self._task.get_loop().is_closed():
                 loop = asyncio.get_running_loop()
-                self._task = loop.create_task(self._keep_telling(), name="ratelimit_mw hand-back")
+                self._task = loop.create_task(self._keep_syncing(), name="ratelimit_mw hand-back")
                 self._task.add_done_callback(self._leave_to_another)
 
     def _leave_to_another(self, task: "asyncio.Task[None]") -> None:
@@ -268,35 +241,35 @@ class OutageReconciler:
                     loop.call_soon_threadsafe(self._start)
                     return
 
-    async def _keep_telling(self) -> None:
+    async def _keep_syncing(self) -> None:
         while len(self):
             await asyncio.sleep(LOOK_EVERY)
             if self._is_closing:
                 return  # which tells the rest itself
             try:
-                await self.tell()
+                await self.sync()
             except Exception:
                 logger.exception("the backend could not be told what was admitted without it; tried again")
                 await asyncio.sleep(PAUSE)
 
-    async def _tell_first(self) -> bool:
+    async def _sync_first(self) -> bool:
         with self.lock:
             counter, owed = next(iter(self._windows), None), next(iter(self._owed.values()), None)
         if counter is not None:
-            return await self._tell_window(counter)
-        return owed is None or await self._tell_hold(owed)
+            return await self._sync_window(counter)
+        return owed is None or await self._sync_reservation(owed)
 
-    async def _tell_window(self, counter: Counter) -> bool:
+    async def _sync_window(self, counter: Counter) -> bool:
         """Charge what was admitted here and has not left the window, however full it is by now."""
         with self.lock:
             cost = self._windows.pop(counter, 0)
             live = self._books.decide(Charge([counter]), None, 0).used(0)
-            counted = min(cost, live, _ANY_COST)
+            counted = min(cost, live, ANY_COST)
             if counted:
-                self._telling[counter] = counted
+                self._syncing[counter] = counted
         if counted:
             try:
-                outcome = await self._shared.acquire(Charge([_boundless(counter)], counted), NO_LEASE_ID)
+                outcome = await self._shared.acquire(Charge([boundless(counter)], counted), NO_LEASE_ID)
             except (BackendError, asyncio.CancelledError) as failure:
                 with self.lock:
                     self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
@@ -304,14 +277,14 @@ class OutageReconciler:
                     return False
                 raise
             finally:
-                self._telling.pop(counter, None)
+                self._syncing.pop(counter, None)
             self._on_told(Charge([counter]), outcome)
         with self.lock:
             if counter not in self._windows:
                 await self._books.reset(Charge([counter]))  # which never waits
         return True
 
-    async def _tell_hold(self, owed: _Owed) -> bool:
+    async def _sync_reservation(self, owed: UnsyncedReservation) -> bool:
         """Open the hold in the shared books, in the state that it has here."""
         lease_id = owed.hold.id
         if self._owed.get(lease_id) is not owed:
@@ -319,7 +292,7 @@ class OutageReconciler:
         charge = Charge(self._counters_of(owed), lease=owed.hold.lease)
         if charge.counters:
             price, slotless = owed.price, owed.is_slotless
-            owed.is_told = True
+            owed.is_synced = True
             try:
                 outcome = await self._shared.restore(charge, lease_id, price)
             except BackendError:
@@ -336,7 +309,7 @@ class OutageReconciler:
         await self._books.finish(owed.hold, EstimateAction.GIVE_BACK)
         return True
 
-    async def _catch_up(self, owed: _Owed, hold: Reservation, *, slots_are_over: bool) -> None:
+    async def _catch_up(self, owed: UnsyncedReservation, hold: Reservation, *, slots_are_over: bool) -> None:
         """Do in the shared books what was done here, before or while the hold was opened there."""
         try:
             if owed.is_settled:
@@ -355,38 +328,26 @@ class OutageReconciler:
                 "what lease %s spent without the backend could not be written: %s", hold.id.hex(), error
             )
 
-    def _counters_of(self, owed: _Owed) -> list[Counter]:
+    def _counters_of(self, owed: UnsyncedReservation) -> list[Counter]:
         """What the hold still takes: slots that run, periods that are not over."""
         now = self._clock()
         running = {held.ends for held in owed.hold.periods if held.ends > now}
         return [
-            _boundless(counter)
+            boundless(counter)
             for counter in owed.charge.counters
             if (isinstance(counter.limit, Slots) and not owed.is_slotless)
             or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
         ]
 
-    def _forget(self, owed: _Owed) -> None:
+    def _forget(self, owed: UnsyncedReservation) -> None:
         """Have the backend forget a hold that it won't be told of, if it was and its answer was lost."""
-        if owed.is_told:
+        if owed.is_synced:
             self._shared.finish(owed.hold, EstimateAction.GIVE_BACK)
 
-    def _give_up(self, waiting: "dict[Counter, int] | dict[bytes, _Owed]") -> None:
+    def _give_up(self, waiting: "dict[Counter, int] | dict[bytes, UnsyncedReservation]") -> None:
         oldest = waiting.pop(next(iter(waiting)))  # type: ignore[call-overload]
-        if isinstance(oldest, _Owed):
+        if isinstance(oldest, UnsyncedReservation):
             self._forget(oldest)
         self.lost += 1
         if self.lost % 1000 == 1:
             logger.error("the backend will not be told of %d counts of this process: too many", self.lost)
-
-
-def _boundless(counter: Counter) -> Counter:
-    """The same place, without a limit: what was done is done."""
-    limit = counter.limit
-    if isinstance(limit, Window):
-        boundless = replace(limit, quota=_ANY_COST)
-        object.__setattr__(boundless, "granule", limit.granule)  # new, and as exact as what it stands for
-        return replace(counter, limit=boundless)
-    if isinstance(limit, Slots):
-        return replace(counter, limit=replace(limit, limit=_ANY_COST))
-    return replace(counter, limit=replace(limit, amount=_ANY_AMOUNT))

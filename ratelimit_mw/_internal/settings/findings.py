@@ -42,7 +42,7 @@ class Finding:
 def say_once(finding: Finding) -> None:
     """Log a finding, the first time that this process meets it.
 
-    Records of the logger `ratelimit_mw._internal.checks` have the check's name as `check`, to filter by.
+    Records of the logger `ratelimit_mw.checks` have the check's name as `check`, to filter by.
     """
     if finding in _said or len(_said) >= _MAX_SAID:
         return

@@ -8,12 +8,9 @@ from functools import partial
 from typing import Any
 
 from ratelimit_mw._internal.backends.cluster.first import first_answer
-from ratelimit_mw._internal.backends.connecting.connection import (
-    CONNECT_TIMEOUT,
-    Client,
-    ReplyError,
-    ServerConnector,
-)
+from ratelimit_mw._internal.backends.connecting.client import Client
+from ratelimit_mw._internal.backends.connecting.connector import CONNECT_TIMEOUT, ServerConnector
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.connecting.hosts import Address, read_hosts
 from ratelimit_mw._internal.model.charge import BackendError
 

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from ratelimit_mw._internal.backends.cluster.nodes import Nodes, Owners, hash_slot, hash_tag
 from ratelimit_mw._internal.backends.cluster.probes import Probes
-from ratelimit_mw._internal.backends.connecting.connection import Connection, ServerMovedError
+from ratelimit_mw._internal.backends.connecting.connection import Connection
+from ratelimit_mw._internal.backends.connecting.errors import ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address
 from ratelimit_mw._internal.backends.redis.batcher import Batcher, Group, Redirect
 from ratelimit_mw._internal.backends.redis.operations import Operation

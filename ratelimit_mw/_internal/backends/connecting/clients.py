@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from ratelimit_mw._internal.backends.connecting.connection import Client
+from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ratelimit_mw._internal.backends.connecting.connection import Connector, ServerConnector
+from ratelimit_mw._internal.backends.connecting.connector import Connector, ServerConnector
 from ratelimit_mw._internal.backends.connecting.sentinel import SentinelConnector
 
 

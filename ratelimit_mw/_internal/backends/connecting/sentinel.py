@@ -8,13 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from ratelimit_mw._internal.backends.connecting.connection import (
-    Client,
-    Connection,
-    ReplyError,
-    ServerConnector,
-    ServerMovedError,
-)
+from ratelimit_mw._internal.backends.connecting.client import Client
+from ratelimit_mw._internal.backends.connecting.connection import Connection
+from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError, ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address, read_hosts
 from ratelimit_mw._internal.model.charge import BackendError
 

@@ -1,0 +1,149 @@
+"""A client of a server for single commands, beside the batches that decide."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import MovedError, ReadOnlyError, ResponseError
+
+from ratelimit_mw._internal.backends.connecting.connection import silence
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError, as_backend_error
+from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
+from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.runtime import threads
+
+
+class Reachable(Protocol):
+    """A server that can be reached: the connector of its URL."""
+
+    url: str
+
+    def redis(self) -> Redis:
+        """Return redis-py's own client, with a connection of its own."""
+
+
+class Client:
+    """Single commands over redis-py's client. A failure is a `BackendError`; nothing is sent twice."""
+
+    def __init__(self, find: Callable[[], Awaitable[Reachable]], find_every: float | None = None) -> None:
+        """`find` finds the server; it is asked again after a failure, since another may have taken over, and
+        by a command that comes `find_every` seconds later, as another may have taken over without one.
+        """
+        self._find = find
+        self._find_every = find_every
+        self._found_at = 0.0
+        self._url = ""
+        self._redis: Redis | None = None
+        self._end: LoopEnd | None = None
+
+    async def execute(self, *command: str | bytes | int) -> Any:
+        """Send one command; its answer as redis-py gives it, texts as bytes."""
+        try:
+            return await (await self._server()).execute_command(*command)  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever it is, nobody was asked
+            raise await self._failed(error) from error
+
+    async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
+        """Send commands that take effect all at once (MULTI)."""
+        # Not by redis-py's pipeline, which packs them in the event loop, however many there are.
+        whole = [("MULTI",), *commands, ("EXEC",)]
+        try:
+            pool = (await self._server()).connection_pool
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                await connection.send_packed_command(await threads.call(lambda: _packed(connection, whole)))
+                answers = [await connection.read_response() for _ in whole]
+            except BaseException:
+                await connection.disconnect(nowait=True)  # with answers to come that nobody waits for
+                raise
+            finally:
+                await pool.release(connection)
+            for answer in answers[-1]:
+                if isinstance(answer, Exception):
+                    raise answer
+        except Exception as error:  # whatever it is, nobody was asked
+            raise await self._failed(error) from error
+
+    async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+        """Send commands together; their answers, None for a key of another type than was expected."""
+        try:
+            async with (await self._server()).pipeline(transaction=False) as pipeline:
+                for command in commands:
+                    pipeline.execute_command(*command)
+                answers = await pipeline.execute(raise_on_error=False)
+            return [_unless_wrong_type(answer) for answer in answers]
+        except Exception as error:  # whatever it is, nobody was asked
+            raise await self._failed(error) from error
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Raise `BackendError` where an answer turns out not to be what was asked for, and close."""
+        try:
+            yield
+        except Exception as error:
+            raise await self._failed(error) from error
+
+    async def listen(self, channels: Sequence[str], on_message: Callable[[], None]) -> None:
+        """Subscribe, and call `on_message` once that is done and for every message, until it fails."""
+        try:
+            async with (await self._server()).pubsub() as pubsub:
+                await pubsub.subscribe(*channels)
+                while True:
+                    if await pubsub.get_message(timeout=None) is not None:
+                        on_message()
+        except Exception as error:
+            raise await self._failed(error) from error
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; it may be used again."""
+        redis, end, self._end = self._redis, self._end, None
+        if end is not None:
+            await end.cancel()
+        if redis is not None:
+            await redis.aclose(close_connection_pool=True)
+        if self._redis is redis:  # forgotten once it is closed: the caller may be cancelled meanwhile
+            self._redis = None
+
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+        if self._redis is not None:
+            pool = self._redis.connection_pool
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                if connection._writer is not None:
+                    silence(connection._writer.transport)
+
+    async def _server(self) -> Redis:
+        now = asyncio.get_running_loop().time()
+        is_due = self._find_every is not None and now >= self._found_at + self._find_every
+        if self._redis is None or is_due:
+            server = await self._find()
+            self._found_at = now
+            if server.url != self._url:
+                await self.close()
+            self._url = server.url
+            if self._redis is None:
+                self._redis, self._end = server.redis(), LoopEnd(self.close)
+        return self._redis
+
+    async def _failed(self, error: Exception) -> BackendError:
+        failure = as_backend_error(error)
+        if not isinstance(failure, ReplyError) or isinstance(error, (MovedError, ReadOnlyError)):
+            await self.close()
+        return failure
+
+
+def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[bytes]:
+    return [bytes(part) for part in connection.pack_commands(commands)]
+
+
+def _unless_wrong_type(answer: Any) -> Any:
+    if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

@@ -1,0 +1,119 @@
+"""Connectors: they open connections to the server that a URL names."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+from ratelimit_mw._internal.backends.connecting.client import Client
+from ratelimit_mw._internal.backends.connecting.connection import Connection, stay_cancelled
+from ratelimit_mw._internal.backends.connecting.errors import (
+    reason_of,
+)
+from ratelimit_mw._internal.model.charge import BackendError
+
+CONNECT_TIMEOUT = 1.0
+"""Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
+
+
+_NAME = "ratelimit_mw"
+
+
+class Connector(Protocol):
+    """Opens connections to whatever a URL names."""
+
+    async def connect(self, on_lost: Callable[[BackendError], None]) -> "Connection":
+        """A new connection, ready for commands.
+
+        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends: with a
+        `ConnectionEndedError` where the other side closed it.
+        """
+
+    def client(self) -> "Client":
+        """A client for single commands. It connects with the first of them and belongs to one event loop."""
+
+
+def server_options(timeout: float, options: dict[str, Any] | None) -> dict[str, Any]:
+    """What redis-py is told about every connection: its defaults wait 5 s ten times over."""
+    return {
+        "protocol": 2,
+        "socket_connect_timeout": max(timeout, CONNECT_TIMEOUT),
+        "socket_timeout": timeout,
+        "redis_connect_func": _introduce,
+        "retry": Retry(NoBackoff(), 0),
+        **(options or {}),
+    }
+
+
+async def _introduce(connection: AbstractConnection) -> None:
+    """Log in on a new connection, as redis-py does, in the time for connecting; and name it.
+
+    The name is for whoever looks at the server's clients: a server that has no `CLIENT` does without.
+    """
+    answers_in = connection.socket_timeout
+    connection.socket_timeout = connection.socket_connect_timeout
+    try:
+        await connection.on_connect()
+        if connection.client_name is not None:  # the URL's, which it has by now
+            return
+        with suppress(ResponseError):
+            await connection.send_command("CLIENT", "SETNAME", _NAME, check_health=False)
+            await connection.read_response()
+    finally:
+        connection.socket_timeout = answers_in
+
+
+class ServerConnector:
+    """Opens connections to the one server that a URL names."""
+
+    def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
+        self.url = url
+        own = server_options(timeout, options)
+        self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
+        self._pool = self._new_pool()
+
+    def redis(self) -> Redis:
+        """redis-py's own client, with a connection of its own."""
+        return Redis(connection_pool=self._new_pool())
+
+    def client(self) -> "Client":
+        """A client for single commands. It connects with the first of them and belongs to one event loop."""
+
+        async def this() -> ServerConnector:
+            return self
+
+        return Client(this)
+
+    async def connect(self, on_lost: Callable[[BackendError], None]) -> "Connection":
+        """A new connection, ready for commands.
+
+        Raises `BackendError` where there is none to be had. `on_lost` is called once, when it ends.
+        """
+        connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(connection.socket_connect_timeout):
+                await connection.connect()
+                stay_cancelled()
+        except Exception as error:  # whatever it is, the server can't be asked
+            await connection.disconnect(nowait=True)
+            stay_cancelled()
+            slow = f"not within {connection.socket_connect_timeout:g} s"
+            reason = slow if isinstance(error, TimeoutError) and not str(error) else reason_of(error)
+            raise BackendError(f"cannot connect: {reason}") from error
+        except asyncio.CancelledError:
+            await connection.disconnect(nowait=True)
+            raise
+        return Connection.take_over(connection, on_lost)
+
+
+def _redis_scheme(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    scheme = "unix" if scheme.endswith("unix") else scheme.replace("valkey", "redis")
+    return f"{scheme}://{rest}"

@@ -1,0 +1,38 @@
+"""Errors of connections, as backends raise them."""
+
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+
+from ratelimit_mw._internal.model.charge import BackendError
+
+FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
+"""What redis-py raises where a server can't be reached, does not answer, or refuses. A RuntimeError is what
+uvloop raises for a write to a connection that has just ended."""
+
+
+class ConnectionEndedError(BackendError):
+    """The other side, or the network between, has closed a connection."""
+
+
+class ReplyError(BackendError):
+    """The server answered, and the answer was an error: no permission, a key of another type."""
+
+
+class ServerMovedError(BackendError):
+    """Another server is the one to go to. Nothing is wrong with the connection that ends for it."""
+
+
+def as_backend_error(error: Exception) -> BackendError:
+    """What redis-py raised, or the reading of an answer, as what a backend raises."""
+    if isinstance(error, BackendError):
+        return error
+    if not isinstance(error, FAILURES):
+        return BackendError(reason_of(error))
+    refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)
+    return (ReplyError if refused else BackendError)(reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """What went wrong, in one text: with its type where that is no error of a server or a network."""
+    if isinstance(error, (RedisError, OSError, ValueError, RuntimeError, BackendError)):
+        return str(error) or "no answer in time"
+    return f"{type(error).__name__}: {error}"
