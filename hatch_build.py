@@ -1,7 +1,10 @@
 """Compiles the modules of the request path, where a C compiler is at hand. The package works without.
 
 A module is compiled if a `.pxd` file with C types lies beside it: from its `.pyx` file, or else from the very
-`.py` file that runs uncompiled. `RATELIMIT_PURE_PYTHON=1` in the environment leaves it out, as at run time.
+`.py` file that runs uncompiled. Only an editable installation writes into the source tree.
+
+`RATELIMIT_PURE_PYTHON=1` in the environment leaves it out, as at run time. `RATELIMIT_REQUIRE_COMPILED=1`
+makes a failed compilation an error, for images and wheels that have to be fast.
 """
 
 import os
@@ -15,7 +18,8 @@ from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
 PACKAGE = "ratelimit_mw"
-FLAGS = ["-O2", "-g0"] if os.name == "posix" else []
+POSIX = os.name == "posix"
+FLAGS = ["-O2", "-g0"] if POSIX else []
 DIRECTIVES = {
     "language_level": "3",
     # The annotations of the sources are for readers and type checkers; C types stand in the `.pxd` files.
@@ -24,24 +28,41 @@ DIRECTIVES = {
 
 
 class CompileHook(BuildHookInterface):
-    """Puts compiled modules beside their sources, from where editable installations use them too."""
+    """Adds compiled modules to the wheel, or puts them beside their sources for an editable installation."""
+
+    _built: tempfile.TemporaryDirectory[str] | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and make the wheel one for this platform; leave it one for all where that fails."""
         if os.environ.get("RATELIMIT_PURE_PYTHON"):
             return
+        root = Path(self.root)
+        self._built = tempfile.TemporaryDirectory()
+        is_editable = version == "editable"
+        folder = root if is_editable else Path(self._built.name)
         try:
-            compiled = _compile(Path(self.root))
-        except Exception as error:  # noqa: BLE001 - whatever a compiler dies of, the package works without
+            compiled = _compile(root, folder)
+        except Exception as error:
+            if os.environ.get("RATELIMIT_REQUIRE_COMPILED"):
+                raise
             self.app.display_warning(f"Nothing is compiled, the package will be slower: {error}")
             return
-        build_data["artifacts"] += compiled
+        if not is_editable:
+            build_data["force_include"].update({str(folder / path): path for path in compiled})
         build_data["pure_python"] = False
         build_data["infer_tag"] = True
 
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled for this wheel."""
+        if self._built is not None:
+            self._built.cleanup()
 
-def _compile(root: Path) -> list[str]:
-    """Compile all modules that have C types; returns their paths below the root."""
+
+def _compile(root: Path, target: Path | None = None) -> list[str]:
+    """Compile all modules that have C types into a folder, by default beside their sources.
+
+    Returns their paths below that folder.
+    """
     before = Path.cwd()
     os.chdir(root)
     try:
@@ -50,11 +71,11 @@ def _compile(root: Path) -> list[str]:
                 [_extension(types) for types in sorted(Path(PACKAGE).rglob("*.pxd"))],
                 build_dir=folder,
                 compiler_directives=DIRECTIVES,
-                nthreads=os.cpu_count() or 1,
+                nthreads=(os.cpu_count() or 1) if POSIX else 0,
                 quiet=True,
             )
             command = build_ext(Distribution({"name": "ratelimit-mw", "ext_modules": modules}))
-            command.inplace = True
+            command.build_lib = str(target or root)
             command.parallel = os.cpu_count()
             command.build_temp = folder
             command.ensure_finalized()

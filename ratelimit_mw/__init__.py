@@ -22,7 +22,7 @@ from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusa
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.settings import Settings, SettingsError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BackendError",

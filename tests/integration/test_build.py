@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -23,25 +24,69 @@ def source(tmp_path: Path) -> Path:
     return copy
 
 
-def wheel_of(source: Path) -> tuple[str, str]:
-    """The name of the wheel that a source makes, and what the build said."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "out"]
-    environment = {name: value for name, value in os.environ.items() if name != PURE}
-    done = subprocess.run(
-        command, cwd=source, env=environment, capture_output=True, text=True, timeout=300, check=False
+def build(source: Path, out: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Build a wheel of a source."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out)]
+    environment = {name: value for name, value in os.environ.items() if name != PURE} | variables
+    return subprocess.run(
+        command,
+        cwd=source,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    (wheel,) = (source / "out").glob("*.whl")
-    return wheel.name, said
 
 
-def test_sources_that_the_compiler_rejects_break_no_installation(source: Path) -> None:
-    """The package is installed uncompiled, and the build says so."""
+def break_sources(source: Path) -> None:
+    """Have every module that would be compiled end in what no compiler takes."""
     broken = [*source.rglob("*.pyx"), *source.rglob("*.pxd")]
     assert broken
     for file in broken:
         file.write_text(f"{file.read_text('utf-8')}\ncdef this is none (\n", encoding="utf-8")
-    name, said = wheel_of(source)
-    assert name.endswith("-none-any.whl")
-    assert "Nothing is compiled" in said
+
+
+def files_of(folder: Path) -> dict[Path, int]:
+    """All files and folders below a folder, and when each was changed last."""
+    return {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_sources_that_the_compiler_rejects_break_no_installation(source: Path, tmp_path: Path) -> None:
+    """The package is installed uncompiled, and the build says so."""
+    break_sources(source)
+    done = build(source, tmp_path / "out")
+    assert done.returncode == 0, done.stdout
+    (wheel,) = (tmp_path / "out").iterdir()
+    assert wheel.name.endswith("-none-any.whl")
+    assert "Nothing is compiled" in done.stdout
+
+
+def test_a_build_that_has_to_be_compiled_fails_if_it_is_not(source: Path, tmp_path: Path) -> None:
+    """An image or a wheel for the index never gets Python alone unseen."""
+    break_sources(source)
+    done = build(source, tmp_path / "out", RATELIMIT_REQUIRE_COMPILED="1")
+    assert done.returncode != 0
+    assert "Nothing is compiled" not in done.stdout
+    assert list((tmp_path / "out").glob("*.whl")) == []
+
+
+def test_a_build_writes_nothing_into_its_source(source: Path, tmp_path: Path) -> None:
+    """A wheel with compiled modules is built from a source tree that nobody may write to."""
+    for types in source.rglob("*.pxd"):
+        if types.stem != "leaf":  # one stands for all, and takes a second
+            types.unlink()
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = files_of(source)
+    done = build(source, tmp_path / "out", RATELIMIT_REQUIRE_COMPILED="1")
+    assert done.returncode == 0, done.stdout
+    assert files_of(source) == before
+    (wheel,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        (compiled,) = [name for name in archive.namelist() if name.endswith(".so")]
+    assert compiled.startswith("ratelimit_mw/leaf.")
+    assert not wheel.name.endswith("-none-any.whl")
+    for path in (source, *source.rglob("*")):
+        path.chmod(0o755)  # so that whoever runs the tests can remove it

@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -178,7 +180,23 @@ def test_compose_publishes_the_balancer_alone() -> None:
 
 def test_compose_checks_the_health_of_every_service() -> None:
     """A service that is up but does not work is seen."""
-    assert all("healthcheck" in service for service in _compose()["services"].values())
+    for service in _compose()["services"].values():
+        built = service.get("build", {}).get("dockerfile", "")
+        assert "healthcheck" in service or "\nHEALTHCHECK " in (ROOT / built).read_text()
+
+
+def test_compose_follows_its_specification() -> None:
+    """Docker reads the file as it is meant: each name in it is one of the Compose specification's."""
+    command = [
+        sys.executable,
+        "-m",
+        "check_jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        "docker-compose.yml",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_compose_trusts_the_network_of_the_balancer_alone() -> None:
