@@ -55,9 +55,12 @@ imports: .venv/installed
 wheel: .venv/installed .venv-wheel/made
 	rm -rf dist && mkdir dist
 	$(BIN)/python -m build --no-isolation --outdir dist . > dist/build.log 2>&1 || { cat dist/build.log; exit 1; }
+	$(BIN)/twine check --strict dist/*.whl dist/*.tar.gz > dist/twine.log || { cat dist/twine.log; exit 1; }
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/pyroma --min 10 dist/*.tar.gz > dist/pyroma.log || { cat dist/pyroma.log; exit 1; }
 	.venv-wheel/bin/python -m pip install --quiet --upgrade --force-reinstall --no-deps dist/*.whl
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
-	.venv-wheel/bin/python -I tests/support/check_wheel.py
+	.venv-wheel/bin/python -I tests/support/check_wheel.py $(if $(findstring none-any,$(wildcard dist/*.whl)),,--compiled)
 
 # All of them twice: as the package was installed, and in Python alone, which coverage is measured of.
 tests: .venv/installed
@@ -74,7 +77,7 @@ bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
 
 clean:
-	rm -rf .venv .venv-wheel .venv-bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-wheel .venv-bench .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf dist build .coverage .coverage.*
 	find ratelimit_mw -name "*.so" -delete
 

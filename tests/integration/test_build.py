@@ -1,9 +1,12 @@
 """An installation succeeds wherever Python is, whatever becomes of what could be compiled."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -90,3 +93,53 @@ def test_a_build_writes_nothing_into_its_source(source: Path, tmp_path: Path) ->
     assert not wheel.name.endswith("-none-any.whl")
     for path in (source, *source.rglob("*")):
         path.chmod(0o755)  # so that whoever runs the tests can remove it
+
+
+def test_a_source_distribution_has_all_that_a_checkout_has(tmp_path: Path) -> None:
+    """Tests, benchmarks, examples and the deployment run from it; nothing of this machine is in it."""
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (archive,) = tmp_path.iterdir()
+    with tarfile.open(archive) as opened:
+        names = {Path(*Path(name).parts[1:]) for name in opened.getnames()}
+    kinds = (
+        "*.py",
+        "*.md",
+        "*.toml",
+        "*.lua",
+        "*.pxd",
+        "*.pyx",
+        "*.json",
+        "*.yml",
+        "*.conf",
+        "*.html",
+        "*.css",
+    )
+    folders = ("benchmarks", "docs", "examples", "ratelimit_mw", "tests")
+    wanted = {file.relative_to(ROOT) for kind in kinds for file in ROOT.glob(kind)}
+    wanted |= {
+        file.relative_to(ROOT) for name in folders for kind in kinds for file in (ROOT / name).rglob(kind)
+    }
+    assert Path("docker-compose.yml") in wanted
+    assert wanted - names == set()
+    assert {
+        name for name in names if name.suffix in {".so", ".pyc", ".whl"} or ".venv" in name.parts
+    } == set()
+
+
+@pytest.mark.parametrize("platform", ["linux", "macos", "windows"])
+def test_every_declared_python_gets_wheels(platform: str) -> None:
+    """Every Python that the package declares gets it compiled from the index, on glibc and on musl."""
+    command = [sys.executable, "-m", "cibuildwheel", "--print-build-identifiers", "--platform", platform]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    built = {tuple(line.partition("_")[0].split("-")) for line in done.stdout.split()}
+    pythons = {f"cp3{minor}" for minor in declared_pythons()}
+    for tag in {"linux": ["manylinux", "musllinux"], "macos": ["macosx"], "windows": ["win"]}[platform]:
+        assert pythons <= {python for python, of_tag in built if of_tag == tag}
+    assert not any(python.endswith("t") for python, _ in built)
+
+
+def declared_pythons() -> list[str]:
+    """Minor versions of Python 3 that the package says it runs on."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    return re.findall(r"Programming Language :: Python :: 3\.(\d+)", "\n".join(classifiers))
