@@ -20,9 +20,8 @@ from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.observe.events import BudgetWarning, Event, OnEvent, SettleIgnored, SlotLost
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.runtime.version import __version__
 from ratelimit_mw._internal.settings import Settings, SettingsError
-
-__version__ = "0.2.0"
 
 __all__ = [
     "BackendError",
@@ -47,6 +46,7 @@ __all__ = [
     "SettingsError",
     "SettleIgnored",
     "SlotLost",
+    "__version__",
     "get_lease",
     "hash_api_key",
 ]

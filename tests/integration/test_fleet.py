@@ -20,6 +20,7 @@ from ratelimit_mw._internal.backends.figures_store import (
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.fleet.view import POINTS
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.runtime.compiled import is_compiled
 from tests.support.fleet import ask, eventually, fresh, settings_of
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
@@ -138,6 +139,7 @@ async def test_a_snapshot_tells_what_became_of_requests(url: str) -> None:
     assert (budget["used_text"], budget["limit_text"], budget["currency"]) == ("2.00", "10.00", "USD")
     (worker,) = said["workers"]
     assert worker["version"] == limiter.version
+    assert worker["compiled"] is is_compiled()
     assert said["settings"] == {"versions": [limiter.version]}
     assert said["backend"]["up"] is True
     assert said["partial"] is None

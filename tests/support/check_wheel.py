@@ -34,7 +34,7 @@ def main() -> int:
         problems.append("the wheel has another version than the package")
     named = {url.partition(",")[0] for url in metadata.get_all("Project-URL") or ()}
     problems += [f"no project URL: {name}" for name in sorted(URLS - named)]
-    problems += [f"no whole link: {link}" for link in _partial_links(str(metadata.get_payload()))]
+    problems += [f"no whole link: {link}" for link in _partial_links(str(metadata.json["description"]))]
     sys.stdout.write("\n".join(problems) + "\n" if problems else f"wheel {package.__version__}: complete\n")
     return bool(problems)
 

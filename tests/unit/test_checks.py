@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from tests.support.settings_files import written
 from tests.support.slots import until_async
 
 REDIS = 'backend = { url = "redis://127.0.0.1:6379/0" }\nidentity = { hash_secret = "s" }\n'
-PAGE = ROOT / findings.PAGE
+PAGE = ROOT / "docs" / f"{findings.PAGE.removeprefix(findings.DOCS).strip('/')}.md"
 
 
 @pytest.fixture(autouse=True)
@@ -98,11 +99,30 @@ def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) ->
     shutil.copytree(ROOT / "ratelimit_mw", tmp_path / "ratelimit_mw", ignore=ignored)
     environment = {name: value for name, value in os.environ.items() if name != PURE}
     environment |= {PURE: "1"} if wanted else {}
-    command = [sys.executable, "-m", "ratelimit_mw", "check"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert ("not-compiled" in done.stdout) is not wanted
+    start = "import asyncio, logging, ratelimit_mw; logging.basicConfig(); limiter = ratelimit_mw.Limiter()\n"
+    start += "asyncio.run(limiter.open())"
+    for arguments in (["-m", "ratelimit_mw", "check"], ["-c", start]):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert ("not compiled" in done.stdout) is not wanted
+        assert ("checks/#not-compiled" in done.stdout) is not wanted
+
+
+def test_links_lead_to_the_documentation() -> None:
+    """Who has only the wheel can follow the link of a warning: it is a page of the documentation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"{findings.DOCS}/" == project["urls"]["Documentation"]
+    finding = Finding("not-compiled", "why")
+    assert str(finding) == f"why [{findings.DOCS}/checks/#not-compiled]"
+    assert PAGE.name == "checks.md"
 
 
 def routes(*rules: str) -> str:
@@ -321,7 +341,7 @@ def test_findings_are_said_once_and_as_loud_as_they_are(caplog: pytest.LogCaptur
         ("everyone-trusted", "WARNING"),
         ("unreachable-plan", "INFO"),
     ]
-    assert "docs/checks.md#everyone-trusted" in caplog.text
+    assert "/checks/#everyone-trusted" in caplog.text
 
 
 def test_checks_take_as_many_steps_as_there_are_keys_and_routes() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit_mw import Settings
+from ratelimit_mw import Settings, __version__
 from ratelimit_mw._internal import cli
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.runtime.compiled import is_compiled
 from tests.support.apps import ROOT
 from tests.support.commands import Commands
 from tests.support.settings_files import written
@@ -29,6 +31,23 @@ def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     return Commands(capsys)
 
 
+def test_the_version_says_what_runs(commands: Commands) -> None:
+    """`--version` tells the version, the Python that runs it, and whether it is compiled."""
+    words = "compiled" if is_compiled() else "not compiled"
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    assert commands.good("--version") == f"ratelimit-mw {__version__}, {python}, {words}\n"
+
+
+def test_the_version_needs_no_extra() -> None:
+    """Without the packages of the extra `cli` it is told all the same."""
+    program = "import sys; sys.modules['typer'] = None; sys.argv[1:] = ['--version']\n"
+    program += "from ratelimit_mw._internal.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith(f"ratelimit-mw {__version__}, ")
+
+
 # check ------------------------------------------------------------------------------------------
 
 
@@ -36,6 +55,7 @@ def test_check_prints_a_summary(commands: Commands) -> None:
     """A good file: exit status 0, and what it means: backend, plans, keys, routes."""
     printed = commands.good("check", FULL)
     assert printed.startswith(f"{FULL}: good\n")
+    assert commands.json("check", FULL)["compiled"] is is_compiled()
     for said in ("redis://127.0.0.1:6379/0", "3 listed", "1000/minute, 20000/hour", "/v1/predictions/{id}"):
         assert said in printed
 

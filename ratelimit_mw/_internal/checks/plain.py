@@ -114,9 +114,9 @@ def _not_compiled(_settings: Settings) -> Iterator[Finding]:
     if not is_compiled() and not os.environ.get(PURE):
         text = (
             "the steps that every request takes are not compiled, and take more CPU: this platform has no "
-            "wheel, and the installation had no C compiler or could not write beside the sources."
+            "wheel, and the installation had no C compiler."
         )
-        yield Finding("not-compiled", text, "note")
+        yield Finding("not-compiled", text)
 
 
 def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) -> str:

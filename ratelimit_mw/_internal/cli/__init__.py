@@ -2,6 +2,8 @@
 
 import sys
 
+from ratelimit_mw._internal.runtime.compiled import build_text
+
 _EXTRA = ("typer", "rich", "uvicorn")
 
 
@@ -12,6 +14,9 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
+        if sys.argv[1:] == ["--version"]:
+            sys.stdout.write(f"ratelimit-mw {build_text()}\n")
+            return 0
         sys.stderr.write('ratelimit-mw: the command line is an extra: pip install "ratelimit-mw[cli]"\n')
         return 1
     return run()

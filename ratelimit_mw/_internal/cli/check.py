@@ -8,6 +8,7 @@ from ratelimit_mw._internal.cli.output import console, print_error, print_facts,
 from ratelimit_mw._internal.cli.texts import limit_json, methods_text, rates_text, spending_text
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.limits import Slots
+from ratelimit_mw._internal.runtime.compiled import is_compiled
 from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Settings, SettingsError
 
 
@@ -35,6 +36,7 @@ def _summary(settings: Settings) -> dict[str, Any]:
     return {
         "ok": True,
         "source": settings.source,
+        "compiled": is_compiled(),
         "shadow": settings.shadow,
         "backend": {**backend.model_dump(exclude={"url"}), "url": backend.safe_url},
         "identity": {

@@ -18,6 +18,7 @@ from ratelimit_mw._internal.cli.top import top
 from ratelimit_mw._internal.demo import app as demo_api
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.runtime.compiled import build_text
 from ratelimit_mw._internal.settings import Settings, SettingsError
 
 app = typer.Typer(
@@ -73,12 +74,35 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-@app.callback()
+def print_version(asked: bool) -> None:
+    """Print what is installed, and end."""
+    if asked:
+        console.out(f"ratelimit-mw {build_text()}", highlight=False)
+        raise typer.Exit
+
+
 @keys_app.callback()
 def print_help(context: typer.Context) -> None:
     """Print the help where no command is given."""
     if context.invoked_subcommand is None:
         console.out(context.get_help(), highlight=False)
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=print_version,
+            is_eager=True,
+            help="Show the version, the Python that runs it, and whether it is compiled.",
+        ),
+    ] = False,
+) -> None:
+    """Print the help where no command is given."""
+    print_help(context)
 
 
 @app.command()

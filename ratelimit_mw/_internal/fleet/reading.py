@@ -68,6 +68,7 @@ def worker_of(name: str, text: str, seen: float) -> WorkerFigures | None:
         host=_text(said.get("host")),
         pid=int(_number(said.get("pid")) or 0),
         version=_text(said.get("version")),
+        compiled=said.get("compiled") is not False,
         backend_up=said.get("backend_up") is True,
         latency_ms=Latency(_number(latency.get("p50")), _number(latency.get("p99"))),
         requests=_number(said.get("requests")) or 0.0,

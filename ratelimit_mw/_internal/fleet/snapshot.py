@@ -127,6 +127,8 @@ class WorkerFigures(NamedTuple):
     pid: int
     version: str
     """Of the settings in force there."""
+    compiled: bool
+    """Whether the modules of the request path are; taken for so where nothing is said."""
     backend_up: bool
     latency_ms: Latency
     requests: float

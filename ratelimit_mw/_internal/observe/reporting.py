@@ -19,6 +19,7 @@ from ratelimit_mw._internal.backends.figures_store import FiguresStore, Report
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.observe.decision_counts import CallerCounts, DecisionCounts
 from ratelimit_mw._internal.observe.stats import Stats
+from ratelimit_mw._internal.runtime.compiled import is_compiled
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.upkeep import Job
 
@@ -159,6 +160,7 @@ class Reporter:
             "host": _host(),
             "pid": os.getpid(),
             "version": stats.version,
+            "compiled": is_compiled(),
             "backend_up": stats.backend_up,
             "latency_ms": {"p50": p50, "p99": p99},
             "requests": round(sum(number for _, number in self._recent) / IDLE_SECONDS, 1),

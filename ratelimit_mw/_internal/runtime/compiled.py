@@ -5,11 +5,14 @@ uncompiled with `RATELIMIT_PURE_PYTHON=1` in the environment.
 """
 
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
+
+from ratelimit_mw._internal.runtime.version import __version__
 
 PURE = "RATELIMIT_PURE_PYTHON"
 """Name of the environment variable."""
@@ -41,3 +44,9 @@ def is_compiled() -> bool:
     from ratelimit_mw._internal.runtime import leaf  # noqa: PLC0415 - only now it is decided which one this is
 
     return not str(leaf.__file__).endswith(".py")
+
+
+def build_text() -> str:
+    """The version of this package, the Python that runs it, and whether it is compiled, for a person."""
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{__version__}, {python}, {'compiled' if is_compiled() else 'not compiled'}"

@@ -10,8 +10,10 @@ from typing import Literal
 
 from ratelimit_mw._internal.runtime.printable import printable
 
-PAGE = "docs/checks.md"
-"""Where every check has a section under its name."""
+DOCS = "https://ratelimit-mw.github.io/ratelimit-mw"
+"""Where the documentation is read by those who have nothing but the wheel."""
+PAGE = f"{DOCS}/checks/"
+"""The page on which every check has a section under its name: docs/checks.md."""
 
 logger = logging.getLogger("ratelimit_mw.checks")
 

@@ -161,11 +161,12 @@ export class Overview {
       (each) => row(named(`${each.host} ${each.pid}`), number(), number(), number(), make("td", { className: "code" })),
       (element, each) => {
         element.classList.toggle("bad", !each.backend_up || versions.size > 1);
+        const notes = [each.compiled ? "" : ", not compiled", each.seen > 5 ? `, silent for ${duration(each.seen)}` : ""];
         setText(element.cells[1], rate(each.requests));
         setText(element.cells[2], count(each.leases));
         const { p50, p99 } = each.latency_ms ?? {};
         setText(element.cells[3], each.backend_up ? `${milliseconds(p50)}, ${milliseconds(p99)}` : "backend away");
-        setText(element.cells[4], `${plain(each.version)}${each.seen > 5 ? `, silent for ${duration(each.seen)}` : ""}`);
+        setText(element.cells[4], plain(each.version) + notes.join(""));
       });
   }
 }
