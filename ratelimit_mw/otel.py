@@ -15,7 +15,8 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.observe.decision_counts import limit_name, outcome_of
-from ratelimit_mw._internal.observe.stats import METRICS, Metric
+from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS, Metric
+from ratelimit_mw.version import __version__
 
 
 def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None, spans: bool = True) -> None:
@@ -25,12 +26,20 @@ def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None,
     of whoever traces the app: put its middleware around `RateLimitMiddleware`.
     """
     provider = meter_provider or metrics.get_meter_provider()
-    meter = provider.get_meter("ratelimit_mw")
+    meter = provider.get_meter("ratelimit_mw", __version__)
     for metric in METRICS:
         create = (
             meter.create_observable_counter if metric.kind == "counter" else meter.create_observable_gauge
         )
-        create(_dotted(metric.name), [_reader(limiter, metric)], description=metric.text)
+        name = _dotted(metric.name)
+        create(name, [_reader(limiter, metric)], unit=metric.unit, description=metric.text)
+    duration = meter.create_histogram(
+        _dotted(CALL_DURATION.name).removesuffix("_seconds"),
+        unit="s",
+        description=CALL_DURATION.text,
+        explicit_bucket_boundaries_advisory=CALL_DURATION.bounds,
+    )
+    limiter.backend.call_observers.append(duration.record)
     if spans:
         limiter.observe(describe_span)
 

@@ -12,18 +12,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, multiprocess
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.values import ValueClass
 
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.observe.stats import METRICS, Metric
+from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS, Metric
 from ratelimit_mw._internal.runtime.liveness import LifeSign
 
 logger = logging.getLogger("ratelimit_mw")
@@ -32,6 +34,8 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that puts `prometheus_client` into its multi-process mode."""
 MIRROR_SECONDS = 1.0
 """How often a process of several writes its figures: how old a scraped figure may be."""
+
+_BOUNDS = [*map(str, CALL_DURATION.bounds), "+Inf"]
 
 _exported = False
 
@@ -68,6 +72,11 @@ class LimiterCollector(Collector):
             for values, number in metric.read(stats).items():
                 family.add_metric(values, number)
             yield family
+        counts, seconds = CALL_DURATION.read(stats)
+        buckets = list(zip(_BOUNDS, accumulate(counts), strict=True))
+        duration = HistogramMetricFamily(CALL_DURATION.name, CALL_DURATION.text)
+        duration.add_metric([], buckets, seconds)
+        yield duration
 
 
 class Mirror:
@@ -83,6 +92,9 @@ class Mirror:
         self._has_failed = False
         self._life_sign = LifeSign(Path(os.environ[FOLDER]))
         self._told: dict[str, dict[tuple[str, ...], float]] = {}
+        self._buckets = [_shared_sample("_bucket", bound) for bound in _BOUNDS]
+        self._seconds = _shared_sample("_sum")
+        self._told_duration: tuple[Sequence[int], float] = (), 0.0
 
     def start(self) -> None:
         """Write now, once a second, and when the process ends; also in a process that is forked off this."""
@@ -110,10 +122,22 @@ class Mirror:
                 for values in told.keys() - now.keys():
                     if isinstance(shared, Gauge):  # such as settings that are no longer in force
                         shared.labels(*values).set(0)
+            self._update_duration(*CALL_DURATION.read(stats))
+
+    def _update_duration(self, counts: Sequence[int], seconds: float) -> None:
+        """Add to the files' histogram what came since the last time."""
+        told_counts, told_seconds = self._told_duration
+        if not told_counts or sum(counts) < sum(told_counts):  # the backend may have begun to count anew
+            told_counts, told_seconds = [0] * len(counts), 0.0
+        for bucket, count, told in zip(self._buckets, counts, told_counts, strict=True):
+            bucket.inc(max(count - told, 0))
+        self._seconds.inc(max(seconds - told_seconds, 0.0))
+        self._told_duration = counts, seconds
 
     def _begin_anew(self) -> None:
         """Write the figures of a process that was forked off, which counts from nothing on."""
         self._told.clear()
+        self._told_duration = (), 0.0
         self._run()
 
     def _run(self) -> None:
@@ -144,3 +168,10 @@ def _shared(metric: Metric) -> Counter | Gauge:
     # The backend is there when all processes reach it; the rest adds up.
     mode: Literal["livemin", "livesum"] = "livemin" if metric.name == "ratelimit_backend_up" else "livesum"
     return Gauge(metric.name, metric.text, metric.labels, registry=None, multiprocess_mode=mode)
+
+
+def _shared_sample(suffix: str, bound: str | None = None) -> Any:
+    """A number of the histogram in this process's file: the library's `Histogram` only takes single calls."""
+    name, labels = CALL_DURATION.name, ("le",) if bound else ()
+    values = (bound,) if bound else ()
+    return ValueClass("histogram", name, name + suffix, labels, values, CALL_DURATION.text)

@@ -9,7 +9,7 @@ import promql_parser
 import pytest
 import yaml
 
-from ratelimit_mw._internal.observe.stats import METRICS
+from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS
 from ratelimit_mw._internal.policy.decision import Reason
 from tests.support.apps import ROOT
 
@@ -21,8 +21,14 @@ RULES = [
     for group in yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"]
     for rule in group["rules"]
 ]
-EXPORTED = {metric.name + ("_total" if metric.kind == "counter" else ""): metric for metric in METRICS}
-COUNTERS = {name for name, metric in EXPORTED.items() if metric.kind == "counter"}
+EXPORTED = {
+    **{metric.name + ("_total" if metric.kind == "counter" else ""): metric.labels for metric in METRICS},
+    f"{CALL_DURATION.name}_bucket": ("le",),
+    f"{CALL_DURATION.name}_sum": (),
+    f"{CALL_DURATION.name}_count": (),
+}
+"""The labels of each series."""
+COUNTERS = {name for name in EXPORTED if name.endswith(("_total", "_bucket", "_sum", "_count"))}
 SCRAPED_LABELS = {"instance", "job"}
 VALUES = {
     "outcome": {"admitted", "shadow", *get_args(Reason)},
@@ -78,7 +84,7 @@ def test_every_query_asks_for_what_is_exported(query: str) -> None:
     for selector in asked:
         assert selector.name in EXPORTED
         for matcher in selector.matchers.matchers:
-            assert matcher.name in {*EXPORTED[selector.name].labels, *SCRAPED_LABELS}
+            assert matcher.name in {*EXPORTED[selector.name], *SCRAPED_LABELS}
             if matcher.name in VALUES:
                 assert set(matcher.value.split("|")) <= VALUES[matcher.name]
 
@@ -88,7 +94,7 @@ def test_every_query_groups_by_labels_that_are_there(query: str) -> None:
     """A sum by a label that no series has would be one sum of everything."""
     for node in nodes(promql_parser.parse(query)):
         if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
-            there = SCRAPED_LABELS.union(*(EXPORTED[each.name].labels for each in selectors(node.expr)))
+            there = SCRAPED_LABELS.union(*(EXPORTED[each.name] for each in selectors(node.expr)))
             assert set(node.modifier.labels) <= there
 
 
@@ -141,7 +147,17 @@ def test_the_dashboard_works_with_any_data_source() -> None:
     assert set(re.findall(r'"uid": "([^"]*)"', text)) == {"${datasource}", DASHBOARD["uid"]}
     (plan,) = [each for each in DASHBOARD["templating"]["list"] if each["name"] == "plan"]
     metric, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", plan["query"]).groups()  # type: ignore[union-attr]
-    assert label in EXPORTED[metric].labels
+    assert label in EXPORTED[metric]
+
+
+def test_grafana_asks_for_the_data_source_at_import() -> None:
+    """Whoever imports the dashboard chooses where it reads from, and it goes by that."""
+    (wanted,) = DASHBOARD["__inputs"]
+    assert (wanted["type"], wanted["pluginId"]) == ("datasource", "prometheus")
+    (source,) = [each for each in DASHBOARD["templating"]["list"] if each["type"] == "datasource"]
+    assert source["current"]["value"] == f"${{{wanted['name']}}}"
+    needed = {each["id"] for each in DASHBOARD["__requires"] if each["type"] == "panel"}
+    assert needed == {panel["type"] for panel in DASHBOARD["panels"]}
 
 
 def test_alerts_say_what_happened_and_what_to_do() -> None:

@@ -2,17 +2,27 @@
 
 from typing import Any
 
+import pytest
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import Gauge, InMemoryMetricReader, NumberDataPoint, Sum
+from opentelemetry.sdk.metrics.export import (
+    Gauge,
+    Histogram,
+    HistogramDataPoint,
+    InMemoryMetricReader,
+    NumberDataPoint,
+    ScopeMetrics,
+    Sum,
+)
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit_mw import Limiter, RateLimitMiddleware
-from ratelimit_mw._internal.observe.stats import METRICS
+from ratelimit_mw import Limiter, RateLimitMiddleware, __version__
+from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS
 from ratelimit_mw.otel import instrument
 from tests.support.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
+from tests.support.servers import StoreServer
 
 SETTINGS = """
 plans.default = { requests = ["2/minute"] }
@@ -52,12 +62,15 @@ class Metered:
         self._reader = InMemoryMetricReader()
         instrument(limiter, meter_provider=MeterProvider([self._reader]), spans=False)
 
-    def collect(self) -> dict[str, Sum | Gauge]:
-        """Every metric as it is exported."""
+    def scope(self) -> ScopeMetrics:
+        """All metrics as they are exported, and who says so."""
         data = self._reader.get_metrics_data()
         assert data is not None
-        metrics = data.resource_metrics[0].scope_metrics[0].metrics
-        return {metric.name: metric.data for metric in metrics if isinstance(metric.data, Sum | Gauge)}
+        return data.resource_metrics[0].scope_metrics[0]
+
+    def collect(self) -> dict[str, Any]:
+        """The data of every metric."""
+        return {metric.name: metric.data for metric in self.scope().metrics}
 
     def points(self, name: str) -> list[tuple[dict[str, Any], float]]:
         """The values of a metric with their attributes."""
@@ -73,15 +86,44 @@ async def test_every_figure_is_a_metric() -> None:
     limiter = limiter_of(SETTINGS, FakeClock())
     metered = Metered(limiter)
     await limiter.acquire(api_key="a")
+    scope = metered.scope()
+    assert (scope.scope.name, scope.scope.version) == ("ratelimit_mw", __version__)
+    units = {metric.name: metric.unit for metric in scope.metrics}
     collected = metered.collect()
     assert set(collected) == {metric.name.replace("ratelimit_", "ratelimit.") for metric in METRICS}
     for metric in METRICS:
         data = collected[metric.name.replace("ratelimit_", "ratelimit.")]
+        assert units[metric.name.replace("ratelimit_", "ratelimit.")] == metric.unit
         if metric.kind == "counter":
             assert isinstance(data, Sum)
             assert data.is_monotonic
         else:
             assert isinstance(data, Gauge)
+
+
+async def test_calls_of_the_backend_are_a_histogram(server: StoreServer) -> None:
+    """Each call of the script is recorded once, in seconds, into the buckets that Prometheus has, too."""
+    settings = settings_of(f'backend = {{ url = "{server.url}", timeout = 5.0 }}\n{SETTINGS}')
+    async with Limiter(settings) as limiter:
+        metered = Metered(limiter)
+        before = limiter.stats().load
+        for _ in range(3):
+            await limiter.acquire(api_key="a")
+        load = limiter.stats().load
+    duration = metered.collect()["ratelimit.backend_call_duration"]
+    assert isinstance(duration, Histogram)
+    (point,) = duration.data_points
+    assert isinstance(point, HistogramDataPoint)
+    assert tuple(point.explicit_bounds) == CALL_DURATION.bounds
+    assert list(point.bucket_counts) == [
+        now - then for now, then in zip(load.waits, before.waits, strict=True)
+    ]
+    assert point.count >= 1
+    assert point.sum == pytest.approx(load.waited - before.waited)
+    (unit,) = [
+        each.unit for each in metered.scope().metrics if each.name == "ratelimit.backend_call_duration"
+    ]
+    assert unit == "s"
 
 
 async def test_decisions_have_the_names_of_the_settings() -> None:
@@ -110,9 +152,9 @@ async def test_gauges_follow_the_moment() -> None:
     limiter = limiter_of(SETTINGS, FakeClock())
     metered = Metered(limiter)
     before = limiter.version
-    assert metered.points("ratelimit.settings") == [({"ratelimit.version": before}, 1)]
+    assert metered.points("ratelimit.settings_info") == [({"ratelimit.version": before}, 1)]
     limiter.apply(settings_of(SETTINGS.replace("9", "8")))
-    assert metered.points("ratelimit.settings") == [({"ratelimit.version": limiter.version}, 1)]
+    assert metered.points("ratelimit.settings_info") == [({"ratelimit.version": limiter.version}, 1)]
     assert limiter.version != before
 
 

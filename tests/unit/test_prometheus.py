@@ -1,5 +1,6 @@
 """What Prometheus scrapes: names and labels that stay few, and one sum for all workers."""
 
+import math
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ratelimit_mw import KeyEntry, Limiter
-from ratelimit_mw._internal.observe.stats import METRICS
+from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS
 from ratelimit_mw._internal.runtime.liveness import PREFIX, LifeSign
 from ratelimit_mw.prometheus import MIRROR_SECONDS, LimiterCollector, export
 from tests.conftest import StartApp
@@ -111,7 +112,7 @@ async def test_every_metric_is_scraped() -> None:
     limiter = limiter_of(SETTINGS, FakeClock())
     await limiter.acquire(api_key="a")
     families = {each.name: each for each in text_string_to_metric_families(scraped(limiter))}
-    assert set(families) == {metric.name for metric in METRICS}
+    assert set(families) == {metric.name for metric in METRICS} | {CALL_DURATION.name}
     for metric in METRICS:
         assert families[metric.name].type == metric.kind
         for sample in families[metric.name].samples:
@@ -188,12 +189,14 @@ def test_one_scrape_tells_of_all_workers(start_app: StartApp, tmp_path: Path) ->
     until(lambda: decisions() == len(asked))
     assert scrape("ratelimit_decisions_total") == {("", "admitted", "default", ""): len(asked)}
     assert scrape("ratelimit_backend_up") == {(): 1}
-    (workers,) = scrape("ratelimit_settings").values()
+    (workers,) = scrape("ratelimit_info").values()
+    assert workers == 2
+    (workers,) = scrape("ratelimit_settings_info").values()
     assert workers == 2
 
     os.kill(asked[0], signal.SIGKILL)
     until(lambda: len(served.worker_pids()) == 2 and served.log.count("startup complete") == 3)
-    until(lambda: list(scrape("ratelimit_settings").values()) == [2])
+    until(lambda: list(scrape("ratelimit_settings_info").values()) == [2])
     assert decisions() == len(asked)
 
 
@@ -220,6 +223,34 @@ def run(script: str, folder: Path) -> str:
     return done.stdout
 
 
+def test_processes_add_up_to_one_histogram(tmp_path: Path) -> None:
+    """Calls that two processes timed are in one set of buckets, and one that is written twice counts once."""
+    script = """
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from ratelimit_mw import Limiter, Settings
+from ratelimit_mw._internal.model.charge import WAITS, Load
+from ratelimit_mw.prometheus import Mirror
+limiter = Limiter(Settings())
+mirror = Mirror(limiter)
+mirror.update()
+waits = (1, 0, 2, *[0] * (len(WAITS) - 3), 1)
+limiter.backend.load = Load(batches=4, waited=3.5, waits=waits)
+mirror.update()
+mirror.update()
+registry = CollectorRegistry()
+MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+    run(script, tmp_path)
+    text = run(script, tmp_path)
+    name = "ratelimit_backend_call_duration_seconds"
+    buckets = {float(le): value for (le,), value in samples(text, f"{name}_bucket").items()}
+    assert [buckets[bound] for bound in (0.0005, 0.001, 0.002, 1.0, math.inf)] == [2, 2, 6, 6, 8]
+    assert samples(text, f"{name}_sum") == {(): 7.0}
+    assert samples(text, f"{name}_count") == {(): 8}
+
+
 def test_a_changed_version_takes_the_place_of_the_old(tmp_path: Path) -> None:
     """Settings that are no longer in force count no process; and a second limiter can't take the names."""
     script = """
@@ -236,8 +267,8 @@ mirror.update()
 registry = CollectorRegistry()
 MultiProcessCollector(registry)
 text = generate_latest(registry).decode()
-assert f'ratelimit_settings{{version="{before}"}} 0.0' in text, text
-assert f'ratelimit_settings{{version="{limiter.version}"}} 1.0' in text, text
+assert f'ratelimit_settings_info{{version="{before}"}} 0.0' in text, text
+assert f'ratelimit_settings_info{{version="{limiter.version}"}} 1.0' in text, text
 export(limiter)
 try:
     export(limiter)

@@ -496,6 +496,9 @@ class Asked(Protocol):
 class Backend(Holder, Protocol):
     """Where counts live. Every method that fails raises `BackendError` and nothing else."""
 
+    call_observers: list[Callable[[float], None]]
+    """Told of each call to a server, in seconds, when its answer is here. They raise nothing."""
+
     @property
     def load(self) -> Load:
         """What its connections have carried, and what waits."""

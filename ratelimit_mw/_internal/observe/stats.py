@@ -1,11 +1,13 @@
 """What a limiter has done and what it waits for, in one process; and how monitoring calls these figures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from platform import python_version
 from typing import Literal
 
 from ratelimit_mw._internal.model.charge import WAITS, Load
+from ratelimit_mw._internal.runtime.compiled import is_compiled
+from ratelimit_mw.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +46,37 @@ class Metric:
     name: str
     text: str
     kind: Literal["counter", "gauge"]
+    unit: str
+    """What is counted, as OpenTelemetry writes it: `s` for seconds, words in braces for things."""
     labels: tuple[str, ...]
     read: Callable[[Stats], Mapping[tuple[str, ...], float]]
     """Its values by those of the labels. A counter's only grow."""
 
 
-def _plain(kind: Literal["counter", "gauge"], name: str, text: str, read: Callable[[Stats], float]) -> Metric:
-    return Metric(name, text, kind, (), lambda stats: {(): float(read(stats))})
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How often something took how long."""
+
+    name: str
+    text: str
+    bounds: tuple[float, ...]
+    """Upper bounds of the buckets in seconds; the last bucket, without one, comes after them."""
+    read: Callable[[Stats], tuple[Sequence[int], float]]
+    """How many fell into each bucket alone, and the sum of their seconds. Both only grow."""
 
 
-_LIMITS = (*[(f"{seconds:g}",) for seconds in WAITS], ("+Inf",))
+def _plain(
+    kind: Literal["counter", "gauge"], name: str, unit: str, text: str, read: Callable[[Stats], float]
+) -> Metric:
+    return Metric(name, text, kind, unit, (), lambda stats: {(): float(read(stats))})
+
 
 METRICS = (
     Metric(
         "ratelimit_decisions",
         "Decisions about requests, by plan, route rule, outcome and the limit that refused.",
         "counter",
+        "{decision}",
         ("plan", "route", "outcome", "limit"),
         lambda stats: {tuple(labels): number for labels, number in stats.totals.items()},
     ),
@@ -67,84 +84,109 @@ METRICS = (
         "ratelimit_decisions_without_backend",
         "Decisions while the backend was away, by what the settings say.",
         "counter",
+        "{decision}",
         ("policy",),
         lambda stats: {(policy,): number for policy, number in stats.decisions_without_backend.items()},
     ),
-    _plain("counter", "ratelimit_backend_batches", "Calls of the script.", lambda stats: stats.load.batches),
+    _plain(
+        "counter",
+        "ratelimit_backend_batches",
+        "{call}",
+        "Calls of the script.",
+        lambda stats: stats.load.batches,
+    ),
     _plain(
         "counter",
         "ratelimit_backend_operations",
+        "{operation}",
         "Operations in those calls.",
         lambda stats: stats.load.operations,
     ),
     _plain(
         "counter",
-        "ratelimit_backend_wait_seconds",
-        "Seconds that those calls took, with the wait of the first operation in each.",
-        lambda stats: stats.load.waited,
-    ),
-    Metric(
-        "ratelimit_backend_calls",
-        "Those calls that took at most so many seconds.",
-        "counter",
-        ("le",),
-        lambda stats: dict(zip(_LIMITS, accumulate(stats.load.waits), strict=True)),
-    ),
-    _plain(
-        "counter",
         "ratelimit_backend_failures",
+        "{operation}",
         "Operations that the server answered with an error.",
         lambda stats: stats.load.failed,
     ),
     _plain(
         "counter",
         "ratelimit_backend_mended",
+        "{count}",
         "Stored counts that were damaged, and were mended.",
         lambda stats: stats.load.mended,
     ),
     _plain(
         "counter",
         "ratelimit_slots_lost",
+        "{slot}",
         "Slots lost before they could be renewed.",
         lambda stats: stats.slots_lost,
     ),
     _plain(
         "counter",
         "ratelimit_settles_ignored",
+        "{settle}",
         "Settles with another amount than before, or of no record that is left.",
         lambda stats: stats.settles_ignored,
     ),
     _plain(
         "counter",
         "ratelimit_unsynced_lost",
+        "{count}",
         "Counts of an outage that were given up.",
         lambda stats: stats.unsynced_lost,
     ),
     _plain(
         "gauge",
         "ratelimit_backend_up",
+        "1",
         "1 while the backend is there, 0 while it is away.",
         lambda stats: stats.backend_up,
     ),
     _plain(
         "gauge",
         "ratelimit_owed",
+        "{operation}",
         "Releases and settles that wait to be written.",
         lambda stats: stats.load.owed,
     ),
-    _plain("gauge", "ratelimit_leases", "Leases that are being renewed.", lambda stats: stats.leases),
+    _plain(
+        "gauge",
+        "ratelimit_leases",
+        "{lease}",
+        "Leases that are being renewed.",
+        lambda stats: stats.leases,
+    ),
     _plain(
         "gauge",
         "ratelimit_unsynced",
+        "{count}",
         "Counts of an outage that the backend has to be told.",
         lambda stats: stats.unsynced,
     ),
     Metric(
-        "ratelimit_settings",
+        "ratelimit_settings_info",
         "Processes in which the settings of this version are in force.",
         "gauge",
+        "{process}",
         ("version",),
         lambda stats: {(stats.version,): 1.0},
     ),
+    Metric(
+        "ratelimit_info",
+        "Processes that run this version of ratelimit_mw on this Python, compiled or not.",
+        "gauge",
+        "{process}",
+        ("version", "python", "compiled"),
+        lambda _: {(__version__, python_version(), str(is_compiled()).lower()): 1.0},
+    ),
 )
 """Every figure that is exported. Labels are names from the settings, never a caller."""
+
+CALL_DURATION = Histogram(
+    "ratelimit_backend_call_duration_seconds",
+    "Seconds that calls of the script took, with the wait of the first operation in each.",
+    WAITS,
+    lambda stats: (stats.load.waits, stats.load.waited),
+)

@@ -52,6 +52,7 @@ class ClusterBackend:
         self._partitions = _Partitions(
             nodes, namespace=namespace, timeout=timeout, options=options, clock=clock
         )
+        self.call_observers = self._partitions.call_observers
 
     @property
     def error(self) -> BackendError | None:
@@ -226,7 +227,12 @@ class _Partitions(RedisBackend):
         self._nodes = nodes
 
     def _new_batcher(self) -> Sender:
-        new_batcher = partial(Batcher, timeout=self._timeout, clock_argument=self._clock_argument)
+        new_batcher = partial(
+            Batcher,
+            timeout=self._timeout,
+            clock_argument=self._clock_argument,
+            call_observers=self.call_observers,
+        )
         return Router(self._nodes, new_batcher, timeout=self._timeout, prefix=self._prefix)
 
 

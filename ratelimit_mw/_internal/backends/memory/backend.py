@@ -1,7 +1,7 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
 import time
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 
 from ratelimit_mw._internal.backends.memory.bounded_store import Store
@@ -55,6 +55,7 @@ class MemoryBackend:
 
     def __init__(self, *, clock: Clock = wall_clock, max_windows: int = MAX_WINDOWS) -> None:
         self.clock = clock
+        self.call_observers: list[Callable[[float], None]] = []
         self._max_windows = max_windows
         renew_after_fork(self)
         self.lock = Lock()  # one limiter serves the event loops of several threads

@@ -7,7 +7,7 @@ import asyncio
 import struct
 import threading
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -105,6 +105,7 @@ class RedisBackend:
         self._prefix = f"{namespace}:".encode()
         self._timeout = timeout
         self._clock = clock
+        self.call_observers: list[Callable[[float], None]] = []
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
         self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
         self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
@@ -461,6 +462,7 @@ class RedisBackend:
             timeout=self._timeout,
             clock_argument=self._clock_argument,
             new_probe=partial(probe_of, self._prefix + b"probe"),
+            call_observers=self.call_observers,
         )
 
     def _clock_argument(self) -> bytes:

@@ -55,7 +55,7 @@ Redirect = Callable[[list[Operation], str], bool]
 class Batcher:
     """Sends operations to one server over one connection, and knows whether the server is there."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - hooks, all but one by name
         self,
         connect: Callable[[Callable[[BackendError], None]], Awaitable[Connection]],
         *,
@@ -64,7 +64,9 @@ class Batcher:
         new_probe: Callable[[], Operation],
         group: Group | None = None,
         redirect: Redirect | None = None,
+        call_observers: Sequence[Callable[[float], None]] = (),
     ) -> None:
+        self._call_observers = call_observers
         self._connect = connect
         self._timeout = timeout
         self._clock_argument = clock_argument
@@ -277,6 +279,8 @@ class Batcher:
         waited = self._deadlines.heard_at - batch.since
         self._waited += waited
         self._waits[bisect_left(WAITS, waited)] += 1
+        for observe in self._call_observers:
+            observe(waited)
 
     def _on_answers(self, groups: list[list[Operation]], now: int, answers: list[bytes]) -> None:
         unwritten: list[Operation] = []
