@@ -16,7 +16,7 @@ from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedReques
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.observe.decision_counts import limit_name, outcome_of
 from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS, Metric
-from ratelimit_mw.version import __version__
+from ratelimit_mw._internal.runtime.version import __version__
 
 
 def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None, spans: bool = True) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ratelimit_mw._internal.model.charge import WAITS, Load
 from ratelimit_mw._internal.runtime.compiled import is_compiled
-from ratelimit_mw.version import __version__
+from ratelimit_mw._internal.runtime.version import __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from e2b_dockerfile_utils import parse_dockerfile_ast
 
-from tests import dockerfile
+from tests.support import dockerfile
 from tests.support.apps import ROOT
 from tests.support.processes import free_port
 
