@@ -1,97 +1,387 @@
-"""Mutation testing of the code that decides: `make mutants`, or `python -m tests.mutants money periods`.
+"""Mutation testing of the code that decides: `make mutants`, or `python -m tests.mutants money policy:40,41`.
 
-Cosmic Ray changes one thing of a module after the other, in a copy of this project, and runs the tests that
-concern it, in Python alone. A change that no test notices survives, and is printed: either a test is missing,
-or the change means nothing. A module takes minutes to hours; each is given `--minutes`.
+Cosmic Ray's operators change one thing of a module after the other, in a copy of this project, and the tests
+that concern the module run on each such mutant, in Python alone. A change that no test notices survives, and
+is printed: either a test is missing, or the change means nothing. A module takes minutes.
 """
 
 import argparse
+import difflib
+import gc
+import inspect
 import json
 import os
+import resource
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple, NoReturn, Protocol
 
-from tests.support.apps import ROOT
+import pytest
+from _pytest.main import pytest_runtestloop
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator
+from parso.python.tree import Keyword, Name
+
+Process = get_context("fork").Process
+Node = Any
+"""A node or a leaf of a tree of parso, which has few types."""
+ROOT = Path(__file__).resolve().parent.parent
+OWN = ("ratelimit_mw", "tests")
+WALL_SECONDS = 300.0
+"""A run of the tests that takes longer waits for something that never comes."""
+
+OPTIONS = ("-x", "-q", "-p", "no:cacheprovider")
+COMMAND = (sys.executable, "-m", "pytest", *OPTIONS)
+LONGEST = 0.5
+"""Seconds that a test may keep the processor busy: one that takes longer is left out."""
+SERVERS = {
+    "cluster",
+    "kind",
+    "redis_server",
+    "server",
+    "server_url",
+    "start_app",
+    "start_server",
+    "valkey_server",
+}
+"""Fixtures of tests that are left out, as those of a parameter that names a server are."""
+
+COUNTS = "conformance_windows conformance_slots conformance_money conformance_sharing prefetch_backends"
+REQUESTS = "golden headers refusals limiter hooks_decisions spending slots"
 
 MODULES = {
-    "backends/counts.py": "-k memory test_conformance_windows.py test_conformance_slots.py"
-    " test_conformance_money.py",
-    "backends/memory.py": "-k memory test_conformance_windows.py test_conformance_slots.py"
-    " test_conformance_money.py test_conformance_sharing.py test_memory_bounds.py",
-    "decision.py": "test_headers.py test_refusals.py test_spending.py test_slots.py",
-    "identity.py": "test_identity.py test_address.py",
-    "money.py": "test_money.py",
-    "periods.py": "test_periods.py",
-    "policy.py": "test_policy.py test_routing.py test_spending.py",
-    "wire/headers.py": "test_headers.py test_spending.py",
-    "wire/refusals.py": "test_refusals.py test_refusals_problem.py",
+    "backends/counts.py": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/places.py": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/memory.py": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/store.py": "memory_bounds",
+    "address.py": "address identity",
+    "api_key_reader.py": "identity middleware_input",
+    "charge.py": f"{COUNTS} headers spending slots jobs tokens bounds unservable status",
+    "decider.py": f"{REQUESTS} refused prefetch local unservable tally middleware",
+    "decision.py": f"{REQUESTS} refusals_problem",
+    "identity.py": "identity address policy resolve hooks_decisions middleware_input usage golden",
+    "lease.py": "slots spending jobs tokens estimates golden",
+    "lease_record.py": f"{REQUESTS} estimates jobs refused",
+    "leases.py": "slots spending jobs tokens estimates renewals golden",
+    "limits.py": "settings policy headers refusals slots",
+    "local.py": "local unservable limiter golden",
+    "lookup.py": "policy identity resolve spending golden",
+    "money.py": "money",
+    "periods.py": "periods",
+    "policy.py": "policy routing spending golden slots local usage",
+    "prefetch.py": "prefetch prefetch_backends golden",
+    "refused.py": "refused golden",
+    "renewals.py": "renewals slots estimates",
+    "routing.py": "routing",
+    "status.py": "status refused",
+    "tally.py": "tally",
+    "wire/headers.py": "headers spending golden",
+    "wire/refusals.py": "refusals refusals_problem kept_bodies websocket golden",
+    "wire/sender.py": "headers slots spending websocket middleware golden",
 }
-"""The modules, and for each what pytest is told: the files of its tests, fastest first."""
+"""The modules, and the tests that concern each."""
 
-CONFIG = """[cosmic-ray]
-module-path = "ratelimit_mw/{module}"
-timeout = 60.0
-excluded-modules = []
-test-command = "{python} -m pytest -x -q -p no:cacheprovider {tests}"
-[cosmic-ray.distributor]
-name = "local"
+NAMES = """
+    ReplaceBinaryOperator_Add_Sub ReplaceBinaryOperator_Sub_Add ReplaceBinaryOperator_Mul_FloorDiv
+    ReplaceBinaryOperator_Div_Mul ReplaceBinaryOperator_FloorDiv_Mul ReplaceBinaryOperator_Mod_FloorDiv
+    ReplaceBinaryOperator_Pow_Mul ReplaceBinaryOperator_RShift_LShift ReplaceBinaryOperator_LShift_RShift
+    ReplaceBinaryOperator_BitOr_BitAnd ReplaceBinaryOperator_BitAnd_BitOr
+    ReplaceComparisonOperator_Eq_NotEq ReplaceComparisonOperator_NotEq_Eq ReplaceComparisonOperator_Lt_LtE
+    ReplaceComparisonOperator_LtE_Lt ReplaceComparisonOperator_Gt_GtE ReplaceComparisonOperator_GtE_Gt
+    ReplaceComparisonOperator_Is_IsNot ReplaceComparisonOperator_IsNot_Is
+    ReplaceUnaryOperator_USub_UAdd ReplaceUnaryOperator_Delete_Not AddNot
+    ReplaceTrueWithFalse ReplaceFalseWithTrue ReplaceAndWithOr ReplaceOrWithAnd ReplaceBreakWithContinue
+    ReplaceContinueWithBreak ExceptionReplacer NumberReplacer ZeroIterationForLoop
 """
+"""Operators of Cosmic Ray: of each kind the change that is noticed least. A test that notices a difference
+in place of a sum notices a product as well."""
 
 
-def survivors(module: str, tests: str, minutes: float) -> Iterator[str]:
-    """Yield what survived of a module, as differences, and at last how many there were."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in ("ratelimit_mw", "tests"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
-        arguments = " ".join(f"tests/{each}" if each.endswith(".py") else each for each in tests.split())
-        config = CONFIG.format(module=module, python=sys.executable, tests=arguments)
-        (folder / "config.toml").write_text(config, encoding="utf-8")
-        cosmic_ray("baseline", "config.toml", folder=folder)
-        cosmic_ray("init", "config.toml", "session.sqlite", folder=folder)
-        try:
-            cosmic_ray("exec", "config.toml", "session.sqlite", folder=folder, seconds=60 * minutes)
-        except subprocess.TimeoutExpired:
-            yield f"{module}: the time is over"
-        done = [
-            json.loads(line)[1] for line in cosmic_ray("dump", "session.sqlite", folder=folder).splitlines()
+class Operator(Protocol):
+    """One kind of change, as Cosmic Ray has it."""
+
+    def mutation_positions(self, node: Node) -> Iterator[tuple[object, object]]:
+        """Yield the start and end of a node once for each change that can be made to it."""
+
+    def mutate(self, node: Node, index: int) -> Node:
+        """Make one of them."""
+
+
+class DeleteStatement:
+    """Leaves out an assignment or a call; not in `__init__`, where an attribute would be missing."""
+
+    def mutation_positions(self, node: Node) -> Iterator[tuple[object, object]]:
+        """Yield the position of a statement that can be left out."""
+        if node.type == "simple_stmt" and node.children[0].type in {"expr_stmt", "atom_expr", "await"}:
+            scope = node.search_ancestor("funcdef", "classdef")
+            if scope is not None and scope.type == "funcdef" and scope.name.value != "__init__":
+                yield node.start_pos, node.end_pos
+
+    def mutate(self, node: Node, index: int) -> Node:
+        """Put `pass` in its place."""
+        node.children[0] = Keyword("pass", node.start_pos, prefix=node.get_first_leaf().prefix)
+        return node
+
+
+class SwapFunction:
+    """Puts the greatest in place of the least and all in place of any, and the other way round."""
+
+    def __init__(self) -> None:
+        self.other = {"min": "max", "max": "min", "any": "all", "all": "any"}
+
+    def mutation_positions(self, node: Node) -> Iterator[tuple[object, object]]:
+        """Yield the position of such a name."""
+        if isinstance(node, Name) and node.value in self.other:
+            yield node.start_pos, node.end_pos
+
+    def mutate(self, node: Node, index: int) -> Node:
+        """Put its counterpart in its place."""
+        node.value = self.other[node.value]
+        return node
+
+
+class Mutant(NamedTuple):
+    """One change of a module."""
+
+    line: int
+    operator: Operator
+    occurrence: int
+
+    def of(self, code: str) -> str:
+        """Change the module; return it as it is where the operator fails on what it found."""
+        with suppress(AttributeError):
+            return str(mutate_code(code, self.operator, self.occurrence))
+        return code
+
+
+def mutants(code: str) -> list[Mutant]:
+    """Find every mutant of a module, in the order of its lines."""
+    found, nodes = [], list(ast_nodes(get_ast(code)))
+    operators = [get_operator(f"core/{name}")() for name in NAMES.split()]
+    for operator in (*operators, DeleteStatement(), SwapFunction()):
+        changed = [node for node in nodes for _ in operator.mutation_positions(node)]
+        found += [
+            Mutant(node.start_pos[0], operator, occurrence)
+            for occurrence, node in enumerate(changed)
+            if not _is_annotation(node)
         ]
-        tried = [result for result in done if result is not None]
-        survived = [result for result in tried if result["test_outcome"] == "survived"]
-        yield from [str(result["diff"]) for result in survived]
-        yield f"{module}: {len(survived)} of {len(tried)} survived, {len(done) - len(tried)} were not tried"
+    return sorted(found, key=lambda each: each.line)
 
 
-def cosmic_ray(*command: str, folder: Path, seconds: float | None = None) -> str:
-    """Run a command of Cosmic Ray in the copy; what it printed."""
-    environment = {**os.environ, "RATELIMIT_PURE_PYTHON": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    script = Path(sys.executable).with_name("cosmic-ray")
-    return subprocess.run(
-        [str(script), *command],
-        cwd=folder,
-        env=environment,
-        timeout=seconds,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout
+def _is_annotation(node: Node | None) -> bool:
+    """Whether a node is part of an annotation, which nothing looks at."""
+    while node is not None and node.parent is not None:
+        parent = node.parent
+        if parent.type == "annassign" and node is parent.children[1]:
+            return True
+        if parent.type == "tfpdef" or (parent.type == "funcdef" and node is parent.annotation):
+            return True
+        node = parent
+    return False
+
+
+class Trial:
+    """A plugin of pytest that runs the tests it has collected on each mutant of a module.
+
+    Each run is a fork of this process, in which the functions that differ get the mutant's code. A change
+    outside of functions takes a new process, which imports everything anew.
+    """
+
+    def __init__(self, path: Path, lines: str, every: int) -> None:
+        """`path` is the module's, in a copy of the project."""
+        self.path = path
+        self.seconds: dict[str, float] = {}
+        self.limit = 0
+        self.functions: list[FunctionType] = []
+        self.code = path.read_text(encoding="utf-8")
+        self.mutants = [
+            each for each in mutants(self.code) if not lines or str(each.line) in lines.split(",")
+        ]
+        self.tried = self.mutants[::every]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run the tests as often as there are mutants, and print which of these survive."""
+        self.functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
+        gc.freeze()  # or each fork would copy nearly all
+        self._choose(session)
+        survivors = 0
+        for mutant in self.tried:
+            code = mutant.of(self.code)
+            if code != self.code and self._survives(session, code):
+                survivors += 1
+                lines = difflib.unified_diff(self.code.splitlines(), code.splitlines(), lineterm="", n=0)
+                print("\n".join([f"{self.path.name}:{mutant.line}", *list(lines)[3:]]), flush=True)  # noqa: T201
+        total = f"{survivors} of {len(self.tried)} survived, of {len(self.mutants)}"
+        print(f"{self.path.name}: {total}", flush=True)  # noqa: T201
+        return True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Note how long each test keeps the processor busy."""
+        start = time.process_time()
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = time.process_time() - start
+
+    def _choose(self, session: pytest.Session) -> None:
+        """Run the tests on the module as it is, and go on with those that are quick, the quickest first."""
+        noted = self.path.parent / "seconds.json"
+        session.items = [each for each in session.items if not needs_server(each)]
+        if not _passes(_fork(session, [], {}, 0, lambda: noted.write_text(json.dumps(self.seconds)))):
+            raise SystemExit(f"the tests of {self.path.name} fail without any change")
+        self.seconds = json.loads(noted.read_text())
+        noted.unlink()
+        session.items = [each for each in session.items if self.seconds[each.nodeid] <= LONGEST]
+        session.items.sort(key=lambda each: self.seconds[each.nodeid])
+        self.limit = 10 + round(5 * sum(self.seconds[each.nodeid] for each in session.items))
+
+    def _survives(self, session: pytest.Session, code: str) -> bool:
+        """Whether all tests pass on a mutant. A run that takes much longer than it should has failed."""
+        try:
+            changed = changed_functions(self.code, code, str(self.path))
+        except SyntaxError:
+            return False
+        if changed is not None:
+            return _passes(_fork(session, self.functions, changed, self.limit))
+        self.path.write_text(code, encoding="utf-8")
+        try:
+            return _passes(_spawn([*COMMAND, *[each.nodeid for each in session.items]], 2 * self.limit))
+        finally:
+            self.path.write_text(self.code, encoding="utf-8")
+
+
+def changed_functions(before: str, after: str, path: str) -> dict[CodeType, CodeType] | None:
+    """The code of each function that differs, before and after; None where anything else differs."""
+    changed: dict[CodeType, CodeType] = {}
+    pairs = [(compile(before, path, "exec"), compile(after, path, "exec"))]
+    for old, new in pairs:
+        if old == new:
+            continue
+        parts = [[each for each in code.co_consts if isinstance(each, CodeType)] for code in (old, new)]
+        if old.co_flags & inspect.CO_NEWLOCALS:
+            changed[old] = new
+        elif (
+            old.co_code != new.co_code or len(parts[0]) != len(parts[1]) or _constants(old) != _constants(new)
+        ):
+            return None
+        else:
+            pairs += zip(*parts, strict=True)
+    return changed
+
+
+def _constants(code: CodeType) -> list[object]:
+    return [(type(each), each) for each in code.co_consts if not isinstance(each, CodeType)]
+
+
+def needs_server(item: pytest.Item) -> bool:
+    """Whether a test starts a server, or looks at real time for long."""
+    values = (
+        item.callspec.params.values()
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else ()
+    )
+    fixtures = set(getattr(item, "fixturenames", ()))
+    servers = any(isinstance(each, str) and each in {"redis", "valkey", "cluster"} for each in values)
+    return servers or bool(fixtures & SERVERS) or item.get_closest_marker("slow") is not None
+
+
+def _fork(
+    session: pytest.Session,
+    functions: list[FunctionType],
+    changed: dict[CodeType, CodeType],
+    seconds: int,
+    at_end: Callable[[], object] = lambda: None,
+) -> int:
+    """Run the tests with the changed functions, in a process of their own; its id."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    passed = False
+    try:
+        _limit(seconds)
+        for function in functions:
+            function.__code__ = changed.get(function.__code__, function.__code__)
+        with suppress(session.Failed):
+            pytest_runtestloop(session)
+        at_end()
+        passed = not session.testsfailed
+    finally:
+        os._exit(0 if passed else 1)
+
+
+def _spawn(command: list[str], seconds: int) -> int:
+    """Run the tests in a new process; its id."""
+    return os.fork() or _become(command, seconds)
+
+
+def _become(command: list[str], seconds: int) -> NoReturn:
+    _limit(seconds)
+    os.execv(command[0], command)
+
+
+def _limit(seconds: int) -> None:
+    """Be quiet, in a group of processes of its own, and end after so many seconds of work; 0 for never."""
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    if seconds:
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
+def _passes(pid: int) -> bool:
+    """Whether the process ends well, and in time; what it started ends with it."""
+    end, status = time.monotonic() + WALL_SECONDS, 0
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    status = ended[1] if ended[0] else os.waitpid(pid, 0)[1]
+    return status == 0
 
 
 def main() -> None:
-    """Parse the command line, and try the modules one after the other."""
+    """Parse the command line, and try the mutants of the modules one after the other."""
     parser = argparse.ArgumentParser(prog="tests.mutants", description=__doc__)
-    parser.add_argument("modules", nargs="*", help="all, where none is named")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("modules", nargs="*", help="all, where none is named; money:40,41 are lines of one")
+    parser.add_argument("--every", type=int, default=1, help="try only each so-manieth mutant")
     asked = parser.parse_args()
-    for module, tests in MODULES.items():
-        if not asked.modules or Path(module).stem in asked.modules:
-            for line in survivors(module, tests, asked.minutes):
-                print(line, flush=True)  # noqa: T201
+    wanted = {name: lines for name, _, lines in (each.partition(":") for each in asked.modules)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in OWN:
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for module, tests in MODULES.items():
+            lines = wanted.get(Path(module).stem)
+            if lines is not None or not wanted:
+                each = Process(target=_try, args=(folder, module, tests, lines or "", asked.every))
+                each.start()
+                each.join()
+
+
+def _try(folder: Path, module: str, tests: str, lines: str, every: int) -> None:
+    """Try the mutants of one module, in a process of its own that imports the copy."""
+    os.chdir(folder)
+    os.environ["RATELIMIT_PURE_PYTHON"] = "1"
+    sys.dont_write_bytecode = True
+    sys.path[:] = [str(folder), *(each for each in sys.path if each not in {"", str(ROOT)})]
+    for name in [each for each in sys.modules if each.partition(".")[0] in OWN]:
+        del sys.modules[name]
+    trial = Trial(folder / "ratelimit_mw" / module, lines, every)
+    arguments = [*OPTIONS, "-s", *[f"tests/test_{each}.py" for each in tests.split()]]
+    if pytest.main(arguments, plugins=[trial]):
+        raise SystemExit(f"the tests of {module} could not be run")
 
 
 if __name__ == "__main__":
