@@ -178,7 +178,7 @@ class SlotSet(CountedState):
         """Append the number of slots in use, 0, and whether a charge waits for one."""
         row.append(len(self.leases))
         row.append(0)
-        row.append(1 if cost > 0 and len(self.leases) >= ref.quota else 0)
+        row.append(1 if len(self.leases) >= ref.quota else 0)
 
     def renew(self, lease_id: bytes, now: int, lease: float) -> bool:
         """Let a live lease last `lease` seconds from now; an expired one is never revived."""
@@ -253,16 +253,16 @@ class BudgetState(CountedState):
     def give_back(self, at: int, amount: int) -> None:
         """Hold an amount no more that would have lapsed at a time, and has not."""
         if at:
-            found = self._open.pop(at, 0) if at > self.lapsed else 0
+            found = self._open.pop(at, 0)
             amount = min(amount, found)
             if found > amount:
                 self._open[at] = found - amount
         self.held = max(self.held - amount, 0)
 
     def shift(self, amount: int, before: int, at: int) -> None:
-        """Let what would have lapsed at one time, if it has not, lapse at another."""
+        """Let what would have lapsed at one time lapse at another; -1 where it has lapsed."""
         self.give_back(before, amount)
-        if not at or at > self.lapsed:
+        if at >= 0:
             self.held += amount
             self.lapse_at(at, amount)
 
