@@ -69,6 +69,15 @@ async def test_all_or_nothing_with_budgets(bench: Bench) -> None:
     assert await bench.used(rate) == [1]
 
 
+async def test_a_budget_with_just_enough_left_does_not_refuse(bench: Bench) -> None:
+    """Where another limit refuses, only a budget that has too little for the price tells that it refuses."""
+    day, month, full = daily(100), monthly(99), window(1)
+    await bench.acquire(full)
+    await bench.hold(day, month, price=40)
+    refused = await bench.acquire(full, day, month, price=60)
+    assert [status.refuses for status in refused.statuses] == [True, False, True]
+
+
 async def test_a_settle_puts_the_price_in_place_of_the_estimate(bench: Bench) -> None:
     """Settling is counted once; another amount is ignored unless it is to replace the first."""
     day = daily(1_000)
@@ -139,6 +148,19 @@ async def test_an_estimate_lapses_with_its_lease(bench: Bench) -> None:
     assert await books(bench, day) == await books(bench, month) == (0, 1_000)
 
 
+async def test_an_estimate_lapses_at_the_end_of_a_part_of_its_lease(bench: Bench) -> None:
+    """A lease has 32 parts, counted from 1970: an estimate is held in [t, end), to the microsecond."""
+    day = daily(1_000)
+    assert START % 1_000_000 == 0
+    for late in (0, 1):
+        bench.clock.now = START + late * 60_000_000 + late
+        await bench.backend.acquire(Charge([day], lease=32.0), new_id(), 10)
+        bench.clock.now = START + late * 60_000_000 + (32 + late) * 1_000_000 - 1
+        assert await books(bench, day) == (0, 10)
+        bench.wait(microseconds=1)
+        assert await books(bench, day) == (0, 0)
+
+
 @pytest.mark.parametrize("has_slot", [True, False])
 async def test_a_renewed_estimate_lasts_from_its_renewal(bench: Bench, has_slot: bool) -> None:
     """With a slot and without one; what was not renewed lapses at its own time."""
@@ -152,6 +174,18 @@ async def test_a_renewed_estimate_lasts_from_its_renewal(bench: Bench, has_slot:
     assert await books(bench, daily(1_000)) == (0, 100), "what has lapsed is not held again"
     bench.wait(LATE)
     assert await books(bench, monthly(5_000)) == (0, 0)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_late_renewal_never_revives_an_estimate(bench: Bench, reset: bool) -> None:
+    """Though nobody looked since it lapsed, and though one of its periods was reset meanwhile."""
+    day, month = daily(1_000), monthly(5_000)
+    hold = await bench.hold(day, month, price=100)
+    if reset:
+        await bench.backend.reset(Charge([day]))
+    bench.wait(LATE)
+    await bench.another().renew(hold, 30)
+    assert await books(bench, day) == await books(bench, month) == (0, 0)
 
 
 ENDINGS = {
@@ -383,11 +417,13 @@ async def test_currencies_are_counted_apart(bench: Bench) -> None:
 async def test_a_reset_leaves_no_negative_books(bench: Bench) -> None:
     """What is settled or given back after a reset never makes room that was not there."""
     day = daily(100)
-    settled, given_back = await bench.hold(day, price=40), await bench.hold(day, price=40)
-    await bench.backend.settle(settled, 50)
+    settled, given_back, kept = [await bench.hold(day, price=30) for _ in range(3)]
+    await bench.backend.settle(settled, 40)
+    await bench.backend.keep(kept)
     await bench.backend.reset(Charge([day]))
     assert await bench.backend.settle(settled, 10, replace=True) is SETTLED
     await bench.backend.finish(given_back, EstimateAction.GIVE_BACK)
+    await bench.backend.finish(kept, EstimateAction.GIVE_BACK)
     assert await books(bench, day) == (0, 0)
 
 

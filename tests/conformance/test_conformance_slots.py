@@ -60,6 +60,16 @@ async def test_a_renewed_lease_lasts_from_its_renewal(bench: Bench) -> None:
     assert (await bench.acquire(slots(1))).admitted
 
 
+async def test_a_renewal_may_shorten_a_lease(bench: Bench) -> None:
+    """The slot is free when the new lease ends, however long the first one was."""
+    hold = await bench.hold(slots(1, lease=600))
+    assert await bench.backend.renew(hold, 5)
+    bench.wait(5, microseconds=-1)
+    assert not (await bench.acquire(slots(1))).admitted
+    bench.wait(microseconds=1)
+    assert (await bench.acquire(slots(1))).admitted
+
+
 @pytest.mark.parametrize("late", [0, 1, 10**9])
 async def test_a_late_renewal_never_revives_a_lost_slot(bench: Bench, late: int) -> None:
     """A lease that has expired, or was released, is not renewed, though its slot may still be free."""

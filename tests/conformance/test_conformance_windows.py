@@ -208,6 +208,21 @@ async def test_a_large_quota_is_never_exceeded_and_late_by_a_thousandth_at_most(
     assert refused > 20
 
 
+async def test_requests_in_one_thousandth_of_a_large_window_leave_together(bench: Bench) -> None:
+    """Above 1,000, those that share a thousandth of the window share the time of the last of them."""
+    counter, granule = window(100_000), MINUTE // 1_000
+    bench.clock.now -= bench.clock.now % granule
+    outcomes = []
+    for _ in range(4):
+        outcomes.append(await bench.acquire(counter))
+        bench.wait(microseconds=granule // 3)
+    assert [outcome.window().reset_after_us for outcome in outcomes] == [MINUTE] * 3 + [MINUTE - granule // 3]
+    bench.wait(60, microseconds=-2 * (granule // 3) - 1)
+    assert await bench.used(counter) == [4]
+    bench.wait(microseconds=1)
+    assert await bench.used(counter) == [1]
+
+
 async def test_reset_forgets_what_was_counted(bench: Bench) -> None:
     """After a reset a caller starts anew, and nobody else does."""
     mine, others = [window(2), slots(1)], [window(2, of="other")]

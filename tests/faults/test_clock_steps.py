@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ratelimit_mw._internal.model.charge import EstimateAction, Settlement
-from ratelimit_mw._internal.model.status import BudgetStatus
+from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.support.conformance import (
     KINDS,
     Bench,
@@ -36,9 +37,17 @@ async def test_no_wait_exceeds_a_window_after_a_step_back(bench: Bench) -> None:
     bench.wait(-MINUTE)
     refused = await bench.acquire(window(3))
     assert not refused.admitted
-    assert refused.window(0).retry_after_us <= MINUTE * 1_000_000
+    assert refused.window(0).retry_after_us <= MINUTE * SECOND
     bench.wait(microseconds=refused.window(0).retry_after_us)
     assert (await bench.acquire(window(3))).admitted
+
+
+async def test_what_lay_in_the_future_leaves_a_window_after_the_step(bench: Bench) -> None:
+    """A request stored later than the clock shows counts as one of this moment, to the microsecond."""
+    assert (await bench.acquire(window(1))).admitted
+    bench.wait(-7)
+    refused = await bench.acquire(window(1))
+    assert refused.statuses == [WindowStatus(1, MINUTE * SECOND, MINUTE * SECOND)]
 
 
 @pytest.mark.parametrize("seconds", [-MINUTE, -1, 1])

@@ -128,6 +128,21 @@ async def test_nobody_loses_a_slot_to_a_flood(backend: MemoryBackend, clock: Clo
     assert len(backend.slots) <= 100, "as many as may be spare"
 
 
+async def test_a_slot_set_is_kept_as_long_as_one_of_its_leases_lasts(
+    backend: MemoryBackend, clock: Clock
+) -> None:
+    """Expired leases beside a live one don't make others forget it."""
+    mine = slots(2, of="mine")
+    crashed, live = [(await backend.acquire(Charge([mine]), new_id())).hold for _ in range(2)]
+    assert await backend.renew(live, 600)
+    clock.now += 60_000_000
+    for number in range(300):
+        await backend.acquire(Charge([slots(2, of=f"passer-by {number}")]), new_id())
+    assert (await peeked(backend, Charge([mine]))).used(0) == 1
+    assert not await backend.renew(crashed, 30)
+    assert await backend.renew(live, 30)
+
+
 async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend, clock: Clock) -> None:
     """Days are forgotten two days after they ended, and not before; a month outlives its days."""
     month, first = monthly(999, of="mine"), daily(999, of="mine")
@@ -213,6 +228,18 @@ async def test_what_was_forgotten_counts_no_more_wherever_it_is_known(backend: M
     assert await statuses() == [200, 200, 429], "it was forgotten, for both routes alike"
     await limiter.reset(limiter.policies.match(limiter.identify(scope_of(b"mine")), "GET", "/one"))
     assert await statuses() == [200, 200, 429]
+
+
+async def test_a_window_that_its_own_charge_pushes_out_starts_anew(clock: Clock) -> None:
+    """Where a new window of a charge takes the place of an older one, that is empty, not full for ever."""
+    backend = MemoryBackend(clock=clock, max_windows=1)
+    old, new = window(5), window(5, of="app")
+    await backend.acquire(Charge([old], 3), new_id())
+    assert (await backend.acquire(Charge([new, old], 2), new_id())).admitted
+    assert (await peeked(backend, Charge([old]))).used(0) == 0
+    assert (await backend.acquire(Charge([old], 5), new_id())).admitted
+    clock.now += 60_000_000
+    assert (await backend.acquire(Charge([old], 5), new_id())).admitted
 
 
 @pytest.mark.parametrize(("cost", "price"), [(0, 0), (-1, 0), (float("nan"), 0), (1, -1), (1, float("nan"))])
