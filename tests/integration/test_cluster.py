@@ -284,9 +284,9 @@ def test_all_keys_of_a_partition_have_the_slot_that_the_server_says(
     """Whatever a partition holds, braces too, all of its keys hash to one slot, and to the one expected."""
     backend = ClusterBackend(redis_cluster.url)
     counters = [Counter(partition, "p", each.limit) for each in (window(5), slots(5), daily(5))]
-    keys = [backend._partitions._key(counter, 0) for counter in counters]
+    keys = [backend._partitions._names.of_counter(counter, 0) for counter in counters]
     hold = Charge(counters).hold(new_id(), 1, 0)
-    keys.append(backend._partitions._record_key(hold))
+    keys.append(backend._partitions._names.of_record(hold))
     with redis_cluster.nodes[0].client() as client:
         found = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in keys}
     assert found == {hash_slot(hash_tag(keys[0]))}

@@ -14,6 +14,7 @@ from typing import Any
 from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
 from ratelimit_mw._internal.backends.connecting.connectors import connector_to
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
+from ratelimit_mw._internal.backends.keys import ChargeKeys, KeyNames, suffix_of
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.letters import (
     ACQUIRE,
@@ -44,7 +45,6 @@ from ratelimit_mw._internal.backends.redis.packing import (
     SLOT,
     ChargeOperation,
     ChargeTemplate,
-    Keys,
     Layout,
     operation_on,
     pack_limit,
@@ -52,7 +52,6 @@ from ratelimit_mw._internal.backends.redis.packing import (
     release_template,
     renewal_on,
     renewed,
-    tag_of,
 )
 from ratelimit_mw._internal.model.charge import (
     LEASE_ID_SIZE,
@@ -61,7 +60,6 @@ from ratelimit_mw._internal.model.charge import (
     BackendError,
     Charge,
     Clock,
-    Counter,
     EstimateAction,
     Load,
     OperationRefusedError,
@@ -71,7 +69,7 @@ from ratelimit_mw._internal.model.charge import (
     Settlement,
     place_of,
 )
-from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.limits import SECOND, Allowance, Window
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
@@ -103,6 +101,7 @@ class RedisBackend:
         """
         self._connector = connector_to(url, timeout=timeout, options=options)
         self._prefix = f"{namespace}:".encode()
+        self._names = KeyNames(self._prefix)
         self._timeout = timeout
         self._clock = clock
         self.call_observers: list[Callable[[float], None]] = []
@@ -259,7 +258,7 @@ class RedisBackend:
         self, renewals: Iterable[tuple[Reservation, float]], *, is_upkeep: bool = False
     ) -> Operation:
         """Send the renewals of many holds; `renewed` waits for the answers."""
-        operation = renewal_on(renewals, self._name)
+        operation = renewal_on(renewals, self._names.name)
         operation.is_upkeep = is_upkeep
         return self._submit(operation)
 
@@ -281,7 +280,7 @@ class RedisBackend:
     def _owe_price(
         self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
     ) -> Awaitable[Answer]:
-        keys = [*self._period_keys(hold), self._record_key(hold)]
+        keys = [*self._names.of_periods(hold), self._names.of_record(hold)]
         body = SETTLE_HEAD.pack(kind, hold.id, amount, replace, len(hold.periods))
         ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
         return self._submit_in_line(operation_on(keys, body + ends, read_settlement), hold)
@@ -292,7 +291,7 @@ class RedisBackend:
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
-        keys = [self._key(counter, self._now()) for counter in charge.counters]
+        keys = [self._names.of_counter(counter, self._now()) for counter in charge.counters]
         await self._submit(operation_on(keys, struct.pack("<cB", DELETE, len(keys))))
 
     # charges ------------------------------------------------------------------------------------
@@ -352,7 +351,7 @@ class RedisBackend:
                 operation.id, charge.slots, layout.periods, charge.lease, operation.price, charge.currency
             )
         if operation.hold.periods:
-            keys, n_keys = keys + bulk(self._record_key(operation.hold)), n_keys + 1
+            keys, n_keys = keys + bulk(self._names.of_record(operation.hold)), n_keys + 1
             lease = int(operation.hold.lease * SECOND)
         cost = min(charge.cost, MOST_COST)
         head = CHARGE_HEAD.pack(operation.kind, packed.n_keys, cost, operation.price, lease)
@@ -377,7 +376,7 @@ class RedisBackend:
         return template
 
     def _lay_out(self, charge: Charge, now: int) -> Layout:
-        places = [(counter.partition, self._suffix(counter, now)) for counter in charge.counters]
+        places = [(counter.partition, suffix_of(counter, now)) for counter in charge.counters]
         limits, since, until = b"", 0, 1 << 62
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
@@ -386,7 +385,7 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += pack_limit(counter.limit)
-        layout = Layout(charge, Keys(self._prefix, places), limits)
+        layout = Layout(charge, ChargeKeys(self._prefix, places), limits)
         layout.periods = tuple([place_of(counter, now) for counter in charge.allowances])
         layout.since, layout.until = since, until
         return layout
@@ -396,7 +395,7 @@ class RedisBackend:
         windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
         if now and windows:
             body = FINISH_HEAD.pack(FINISH, len(windows), EstimateAction.UNTOUCHED.value, now, charge.cost)
-            keys = [self._key(counter, now) for counter in windows]
+            keys = [self._names.of_counter(counter, now) for counter in windows]
             limits = [pack_limit(counter.limit) for counter in windows]
             operation = operation_on(keys, b"".join((body, *limits, lease_id)))
             operation.is_once = True  # done twice, it would give back another request's units
@@ -411,10 +410,10 @@ class RedisBackend:
                 evict_oldest(self.releases, _MAX_RELEASES)
                 template = self.releases[hold.slots] = self._pack_release(hold.slots)
             return self._submit(Operation(template, hold.id), must_arrive=True)
-        keys, limits = self._slot_keys(hold), SLOT * len(hold.slots)
+        keys, limits = self._names.of_slots(hold), SLOT * len(hold.slots)
         moves = money if hold.periods else EstimateAction.UNTOUCHED
         if moves is not EstimateAction.UNTOUCHED:
-            keys += [*self._period_keys(hold), self._record_key(hold)]
+            keys += [*self._names.of_periods(hold), self._names.of_record(hold)]
             limits += b"".join([LIMIT.pack(BUDGET, 0, 0, held.ends) for held in hold.periods])
         body = FINISH_HEAD.pack(FINISH, len(limits) // LIMIT.size, moves, 0, 0) + limits
         operation = operation_on(keys, body + ID.pack(hold.id))
@@ -424,7 +423,7 @@ class RedisBackend:
 
     def _pack_release(self, slots: tuple[ReservationKey, ...]) -> Template:
         """All of a release but the id of the lease: the same for every request of a caller."""
-        keys = b"".join([bulk(self._name(held.partition, f"s:{held.scope}")) for held in slots])
+        keys = b"".join(map(bulk, self._names.of_slots(Reservation(b"", slots))))
         return release_template(keys, len(slots))
 
     # sending ------------------------------------------------------------------------------------
@@ -471,34 +470,6 @@ class RedisBackend:
     def _now(self) -> int:
         """The server's time in microseconds, as far as this machine can tell."""
         return _machine_clock() + self._skew if self._clock is None else self._clock()
-
-    # keys ---------------------------------------------------------------------------------------
-
-    def _key(self, counter: Counter, now: int) -> bytes:
-        return self._name(counter.partition, self._suffix(counter, now))
-
-    def _suffix(self, counter: Counter, now: int) -> str:
-        limit = counter.limit
-        if isinstance(limit, Window):
-            return f"w:{counter.scope}:{limit.seconds}"
-        if isinstance(limit, Slots):
-            return f"s:{counter.scope}"
-        return f"b:{place_of(counter, now).scope}"
-
-    def _slot_keys(self, hold: Reservation) -> list[bytes]:
-        return [self._name(held.partition, f"s:{held.scope}") for held in hold.slots]
-
-    def _period_keys(self, hold: Reservation) -> list[bytes]:
-        return [self._period_key(held) for held in hold.periods]
-
-    def _period_key(self, held: ReservationKey) -> bytes:
-        return self._name(held.partition, f"b:{held.scope}")
-
-    def _record_key(self, hold: Reservation) -> bytes:
-        return self._name(hold.periods[0].partition, f"r:{hold.id.hex()}")
-
-    def _name(self, partition: str, suffix: str) -> bytes:
-        return b"%b{%b}:%b" % (self._prefix, tag_of(partition), suffix.encode("utf-8", "surrogatepass"))
 
 
 def _machine_clock() -> int:

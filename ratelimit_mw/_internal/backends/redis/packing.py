@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from typing import Protocol, cast
 
+from ratelimit_mw._internal.backends.keys import ChargeKeys
 from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
 from ratelimit_mw._internal.model.charge import (
@@ -34,8 +35,6 @@ RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
 PERIOD = struct.Struct("<Hd")
 SETTLE_HEAD = struct.Struct("<c16sdBB")
 SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
-_MAX_TAGS = 4_096
-"""Partitions whose tag is remembered."""
 NOT_RENEWED = 2
 """A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
@@ -63,7 +62,7 @@ class Layout:
         "until",
     )
 
-    def __init__(self, charge: Charge, keys: "Keys", limits: bytes) -> None:
+    def __init__(self, charge: Charge, keys: ChargeKeys, limits: bytes) -> None:
         """`limits` are those of the charge, packed."""
         self.keys, self.limits = keys, limits
         self.n_keys = len(charge.counters)
@@ -186,33 +185,6 @@ class Undoes(Protocol):
 _NO_TEMPLATE = Template(b"", 0, b"")
 
 
-class Keys:
-    """The keys of charges that differ in their partitions alone, as they are sent."""
-
-    def __init__(self, prefix: bytes, places: Iterable[tuple[str, str]]) -> None:
-        self._text = b""
-        self._places: list[tuple[str, int]] = []
-        for partition, suffix in places:
-            before, after = prefix + b"{", b"}:" + suffix.encode("utf-8", "surrogatepass")
-            parts = [part.replace(b"%", b"%%") for part in (before, after)]
-            self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
-            self._places.append((partition, len(before + after)))
-
-    def of(self, charge: Charge) -> bytes:
-        """Those of one of the charges."""
-        last, tag, filled = None, b"", list[int | bytes]()
-        for partition, size in self._places:
-            if partition != last:
-                last, tag = partition, tag_of(charge.partition_of(partition))
-            filled += (size + len(tag), tag)
-        return self._text % tuple(filled)
-
-    def only_partition_of(self, charge: Charge) -> str | None:
-        """The partition of all of them, None where there are several."""
-        partition, *others = {partition for partition, _ in self._places} or {""}
-        return None if others else charge.partition_of(partition)
-
-
 def operation_on(keys: list[bytes], body: bytes, unpack: Callable[[bytes], object] = done) -> Operation:
     """An operation that is like no other."""
     return Operation(Template(b"".join(map(bulk, keys)), len(keys), body, 0, unpack))
@@ -299,10 +271,3 @@ def _release(slots: int) -> tuple[bytes, bytes]:
     """The body of a release of so many slots, up to the id; the same as an argument."""
     body = FINISH_HEAD.pack(letters.FINISH, slots, EstimateAction.UNTOUCHED.value, 0, 0) + SLOT * slots
     return body, Template(b"", slots, body, LEASE_ID_SIZE).head
-
-
-@lru_cache(maxsize=_MAX_TAGS)
-def tag_of(partition: str) -> bytes:
-    """A partition as the hash tag of Redis Cluster, which must not hold a brace of its own."""
-    tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
-    return tag.encode("utf-8", "surrogatepass")

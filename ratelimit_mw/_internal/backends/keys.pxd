@@ -1,0 +1,9 @@
+cimport cython
+from ratelimit_mw._internal.model.charge cimport Charge, Reservation
+
+cdef class ChargeKeys:
+    cdef bytes _text
+    cdef list _places
+    @cython.locals(filled=list, size=Py_ssize_t, tag=bytes, partition=str, last=str)
+    cpdef bytes of(self, Charge charge)
+    cpdef object only_partition_of(self, Charge charge)

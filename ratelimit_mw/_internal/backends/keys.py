@@ -1,0 +1,82 @@
+"""Names of the keys in Redis: the namespace, a partition as hash tag, and what is kept under it."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+from ratelimit_mw._internal.model.charge import Charge, Counter, Reservation, place_of
+from ratelimit_mw._internal.model.limits import Slots, Window
+
+_MAX_TAGS = 4_096
+"""Partitions whose tag is remembered."""
+
+
+class KeyNames:
+    """The names of keys under one prefix."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self._prefix = prefix
+
+    def name(self, partition: str, suffix: str) -> bytes:
+        """Name the key of a partition that ends so."""
+        return b"%b{%b}:%b" % (self._prefix, tag_of(partition), suffix.encode("utf-8", "surrogatepass"))
+
+    def of_counter(self, counter: Counter, now: int) -> bytes:
+        """Name the key that a limit is counted in at `now`."""
+        return self.name(counter.partition, suffix_of(counter, now))
+
+    def of_slots(self, hold: Reservation) -> list[bytes]:
+        """Name the slot sets that a hold has a slot of."""
+        return [self.name(held.partition, f"s:{held.scope}") for held in hold.slots]
+
+    def of_periods(self, hold: Reservation) -> list[bytes]:
+        """Name the periods that a hold has an amount in."""
+        return [self.name(held.partition, f"b:{held.scope}") for held in hold.periods]
+
+    def of_record(self, hold: Reservation) -> bytes:
+        """Name the record of what a hold with periods estimated and settled."""
+        return self.name(hold.periods[0].partition, f"r:{hold.id.hex()}")
+
+
+class ChargeKeys:
+    """The keys of charges that differ in their partitions alone, as they are sent."""
+
+    def __init__(self, prefix: bytes, places: Iterable[tuple[str, str]]) -> None:
+        """`places` are partition and suffix of each key."""
+        self._text = b""
+        self._places: list[tuple[str, int]] = []
+        for partition, suffix in places:
+            before, after = prefix + b"{", b"}:" + suffix.encode("utf-8", "surrogatepass")
+            parts = [part.replace(b"%", b"%%") for part in (before, after)]
+            self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
+            self._places.append((partition, len(before + after)))
+
+    def of(self, charge: Charge) -> bytes:
+        """Those of one of the charges."""
+        last, tag, filled = None, b"", list[int | bytes]()
+        for partition, size in self._places:
+            if partition != last:
+                last, tag = partition, tag_of(charge.partition_of(partition))
+            filled += (size + len(tag), tag)
+        return self._text % tuple(filled)
+
+    def only_partition_of(self, charge: Charge) -> str | None:
+        """The partition of all of them, None where there are several."""
+        partition, *others = {partition for partition, _ in self._places} or {""}
+        return None if others else charge.partition_of(partition)
+
+
+def suffix_of(counter: Counter, now: int) -> str:
+    """The end of the name of the key that a limit is counted in at `now`."""
+    limit = counter.limit
+    if isinstance(limit, Window):
+        return f"w:{counter.scope}:{limit.seconds}"
+    if isinstance(limit, Slots):
+        return f"s:{counter.scope}"
+    return f"b:{place_of(counter, now).scope}"
+
+
+@lru_cache(maxsize=_MAX_TAGS)
+def tag_of(partition: str) -> bytes:
+    """A partition as the hash tag of Redis Cluster, which must not hold a brace of its own."""
+    tag = partition.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return tag.encode("utf-8", "surrogatepass")
