@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, Reservation, place_of
+from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, Counter, Reservation, place_of
 from ratelimit_mw._internal.model.limits import Slots, Window
 
 _MAX_TAGS = 4_096
@@ -35,6 +35,11 @@ class KeyNames:
     def of_record(self, hold: Reservation) -> bytes:
         """Name the record of what a hold with periods estimated and settled."""
         return self.name(hold.periods[0].partition, f"r:{hold.id.hex()}")
+
+    def record_argument(self, partition: str) -> bytes:
+        """A record's key as an argument in the Redis protocol, up to the lease's id in hexadecimal digits."""
+        name = self.name(partition, "r:")
+        return b"$%d\r\n%b" % (len(name) + 2 * LEASE_ID_SIZE, name)
 
 
 class ChargeKeys:

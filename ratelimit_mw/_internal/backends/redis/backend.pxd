@@ -1,4 +1,6 @@
 cimport cython
+from ratelimit_mw._internal.backends.held_places cimport HeldPlaces
+from ratelimit_mw._internal.backends.redis.lines cimport Lines, OrderedOperation
 from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
 from ratelimit_mw._internal.backends.redis.packing cimport ChargeOperation, ChargeTemplate, Layout
 from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
@@ -8,15 +10,21 @@ ctypedef long long i64
 cdef class RedisBackend:
     cdef dict __dict__
     cdef object __weakref__
-    cdef public dict batchers, releases
+    cdef public dict batchers
+    cdef dict _held_places, _lines
     cdef public object _clock
     cdef public i64 _skew
     cpdef ChargeOperation ask(self, Charge charge, bytes lease_id, object price=*)
     cpdef ChargeOperation _ask(self, bytes kind, Charge charge, bytes lease_id, object price)
-    @cython.locals(charge=Charge, layout=Layout)
+    @cython.locals(charge=Charge, packed=ChargeTemplate)
     cpdef void _pack_into(self, ChargeOperation operation) except *
+    @cython.locals(packed=ChargeTemplate)
     cpdef ChargeTemplate prepare(self, Charge charge)
     cpdef object finish(self, Reservation hold, object money)
-    @cython.locals(operation=Operation)
+    @cython.locals(template=Template)
     cpdef object _owe_finish(self, Reservation hold, object money)
+    cpdef HeldPlaces _places_of(self, Reservation hold)
+    @cython.locals(operation=OrderedOperation)
+    cpdef OrderedOperation _submit_in_line(self, Template template, Reservation hold)
+    cpdef Lines _running_lines(self)
     cpdef Operation _submit(self, Operation operation, bint must_arrive=*)

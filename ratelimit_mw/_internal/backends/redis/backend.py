@@ -14,6 +14,7 @@ from typing import Any
 from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
 from ratelimit_mw._internal.backends.connecting.connectors import connector_to
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
+from ratelimit_mw._internal.backends.held_places import HeldPlaces
 from ratelimit_mw._internal.backends.keys import ChargeKeys, KeyNames, suffix_of
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.letters import (
@@ -26,35 +27,20 @@ from ratelimit_mw._internal.backends.redis.letters import (
     PEEK,
     SETTLE,
 )
-from ratelimit_mw._internal.backends.redis.lines import Lines
-from ratelimit_mw._internal.backends.redis.operations import (
-    Answer,
-    Operation,
-    Sender,
-    Template,
-    bulk,
-    probe_of,
-)
+from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
+from ratelimit_mw._internal.backends.redis.operations import Answer, Operation, Sender, Template, probe_of
 from ratelimit_mw._internal.backends.redis.packing import (
-    CHARGE_HEAD,
     FINISH_HEAD,
-    ID,
     LIMIT,
-    MOST_COST,
-    SETTLE_HEAD,
-    SLOT,
     ChargeOperation,
     ChargeTemplate,
     Layout,
     operation_on,
     pack_limit,
-    read_settlement,
-    release_template,
     renewal_on,
     renewed,
 )
 from ratelimit_mw._internal.model.charge import (
-    LEASE_ID_SIZE,
     NO_LEASE_ID,
     NO_RESERVATION,
     BackendError,
@@ -79,8 +65,8 @@ CLOSE_TIMEOUT = 2.0
 ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
-_MAX_RELEASES = 16_384
-"""Callers whose release is kept packed."""
+_MAX_PLACES = 16_384
+"""Callers of whom is kept how their holds end."""
 
 
 class RedisBackend:
@@ -108,7 +94,9 @@ class RedisBackend:
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
         self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
         self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
-        self.releases: dict[tuple[ReservationKey, ...], Template] = {}
+        self._held_places: dict[
+            tuple[tuple[ReservationKey, ...], tuple[ReservationKey, ...]], HeldPlaces
+        ] = {}
         self._past = Load()
         self._was_away = False
         """Whether the latest of the event loops that have ended thought so."""
@@ -193,7 +181,9 @@ class RedisBackend:
             left, self._left = self._left, []
         for operation in left:
             operation.future = None  # which was the ended loop's
-            if operation.must_arrive:
+            if isinstance(operation, OrderedOperation):
+                self._running_lines().submit(operation)
+            elif operation.must_arrive:
                 self._submit(operation)
             else:
                 operation.orphaned(None)
@@ -264,26 +254,26 @@ class RedisBackend:
 
     def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        return self._owe_finish(hold, money) if hold.slots or hold.periods else _nothing_to_do()
+        if not hold.id or not (hold.slots or hold.periods):
+            return _nothing_to_do()
+        return self._owe_finish(hold, money)
 
     async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
-        if not hold.periods:
+        if not hold.id or not hold.periods:
             return Settlement.UNKNOWN
         _, met = await self._owe_price(SETTLE, hold, amount, replace=replace)
         return Settlement(met)
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        return self._owe_price(KEEP, hold, 0) if hold.has_estimate else _nothing_to_do()
+        return self._owe_price(KEEP, hold, 0) if hold.id and hold.has_estimate else _nothing_to_do()
 
     def _owe_price(
         self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
     ) -> Awaitable[Answer]:
-        keys = [*self._names.of_periods(hold), self._names.of_record(hold)]
-        body = SETTLE_HEAD.pack(kind, hold.id, amount, replace, len(hold.periods))
-        ends = struct.pack(f"<{len(hold.periods)}d", *[held.ends for held in hold.periods])
-        return self._submit_in_line(operation_on(keys, body + ends, read_settlement), hold)
+        template = self._places_of(hold).settle(kind, amount, replace=replace)
+        return self._submit_in_line(template, hold)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
@@ -331,48 +321,31 @@ class RedisBackend:
 
     def _pack_into(self, operation: ChargeOperation) -> None:
         """Give a charge its template, and what it will hold."""
-        charge = operation.charge
-        if not charge.allowances and operation.kind == ACQUIRE:
-            operation.template = self.prepare(charge)
-            if charge.slots:
-                operation.hold = Reservation(operation.id, charge.slots, (), charge.lease)
-            return
-        now = self._now()
-        packed = charge.prepared
-        if (
-            not isinstance(packed, ChargeTemplate)
-            or packed.owner is not self
-            or not packed.layout.since <= now < packed.layout.until
-        ):
-            packed = charge.prepared = self._pack(charge, now)
-        layout, keys, n_keys, lease = packed.layout, packed.keys, packed.n_keys, 0
-        if operation.kind != PEEK and (layout.periods or charge.slots):
+        charge, kind, price = operation.charge, operation.kind, operation.price
+        packed = self.prepare(charge)
+        if kind != PEEK and charge.is_held:
             operation.hold = Reservation(
-                operation.id, charge.slots, layout.periods, charge.lease, operation.price, charge.currency
+                operation.id, charge.slots, packed.periods, charge.lease, price, charge.currency
             )
-        if operation.hold.periods:
-            keys, n_keys = keys + bulk(self._names.of_record(operation.hold)), n_keys + 1
-            lease = int(operation.hold.lease * SECOND)
-        cost = min(charge.cost, MOST_COST)
-        head = CHARGE_HEAD.pack(operation.kind, packed.n_keys, cost, operation.price, lease)
-        operation.template = ChargeTemplate(self, layout, keys, n_keys, head + layout.limits, None)
+        if packed.periods or kind != ACQUIRE:
+            packed = packed.priced(kind, price, int(charge.lease * SECOND))
+        operation.template = packed
 
     def prepare(self, charge: Charge) -> ChargeTemplate:
-        """A charge of no allowances as it is sent, made once."""
+        """A charge's keys and limits as they are sent, made once, until a period of it ends."""
+        now = self._now() if charge.allowances else 0
         packed = charge.prepared
-        if not isinstance(packed, ChargeTemplate) or packed.owner is not self:
-            packed = charge.prepared = self._pack(charge, 0)
+        if not isinstance(packed, ChargeTemplate) or packed.owner is not self or not packed.layout.holds(now):
+            packed = charge.prepared = self._pack(charge, now)
         return packed
 
     def _pack(self, charge: Charge, now: int) -> ChargeTemplate:
-        """A charge's keys and limits as they are sent, until a period of it ends."""
-        if charge.model is not None and not charge.allowances:
-            layout = self.prepare(charge.model).layout
-        else:
-            layout = self._lay_out(charge, now)
-        keys = layout.keys.of(charge)
-        template = ChargeTemplate(self, layout, keys, layout.n_keys, layout.body, layout.head)
+        layout = self._lay_out(charge, now) if charge.model is None else self.prepare(charge.model).layout
+        template = ChargeTemplate(self, layout, layout.keys.of(charge), layout.body, layout.head)
         template.charges = layout.keys.only_partition_of(charge)
+        if charge.allowances:
+            template.periods = tuple([place_of(counter, now) for counter in charge.allowances])
+            template.records = self._names.record_argument(template.periods[0].partition)
         return template
 
     def _lay_out(self, charge: Charge, now: int) -> Layout:
@@ -386,7 +359,6 @@ class RedisBackend:
             else:
                 limits += pack_limit(counter.limit)
         layout = Layout(charge, ChargeKeys(self._prefix, places), limits)
-        layout.periods = tuple([place_of(counter, now) for counter in charge.allowances])
         layout.since, layout.until = since, until
         return layout
 
@@ -404,27 +376,19 @@ class RedisBackend:
             self._owe_finish(hold, EstimateAction.GIVE_BACK)
 
     def _owe_finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
-        if not hold.periods and len(hold.id) == LEASE_ID_SIZE:
-            template = self.releases.get(hold.slots)
-            if template is None:
-                evict_oldest(self.releases, _MAX_RELEASES)
-                template = self.releases[hold.slots] = self._pack_release(hold.slots)
-            return self._submit(Operation(template, hold.id), must_arrive=True)
-        keys, limits = self._names.of_slots(hold), SLOT * len(hold.slots)
-        moves = money if hold.periods else EstimateAction.UNTOUCHED
-        if moves is not EstimateAction.UNTOUCHED:
-            keys += [*self._names.of_periods(hold), self._names.of_record(hold)]
-            limits += b"".join([LIMIT.pack(BUDGET, 0, 0, held.ends) for held in hold.periods])
-        body = FINISH_HEAD.pack(FINISH, len(limits) // LIMIT.size, moves, 0, 0) + limits
-        operation = operation_on(keys, body + ID.pack(hold.id))
-        if moves is EstimateAction.UNTOUCHED:
-            return self._submit(operation, must_arrive=True)
-        return self._submit_in_line(operation, hold)
+        template = self._places_of(hold).end(money)
+        if template.record:
+            return self._submit_in_line(template, hold)
+        return self._submit(Operation(template, hold.id), must_arrive=True)
 
-    def _pack_release(self, slots: tuple[ReservationKey, ...]) -> Template:
-        """All of a release but the id of the lease: the same for every request of a caller."""
-        keys = b"".join(map(bulk, self._names.of_slots(Reservation(b"", slots))))
-        return release_template(keys, len(slots))
+    def _places_of(self, hold: Reservation) -> HeldPlaces:
+        """What is prepared for a hold: the same for every request of a caller on a route."""
+        key = (hold.slots, hold.periods)
+        places = self._held_places.get(key)
+        if places is None:
+            evict_oldest(self._held_places, _MAX_PLACES)
+            places = self._held_places[key] = HeldPlaces(self._names, hold)
+        return places
 
     # sending ------------------------------------------------------------------------------------
 
@@ -436,14 +400,19 @@ class RedisBackend:
         batcher.submit(operation)
         return operation
 
-    def _submit_in_line(self, operation: Operation, hold: Reservation) -> Awaitable[Answer]:
+    def _submit_in_line(self, template: Template, hold: Reservation) -> OrderedOperation:
         """Send an operation that moves money until it arrives, after those of its lease before it."""
-        operation.must_arrive = True
+        operation = OrderedOperation(template, hold.id, (hold.id, hold.periods[0].partition))
+        self._running_lines().submit(operation)
+        return operation
+
+    def _running_lines(self) -> Lines:
+        """The running loop's own."""
         loop = asyncio.get_running_loop()
         lines = self._lines.get(loop)
         if lines is None:
             lines = self._lines[loop] = Lines(self._batcher().submit)
-        return lines.submit((hold.id, hold.periods[0].partition), operation)
+        return lines
 
     def _batcher(self) -> Sender:
         """The running loop's own: connections and futures belong to one loop."""

@@ -5,16 +5,43 @@ that they take no writes, have lost the script, or that the keys have moved to a
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Generator
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
-from ratelimit_mw._internal.backends.redis.operations import Answer, Operation
+from ratelimit_mw._internal.backends.redis.operations import Operation, Template
+from ratelimit_mw._internal.model.charge import BackendError
 
 Line = tuple[bytes, str]
 """The id of a lease, and the partition whose money it holds: on a cluster a lease may have several."""
 LOOK_EVERY = 0.005
 """Seconds between two looks whether all have been answered."""
+
+
+class OrderedOperation(Operation):
+    """An operation that moves money: sent until it arrives, and after all that its lease has under way."""
+
+    __slots__ = ("behind", "line", "lines")
+
+    def __init__(self, template: Template, own_id: bytes, line: Line) -> None:
+        Operation.__init__(self, template, own_id)
+        self.must_arrive = True
+        self.line = line
+        self.lines: Lines | None = None
+        """Lines that go on when this one is over."""
+        self.behind: OrderedOperation | None = None
+        """The operation of the same line that waits for this one."""
+
+    def answer(self, answer: Any) -> None:
+        """Deliver the result, and have the next one of the line sent."""
+        Operation.answer(self, answer)
+        if self.lines is not None:
+            self.lines.go_on(self)
+
+    def fail(self, error: BackendError) -> None:
+        """Deliver an error, and have the next one of the line sent."""
+        Operation.fail(self, error)
+        if self.lines is not None:
+            self.lines.go_on(self)
 
 
 class Lines:
@@ -24,61 +51,63 @@ class Lines:
         """`submit` sends an operation until it arrives."""
         self._submit = submit
         self._loop = asyncio.get_running_loop()
-        self._behind: dict[Line, deque[Operation]] = {}
+        self._under_way: dict[Line, OrderedOperation] = {}
 
     @property
     def waiting(self) -> int:
         """How many operations wait for one before them."""
-        return sum(map(len, list(self._behind.values())))
+        return sum([len(_all_behind(each)) for each in list(self._under_way.values())])
 
-    def submit(self, line: Line, operation: Operation) -> Awaitable[Answer]:
-        """Send an operation after all that were submitted in this line before it."""
-        operation.future = future = self._loop.create_future()
-        behind = self._behind.get(line)
+    def submit(self, operation: OrderedOperation) -> None:
+        """Send an operation after all that were submitted in its line before it."""
+        operation.lines = self
+        last = self._under_way.get(operation.line)
+        if last is None:
+            self._under_way[operation.line] = operation
+            self._submit(operation)
+            return
+        while last.behind is not None:
+            last = last.behind
+        last.behind = operation
+
+    def go_on(self, operation: OrderedOperation) -> None:
+        """Take in that the operation under way is over: the next one of its line is sent."""
+        behind, operation.behind = operation.behind, None
+        operation.lines = None
         if behind is None:
-            self._behind[line] = deque()
-            self._send(line, operation)
+            del self._under_way[operation.line]
         else:
-            behind.append(operation)
-        return _Shared(future)
+            self._under_way[operation.line] = behind
+            self._submit(behind)
 
     async def drain(self, timeout: float) -> None:
         """Wait until all have been answered, `timeout` seconds at most."""
         deadline = self._loop.time() + timeout
-        while self._behind and self._loop.time() < deadline:
+        while self._under_way and self._loop.time() < deadline:
             await asyncio.sleep(LOOK_EVERY)
 
     def bequeath(self) -> list[Operation]:
         """Hand out all that wait for one before them, in their order, where the event loop ends."""
-        waiting = [operation for behind in self._behind.values() for operation in behind]
-        self._behind.clear()
+        waiting: list[Operation] = []
+        for first in self._under_way.values():
+            behind = _all_behind(first)
+            for each in [first, *behind]:
+                each.lines = each.behind = None
+            waiting += behind
+        self._under_way.clear()
         return waiting
 
     def close(self) -> None:
         """Submit all that wait: whatever closes after this says what is lost."""
-        for behind in self._behind.values():
-            while behind:
-                self._submit(behind.popleft())
-
-    def _send(self, line: Line, operation: Operation) -> None:
-        if operation.future is not None:
-            operation.future.add_done_callback(partial(self._next, line))
-        self._submit(operation)
-
-    def _next(self, line: Line, answered: "asyncio.Future[Answer]") -> None:
-        answered.exception()  # nobody may be waiting for it
-        behind = self._behind[line]
-        if behind:
-            self._send(line, behind.popleft())
-        else:
-            del self._behind[line]
+        for operation in self.bequeath():
+            self._submit(operation)
 
 
-class _Shared:
-    """The answer of an operation for one of those who wait: a wait that is cancelled ends no other."""
-
-    def __init__(self, answer: "asyncio.Future[Answer]") -> None:
-        self._answer = answer
-
-    def __await__(self) -> Generator[None, None, Answer]:
-        return asyncio.shield(self._answer).__await__()
+def _all_behind(operation: OrderedOperation) -> list[OrderedOperation]:
+    """The operations that wait for this one, in their order."""
+    found: list[OrderedOperation] = []
+    behind = operation.behind
+    while behind is not None:
+        found.append(behind)
+        behind = behind.behind
+    return found

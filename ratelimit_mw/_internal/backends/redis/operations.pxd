@@ -3,7 +3,7 @@ cimport cython
 ctypedef long long i64
 
 cdef class Template:
-    cdef readonly bytes keys, head
+    cdef readonly bytes keys, head, record
     cdef readonly Py_ssize_t n_keys
     cdef readonly object unpack
     cdef public str charges

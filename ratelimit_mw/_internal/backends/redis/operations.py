@@ -2,6 +2,7 @@
 
 import asyncio
 from asyncio import InvalidStateError
+from binascii import hexlify
 from collections.abc import Callable, Collection, Generator
 from typing import Any, Protocol
 
@@ -58,19 +59,22 @@ Answer = tuple[int, Any]
 class Template:
     """All of an operation but its id: its keys, as arguments in the Redis protocol, and its packed body.
 
-    Operations of one template in a batch are sent as one, which the script decides as if each were its own.
+    Operations of one template in a batch are sent as one, which the script decides as if each were its own;
+    not where each has a record, a key of its own that is named by its id.
     """
 
-    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "unpack")
+    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "record", "unpack")
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a value
         self,
         keys: bytes,
         n_keys: int,
         body: bytes,
         id_size: int = 0,
         unpack: Callable[[bytes], Any] = done,
+        *,
         head: bytes | None = None,
+        record: bytes = b"",
     ) -> None:
         """`unpack` makes of an answer what it says, and raises for one that it cannot be. `head` is that of
         another template with this body, to share it.
@@ -81,6 +85,8 @@ class Template:
         self.head = head or b"$%d\r\n%b" % (len(body) + id_size, body)
         """The body as an argument of one operation, up to its id."""
         self._body = body
+        self.record = record
+        """The argument of an operation's record up to the id, the last of its keys; empty for none."""
         self.charges: str | None = None
         """The one partition whose windows and slots it charges, "" for none; None for any other."""
 
@@ -206,9 +212,10 @@ def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, 
     places: dict[Template, list[Operation]] = {}
     groups: list[list[Operation]] = []
     for operation in batch:
-        members = places.get(operation.template)
+        template = operation.template
+        members = None if template.record else places.get(template)
         if members is None:
-            members = places[operation.template] = []
+            members = places[template] = []
             groups.append(members)
         members.append(operation)
     keys: list[bytes] = []
@@ -221,6 +228,8 @@ def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, 
         template = operation.template
         n_keys += template.n_keys
         keys.append(template.keys)
+        if template.record:
+            keys += (template.record, hexlify(operation.id), b"\r\n")
         if template.charges is None:
             is_shared = True
         elif template.charges:

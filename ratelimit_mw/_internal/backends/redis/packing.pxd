@@ -6,20 +6,31 @@ ctypedef long long i64
 
 cdef class Layout:
     cdef readonly object keys
-    cdef readonly bytes limits, body, head
+    cdef readonly bytes body, head
     cdef readonly Py_ssize_t n_keys
-    cdef public tuple periods
     cdef public i64 since, until
+    cdef object _cost
+    cdef dict _bodies
+    cdef bint _has_periods
+    cdef bytes _limits
     cdef list _steps
     cdef object _unpack, _unpack_several
+    cpdef bint holds(self, i64 now)
+    cpdef tuple body_of(self, bytes kind, object price, object lease)
     @cython.locals(code=int, admitted=Py_ssize_t, row=tuple)
     cpdef tuple read(self, bytes answer, Py_ssize_t number)
     @cython.locals(admitted=Py_ssize_t, row=tuple, place=Py_ssize_t, operation=ChargeOperation)
     cpdef void tell(self, list operations, i64 now, tuple read) except *
 
 cdef class ChargeTemplate(Template):
-    cdef readonly object owner
+    cdef readonly object owner, price
     cdef readonly Layout layout
+    cdef public tuple periods
+    cdef public bytes records
+    cdef readonly bytes kind
+    cdef ChargeTemplate _priced
+    @cython.locals(template=ChargeTemplate)
+    cpdef ChargeTemplate priced(self, bytes kind, object price, object lease)
 
 cdef class ChargeOperation(Operation):
     cdef readonly object backend, price

@@ -5,7 +5,7 @@ Whatever of a charge never changes is packed once; what charges have in common, 
 
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Protocol, cast
 
 from ratelimit_mw._internal.backends.keys import ChargeKeys
@@ -17,7 +17,6 @@ from ratelimit_mw._internal.model.charge import (
     STATUS_FORMAT,
     BackendError,
     Charge,
-    EstimateAction,
     Outcome,
     Reservation,
     ReservationKey,
@@ -25,6 +24,7 @@ from ratelimit_mw._internal.model.charge import (
     row_before,
 )
 from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
 
 LIMIT = struct.Struct("<cddd")
 CHARGE_HEAD = struct.Struct("<cBddd")
@@ -33,8 +33,10 @@ ID = struct.Struct(f"{LEASE_ID_SIZE}s")
 RENEW_HEAD = struct.Struct("<cHH")
 RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
 PERIOD = struct.Struct("<Hd")
-SETTLE_HEAD = struct.Struct("<c16sdBB")
+SETTLE_HEAD = struct.Struct("<cdBB")
 SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
+_MAX_BODIES = 64
+"""Prices for which a charge's body is kept."""
 NOT_RENEWED = 2
 """A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
@@ -49,34 +51,52 @@ class Layout:
     """The part of a packed charge that doesn't depend on its partitions, and the reader of its answers."""
 
     __slots__ = (
+        "_bodies",
+        "_cost",
+        "_has_periods",
+        "_limits",
         "_steps",
         "_unpack",
         "_unpack_several",
         "body",
         "head",
         "keys",
-        "limits",
         "n_keys",
-        "periods",
         "since",
         "until",
     )
 
     def __init__(self, charge: Charge, keys: ChargeKeys, limits: bytes) -> None:
         """`limits` are those of the charge, packed."""
-        self.keys, self.limits = keys, limits
+        self.keys, self._limits = keys, limits
         self.n_keys = len(charge.counters)
+        self._cost = min(charge.cost, MOST_COST)
+        self._bodies: dict[tuple[bytes, int, int], tuple[bytes, bytes]] = {}
         kind = letters.TAKE_AHEAD if charge.ahead else letters.ACQUIRE
-        self.body = CHARGE_HEAD.pack(kind, self.n_keys, min(charge.cost, MOST_COST), charge.ahead, 0) + limits
-        """Body of a charge without a price, up to the id."""
-        self.head = b"$%d\r\n%b" % (len(self.body) + LEASE_ID_SIZE, self.body)
+        self.body, self.head = self.body_of(kind, charge.ahead, 0)
+        """Body of a charge without a price, up to the id; the same as an argument."""
         self._steps = charge.steps
         row = STATUS_FORMAT * self.n_keys
         self._unpack = struct.Struct(f"<x{row}").unpack
         self._unpack_several = struct.Struct(f"<x{row}H").unpack
-        self.periods: tuple[ReservationKey, ...] = ()
-        """Periods of the charge's allowances, which hold between `since` and `until`, in microseconds."""
+        self._has_periods = bool(charge.allowances)
         self.since, self.until = 0, 1 << 62
+        """Time in microseconds from and up to which the periods in `limits` hold."""
+
+    def holds(self, now: int) -> bool:
+        """Whether the periods in it are those of this time."""
+        return self.since <= now < self.until
+
+    def body_of(self, kind: bytes, price: int, lease: int) -> tuple[bytes, bytes]:
+        """The body of a charge, up to the id; the same as an argument. `lease` is that of its estimate."""
+        key = (kind, price, lease)
+        known = self._bodies.get(key)
+        if known is None:
+            body = CHARGE_HEAD.pack(kind, self.n_keys, self._cost, price, lease) + self._limits
+            known = body, b"$%d\r\n%b" % (len(body) + LEASE_ID_SIZE, body)
+            evict_oldest(self._bodies, _MAX_BODIES)
+            self._bodies[key] = known
+        return known
 
     def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
         """Read the answer to so many charges: how many were admitted, and the row of the last one.
@@ -85,7 +105,7 @@ class Layout:
         IndexError or `struct.error` for an answer that can't be one.
         """
         code = answer[0]
-        if code == OTHER_PERIOD and number == 1 and self.periods and len(answer) == 1:
+        if code == OTHER_PERIOD and number == 1 and self._has_periods and len(answer) == 1:
             return OVER, ()
         row: tuple[int, ...] = self._unpack(answer) if number == 1 else self._unpack_several(answer)
         admitted = code
@@ -115,15 +135,39 @@ class Layout:
 class ChargeTemplate(Template):
     """All of a charge but its lease id."""
 
-    __slots__ = ("layout", "owner")
+    __slots__ = ("_priced", "kind", "layout", "owner", "periods", "price", "records")
 
     def __init__(
-        self, owner: object, layout: Layout, keys: bytes, n_keys: int, body: bytes, head: bytes | None
+        self, owner: object, layout: Layout, keys: bytes, body: bytes, head: bytes, record: bytes = b""
     ) -> None:
-        super().__init__(keys, n_keys, body, LEASE_ID_SIZE, head=head)
+        """`record` is as of `Template`."""
+        n_keys = layout.n_keys + 1 if record else layout.n_keys
+        Template.__init__(self, keys, n_keys, body, LEASE_ID_SIZE, head=head, record=record)
         self.owner = owner
         """The backend that packed it."""
         self.layout = layout
+        self.periods: tuple[ReservationKey, ...] = ()
+        """Periods of the charge's allowances, as long as the layout holds."""
+        self.records = b""
+        """The argument of the record of a charge with periods, up to the id."""
+        self.kind, self.price = letters.ACQUIRE, 0
+        self._priced: ChargeTemplate | None = None
+
+    def priced(self, kind: bytes, price: int, lease: int) -> "ChargeTemplate":
+        """The template of a charge of another kind or price on the same keys, decided apart from others.
+
+        The latest with a record is kept, as a route has one price. `lease` is for how many microseconds the
+        estimate lasts.
+        """
+        template = self._priced
+        if template is None or template.price != price or template.kind != kind:
+            record = b"" if kind == letters.PEEK else self.records
+            body, head = self.layout.body_of(kind, price, lease if record else 0)
+            template = ChargeTemplate(self.owner, self.layout, self.keys, body, head, record)
+            template.kind, template.price = kind, price
+            if record:  # without one, two operations of one template would be decided together
+                self._priced = template
+        return template
 
     def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
         """Read the script's answer to so many charges."""
@@ -256,18 +300,3 @@ def pack_limit(limit: Limit) -> bytes:
     if isinstance(limit, Slots):
         return LIMIT.pack(letters.SLOTS, limit.limit, int(limit.lease * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")
-
-
-def release_template(keys: bytes, slots: int) -> Template:
-    """All of a release of slots under these keys but the id of the lease."""
-    body, head = _release(slots)
-    template = Template(keys, slots, body, LEASE_ID_SIZE, head=head)
-    template.charges = ""
-    return template
-
-
-@lru_cache(maxsize=16)
-def _release(slots: int) -> tuple[bytes, bytes]:
-    """The body of a release of so many slots, up to the id; the same as an argument."""
-    body = FINISH_HEAD.pack(letters.FINISH, slots, EstimateAction.UNTOUCHED.value, 0, 0) + SLOT * slots
-    return body, Template(b"", slots, body, LEASE_ID_SIZE).head

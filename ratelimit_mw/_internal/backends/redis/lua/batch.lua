@@ -19,7 +19,7 @@
 --        N    renew: n and number of slot sets, in two bytes each; keys: n, the slot sets first; then for each hold:
 --             id, lease of its slots, lease of its estimate, number of slots and of periods, the places of their keys
 --             in two bytes each: the slots', the record's, and each period's with its end
---        S    settle: id, amount, replace (0 or 1), n, n ends of periods; keys: n periods, then the record
+--        S    settle: amount, replace (0 or 1), n, n ends of periods, id; keys: n periods, then the record
 --        K    keep an estimate until it is settled: as settle
 --        D    delete: n; keys: n
 --        Ids: one, or as many as there are charges (releases) that differ in nothing else: they are decided

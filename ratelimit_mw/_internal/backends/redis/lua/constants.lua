@@ -40,7 +40,7 @@ local OTHER_PERIOD = '\2'
 -- Sizes of what operations are packed in: a charge, a finish and a settle up to what varies in number
 local CHARGE_HEAD = 26
 local FINISH_HEAD = 19
-local SETTLE_HEAD = 27
+local SETTLE_HEAD = 11
 local LIMIT_SIZE = 25
 local ID_SIZE = 16
 

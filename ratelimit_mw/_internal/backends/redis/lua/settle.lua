@@ -3,7 +3,7 @@
 -- Needs   records.lua, load_period, change and shift (budgets.lua). A part of `rare`
 -- Gives   settle(op, first), keep(op, first): the answers
 
-local AMOUNT_AT = 18 -- the place of the amount in a packed settle
+local AMOUNT_AT = 2 -- the place of the amount in a packed settle
 local UNKNOWN = '\0'
 local SETTLED = '\1'
 local REPEATED = '\2'

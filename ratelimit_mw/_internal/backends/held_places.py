@@ -1,0 +1,66 @@
+"""Operations on what charges hold, prepared once for all holds on the same slots and periods."""
+
+import struct
+from functools import lru_cache
+
+from ratelimit_mw._internal.backends.keys import KeyNames
+from ratelimit_mw._internal.backends.redis.letters import BUDGET, FINISH
+from ratelimit_mw._internal.backends.redis.operations import Template, bulk
+from ratelimit_mw._internal.backends.redis.packing import (
+    FINISH_HEAD,
+    LIMIT,
+    SETTLE_HEAD,
+    SLOT,
+    read_settlement,
+)
+from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, EstimateAction, Reservation
+
+
+class HeldPlaces:
+    """Templates of operations on holds that differ in their lease alone."""
+
+    __slots__ = ("_ends", "_n_slots", "_period_ends", "_period_keys", "_record", "_slot_keys", "release")
+
+    def __init__(self, names: KeyNames, hold: Reservation) -> None:
+        """Any of the holds will do."""
+        self._slot_keys = b"".join(map(bulk, names.of_slots(hold)))
+        self._n_slots = len(hold.slots)
+        self._period_ends = tuple([held.ends for held in hold.periods])
+        self._period_keys = self._record = b""
+        if hold.periods:
+            self._period_keys = b"".join(map(bulk, names.of_periods(hold)))
+            self._record = names.record_argument(hold.periods[0].partition)
+        body, head = _end_of(self._n_slots, EstimateAction.UNTOUCHED, ())
+        self.release = Template(self._slot_keys, self._n_slots, body, LEASE_ID_SIZE, head=head)
+        """Frees the slots, and leaves money alone."""
+        self.release.charges = ""
+        self._ends: list[Template | None] = [self.release, None, None]
+
+    def end(self, money: EstimateAction) -> Template:
+        """Free the slots and, unless it was settled, decide about the estimate."""
+        if not self._period_ends:
+            return self.release
+        template = self._ends[money]
+        if template is None:
+            body, head = _end_of(self._n_slots, money, self._period_ends)
+            keys, n_keys = self._slot_keys + self._period_keys, self._n_slots + len(self._period_ends) + 1
+            template = Template(keys, n_keys, body, LEASE_ID_SIZE, head=head, record=self._record)
+            self._ends[money] = template
+        return template
+
+    def settle(self, kind: bytes, amount: int, *, replace: bool) -> Template:
+        """Settle at an amount, or keep the estimate, as `kind` says."""
+        n_periods = len(self._period_ends)
+        body = SETTLE_HEAD.pack(kind, amount, replace, n_periods)
+        body += struct.pack(f"<{n_periods}d", *self._period_ends)
+        return Template(
+            self._period_keys, n_periods + 1, body, LEASE_ID_SIZE, read_settlement, record=self._record
+        )
+
+
+@lru_cache(maxsize=64)
+def _end_of(n_slots: int, money: EstimateAction, period_ends: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """The body of an end, up to the id; the same as an argument."""
+    limits = SLOT * n_slots + b"".join([LIMIT.pack(BUDGET, 0, 0, ends) for ends in period_ends])
+    body = FINISH_HEAD.pack(FINISH, n_slots + len(period_ends), money, 0, 0) + limits
+    return body, Template(b"", 0, body, LEASE_ID_SIZE).head
