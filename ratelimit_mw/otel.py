@@ -14,8 +14,10 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.observe.decision_counts import limit_name, outcome_of
+from ratelimit_mw._internal.observe.decision_counts import ADMITTED, limit_name, outcome_of
 from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS, Metric
+from ratelimit_mw._internal.policy.decision import Decision
+from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.runtime.version import __version__
 
 
@@ -49,22 +51,34 @@ def describe_span(request: LimitedRequest, lease: LeaseRecord) -> None:
     span = trace.get_current_span()
     if not span.is_recording():
         return
-    decision, policy, route = lease.decision, request.policy, request.policy.route
-    refusal = decision.refusal
-    span.set_attribute("ratelimit.plan", policy.identity.plan)
-    span.set_attribute("ratelimit.outcome", outcome_of(decision))
-    if route is not None:
-        span.set_attribute("ratelimit.route", route.path)
+    policy, outcome = request.policy, lease.outcome
+    attributes: dict[str, str | int | float] = {"ratelimit.plan": policy.identity.plan}
+    if policy.route is not None:
+        attributes["ratelimit.route"] = policy.route.path
+    if outcome is None:
+        attributes |= _told_of(policy, lease.decision)
+    else:  # admitted by the backend, whose answer has all that is told: no decision is put into words
+        attributes["ratelimit.outcome"] = ADMITTED
+        window = request.charge.nearest_window(outcome)
+        if window is not None:
+            attributes["ratelimit.remaining"] = max(window.quota - outcome.used(window.place), 0)
+    span.set_attributes(attributes)
+
+
+def _told_of(policy: Policy, decision: Decision) -> dict[str, str | int | float]:
+    """The attributes that tell of any decision."""
+    told: dict[str, str | int | float] = {"ratelimit.outcome": outcome_of(decision)}
+    refusal, nearest = decision.refusal, decision.nearest()
     if decision.policy != "shared":
-        span.set_attribute("ratelimit.without_backend", decision.policy)
+        told["ratelimit.without_backend"] = decision.policy
     if refusal is not None:
-        span.set_attribute("ratelimit.limit", limit_name(policy, refusal))
+        told["ratelimit.limit"] = limit_name(policy, refusal)
         if refusal.retry_after is not None:
-            span.set_attribute("ratelimit.retry_after", refusal.retry_after)
-    nearest = decision.nearest()
+            told["ratelimit.retry_after"] = refusal.retry_after
     if nearest is not None:
         window, status = nearest
-        span.set_attribute("ratelimit.remaining", max(window.quota - status.used, 0))
+        told["ratelimit.remaining"] = max(window.quota - status.used, 0)
+    return told
 
 
 def _reader(limiter: Limiter, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:

@@ -14,6 +14,9 @@ MAX_CALLERS = 2_000
 MAX_TOUCHED = 10_000
 """Policies counted on before somebody has to add them up."""
 
+ADMITTED = "admitted"
+"""Outcome of a request that no limit refused."""
+
 Totals = dict[tuple[str, str, str, str], int]
 """By plan, pattern of the route's rule ("" where none matched), outcome and limit. The outcome is `admitted`,
 `shadow` (let through, would have been refused) or the reason of a refusal; the limit, by its name, is the one
@@ -92,7 +95,7 @@ class DecisionCounts:
             admitted, policy.admitted = policy.admitted, 0
             refused, policy.refused = policy.refused, None
             if admitted:
-                self._add(policy, "admitted", "", admitted)
+                self._add(policy, ADMITTED, "", admitted)
             for (outcome, limit), number in (refused or {}).items():
                 self._add(policy, outcome, limit, number)
 
@@ -122,7 +125,7 @@ def kind_of(policy: Policy, decision: Decision) -> Kind:
 def outcome_of(decision: Decision) -> str:
     """What became of a request: `admitted`, `shadow` or the reason of its refusal."""
     if decision.refusal is None:
-        return "admitted"
+        return ADMITTED
     return "shadow" if decision.allowed else decision.refusal.reason
 
 
