@@ -5,7 +5,7 @@ APIs meter) counts whole tokens.
 """
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation, Rounded
 
 TOKEN = "token"
 """The currency whose amounts are whole numbers of tokens."""
@@ -15,6 +15,9 @@ MAX_UNITS = 10**15
 
 _PLAIN_TEXT = re.compile(r"[0-9]+(\.[0-9]+)?")
 _MAX_TEXT = 100
+_MAX_DIGITS = len(str(MAX_UNITS))
+_EXACTLY = Context(prec=_MAX_TEXT, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[Rounded])
+"""Arithmetic that loses no digit, or raises `Rounded`."""
 _NO_AMOUNT = 'an amount is a decimal number of 0 or more, such as "25.00"'
 
 
@@ -41,19 +44,21 @@ def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool =
     which exist whatever their digits) the next whole unit. Raises `ValueError` with a sentence for everything
     that is no such amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
     """
-    digits, exponent = _digits(amount)
-    if not digits:
-        return 0  # whatever its power of ten, which may be too large to work out
-    exponent += _decimals(currency)
-    if digits and len(str(digits)) + exponent > len(str(MAX_UNITS)):
+    exact = _exact(amount)
+    if not exact:
+        return 0  # whatever its power of ten
+    decimals = _decimals(currency)
+    if exact.adjusted() + decimals >= _MAX_DIGITS:  # before its power of ten is worked out
         raise AmountTooLargeError(_too_large(currency))
-    if exponent >= 0:
-        units, rest = digits * int(10**exponent), 0
-    else:
-        units, rest = divmod(digits, 10**-exponent)
-    if rest and not round_up:
-        raise ValueError(_too_fine(currency))
-    units += bool(rest)
+    try:
+        scaled = exact.scaleb(decimals, _EXACTLY)
+    except Rounded:
+        raise ValueError(f"an amount has at most {_MAX_TEXT} digits") from None
+    units = int(scaled)
+    if units != scaled:
+        if not round_up:
+            raise ValueError(_too_fine(currency))
+        units += 1
     if units > MAX_UNITS:
         raise AmountTooLargeError(_too_large(currency))
     return units
@@ -80,19 +85,17 @@ def plain_text(amount: str | int | Decimal, currency: str) -> str:
     return format_amount(units, currency)
 
 
-def _digits(amount: object) -> tuple[int, int]:
-    """Return whole digits and a power of ten, whose product is the amount."""
+def _exact(amount: object) -> Decimal:
+    """Return an amount as the finite number of 0 or more that it is; one above `MAX_UNITS` may be another."""
     if isinstance(amount, str):
-        return _decimal_digits(_decimal(amount))
+        return _decimal(amount)
     if isinstance(amount, bool) or not isinstance(amount, int | Decimal):
         raise ValueError(f"an amount is a decimal string, an int or a Decimal, not {type(amount).__name__}")
     if isinstance(amount, Decimal) and not amount.is_finite():
         raise ValueError("an amount is a finite number")
     if amount < 0:
         raise ValueError("an amount is not negative")
-    if isinstance(amount, int):
-        return min(amount, MAX_UNITS + 1), 0
-    return _decimal_digits(amount)
+    return Decimal(min(amount, MAX_UNITS + 1)) if isinstance(amount, int) else amount
 
 
 def _decimal(text: str) -> Decimal:
@@ -105,14 +108,6 @@ def _decimal(text: str) -> Decimal:
     if not amount.is_finite() or amount < 0:
         raise ValueError(_NO_AMOUNT)
     return amount
-
-
-def _decimal_digits(amount: Decimal) -> tuple[int, int]:
-    # Through the tuple, since arithmetic would round to the context's precision.
-    _, digits, exponent = amount.as_tuple()
-    if len(digits) > _MAX_TEXT:
-        raise ValueError(f"an amount has at most {_MAX_TEXT} digits")
-    return int("".join(map(str, digits))), max(int(exponent), -10 * _MAX_TEXT)
 
 
 def _decimals(currency: str) -> int:
