@@ -12,9 +12,12 @@ import redis
 import yaml
 
 from ratelimit_mw import Limiter, Settings
+from ratelimit_mw._internal.backends.rights import ADMIN, WORKER
 from ratelimit_mw._internal.cli.commands import run
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.inspect_caller import forget, overview
+from ratelimit_mw._internal.live import rights
+from ratelimit_mw._internal.settings import findings
 from tests.conftest import StartServer
 from tests.integration.test_deploy import DEPLOY
 from tests.support.processes import HOST
@@ -128,15 +131,97 @@ def test_script_is_found_again_without_its_cache(store: StoreServer) -> None:
 def test_admin_can_set_live_keys_and_the_worker_cannot(
     store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who may only count can't give itself a plan."""
+    """Who may only count can't give itself a plan; the error says what is missing, and what gives it."""
     monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
     monkeypatch.setenv("RATELIMIT_BACKEND__TIMEOUT", "5")
-    for user, status in (("ratelimit", 1), ("ratelimit-admin", 0)):
+    for user, status in (("ratelimit", 3), ("ratelimit-admin", 0)):
         monkeypatch.setenv("RATELIMIT_BACKEND__URL", url_of(store, user))
-        assert run(["keys", "set", "a-key", "--plan", "default"]) == status, capsys.readouterr()
+        assert run(["keys", "set", "a-key", "--plan", "default"]) == status
+        said = capsys.readouterr().err
         assert run(["keys", "list"]) == 0, capsys.readouterr()
-        assert run(["keys", "remove", "a-key"]) == status
-    assert granted("ratelimit-admin") - granted("ratelimit") == {"hset", "hdel", "multi", "exec"}
+        assert run(["keys", "remove", "a-key"]) == (1 if status else 0)  # there is none
+        if status:
+            assert said.startswith("ratelimit-mw: rights are missing in the backend: ")
+            assert "ACL SETUSER ratelimit +hset +hdel +multi +exec" in said
+    assert granted("ratelimit-admin") - granted("ratelimit") == set(ADMIN)
+    assert granted("ratelimit") == set(WORKER)
+
+
+def test_what_an_error_names_gives_the_rights(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever gives what each error names, one after the other, comes to a command that works."""
+    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+    monkeypatch.setenv("RATELIMIT_BACKEND__TIMEOUT", "5")
+    monkeypatch.setenv("RATELIMIT_BACKEND__URL", url_of(store, "new"))
+    with store.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "new", "on", ">secret", "resetkeys", "-@all", "+select", "+auth"
+        )
+        for _ in range(30):
+            if run(["show", "--key", "k"]) == 0:
+                return
+            said = capsys.readouterr().err
+            assert "rights are missing in the backend: " in said, said
+            line = re.search(r"ACL SETUSER [^(\n]+", said)
+            assert line is not None
+            client.execute_command(*line[0].split())
+    pytest.fail("there is no end of missing rights")
+
+
+def test_a_refused_login_is_named(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong password is no backend that is away."""
+    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+    monkeypatch.setenv("RATELIMIT_BACKEND__URL", f"redis://ratelimit:wrong@{HOST}:{store.port}/1")
+    assert run(["show", "--key", "k"]) == 3
+    assert "the backend refuses the login of backend.url" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lacks", ["hset", "hdel", "multi", "exec", None])
+async def test_a_dashboard_without_rights_is_found_at_the_start(
+    store: StoreServer, lacks: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One right too few is reported with what gives it; to find that out, nothing is written."""
+    monkeypatch.setattr(findings, "_said", set())
+    with redis.Redis.from_url(f"redis://{HOST}:{store.port}/1") as client:
+        if lacks:
+            client.execute_command("ACL", "SETUSER", "ratelimit-admin", f"-{lacks}")
+        settings = settings_with_changes(url_of(store, "ratelimit-admin"))
+        async with Limiter(settings) as limiter:
+            await limiter.live.rights.run()
+            missing = limiter.live.rights.missing
+        assert client.exists("ratelimit:{keys}", "ratelimit:{keys}:version") == 0
+    records = [
+        record for record in caplog.records if getattr(record, "check", "") == "dashboard-without-rights"
+    ]
+    assert [missing] * len(records) == ([ADVICE] if lacks else [])
+    assert all(ADVICE in record.getMessage() for record in records)
+
+
+async def test_rights_that_are_given_later_are_seen(
+    store: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dashboard that could change nothing says so no longer once it can."""
+    monkeypatch.setattr(rights, "AGAIN_SECONDS", 0.0)
+    with store.client() as client:
+        client.execute_command("ACL", "SETUSER", "ratelimit-admin", "-hset")
+        async with Limiter(settings_with_changes(url_of(store, "ratelimit-admin"))) as limiter:
+            await limiter.live.rights.run()
+            assert limiter.live.rights.missing == ADVICE
+            client.execute_command(*ADVICE.split())
+            await limiter.live.rights.run()
+            assert limiter.live.rights.missing is None
+
+
+ADVICE = "ACL SETUSER ratelimit-admin +hset +hdel +multi +exec"
+
+
+def settings_with_changes(url: str) -> Settings:
+    """Settings with a dashboard that may change plans."""
+    operations = {"dashboard_path": "/ops", "dashboard_token": "t", "dashboard_changes": True}
+    return Settings.model_validate({"backend": {"url": url, "timeout": 5.0}, "operations": operations})
 
 
 @pytest.mark.parametrize("user", ["ratelimit", "ratelimit-admin"])

@@ -160,7 +160,9 @@ def test_a_backend_that_is_away_is_one_line(commands: Commands, tmp_path: Path) 
     """No traceback, no log line, and no waiting."""
     file = str(written(tmp_path / "s.toml", f'backend.url = "redis://127.0.0.1:{free_port()}"'))
     for command in ("show", "reset"):
-        assert commands.bad(command, "--key", "k", "--settings", file).startswith("the backend is away: ")
+        assert commands.bad(command, "--key", "k", "--settings", file, status=3).startswith(
+            "the backend is away: "
+        )
 
 
 def test_a_backend_that_hangs_is_one_line(
@@ -170,4 +172,6 @@ def test_a_backend_that_hangs_is_one_line(
     server = start_server("redis")
     server.stop_signal()
     file = str(written(tmp_path / "s.toml", f'backend.url = "{server.url}"'))
-    assert commands.bad("show", "--key", "k", "--settings", file).startswith("the backend is away: ")
+    assert commands.bad("show", "--key", "k", "--settings", file, status=3).startswith(
+        "the backend is away: "
+    )

@@ -15,6 +15,7 @@ from ratelimit_mw._internal.cli.commands import run
 from ratelimit_mw._internal.cli.output import console
 from ratelimit_mw._internal.live.key_entries import read_entry
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.policy.identity import key_partition
 from tests.conftest import StartApp
 from tests.support.apps import ROOT
 from tests.support.live import SEEN_WITHIN, traffic
@@ -23,6 +24,7 @@ from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
 K, LISTED, TEAM = (hash_api_key(key, "s") for key in (b"k", b"listed", b"team"))
+K_NAME, LISTED_NAME, TEAM_NAME = (key_partition(each) for each in (K, LISTED, TEAM))
 
 SETTINGS = """
 [identity]
@@ -63,9 +65,9 @@ class Commands:
         """What a command prints with `--json`, read."""
         return json.loads(self.good(*arguments, "--json"))
 
-    def bad(self, *arguments: str) -> str:
-        """The one line that a command fails with."""
-        assert run(["keys", *arguments, "--settings", str(self.file)]) == 1
+    def bad(self, *arguments: str, status: int = 1) -> str:
+        """The one line that a command fails with, and with which exit status."""
+        assert run(["keys", *arguments, "--settings", str(self.file)]) == status
         printed = self._capture.readouterr()
         assert printed.out == ""
         assert printed.err.startswith("ratelimit-mw: ")
@@ -97,11 +99,16 @@ def test_set_writes_what_it_is_told(keys: Commands, redis_server: StoreServer) -
     printed = keys.good(
         "set", "k", "--plan", "pro", "--account", "acme", "--requests", "9/hour",
         "--requests", "1 per second", "--concurrent", "3", "--daily", "1.50", "--monthly", "20",
+        "--label", "Acme, batch",
     )  # fmt: skip
-    assert printed == f"{K}: plan pro, in force within 2 seconds\n"
-    entry = KeyEntry("pro", "acme", ("9/hour", "1 per second"), 3, "1.50", "20")
+    assert printed == f"{K_NAME} (Acme, batch): plan pro, in force within 2 seconds\n"
+    entry = KeyEntry("pro", "acme", ("9/hour", "1 per second"), 3, "1.50", "20", "Acme, batch")
     assert stored(redis_server) == {K: entry}
-    assert keys.json("set", K.upper(), "--plan", "default") == {"set": [K], "plan": "default"}
+    assert keys.json("set", K.upper(), "--plan", "default") == {
+        "set": [K],
+        "callers": [K_NAME],
+        "plan": "default",
+    }
     assert stored(redis_server) == {K: KeyEntry("default")}
 
 
@@ -133,9 +140,9 @@ def test_several_keys_are_set_at_once(keys: Commands, redis_server: StoreServer)
         (("--plan", "pro", "--daily", "-1"), "--daily: '-1' is no amount"),
         (("--plan", "pro", "--daily", "5", "--monthly", "4"), "--monthly: '4' is less than daily"),
         (("--plan", "pro", "--account", ""), "--account: '' is no account"),
+        (("--plan", "pro", "--label", "a\nb"), "--label: 'a\\nb' is no label"),
         (("--plan", "team"), "--account: is missing; expected the key's account"),
         (("--plan", "team", "--account", "core", "--daily", "1"), "--daily and --monthly: plan 'team' has"),
-        ((), "Missing option '--plan'"),
     ],
 )  # fmt: skip
 def test_set_refuses_what_the_file_would(
@@ -144,6 +151,11 @@ def test_set_refuses_what_the_file_would(
     """One line, in the words of the settings, with the option in place of the path; nothing is written."""
     assert complaint in keys.bad("set", "k", *arguments)
     assert stored(redis_server) == {}
+
+
+def test_set_needs_a_plan(keys: Commands) -> None:
+    """What is left out that a command needs is wrong usage."""
+    assert "Missing option '--plan'" in keys.bad("set", "k", status=2)
 
 
 def test_every_mistake_is_named(keys: Commands) -> None:
@@ -186,7 +198,8 @@ def test_list_tells_live_keys_and_listed_ones(keys: Commands, redis_server: Stor
     keys.good("set", "listed", "--plan", "pro", "--concurrent", "2", "--daily", "1")
     live, team = keys.json("list")["keys"]
     assert live == {
-        "hash": LISTED, "plan": "pro", "account": None, "requests": None, "concurrent": 2, "daily": "1",
+        "hash": LISTED, "caller": LISTED_NAME, "plan": "pro", "account": None,
+        "label": None, "requests": None, "concurrent": 2, "daily": "1",
         "monthly": None, "currency": "EUR", "from": "live", "problems": [],
     }  # fmt: skip
     assert team["hash"] == TEAM
@@ -210,13 +223,13 @@ def test_list_tells_what_is_ignored_and_why(keys: Commands, redis_server: StoreS
 def test_remove_takes_back_what_was_set(keys: Commands, redis_server: StoreServer) -> None:
     """The key is again what the settings say, or unknown; a key that was not set is an error."""
     keys.good("set", "k", "listed", "--plan", "default")
-    assert keys.good("remove", "listed") == f"{LISTED}: plan pro again, as the settings say\n"
-    assert keys.good("remove", K) == f"{K}: known nowhere from now on\n"
+    assert keys.good("remove", "listed") == f"{LISTED_NAME}: plan pro again, as the settings say\n"
+    assert keys.good("remove", K) == f"{K_NAME}: known nowhere from now on\n"
     assert stored(redis_server) == {}
-    assert keys.bad("remove", "k") == f"{K} is not set live"
-    assert keys.bad("remove", "listed") == f"{LISTED} is not set live; it is listed in {keys.file}"
+    assert keys.bad("remove", "k") == f"{K_NAME} is not set live"
+    assert keys.bad("remove", "listed") == f"{LISTED_NAME} is not set live; it is listed in {keys.file}"
     keys.good("set", "k", "--plan", "default")
-    assert keys.json("remove", "k") == {"removed": [K]}
+    assert keys.json("remove", "k") == {"removed": [K], "callers": [K_NAME]}
 
 
 def test_other_commands_know_live_keys(keys: Commands, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +273,7 @@ def test_a_backend_that_is_away_is_one_line(capsys: pytest.CaptureFixture[str], 
     text = f'backend = {{ url = "redis://127.0.0.1:{free_port()}" }}\n{SETTINGS}'
     keys = Commands(capsys, written(tmp_path / "s.toml", text))
     for command in (("set", "k", "--plan", "pro"), ("list",), ("remove", "k")):
-        assert keys.bad(*command).startswith("the backend is away: ")
+        assert keys.bad(*command, status=3).startswith("the backend is away: ")
 
 
 async def test_two_workers_go_by_it_within_two_seconds(start_app: StartApp, file: Path) -> None:

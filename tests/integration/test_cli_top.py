@@ -50,6 +50,8 @@ def shared(tmp_path: Path, redis_server: StoreServer) -> str:
         [[keys]]
         key = "pro"
         plan = "pro"
+        account = "acme"
+        label = "Acme, batch"
         [[routes]]
         path = "/{{rest:path}}"
         price = "0.50"
@@ -104,10 +106,13 @@ async def test_top_prints_one_table_where_there_is_no_terminal(commands: Command
     for text in printed:
         assert "29 admitted, refused: 4 rate · 1 worker" in text
         assert re.search(
-            r"^k:[0-9a-f]{32} +default +\d\.\d +10 +4 rate +- +- +█{10} 100% 10/hour", text, re.MULTILINE
+            r"^k:[0-9a-f]{32} +- +default +\d\.\d +10 +4 rate +- +- +█{10} 100% 10/hour", text, re.MULTILINE
         )
         assert re.search(
-            r"^k:\S+ +pro +\d\.\d +19 +- +1/3 +9.00/10.00 USD +█+░* +95% 10.00 USD a day", text, re.MULTILINE
+            r"^k:[0-9a-f]{32} +Acme, batch · acme +pro +\d\.\d +19 +- +1/3 +9.00/10.00 USD +█+░* +95% "
+            r"10.00 USD a day",
+            text,
+            re.MULTILINE,
         )
 
 
@@ -130,7 +135,7 @@ def test_top_says_that_the_backend_is_away(commands: Commands, tmp_path: Path) -
     """In one line, and nothing that looks like figures."""
     url = f"redis://127.0.0.1:{free_port()}/0"
     file = written(tmp_path / "s.toml", f'backend = {{ url = "{url}" }}')
-    assert commands.bad("top", "--settings", str(file)).startswith("the backend is away: ")
+    assert commands.bad("top", "--settings", str(file), status=3).startswith("the backend is away: ")
 
 
 async def test_hostile_names_stay_on_their_line(

@@ -17,6 +17,7 @@ from ratelimit_mw._internal.live import registry, reload
 from ratelimit_mw._internal.live.key_entries import read_entry, write_entry
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.limits import Slots
+from ratelimit_mw._internal.policy.identity import key_partition
 from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.conftest import StartApp, StartServer
 from tests.support.asgi import client_of, ok_app, settings_of, shown
@@ -343,7 +344,7 @@ async def test_an_entry_that_does_not_fit_is_reported_once_and_skipped(
         put(redis_server, {}, version="y")
         await asyncio.sleep(0.2)
         (said,) = about_keys(heard)
-        assert said.startswith(f"key {K} is set live and ignored: {complaint}")
+        assert said.startswith(f"key {key_partition(K)} is set live and ignored: {complaint}")
 
 
 async def test_a_hash_of_the_other_kind_is_reported(

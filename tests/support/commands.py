@@ -15,19 +15,20 @@ class Commands:
         self._capture = capture
 
     def good(self, *arguments: str) -> str:
-        """What a command prints that succeeds."""
+        """What a command prints that succeeds; notes about its settings are left out."""
         status, out, error = self.any(*arguments)
-        assert (status, error) == (0, "")
+        assert status == 0, error
+        assert [line for line in error.splitlines() if not line.startswith("note: ")] == []
         return out
 
     def json(self, *arguments: str) -> Any:
         """What a command prints with `--json`, read."""
         return json.loads(self.good(*arguments, "--json"))
 
-    def bad(self, *arguments: str) -> str:
-        """The one line that a command fails with."""
-        status, out, error = self.any(*arguments)
-        assert status == 1
+    def bad(self, *arguments: str, status: int = 1) -> str:
+        """The one line that a command fails with, and with which exit status."""
+        found, out, error = self.any(*arguments)
+        assert found == status, error
         assert out == ""
         assert error.startswith("ratelimit-mw: ")
         assert error.endswith("\n")

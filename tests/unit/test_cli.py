@@ -151,7 +151,7 @@ def test_explain_prints_for_people(commands: Commands) -> None:
     )
     anonymous = commands.good("explain", "POST", "/v1/predictions", "--settings", FULL)
     assert "0.02, not charged: the caller has no budget" in anonymous
-    assert re.search(r"^counted as +ip:ADDRESS$", anonymous, re.MULTILINE)
+    assert re.search(r"^caller +ip:ADDRESS$", anonymous, re.MULTILINE)
     known = commands.good("explain", "POST", "/v1/predictions", "--key", "demo-research", "--settings", FULL)
     assert "0.02 USD until it is settled" in known
 
@@ -171,30 +171,32 @@ def test_explain_asks_no_backend(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "status", "message"),
     [
-        (("explain", "GET", "v1"), "'v1' is no path: it begins with a slash"),
-        (("explain", "GET", "/", "--address", "300.1.1.1"), "'300.1.1.1' is no address"),
-        (("explain", "GET", "/", "--key", ""), "the API key is empty"),
-        (("explain", "GET", "/", "--key", f"hmac-sha256:{'0' * 64}"), "a hash of the wrong kind"),
-        (("explain", "GET"), "Missing argument 'path'."),
-        (("explain", "GET", "/", "--nope"), "No such option"),
-        (("nope",), "No such command 'nope'."),
-        (("keys", "nope"), "No such command 'nope'."),
-        (("show",), "built-in defaults counts in the memory of each process"),
-        (("reset",), "reset needs a caller: --key, --address or --account"),
-        (("show", "--settings", "missing.toml"), "missing.toml: there is no such file"),
-        (("demo", "--port", "70000"), "Invalid value for '--port'"),
+        (("explain", "GET", "v1"), 2, "'v1' is no path: it begins with a slash"),
+        (("explain", "GET", "/", "--address", "300.1.1.1"), 2, "'300.1.1.1' is no address"),
+        (("explain", "GET", "/", "--key", ""), 1, "the API key is empty"),
+        (("explain", "GET", "/", "--key", f"hmac-sha256:{'0' * 64}"), 1, "a hash of the wrong kind"),
+        (("explain", "GET"), 2, "Missing argument 'path'."),
+        (("explain", "GET", "/", "--nope"), 2, "No such option"),
+        (("nope",), 2, "No such command 'nope'."),
+        (("keys", "nope"), 2, "No such command 'nope'."),
+        (("show",), 1, "built-in defaults counts in the memory of each process"),
+        (("reset",), 2, "reset needs a caller: CALLER, --key, --address or --account"),
+        (("show", "--settings", "missing.toml"), 1, "missing.toml: there is no such file"),
+        (("demo", "--port", "70000"), 2, "Invalid value for '--port'"),
     ],
 )
-def test_an_error_is_one_line(commands: Commands, arguments: tuple[str, ...], message: str) -> None:
-    """Whatever is wrong with a command: exit status 1 and one line that says so."""
-    assert message in commands.bad(*arguments)
+def test_an_error_is_one_line(
+    commands: Commands, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    """Whatever is wrong with a command: one line that says so; status 2 where it is the command's own."""
+    assert message in commands.bad(*arguments, status=status)
 
 
 def test_settings_with_several_mistakes_are_one_line_too(commands: Commands) -> None:
     """All commands but check name the first mistake, and where to see the others."""
-    message = commands.bad("show", "--key", "k", "--settings", str(BAD / "keys.toml"))
+    message = commands.bad("explain", "GET", "/", "--settings", str(BAD / "keys.toml"))
     assert "keys[0].plan" in message
     assert re.search(r"\(and \d+ more: ratelimit-mw check\)$", message)
 
@@ -267,4 +269,4 @@ def test_what_nobody_thought_of_is_one_line(commands: Commands, monkeypatch: pyt
         raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setattr("ratelimit_mw._internal.cli.commands.check_command.check", fail)
-    assert commands.bad("check") == "RuntimeError: first line second line"
+    assert commands.bad("check", FULL) == "RuntimeError: first line second line"

@@ -81,7 +81,7 @@ async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.Lo
         back = {"key": listed.hash, "plan": None}
         (await client.post("/ops/plan", json=back, headers=bearer())).raise_for_status()
         assert app.limiter.identify.of_key(listed.hash).plan == "small"  # type: ignore[union-attr]
-    assert f"dashboard: {listed.hash}: plan default, by 192.0.2.1" in caplog.text
+    assert f"dashboard: {identity.partition}: plan default, by 192.0.2.1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ class KeyStore(Protocol):
     async def write(self, entries: Mapping[str, bytes | None]) -> None:
         """Set these entries, and remove those that are None, all at once."""
 
+    async def try_write(self) -> None:
+        """Raise what `write` would fail with for want of rights. Nothing is written."""
+
     async def close(self) -> None:
         """Close what the running event loop has opened; it may be used again."""
 
@@ -61,6 +64,9 @@ class MemoryKeyStore:
             else:
                 self._entries[api_key_hash] = entry
         self._version = _new_version()
+
+    async def try_write(self) -> None:
+        """Nobody needs rights here."""
 
     async def close(self) -> None:
         """There is nothing to close."""
@@ -102,6 +108,15 @@ class RedisKeyStore:
     async def write(self, entries: Mapping[str, bytes | None]) -> None:
         """Set these entries, and remove those that are None, in one transaction."""
         await self._clients.get().transact(await threads.call(lambda: self._commands(entries)))
+
+    async def try_write(self) -> None:
+        """Raise what `write` would fail with for want of rights. Nothing is written."""
+        commands = [
+            ("HDEL", self._hash, "-"),
+            ("HSET", self._hash, "-", "-"),
+            ("SET", self._version_key, "-"),
+        ]
+        await self._clients.get().try_out(commands)
 
     def _commands(self, entries: Mapping[str, bytes | None]) -> list[tuple[str | bytes, ...]]:
         """What writes entries, many of them in one command."""

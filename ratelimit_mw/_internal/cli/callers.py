@@ -1,18 +1,18 @@
-"""Which caller a command is about: `--key`, `--address` and `--account`, as the app would see them."""
+"""Which caller a command is about: a name, an API key, an address or an account, as the app sees them."""
 
-import asyncio
 import os
 import re
 import sys
 from dataclasses import dataclass, replace
 from getpass import getpass
 
-from ratelimit_mw._internal.cli.output import CommandError
+from ratelimit_mw._internal.cli.names import Caller, Directory, is_name, open_directory
+from ratelimit_mw._internal.cli.output import CommandError, UsageError
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.identity import Identity
-from ratelimit_mw._internal.settings import KeySettings, Settings
+from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.errors import nearest_name
 from ratelimit_mw._internal.settings.keys import unusable
 
@@ -26,49 +26,68 @@ class Named:
     """Whom the command line names."""
 
     key: str | None = None
-    """An API key, its hash, or `-` for a key on standard input."""
+    """An API key, its hash, a caller's name, or `-` for any of them on standard input."""
     address: str | None = None
+    """An address, or the name of a caller who is counted by one."""
     account: str | None = None
+    """An account, or its name as a caller."""
+    caller: str | None = None
+    """Any of them."""
 
     @property
     def is_nobody(self) -> bool:
         """Whether no caller is named at all."""
-        return self.key is None and self.address is None and self.account is None
+        return self.key is self.address is self.account is self.caller is None
+
+    def check(self) -> None:
+        """Raise `UsageError` for names that don't go together."""
+        if self.account is not None and not self.key is self.address is self.caller is None:
+            raise UsageError("--account stands alone: without CALLER, --key and --address")
+        if self.caller is not None and not self.key is self.address is None:
+            raise UsageError("a caller is named once: CALLER stands alone, without --key and --address")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """A caller, and why it has its plan."""
+async def find_caller(limiter: Limiter, named: Named) -> tuple[Caller, str | None]:
+    """The one caller that is named, and why live keys could not be read.
 
-    identity: Identity
-    who: str
-    """The caller in words."""
-    why: str
-    """What gave it its plan."""
-
-
-def find_caller(limiter: Limiter, named: Named) -> Caller:
-    """The one caller that is named; nobody named is anybody without an API key. Raises `CommandError`."""
-    (caller, *others) = find_callers(limiter, named)
-    if others:
+    Nobody named is anybody without a key. Does without the backend as far as it can. Raises `CommandError`,
+    `BackendError`.
+    """
+    callers, unread = await _find(limiter, named, needs_backend=False)
+    if len(callers) > 1:
         raise CommandError("the keys of this account are counted one by one: name one with --key")
-    return caller
+    return callers[0], unread
 
 
-def find_callers(limiter: Limiter, named: Named) -> list[Caller]:
-    """The callers that are named: one, or the keys of an account that are counted one by one."""
-    if named.account is not None:
-        if named.key is not None or named.address is not None:
-            raise CommandError("--account stands alone: without --key and --address")
-        return _of_account(limiter, named.account)
-    address = None if named.address is None else _address(named.address)
-    if named.key is not None:
-        return [_of_key(limiter, hash_of(named.key, limiter.settings), address)]
-    return [_of_address(limiter, address)]
+async def find_callers(limiter: Limiter, named: Named) -> list[Caller]:
+    """The callers that are named: one, or the keys of an account that are counted one by one.
+
+    Raises `CommandError`, `BackendError`.
+    """
+    callers, _ = await _find(limiter, named, needs_backend=True)
+    return callers
+
+
+async def find_hashes(limiter: Limiter, keys: list[str]) -> dict[str, str | None]:
+    """The hashes of API keys, in their order, each with the account whose name stood for it.
+
+    Raises `CommandError`, `BackendError`.
+    """
+    texts = [read_key(key) for key in keys]
+    directory = Directory(limiter)
+    if any(map(is_name, texts)):
+        await directory.read()
+    hashes: dict[str, str | None] = {}
+    for text in texts:
+        if is_name(text):
+            hashes |= {each: directory.account(text, each) for each in directory.hashes(text)}
+        else:
+            hashes[hash_of(text, limiter.settings)] = None
+    return hashes
 
 
 def hash_of(key: str, settings: Settings) -> str:
-    """The hash of an API key, or the hash itself; `-` reads the key from standard input.
+    """The hash of an API key, or the hash itself.
 
     Raises `CommandError` for a key or a hash that no request can have.
     """
@@ -83,51 +102,20 @@ def hash_of(key: str, settings: Settings) -> str:
         return key.lower()
     if key.lower().startswith(("sha256:", "hmac-sha256:")):
         raise CommandError(f"{key!r} is no hash: expected 64 hexadecimal digits after the colon")
-    api_key = (_standard_input() if key == "-" else os.fsencode(key)).strip(b" \t")
+    api_key = os.fsencode(key).strip(b" \t")
     wrong = unusable(api_key)
     if wrong is not None:
         raise CommandError("the API key {}: expected {}".format(*wrong))
     return hash_api_key(api_key, secret)
 
 
-def _standard_input() -> bytes:
-    """One line; typed unseen at a terminal."""
+def read_key(text: str) -> str:
+    """A text that was given; for `-` one line of standard input, typed unseen at a terminal."""
+    if text != "-":
+        return text
     if sys.stdin.isatty():
-        return os.fsencode(getpass("API key: "))
-    return sys.stdin.buffer.read().rstrip(b"\r\n")
-
-
-def _address(text: str) -> str:
-    address = canonical_address(text)
-    if address.startswith("peer:") and not text.startswith("peer:"):
-        raise CommandError(f"{text!r} is no address: expected one such as 192.0.2.1 or 2001:db8::1, or unix")
-    return address
-
-
-def _of_key(limiter: Limiter, api_key_hash: str, address: str | None) -> Caller:
-    identity, who = limiter.identify.of_key(api_key_hash), f"API key {api_key_hash}"
-    if identity is not None:
-        who += f" of account {identity.account}" if identity.account is not None else ""
-        return Caller(identity, who, _known_keys(limiter)[api_key_hash][0])
-    if limiter.settings.identity.unknown_keys == "anonymous":
-        who, why = f"{who}, known nowhere", 'identity.unknown_keys = "anonymous"'
-    else:
-        who, why = f"{who}, known nowhere", "identity.default_plan"
-    return Caller(_placed(limiter.identify.of_unknown(api_key_hash, address or "unknown"), address), who, why)
-
-
-def _of_address(limiter: Limiter, address: str | None) -> Caller:
-    identity = _placed(limiter.identify.of_address(address or "unknown"), address)
-    at = "" if address is None else f", at {address}"
-    return Caller(identity, f"no API key{at}", "identity.anonymous_plan")
-
-
-def _placed(identity: Identity, address: str | None) -> Identity:
-    """A caller whose address matters: where none was named, a placeholder stands for it."""
-    if address is not None:
-        return identity
-    partition = f"ip:{_NOWHERE}" if identity.partition.startswith("ip:") else identity.partition
-    return replace(identity, partition=partition, address=_NOWHERE)
+        return getpass("API key: ")
+    return os.fsdecode(sys.stdin.buffer.read().rstrip(b"\r\n"))
 
 
 def is_placed(caller: Caller) -> bool:
@@ -141,8 +129,81 @@ def without_placeholder(caller: Caller) -> Identity:
     return replace(identity, address=None) if identity.address == _NOWHERE else identity
 
 
-def _of_account(limiter: Limiter, account: str) -> list[Caller]:
-    known = _known_keys(limiter).values()
+def facts_of(caller: Caller) -> list[tuple[str, str]]:
+    """Who a caller is, for people."""
+    identity = caller.identity
+    facts = [
+        ("caller", identity.partition),
+        ("label", caller.label),
+        ("account", identity.account),
+        ("API key", identity.api_key_hash),
+        ("plan", f"{identity.plan} ({caller.why})"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+async def _find(limiter: Limiter, named: Named, *, needs_backend: bool) -> tuple[list[Caller], str | None]:
+    named.check()
+    key = None if named.key is None else read_key(named.key)
+    caller = None if named.caller is None else read_key(named.caller)
+    name = next(
+        (each for each in (caller, key, named.address, named.account) if each and is_name(each)), None
+    )
+    unread = None
+    directory = Directory(limiter)
+    if name or key or caller or named.account:
+        directory, unread = await open_directory(limiter, needed=needs_backend)
+    if name is not None:
+        return [await directory.caller(name)], unread
+    if caller is not None:
+        accounts = {each.account for _, each in directory.keys().values()}
+        if caller in accounts:
+            return _of_account(limiter, directory, caller), unread
+        if not canonical_address(caller).startswith("peer:"):
+            return [_of_address(limiter, canonical_address(caller))], unread
+        key = caller
+    if named.account is not None:
+        return _of_account(limiter, directory, named.account), unread
+    address = None if named.address is None else _address(named.address)
+    if key is None:
+        return [_of_address(limiter, address)], unread
+    return [_of_key(limiter, directory, hash_of(key, limiter.settings), address)], unread
+
+
+def _address(text: str) -> str:
+    address = canonical_address(text)
+    if address.startswith("peer:") and not text.startswith("peer:"):
+        raise UsageError(f"{text!r} is no address: expected one such as 192.0.2.1 or 2001:db8::1, or unix")
+    return address
+
+
+def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: str | None) -> Caller:
+    identity = limiter.identify.of_key(api_key_hash)
+    if identity is not None:
+        place, key = directory.keys()[api_key_hash]
+        return Caller(identity, place, key.label)
+    if limiter.settings.identity.unknown_keys == "anonymous":
+        why = 'a key known nowhere: identity.unknown_keys = "anonymous"'
+    else:
+        why = "a key known nowhere: identity.default_plan"
+    return Caller(_placed(limiter.identify.of_unknown(api_key_hash, address or "unknown"), address), why)
+
+
+def _of_address(limiter: Limiter, address: str | None) -> Caller:
+    identity = _placed(limiter.identify.of_address(address or "unknown"), address)
+    return Caller(identity, "no API key: identity.anonymous_plan")
+
+
+def _placed(identity: Identity, address: str | None) -> Identity:
+    """A caller whose address matters: where none was named, a placeholder stands for it."""
+    if address is not None:
+        return identity
+    partition = f"ip:{_NOWHERE}" if identity.partition.startswith("ip:") else identity.partition
+    return replace(identity, partition=partition, address=_NOWHERE)
+
+
+def _of_account(limiter: Limiter, directory: Directory, account: str) -> list[Caller]:
+    known = directory.keys().values()
     keys = [(place, key) for place, key in known if key.account == account]
     if not keys:
         accounts = [key.account for _, key in known if key.account is not None]
@@ -153,19 +214,6 @@ def _of_account(limiter: Limiter, account: str) -> list[Caller]:
     for place, key in keys:
         identity = limiter.identify.of_key(key.hash)
         if identity is not None:
-            shared = limiter.settings.plans[key.plan].share == "account"
-            who = f"account {account}" if shared else f"API key {key.hash} of account {account}"
-            callers.setdefault(identity.partition, Caller(identity, who, place))
+            label = directory.label(identity.partition)
+            callers.setdefault(identity.partition, Caller(identity, place, label))
     return list(callers.values())
-
-
-def read_live_keys(limiter: Limiter, named: Named) -> None:
-    """Learn the keys that were set live, where one of them may be meant. Raises `BackendError`."""
-    if limiter.settings.backend.is_shared and (named.key or named.account):
-        asyncio.run(limiter.live.read_keys())
-
-
-def _known_keys(limiter: Limiter) -> dict[str, tuple[str, KeySettings]]:
-    """Where each known key is listed, by its hash: `live` or a place in the file."""
-    keys = {key.hash: (f"keys[{index}]", key) for index, key in enumerate(limiter.settings.keys)}
-    return keys | {each: ("live", key) for each, key in limiter.live.rules.registered.items()}

@@ -1,25 +1,37 @@
 """The commands of `ratelimit-mw`: what each takes, and how each ends."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from ratelimit_mw._internal.backends.rights import missing_rights
 from ratelimit_mw._internal.cli import check as check_command
-from ratelimit_mw._internal.cli import counts
-from ratelimit_mw._internal.cli.callers import Named, hash_of
+from ratelimit_mw._internal.cli import counts, keys, sources
+from ratelimit_mw._internal.cli.callers import Named
 from ratelimit_mw._internal.cli.explain import explain as explain_request
 from ratelimit_mw._internal.cli.key_commands import add_key_commands
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
-from ratelimit_mw._internal.cli.output import CommandError, console, print_error, print_json
+from ratelimit_mw._internal.cli.output import (
+    AWAY,
+    MISUSED,
+    REFUSED,
+    CommandError,
+    console,
+    print_error,
+    print_json,
+    print_notes,
+    take_notes,
+)
 from ratelimit_mw._internal.cli.routes import routes
 from ratelimit_mw._internal.cli.top import top
 from ratelimit_mw._internal.demo import app as demo_api
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.runtime.compiled import build_text
-from ratelimit_mw._internal.settings import Settings, SettingsError
+from ratelimit_mw._internal.settings import SettingsError
 
 app = typer.Typer(
     help="Check the rate limits of an app; see and clear what it has counted.",
@@ -33,10 +45,20 @@ app.command()(routes)
 app.command()(top)
 add_key_commands(keys_app)
 
+CallerName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CALLER]",
+        help="A caller as it is shown (k:…, a:…, ip:…) or the beginning of that, an API key, its hash, an "
+        "address or an account; - reads it from standard input.",
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(
-        "--key", metavar="KEY", help="An API key, its hash, or - to read the key from standard input."
+        "--key",
+        metavar="KEY",
+        help="An API key, its hash, a caller's name or the beginning of that, or - for standard input.",
     ),
 ]
 Address = Annotated[
@@ -45,32 +67,36 @@ Address = Annotated[
 ]
 Account = Annotated[
     str | None,
-    typer.Option("--account", metavar="ACCOUNT", help="An account that keys in the settings belong to."),
+    typer.Option("--account", metavar="ACCOUNT", help="An account that known keys belong to."),
 ]
+
+
+_LOGIN = re.compile(r"NOAUTH|WRONGPASS|invalid username-password|invalid password|Authentication required")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status. Without `arguments`, those of the process."""
     # A command says in one line what is wrong; what the library logs would only say it twice.
     logging.getLogger("ratelimit_mw").addHandler(logging.NullHandler())
+    take_notes()
     try:
         status = app(arguments, prog_name="ratelimit-mw", standalone_mode=False)
     except SettingsError as error:
         more = len(error.problems) - 1
         hint = f" (and {more} more: ratelimit-mw check)" if more else ""
-        print_error(f"{error.problems[0]}{hint}")
-        return 1
+        return _failed(f"{error.problems[0]}{hint}", REFUSED)
     except BackendError as error:
-        print_error(f"the backend is away: {error}")
-        return 1
-    except (CommandError, typer.TyperException) as error:
-        print_error(error.format_message() if isinstance(error, typer.TyperException) else str(error))
-        return 1
+        return _failed(_backend_failure(str(error)), AWAY)
+    except CommandError as error:
+        return _failed(str(error), error.status)
+    except typer.TyperException as error:
+        return _failed(error.format_message(), MISUSED)
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:  # noqa: BLE001 - whoever is on call at night gets a line, never a traceback
-        print_error(f"{type(error).__name__}: {error}")
-        return 1
+        return _failed(f"{type(error).__name__}: {error}", REFUSED)
+    if not status:
+        print_notes()
     return int(status or 0)
 
 
@@ -79,6 +105,22 @@ def print_version(asked: bool) -> None:
     if asked:
         console.out(f"ratelimit-mw {build_text()}", highlight=False)
         raise typer.Exit
+
+
+def _failed(text: str, status: int) -> int:
+    """Print the one line that a command fails with, what was noted included; returns its exit status."""
+    print_error(" ".join([text, *(f"({each})" for each in take_notes())]))
+    return status
+
+
+def _backend_failure(reason: str) -> str:
+    settings = sources.last_loaded()
+    gives_them = None if settings is None else missing_rights(reason, settings.backend)
+    if gives_them is not None:
+        return f"rights are missing in the backend: {reason}. What gives them: {gives_them}"
+    if _LOGIN.search(reason):
+        return f"the backend refuses the login of backend.url: {reason}"
+    return f"the backend is away: {reason}"
 
 
 @keys_app.callback()
@@ -108,13 +150,14 @@ def main(
 @app.command()
 def check(
     file: Annotated[
-        str | None, typer.Argument(help="The settings file. Default: $RATELIMIT_SETTINGS.")
+        str | None,
+        typer.Argument(help="The settings file. Default: $RATELIMIT_SETTINGS, else ratelimit.toml here."),
     ] = None,
     settings: SettingsFile = None,
     json: Json = False,
 ) -> None:
     """Check a settings file as the app would load it."""
-    raise typer.Exit(check_command.check(file or settings, as_json=json))
+    raise typer.Exit(check_command.check(sources.settings_file(file or settings), as_json=json))
 
 
 @app.command()
@@ -130,12 +173,13 @@ def explain(
 
     Charges nothing, and works while the backend is away.
     """
-    limiter = Limiter.from_settings(settings)
+    limiter = Limiter(sources.load(settings))
     explain_request(limiter, (method, path), Named(key, address), as_json=json)
 
 
 @app.command()
 def show(
+    caller: CallerName = None,
     key: Key = None,
     address: Address = None,
     account: Account = None,
@@ -146,11 +190,12 @@ def show(
 
     Without a caller: how the limits stand that all callers share.
     """
-    counts.show(Settings.load(settings), Named(key, address, account), as_json=json)
+    counts.show(sources.load_usable(settings), Named(key, address, account, caller), as_json=json)
 
 
 @app.command()
 def reset(
+    caller: CallerName = None,
     key: Key = None,
     address: Address = None,
     account: Account = None,
@@ -161,7 +206,7 @@ def reset(
 
     Its requests, its slots, and its spending of this day and month.
     """
-    counts.reset(Settings.load(settings), Named(key, address, account), as_json=json)
+    counts.reset(sources.load_usable(settings), Named(key, address, account, caller), as_json=json)
 
 
 @keys_app.command("hash")
@@ -174,7 +219,7 @@ def hash_key(
 
     It is what `hash` of [[keys]] in the settings takes, and what logs and the backend show.
     """
-    api_key_hash = hash_of(key, Settings.load(settings))
+    api_key_hash = keys.hash_key(sources.load_usable(settings), key)
     if json:
         print_json({"hash": api_key_hash})
     else:

@@ -1,19 +1,20 @@
 """`ratelimit-mw show` and `ratelimit-mw reset`: what is counted of a caller, seen and cleared."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from ratelimit_mw._internal.cli.callers import (
-    Caller,
-    Named,
-    find_callers,
-    is_placed,
-    read_live_keys,
-    without_placeholder,
+from ratelimit_mw._internal.cli.callers import Named, facts_of, find_callers, is_placed, without_placeholder
+from ratelimit_mw._internal.cli.names import Caller
+from ratelimit_mw._internal.cli.output import (
+    CommandError,
+    UsageError,
+    console,
+    print_facts,
+    print_json,
+    print_table,
 )
-from ratelimit_mw._internal.cli.output import CommandError, console, print_facts, print_json, print_table
 from ratelimit_mw._internal.cli.texts import SHARED_BY, limit_json, source_of
 from ratelimit_mw._internal.limiter.inspect_caller import forget, overview, shared_overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
@@ -38,11 +39,7 @@ def show(settings: Settings, named: Named, *, as_json: bool) -> None:
     Raises `CommandError` and `BackendError`.
     """
     limiter = patient_limiter(settings)
-    callers: list[Caller | None] = [None]
-    if not named.is_nobody:
-        read_live_keys(limiter, named)
-        callers = [*find_callers(limiter, named)]
-    found = list(zip(callers, _run(limiter, _look(limiter, callers)), strict=True))
+    found = run_with(limiter, _look(limiter, named))
     if as_json:
         print_json({"callers": [_caller_json(settings, *each) for each in found]})
         return
@@ -55,11 +52,9 @@ def show(settings: Settings, named: Named, *, as_json: bool) -> None:
 def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
     """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
     if named.is_nobody:
-        raise CommandError("reset needs a caller: --key, --address or --account")
+        raise UsageError("reset needs a caller: CALLER, --key, --address or --account")
     limiter = patient_limiter(settings)
-    read_live_keys(limiter, named)
-    identities = [_counted(caller) for caller in find_callers(limiter, named)]
-    cleared = list(zip(identities, _run(limiter, _clear(limiter, identities)), strict=True))
+    cleared = run_with(limiter, _clear(limiter, named))
     if as_json:
         print_json({"cleared": [{"partition": i.partition, "counters": n} for i, n in cleared]})
         return
@@ -79,7 +74,9 @@ def patient_limiter(settings: Settings) -> Limiter:
     return Limiter(settings.model_copy(update={"backend": backend}))
 
 
-def _run(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
+def run_with(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
+    """Run a question to a limiter's backend, and close the limiter."""
+
     async def run() -> T:
         try:
             return await question
@@ -89,15 +86,16 @@ def _run(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
     return asyncio.run(run())
 
 
-async def _look(limiter: Limiter, callers: Sequence[Caller | None]) -> list[Decision]:
-    return [
-        await shared_overview(limiter) if caller is None else await overview(limiter, _counted(caller))
-        for caller in callers
-    ]
+async def _look(limiter: Limiter, named: Named) -> list[tuple[Caller | None, Decision]]:
+    if named.is_nobody:
+        return [(None, await shared_overview(limiter))]
+    callers = await find_callers(limiter, named)
+    return [(caller, await overview(limiter, _counted(caller))) for caller in callers]
 
 
-async def _clear(limiter: Limiter, identities: Sequence[Identity]) -> list[int]:
-    return [await forget(limiter, identity) for identity in identities]
+async def _clear(limiter: Limiter, named: Named) -> list[tuple[Identity, int]]:
+    identities = [_counted(caller) for caller in await find_callers(limiter, named)]
+    return [(identity, await forget(limiter, identity)) for identity in identities]
 
 
 def _counted(caller: Caller) -> Identity:
@@ -110,6 +108,7 @@ def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) 
     identity = caller.identity if caller else None
     return {
         "partition": identity.partition if identity else None,
+        "label": caller.label if caller else None,
         "api_key_hash": identity.api_key_hash if identity else None,
         "account": identity.account if identity else None,
         "plan": identity.plan if identity else None,
@@ -145,9 +144,7 @@ def _print(settings: Settings, caller: Caller | None, decision: Decision) -> Non
     if caller is None:
         print_facts([("caller", "all of them together")])
     else:
-        identity = caller.identity
-        plan = f"{identity.plan} ({caller.why})"
-        print_facts([("caller", caller.who), ("counted as", identity.partition), ("plan", plan)])
+        print_facts(facts_of(caller))
     console.print()
     if not decision.limits:
         console.print("no limits")

@@ -3,8 +3,10 @@
 from typing import Any
 from urllib.parse import unquote
 
-from ratelimit_mw._internal.cli.callers import Caller, Named, find_caller, read_live_keys
-from ratelimit_mw._internal.cli.output import CommandError, console, print_facts, print_json, print_table
+from ratelimit_mw._internal.cli.callers import Named, facts_of, find_caller
+from ratelimit_mw._internal.cli.counts import run_with
+from ratelimit_mw._internal.cli.names import Caller
+from ratelimit_mw._internal.cli.output import UsageError, console, print_facts, print_json, print_table
 from ratelimit_mw._internal.cli.texts import (
     SHARED_BY,
     key_place,
@@ -13,7 +15,6 @@ from ratelimit_mw._internal.cli.texts import (
     source_of,
 )
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.model.limit_text import amount_text, limit_text
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.policy.policy import Policy
@@ -24,13 +25,12 @@ def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json
     """Print who a request of this method and path counts as, and what holds for it.
 
     Charges nothing. Of the backend it asks for no more than the live keys, and does without them where it is
-    away. Raises `CommandError`.
+    away. Raises `CommandError`, `BackendError`.
     """
     method, path = request[0].upper(), unquote(request[1].partition("?")[0])
     if not path.startswith("/"):
-        raise CommandError(f"{path!r} is no path: it begins with a slash")
-    unread = _read_live_keys(limiter, named)
-    caller = find_caller(limiter, named)
+        raise UsageError(f"{path!r} is no path: it begins with a slash")
+    caller, unread = run_with(limiter, find_caller(limiter, named))
     explained = _Explained(limiter.settings, caller, limiter.policies.match(caller.identity, method, path))
     explained.live_keys_unread = unread
     if as_json:
@@ -76,6 +76,7 @@ class _Explained:
                 "partition": identity.partition,
                 "api_key_hash": identity.api_key_hash,
                 "account": identity.account,
+                "label": self.caller.label,
                 "address": identity.address,
             },
             "plan": {"name": identity.plan, "from": self.caller.why},
@@ -99,15 +100,11 @@ class _Explained:
 
     def facts(self) -> list[tuple[str, str]]:
         """All but the limits, for people."""
-        identity, policy = self.policy.identity, self.policy
-        facts = [
-            ("caller", self.caller.who),
-            ("counted as", identity.partition),
-            ("plan", f"{identity.plan} ({self.caller.why})"),
-            ("route", self.route()),
-        ]
+        policy = self.policy
+        facts = facts_of(self.caller)
         if self.live_keys_unread:
-            facts.insert(3, ("live keys", f"unknown: {self.live_keys_unread}"))
+            facts.append(("live keys", f"unknown: {self.live_keys_unread}"))
+        facts.append(("route", self.route()))
         if policy.is_exempt:
             return [*facts, ("limits", f"none: the route is exempt ({self.route_place})")]
         facts.append(("cost", f"{policy.charge.cost}{self.never()}"))
@@ -178,14 +175,6 @@ class _Explained:
         if key is not None and key.spending is not None:
             return key.spending, f"{key_place(self.settings, key)}.spending"
         return self._plan.spending, f"{self._plan_place}.spending"
-
-
-def _read_live_keys(limiter: Limiter, named: Named) -> str | None:
-    try:
-        read_live_keys(limiter, named)
-    except BackendError as error:
-        return f"the backend is away ({error})"
-    return None
 
 
 def _place(settings: Settings, policy: Policy) -> int:

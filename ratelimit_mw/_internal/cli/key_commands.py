@@ -6,8 +6,8 @@ import typer
 
 from ratelimit_mw._internal.cli import keys
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
+from ratelimit_mw._internal.cli.sources import load_usable
 from ratelimit_mw._internal.live.key_entries import KeyEntry
-from ratelimit_mw._internal.settings import Settings
 
 Keys = Annotated[
     list[str],
@@ -47,6 +47,10 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
         str | None,
         typer.Option("--monthly", metavar="AMOUNT", help="A monthly budget, in place of the plan's budget."),
     ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="TEXT", help="A text that is shown beside the keys' names."),
+    ] = None,
     settings: SettingsFile = None,
     json: Json = False,
 ) -> None:
@@ -55,8 +59,8 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
     Replaces what was set before, and what the settings say of the same keys. Every worker goes by it within
     2 seconds; what was counted is kept. Several keys are set all at once.
     """
-    entry = KeyEntry(plan, account, requests or None, concurrent, daily, monthly)
-    keys.set_keys(Settings.load(settings), keys_, entry, as_json=json)
+    entry = KeyEntry(plan, account, requests or None, concurrent, daily, monthly, label)
+    keys.set_keys(load_usable(settings), keys_, entry, as_json=json)
 
 
 def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
@@ -64,7 +68,7 @@ def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
 
     What they have in place of their plan's limits is shown beside them.
     """
-    keys.list_keys(Settings.load(settings), as_json=json)
+    keys.list_keys(load_usable(settings), as_json=json)
 
 
 def remove_keys(keys_: Keys, settings: SettingsFile = None, json: Json = False) -> None:
@@ -72,4 +76,4 @@ def remove_keys(keys_: Keys, settings: SettingsFile = None, json: Json = False) 
 
     They are then what the settings say, or unknown. What was counted is kept.
     """
-    keys.remove_keys(Settings.load(settings), keys_, as_json=json)
+    keys.remove_keys(load_usable(settings), keys_, as_json=json)

@@ -2,15 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from ratelimit_mw._internal.backends import open_key_store
-from ratelimit_mw._internal.cli.callers import hash_of
+from ratelimit_mw._internal.cli.callers import find_hashes, hash_of, read_key
+from ratelimit_mw._internal.cli.counts import patient_limiter, run_with
+from ratelimit_mw._internal.cli.names import is_name
 from ratelimit_mw._internal.cli.output import CommandError, console, print_json, print_table
 from ratelimit_mw._internal.live.key_entries import KeyEntry, sound_entries
 from ratelimit_mw._internal.live.registry import Registry, shown_hash
+from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
 
 PATIENCE = 2.0
@@ -19,43 +22,65 @@ PATIENCE = 2.0
 T = TypeVar("T")
 
 
+def hash_key(settings: Settings, key: str) -> str:
+    """The hash of an API key, or of the one whose caller is named. Raises `CommandError`, `BackendError`.
+
+    What comes from standard input is a key, whatever it looks like.
+    """
+    if key != "-" and is_name(key):
+        (api_key_hash, *others) = _hashes(settings, [key])
+        if others:
+            raise CommandError(f"{key} has several keys: see ratelimit-mw keys list")
+        return api_key_hash
+    return hash_of(read_key(key), settings)
+
+
 def set_keys(settings: Settings, keys: Sequence[str], entry: KeyEntry, *, as_json: bool) -> None:
     """Give API keys a plan and limits of their own, all of them or none.
 
     Raises `CommandError` and `BackendError`.
     """
     hashes = _hashes(settings, keys)
+    # Keys that an account's name stands for stay that account's, unless another is named.
+    entries = {
+        each: entry if entry.account is not None else replace(entry, account=account)
+        for each, account in hashes.items()
+    }
     try:
-        _run(settings, lambda registry: registry.set(dict.fromkeys(hashes, entry), settings))
+        _run(settings, lambda registry: registry.set(entries, settings))
     except SettingsError as error:
         problems = dict.fromkeys(_as_options(problem) for problem in error.problems)
         raise CommandError("; ".join(map(str, problems))) from None
     if as_json:
-        print_json({"set": hashes, "plan": entry.plan})
+        print_json({"set": list(hashes), "callers": _names(hashes), "plan": entry.plan})
         return
-    for api_key_hash in hashes:
-        console.print(f"{api_key_hash}: plan {entry.plan}, in force within 2 seconds", soft_wrap=True)
+    label = f" ({entry.label})" if entry.label else ""
+    for name in _names(hashes):
+        console.print(f"{name}{label}: plan {entry.plan}, in force within 2 seconds", soft_wrap=True)
 
 
 def remove_keys(settings: Settings, keys: Sequence[str], *, as_json: bool) -> None:
     """Take back what was set live. Raises `CommandError` and `BackendError`."""
-    hashes = _hashes(settings, keys)
+    named = _hashes(settings, keys)
 
-    async def remove(registry: Registry) -> None:
+    async def remove(registry: Registry) -> list[str]:
         await registry.read()
-        for api_key_hash in hashes:
-            if api_key_hash not in registry.hashes:
-                raise CommandError(_not_set(settings, api_key_hash))
+        # Of an account's keys, those that are listed in the file alone have nothing to take back.
+        hashes = [each for each, account in named.items() if account is None or each in registry.hashes]
+        for each in hashes or named:
+            if each not in registry.hashes:
+                raise CommandError(_not_set(settings, each))
         await registry.remove(hashes)
+        return hashes
 
-    _run(settings, remove)
+    removed = _run(settings, remove)
     if as_json:
-        print_json({"removed": hashes})
+        print_json({"removed": removed, "callers": _names(removed)})
         return
-    for api_key_hash in hashes:
+    for api_key_hash in removed:
         after = next((key.plan for key in settings.keys if key.hash == api_key_hash), None)
         plan = f"plan {after} again, as the settings say" if after else "known nowhere from now on"
-        console.print(f"{api_key_hash}: {plan}", soft_wrap=True)
+        console.print(f"{key_partition(api_key_hash)}: {plan}", soft_wrap=True)
 
 
 def list_keys(settings: Settings, *, as_json: bool) -> None:
@@ -70,16 +95,12 @@ def list_keys(settings: Settings, *, as_json: bool) -> None:
     elif not rows:
         console.print("no keys")
     else:
-        columns = ("key", "plan", "account", "requests", "concurrent", "spending", "from")
+        columns = ("key", "label", "plan", "account", "requests", "concurrent", "spending", "from")
         print_table(columns, map(_row, rows), whole=True)  # a hash is there to be copied
 
 
 def _run(settings: Settings, ask: Callable[[Registry], Awaitable[T]]) -> T:
-    if not settings.backend.is_shared:
-        raise CommandError(
-            f"{settings.source} keeps everything in the memory of each process, where no command can reach: "
-            "backend.url is memory://"
-        )
+    _check_shared(settings)
 
     async def run() -> T:
         registry = Registry(open_key_store(settings.backend, timeout=PATIENCE))
@@ -91,14 +112,29 @@ def _run(settings: Settings, ask: Callable[[Registry], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def _hashes(settings: Settings, keys: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(hash_of(key, settings) for key in keys))
+def _check_shared(settings: Settings) -> None:
+    if not settings.backend.is_shared:
+        raise CommandError(
+            f"{settings.source} keeps everything in the memory of each process, where no command can reach: "
+            "backend.url is memory://"
+        )
+
+
+def _hashes(settings: Settings, keys: Sequence[str]) -> dict[str, str | None]:
+    """The keys by hash, each with the account whose name stood for it."""
+    _check_shared(settings)
+    limiter = patient_limiter(settings)
+    return run_with(limiter, find_hashes(limiter, list(keys)))
+
+
+def _names(hashes: Iterable[str]) -> list[str]:
+    return [key_partition(each) for each in hashes]
 
 
 def _not_set(settings: Settings, api_key_hash: str) -> str:
     listed = any(key.hash == api_key_hash for key in settings.keys)
     where = f"; it is listed in {settings.source}" if listed else ""
-    return f"{api_key_hash} is not set live{where}"
+    return f"{key_partition(api_key_hash)} is not set live{where}"
 
 
 def _as_options(problem: SettingsProblem) -> SettingsProblem:
@@ -117,17 +153,32 @@ async def _live(registry: Registry, settings: Settings) -> list[dict[str, Any]]:
         if api_key_hash in registry.unreadable:
             problems.append(registry.unreadable[api_key_hash])
         key = sound.get(api_key_hash)
-        row = {"hash": shown_hash(api_key_hash), **(_facts(key) if key is not None else _NO_FACTS)}
+        row = {
+            "hash": shown_hash(api_key_hash),
+            "caller": _name(api_key_hash),
+            **(_facts(key) if key is not None else _NO_FACTS),
+        }
         entry = registry.entries.get(api_key_hash)
         if entry is not None:
-            row |= {"plan": entry.plan, "account": entry.account}
+            row |= {"plan": entry.plan, "account": entry.account, "label": entry.label}
         rows.append({**row, "from": "live", "problems": problems})
     return rows
 
 
+def _name(name: str) -> str | None:
+    """The name that a key's caller is shown by; None where an entry's name is no hash."""
+    return key_partition(name) if HASH.fullmatch(name) else None
+
+
 def _in_settings(settings: Settings) -> list[dict[str, Any]]:
     return [
-        {"hash": key.hash, **_facts(key), "from": f"keys[{index}]", "problems": []}
+        {
+            "hash": key.hash,
+            "caller": key_partition(key.hash),
+            **_facts(key),
+            "from": f"keys[{index}]",
+            "problems": [],
+        }
         for index, key in enumerate(settings.keys)
     ]
 
@@ -137,6 +188,7 @@ def _facts(key: KeySettings) -> dict[str, Any]:
     return {
         "plan": key.plan,
         "account": key.account,
+        "label": key.label,
         "requests": None if key.requests is None else [window.text for window in key.requests],
         "concurrent": None if key.concurrent is None else key.concurrent.limit,
         "daily": None if key.spending is None else key.spending.daily,
@@ -145,7 +197,9 @@ def _facts(key: KeySettings) -> dict[str, Any]:
     }
 
 
-_NO_FACTS = dict.fromkeys(("plan", "account", "requests", "concurrent", "daily", "monthly", "currency"))
+_NO_FACTS = dict.fromkeys(
+    ("plan", "account", "label", "requests", "concurrent", "daily", "monthly", "currency")
+)
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
@@ -153,4 +207,4 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
     spending = ", ".join(f"{amount} {row['currency']} {period}" for amount, period in amounts if amount)
     place = row["from"] if not row["problems"] else f"{row['from']}, ignored: {'; '.join(row['problems'])}"
     limits = (", ".join(row["requests"] or ()) or "-", row["concurrent"] or "-", spending or "-")
-    return row["hash"], row["plan"] or "-", row["account"] or "-", *limits, place
+    return row["hash"], row["label"] or "-", row["plan"] or "-", row["account"] or "-", *limits, place

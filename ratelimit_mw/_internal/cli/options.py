@@ -6,6 +6,10 @@ import typer
 
 SettingsFile = Annotated[
     str | None,
-    typer.Option("--settings", metavar="FILE", help="The settings file. Default: $RATELIMIT_SETTINGS."),
+    typer.Option(
+        "--settings",
+        metavar="FILE",
+        help="The settings file. Default: $RATELIMIT_SETTINGS, else ratelimit.toml here.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -38,8 +38,22 @@ if not console.is_terminal:
     console.width = WIDTH
 
 
+DONE, REFUSED, MISUSED, AWAY = range(4)
+"""Exit statuses: done; refused by what was found, such as bad settings; wrong usage; backend away or rights
+missing."""
+
+
 class CommandError(Exception):
     """A command can't do what it was asked to. Its text is the one line that says why."""
+
+    status = REFUSED
+    """Exit status of the command."""
+
+
+class UsageError(CommandError):
+    """A command was given what it can't take."""
+
+    status = MISUSED
 
 
 def print_json(value: object) -> None:
@@ -53,6 +67,27 @@ def print_json(value: object) -> None:
 def print_error(text: str) -> None:
     """Print the one line that a command fails with."""
     errors.out(f"ratelimit-mw: {printable(' '.join(text.split()))}", highlight=False)
+
+
+_notes: list[str] = []
+
+
+def note(text: str) -> None:
+    """Have something said beside what the command prints, once it has ended."""
+    _notes.append(" ".join(text.split()))
+
+
+def take_notes() -> list[str]:
+    """What was noted since this was asked last."""
+    notes = [*_notes]
+    _notes.clear()
+    return notes
+
+
+def print_notes() -> None:
+    """Print what was noted, on the output for errors."""
+    for text in take_notes():
+        errors.out(f"note: {printable(text)}", highlight=False)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
@@ -73,13 +108,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, whole:
     pages = [rows[start : start + PAGE] for start in range(0, len(rows), PAGE)] or [rows]
     shows_bar = len(pages) > 1 and errors.is_terminal and not console.is_terminal
     for page in track(pages, "printing", console=errors, transient=True, disable=not shows_bar):
-        table = _table(columns, page)
-        own = console.width
         if whole:
-            options = console.options.update(width=WIDEST)
-            console.width = max(own, console.measure(table, options=options).maximum)
-        console.print(table)
-        console.width = own
+            print_whole(_table(columns, page))
+        else:
+            console.print(_table(columns, page))
+
+
+def print_whole(renderable: RenderableType) -> None:
+    """Print something as wide as it needs to be, so that nothing in it is divided."""
+    own = console.width
+    options = console.options.update(width=WIDEST)
+    console.width = max(own, console.measure(renderable, options=options).maximum)
+    console.print(renderable)
+    console.width = own
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

@@ -10,6 +10,7 @@ from uvicorn.importer import ImportFromStringError, import_from_string
 
 from ratelimit_mw._internal.asgi.app_routes import AppRoute, Covered, Mounted, app_routes, cover, find_app
 from ratelimit_mw._internal.cli.output import CommandError, console, print_json, print_table
+from ratelimit_mw._internal.cli.sources import load
 from ratelimit_mw._internal.cli.texts import limit_json, rates_text, route_text
 from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Settings
 
@@ -21,7 +22,8 @@ def routes(
         typer.Option(
             "--settings",
             metavar="FILE",
-            help="The settings file. Default: the app's own, else $RATELIMIT_SETTINGS.",
+            help="The settings file. Default: the app's own, else $RATELIMIT_SETTINGS, else ratelimit.toml "
+            "here.",
         ),
     ] = None,
     app_dir: Annotated[
@@ -34,7 +36,7 @@ def routes(
     Imports the app, but doesn't run it. Mounted apps are included.
     """
     mounted = _find(app, app_dir)
-    loaded = Settings.load(settings) if settings or mounted.settings is None else mounted.settings
+    loaded = load(settings) if settings or mounted.settings is None else mounted.settings
     covered = list(cover(app_routes(mounted.app), loaded))
     used = {rule for each in covered for rule in each.rules}
     unused = [index for index in range(len(loaded.routes)) if index not in used]

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -15,18 +16,23 @@ from rich.text import Text
 
 from ratelimit_mw._internal.cli.counts import patient_limiter
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
-from ratelimit_mw._internal.cli.output import WIDTH, CommandError, console, print_json
+from ratelimit_mw._internal.cli.output import WIDEST, CommandError, console, print_json, print_whole
+from ratelimit_mw._internal.cli.sources import load_usable
 from ratelimit_mw._internal.fleet import FleetView, Snapshot
 from ratelimit_mw._internal.fleet.snapshot import CallerFigures, LimitFigures, Outcomes, PlanFigures
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.runtime.printable import printable
-from ratelimit_mw._internal.settings import Settings
 
 ROWS = 20
 """Callers in the table, unless told otherwise."""
 _BAR = 10
 _WIDE = 110
-"""Columns of a terminal from which on there is room for everything."""
+"""Columns of a terminal from which on there is room for everything but whole names."""
+_WIDEST = 160
+"""Columns from which on there is room for those, too."""
+_DIGITS, _FEW_DIGITS = 12, 8
+"""Digits of a shortened name, which any command takes; fewer where there is little room."""
+_HEX_NAME = re.compile(r"(?:k|i|ah|l):[0-9a-f]{32}")
 
 Sort = Literal["requests", "refused", "nearest"]
 _ORDERS: Mapping[Sort, Callable[[CallerFigures], float]] = {
@@ -52,13 +58,14 @@ def top(
 
     Figures are of the last minute. Where the output is no terminal, one table is printed. Ctrl-C ends it.
     """
-    limiter = patient_limiter(Settings.load(settings))
+    limiter = patient_limiter(load_usable(settings))
     order = Order(sort, number)
     if json:
         snapshot = asyncio.run(_once(limiter))
         print_json(order.of(snapshot).as_dict())
     elif once or not console.is_terminal:
-        console.print(table_of(order.of(asyncio.run(_once(limiter))), width=console.width))
+        width = console.width if console.is_terminal else WIDEST
+        print_whole(table_of(order.of(asyncio.run(_once(limiter))), width=width))
     else:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_watch(limiter, order, interval))
@@ -77,22 +84,42 @@ class Order:
         return replace(snapshot, callers=tuple(callers[: self._number]))
 
 
-def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDTH) -> Group:
+def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDEST) -> Group:
     """A snapshot as a person reads it at a terminal of so many columns."""
     is_wide = width >= _WIDE
+    callers = snapshot.callers[:rows]
+    names = _names(callers, None if width >= _WIDEST else _DIGITS if is_wide else _FEW_DIGITS)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    table.add_column("caller", overflow="ellipsis", min_width=12)
-    table.add_column("plan", overflow="ellipsis", max_width=16)
+    table.add_column("caller", overflow="fold", min_width=_FEW_DIGITS + 2)
+    if is_wide:
+        table.add_column("account", overflow="fold", max_width=26)
+    table.add_column("plan", overflow="fold", max_width=16)
     for name in ("req/s", *(["admitted"] if is_wide else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("refused", "slots", "spent", "nearest limit"):
         table.add_column(name, no_wrap=True)
-    for caller in snapshot.callers[:rows]:
-        table.add_row(*_row(caller, is_wide=is_wide))
+    for caller, name in zip(callers, names, strict=True):
+        table.add_row(*_row(caller, name, is_wide=is_wide))
     lines: list[RenderableType] = [_heading(snapshot), *_notes(snapshot), Text(), table]
     if not snapshot.callers:
         lines.append(Text("nobody asked in the last minute"))
     return Group(*lines)
+
+
+def _names(callers: Sequence[CallerFigures], digits: int | None) -> list[str]:
+    """What callers are called: whole, or by so many digits where these stand for one of them alone."""
+    short = [_shortened(caller.caller, digits) for caller in callers]
+    pairs = zip(callers, short, strict=True)
+    return [printable(name if short.count(name) == 1 else caller.caller) for caller, name in pairs]
+
+
+def _shortened(name: str, digits: int | None) -> str:
+    return name if digits is None or not _HEX_NAME.fullmatch(name) else name[: name.index(":") + 1 + digits]
+
+
+def _account(caller: CallerFigures) -> str:
+    """The label and the account of a caller, as far as it has them."""
+    return printable(" · ".join(dict.fromkeys(each for each in (caller.label, caller.account) if each)))
 
 
 async def _once(limiter: Limiter) -> Snapshot:
@@ -167,7 +194,7 @@ def _all(plans: tuple[PlanFigures, ...]) -> Outcomes:
     return Outcomes(admitted, shadow, refused)
 
 
-def _row(caller: CallerFigures, *, is_wide: bool) -> tuple[Text, ...]:
+def _row(caller: CallerFigures, name: str, *, is_wide: bool) -> tuple[Text, ...]:
     outcomes = caller.outcomes
     slots = [f"{limit.used:g}/{limit.limit:g}" for limit in caller.limits if limit.kind == "slots"]
     spent = [
@@ -176,8 +203,12 @@ def _row(caller: CallerFigures, *, is_wide: bool) -> tuple[Text, ...]:
         if limit.kind == "spending"
     ]
     admitted = [Text(str(outcomes.admitted + outcomes.shadow))] if is_wide else []
+    account = _account(caller)
+    if not is_wide and account:
+        name = f"{name}\n{account}"
     return (
-        Text(printable(caller.caller[:64])),
+        Text(name),
+        *([Text(account or "-")] if is_wide else []),
         Text(printable(caller.plan or "-")),
         Text(f"{caller.rate:.1f}"),
         *admitted,

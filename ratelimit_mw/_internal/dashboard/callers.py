@@ -11,7 +11,7 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.inspect_caller import forget
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.live.key_entries import KeyEntry
-from ratelimit_mw._internal.policy.identity import HASH
+from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.settings import SettingsError
 
 logger = logging.getLogger("ratelimit_mw")
@@ -54,7 +54,7 @@ class Callers:
         return cleared
 
     async def set_plan(self, api_key_hash: str, plan: str | None, by: str) -> None:
-        """Give a key a plan, live; None takes back what was set live. It keeps its account.
+        """Give a key a plan, live; None takes back what was set live. It keeps its account and its label.
 
         Limits of its own are replaced by the plan's, as by `keys set`. Raises `BackendError`.
         """
@@ -65,16 +65,18 @@ class Callers:
             if plan is None:
                 await live.remove_keys([api_key_hash])
             else:
-                await live.set_keys({api_key_hash: KeyEntry(plan, self._account_of(api_key_hash))})
+                await live.set_keys({api_key_hash: self._entry(api_key_hash, plan)})
         except SettingsError as error:
             raise DashboardError(422, "; ".join(map(str, error.problems))) from None
         self._kept.clear()
         what = "what was set live is taken back" if plan is None else f"plan {plan}"
-        logger.warning("dashboard: %s: %s, by %s", api_key_hash, what, by)
+        logger.warning("dashboard: %s: %s, by %s", key_partition(api_key_hash), what, by)
 
-    def _account_of(self, api_key_hash: str) -> str | None:
-        identity = self._limiter.identify.of_key(api_key_hash)
-        return None if identity is None else identity.account
+    def _entry(self, api_key_hash: str, plan: str) -> KeyEntry:
+        rules = self._limiter.live.rules
+        key = rules.registered.get(api_key_hash)
+        key = key or next((each for each in rules.settings.keys if each.hash == api_key_hash), None)
+        return KeyEntry(plan) if key is None else KeyEntry(plan, key.account, label=key.label)
 
     async def _read(self, caller: str) -> dict[str, Any]:
         detail = await self._view.caller(caller)

@@ -1,11 +1,16 @@
-"""Who is counted under a partition: the keys that are set live or listed, else what workers say."""
+"""Who is counted under a partition: the keys that are set live or listed, else what workers say.
 
-from collections.abc import Mapping
+A partition is also a caller's name, which is shown everywhere. An API key has a name of its own, too, where
+it draws on the counts of its account.
+"""
+
+from collections.abc import Iterator, Mapping
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.fleet.reading import Seen
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.policy.identity import HASH, Identity, account_partition
+from ratelimit_mw._internal.policy.identity import HASH, Identity, account_partition, key_partition
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.live.rules import Rules
@@ -17,7 +22,8 @@ class CallerLookup:
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self._rules: Rules | None = None
-        self._by_digits: dict[str, str] = {}
+        self._by_name: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
         self._by_account: dict[str, list[str]] = {}
         self._seen: Mapping[str, Seen] = {}
 
@@ -34,6 +40,11 @@ class CallerLookup:
         plan = seen.plan or self._assumed_plan(partition)
         if plan is None:
             return None
+        return self.of_plan(partition, plan)
+
+    def of_plan(self, partition: str, plan: str) -> Identity:
+        """The caller who is counted so, as one of a plan that is not asked about."""
+        seen = self._seen.get(partition, Seen())
         kind, _, rest = partition.partition(":")
         address = rest if kind == "ip" and self._limiter.settings.identity.per_address else None
         return Identity(partition, plan, _hash_of(partition, seen), seen.account, address)
@@ -45,24 +56,49 @@ class CallerLookup:
             known = [identity]
         return tuple(each.api_key_hash for each in known if each.api_key_hash is not None)
 
+    def label(self, partition: str) -> str | None:
+        """The label of a key, or the one that all labelled keys of an account have; None for any other."""
+        labels = {self._labels[each] for each in self.key_hashes(partition) if each in self._labels}
+        return labels.pop() if len(labels) == 1 else None
+
+    def key_hashes(self, name: str) -> list[str]:
+        """Hashes of the keys of this name that are set live or listed: one key, or those of an account."""
+        self._go_by_rules()
+        if name in self._by_name:
+            return [self._by_name[name]]
+        return list(self._by_account.get(name, ()))
+
+    def is_known(self, name: str) -> bool:
+        """Whether a caller or a key of this name is set live, listed, or was seen lately by a worker."""
+        return bool(self.key_hashes(name)) or name in self._seen
+
+    def names(self, start: str, number: int) -> list[str]:
+        """The first names that begin with a text, of those for which `is_known` holds."""
+        return nsmallest(number, {each for each in self._names() if each.startswith(start)})
+
+    def _names(self) -> Iterator[str]:
+        self._go_by_rules()
+        yield from self._by_name
+        yield from self._by_account
+        yield from self._seen
+
     def _known(self, partition: str) -> list[Identity]:
         """The keys that are set live or listed and counted so."""
+        identify = self._limiter.live.rules.identify
+        found = [identify.of_key(each) for each in self.key_hashes(partition)]
+        return [each for each in found if each is not None and each.partition == partition]
+
+    def _go_by_rules(self) -> None:
         rules = self._limiter.live.rules
         if self._rules is not rules:
             self._learn_keys(rules)
-        kind, _, rest = partition.partition(":")
-        if kind == "k":
-            hashes = [self._by_digits[rest]] if rest in self._by_digits else []
-        else:
-            hashes = self._by_account.get(partition, [])
-        found = [rules.identify.of_key(each) for each in hashes]
-        return [each for each in found if each is not None and each.partition == partition]
 
     def _learn_keys(self, rules: "Rules") -> None:
         """Where to look a partition up. There may be very many keys, so that nothing is made of them here."""
-        keys = [*rules.registered.values(), *rules.settings.keys]
+        keys = list(({key.hash: key for key in rules.settings.keys} | dict(rules.registered)).values())
         self._rules, self._by_account = rules, {}
-        self._by_digits = {_digits(key.hash): key.hash for key in keys}
+        self._by_name = {key_partition(key.hash): key.hash for key in keys}
+        self._labels = {key.hash: key.label for key in keys if key.label is not None}
         for key in keys:
             if key.account is not None:
                 self._by_account.setdefault(account_partition(key.account), []).append(key.hash)
@@ -77,8 +113,4 @@ class CallerLookup:
 def _hash_of(partition: str, seen: Seen) -> str | None:
     """The hash of a key that is counted alone, where it fits: others may have written it."""
     text = seen.api_key_hash or ""
-    return text if HASH.fullmatch(text) and partition == f"k:{_digits(text)}" else None
-
-
-def _digits(api_key_hash: str) -> str:
-    return api_key_hash.partition(":")[2][:32]
+    return text if HASH.fullmatch(text) and partition == key_partition(text) else None

@@ -85,6 +85,8 @@ class CallerFigures(NamedTuple):
     """What it is counted under, such as `k:` and 32 hex digits for an API key."""
     plan: str | None
     account: str | None
+    label: str | None
+    """As the settings or `keys set` have it."""
     api_key_hash: str | None
     """As `keys hash` prints it, where the caller is one key and its hash is known."""
     outcomes: Outcomes
@@ -104,6 +106,7 @@ class CallerFigures(NamedTuple):
             "caller": self.caller,
             "plan": self.plan,
             "account": self.account,
+            "label": self.label,
             "api_key_hash": self.api_key_hash,
             **self.outcomes._asdict(),
             "rate": self.rate,

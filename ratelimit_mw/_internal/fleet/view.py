@@ -161,6 +161,7 @@ class FleetView:
             caller=partition,
             plan=None if identity is None else identity.plan,
             account=None if identity is None else identity.account,
+            label=self._people.label(partition),
             api_key_hash=None if identity is None or partition[:2] != "k:" else identity.api_key_hash,
             outcomes=outcomes,
             rate=round(outcomes.asked / seconds, 2),

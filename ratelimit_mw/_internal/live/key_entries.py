@@ -33,6 +33,8 @@ class KeyEntry:
     """What may be spent in a day. With either amount, the plan's own budget is replaced as a whole."""
     monthly: str | int | Decimal | None = None
     """What may be spent in a calendar month."""
+    label: str | None = None
+    """Text that is shown beside the key's name."""
 
     def __post_init__(self) -> None:
         if self.requests is not None and not isinstance(self.requests, str):
@@ -141,6 +143,8 @@ def _table(entry: KeyEntry, api_key_hash: str, settings: Settings) -> dict[str, 
     """The entry as a table of `[[keys]]`."""
     plan = settings.plans.get(str(entry.plan))
     table: dict[str, Any] = {"hash": api_key_hash, "plan": entry.plan, "account": entry.account}
+    if entry.label is not None:
+        table["label"] = entry.label
     if entry.requests is not None:
         table["requests"] = entry.requests
     if entry.concurrent is not None:

@@ -9,7 +9,7 @@ from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.key_store import KeyStore
 from ratelimit_mw._internal.live.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
 from ratelimit_mw._internal.model.charge import BackendError
-from ratelimit_mw._internal.policy.identity import HASH
+from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError
@@ -105,6 +105,10 @@ class Registry:
         await self._store.write(dict.fromkeys(hashes))
         await self.read()
 
+    async def try_write(self) -> None:
+        """Raise the `BackendError` that a change would fail with for want of rights."""
+        await self._store.try_write()
+
     async def close(self) -> None:
         """Close what the running event loop has opened."""
         await self._store.close()
@@ -121,12 +125,12 @@ class Registry:
         sound, wrong = sound_entries(self.entries, settings, known)
         self._known = (settings, known)
         said = {
-            f"key {shown_hash(each)} is set live and ignored: {problem}"
+            f"key {shown_name(each)} is set live and ignored: {problem}"
             for each, problems in wrong.items()
             for problem in problems
         }
         said |= {
-            f"key {shown_hash(each)} is set live and ignored: it {what}"
+            f"key {shown_name(each)} is set live and ignored: it {what}"
             for each, what in self.unreadable.items()
         }
         for text in sorted(said - self._reported):
@@ -138,6 +142,11 @@ class Registry:
 def shown_hash(name: str) -> str:
     """The name of an entry, unless it is no hash: somebody may have written a key in the clear."""
     return name if HASH.fullmatch(name) else "(no hash)"
+
+
+def shown_name(name: str) -> str:
+    """The name that the key of an entry is shown by, with the same exception."""
+    return key_partition(name) if HASH.fullmatch(name) else "(no hash)"
 
 
 def _written(

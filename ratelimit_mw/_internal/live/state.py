@@ -12,6 +12,7 @@ from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.live.registry import Registry
 from ratelimit_mw._internal.live.reload import FileWatch
 from ratelimit_mw._internal.live.resolve import Resolve, Resolver
+from ratelimit_mw._internal.live.rights import RightsCheck
 from ratelimit_mw._internal.live.rules import Rules
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -37,6 +38,7 @@ class Live:
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
+        self.rights = RightsCheck(lambda: self.rules.settings, self._registry.try_write)
         jobs = [*others]
         if settings.file is not None:
             self._watch = FileWatch(settings.file)
@@ -44,6 +46,7 @@ class Live:
         if self._registry.is_shared:
             run, close = self._look_at_keys, self._registry.close
             jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
+            jobs.append(self.rights.job())
         self._upkeep = Upkeep(jobs)
         self.ready: set[asyncio.AbstractEventLoop] = set()
         """Event loops in which everything is watched. In any other, `get_ready` comes first."""

@@ -119,7 +119,7 @@ class Identifier:
         if self._unknown_are_anonymous:
             partition, plan = address_partition(address), self._anonymous_plan
         else:
-            partition, plan = _key_partition(api_key_hash), self._default_plan
+            partition, plan = key_partition(api_key_hash), self._default_plan
         return self._remember(Identity(partition, plan, api_key_hash, address=address), api_key_hash, address)
 
     def of_address(self, address: str) -> Identity:
@@ -193,12 +193,13 @@ def _listed(key: KeySettings, settings: Settings) -> Identity:
     if settings.plans[key.plan].share == "account" and key.account is not None:
         partition = account_partition(key.account)
     else:
-        partition = _key_partition(key.hash)
+        partition = key_partition(key.hash)
     own = key.requests is not None or key.concurrent is not None or key.spending is not None
     return Identity(partition, key.plan, key.hash, key.account, overrides=key if own else None)
 
 
-def _key_partition(api_key_hash: str) -> str:
+def key_partition(api_key_hash: str) -> str:
+    """Where an API key is counted that doesn't share the counts of its account. It is also the key's name."""
     return f"k:{_digits(api_key_hash)}"
 
 

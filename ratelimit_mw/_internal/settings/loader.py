@@ -134,9 +134,13 @@ class Settings(BaseSettings):
         problems = [*environment.problems, *(_located(problem, source, environment) for problem in problems)]
         if settings is None or problems:
             raise SettingsError(problems)
-        settings._source = source  # noqa: SLF001  # its own, and out of reach of the file
-        settings._file = None if named is None else str(Path(named).absolute())  # noqa: SLF001  # the same
+        settings.comes_from(named)
         return settings
+
+    def comes_from(self, named: str | None) -> None:
+        """Note which file says this, None for the built-in defaults."""
+        self._source = _BUILT_IN if named is None else named
+        self._file = None if named is None else str(Path(named).absolute())
 
     @classmethod
     def settings_customise_sources(
@@ -166,7 +170,7 @@ class Settings(BaseSettings):
     def _check_as_a_whole(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         if not isinstance(data, dict):
             return handler(data)
-        data, listed = _prepared(data)
+        data, listed = prepared(data)
         settings, problems = None, list(listed.problems)
         try:
             settings = handler(data)
@@ -179,7 +183,7 @@ class Settings(BaseSettings):
         return settings
 
 
-def _prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
+def prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
     """Return the tables with the built-in plans and without clear keys."""
     data, identity = dict(data), data.get("identity")
     if isinstance(identity, dict):

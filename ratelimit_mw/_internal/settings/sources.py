@@ -67,12 +67,16 @@ def read_file(path: str) -> dict[str, Any]:
     Raises `SettingsError` where it is missing, can't be read, also not in time, is no UTF-8 or no TOML; the
     last with its line.
     """
+    return parse(path, read_file_bytes(path))
+
+
+def read_file_bytes(path: str) -> bytes:
+    """Return what the file at `path` holds. Raises `SettingsError` where that can't be read in time."""
     try:
-        data = start(lambda: read_bytes(path)).result(READ_SECONDS)
+        return start(lambda: read_bytes(path)).result(READ_SECONDS)
     except TimeoutError:
         what = f"can't be read within {READ_SECONDS:g} s"
         raise SettingsError([SettingsProblem(path, "", what, "a disk that answers")]) from None
-    return parse(path, data)
 
 
 def parse(path: str, data: bytes) -> dict[str, Any]:

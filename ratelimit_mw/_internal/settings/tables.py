@@ -29,6 +29,7 @@ from ratelimit_mw._internal.settings.values import (
     HeaderToken,
     Items,
     KeyHash,
+    KeyLabel,
     Methods,
     Namespace,
     Network,
@@ -275,6 +276,8 @@ class KeySettings(Table):
     """The plan it has."""
     account: Account | None = None
     """The account it belongs to. Default: none."""
+    label: KeyLabel | None = None
+    """Text that is shown beside the key's name. Default: none."""
     requests: Rates | None = None
     """Rates in place of the plan's. Default: the plan's."""
     concurrent: Concurrent | None = None

@@ -85,6 +85,12 @@ def _account(account: str) -> str:
     return account
 
 
+def _key_label(label: str) -> str:
+    if not label.strip() or len(label) > 4 * MAX_NAME or not label.isprintable():
+        raise fault(f"{shown(label)} is no label", f"1 to {4 * MAX_NAME} printable characters")
+    return label
+
+
 def _namespace(namespace: str) -> str:
     wrong = re.search(r"[^!-~]|[{}]", namespace)
     if not namespace or wrong or len(namespace) > MAX_NAME:
@@ -230,6 +236,7 @@ Items = Annotated[tuple[_T, ...], Strict(False)]
 Label = Annotated[str, AfterValidator(_label)]
 PlanName = Annotated[str, AfterValidator(_plan_name)]
 Account = Annotated[str, AfterValidator(_account)]
+KeyLabel = Annotated[str, AfterValidator(_key_label)]
 Namespace = Annotated[str, AfterValidator(_namespace)]
 HeaderToken = Annotated[str, AfterValidator(_header_token)]
 KeyHash = Annotated[str, AfterValidator(_hash)]

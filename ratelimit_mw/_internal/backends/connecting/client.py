@@ -15,6 +15,9 @@ from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.runtime import threads
 
+_GIVEN_UP = "because of previous errors"
+"""Part of the answer of a server that gave up a transaction, and not of one that may not execute it."""
+
 
 class Reachable(Protocol):
     """A server that can be reached: the connector of its URL."""
@@ -64,6 +67,31 @@ class Client:
             for answer in answers[-1]:
                 if isinstance(answer, Exception):
                     raise answer
+        except Exception as error:  # whatever it is, nobody was asked
+            raise await self._failed(error) from error
+
+    async def try_out(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
+        """Have commands refused that the server would not run in a transaction; none of them is run.
+
+        Raises `ReplyError` for the first that is refused.
+        """
+        # What is malformed has the server give up the transaction, though it may be executed.
+        queued = [*commands, ("GET",), ("EXEC",)]
+        try:
+            pool = (await self._server()).connection_pool
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                # Alone: where a transaction may not be begun, commands after it would be run.
+                await connection.send_command("MULTI")
+                await connection.read_response()
+                await connection.send_packed_command(_packed(connection, queued))
+                refusals = [await _refusal(connection) for _ in queued]
+            finally:
+                await connection.disconnect(nowait=True)  # which may not be allowed to end what it began
+                await pool.release(connection)
+            for refusal in (*refusals[:-2], refusals[-1]):
+                if refusal is not None and _GIVEN_UP not in str(refusal):
+                    raise refusal
         except Exception as error:  # whatever it is, nobody was asked
             raise await self._failed(error) from error
 
@@ -139,6 +167,14 @@ class Client:
 
 def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[bytes]:
     return [bytes(part) for part in connection.pack_commands(commands)]
+
+
+async def _refusal(connection: AbstractConnection) -> ResponseError | None:
+    try:
+        await connection.read_response()
+    except ResponseError as error:
+        return error
+    return None
 
 
 def _unless_wrong_type(answer: Any) -> Any:

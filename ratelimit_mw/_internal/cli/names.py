@@ -1,0 +1,195 @@
+"""Callers by the name that is shown of them everywhere, such as `k:` and hex digits, or a prefix of it."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ratelimit_mw._internal.backends.figures_store import Question
+from ratelimit_mw._internal.cli.output import CommandError
+from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
+from ratelimit_mw._internal.fleet.reading import seen_callers
+from ratelimit_mw._internal.limiter.inspect_caller import overview
+from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.policy.client_address import canonical_address
+from ratelimit_mw._internal.policy.decision import Decision
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.settings import KeySettings
+
+NAME = re.compile(r"(k|a|ah|ip|i|l):.*", re.DOTALL)
+"""A text that is a caller's name or the beginning of one, and never an API key."""
+MIN_DIGITS = 6
+"""The shortest prefix that names a caller, without its kind."""
+_HEX_KINDS = ("k", "ah", "i", "l")
+_SHOWN = 4
+"""Callers that an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A caller, and why it has its plan."""
+
+    identity: Identity
+    why: str
+    """What gave it its plan."""
+    label: str | None = None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has the form in which callers are shown."""
+    return NAME.fullmatch(text) is not None
+
+
+class Directory:
+    """Everybody whom the settings, the live keys, the workers or the counts of the backend know."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+        self._people = CallerLookup(limiter)
+
+    async def read(self) -> None:
+        """Learn the live keys, and whom workers have told of lately. Raises `BackendError`."""
+        if not self._limiter.settings.backend.is_shared:
+            return
+        await self._limiter.live.read_keys()
+        store = self._limiter.reporter.store
+        try:
+            reading = await store.read(Question((), (), 0.0))
+        finally:
+            await store.close()
+        self._people.learn(seen_callers(reading.identities))
+
+    def keys(self) -> dict[str, tuple[str, KeySettings]]:
+        """Where each known key is listed, by its hash: `live` or a place in the file."""
+        keys = {key.hash: (f"keys[{index}]", key) for index, key in enumerate(self._limiter.settings.keys)}
+        return keys | {each: ("live", key) for each, key in self._limiter.live.rules.registered.items()}
+
+    def label(self, name: str) -> str | None:
+        """The label of a key or of an account's keys."""
+        return self._people.label(name)
+
+    async def caller(self, text: str) -> Caller:
+        """The one caller whom a name or a prefix of it stands for. Raises `CommandError`, `BackendError`."""
+        name = _whole(text)
+        if not self._people.is_known(name):
+            counted = await self._by_counts(name)
+            if counted is not None:
+                return counted
+            name = self._by_prefix(text, name)
+        return self._known(name)
+
+    def hashes(self, text: str) -> list[str]:
+        """Hashes of the API keys that a name or a prefix stands for. Raises `CommandError`."""
+        name = _whole(text)
+        if not self._people.is_known(name):
+            name = self._by_prefix(text, name)
+        hashes = self._people.key_hashes(name)
+        if hashes:
+            return hashes
+        if not name.startswith("k:"):
+            raise CommandError(f"{name} is no API key, and no account of known keys")
+        identity = self._people.identity(name)
+        if identity is None or identity.api_key_hash is None:
+            raise CommandError(f"{name}: the whole hash of this key is not known; name the key itself")
+        return [identity.api_key_hash]
+
+    def account(self, text: str, api_key_hash: str) -> str | None:
+        """The account of a key, where the text that stood for the key is an account's name."""
+        is_account = text.startswith(("a:", "ah:"))
+        return self.keys()[api_key_hash][1].account if is_account else None
+
+    def _known(self, name: str) -> Caller:
+        hashes = self._people.key_hashes(name)
+        if hashes:
+            place, key = self.keys()[hashes[0]]
+            identity = self._limiter.identify.of_key(key.hash)
+            if identity is not None:
+                return Caller(identity, place, self._people.label(name))
+        identity = self._people.identity(name)
+        if identity is None or identity.plan not in self._limiter.settings.plans:
+            plan = None if identity is None else identity.plan
+            raise CommandError(f"{name} was seen with the plan {plan!r}, which the settings don't have")
+        return Caller(identity, "as a worker told lately")
+
+    async def _by_counts(self, name: str) -> Caller | None:
+        """A caller of whom nothing is known but what is counted of it; None where nothing is."""
+        found: list[tuple[int, Caller]] = []
+        if _could_be_whole(name):
+            for plan, why in self._assumed(name):
+                identity = self._people.of_plan(name, plan)
+                decision = await overview(self._limiter, identity)
+                found.append((_used(decision), Caller(identity, why)))
+        used, caller = max(found, key=lambda each: each[0], default=(0, None))
+        return caller if used else None
+
+    def _assumed(self, name: str) -> Iterable[tuple[str, str]]:
+        """The plans that such a caller may have, the likeliest first."""
+        identity = self._limiter.settings.identity
+        assumed = {
+            "k": (identity.default_plan, "identity.default_plan"),
+            "ip": (identity.anonymous_plan, "identity.anonymous_plan"),
+        }.get(name.partition(":")[0])
+        first = [assumed] if assumed else []
+        others = [plan for plan in self._limiter.settings.plans if not assumed or plan != assumed[0]]
+        return [*first, *((plan, "a guess, by what is counted") for plan in others)]
+
+    def _by_prefix(self, text: str, start: str) -> str:
+        rest = start.partition(":")[2]
+        names = self._people.names(start, _SHOWN + 1) if len(rest) >= MIN_DIGITS else []
+        if len(names) == 1:
+            return names[0]
+        if names:
+            shown = ", ".join(self._shown(name) for name in names[:_SHOWN])
+            more = ", …" if len(names) > _SHOWN else ""
+            raise CommandError(f"{text} stands for several callers: {shown}{more}")
+        short = f"; a prefix has at least {MIN_DIGITS} digits" if len(rest) < MIN_DIGITS else ""
+        raise CommandError(
+            f"{text}: no caller who is known or has counts has this name{short}. "
+            f"An API key that begins with {start.partition(':')[0]}: is named by its hash"
+        )
+
+    def _shown(self, name: str) -> str:
+        label = self._people.label(name)
+        return f"{name} ({label})" if label else name
+
+
+async def open_directory(limiter: Limiter, *, needed: bool = True) -> tuple[Directory, str | None]:
+    """A directory that has read what it can, and why it could read nothing where that is not `needed`.
+
+    Raises `BackendError`.
+    """
+    directory = Directory(limiter)
+    try:
+        await directory.read()
+    except BackendError as error:
+        if needed:
+            raise
+        return directory, f"the backend is away ({error})"
+    return directory, None
+
+
+def _whole(text: str) -> str:
+    """A name as callers have it: the mark of a shortened name taken off, hex digits in small letters."""
+    kind, _, rest = text.strip().rstrip("…").partition(":")
+    if kind == "ip":
+        address = canonical_address(rest)
+        return f"ip:{rest if address.startswith('peer:') else address}"
+    return f"{kind}:{rest.lower() if kind in _HEX_KINDS else rest}"
+
+
+def _could_be_whole(name: str) -> bool:
+    kind, _, rest = name.partition(":")
+    return bool(rest) and (kind not in _HEX_KINDS or re.fullmatch(r"[0-9a-f]{32}", rest) is not None)
+
+
+def _used(decision: Decision) -> int:
+    """How many limits something is counted of."""
+    number = 0
+    for standing in decision.limits:
+        if standing.window is not None:
+            number += standing.window[1].used > 0
+        elif standing.slots is not None:
+            number += standing.slots[1].active > 0
+        elif standing.budget is not None:
+            number += standing.budget[1].taken > 0
+    return number

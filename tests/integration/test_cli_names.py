@@ -1,0 +1,195 @@
+"""Callers by the text that is shown of them: every command takes it, or the beginning of it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ratelimit_mw import Identity, KeyEntry, Limiter
+from ratelimit_mw._internal.live.key_entries import read_entry
+from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.policy.identity import key_partition
+from tests.support.commands import Commands
+from tests.support.servers import StoreServer
+from tests.support.settings_files import written
+
+SEEN, LISTED, FIRST, SECOND = (hash_api_key(key, "") for key in (b"seen", b"listed", b"first", b"second"))
+SEEN_NAME, LISTED_NAME, FIRST_NAME = (key_partition(each) for each in (SEEN, LISTED, FIRST))
+
+
+@pytest.fixture
+def commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str
+) -> Callable[..., Any]:
+    """Commands on the file, each run as a process of its own would: in no event loop."""
+    monkeypatch.setenv("RATELIMIT_SETTINGS", file)
+    commands = Commands(capsys)
+
+    async def run(kind: str, *arguments: str, **options: Any) -> Any:
+        return await asyncio.to_thread(getattr(commands, kind), *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path, redis_server: StoreServer) -> str:
+    """A settings file with a real Redis, a listed key and an account whose keys share their counts."""
+    text = f"""
+        backend = {{ url = "{redis_server.url}", timeout = 5 }}
+        [plans.default]
+        requests = ["10/minute"]
+        [plans.pro]
+        requests = ["20/minute"]
+        [plans.team]
+        requests = ["30/minute"]
+        share = "account"
+        [[keys]]
+        key = "listed"
+        plan = "pro"
+        label = "Acme, batch"
+        [[keys]]
+        key = "first"
+        plan = "team"
+        account = "bolt"
+        [[keys]]
+        key = "second"
+        plan = "team"
+        account = "bolt"
+    """
+    return str(written(tmp_path / "s.toml", text))
+
+
+@pytest.fixture
+async def limiter(file: str) -> AsyncIterator[Limiter]:
+    """A worker that has served one request of each kind of caller and told of it."""
+    async with Limiter.from_settings(file) as limiter:
+        for key in ("seen", "listed", "first"):
+            await (await limiter.acquire(api_key=key)).release()
+        await (await limiter.acquire(Identity("ip:192.0.2.7", "anonymous"))).release()
+        await limiter.reporter.report()
+        yield limiter
+
+
+def stored(server: StoreServer) -> dict[str, KeyEntry]:
+    """The live keys in the server."""
+    with server.client() as client:
+        entries = client.hgetall("ratelimit:{keys}")
+    return {each.decode(): read_entry(entry) for each, entry in entries.items()}
+
+
+async def used(commands: Any, *named: str) -> tuple[str, int]:
+    """The caller whom `show` finds, and how much of its first limit it has used."""
+    (caller,) = (await commands("json", "show", *named))["callers"]
+    return caller["partition"], caller["limits"][0]["used"]
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_a_caller_is_found_by_what_top_shows_of_it(commands: Any) -> None:
+    """Whole names, beginnings of six digits or more, and shortened names as a page shows them."""
+    shown = {caller["caller"] for caller in (await commands("json", "top"))["callers"]}
+    assert {SEEN_NAME, LISTED_NAME, "a:bolt"} <= shown
+    for text in (SEEN_NAME, SEEN_NAME[:8], SEEN_NAME[:8].upper().replace("K:", "k:"), f"{SEEN_NAME[:12]}…"):
+        assert await used(commands, text) == (SEEN_NAME, 1)
+        assert await used(commands, "--key", text) == (SEEN_NAME, 1)
+    assert await used(commands, "a:bolt") == await used(commands, "--account", "a:bolt") == ("a:bolt", 1)
+    for text in (FIRST_NAME, "first", "bolt"):
+        assert await used(commands, text) == ("a:bolt", 1)
+    assert await used(commands, LISTED) == (LISTED_NAME, 1)
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_show_says_the_name_and_the_label(commands: Any) -> None:
+    """The same text as in `top`, with what the settings call the key."""
+    printed = await commands("good", "show", LISTED_NAME[:9])
+    assert f"caller   {LISTED_NAME}\n" in printed
+    assert "label    Acme, batch\n" in printed
+
+
+async def test_a_caller_without_news_is_found_by_its_counts(
+    commands: Any, limiter: Limiter, redis_server: StoreServer
+) -> None:
+    """Whoever has counts is known by the whole name, though no worker has told of it for long."""
+    name = f"i:{'ab' * 16}"
+    await (await limiter.acquire(Identity(name, "pro"))).release()
+    with redis_server.client() as client:
+        client.delete("ratelimit:{fleet}:i")
+    assert await used(commands, SEEN_NAME) == (SEEN_NAME, 1)
+    assert await used(commands, name) == (name, 1)
+
+
+@pytest.mark.usefixtures("limiter")
+@pytest.mark.parametrize(
+    "text", ["k:00000000", f"k:{'0' * 32}", "a:nobody", "ip:192.0.2.99", "i:123456", "l:1"]
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("show",),
+        ("reset",),
+        ("explain", "GET", "/", "--key"),
+        ("keys", "set", "--plan", "pro"),
+        ("keys", "hash"),
+    ],
+    ids=" ".join,
+)
+async def test_a_name_of_nobody_is_an_error(
+    commands: Any, redis_server: StoreServer, command: tuple[str, ...], text: str
+) -> None:
+    """It is never taken for an API key: nothing is changed, and the exit status says so."""
+    assert "no caller who is known or has counts has this name" in await commands("bad", *command, text)
+    assert stored(redis_server) == {}
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_a_prefix_is_long_enough_and_of_one_caller(commands: Any, redis_server: StoreServer) -> None:
+    """Five digits name nobody; the error of a beginning that several callers have in common names them."""
+    assert "a prefix has at least 6 digits" in await commands("bad", "show", SEEN_NAME[:7])
+    twins = [f"sha256:123456{digit * 58}" for digit in "ab"]
+    with redis_server.client() as client:
+        client.hset("ratelimit:{keys}", mapping=dict.fromkeys(twins, json.dumps({"plan": "pro"})))
+        client.set("ratelimit:{keys}:version", "1")
+    message = await commands("bad", "show", "k:123456")
+    assert message.startswith("k:123456 stands for several callers: ")
+    assert all(key_partition(each) in message for each in twins)
+    assert (await used(commands, "k:123456a"))[0] == key_partition(twins[0])
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_keys_are_set_by_what_is_shown(commands: Any, redis_server: StoreServer) -> None:
+    """A key by its name, and all keys of an account, which stay the account's."""
+    printed = await commands("good", "keys", "set", SEEN_NAME[:10], "--plan", "pro")
+    assert printed == f"{SEEN_NAME}: plan pro, in force within 2 seconds\n"
+    await commands("good", "keys", "set", "a:bolt", "--plan", "pro")
+    assert stored(redis_server) == {
+        SEEN: KeyEntry("pro"),
+        **dict.fromkeys((FIRST, SECOND), KeyEntry("pro", "bolt")),
+    }
+    assert (await commands("good", "keys", "hash", SEEN_NAME)).strip() == SEEN
+    await commands("good", "keys", "remove", "a:bolt")
+    await commands("good", "keys", "remove", SEEN_NAME[:8])
+    assert stored(redis_server) == {}
+    assert "is no API key" in await commands("bad", "keys", "set", "ip:192.0.2.7", "--plan", "pro")
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_reset_clears_whom_it_is_shown(commands: Any) -> None:
+    """By a name copied from a table, and nobody else."""
+    (cleared,) = (await commands("json", "reset", SEEN_NAME[:8]))["cleared"]
+    assert cleared["partition"] == SEEN_NAME
+    assert await used(commands, SEEN_NAME[:8]) == (SEEN_NAME, 0)
+    assert await used(commands, "a:bolt") == ("a:bolt", 1)
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_any_other_text_is_an_api_key(commands: Any) -> None:
+    """One that was never seen has used nothing, which is no error."""
+    assert await used(commands, "never-seen") == (key_partition(hash_api_key(b"never-seen", "")), 0)
+    assert await used(commands, "192.0.2.7") == ("ip:192.0.2.7", 1)
+
+
+async def test_a_caller_is_named_once(commands: Any) -> None:
+    """Two names of one caller are wrong usage."""
+    assert "a caller is named once" in await commands("bad", "show", "k", "--key", "k", status=2)
