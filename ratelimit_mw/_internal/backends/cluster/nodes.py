@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from ratelimit_mw._internal.backends.cluster.first import first_answer
-from ratelimit_mw._internal.backends.connecting.client import Client
-from ratelimit_mw._internal.backends.connecting.connector import CONNECT_TIMEOUT, ServerConnector
+from ratelimit_mw._internal.backends.connecting.client import CONNECT_TIMEOUT, Client
+from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.connecting.hosts import Address, read_hosts
 from ratelimit_mw._internal.model.charge import BackendError

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
@@ -15,6 +15,8 @@ from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.runtime import threads
 
+CONNECT_TIMEOUT = 1.0
+"""Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
 _GIVEN_UP = "because of previous errors"
 """Part of the answer of a server that gave up a transaction, and not of one that may not execute it."""
 
@@ -44,17 +46,15 @@ class Client:
 
     async def execute(self, *command: str | bytes | int) -> Any:
         """Send one command; its answer as redis-py gives it, texts as bytes."""
-        try:
-            return await (await self._server()).execute_command(*command)  # type: ignore[no-untyped-call]
-        except Exception as error:  # whatever it is, nobody was asked
-            raise await self._failed(error) from error
+        async with self._connected() as redis:
+            return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
         """Send commands that take effect all at once (MULTI)."""
         # Not by redis-py's pipeline, which packs them in the event loop, however many there are.
         whole = [("MULTI",), *commands, ("EXEC",)]
-        try:
-            pool = (await self._server()).connection_pool
+        async with self._connected() as redis:
+            pool = redis.connection_pool
             connection = await pool.get_connection()  # type: ignore[no-untyped-call]
             try:
                 await connection.send_packed_command(await threads.call(lambda: _packed(connection, whole)))
@@ -67,8 +67,6 @@ class Client:
             for answer in answers[-1]:
                 if isinstance(answer, Exception):
                     raise answer
-        except Exception as error:  # whatever it is, nobody was asked
-            raise await self._failed(error) from error
 
     async def try_out(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
         """Have commands refused that the server would not run in a transaction; none of them is run.
@@ -77,8 +75,8 @@ class Client:
         """
         # What is malformed has the server give up the transaction, though it may be executed.
         queued = [*commands, ("GET",), ("EXEC",)]
-        try:
-            pool = (await self._server()).connection_pool
+        async with self._connected() as redis:
+            pool = redis.connection_pool
             connection = await pool.get_connection()  # type: ignore[no-untyped-call]
             try:
                 # Alone: where a transaction may not be begun, commands after it would be run.
@@ -92,19 +90,14 @@ class Client:
             for refusal in (*refusals[:-2], refusals[-1]):
                 if refusal is not None and _GIVEN_UP not in str(refusal):
                     raise refusal
-        except Exception as error:  # whatever it is, nobody was asked
-            raise await self._failed(error) from error
 
     async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
         """Send commands together; their answers, None for a key of another type than was expected."""
-        try:
-            async with (await self._server()).pipeline(transaction=False) as pipeline:
-                for command in commands:
-                    pipeline.execute_command(*command)
-                answers = await pipeline.execute(raise_on_error=False)
+        async with self._connected() as redis, redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers = await pipeline.execute(raise_on_error=False)
             return [_unless_wrong_type(answer) for answer in answers]
-        except Exception as error:  # whatever it is, nobody was asked
-            raise await self._failed(error) from error
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -117,25 +110,22 @@ class Client:
     async def listen(self, channels: Sequence[str], on_message: Callable[[], None]) -> None:
         """Subscribe, and call `on_message` once that is done and for every message, until it fails."""
         try:
-            async with (await self._server()).pubsub() as pubsub:
+            async with self._connected() as redis, redis.pubsub() as pubsub:
                 await pubsub.subscribe(*channels)
                 while True:
                     if await pubsub.get_message(timeout=None) is not None:
                         on_message()
-        except Exception as error:
-            raise await self._failed(error) from error
         finally:
             await self.close()
 
     async def close(self) -> None:
         """Close the connection; it may be used again."""
-        redis, end, self._end = self._redis, self._end, None
+        redis, end = self._redis, self._end
+        self._redis = self._end = None
         if end is not None:
             await end.cancel()
         if redis is not None:
-            await redis.aclose(close_connection_pool=True)
-        if self._redis is redis:  # forgotten once it is closed: the caller may be cancelled meanwhile
-            self._redis = None
+            await _close(redis)
 
     def leave_to_parent(self) -> None:
         """Give up the connections in a process that was forked off."""
@@ -144,6 +134,19 @@ class Client:
             for connection in (*pool._available_connections, *pool._in_use_connections):
                 if connection._writer is not None:
                     silence(connection._writer.transport)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Redis]:
+        """Find the server and hand out redis-py's client of it; raise `BackendError` for what fails."""
+        redis: Redis | None = None
+        try:
+            redis = await self._server()
+            yield redis
+        except Exception as error:
+            raise await self._failed(error) from error
+        finally:
+            if redis is not None and redis is not self._redis:
+                await _close(redis)  # it was closed while this command was opening a connection
 
     async def _server(self) -> Redis:
         now = asyncio.get_running_loop().time()
@@ -163,6 +166,28 @@ class Client:
         if not isinstance(failure, ReplyError) or isinstance(error, (MovedError, ReadOnlyError)):
             await self.close()
         return failure
+
+
+async def _close(redis: Redis) -> None:
+    """Close the connections of redis-py's client at once, and wait until they have ended.
+
+    A cancellation ends the wait only: redis-py's own way leaves a connection open where one comes early.
+    """
+    pool = redis.connection_pool
+    connections = [*pool._available_connections, *pool._in_use_connections]
+    writers = [each._writer for each in connections if each._writer is not None]
+    for connection in connections:
+        await connection.disconnect(nowait=True)  # it never pauses
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            for writer in writers:
+                with suppress(OSError):
+                    await writer.wait_closed()
+    except BaseException as error:
+        for writer in writers:
+            writer.transport.abort()
+        if not isinstance(error, TimeoutError):
+            raise
 
 
 def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[bytes]:

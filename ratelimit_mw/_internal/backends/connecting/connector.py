@@ -12,16 +12,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-from ratelimit_mw._internal.backends.connecting.client import Client
+from ratelimit_mw._internal.backends.connecting.client import CONNECT_TIMEOUT, Client
 from ratelimit_mw._internal.backends.connecting.connection import Connection, stay_cancelled
 from ratelimit_mw._internal.backends.connecting.errors import (
     reason_of,
 )
 from ratelimit_mw._internal.model.charge import BackendError
-
-CONNECT_TIMEOUT = 1.0
-"""Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
-
 
 _NAME = "ratelimit_mw"
 

@@ -5,7 +5,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any, NamedTuple
 
 from ratelimit_mw._internal.backends.connecting.client import Client
@@ -92,8 +92,10 @@ class SentinelConnector:
         finally:
             for listener in listeners:
                 listener.cancel()
-            await asyncio.gather(*listeners, return_exceptions=True)
-            await _close(clients)
+            try:
+                await asyncio.gather(*listeners, return_exceptions=True)
+            finally:
+                await _close(clients)
 
     async def _listen(self, client: Client, news: asyncio.Event) -> None:
         """Set `news` whenever a sentinel announces something; end where its user may not subscribe."""
@@ -172,5 +174,7 @@ class SentinelConnector:
 
 
 async def _close(clients: Sequence[Client]) -> None:
-    for client in clients:
-        await client.close()
+    """Close all of them, also where this is cancelled."""
+    async with AsyncExitStack() as stack:
+        for client in clients:
+            stack.push_async_callback(client.close)

@@ -15,8 +15,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from ratelimit_mw._internal.backends.connecting.client import CONNECT_TIMEOUT
 from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply, Reply
-from ratelimit_mw._internal.backends.connecting.connector import CONNECT_TIMEOUT
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
