@@ -1,9 +1,9 @@
 """More requests than are asked about in time: this process's own backlog is not the server's silence."""
 
 import asyncio
-import logging
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -19,10 +19,11 @@ from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.slots import until_async
 from tests.support.statuses import peeked
-from tests.support.topologies import Cluster
 
-TIMEOUT = 0.3
+TIMEOUT = 1.0
 """Longer than a server of a busy machine is silent, shorter than all of a burst takes."""
+DELAY = 0.1
+"""Seconds that each answer takes during a burst: a tenth of the time-out, so that most wait for longer."""
 SLACK = 0.15
 """Seconds that the end of a wait may come later than the time-out."""
 
@@ -69,7 +70,7 @@ def with_money(number: int) -> list[Counter]:
 
 @pytest.mark.parametrize(
     ("number", "limits"),
-    [(5_000, plain), (5_000, of_many), (2_000, with_money)],
+    [(3_000, plain), (3_000, of_many), (2_000, with_money)],
     ids=["one", "many", "money"],
 )
 async def test_a_burst_is_no_outage(
@@ -77,14 +78,15 @@ async def test_a_burst_is_no_outage(
 ) -> None:
     """Of thousands at once each is decided by the server, or fails alone; and what is counted was told."""
     charges = [Charge(limits(each)) for each in range(number)]
-    async with opened(server.url) as backend:
+    async with Proxy(server.port) as proxy, opened(proxy.url) as backend:
         caplog.clear()
         for _ in range(2):
+            proxy.delay = DELAY
             results = await asyncio.gather(
                 *[backend.acquire(charge, new_id(), 1) for charge in charges], return_exceptions=True
             )
-            assert {type(each) for each in results} <= {Outcome, BackendError}
-            assert any(isinstance(each, Outcome) for each in results)
+            assert {type(each) for each in results} == {Outcome, BackendError}
+            proxy.delay = 0
             await eventually(lambda: is_served(backend))
         assert away(caplog) == []
         assert backend.error is None
@@ -92,7 +94,7 @@ async def test_a_burst_is_no_outage(
 
 async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
     """Where each answer takes long, the first are served; the others fail in time and leave nothing."""
-    async with Proxy(server.port) as proxy, opened(proxy.url, 1.0) as backend:
+    async with Proxy(server.port) as proxy, opened(proxy.url, 2.0) as backend:
         caplog.clear()
         proxy.delay = 0.4
         charge, waits = Charge([window(9_999, of=name) for name in ("a", "b")] + [slots(9_999)]), Waits()
@@ -107,7 +109,7 @@ async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytes
         async with waits.measured():
             admitted = sum(await asyncio.gather(*[ask() for _ in range(1_500)]))
         assert 0 < admitted < 1_500
-        assert waits.longest < 1.0 + SLACK + waits.late
+        assert waits.longest < 2.0 + SLACK + waits.late
         assert away(caplog) == []
         assert sum("fail alone" in record.message for record in caplog.records) == 1
         proxy.delay = 0
@@ -127,6 +129,7 @@ async def test_a_silent_server_is_away_whatever_waits(
     """A backlog hides no outage: once what was sent has no answer for the time-out, all have failed."""
     server = start_server(kind)
     async with opened(server.url, 0.5) as backend:
+        caplog.clear()
         server.stop_signal()
         start = time.monotonic()
         results = await asyncio.gather(
@@ -147,7 +150,7 @@ async def test_a_request_without_an_answer_follows_its_own_failure_mode(server: 
             f"""
             [backend]
             url = "{proxy.url}"
-            timeout = 1.0
+            timeout = 2.0
             on_failure = "deny"
             [plans.default]
             requests = ["100000/minute"]
@@ -172,7 +175,7 @@ async def test_renewals_stand_before_no_request(
     server: StoreServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Thousands of renewals at once delay nobody, and all of them are made."""
-    async with opened(server.url, 1.0) as backend:
+    async with opened(server.url, 10.0) as backend:
         caplog.clear()
         charge = Charge([slots(99_999)])
         holds = []
@@ -189,7 +192,7 @@ async def test_renewals_stand_before_no_request(
 
 async def test_renewals_are_not_starved(server: StoreServer) -> None:
     """However many requests come, a renewal goes along with them."""
-    async with opened(server.url, 5.0) as backend:
+    async with opened(server.url, 10.0) as backend:
         hold = (await backend.acquire(Charge([slots(9)]), new_id())).hold
         is_over = False
 
@@ -207,16 +210,39 @@ async def test_renewals_are_not_starved(server: StoreServer) -> None:
         await asyncio.gather(*busy)
 
 
-async def test_a_burst_on_a_cluster_is_no_outage(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    """The same where requests are spread over nodes."""
-    async with opened(cluster.url) as backend:
+@pytest.mark.parametrize("is_connected", [True, False])
+async def test_a_process_that_stood_still_takes_no_server_for_away(
+    kind: str, start_server: StartServer, caplog: pytest.LogCaptureFixture, *, is_connected: bool
+) -> None:
+    """Time in which the process did not run is not the server's: both stood still, and it answers later."""
+    server = start_server(kind)
+    backend = RedisBackend(server.url, timeout=2.0)
+    if is_connected:
+        await backend.open()
+    server.stop_signal()
+    asked = asyncio.create_task(backend.acquire(Charge(plain(0)), new_id()))
+    await asyncio.sleep(0.01 if is_connected else 0)  # it was sent, or waits for a connection
+    go_on = threading.Timer(2.7, server.continue_signal)
+    go_on.start()
+    time.sleep(2.5)  # noqa: ASYNC251 - the event loop stands still with everything else
+    await asyncio.wait([asked])
+    await eventually(lambda: is_served(backend))
+    assert away(caplog) == []
+    go_on.join()
+    await backend.close()
+
+
+async def test_a_burst_on_a_node_of_a_cluster_is_no_outage(
+    server: StoreServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same where each caller's requests are a call of their own, as on a cluster."""
+    async with Proxy(server.port) as proxy, opened(proxy.url.replace("redis", "redis+cluster", 1)) as backend:
         caplog.clear()
-        calls: list[Awaitable[Outcome]] = [
-            backend.acquire(Charge(of_many(number % 300)), new_id()) for number in range(3_000)
-        ]
+        proxy.delay = DELAY
+        calls = [backend.acquire(Charge(of_many(number % 300)), new_id()) for number in range(3_000)]
         results = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(each) for each in results} <= {Outcome, BackendError}
-        assert any(isinstance(each, Outcome) for each in results)
-        await asyncio.sleep(2 * TIMEOUT)
+        assert {type(each) for each in results} == {Outcome, BackendError}
+        proxy.delay = 0
+        await eventually(lambda: is_served(backend))
         assert away(caplog) == []
-        assert caplog.records == [] or caplog.records[0].levelno == logging.WARNING
+        assert [each.levelname for each in caplog.records] == ["WARNING"]

@@ -1,7 +1,8 @@
 """Time limits of what waits for one server: each request's own, and how long the server may be silent.
 
 A request that has waited for the time-out fails alone: the queue before it is this process's own backlog.
-Only a server that leaves what it was sent without any answer for as long is taken for away.
+Only a server that leaves what it was sent without any answer for as long is taken for away. Time in which
+this event loop did not run is no silence: where a whole machine stood still, so did the server.
 """
 
 import asyncio
@@ -15,6 +16,8 @@ GRACE = 0.005
 """Seconds given to answers that have arrived but were not read yet, where the event loop was busy."""
 PAUSE = 0.01
 """Seconds at least between two looks, each of which goes through all that wait."""
+TICKS = 4
+"""Times in a time-out that the event loop shows whether it runs."""
 
 
 class Batch(NamedTuple):
@@ -49,6 +52,9 @@ class Deadlines:
         self._on_late = on_late
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._tick_at = self._look_at = 0.0
+        self._silent_since = 0.0
+        """Silence counts from here on: later than it began by the time that the loop did not run."""
         self.heard_at = 0.0
         """When the server answered last."""
         self.is_connected = False
@@ -57,46 +63,71 @@ class Deadlines:
     def start(self) -> None:
         """Look after what waits from now on."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout, self._look)
+            self._look_in(self._timeout)
 
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:
             self._timer.cancel()
 
+    def _look_in(self, seconds: float) -> None:
+        self._look_at = self._loop.time() + seconds
+        self._tick_in(seconds)
+
+    def _tick_in(self, seconds: float) -> None:
+        wait = min(seconds, self._timeout / TICKS)
+        self._tick_at = self._loop.time() + wait
+        self._timer = self._loop.call_later(wait, self._tick)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        if now > self._tick_at + GRACE and (began := self._silence()):
+            self._silent_since = began + now - max(began, self._tick_at)
+        if now < self._look_at:
+            self._tick_in(self._look_at - now)
+        else:
+            self._look()
+
+    def _silence(self) -> float | None:
+        """When the silence of the server began; None where nothing is expected of it."""
+        if self._sent:
+            return max(self._sent[0].sent_at, self.heard_at, self._silent_since)
+        starts = [] if self.is_connected else [operation.since for operation in _waiting(self._queue)]
+        return max(min(starts), self._silent_since) if starts else None
+
     def _look(self, seen_at: float | None = None) -> None:
         """Judge by what there was at `seen_at`, so that the loop can read what had come by then."""
         self._timer = None
         waiting = [*_waiting(op for batch in self._sent for op in batch.operations), *_waiting(self._queue)]
+        silence = self._silence()
         starts = [operation.since for operation in waiting]
-        if self._sent:
-            starts.append(max(self._sent[0].sent_at, self.heard_at))
+        if silence is not None:
+            starts.append(silence)
         if not starts:
             return
         now = self._loop.time()
         left = min(starts) + self._timeout - (now if seen_at is None else seen_at)
         if left > 0:
-            self._timer = self._loop.call_later(max(left, PAUSE), self._look)
+            self._look_in(max(left, PAUSE))
         elif seen_at is None:
             # The loop itself may have been away.
             self._timer = self._loop.call_later(GRACE, self._look, now)
         else:
-            self._judge(waiting, seen_at - self._timeout)
+            self._judge(waiting, silence, seen_at - self._timeout)
 
-    def _judge(self, waiting: list[Operation], latest: float) -> None:
+    def _judge(self, waiting: list[Operation], silence: float | None, latest: float) -> None:
         """End the waits that began at `latest` or before."""
         late = [operation for operation in waiting if operation.since <= latest]
-        if self._sent and max(self._sent[0].sent_at, self.heard_at) <= latest:
-            self._on_silence(BackendError(f"no answer within {self._timeout:g} s"))
-        elif late and not self.is_connected:
-            self._on_silence(BackendError(f"no connection within {self._timeout:g} s"))
+        if silence is not None and silence <= latest:
+            what = "answer" if self._sent else "connection"
+            self._on_silence(BackendError(f"no {what} within {self._timeout:g} s"))
         else:
             error = BackendError(f"it was not a request's turn within {self._timeout:g} s")
             for operation in late:
                 operation.fail(error)
             self._on_late(error, len(late))
         if self._queue or self._sent:
-            self._timer = self._loop.call_later(PAUSE, self._look)
+            self._look_in(PAUSE)
 
 
 def _waiting(operations: Iterable[Operation]) -> Iterable[Operation]:
