@@ -78,6 +78,12 @@ async def test_a_budget_with_just_enough_left_does_not_refuse(bench: Bench) -> N
     assert [status.refuses for status in refused.statuses] == [True, False, True]
 
 
+async def test_a_price_without_a_budget_is_held_nowhere(bench: Bench) -> None:
+    """Whoever takes a slot alone has no estimate, whatever price was named."""
+    hold = await bench.hold(slots(5), price=100)
+    assert (hold.price, hold.periods, hold.has_estimate) == (0, (), False)
+
+
 async def test_a_settle_puts_the_price_in_place_of_the_estimate(bench: Bench) -> None:
     """Settling is counted once; another amount is ignored unless it is to replace the first."""
     day = daily(1_000)

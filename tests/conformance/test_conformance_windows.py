@@ -216,7 +216,7 @@ async def test_requests_in_one_thousandth_of_a_large_window_leave_together(bench
     for _ in range(4):
         outcomes.append(await bench.acquire(counter))
         bench.wait(microseconds=granule // 3)
-    assert [outcome.window().reset_after_us for outcome in outcomes] == [MINUTE] * 3 + [MINUTE - granule // 3]
+    assert [outcome.reset_after(0) for outcome in outcomes] == [MINUTE] * 3 + [MINUTE - granule // 3]
     bench.wait(60, microseconds=-2 * (granule // 3) - 1)
     assert await bench.used(counter) == [4]
     bench.wait(microseconds=1)

@@ -1,5 +1,6 @@
 """The limiter without HTTP: the same decisions, for a queue consumer or a message on a WebSocket."""
 
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from ratelimit_mw import BackendError, Decision, Identity, Lease, LeaseError, Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from tests.support.asgi import Counting, Down, FakeClock, client_of, limiter_of, ok_app, shown
+from tests.support.asgi import Counting, Down, FakeClock, client_of, limiter_of, ok_app, settings_of, shown
 from tests.support.statuses import counted
 
 ONE_SLOT = "plans.default.concurrent = 1\n"
@@ -41,6 +42,15 @@ async def test_acquire_by_address_counts_as_over_http() -> None:
             assert shown(await client.get("/"))[1] == "8"
         assert remaining(await limiter.acquire(address=address)) == 7
         assert remaining(await limiter.acquire(address=other)) == 6
+
+
+async def test_counts_of_a_process_go_by_its_own_clock() -> None:
+    """Without a server, decisions are made at this machine's time, and nothing is ever away."""
+    limiter = Limiter(settings_of(""))
+    before = time.time_ns() // 1_000
+    lease = await limiter.acquire(api_key="a")
+    assert before <= lease.decision.now_us <= time.time_ns() // 1_000
+    assert limiter.stats().backend_up
 
 
 async def test_acquire_by_identity() -> None:

@@ -143,6 +143,20 @@ async def test_a_slot_set_is_kept_as_long_as_one_of_its_leases_lasts(
     assert await backend.renew(live, 30)
 
 
+async def test_records_of_old_days_go_though_that_of_a_month_stays(
+    backend: MemoryBackend, clock: Clock
+) -> None:
+    """What is known of charges that never ended is forgotten once they are past settling, and no earlier."""
+    held = (await backend.acquire(Charge([monthly(999, of="mine")]), new_id(), 7)).hold
+    for _ in range(60):
+        await backend.acquire(Charge([daily(999, of="crashed")]), new_id(), 1)
+    clock.now += 4 * 86_400_000_000
+    for _ in range(30):
+        await backend.acquire(Charge([daily(999, of="another")]), new_id(), 1)
+    assert len(backend._records) == 31
+    assert await backend.settle(held, 5) is Settlement.SETTLED
+
+
 async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend, clock: Clock) -> None:
     """Days are forgotten two days after they ended, and not before; a month outlives its days."""
     month, first = monthly(999, of="mine"), daily(999, of="mine")

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp
 from ratelimit_mw import Identity
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.model.limits import Limit, Window
 from ratelimit_mw._internal.policy.policy import Policies, Policy
 from ratelimit_mw._internal.settings import KeySettings
 from tests.support.asgi import (
@@ -17,6 +17,7 @@ from tests.support.asgi import (
     limited,
     limited_client,
     limiter_of,
+    scope_of,
     settings_of,
     shown,
     statuses,
@@ -206,6 +207,29 @@ async def test_listed_key_overrides_its_plan() -> None:
     assert await left(app, x_api_key="fast") == "6"
     assert await left(app, x_api_key="none") is None
     assert await left(app, x_api_key="wide") == "59"
+
+
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ('requests = ["3/minute"]', 'requests = ["7/minute"]'),
+        ("concurrent = 2", "concurrent = 4"),
+        ('spending.daily = "0.20"', 'spending.daily = "5.00"'),
+    ],
+    ids=["requests", "concurrent", "spending"],
+)
+def test_limits_of_a_key_are_its_own_whoever_came_before(own: str, other: str) -> None:
+    """Keys of one plan that write the same entry differently don't get each other's limits."""
+    text = f'keys = [{{ key = "a", plan = "default", {own} }}, {{ key = "b", plan = "default", {other} }}]'
+
+    def limits_of(*keys: bytes) -> list[list[Limit]]:
+        limiter = limiter_of(text, FakeClock())
+        met = [limiter.policies.match(limiter.identify(scope_of(key)), "GET", "/") for key in keys]
+        return [[counter.limit for counter in policy.priced_charge.counters] for policy in met]
+
+    (alone,) = limits_of(b"a")
+    before, after = limits_of(b"b", b"a")
+    assert after == alone != before
 
 
 async def test_shadow_lets_through_and_charges_nothing() -> None:

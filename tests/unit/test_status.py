@@ -51,6 +51,12 @@ def test_a_limit_refuses_by_its_own_sign(place: int) -> None:
     assert refuses == [at == place for at in range(3)]
 
 
+def test_a_wait_of_a_microsecond_is_a_refusal() -> None:
+    """A window refuses to the last moment before its charge fits."""
+    assert WindowStatus(10, 1, 1).refuses
+    assert not WindowStatus(10, 1, 0).refuses
+
+
 def test_what_is_spent_or_held_is_taken() -> None:
     """Nobody else can spend what is spent, nor what is held."""
     assert BudgetStatus(700, 250, is_short=False).taken == 950
