@@ -11,7 +11,7 @@ cdef class CounterRef:
     cdef public i64 quota, length, granule
 
 cdef class CountedState(StoredState):
-    cpdef bint admits(self, CounterRef ref, i64 now, i64 cost, i64 price, bint exact) except -1
+    cpdef bint admits(self, CounterRef ref, i64 now, i64 cost, i64 price) except -1
     cpdef void charge(self, list row, CounterRef ref, i64 now, bytes lease_id, i64 cost, i64 price) except *
     cpdef void append_status(self, list row, CounterRef ref, i64 now, i64 cost, i64 price) except *
 

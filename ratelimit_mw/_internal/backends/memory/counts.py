@@ -43,8 +43,8 @@ class CountedState(StoredState):
 
     __slots__ = ()
 
-    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
-        """Whether the limit admits a charge. `exact` asks for a status without what has expired."""
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int) -> bool:
+        """Whether the limit admits a charge, once what has expired is left out."""
         raise NotImplementedError
 
     def charge(
@@ -82,7 +82,7 @@ class WindowLog(CountedState):
         self.used = self._ahead = 0
         self._oldest, self._newest = _NEVER, -_NEVER
 
-    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int) -> bool:
         """Whether `cost` more units fit, once what has left the window is stepped over."""
         if self._oldest <= now - self.length or self._newest > now:
             self._expire(now)
@@ -156,7 +156,7 @@ class SlotSet(CountedState):
         """Whether no lease is live."""
         return not self.leases or max(self.leases.values()) <= now
 
-    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int) -> bool:
         """Whether a slot is free, once the leases that have expired are forgotten."""
         if self.soonest <= now:
             self._expire(now)
@@ -216,7 +216,7 @@ class BudgetState(CountedState):
         """Whether the period can no longer be settled."""
         return self.ends + KEPT_AFTER_END <= now
 
-    def admits(self, ref: CounterRef, now: int, cost: int, price: int, exact: bool) -> bool:
+    def admits(self, ref: CounterRef, now: int, cost: int, price: int) -> bool:
         """Whether `price` more fits."""
         if self._next <= now:
             self.lapse(now)

@@ -43,12 +43,11 @@ class Places:
                 state = self._find(at)
                 has_new = has_new or not state.is_kept
             state.is_used = True
-            if not state.admits(ref, now, cost, amount, lease_id is None):
+            if not state.admits(ref, now, cost, amount):
                 admitted = False
         if lease_id is None or not admitted:
-            row = self._row(now, 0, 0) if admitted else self._row(now, cost, amount)
-            return Outcome(admitted, now, row, NO_RESERVATION)
-        row = []
+            return Outcome(admitted, now, self._row(now, cost, amount), NO_RESERVATION)
+        row: list[int] = []
         for at, ref in enumerate(self._refs):
             state = self._states[at]
             state.charge(row, ref, now, lease_id, cost, amount)
