@@ -1,4 +1,4 @@
-"""Mutation testing of the code that decides: `make mutants`, or `python -m tests.mutants money policy:40,41`.
+"""Mutation testing of the code that decides: `make mutants`, or `python -m tests.mutants money routing:40`.
 
 Cosmic Ray's operators change one thing of a module after the other, in a copy of this project, and the tests
 that concern the module run on each such mutant, in Python alone. A change that no test notices survives, and
@@ -59,34 +59,34 @@ COUNTS = "conformance_windows conformance_slots conformance_money conformance_sh
 REQUESTS = "golden headers refusals limiter hooks_decisions spending slots"
 
 MODULES = {
-    "backends/counts.py": f"{COUNTS} clock_steps memory_bounds local",
-    "backends/places.py": f"{COUNTS} clock_steps memory_bounds local",
-    "backends/memory.py": f"{COUNTS} clock_steps memory_bounds local",
-    "backends/store.py": "memory_bounds",
-    "address.py": "address identity",
-    "api_key_reader.py": "identity middleware_input",
-    "charge.py": f"{COUNTS} headers spending slots jobs tokens bounds unservable status",
-    "decider.py": f"{REQUESTS} refused prefetch local unservable tally middleware",
-    "decision.py": f"{REQUESTS} refusals_problem",
-    "identity.py": "identity address policy resolve hooks_decisions middleware_input usage golden",
-    "lease.py": "slots spending jobs tokens estimates golden",
-    "lease_record.py": f"{REQUESTS} estimates jobs refused",
-    "leases.py": "slots spending jobs tokens estimates renewals golden",
-    "limits.py": "settings policy headers refusals slots",
-    "local.py": "local unservable limiter golden",
-    "lookup.py": "policy identity resolve spending golden",
-    "money.py": "money",
-    "periods.py": "periods",
-    "policy.py": "policy routing spending golden slots local usage",
-    "prefetch.py": "prefetch prefetch_backends golden",
-    "refused.py": "refused golden",
-    "renewals.py": "renewals slots estimates",
-    "routing.py": "routing",
-    "status.py": "status refused",
-    "tally.py": "tally",
-    "wire/headers.py": "headers spending golden",
-    "wire/refusals.py": "refusals refusals_problem kept_bodies websocket golden",
-    "wire/sender.py": "headers slots spending websocket middleware golden",
+    "backends/memory/counts": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/memory/places": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/memory/backend": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/memory/bounded_store": "memory_bounds",
+    "cache/prefetch": "prefetch prefetch_backends golden",
+    "cache/refusals": "refused golden",
+    "lease/lease": "slots spending jobs tokens estimates golden",
+    "lease/lease_record": f"{REQUESTS} estimates jobs refused",
+    "lease/manager": "slots spending jobs tokens estimates renewals golden",
+    "lease/renewals": "renewals slots estimates",
+    "limiter/decider": f"{REQUESTS} refused prefetch local unservable tally middleware",
+    "model/charge": f"{COUNTS} headers spending slots jobs tokens bounds unservable status",
+    "model/limits": "settings policy headers refusals slots conformance_windows",
+    "model/money": "money",
+    "model/periods": "periods",
+    "model/status": "status refused",
+    "observe/decision_counts": "tally",
+    "outage/fallback": "local unservable limiter golden",
+    "policy/api_key_reader": "identity middleware_input",
+    "policy/client_address": "address identity",
+    "policy/decision": f"{REQUESTS} refusals_problem",
+    "policy/identity": "identity address policy resolve hooks_decisions middleware_input usage golden",
+    "policy/lookup": "policy identity resolve spending golden",
+    "policy/policy": "policy routing spending golden slots local usage",
+    "policy/routing": "routing",
+    "responses/header_sender": "headers slots spending websocket middleware golden",
+    "responses/headers": "headers spending golden",
+    "responses/refusals": "refusals refusals_problem kept_bodies websocket golden",
 }
 """The modules, and the tests that concern each."""
 
@@ -201,6 +201,7 @@ class Trial:
         self.path = path
         self.seconds: dict[str, float] = {}
         self.limit = 0
+        self.noted = path.with_suffix(".noted")
         self.functions: list[FunctionType] = []
         self.code = path.read_text(encoding="utf-8")
         self.mutants = [
@@ -234,14 +235,17 @@ class Trial:
         finally:
             self.seconds[item.nodeid] = time.process_time() - start
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note which test has failed, for the process that this one is a fork of."""
+        if report.failed:
+            self.noted.write_text(report.nodeid)
+
     def _choose(self, session: pytest.Session) -> None:
         """Run the tests on the module as it is, and go on with those that are quick, the quickest first."""
-        noted = self.path.parent / "seconds.json"
         session.items = [each for each in session.items if not needs_server(each)]
-        if not _passes(_fork(session, [], {}, 0, lambda: noted.write_text(json.dumps(self.seconds)))):
+        if not _passes(_fork(session, [], {}, 0, lambda: self.noted.write_text(json.dumps(self.seconds)))):
             raise SystemExit(f"the tests of {self.path.name} fail without any change")
-        self.seconds = json.loads(noted.read_text())
-        noted.unlink()
+        self.seconds = json.loads(self.noted.read_text())
         session.items = [each for each in session.items if self.seconds[each.nodeid] <= LONGEST]
         session.items.sort(key=lambda each: self.seconds[each.nodeid])
         self.limit = 10 + round(5 * sum(self.seconds[each.nodeid] for each in session.items))
@@ -253,7 +257,12 @@ class Trial:
         except SyntaxError:
             return False
         if changed is not None:
-            return _passes(_fork(session, self.functions, changed, self.limit))
+            self.noted.write_text("")
+            passed = _passes(_fork(session, self.functions, changed, self.limit))
+            # What has noticed this change may notice the next.
+            failed = self.noted.read_text()
+            session.items.sort(key=lambda each: each.nodeid != failed)
+            return passed
         self.path.write_text(code, encoding="utf-8")
         try:
             return _passes(_spawn([*COMMAND, *[each.nodeid for each in session.items]], 2 * self.limit))
@@ -353,7 +362,7 @@ def _passes(pid: int) -> bool:
 def main() -> None:
     """Parse the command line, and try the mutants of the modules one after the other."""
     parser = argparse.ArgumentParser(prog="tests.mutants", description=__doc__)
-    parser.add_argument("modules", nargs="*", help="all, where none is named; money:40,41 are lines of one")
+    parser.add_argument("modules", nargs="*", help="all, where none is named; money:40,41: lines of one")
     parser.add_argument("--every", type=int, default=1, help="try only each so-manieth mutant")
     asked = parser.parse_args()
     wanted = {name: lines for name, _, lines in (each.partition(":") for each in asked.modules)}
@@ -363,9 +372,9 @@ def main() -> None:
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         for module, tests in MODULES.items():
-            lines = wanted.get(Path(module).stem)
-            if lines is not None or not wanted:
-                each = Process(target=_try, args=(folder, module, tests, lines or "", asked.every))
+            lines = [lines for name, lines in wanted.items() if f"/{module}".endswith(f"/{name}")]
+            if lines or not wanted:
+                each = Process(target=_try, args=(folder, module, tests, "".join(lines), asked.every))
                 each.start()
                 each.join()
 
@@ -378,9 +387,11 @@ def _try(folder: Path, module: str, tests: str, lines: str, every: int) -> None:
     sys.path[:] = [str(folder), *(each for each in sys.path if each not in {"", str(ROOT)})]
     for name in [each for each in sys.modules if each.partition(".")[0] in OWN]:
         del sys.modules[name]
-    trial = Trial(folder / "ratelimit_mw" / module, lines, every)
-    arguments = [*OPTIONS, "-s", *[f"tests/test_{each}.py" for each in tests.split()]]
-    if pytest.main(arguments, plugins=[trial]):
+    trial = Trial(folder / "ratelimit_mw" / "_internal" / f"{module}.py", lines, every)
+    files = [str(file) for each in tests.split() for file in folder.glob(f"tests/*/test_{each}.py")]
+    if len(files) != len(tests.split()):
+        raise SystemExit(f"{module}: not all of these tests are there: {tests}")
+    if pytest.main([*OPTIONS, "-s", *files], plugins=[trial]):
         raise SystemExit(f"the tests of {module} could not be run")
 
 
