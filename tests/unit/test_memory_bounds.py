@@ -174,6 +174,38 @@ async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend,
     assert (await peeked(backend, Charge([month]))).statuses[0] == BudgetStatus(5, 0, is_short=False)
 
 
+async def test_old_days_are_forgotten_though_a_month_was_there_before(
+    backend: MemoryBackend, clock: Clock
+) -> None:
+    """Budgets of days leave when they are past settling; that of a month, older and living, stays."""
+    await backend.acquire(Charge([monthly(9, of="mine")]), new_id(), 1)
+    for number in range(60):
+        await backend.acquire(Charge([daily(9, of=f"before {number}")]), new_id(), 1)
+    clock.now += 4 * 86_400_000_000
+    for number in range(30):
+        await backend.acquire(Charge([daily(9, of=f"after {number}")]), new_id(), 1)
+    assert len(backend._days) + len(backend._months) == 31
+
+
+async def test_what_settles_after_its_budget_was_forgotten_counts(backend: MemoryBackend) -> None:
+    """A flood may push a budget out of memory; a job that settles then is charged all the same."""
+    hold = (await backend.acquire(Charge([daily(999, of="mine")]), new_id(), 100)).hold
+    for number in range(150):
+        outcome = await backend.acquire(Charge([daily(9, of=f"flood {number}")]), new_id(), 1)
+        await backend.finish(outcome.hold, EstimateAction.KEEP)
+    assert await backend.settle(hold, 70) is Settlement.SETTLED
+    statuses = (await peeked(backend, Charge([daily(999, of="mine")]))).statuses
+    assert statuses == [BudgetStatus(70, 0, is_short=False)]
+
+
+async def test_each_backend_counts_a_charge_for_itself(clock: Clock) -> None:
+    """What one has found for a charge, to use it again, is no other's."""
+    charge = Charge([window(2)])
+    backends = [MemoryBackend(clock=clock) for _ in range(2)]
+    admitted = [(await backend.acquire(charge, new_id())).admitted for _ in range(3) for backend in backends]
+    assert admitted == [True, True, True, True, False, False]
+
+
 class State(StoredState):
     """Dead from a time on."""
 

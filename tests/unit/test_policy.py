@@ -424,10 +424,22 @@ def test_callers_of_one_partition_keep_their_policies(monkeypatch: pytest.Monkey
     here, there = [Identity("k:1", "default", address=f"192.0.2.{number}") for number in range(2)]
     first = [policies.at(identity, None) for identity in (here, there)]
     assert [policies.at(identity, None) for identity in (here, there, here)] == [*first, first[0]]
+    assert [policy.is_latest for policy in first] == [True, False]
     for number in range(500):
         policies.at(Identity("k:1", "default", address=f"198.51.100.{number}"), None)
     assert len(policies.latest) == 1
     assert len(policies._others) <= 50
+
+
+def test_limits_of_keys_are_compiled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many keys have limits of their own, so many are kept to make policies from."""
+    monkeypatch.setattr("ratelimit_mw._internal.policy.policy.MAX_MODELS", 10)
+    policies = Policies(settings_of(""))
+    for number in range(1, 50):
+        own = KeySettings(hash=f"sha256:{'0' * 64}", plan="default", requests=(Window(number, 1, "minute"),))
+        policy = policies.at(Identity(f"k:{number}", "default", overrides=own), None)
+        assert policy.charge.counters[0].limit == Window(number, 1, "minute")
+    assert 0 < len(policies._models) <= 10
 
 
 def test_who_comes_again_stays_the_latest_whoever_else_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ class MemoryBackend:
             places = charge.prepared = self._places_of(charge, now)
         return places
 
-    def recall(self, counter: Counter, entries: Sequence[tuple[int, int]], *, anew: bool = False) -> None:
+    def recall(self, counter: Counter, entries: Sequence[tuple[int, int]], *, anew: bool) -> None:
         """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet.
 
         Or, `anew`, in place of what is.
