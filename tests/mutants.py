@@ -41,7 +41,7 @@ WALL_SECONDS = 300.0
 
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider")
 COMMAND = (sys.executable, "-m", "pytest", *OPTIONS)
-LONGEST = 0.5
+LONGEST = 0.15
 """Seconds that a test may keep the processor busy: one that takes longer is left out."""
 SERVERS = {
     "cluster",
@@ -56,37 +56,36 @@ SERVERS = {
 """Fixtures of tests that are left out, as those of a parameter that names a server are."""
 
 COUNTS = "conformance_windows conformance_slots conformance_money conformance_sharing prefetch_backends"
-REQUESTS = "golden headers refusals limiter hooks_decisions spending slots"
 
 MODULES = {
     "backends/memory/counts": f"{COUNTS} clock_steps memory_bounds local",
-    "backends/memory/places": f"{COUNTS} clock_steps memory_bounds local",
-    "backends/memory/backend": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/memory/places": f"{COUNTS} memory_bounds",
+    "backends/memory/backend": f"{COUNTS} memory_bounds local limiter",
     "backends/memory/bounded_store": "memory_bounds",
-    "cache/prefetch": "prefetch prefetch_backends golden",
-    "cache/refusals": "refused golden",
-    "lease/lease": "slots spending jobs tokens estimates golden",
-    "lease/lease_record": f"{REQUESTS} estimates jobs refused",
-    "lease/manager": "slots spending jobs tokens estimates renewals golden",
+    "cache/prefetch": "prefetch prefetch_backends",
+    "cache/refusals": "refused",
+    "lease/lease": "slots spending jobs tokens",
+    "lease/lease_record": "slots spending refused estimates",
+    "lease/manager": "slots spending jobs estimates",
     "lease/renewals": "renewals slots estimates",
-    "limiter/decider": f"{REQUESTS} refused prefetch local unservable tally middleware",
-    "model/charge": f"{COUNTS} headers spending slots jobs tokens bounds unservable status",
-    "model/limits": "settings policy headers refusals slots conformance_windows",
+    "limiter/decider": "limiter hooks_decisions refused local unservable",
+    "model/charge": "status spending headers refused conformance_money conformance_slots",
+    "model/limits": "headers refusals conformance_windows",
     "model/money": "money",
     "model/periods": "periods",
     "model/status": "status refused",
     "observe/decision_counts": "tally",
-    "outage/fallback": "local unservable limiter golden",
-    "policy/api_key_reader": "identity middleware_input",
+    "outage/fallback": "local unservable",
+    "policy/api_key_reader": "identity",
     "policy/client_address": "address identity",
-    "policy/decision": f"{REQUESTS} refusals_problem",
-    "policy/identity": "identity address policy resolve hooks_decisions middleware_input usage golden",
-    "policy/lookup": "policy identity resolve spending golden",
-    "policy/policy": "policy routing spending golden slots local usage",
+    "policy/decision": "headers refusals spending",
+    "policy/identity": "identity policy",
+    "policy/lookup": "policy identity spending",
+    "policy/policy": "policy refusals spending tally",
     "policy/routing": "routing",
-    "responses/header_sender": "headers slots spending websocket middleware golden",
-    "responses/headers": "headers spending golden",
-    "responses/refusals": "refusals refusals_problem kept_bodies websocket golden",
+    "responses/header_sender": "headers websocket spending",
+    "responses/headers": "headers spending",
+    "responses/refusals": "refusals refusals_problem websocket",
 }
 """The modules, and the tests that concern each."""
 
