@@ -431,6 +431,27 @@ def test_callers_of_one_partition_keep_their_policies(monkeypatch: pytest.Monkey
     assert len(policies._others) <= 50
 
 
+@pytest.mark.parametrize(
+    ("plan", "route", "is_taken"),
+    [
+        ("", "", False),
+        (", prefetch = true", "", True),
+        (", prefetch = true, concurrent = 5", "", False),
+        (', prefetch = true, spending.daily = "9.00"', "", True),
+        (', prefetch = true, spending.daily = "9.00"', ', price = "0.01"', False),
+        (", prefetch = true", ', total = ["9/second"]', False),
+    ],
+)
+def test_which_requests_are_counted_ahead(plan: str, route: str, is_taken: bool) -> None:
+    """On plans that say so, those without a price that need nothing but the caller's own rates."""
+    text = f"""
+        plans.default = {{ requests = ["9000/minute"]{plan} }}
+        routes = [{{ path = "/"{route} }}]
+    """
+    policy = Policies(settings_of(text)).match(Identity("k:1", "default"), "GET", "/")
+    assert (policy.stock is not None) is is_taken
+
+
 def test_limits_of_keys_are_compiled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many keys have limits of their own, so many are kept to make policies from."""
     monkeypatch.setattr("ratelimit_mw._internal.policy.policy.MAX_MODELS", 10)
