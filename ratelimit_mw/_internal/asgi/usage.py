@@ -109,7 +109,6 @@ def _gate_of(identity: Identity, path: str) -> Policy:
         priced_charge=charge,
         price=None,
         currency=None,
-        slots=None,
         too_small=None,
         on_failure="local",
         on_failure_priced="local",

@@ -45,7 +45,6 @@ class Policy:
         "refused",
         "route",
         "shadow",
-        "slots",
         "stock",
         "too_small",
     )
@@ -59,7 +58,6 @@ class Policy:
         priced_charge: Charge,
         price: int | None,
         currency: str | None,
-        slots: Slots | None,
         too_small: Counter | None,
         on_failure: OnFailure,
         on_failure_priced: OnFailure,
@@ -78,8 +76,6 @@ class Policy:
         """The route's estimate in units of `currency`; None without a price or a budget."""
         self.currency = currency
         """The currency of the caller's budgets, None without any."""
-        self.slots = slots
-        """The slots of the caller's plan that the request takes one of."""
         self.too_small = too_small
         """A window that this cost never fits into, whatever was used."""
         self.on_failure = on_failure
@@ -112,7 +108,6 @@ class Policy:
             priced_charge=priced,
             price=self.price,
             currency=self.currency,
-            slots=self.slots,
             too_small=too_small,
             on_failure=self.on_failure,
             on_failure_priced=self.on_failure_priced,
@@ -235,7 +230,6 @@ class Policies:
             priced_charge=priced,
             price=price,
             currency=currency,
-            slots=plan.concurrent if rule.slot else None,
             too_small=too_small,
             on_failure=on_failure,
             # Money first: what is said of it means every priced request.
