@@ -1,5 +1,5 @@
 cimport cython
-from ratelimit_mw._internal.backends.held_places cimport HeldPlaces
+from ratelimit_mw._internal.backends.redis.held_places cimport HeldPlaces
 from ratelimit_mw._internal.backends.redis.lines cimport Lines, OrderedOperation
 from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
 from ratelimit_mw._internal.backends.redis.packing cimport ChargeOperation, ChargeTemplate, Layout

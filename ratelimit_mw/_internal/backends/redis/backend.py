@@ -14,9 +14,9 @@ from typing import Any
 from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
 from ratelimit_mw._internal.backends.connecting.connectors import connector_to
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
-from ratelimit_mw._internal.backends.held_places import HeldPlaces
-from ratelimit_mw._internal.backends.keys import ChargeKeys, KeyNames, suffix_of
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
+from ratelimit_mw._internal.backends.redis.held_places import HeldPlaces
+from ratelimit_mw._internal.backends.redis.keys import ChargeKeys, KeyNames, suffix_of
 from ratelimit_mw._internal.backends.redis.letters import (
     ACQUIRE,
     ACQUIRE_AGAIN,

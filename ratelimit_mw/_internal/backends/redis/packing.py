@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Protocol, cast
 
-from ratelimit_mw._internal.backends.keys import ChargeKeys
 from ratelimit_mw._internal.backends.redis import letters
+from ratelimit_mw._internal.backends.redis.keys import ChargeKeys
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
 from ratelimit_mw._internal.model.charge import (
     LEASE_ID_SIZE,

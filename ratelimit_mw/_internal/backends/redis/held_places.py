@@ -3,7 +3,7 @@
 import struct
 from functools import lru_cache
 
-from ratelimit_mw._internal.backends.keys import KeyNames
+from ratelimit_mw._internal.backends.redis.keys import KeyNames
 from ratelimit_mw._internal.backends.redis.letters import BUDGET, FINISH
 from ratelimit_mw._internal.backends.redis.operations import Template, bulk
 from ratelimit_mw._internal.backends.redis.packing import (
