@@ -323,10 +323,11 @@ def _without(status: Status, cost: int, price: int) -> Status:
 
 def _parts_of(hold: Reservation) -> list[Reservation]:
     """A hold for each partition that it lies in."""
-    places = (*hold.slots, *hold.periods)
-    if all(held.partition == places[0].partition for held in places):
+    partitions = dict.fromkeys([held.partition for held in hold.slots or hold.periods])
+    if hold.slots and hold.periods:
+        partitions |= dict.fromkeys([held.partition for held in hold.periods])
+    if len(partitions) <= 1:
         return [hold]
-    partitions = dict.fromkeys(held.partition for held in places)
     return [hold.with_places(_of(hold.slots, each), _of(hold.periods, each)) for each in partitions]
 
 

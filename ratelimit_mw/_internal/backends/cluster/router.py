@@ -16,7 +16,7 @@ from ratelimit_mw._internal.backends.connecting.connection import Connection
 from ratelimit_mw._internal.backends.connecting.errors import ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address
 from ratelimit_mw._internal.backends.redis.batcher import Batcher, Group, Redirect
-from ratelimit_mw._internal.backends.redis.operations import Operation
+from ratelimit_mw._internal.backends.redis.operations import Operation, Template
 from ratelimit_mw._internal.model.charge import BackendError, Load
 
 AT_ONCE = 3
@@ -69,7 +69,12 @@ class Router:
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation for the node that serves its keys."""
-        self._batcher_for(hash_slot(hash_tag(operation.template.keys))).submit(operation)
+        template = operation.template
+        if template.tag is None:
+            _find_slot(template)
+        owner = self._owners[template.slot] if self._owners else None
+        batcher = None if owner is None else self._batchers.get(owner)
+        (batcher or self._batcher_for(template.slot)).submit(operation)
 
     async def connect(self) -> None:
         """Find out who serves what and connect to all nodes; waits as long as an operation would."""
@@ -257,9 +262,17 @@ def _by_partition(operations: list[Operation]) -> Iterable[list[Operation]]:
     """What may share a call of the script: operations on one caller's keys, those sent again excepted."""
     groups: dict[object, list[Operation]] = {}
     for operation in operations:
-        group = operation if operation.tries else hash_tag(operation.template.keys)
-        groups.setdefault(group, []).append(operation)
+        group = operation if operation.tries else operation.template.tag
+        members = groups.get(group)
+        if members is None:
+            members = groups[group] = []
+        members.append(operation)
     return groups.values()
+
+
+def _find_slot(template: Template) -> None:
+    template.tag = hash_tag(template.keys)
+    template.slot = hash_slot(template.tag)
 
 
 def _address(text: str, answering: Address) -> Address:

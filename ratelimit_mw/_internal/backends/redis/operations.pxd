@@ -7,6 +7,8 @@ cdef class Template:
     cdef readonly Py_ssize_t n_keys
     cdef readonly object unpack
     cdef public str charges
+    cdef public bytes tag
+    cdef public int slot
     cdef bytes _body
     cpdef bytes several(self, ids)
     cpdef object read(self, bytes answer, Py_ssize_t number)

@@ -63,7 +63,7 @@ class Template:
     not where each has a record, a key of its own that is named by its id.
     """
 
-    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "record", "unpack")
+    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "record", "slot", "tag", "unpack")
 
     def __init__(  # noqa: PLR0913 - a value
         self,
@@ -87,6 +87,9 @@ class Template:
         self._body = body
         self.record = record
         """The argument of an operation's record up to the id, the last of its keys; empty for none."""
+        self.tag: bytes | None = None
+        """Hash tag of the keys, and their hash slot, once the router of a cluster has looked for them."""
+        self.slot = 0
         self.charges: str | None = None
         """The one partition whose windows and slots it charges, "" for none; None for any other."""
 
