@@ -11,7 +11,7 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +180,53 @@ async def test_top_is_live_at_a_terminal(shared: str, columns: int) -> None:
     assert "10/hour" in drawn
 
 
-def watched(file: str, columns: int) -> tuple[bytes, int]:
-    """What `top` draws on a terminal of so many columns in its first two looks, and its exit status."""
+async def test_keys_sort_filter_and_end(shared: str) -> None:
+    """At a terminal a key changes the order, a text filters, and `q` ends it with status 0."""
+    seen: list[tuple[bytes, int]] = []
+    steps = [
+        ("", "[b] requests"), ("r", "[r] refused"), ("/", "filter: _"), ("acme", "filter: acme_"),
+        ("\r", "filter: acme (Esc"), ("\x1b", "/ filter"), ("q", ""),
+    ]  # fmt: skip
+
+    async def look() -> None:
+        seen.append(await asyncio.to_thread(watched, shared, 150, steps))
+
+    await with_traffic(shared, look)
+    ((screen, status),) = seen
+    assert status == 0
+    drawn = screen.decode(errors="replace")
+    filtered = drawn[drawn.index("filter: acme_") :]
+    assert "acme" in filtered
+    assert re.search(r"k:[0-9a-f]{12} +Acme, batch · acme +pro", drawn)
+
+
+@pytest.mark.parametrize(
+    ("options", "plans"),
+    [
+        (("--filter", "ACME"), ["pro"]), (("--filter", "batch"), ["pro"]),
+        (("--filter", "k:"), ["pro", "default"]),
+        (("--plan", "default"), ["default"]), (("--plan", "default", "--filter", "acme"), []),
+    ],
+)  # fmt: skip
+async def test_top_shows_those_who_are_looked_for(
+    commands: Commands, shared: str, options: tuple[str, ...], plans: list[str]
+) -> None:
+    """By a part of the name, the label or the account, and by plan."""
+
+    async def look() -> None:
+        said = await asyncio.to_thread(commands.json, "top", *options, "--settings", shared)
+        assert [caller["plan"] for caller in said["callers"]] == plans
+        printed = await asyncio.to_thread(commands.good, "top", *options, "--settings", shared)
+        assert ("nobody of whom this is true asked" in printed) is (not plans)
+
+    await with_traffic(shared, look)
+
+
+def watched(file: str, columns: int, steps: Sequence[tuple[str, str]] = ()) -> tuple[bytes, int]:
+    """What `top` draws on a terminal of so many columns, and its exit status.
+
+    After each text that it draws, the next keys are pressed; without any it is ended after two looks.
+    """
     command = [sys.executable, "-m", "ratelimit_mw", "top", "--interval", "0.5", "--settings", file]
     pid, terminal = pty.fork()
     if pid == 0:
@@ -189,10 +234,18 @@ def watched(file: str, columns: int) -> tuple[bytes, int]:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     drawn = b""
     try:
-        deadline = time.monotonic() + 30
-        while drawn.count(b"nearest limit") < 2 and time.monotonic() < deadline:
-            drawn += read(terminal)
-        os.kill(pid, signal.SIGINT)
+        for keys, awaited in steps:
+            before = len(drawn)
+            os.write(terminal, keys.encode())
+            deadline = time.monotonic() + 30
+            while awaited and awaited.encode() not in drawn[before:] and time.monotonic() < deadline:
+                drawn += read(terminal)
+            assert awaited.encode() in drawn, f"no {awaited!r} after {keys!r}"
+        if not steps:
+            deadline = time.monotonic() + 30
+            while drawn.count(b"nearest limit") < 2 and time.monotonic() < deadline:
+                drawn += read(terminal)
+            os.kill(pid, signal.SIGINT)
         while data := read(terminal, 10):
             drawn += data
     finally:

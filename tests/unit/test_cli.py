@@ -71,6 +71,51 @@ def test_check_prints_every_error(commands: Commands) -> None:
     assert json.loads(out)["errors"][0]["path"] == "keys[0].plan"
 
 
+def test_check_says_where_each_error_is(commands: Commands, tmp_path: Path) -> None:
+    """File, line and column before each error, and in the JSON that editors and CI systems mark a file by."""
+    text = '[plans.pro]\nrequests = [\n  "60/m",\n]\n[[routes]]\npath = "x"\n'
+    file = str(written(tmp_path / "s.toml", text))
+    lines = commands.any("check", file)[2].splitlines()
+    assert lines[0].startswith(f"ratelimit-mw: {file}:3:3: plans.pro.requests[0]: '60/m' is not a rate")
+    assert lines[0].endswith("did you mean '60/minute'?")
+    assert lines[1].startswith(f"ratelimit-mw: {file}:6:1: routes[0].path: ")
+    first, second = json.loads(commands.any("check", file, "--json")[1])["errors"]
+    assert (first["file"], first["line"], first["column"], first["severity"]) == (file, 3, 3, "error")
+    assert first["message"].startswith("plans.pro.requests[0]: '60/m' is not a rate")
+    assert second["line"] == 6
+
+
+def test_check_warns_of_a_method_that_is_none(commands: Commands, tmp_path: Path) -> None:
+    """A typing mistake in a method is no error, since an app may have its own, and is marked in the file."""
+    text = (
+        '[[routes]]\npath = "/a"\nmethods = ["PSOT"]\n[[routes]]\npath = "/b"\nmethods = ["PURGE", "QUERY"]\n'
+    )
+    file = str(written(tmp_path / "s.toml", text))
+    assert "'PSOT' is no method that clients use; did you mean 'POST'?" in commands.good("check", file)
+    warnings = commands.json("check", file)["warnings"]
+    (method,) = [each for each in warnings if each["name"] == "unknown-method"]
+    assert (method["file"], method["line"], method["severity"]) == (file, 1, "warning")
+
+
+@pytest.mark.parametrize(
+    ("rate", "nearest"),
+    [
+        ("60/m", "60/minute"),
+        ("5/2 h", "5/2 hour"),
+        ("9 per d", "9 per day"),
+        ("7/MIN", "7/minute"),
+        ("1/s", "1/second"),
+    ],
+)
+def test_check_knows_abbreviations(commands: Commands, tmp_path: Path, rate: str, nearest: str) -> None:
+    """What people write for a unit of time is understood well enough to say what to write instead."""
+    file = str(written(tmp_path / "s.toml", f'[plans.pro]\nrequests = ["{rate}"]\n'))
+    (error,) = json.loads(commands.any("check", file, "--json")[1])["errors"]
+    assert error["nearest"] == nearest
+    written(tmp_path / "s.toml", f'[plans.pro]\nrequests = ["{nearest}"]\n')
+    assert commands.good("check", file)
+
+
 def test_check_warns_of_what_has_no_effect(commands: Commands) -> None:
     """Units can't be taken ahead of a plan whose every request draws on what all callers share."""
     assert "prefetch has no effect: each request draws on" in commands.good("check", FULL)

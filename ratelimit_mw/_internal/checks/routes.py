@@ -8,6 +8,7 @@ from starlette.routing import PARAM_REGEX
 from ratelimit_mw._internal.policy.routing import RouteTable
 from ratelimit_mw._internal.policy.sample_paths import samples
 from ratelimit_mw._internal.settings import RouteSettings, Settings
+from ratelimit_mw._internal.settings.errors import nearest_name
 from ratelimit_mw._internal.settings.findings import Finding
 
 NAMED = 5
@@ -15,6 +16,7 @@ NAMED = 5
 OTHER_METHOD = "OTHER"
 """Stands for every method that no rule lists."""
 
+_METHODS = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
@@ -41,6 +43,11 @@ def _misread(place: str, route: RouteSettings) -> Iterator[Finding]:
     if _ENCODED.search(literal) or "?" in literal or "#" in literal:
         text = f"{place}: paths are matched decoded and without their query, so this one never is."
         yield Finding("undecoded-path", text)
+    for method in sorted((route.methods or frozenset()) - set(_METHODS)):
+        nearest = nearest_name(method, _METHODS)
+        if nearest:  # else it is one of an app's own
+            text = f"{place}: {method!r} is no method that clients use; did you mean {nearest!r}?"
+            yield Finding("unknown-method", text)
 
 
 def _never_reached(routes: Sequence[RouteSettings], table: RouteTable, index: int) -> Iterator[Finding]:

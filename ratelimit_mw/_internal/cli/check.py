@@ -1,37 +1,93 @@
 """`ratelimit-mw check`: load a file as the app would, and say what it means."""
 
-from dataclasses import asdict
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 from ratelimit_mw._internal.checks.plain import findings
-from ratelimit_mw._internal.cli.output import console, print_error, print_facts, print_json, print_table
+from ratelimit_mw._internal.cli.output import (
+    DONE,
+    REFUSED,
+    console,
+    print_error,
+    print_facts,
+    print_json,
+    print_table,
+)
 from ratelimit_mw._internal.cli.texts import limit_json, methods_text, rates_text, spending_text
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.limits import Slots
 from ratelimit_mw._internal.runtime.compiled import is_compiled
-from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Settings, SettingsError
+from ratelimit_mw._internal.settings import (
+    PlanSettings,
+    RouteSettings,
+    Settings,
+    SettingsError,
+    SettingsProblem,
+)
+from ratelimit_mw._internal.settings.findings import Finding
+from ratelimit_mw._internal.settings.places import Place, located, places_of
+from ratelimit_mw._internal.settings.sources import read_file_bytes
+
+_PATH = re.compile(r"routes\[\d+\]|(?:plans|backend|identity|operations|application)\.[A-Za-z0-9_-]+")
+"""What a finding is about, where it names it."""
 
 
 def check(file: str | None, *, as_json: bool) -> int:
     """Print a summary of the settings, or every error; returns the exit status."""
+    file = file or os.environ.get("RATELIMIT_SETTINGS") or None
     try:
         settings = Settings.load(file)
         Limiter(settings)
     except SettingsError as error:
+        problems = located(error, _text(file), file or "").problems
         if as_json:
-            print_json({"ok": False, "errors": [asdict(problem) for problem in error.problems]})
+            print_json({"ok": False, "errors": list(map(_problem_json, problems))})
         else:
-            for problem in error.problems:
+            for problem in problems:
                 print_error(str(problem))
-        return 1
+        return REFUSED
     if as_json:
-        print_json(_summary(settings))
+        print_json(_summary(settings, places_of(_text(file))))
     else:
         _print_summary(settings)
-    return 0
+    return DONE
 
 
-def _summary(settings: Settings) -> dict[str, Any]:
+def _text(file: str | None) -> str:
+    """What a file holds, empty where it can't be read."""
+    try:
+        return "" if file is None else read_file_bytes(file).decode("utf-8-sig", errors="replace")
+    except SettingsError:
+        return ""
+
+
+def _problem_json(problem: SettingsProblem) -> dict[str, Any]:
+    """A problem as editors and CI systems mark it in the file."""
+    line, column = problem.place or (None, None)
+    values = asdict(problem)
+    del values["place"]
+    message = str(replace(problem, file="", place=None))
+    return {**values, "line": line, "column": column, "severity": "error", "message": message}
+
+
+def _warning_json(finding: Finding, source: str, places: Mapping[str, Place]) -> dict[str, Any]:
+    path = _PATH.search(finding.text)
+    place = places.get(path[0]) if path else None
+    return {
+        **asdict(finding),
+        "link": finding.link,
+        "file": source,
+        "line": place and place.line,
+        "column": place and place.column,
+        "severity": finding.level,
+        "message": finding.text,
+    }
+
+
+def _summary(settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
     backend, identity = settings.backend, settings.identity
     return {
         "ok": True,
@@ -49,7 +105,7 @@ def _summary(settings: Settings) -> dict[str, Any]:
         "plans": {name: _plan(plan) for name, plan in settings.plans.items()},
         "keys": len(settings.keys),
         "routes": [_route(route) for route in settings.routes],
-        "warnings": [{**asdict(finding), "link": finding.link} for finding in findings(settings)],
+        "warnings": [_warning_json(finding, settings.source, places) for finding in findings(settings)],
     }
 
 

@@ -11,6 +11,8 @@ from ratelimit_mw._internal.backends.rights import missing_rights
 from ratelimit_mw._internal.cli import check as check_command
 from ratelimit_mw._internal.cli import counts, keys, sources
 from ratelimit_mw._internal.cli.callers import Named
+from ratelimit_mw._internal.cli.completion import complete_account, complete_caller, complete_file
+from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.explain import explain as explain_request
 from ratelimit_mw._internal.cli.key_commands import add_key_commands
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
@@ -38,17 +40,21 @@ app = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    **with_examples(""),
 )
-keys_app = typer.Typer(help="API keys.", invoke_without_command=True, rich_markup_mode=None)
+keys_app = typer.Typer(
+    help="API keys.", invoke_without_command=True, rich_markup_mode=None, **with_examples("keys")
+)
 app.add_typer(keys_app, name="keys")
-app.command()(routes)
-app.command()(top)
+app.command(**with_examples("routes"))(routes)
+app.command(**with_examples("top"))(top)
 add_key_commands(keys_app)
 
 CallerName = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CALLER]",
+        metavar="CALLER",
+        autocompletion=complete_caller,
         help="A caller as it is shown (k:…, a:…, ip:…) or the beginning of that, an API key, its hash, an "
         "address or an account; - reads it from standard input.",
     ),
@@ -58,6 +64,7 @@ Key = Annotated[
     typer.Option(
         "--key",
         metavar="KEY",
+        autocompletion=complete_caller,
         help="An API key, its hash, a caller's name or the beginning of that, or - for standard input.",
     ),
 ]
@@ -67,7 +74,12 @@ Address = Annotated[
 ]
 Account = Annotated[
     str | None,
-    typer.Option("--account", metavar="ACCOUNT", help="An account that known keys belong to."),
+    typer.Option(
+        "--account",
+        metavar="ACCOUNT",
+        autocompletion=complete_account,
+        help="An account that known keys belong to.",
+    ),
 ]
 
 
@@ -147,11 +159,14 @@ def main(
     print_help(context)
 
 
-@app.command()
+@app.command(**with_examples("check"))
 def check(
     file: Annotated[
         str | None,
-        typer.Argument(help="The settings file. Default: $RATELIMIT_SETTINGS, else ratelimit.toml here."),
+        typer.Argument(
+            autocompletion=complete_file,
+            help="The settings file. Default: $RATELIMIT_SETTINGS, else ratelimit.toml here.",
+        ),
     ] = None,
     settings: SettingsFile = None,
     json: Json = False,
@@ -160,7 +175,7 @@ def check(
     raise typer.Exit(check_command.check(sources.settings_file(file or settings), as_json=json))
 
 
-@app.command()
+@app.command(**with_examples("explain"))
 def explain(
     method: Annotated[str, typer.Argument(help="Such as GET; a WebSocket handshake is a GET.")],
     path: Annotated[str, typer.Argument(help="Such as /v1/predictions, as the app itself sees it.")],
@@ -177,7 +192,7 @@ def explain(
     explain_request(limiter, (method, path), Named(key, address), as_json=json)
 
 
-@app.command()
+@app.command(**with_examples("show"))
 def show(
     caller: CallerName = None,
     key: Key = None,
@@ -193,7 +208,7 @@ def show(
     counts.show(sources.load_usable(settings), Named(key, address, account, caller), as_json=json)
 
 
-@app.command()
+@app.command(**with_examples("reset"))
 def reset(
     caller: CallerName = None,
     key: Key = None,
@@ -209,7 +224,7 @@ def reset(
     counts.reset(sources.load_usable(settings), Named(key, address, account, caller), as_json=json)
 
 
-@keys_app.command("hash")
+@keys_app.command("hash", **with_examples("hash"))
 def hash_key(
     key: Annotated[str, typer.Argument(help="An API key, or - to read it from standard input.")],
     settings: SettingsFile = None,
@@ -226,7 +241,7 @@ def hash_key(
         console.out(api_key_hash, highlight=False)
 
 
-@app.command()
+@app.command(**with_examples("demo"))
 def demo(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port on 127.0.0.1.")] = 8000,
     token: Annotated[

@@ -5,26 +5,36 @@ from typing import Annotated
 import typer
 
 from ratelimit_mw._internal.cli import keys
+from ratelimit_mw._internal.cli.completion import complete_caller, complete_plan
+from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
 from ratelimit_mw._internal.cli.sources import load_usable
 from ratelimit_mw._internal.live.key_entries import KeyEntry
 
 Keys = Annotated[
     list[str],
-    typer.Argument(metavar="KEY", help="API keys or their hashes, or - to read one from standard input."),
+    typer.Argument(
+        metavar="KEY",
+        autocompletion=complete_caller,
+        help="API keys, their hashes, names of callers or beginnings of them, or - to read one from standard "
+        "input.",
+    ),
 ]
 
 
 def add_key_commands(app: typer.Typer) -> None:
     """Add the commands to those of `ratelimit-mw keys`."""
-    app.command("set")(set_keys)
-    app.command("list")(list_keys)
-    app.command("remove")(remove_keys)
+    app.command("set", **with_examples("set"))(set_keys)
+    app.command("list", **with_examples("list"))(list_keys)
+    app.command("remove", **with_examples("remove"))(remove_keys)
 
 
 def set_keys(  # noqa: PLR0913, PLR0917 - an option each
     keys_: Keys,
-    plan: Annotated[str, typer.Option("--plan", metavar="PLAN", help="A plan of the settings.")],
+    plan: Annotated[
+        str,
+        typer.Option("--plan", metavar="PLAN", autocompletion=complete_plan, help="A plan of the settings."),
+    ],
     account: Annotated[
         str | None, typer.Option("--account", metavar="ACCOUNT", help="The account the keys belong to.")
     ] = None,

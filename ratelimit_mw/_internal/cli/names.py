@@ -68,6 +68,16 @@ class Directory:
         """The label of a key or of an account's keys."""
         return self._people.label(name)
 
+    def starting_with(self, text: str, number: int) -> list[tuple[str, str]]:
+        """The first names of known callers that begin with a text, each with its label or account."""
+        keys = self.keys()
+        found = []
+        for name in self._people.names(text, number):
+            hashes = self._people.key_hashes(name)
+            account = keys[hashes[0]][1].account if hashes else None
+            found.append((name, self._people.label(name) or account or ""))
+        return found
+
     async def caller(self, text: str) -> Caller:
         """The one caller whom a name or a prefix of it stands for. Raises `CommandError`, `BackendError`."""
         name = _whole(text)

@@ -4,11 +4,14 @@ from typing import Annotated
 
 import typer
 
+from ratelimit_mw._internal.cli.completion import complete_file
+
 SettingsFile = Annotated[
     str | None,
     typer.Option(
         "--settings",
         metavar="FILE",
+        autocompletion=complete_file,
         help="The settings file. Default: $RATELIMIT_SETTINGS, else ratelimit.toml here.",
     ),
 ]

@@ -51,9 +51,12 @@ class SettingsProblem:
     expected: str = ""
     nearest: str = ""
     """The nearest valid name, where one is near."""
+    place: tuple[int, int] | None = None
+    """Line and column in the file, where somebody has looked them up."""
 
     def __str__(self) -> str:
-        place = ": ".join(part for part in (self.file, self.path) if part)
+        file = self.file if self.place is None else f"{self.file}:{self.place[0]}:{self.place[1]}"
+        place = ": ".join(part for part in (file, self.path) if part)
         text = f"{place}: {self.what}"
         text += f"; expected {self.expected}" if self.expected else ""
         return printable(text + (f"; did you mean '{self.nearest}'?" if self.nearest else ""))

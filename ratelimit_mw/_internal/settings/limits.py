@@ -27,6 +27,18 @@ MAX_RATE = 100
 
 _LEASE = 30.0
 _RATE = 'one rate, such as "60/minute", "1000 per hour" or "5/2 seconds"'
+_ABBREVIATIONS = {
+    short: unit
+    for unit, names in {
+        "second": ("s", "sec", "secs"),
+        "minute": ("m", "min", "mins"),
+        "hour": ("h", "hr", "hrs"),
+        "day": ("d",),
+        "month": ("mo", "mon"),
+        "year": ("y", "yr", "yrs"),
+    }.items()
+    for short in names
+}
 _RATE_PARTS = re.compile(r"\s*[0-9]+\s*(?:/|per)\s*([0-9]*)\s*([a-z]+)\s*", re.IGNORECASE)
 
 
@@ -70,7 +82,10 @@ def _rate_text(window: Window) -> str:
 
 def _rate_nearest(rate: str) -> str:
     parts = _RATE_PARTS.fullmatch(rate)
-    unit = nearest_name(parts[2].removesuffix("s"), UNIT_SECONDS) if parts else ""
+    name = parts[2].lower() if parts else ""
+    unit = _ABBREVIATIONS.get(name, "") or (
+        nearest_name(name.removesuffix("s"), UNIT_SECONDS) if name else ""
+    )
     return rate[: parts.start(2)].lstrip() + unit if parts and unit else ""
 
 
