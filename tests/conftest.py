@@ -1,5 +1,6 @@
 """Fixtures for every test: real servers, and how hard Hypothesis tries."""
 
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -25,14 +26,25 @@ REAL_TIME = re.compile(
     "|soak|stream|workers)$"
 )
 """Modules whose tests watch several processes by the clock on the wall."""
+OUTSIDE = re.compile(
+    "_(attacks|bodies|browser|build|clients|contention|demo|deploy|examples|night|partition|pictures|processes"
+    "|proxies|readme|requests|schemathesis|soak|store|stream|suites|workers)$"
+)
+"""Modules whose tests look at the package from outside: it runs in processes of its own."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In CI, whose machine is shared, such a test gets a second try, which the summary tells as a rerun.
+    """Mark the tests that look at the package from outside, and have those begin first that wait.
 
-    Whoever works on the project sees a first failure: some have been faults that show seldom. And each of
-    the processes that run tests begins with its share of them: while they wait, others use the CPU.
+    In CI, whose machine is shared, a test that goes by the clock on the wall gets a second try, which the
+    summary tells as a rerun. Whoever works on the project sees a first failure: some have been faults that
+    show seldom. Each of the processes that run tests begins with its share of them: while they wait, others
+    use the CPU.
     """
+    for item in items:
+        if OUTSIDE.search(item.path.stem) or "start_app" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.outside)
     waiting = [item for item in items if REAL_TIME.search(item.path.stem)]
     if "CI" in os.environ:
         for item in waiting:
@@ -54,6 +66,13 @@ def _dealt(waiting: list[pytest.Item], others: list[pytest.Item], processes: int
         dealt += waiting[number::processes]
         dealt += islice(rest, max(total * (number + 1) // processes - len(dealt), 0))
     return [*dealt, *rest]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Collect what a test leaves open while it is the one that is told of it, and not a later one."""
+    gc.collect()
+    gc.freeze()  # what is left now is looked at no more, which makes the next time quick
 
 
 class StartServer(Protocol):

@@ -2,11 +2,10 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,13 +26,6 @@ from tests.support.statuses import budget_status, counted, peeked
 
 # A loop that ends without closing the limiter leaves its connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(autouse=True)
-def collected() -> Iterator[None]:
-    """Collect what loops have left where that is expected, and not in the next test."""
-    yield
-    gc.collect()
 
 
 SETTINGS = {
