@@ -62,11 +62,12 @@ wheel: .venv/installed .venv-wheel/made
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
 	.venv-wheel/bin/python -I tests/support/check_wheel.py $(if $(findstring none-any,$(wildcard dist/*.whl)),,--compiled)
 
-# All of them twice: as the package was installed, and in Python alone, which coverage is measured of.
+# All of them on the package as it was installed. Then once more in Python alone, which coverage is measured of,
+# without those that add nothing to that: drills of many seconds, and what runs in processes of its own.
 tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
-	  --cov --cov-report=term:skip-covered
+	  -m "not slow and not outside" --cov --cov-report=term:skip-covered
 
 # No part of `test`: it takes hours. `MODULES` in tests/mutants.py has the modules and their tests.
 mutants: .venv/installed

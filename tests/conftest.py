@@ -26,6 +26,8 @@ REAL_TIME = re.compile(
     "|soak|stream|workers)$"
 )
 """Modules whose tests watch several processes by the clock on the wall."""
+SEVERAL_PROCESSES = {"browser", "faults", "integration"}
+"""Folders of tests that talk to servers, whose answers a busy machine may delay."""
 OUTSIDE = re.compile(
     "_(attacks|bodies|browser|build|clients|contention|demo|deploy|examples|night|partition|pictures|processes"
     "|proxies|readme|requests|schemathesis|soak|store|stream|suites|workers)$"
@@ -37,23 +39,21 @@ OUTSIDE = re.compile(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that look at the package from outside, and have those begin first that wait.
 
-    In CI, whose machine is shared, a test that goes by the clock on the wall gets a second try, which the
-    summary tells as a rerun. Whoever works on the project sees a first failure: some have been faults that
-    show seldom. Each of the processes that run tests begins with its share of them: while they wait, others
-    use the CPU.
+    In CI, whose machine is shared, a test of several processes gets a second try, which the summary tells as
+    a rerun. Whoever works on the project sees a first failure: some have been faults that show seldom. Each
+    of the processes that run tests begins with its share of those that go by the clock: while they wait,
+    others use the CPU.
     """
+    waiting = {item for item in items if REAL_TIME.search(item.path.stem)}
     for item in items:
         if OUTSIDE.search(item.path.stem) or "start_app" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.outside)
-    waiting = [item for item in items if REAL_TIME.search(item.path.stem)]
-    if "CI" in os.environ:
-        for item in waiting:
+        if "CI" in os.environ and (item in waiting or SEVERAL_PROCESSES.intersection(item.path.parts)):
             item.add_marker(pytest.mark.flaky(reruns=1))
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:
-        items[:] = _dealt(
-            waiting, [item for item in items if not REAL_TIME.search(item.path.stem)], processes
-        )
+        first = [item for item in items if item in waiting]
+        items[:] = _dealt(first, [item for item in items if item not in waiting], processes)
 
 
 def _dealt(waiting: list[pytest.Item], others: list[pytest.Item], processes: int) -> list[pytest.Item]:

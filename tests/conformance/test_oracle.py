@@ -231,4 +231,4 @@ def test_a_slot_that_is_left_of_two_is_renewed_and_counts(bench: tuple[Bench, as
 @pytest.mark.slow
 def test_the_same_for_much_longer(bench: tuple[Bench, asyncio.Runner]) -> None:
     """With other examples each time, `ORACLE_EXAMPLES` of them; a failure prints how to repeat it."""
-    compare(bench, max_examples=int(os.environ.get("ORACLE_EXAMPLES", "80")), stateful_step_count=40)
+    compare(bench, max_examples=int(os.environ.get("ORACLE_EXAMPLES", "40")), stateful_step_count=40)
