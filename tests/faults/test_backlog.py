@@ -20,10 +20,10 @@ from tests.support.servers import StoreServer
 from tests.support.slots import until_async
 from tests.support.statuses import peeked
 
-TIMEOUT = 1.0
+TIMEOUT = 3.0
 """Longer than a server of a busy machine is silent, shorter than all of a burst takes."""
-DELAY = 0.1
-"""Seconds that each answer takes during a burst: a tenth of the time-out, so that most wait for longer."""
+DELAY = 0.3
+"""Seconds that each answer takes during a burst: a tenth of the time-out, so that many wait for longer."""
 SLACK = 0.15
 """Seconds that the end of a wait may come later than the time-out."""
 
@@ -70,7 +70,7 @@ def with_money(number: int) -> list[Counter]:
 
 @pytest.mark.parametrize(
     ("number", "limits"),
-    [(3_000, plain), (3_000, of_many), (2_000, with_money)],
+    [(1_600, plain), (1_600, of_many), (1_600, with_money)],
     ids=["one", "many", "money"],
 )
 async def test_a_burst_is_no_outage(
@@ -94,9 +94,9 @@ async def test_a_burst_is_no_outage(
 
 async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
     """Where each answer takes long, the first are served; the others fail in time and leave nothing."""
-    async with Proxy(server.port) as proxy, opened(proxy.url, 2.0) as backend:
+    async with Proxy(server.port) as proxy, opened(proxy.url) as backend:
         caplog.clear()
-        proxy.delay = 0.4
+        proxy.delay = 2 * DELAY
         charge, waits = Charge([window(9_999, of=name) for name in ("a", "b")] + [slots(9_999)]), Waits()
 
         async def ask() -> bool:
@@ -107,9 +107,9 @@ async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytes
                     return False
 
         async with waits.measured():
-            admitted = sum(await asyncio.gather(*[ask() for _ in range(1_500)]))
-        assert 0 < admitted < 1_500
-        assert waits.longest < 2.0 + SLACK + waits.late
+            admitted = sum(await asyncio.gather(*[ask() for _ in range(1_000)]))
+        assert 0 < admitted < 1_000
+        assert waits.longest < TIMEOUT + SLACK + waits.late
         assert away(caplog) == []
         assert sum("fail alone" in record.message for record in caplog.records) == 1
         proxy.delay = 0
@@ -131,12 +131,13 @@ async def test_a_silent_server_is_away_whatever_waits(
     async with opened(server.url, 0.5) as backend:
         caplog.clear()
         server.stop_signal()
-        start = time.monotonic()
-        results = await asyncio.gather(
-            *[backend.acquire(Charge(plain(0)), new_id()) for _ in range(2_000)], return_exceptions=True
-        )
+        waits = Waits()
+        async with waits.measured(), waits.one():
+            results = await asyncio.gather(
+                *[backend.acquire(Charge(plain(0)), new_id()) for _ in range(2_000)], return_exceptions=True
+            )
         assert {type(each) for each in results} == {BackendError}
-        assert time.monotonic() - start < 5
+        assert waits.longest < 5 + waits.late
         await until_async(lambda: backend.error is not None)
         assert away(caplog) == ["backend is away: no answer within 0.5 s"]
         server.continue_signal()
@@ -150,7 +151,7 @@ async def test_a_request_without_an_answer_follows_its_own_failure_mode(server: 
             f"""
             [backend]
             url = "{proxy.url}"
-            timeout = 2.0
+            timeout = {TIMEOUT}
             on_failure = "deny"
             [plans.default]
             requests = ["100000/minute"]
@@ -162,8 +163,8 @@ async def test_a_request_without_an_answer_follows_its_own_failure_mode(server: 
                 return (await limiter.acquire(api_key="a")).decision.policy == "shared"
 
             await eventually(is_shared)
-            proxy.delay = 0.4
-            leases = await asyncio.gather(*[limiter.acquire(api_key="a") for _ in range(1_500)])
+            proxy.delay = 2 * DELAY
+            leases = await asyncio.gather(*[limiter.acquire(api_key="a") for _ in range(1_000)])
             assert {(each.allowed, each.decision.policy) for each in leases} == {
                 (True, "shared"),
                 (False, "deny"),
@@ -239,7 +240,7 @@ async def test_a_burst_on_a_node_of_a_cluster_is_no_outage(
     async with Proxy(server.port) as proxy, opened(proxy.url.replace("redis", "redis+cluster", 1)) as backend:
         caplog.clear()
         proxy.delay = DELAY
-        calls = [backend.acquire(Charge(of_many(number % 300)), new_id()) for number in range(3_000)]
+        calls = [backend.acquire(Charge(of_many(number % 300)), new_id()) for number in range(1_000)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(each) for each in results} == {Outcome, BackendError}
         proxy.delay = 0

@@ -98,8 +98,12 @@ class Deadlines:
     def _look(self, seen_at: float | None = None) -> None:
         """Judge by what there was at `seen_at`, so that the loop can read what had come by then."""
         self._timer = None
-        waiting = [*_waiting(op for batch in self._sent for op in batch.operations), *_waiting(self._queue)]
         silence = self._silence()
+        # Whoever waits for the server, and not for a turn, waits as long as its silence is excused.
+        is_excused = silence == self._silent_since
+        sent = [] if is_excused else [operation for batch in self._sent for operation in batch.operations]
+        queued = [] if is_excused and not self.is_connected else self._queue
+        waiting = [*_waiting(sent), *_waiting(queued)]
         starts = [operation.since for operation in waiting]
         if silence is not None:
             starts.append(silence)
