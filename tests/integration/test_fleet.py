@@ -86,7 +86,7 @@ async def test_a_bucket_keeps_the_highest_counts(url: str) -> None:
     reading = await store.read(Question((), buckets, now - 60))
     await store.close()
     assert all(len(counts) <= KEPT for counts in reading.callers)
-    assert reading.callers[-1]["rate k:1999"] == 2_000
+    assert max(counts.get("rate k:1999", 0) for counts in reading.callers) == 2_000
     assert len(reading.identities) <= KEPT
     assert "[1999]" in reading.identities
 
