@@ -169,6 +169,22 @@ async def test_per_address_caps_unknown_and_anonymous_together() -> None:
         assert await statuses(client, 1) == [200]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['identity.unknown_keys = "anonymous"', 'identity.per_address = ["4/minute"]'],
+    ids=["alone", "cap"],
+)
+async def test_an_unknown_key_counts_where_it_comes_from(text: str) -> None:
+    """One that comes again from another address is counted there, though it is known by then."""
+    app = limited(f'{text}\nplans.anonymous.requests = ["4/minute"]', FakeClock())
+    seen: dict[str, list[int]] = {"192.0.2.1": [], "192.0.2.2": []}
+    for number in (1, 1, 1, 2, 2, 1, 2, 1, 2, 2):
+        address = f"192.0.2.{number}"
+        async with client_of(app, address=address, x_api_key="mine") as client:
+            seen[address] += await statuses(client, 1)
+    assert all(answers == [200, 200, 200, 200, 429] for answers in seen.values())
+
+
 ACCOUNTS = """
     plans.team = {requests = ["9/minute"], share = "account"}
     keys = [
