@@ -23,7 +23,7 @@ help:
 	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, all tests"
 	@echo "make test-quick  the tests without the slow drills and without coverage"
 	@echo "make format      format and fix the code"
-	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money periods\")"
+	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money policy/policy\")"
 	@echo "make bench       the load test, in an environment of its own"
 	@echo "make clean       remove what all of these made"
 
