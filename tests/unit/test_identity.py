@@ -103,6 +103,13 @@ def test_key_is_read_as_bytes_without_blanks_around_it(
     assert ApiKeyReader(HEADERS).read(scope(("host", "test"), (name, value))["headers"]) == (api_key or b"")
 
 
+@pytest.mark.parametrize("value", [b"Bearer A", b"Basic QTo=", b"Token A"])
+def test_only_authorization_has_schemes(value: bytes) -> None:
+    """What any other header has is the key as it stands, also where `Authorization` is not read at all."""
+    for headers in (["X-API-Key"], ["X-API-Key", "Authorization"], ["Authorization", "X-API-Key"]):
+        assert ApiKeyReader(headers).read(scope(("x-api-key", value))["headers"]) == value
+
+
 @pytest.mark.parametrize(
     ("headers", "api_key"),
     [
@@ -116,6 +123,9 @@ def test_key_is_read_as_bytes_without_blanks_around_it(
         ([("x-api-key", "A"), ("authorization", "Token B")], b"A"),
         ([("x-api-key", ""), ("authorization", "Bearer B")], b"B"),
         ([("cookie", "x-api-key=B"), ("x-api-key", "A")], b"A"),
+        ([("x-ray-key", "B"), ("x-api-key", "A")], b"A"),
+        ([("x-api-key", "A"), ("x-api-key", "B"), ("authorization", "Bearer A")], b"A"),
+        ([("x-api-key", ""), ("x-api-key", "B"), ("authorization", "Bearer A")], b"A"),
     ],
 )
 def test_first_value_of_a_repeated_header_counts(headers: Headers, api_key: bytes | None) -> None:

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from ratelimit_mw import RateLimitMiddleware
+from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from tests.support.asgi import (
     START,
     FakeClock,
@@ -35,6 +36,22 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     body: dict[str, dict[str, Any]] = response.json()
     assert list(body) == ["error"]
     return body["error"]
+
+
+async def test_a_refusal_never_tells_less_than_nothing() -> None:
+    """Of a limit that was lowered below what is used, nothing is left, and what is used is told as it is."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    async with limited_client(
+        'plans.default.requests = ["9/minute"]', clock, backend=backend, x_api_key="a"
+    ) as client:
+        assert await statuses(client, 5) == [200] * 5
+    async with limited_client(
+        'plans.default.requests = ["2/minute"]', clock, backend=backend, x_api_key="a"
+    ) as client:
+        error = error_of(await client.get("/"))
+    assert error["message"] == "Rate limit exceeded. 5/2 requests used in 1 minute."
+    assert error["details"]["remaining"] == 0
 
 
 async def test_rate_refusal() -> None:

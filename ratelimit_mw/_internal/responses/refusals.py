@@ -177,7 +177,7 @@ def _whole_seconds(wait: int) -> int:
 def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> dict[str, Any]:
     """Type, code, message and details of the error, in that order."""
     limit_status = refusal.limit
-    if refusal.reason == "unavailable" or limit_status is None:
+    if limit_status is None:  # nobody could be asked
         message = "Rate limits cannot be checked at the moment. Please try again."
         return _error("rate_limit_unavailable", "RATE_LIMIT_UNAVAILABLE", message, {})
     if refusal.reason == "cost":
