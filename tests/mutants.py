@@ -78,14 +78,14 @@ MODULES = {
     "outage/fallback": "local unservable",
     "policy/api_key_reader": "identity",
     "policy/client_address": "address identity",
-    "policy/decision": "headers refusals spending",
-    "policy/identity": "identity policy",
+    "policy/decision": "decision headers refusals spending",
+    "policy/identity": "identity policy resolve",
     "policy/lookup": "policy identity spending",
     "policy/policy": "policy refusals spending tally",
     "policy/routing": "routing",
     "responses/header_sender": "headers websocket spending",
-    "responses/headers": "headers spending",
-    "responses/refusals": "refusals refusals_problem websocket",
+    "responses/headers": "headers spending policy",
+    "responses/refusals": "refusals refusals_problem websocket spending refused kept_bodies",
 }
 """The modules, and the tests that concern each."""
 

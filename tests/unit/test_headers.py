@@ -78,9 +78,20 @@ def test_resets_are_rounded_up(reset: str, after: int, expected: int) -> None:
         ([(MINUTE, 40), (HOUR, 965)], 10, "60", "20"),
         ([(MINUTE, 35), (HOUR, 971)], 10, "1000", "29"),
         ([(MINUTE, 59), (HOUR, 999)], 1, "1000", "1"),
+        ([(MINUTE, 60), (HOUR, 999)], 1, "60", "0"),
         ([(MINUTE, 70), (HOUR, 1_000)], 1, "1000", "0"),
     ],
-    ids=["fewest", "fewest longer", "tie", "tie turned", "by cost", "tie by cost", "last one", "over limit"],
+    ids=[
+        "fewest",
+        "fewest longer",
+        "tie",
+        "tie turned",
+        "by cost",
+        "tie by cost",
+        "last one",
+        "none before one",
+        "over limit",
+    ],
 )
 def test_window_shown(windows: list[tuple[Window, int]], cost: int, limit: str, remaining: str) -> None:
     """Shown is the window under which the fewest more requests of this cost fit; of equals the longer."""

@@ -174,6 +174,15 @@ async def test_concurrency_refusal() -> None:
     assert shown(response)[:2] == ("9", "8")
 
 
+async def test_hints_to_come_back_for_a_slot_are_spread() -> None:
+    """Callers refused at one moment come back between one and three seconds later, each at its own time."""
+    limiter = limiter_of("plans.default.concurrent = 1", FakeClock())
+    await limiter.acquire(api_key="a")
+    waits = [(await limiter.acquire(api_key="a")).decision.retry_after or 0 for _ in range(200)]
+    assert 1 <= min(waits) < 1.5
+    assert 2.5 < max(waits) <= 3
+
+
 async def test_spending_refusal() -> None:
     """The budget is used up: amounts as decimal strings, and the wait is the next period."""
     text = """

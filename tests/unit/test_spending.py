@@ -173,6 +173,15 @@ async def test_only_held_estimates_in_the_way_are_worth_a_short_wait() -> None:
         assert (await client.get("/")).status_code == 200
 
 
+async def test_of_an_overspent_budget_nothing_is_left() -> None:
+    """Work that cost more than was left is charged in full, and headers tell of nothing less than nothing."""
+    async with client_of(app_of(limiter_of(SETTINGS, FakeClock())), x_api_key="k") as client:
+        await client.get("/", params={"settle": "1.75"})
+        refused = await client.get("/")
+    assert refused.json()["error"]["details"]["spent"] == "1.75"
+    assert (refused.headers["x-spending-limit"], refused.headers["x-spending-remaining"]) == ("1.00", "0.00")
+
+
 @pytest.mark.parametrize("sent", [[], ["http.response.debug"]])
 async def test_a_response_that_never_started_is_charged_no_money(sent: list[str]) -> None:
     """The server answers 500 where the app says nothing: nobody got what the estimate was for."""
