@@ -44,9 +44,12 @@ def new_lease_id() -> bytes:
         return one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Counter:
-    """One limit and where it is counted."""
+    """One limit and where it is counted. A value: nobody changes one.
+
+    Not frozen, which would treble its cost: callers who are not remembered have theirs made again and again.
+    """
 
     partition: str
     """The string the limit is counted under: a caller, an address, a route's total, the application."""

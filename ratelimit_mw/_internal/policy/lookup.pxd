@@ -1,4 +1,5 @@
 cimport cython
+from ratelimit_mw._internal.policy.identity cimport Identifier
 from ratelimit_mw._internal.policy.policy cimport Policy
 from ratelimit_mw._internal.policy.routing cimport RouteTable, route_path
 
@@ -7,7 +8,8 @@ cdef class LookupEntry:
     cdef readonly object identity, index, address
 
 cdef class PolicyLookup:
-    cdef object _identify, _policies, _read_api_key
+    cdef Identifier _identify
+    cdef object _policies, _read_api_key
     cdef RouteTable _routes
     cdef dict _latest
     @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)

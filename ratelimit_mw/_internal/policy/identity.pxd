@@ -1,0 +1,15 @@
+cdef class Identifier:
+    cdef dict __dict__
+    cdef object __weakref__
+    cdef bint _unknown_are_anonymous, _unknown_by_address
+    cdef readonly object _read_address
+    cdef readonly dict _by_key, _unlisted
+    cdef dict _listed, _keys
+    cpdef object caller(self, api_key, scope)
+    cpdef bint remembers(self, api_key)
+    cpdef object counted_address(self, identity, scope)
+    cpdef object of_key(self, api_key_hash)
+    cpdef object of_unknown(self, api_key_hash, address)
+    cpdef object of_address(self, address)
+    cdef object _remember(self, identity, api_key_hash, address)
+    cdef object _look_up(self, api_key)
