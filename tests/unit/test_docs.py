@@ -25,6 +25,8 @@ from ratelimit_mw._internal.settings.values import Table
 from tests.support.apps import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+PRIVATE = ROOT / "ratelimit_mw" / "_internal"
+HOW_IT_WORKS = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 TABLES: dict[str, type[Table]] = {
     "[backend]": BackendSettings,
     "[identity]": IdentitySettings,
@@ -40,8 +42,11 @@ TABLES: dict[str, type[Table]] = {
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     """A page that is moved or renamed takes its links along."""
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    targets = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)", page.read_text(encoding="utf-8"))
+    for name, anchor in targets:
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in _anchors(target), f"{name}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -60,6 +65,45 @@ def test_every_python_block_compiles(page: Path) -> None:
         r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):
         compile("async def f():\n" + re.sub(r"^", "    ", text, flags=re.MULTILINE), page.name, "exec")
+
+
+def test_the_picture_of_the_folders_is_that_of_the_layers() -> None:
+    """The folders are listed as they may import one another: each may import those below it."""
+    shown = re.findall(r"^\| `(\w+)/` \| ", HOW_IT_WORKS, re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    (layers,) = [each["layers"] for each in contracts if each.get("containers") == ["ratelimit_mw._internal"]]
+    assert shown == [folder for layer in layers for folder in layer.split(" : ")]
+
+
+def test_the_way_of_a_request_is_that_of_the_code() -> None:
+    """The way has ten steps at most, and each of its modules has the class and the method that are named."""
+    steps = re.findall(r"^\| (\d+) \| `([\w/]+\.py)` \| `(\w+)\.(\w+)` \|", HOW_IT_WORKS, re.MULTILINE)
+    assert [int(number) for number, *_ in steps] == list(range(1, len(steps) + 1))
+    assert 5 < len(steps) <= 10
+    for _, module, owner, method in steps:
+        text = (PRIVATE / module).read_text(encoding="utf-8")
+        assert re.search(rf"^class {owner}\b", text, re.MULTILINE), (module, owner)
+        assert re.search(rf"^    (async )?def {method}\(", text, re.MULTILINE), (module, method)
+
+
+def test_how_it_works_names_what_there_is() -> None:
+    """Every file that the page names exists, and every class, method and attribute is in the code."""
+    names = re.findall(r"`([^`\n]+)`", HOW_IT_WORKS)
+    there = [path for path in (ROOT / "ratelimit_mw").rglob("*") if path.suffix in (".py", ".pyx", ".lua")]
+    paths = [f"/{path.relative_to(ROOT)}" for path in (*there, *PRIVATE.rglob("*.pxd"))]
+    files = [name for name in names if re.fullmatch(r"[\w/-]+\.(py|pyx|pxd|lua|md|toml|acl)", name)]
+    assert len(files) > 50
+    for name in files:
+        assert (ROOT / name).exists() or any(path.endswith(f"/{name}") for path in paths), name
+    code = "\n".join(path.read_text(encoding="utf-8") for path in there)
+    words = set(re.findall(r"\w+", code))
+    named = re.compile(r"[A-Z]\w+(\.\w+)?|_?[a-z]+(_[a-z]+)+")
+    parts = {
+        part for name in names if name not in files and named.fullmatch(name) for part in name.split(".")
+    }
+    assert len(parts) > 50
+    assert parts - words == set()
 
 
 def test_the_reference_has_every_setting_and_no_other() -> None:
@@ -91,6 +135,12 @@ def test_the_reference_has_the_defaults() -> None:
     assert checked > 20
     assert Slots(1).lease == 30
     assert SpendingSettings.model_fields["timezone"].default == "UTC"
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def _reference() -> dict[str, dict[str, str]]:
