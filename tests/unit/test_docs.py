@@ -106,6 +106,15 @@ def test_how_it_works_names_what_there_is() -> None:
     assert parts - words == set()
 
 
+def test_the_tests_that_show_attacks_are_there() -> None:
+    """Each attack is shown by a test in a folder of `tests/`, and the page says in which."""
+    page = (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+    tests = re.findall(r"`(\w+/test_\w+\.py)`", page)
+    rows = re.findall(r"^\| (?!They try|---).*", page, re.MULTILINE)
+    assert len(tests) >= len(rows) > 10
+    assert [name for name in tests if not (ROOT / "tests" / name).is_file()] == []
+
+
 def test_the_reference_has_every_setting_and_no_other() -> None:
     """Each table of the settings is a section, with a row for each of its names."""
     reference = _reference()
