@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
+import ratelimit_mw
 from ratelimit_mw import Settings
 from ratelimit_mw._internal.cli.commands import run
 from tests.conftest import StartApp
@@ -56,6 +57,17 @@ def test_every_python_block_compiles() -> None:
             else "async def f():\n" + re.sub(r"^", "    ", block.text, flags=re.MULTILINE)
         )
         compile(lines, f"README, Python block {number}", "exec")
+
+
+def test_what_is_said_to_be_importable_is_exported() -> None:
+    """The names and modules that the README tells users to import are public."""
+    (paragraph,) = re.findall(
+        r"^Import from `ratelimit_mw` itself: (.*?)\n\n", README, re.MULTILINE | re.DOTALL
+    )
+    names = set(re.findall(r"`(\w+)`", paragraph))
+    assert {"RateLimitMiddleware", "get_lease"} <= names <= set(ratelimit_mw.__all__)
+    for module in re.findall(r"`ratelimit_mw\.([a-z]\w+)`", paragraph):
+        assert (ROOT / "ratelimit_mw" / f"{module}.py").is_file(), module
 
 
 def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
