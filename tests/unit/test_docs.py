@@ -98,7 +98,7 @@ def test_how_it_works_names_what_there_is() -> None:
         assert (ROOT / name).exists() or any(path.endswith(f"/{name}") for path in paths), name
     code = "\n".join(path.read_text(encoding="utf-8") for path in there)
     words = set(re.findall(r"\w+", code))
-    named = re.compile(r"[A-Z]\w+(\.\w+)?|_?[a-z]+(_[a-z]+)+")
+    named = re.compile(r"[A-Z]\w+(\.\w+)?|_?[a-z]*(_[a-z]+)+")
     parts = {
         part for name in names if name not in files and named.fullmatch(name) for part in name.split(".")
     }
