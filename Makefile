@@ -16,11 +16,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What Python compiles is kept: each of the many processes that tests start would compile it anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-quick format check-format lint types imports wheel tests mutants bench clean
+.PHONY: help demo test test-quick format check-format lint types imports wheel lowest tests mutants bench clean
 
 help:
 	@echo "make demo        run the sample API with its dashboard, and print what to try"
-	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, all tests"
+	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, oldest neighbours, all tests"
 	@echo "make test-quick  the tests without the slow drills and without coverage"
 	@echo "make format      format and fix the code"
 	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money policy/policy\")"
@@ -30,7 +30,7 @@ help:
 demo: .venv/installed
 	$(BIN)/ratelimit-mw demo
 
-test: check-format lint types imports wheel tests
+test: check-format lint types imports wheel lowest tests
 
 test-quick: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal -m "not slow" --quiet
@@ -62,6 +62,16 @@ wheel: .venv/installed .venv-wheel/made
 	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
 	.venv-wheel/bin/python -I tests/support/check_wheel.py $(if $(findstring none-any,$(wildcard dist/*.whl)),,--compiled)
 
+# The oldest neighbours that the package says it works with: what touches them most. In Python alone, since what
+# is compiled is the same with all of them.
+LOWEST := $(addprefix tests/unit/test_,$(addsuffix .py,app_routes lifespan middleware openapi otel prometheus \
+  refusals settings settings_bad settings_environment usage)) \
+  $(addprefix tests/,conformance/test_conformance_windows.py integration/test_connections.py integration/test_registry.py)
+
+lowest: .venv-lowest/installed
+	RATELIMIT_PURE_PYTHON=1 .venv-lowest/bin/python -m pytest --numprocesses $(PROCESSES) -m "not slow" \
+	  --quiet $(LOWEST)
+
 # All of them on the package as it was installed. Then once more in Python alone, which coverage is measured of,
 # without those that add nothing to that: drills of many seconds, and what runs in processes of its own.
 tests: .venv/installed
@@ -78,7 +88,7 @@ bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
 
 clean:
-	rm -rf .venv .venv-wheel .venv-bench .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-wheel .venv-lowest .venv-bench .venv-demo .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -rf dist build .coverage .coverage.*
 	find ratelimit_mw -name "*.so" -delete
 
@@ -91,6 +101,12 @@ clean:
 .venv-bench/installed: pyproject.toml $(COMPILED) $(wildcard benchmarks/requirements.txt)
 	$(call make-venv,.venv-bench)
 	.venv-bench/bin/python -m pip install --quiet --editable ".[cli]" -r benchmarks/requirements.txt
+	@touch $@
+
+.venv-lowest/installed: .venv/installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	RATELIMIT_PURE_PYTHON=1 $(BIN)/uv pip install --quiet --python .venv-lowest/bin/python \
+	  --resolution lowest-direct --editable ".[cli,metrics,otel]" --group lowest
 	@touch $@
 
 .venv-wheel/made: pyproject.toml

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit_mw import Limiter
-from ratelimit_mw._internal.settings import BackendSettings, Settings, SettingsError
+from ratelimit_mw._internal.settings import BackendSettings, Settings, SettingsError, url_options
 from ratelimit_mw._internal.settings.url_options import OPTIONS
 from tests.support.settings_files import problems, written
 
@@ -181,3 +181,20 @@ def test_a_backend_url_is_checked(tmp_path: Path, url: str, message: str) -> Non
     assert problem.startswith("backend.url: ")
     assert message in problem
     assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("option", "needed"),
+    [
+        ("ssl_ca_path=/", "7.2"),
+        ("ssl_password=p", "7.2"),
+        ("ssl_include_verify_flags=VERIFY_X509_STRICT", "7.0"),
+    ],
+)
+def test_an_option_that_the_installed_redis_py_lacks_is_an_error(
+    option: str, needed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older redis-py would fail at its first connection: the settings say so at the start."""
+    monkeypatch.setattr(url_options, "_redis_version", lambda: (6, 4, 0))
+    with pytest.raises(SettingsError, match=rf"unknown to the installed redis-py.*redis {needed} or newer"):
+        Settings(backend={"url": f"rediss://h?{option}"})  # type: ignore[arg-type]

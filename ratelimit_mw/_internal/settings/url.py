@@ -5,7 +5,7 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import Annotated
 from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
 
-from pydantic import AfterValidator, Secret
+from pydantic import AfterValidator, PlainSerializer, Secret
 
 from ratelimit_mw._internal.settings.errors import fault, nearest_name, one_of
 from ratelimit_mw._internal.settings.url_options import check_options, kind_of_url
@@ -144,4 +144,9 @@ def _checked(url: SecretURL) -> SecretURL:
     return url
 
 
-BackendURL = Annotated[SecretURL, AfterValidator(_checked)]
+def _shown(url: SecretURL) -> str:
+    return str(url)
+
+
+# With a serializer of its own, as before pydantic 2.8 no secret but its own two can be written as JSON.
+BackendURL = Annotated[SecretURL, AfterValidator(_checked), PlainSerializer(_shown, when_used="json")]

@@ -5,6 +5,8 @@ the first of them is opened, if at all. So each option is checked here, and what
 that the backend speaks is none.
 """
 
+import functools
+import importlib.metadata
 import re
 import ssl
 from collections.abc import Callable, Mapping
@@ -33,6 +35,8 @@ class _Option:
     is_good: Callable[[str], object]
     kinds: frozenset[str] = _SERVERS
     is_secret: bool = False
+    since: tuple[int, ...] = ()
+    """The version of redis-py that knows it first, where that is not the oldest that the package takes."""
 
 
 def _is_seconds(text: str) -> bool:
@@ -79,19 +83,20 @@ OPTIONS: Mapping[str, _Option] = {
     "ssl_cert_reqs": _Option(one_of(_VERIFY), _VERIFY.__contains__, _TLS),
     "ssl_check_hostname": _Option(_A_TRUTH, _is_truth, _TLS),
     "ssl_ca_certs": _Option(_FILE, _is_file, _TLS),
-    "ssl_ca_path": _Option("the path of a folder", _is_folder, _TLS),
+    "ssl_ca_path": _Option("the path of a folder", _is_folder, _TLS, since=(7, 2)),
     "ssl_ca_data": _Option("certificates in PEM", bool, _TLS),
     "ssl_certfile": _Option(_FILE, _is_file, _TLS),
     "ssl_keyfile": _Option(_FILE, _is_file, _TLS),
-    "ssl_password": _Option(_TEXT, bool, _TLS, is_secret=True),
+    "ssl_password": _Option(_TEXT, bool, _TLS, is_secret=True, since=(7, 2)),
     "ssl_min_version": _Option(
         " or ".join(f"{number} ({name})" for number, name in _TLS_VERSIONS.items()),
         _TLS_VERSIONS.__contains__,
         _TLS,
+        since=(8, 0, 1),
     ),
     "ssl_ciphers": _Option("ciphers as OpenSSL lists them", bool, _TLS),
-    "ssl_include_verify_flags": _Option(_FLAGS, _are_flags, _TLS),
-    "ssl_exclude_verify_flags": _Option(_FLAGS, _are_flags, _TLS),
+    "ssl_include_verify_flags": _Option(_FLAGS, _are_flags, _TLS, since=(7, 0)),
+    "ssl_exclude_verify_flags": _Option(_FLAGS, _are_flags, _TLS, since=(7, 0)),
 }
 """Every option, under redis-py's name for it."""
 
@@ -104,6 +109,11 @@ _OWN = frozenset(
     }
 )
 """Options of redis-py that the backend decides about itself: its protocol, and how often it tries."""
+
+
+@functools.cache
+def _redis_version() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", importlib.metadata.version("redis"))[:3]))
 
 
 def kind_of_url(scheme: str) -> str:
@@ -171,6 +181,9 @@ def _check(scheme: str, name: str, value: str) -> None:
     if kind not in option.kinds:
         hint = 'a URL such as "rediss://…"' if name.startswith("ssl_") and kind == "server" else expected
         raise fault(f"option '{name}' has no place in a URL of {scheme}://", hint)
+    if option.since > _redis_version():
+        needed = ".".join(map(str, option.since))
+        raise fault(f"option '{name}' is unknown to the installed redis-py", f"redis {needed} or newer")
     if len(value) > _MAX_VALUE or not option.is_good(value):
         said = "its value" if option.is_secret else shown(value)
         raise fault(f"option '{name}': {said} is wrong", option.expected)

@@ -13,12 +13,13 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    ModelWrapValidatorHandler,
+    GetPydanticSchema,
     PlainValidator,
     Strict,
     ValidationError,
     model_validator,
 )
+from pydantic.functional_validators import ModelWrapValidatorHandler
 from starlette.convertors import CONVERTOR_TYPES
 from starlette.routing import PARAM_REGEX, compile_path
 
@@ -246,7 +247,9 @@ Network = Annotated[IPv4Network | IPv6Network | Literal["unix"], PlainValidator(
 RoutePath = Annotated[str, AfterValidator(_route_path)]
 HeaderNames = Annotated[Items[HeaderToken], AfterValidator(_some_header)]
 Method = Annotated[HeaderToken, AfterValidator(str.upper)]
-Methods = Annotated[frozenset[Method], Strict(False), AfterValidator(_some_method)]
+# `Strict(False)`, which pydantic takes on a set from 2.9 on only.
+_AnyCollection = GetPydanticSchema(lambda source, handler: {**handler(source), "strict": False})
+Methods = Annotated[frozenset[Method], _AnyCollection, AfterValidator(_some_method)]
 _Off = BeforeValidator(_off_if_empty)
 OptionalFile = Annotated[Annotated[str, AfterValidator(_file)] | None, _Off]
 OptionalPath = Annotated[Annotated[str, AfterValidator(_path)] | None, _Off]

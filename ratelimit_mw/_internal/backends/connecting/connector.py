@@ -72,6 +72,8 @@ class ServerConnector:
     def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
         self.url = url
         own = server_options(timeout, options)
+        if _redis_scheme(url).startswith("rediss:") and "ssl_cert_reqs=none" not in url:
+            own.setdefault("ssl_check_hostname", True)  # which redis-py 5 does only when told
         self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
         self._pool = self._new_pool()
 
