@@ -27,8 +27,9 @@ help:
 	@echo "make bench       the load test, in an environment of its own"
 	@echo "make clean       remove what all of these made"
 
-demo: .venv/installed
-	$(BIN)/ratelimit-mw demo
+# With what it needs and no more, and in Python alone: to compile would take a minute.
+demo: .venv-demo/installed
+	RATELIMIT_PURE_PYTHON=1 .venv-demo/bin/python -m ratelimit_mw demo
 
 test: check-format lint types imports wheel lowest tests
 
@@ -96,6 +97,14 @@ clean:
 .venv/installed: pyproject.toml $(COMPILED)
 	$(call make-venv,.venv)
 	$(BIN)/python -m pip install --quiet --editable ".[cli,metrics,otel]" --group dev
+	@touch $@
+
+.venv-demo/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv-demo
+	@.venv-demo/bin/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  print(*project["dependencies"], *project["optional-dependencies"]["cli"], sep="\n")' > .venv-demo/needed.txt
+	.venv-demo/bin/python -m pip install --quiet -r .venv-demo/needed.txt
 	@touch $@
 
 .venv-bench/installed: pyproject.toml $(COMPILED) $(wildcard benchmarks/requirements.txt)

@@ -1,5 +1,6 @@
 """`ratelimit-mw demo`: what it prints can be typed in, and does what it says."""
 
+import html
 import os
 import re
 import signal
@@ -141,9 +142,30 @@ def test_the_dashboard_can_be_left_to_oneself(tmp_path: Path) -> None:
         served.process.kill()
 
 
+async def test_a_browser_is_shown_something() -> None:
+    """The first page leads on and says what to try at its own address, the second which limits there are."""
+    transport = httpx.ASGITransport(app=demo.create_app())
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8123") as client:
+        home, reference = await client.get("/"), await client.get("/docs")
+        assert {page.status_code for page in (home, reference)} == {200}
+        assert {page.headers["content-type"] for page in (home, reference)} == {"text/html; charset=utf-8"}
+        assert "X-API-Key: demo-pro" in html.unescape(home.text)
+        assert "http://127.0.0.1:8123/v1/models" in home.text
+        links = re.findall(r'href="(/[^"]*)"', home.text + reference.text)
+        assert {"/docs", "/dashboard", "/"} == set(links)
+        for link in links:
+            assert (await client.get(link, follow_redirects=True)).status_code in {200, 401}
+        for said in ("60/minute", "0.12 USD a day", "POST /v1/predictions", "holds 0.05", "exempt"):
+            assert said in reference.text
+        for _ in range(10):  # pages are exempt
+            assert (await client.get("/")).status_code == 200
+        hostile = await client.get("/", headers={"Host": "<script>alert(1)</script>"})
+        assert "<script>" not in hostile.text
+
+
 def test_simulated_callers_are_nobody_of_the_hints() -> None:
     """They can't use up what somebody tries by hand."""
-    hinted = set(re.findall(r"X-API-Key: ([\w-]+)", demo._WELCOME))
+    hinted = set(re.findall(r"X-API-Key: ([\w-]+)", demo._TRIES))
     assert len(hinted) == 4
     assert not hinted & {caller.name for caller in CALLERS}
     assert demo.HOST not in {caller.address for caller in CALLERS}

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_LAYERS = 50
 """Wrappers around an app beyond which no handlers are looked for."""
@@ -49,7 +49,18 @@ async def answer_as(app: ASGIApp, error: Exception, scope: Scope, receive: Recei
     owner, handlers = _handlers(app, scope)
     # Of a copy, in which Starlette keeps the handlers; they may ask for the app.
     own = {**scope, "app": owner} if owner is not None else {**scope}
-    await ExceptionMiddleware(fail, handlers)(own, receive, send)
+    is_answered = False
+
+    async def answer(message: Message) -> None:
+        nonlocal is_answered
+        is_answered = True
+        await send(message)
+
+    await ExceptionMiddleware(fail, handlers)(own, receive, answer)
+    if (
+        scope["type"] == "websocket" and not is_answered
+    ):  # by a Starlette that sends no response to a handshake
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": ""})
 
 
 def _handlers(app: ASGIApp, scope: Scope) -> tuple[Any, Mapping[Any, Any]]:

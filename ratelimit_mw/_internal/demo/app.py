@@ -22,11 +22,12 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.config import LOGGING_CONFIG
 
 from ratelimit_mw._internal.asgi.middleware import RateLimitMiddleware
+from ratelimit_mw._internal.demo.pages import home, reference
 from ratelimit_mw._internal.demo.traffic import simulate
 from ratelimit_mw._internal.settings import Settings
 
@@ -49,6 +50,8 @@ Its token:     {token}
 {traffic}
 Try, in another terminal:
 
+{tries}"""
+_TRIES = """\
 1. One prediction: 201, and the headers X-RateLimit-Limit: 10, X-RateLimit-Remaining: 9.
    curl -i -H 'X-API-Key: alice' -d '{{"prompt": "hello"}}' {url}/v1/predictions
 
@@ -113,14 +116,16 @@ class Predictions:
 
 def create_app(token: str = "") -> Starlette:
     """The API with its limits; `token` opens its dashboard, and nobody knows it where it is not given."""
-    predictions = Predictions()
+    predictions, settings = Predictions(), demo_settings(token)
     routes = [
+        Route("/", _home),
+        Route("/docs", lambda _request: HTMLResponse(reference(settings))),
         Route("/health", _health),
         Route("/v1/models", _models),
         Route("/v1/predictions", predictions.create, methods=["POST"]),
         Route("/v1/predictions/{id}", predictions.read),
     ]
-    limits = Middleware(RateLimitMiddleware, settings=demo_settings(token))
+    limits = Middleware(RateLimitMiddleware, settings=settings)
     return Starlette(routes=routes, middleware=[limits])
 
 
@@ -142,7 +147,7 @@ def run(port: int, token: str = "", *, traffic: bool = True) -> None:
         note = "" if port in (0, listener.getsockname()[1]) else f"Port {port} is taken, so it has another.\n"
         hint = _WITH_TRAFFIC if traffic else _WITHOUT_TRAFFIC
         print(
-            _WELCOME.format(url=url, note=note, token=token, traffic=hint, quietly=_QUIETLY),
+            _WELCOME.format(url=url, note=note, token=token, traffic=hint, tries=_tries(url)),
             flush=True,
         )
         with contextlib.suppress(KeyboardInterrupt):
@@ -197,6 +202,15 @@ async def _prompt(request: Request) -> str:
         body = {}
     prompt = body.get("prompt", "") if isinstance(body, dict) else ""
     return prompt if isinstance(prompt, str) else ""
+
+
+def _tries(url: str) -> str:
+    """What to try in a terminal."""
+    return _TRIES.format(url=url, quietly=_QUIETLY)
+
+
+async def _home(request: Request) -> Response:
+    return HTMLResponse(home(_tries(str(request.base_url).rstrip("/"))))
 
 
 async def _health(_request: Request) -> Response:

@@ -3,11 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, ConnectionPool, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
@@ -71,15 +70,23 @@ class ServerConnector:
 
     def __init__(self, url: str, *, timeout: float, options: dict[str, Any] | None = None) -> None:
         self.url = url
-        own = server_options(timeout, options)
-        if _redis_scheme(url).startswith("rediss:") and "ssl_cert_reqs=none" not in url:
-            own.setdefault("ssl_check_hostname", True)  # which redis-py 5 does only when told
-        self._new_pool = partial(ConnectionPool.from_url, _redis_scheme(url), **own)
+        self._options = server_options(timeout, options)
         self._pool = self._new_pool()
 
     def redis(self) -> Redis:
         """redis-py's own client, with a connection of its own."""
         return Redis(connection_pool=self._new_pool())
+
+    def _new_pool(self) -> ConnectionPool:
+        pool = ConnectionPool.from_url(_redis_scheme(self.url), **self._options)
+        options = pool.connection_kwargs
+        if issubclass(pool.connection_class, SSLConnection):
+            # What redis-py does by itself from version 6 on, and what it leaves out silently.
+            if options.get("ssl_cert_reqs") != "none":
+                options.setdefault("ssl_check_hostname", True)
+            if options.get("ssl_certfile"):
+                options.setdefault("ssl_keyfile", options["ssl_certfile"])
+        return pool
 
     def client(self) -> "Client":
         """A client for single commands. It connects with the first of them and belongs to one event loop."""
