@@ -1,6 +1,8 @@
 """The dashboard in a real browser, under real traffic to two workers on one Redis."""
 
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -142,9 +144,51 @@ async def test_it_says_that_the_backend_is_away(tmp_path: Path, start_app: Start
     async with browser_page() as page:
         await log_in(page, server)
         await expect(page.locator("#status-backend")).to_have_text("redis is away")
-        await expect(page.get_by_role("alert")).to_contain_text("the backend is away")
+        await expect(page.locator("#headline-text")).to_have_text(
+            re.compile(r"^The backend is away since \d\d:\d\d:\d\d$")
+        )
+        await expect(page.locator("#headline")).to_have_class("trouble")
+        await expect(page.locator("#headline-more")).to_contain_text("Each worker counts alone.")
         await expect(page.locator("#announce")).to_contain_text("The backend is away")
-        await expect(page.locator("#headline-text")).to_have_text("There are no figures")
+
+
+async def test_an_outage_keeps_what_is_known(server: AppServer, redis_server: StoreServer) -> None:
+    """The headline says since when and what becomes of requests; a caller's page shows how it was."""
+    async with browser_page() as page:
+        await log_in(page, server)
+        await ask(server, "greedy", 40)
+        await page.locator("#headline a").click()
+        await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
+        redis_server.stop_signal()
+        await expect(page.locator("#caller-notice")).to_contain_text("this is how it was last seen")
+        await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
+        await page.get_by_role("link", name="All callers").click()
+        await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")
+        await expect(page.locator("#headline-more")).to_contain_text(
+            "Each worker counts alone: up to 2 times each limit."
+        )
+        await expect(page.locator("#callers tbody tr")).to_have_count(1)
+        redis_server.continue_signal()
+        await expect(page.locator("#headline-text")).not_to_contain_text("away")
+
+
+async def test_no_news_stands_over_everything(server: AppServer) -> None:
+    """A page whose server says nothing shows since when, and no green anywhere."""
+    async with browser_page() as page:
+        await log_in(page, server)
+        await expect(page.locator("#headline-text")).to_have_text("Nobody is being refused")
+        os.killpg(server.pid, signal.SIGSTOP)  # the supervisor, too
+        try:
+            await expect(page.locator("#headline-text")).to_have_text(
+                re.compile(r"^No news from 2 workers since \d\d:\d\d:\d\d$")
+            )
+            await expect(page.locator("#headline")).to_have_class("trouble")
+            await expect(page.locator("#announce")).to_contain_text("No news from 2 workers")
+            assert await page.locator("#status .good").count() == 0
+        finally:
+            os.killpg(server.pid, signal.SIGCONT)
+        await expect(page.locator("#headline-text")).to_have_text("Nobody is being refused")
+        await expect(page.locator("#status-live.good")).to_be_visible()
 
 
 async def test_hostile_names_are_shown_and_never_become_markup(

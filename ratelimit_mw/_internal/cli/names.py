@@ -194,12 +194,4 @@ def _could_be_whole(name: str) -> bool:
 
 def _used(decision: Decision) -> int:
     """How many limits something is counted of."""
-    number = 0
-    for standing in decision.limits:
-        if standing.window is not None:
-            number += standing.window[1].used > 0
-        elif standing.slots is not None:
-            number += standing.slots[1].active > 0
-        elif standing.budget is not None:
-            number += standing.budget[1].taken > 0
-    return number
+    return sum(each.remaining < each.limit for each in decision.limits)

@@ -1,6 +1,7 @@
 """The table of `ratelimit-mw top`: callers of the whole fleet, as wide as a terminal is."""
 
 import re
+import time
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -87,13 +88,23 @@ def _heading(snapshot: Snapshot) -> Text:
 
 
 def _notes(snapshot: Snapshot) -> list[Text]:
-    notes = [] if snapshot.partial is None else [snapshot.partial]
-    if len(snapshot.versions) > 1:
-        notes.append(f"workers go by different settings: {', '.join(snapshot.versions)}")
-    away = sum(not worker.backend_up for worker in snapshot.workers)
-    if away:
-        notes.append(f"{away} of {len(snapshot.workers)} workers find the backend away")
-    return [Text(printable(note), style="bold red") for note in notes]
+    headline = snapshot.headline
+    if not headline.title:
+        return []
+    style = {"alarm": "bold red", "notice": "yellow", "calm": "green"}[headline.level]
+    since = f" {_clock(headline.since)}" if headline.since is not None else ""
+    caller = next((each for each in snapshot.callers if each.caller == headline.caller), None)
+    account = _account(caller) if caller is not None else ""
+    whom = f"{headline.caller}{f' ({account})' if account else ''} " if headline.caller else ""
+    more = f". {headline.more}" if headline.more else ""
+    notes = [Text(printable(f"{whom}{headline.title}{since}{more}"), style=style)]
+    if snapshot.partial is not None and headline.kind != "backend":
+        notes.append(Text(printable(snapshot.partial), style="bold red"))
+    return notes
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def _all(plans: tuple[PlanFigures, ...]) -> Outcomes:

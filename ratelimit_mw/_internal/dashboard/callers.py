@@ -11,7 +11,9 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.inspect_caller import forget
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import SettingsError
 
 logger = logging.getLogger("ratelimit_mw")
@@ -28,6 +30,8 @@ class Callers:
     def __init__(self, limiter: Limiter, view: FleetView) -> None:
         self._limiter = limiter
         self._view = view
+        self._last: dict[str, dict[str, Any]] = {}
+        """The last whole answers, to be shown while the backend is away."""
         self._kept: OrderedDict[str, tuple[float, asyncio.Task[dict[str, Any]]]] = OrderedDict()
 
     async def read(self, caller: str) -> dict[str, Any]:
@@ -79,10 +83,21 @@ class Callers:
         return KeyEntry(plan) if key is None else KeyEntry(plan, key.account, label=key.label)
 
     async def _read(self, caller: str) -> dict[str, Any]:
-        detail = await self._view.caller(caller)
+        try:
+            detail = await self._view.caller(caller)
+        except BackendError as error:
+            known = self._last.get(caller)
+            if known is None:
+                raise
+            why = f"the backend is away: {error}; this is how it was last seen"
+            return {**known, "partial": why}
         snapshot = await self._view.read()
         set_live = [each for each in detail.known_as if each in self._limiter.live.keys]
-        return {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "set_live": set_live}
+        values = {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "set_live": set_live}
+        if detail.partial is None:
+            evict_oldest(self._last, MAX_KEPT)
+            self._last[caller] = values
+        return values
 
 
 def _looked_at(task: "asyncio.Task[dict[str, Any]]") -> None:

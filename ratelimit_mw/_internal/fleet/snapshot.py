@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from ratelimit_mw._internal.policy.decision import Reason
 
@@ -122,6 +122,10 @@ class Latency(NamedTuple):
     p99: float | None = None
 
 
+SILENT_SECONDS = 10.0
+"""Seconds without a report after which a worker is silent. One that has nothing to do reports every five."""
+
+
 class WorkerFigures(NamedTuple):
     """One process, as it says of itself."""
 
@@ -143,9 +147,33 @@ class WorkerFigures(NamedTuple):
     seen: float
     """Seconds since it said so."""
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it should have said something since."""
+        return self.seen > SILENT_SECONDS
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**self._asdict(), "latency_ms": self.latency_ms._asdict()}
+        return {**self._asdict(), "latency_ms": self.latency_ms._asdict(), "silent": self.is_silent}
+
+
+class Headline(NamedTuple):
+    """The one thing that whoever is on call has to know first."""
+
+    level: Literal["calm", "notice", "alarm"]
+    kind: str
+    """Kind of what is so: `silent`, `some-silent`, `backend`, `backend-partly`, `settings`, `capacity`,
+    `everybody`, `plan`, `caller`, `refusals`, `calm`."""
+    title: str
+    """A sentence; one about a caller goes on after the caller's name, one with a time goes on with it."""
+    more: str
+    caller: str | None = None
+    plan: str | None = None
+    since: float | None = None
+    """Time from which on it is so, in seconds since 1970."""
+
+
+NO_HEADLINE = Headline("calm", "calm", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +195,7 @@ class Snapshot:
     """Whether figures are of all processes, not of this one alone."""
     partial: str | None = None
     """Why figures are missing."""
+    headline: Headline = NO_HEADLINE
 
     def without_backend(self, why: str) -> "Snapshot":
         """The same as it was last seen, now that the backend is away."""
@@ -175,7 +204,7 @@ class Snapshot:
     @property
     def versions(self) -> list[str]:
         """Of the settings: more than one, and the fleet disagrees."""
-        return sorted({worker.version for worker in self.workers})
+        return sorted({worker.version for worker in self.workers if not worker.is_silent})
 
     @property
     def latency(self) -> Latency:
@@ -200,6 +229,7 @@ class Snapshot:
             },
             "settings": {"versions": self.versions},
             "partial": self.partial,
+            "headline": self.headline._asdict(),
         }
 
 
@@ -213,6 +243,8 @@ class CallerDetail(NamedTuple):
     """Hashes of the API keys that are counted so."""
     plans: tuple[str, ...]
     """The plans of the settings."""
+    partial: str | None = None
+    """Why this is not how it is now."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -221,4 +253,5 @@ class CallerDetail(NamedTuple):
             "series": [point.as_dict() for point in self.series],
             "known_as": list(self.known_as),
             "plans": list(self.plans),
+            "partial": self.partial,
         }

@@ -3,10 +3,13 @@
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from heapq import nlargest
 
 from ratelimit_mw._internal.backends.figures_store import BUCKET, Counts, Question, Reading
 from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
+from ratelimit_mw._internal.fleet.habits import Habits, Workers
+from ratelimit_mw._internal.fleet.headline import Circumstances, Outage, headline_of
 from ratelimit_mw._internal.fleet.limit_figures import LimitFiguresReader
 from ratelimit_mw._internal.fleet.reading import NOTHING, outcomes_of, seen_callers, sums, total, worker_of
 from ratelimit_mw._internal.fleet.snapshot import (
@@ -54,6 +57,11 @@ class FleetView:
         self._settled = 0
         """The last bucket that had stopped growing when it was read."""
         self._snapshot: Snapshot | None = None
+        self._workers = Workers()
+        self._habits = Habits()
+        self._outage: Outage | None = None
+        self._decided = self._decided_alone()
+        """Requests that were decided without the backend before it went away last."""
         self._read: tuple[float, asyncio.Task[Snapshot]] | None = None
 
     async def read(self) -> Snapshot:
@@ -65,23 +73,36 @@ class FleetView:
         return await asyncio.shield(self._read[1])
 
     async def caller(self, partition: str) -> CallerDetail:
-        """One caller, whether it is among the busiest or not. Raises `BackendError`."""
+        """One caller, whether it is among the busiest or not; what is known of it while the backend is away.
+
+        Raises `BackendError` where nothing is.
+        """
         snapshot = await self.read()
-        newest = int(await self._store.now() // BUCKET)
-        buckets = range(newest - HISTORY + 1, newest + 1)
+        figures = next((each for each in snapshot.callers if each.caller == partition), None)
+        plans = tuple(self._limiter.settings.plans)
+        try:
+            newest = int(await self._store.now() // BUCKET)
+            buckets = range(newest - HISTORY + 1, newest + 1)
+            history = await self._history(partition, buckets)
+            if figures is None or not figures.limits:
+                (figures,) = await self._with_limits(
+                    [self._figures(partition, _added(history[-MINUTE:]), snapshot.now)]
+                )
+        except BackendError as error:
+            if figures is None:
+                raise
+            why = f"the backend is away: {error}; this is how it was last seen"
+            return CallerDetail(figures, (), self._people.hashes(partition), plans, why)
+        series = tuple(Point(bucket * BUCKET, each) for bucket, each in zip(buckets, history, strict=True))
+        return CallerDetail(figures, series, self._people.hashes(partition), plans)
+
+    async def _history(self, partition: str, buckets: Sequence[int]) -> list[Outcomes]:
+        """One caller's requests in each of these buckets. Raises `BackendError`."""
         names = {name_of(outcome, partition): outcome for outcome in ("admitted", "shadow", *REASONS)}
-        history = [
+        return [
             outcomes_of({names[name]: number for name, number in counts.items() if name in names})
             for counts in await self._store.history(list(names), buckets)
         ]
-        figures = next((each for each in snapshot.callers if each.caller == partition), None)
-        if figures is None or not figures.limits:
-            (figures,) = await self._with_limits(
-                [self._figures(partition, _added(history[-MINUTE:]), snapshot.now)]
-            )
-        series = tuple(Point(bucket * BUCKET, each) for bucket, each in zip(buckets, history, strict=True))
-        plans = tuple(self._limiter.settings.plans)
-        return CallerDetail(figures, series, self._people.hashes(partition), plans)
 
     async def identity(self, partition: str) -> Identity | None:
         """Who is counted under a partition; None where nobody can tell."""
@@ -102,7 +123,9 @@ class FleetView:
             )
             reading = await self._store.read(question)
         except BackendError as error:
-            return self._without_backend(f"the backend is away: {error}")
+            return self._without_backend(str(error))
+        self._outage = None
+        self._decided = self._decided_alone()
         self._remember(question, reading, newest)
         self._people.learn(seen_callers(reading.identities))
         callers = self._busiest([self._callers[each] for each in minute], now)
@@ -111,24 +134,41 @@ class FleetView:
             callers = await self._with_limits(callers)
         except BackendError as error:
             partial = f"how the limits of callers stand could not be read: {error}"
-        self._snapshot = Snapshot(
+        workers = self._workers.seen(_workers(reading, now), now)
+        snapshot = Snapshot(
             now=round(now, 3),
             bucket=BUCKET,
             series=tuple(self._points[each] for each in range(newest - POINTS + 1, newest + 1)),
             plans=_plans(self._totals[each] for each in minute),
             callers=tuple(callers),
-            workers=_workers(reading, now),
+            workers=workers,
             backend_up=not self._limiter.backend.is_away,
             is_shared=self._store.is_shared,
             partial=partial,
         )
+        habits = await self._habits.of(snapshot, self._history)
+        known = Circumstances(
+            self._limiter.settings, disagree_since=self._workers.disagree_since, habits=habits
+        )
+        self._snapshot = replace(snapshot, headline=headline_of(snapshot, known))
         return self._snapshot
 
-    def _without_backend(self, why: str) -> Snapshot:
+    def _without_backend(self, reason: str) -> Snapshot:
+        decided = self._decided_alone() - self._decided
+        since = time.time() if self._outage is None else self._outage.since
+        self._outage = Outage(since, reason, decided)
+        why = f"the backend is away: {reason}"
         if self._snapshot is None:
             now = round(time.time(), 3)
-            return Snapshot(now, BUCKET, (), (), (), (), False, self._store.is_shared, why)
-        return self._snapshot.without_backend(why)
+            known = Snapshot(now, BUCKET, (), (), (), (), False, self._store.is_shared, why)
+        else:
+            known = self._snapshot.without_backend(why)
+        headline = headline_of(known, Circumstances(self._limiter.settings, self._outage))
+        return replace(known, headline=headline)
+
+    def _decided_alone(self) -> int:
+        """Requests that this process has decided without the backend so far."""
+        return sum(self._limiter.stats().decisions_without_backend.values())
 
     def _unread(self, buckets: range, known: Mapping[int, object]) -> list[int]:
         return [bucket for bucket in buckets if bucket not in known or bucket > self._settled]

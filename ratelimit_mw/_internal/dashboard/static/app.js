@@ -3,7 +3,7 @@
 import { CallerPage } from "./caller.js";
 import { find, keepRows, make, plain, setText, shortCaller } from "./dom.js";
 import { milliseconds } from "./format.js";
-import { Overview } from "./overview.js";
+import { Overview, showHeadline } from "./overview.js";
 
 const POINTS = 720;
 const SILENT_MS = 4000;
@@ -16,6 +16,7 @@ let source = null;
 let series = [];
 let last = null;
 let heard = performance.now();
+let heardAt = Date.now();
 let said = { at: -SAY_EVERY_MS, text: "" };
 
 async function ask(path, values) {
@@ -62,6 +63,7 @@ function connect() {
 
 function take(snapshot) {
   heard = performance.now();
+  heardAt = Date.now();
   last = snapshot;
   status(snapshot);
   if (!find("overview").hidden) overview.show(snapshot, series);
@@ -73,25 +75,35 @@ function status(snapshot) {
   const { p50, p99 } = backend.latency_ms ?? {};
   const latency = p50 == null ? "" : `, ${milliseconds(p50)} (p99 ${milliseconds(p99)})`;
   const agree = settings.versions.length < 2;
-  const silent = performance.now() - heard > SILENT_MS;
+  const unheard = performance.now() - heard > SILENT_MS;
+  const silent = workers.filter((worker) => worker.silent).length;
+  const someSilent = silent ? `, ${silent} silent` : "";
   const facts = [
-    ["live", silent ? "no news" : "live", !silent],
+    ["live", unheard ? "no news" : "live", !unheard],
     ["backend", backend.up ? `${backend.kind} up${latency}` : `${backend.kind} is away`, backend.up],
-    ["workers", `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`, true],
+    ["workers", `${workers.length} ${workers.length === 1 ? "worker" : "workers"}${someSilent}`, !silent],
     ["settings", `settings ${settings.versions.map(plain).join(", ")}${agree ? "" : ": workers disagree"}`, agree],
   ];
+  // What is not of now is neither good nor bad.
+  const old = unheard || snapshot.headline.kind === "silent";
   keepRows(find("status"), facts, ([name]) => name, ([name]) => make("li", { id: `status-${name}` }),
-    (element, [, text, good]) => {
+    (element, [name, text, good]) => {
       setText(element, text);
-      element.className = good ? "good" : "bad";
+      element.className = old && good ? "unknown" : good ? "good" : "bad";
     });
-  find("notice").hidden = !partial;
+  document.body.classList.toggle("old", old);
+  if (unheard) {
+    const number = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`;
+    const more = "The server does not answer this page: nothing below is of now.";
+    showHeadline({ level: "alarm", title: `No news from ${number} since`, more, since: heardAt / 1000 });
+    announce(find("headline-text").textContent);
+  }
+  find("notice").hidden = !partial || snapshot.headline.kind === "backend";
   setText(find("notice"), partial ?? "");
 }
 
 // Screen readers are told what changed, and not every second.
-function announce() {
-  const text = `${overview.said ?? ""}. ${last.backend.up ? "" : "The backend is away."}`;
+function announce(text = overview.said ?? "") {
   if (text === said.text || find("overview").hidden || performance.now() - said.at < SAY_EVERY_MS) return;
   said = { at: performance.now(), text };
   setText(find("announce"), text);

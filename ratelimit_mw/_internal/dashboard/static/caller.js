@@ -25,6 +25,7 @@ export class CallerPage {
     this.caller = caller;
     this.chosen = null;
     setText(find("done"), "");
+    find("caller-notice").hidden = true;
     setText(find("caller-name"), plain(caller));
     for (const id of ["limits", "caller-facts"]) emptied(find(id).tBodies?.[0] ?? find(id));
     find("changes").hidden = true;
@@ -49,7 +50,10 @@ export class CallerPage {
 
   show(detail) {
     const refused = total(detail.refused);
+    find("caller-notice").hidden = !detail.partial;
+    setText(find("caller-notice"), detail.partial ?? "");
     const facts = [
+      ...(detail.label ? [["Label", plain(detail.label)]] : []),
       ["Plan", plain(detail.plan ?? "–")],
       ["Account", detail.account ? plain(detail.account) : "–"],
       ["Requests a second", rate(detail.rate)],
@@ -62,7 +66,7 @@ export class CallerPage {
       (element, [, text]) => setText(element.lastChild, text));
     find("caller-facts").classList.toggle("trouble", refused > 0);
     this.limits(detail.limits);
-    this.chart.show(detail.series, detail.bucket, detail.now);
+    if (!detail.partial) this.chart.show(detail.series, detail.bucket, detail.now);
     this.changes(detail);
   }
 

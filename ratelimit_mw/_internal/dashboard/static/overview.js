@@ -2,7 +2,7 @@
 
 import { bar, find, keepRows, make, plain, setBar, setText, shortCaller } from "./dom.js";
 import { Chart } from "./chart.js";
-import { count, duration, kind, milliseconds, outlook, percent, rate, reasons, total, used } from "./format.js";
+import { clock, count, duration, kind, milliseconds, outlook, percent, rate, reasons, total, used } from "./format.js";
 
 const RANGES = [["5 min", 300], ["15 min", 900], ["1 hour", 3600]];
 const ORDERS = [
@@ -36,34 +36,11 @@ export class Overview {
     this.workers(snapshot.workers);
   }
 
-  // The sentence that says who is the trouble, also given to screen readers when it changes.
-  headline({ callers, plans, workers, partial }) {
-    const refused = plans.reduce((sum, plan) => sum + total(plan.refused), 0);
-    const worst = callers.toSorted(ORDERS[0][1])[0];
-    const isTrouble = refused > 0 && worst && total(worst.refused) > 0;
-    find("headline").classList.toggle("trouble", Boolean(isTrouble));
-    if (!isTrouble) {
-      this.said = refused ? `${count(refused)} requests were refused in the last minute` : "Nobody is being refused";
-      if (partial && !workers.length) this.said = "There are no figures";
-      setText(find("headline-text"), this.said);
-      setText(find("headline-more"), "");
-      this.linked = null;
-      return;
-    }
-    const theirs = total(worst.refused);
-    const title = find("headline-text");
-    if (this.linked !== worst.caller) {
-      this.linked = worst.caller;
-      const account = make("bdi", { text: worst.account ? ` (${plain(worst.account)})` : "" });
-      title.replaceChildren(callerLink(worst.caller), account, " is refused most");
-    }
-    this.said = title.textContent;
-    const share = percent(Math.min(1, theirs / Math.max(refused, theirs)));
-    setText(
-      find("headline-more"),
-      `${count(theirs)} of its ${count(theirs + worst.admitted + worst.shadow)} requests in the last minute were refused ` +
-        `(${reasons(worst.refused)}): ${share} of all refusals. Its plan is ${plain(worst.plan ?? "unknown")}.`,
-    );
+  // The sentence that says what to know first, also given to screen readers when it changes.
+  headline({ headline, callers }) {
+    const caller = callers.find((each) => each.caller === headline.caller);
+    showHeadline(headline, caller);
+    this.said = find("headline-text").textContent;
   }
 
   now(sum) {
@@ -93,7 +70,7 @@ export class Overview {
       row.classList.toggle("refused", refused > 0);
       const [name, plan, speed, admitted, cell, why, limits] = row.cells;
       name.querySelector(".tag").hidden = !isWorst;
-      setText(name.querySelector(".account"), caller.account ? plain(caller.account) : "");
+      setText(name.querySelector(".account"), knownAs(caller));
       setText(plan.firstChild, plain(caller.plan ?? "–"));
       setText(speed, rate(caller.rate));
       setText(admitted, count(caller.admitted));
@@ -160,7 +137,7 @@ export class Overview {
     keepRows(find("workers").tBodies[0], workers, ({ worker }) => worker,
       (each) => row(named(`${each.host} ${each.pid}`), number(), number(), number(), make("td", { className: "code" })),
       (element, each) => {
-        element.classList.toggle("bad", !each.backend_up || versions.size > 1);
+        element.classList.toggle("bad", !each.backend_up || each.silent || versions.size > 1);
         const notes = [each.compiled ? "" : ", not compiled", each.seen > 5 ? `, silent for ${duration(each.seen)}` : ""];
         setText(element.cells[1], rate(each.requests));
         setText(element.cells[2], count(each.leases));
@@ -170,6 +147,24 @@ export class Overview {
       });
   }
 }
+
+export function showHeadline({ level, title, more, caller, since }, figures) {
+  const section = find("headline");
+  section.classList.toggle("trouble", level === "alarm");
+  section.classList.toggle("some", level === "notice");
+  const whom = figures ? knownAs(figures) : "";
+  const said = JSON.stringify([title, caller, since, whom]);
+  if (section.said !== said) {
+    section.said = said;
+    const parts = caller ? [callerLink(caller), make("bdi", { text: whom ? ` (${whom})` : "" }), ` ${title}`] : [plain(title)];
+    if (since != null) parts.push(` ${clock(since)}`);
+    find("headline-text").replaceChildren(...parts);
+  }
+  setText(find("headline-more"), plain(more));
+}
+
+// What the settings call a caller beside its name.
+export const knownAs = ({ label, account }) => [...new Set([label, account])].filter(Boolean).map(plain).join(" · ");
 
 export function callerLink(caller) {
   const link = make("a", { href: `#caller=${encodeURIComponent(caller.toWellFormed())}`, title: plain(caller) });
