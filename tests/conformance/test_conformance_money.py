@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter, EstimateAction, Reservation, Settlement
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
 from tests.support.conformance import (
     KINDS,
@@ -462,3 +462,16 @@ async def test_a_charge_that_is_made_again_counts_in_the_period_of_its_time(benc
     assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
     bench.clock.now -= 1
     assert (await bench.backend.acquire(charge, new_id(), 1)).hold.periods[0].scope == "USD:2026-11-20"
+
+
+async def test_what_has_no_lease_is_neither_settled_nor_ended(bench: Bench) -> None:
+    """A reservation without an id, as in a token that anybody wrote, changes nothing; other calls go on."""
+    day = daily(1_000)
+    hold = (await bench.acquire(day, slots(9), price=300)).hold
+    nobody = Reservation(b"", hold.slots, hold.periods, hold.lease, hold.price, hold.currency)
+    assert await bench.backend.settle(nobody, 200) is UNKNOWN
+    await bench.backend.keep(nobody)
+    await bench.backend.finish(nobody, EstimateAction.GIVE_BACK)
+    assert await books(bench, day) == (0, 300)
+    assert await bench.backend.settle(hold, 200) is SETTLED
+    assert await books(bench, day) == (200, 0)

@@ -219,6 +219,29 @@ async def test_closing_waits_for_what_waits_in_line(server: StoreServer) -> None
         assert await money(backend) == (0, NUMBER * PRICE, 0)
 
 
+def test_an_event_loop_that_ends_changes_no_order(kind: str, start_server: StartServer) -> None:
+    """What one loop owed of its leases, settles and ends, the next one sends in this order."""
+    server = start_server(kind)
+    backend = RedisBackend(server.url, timeout=5)
+
+    async def owe(holds: list[Reservation]) -> None:
+        settles = [asyncio.ensure_future(backend.settle(hold, PRICE)) for hold in holds]
+        await asyncio.sleep(0)
+        for hold in holds:
+            backend.finish(hold, EstimateAction.KEEP)
+        for settle in settles:
+            settle.cancel()
+
+    async def check() -> None:
+        await eventually(lambda: _is(backend, (0, NUMBER * PRICE, 0)))
+        await backend.close()
+
+    holds = asyncio.run(holds_of(backend))
+    with stopped(server):
+        asyncio.run(owe(holds))
+    asyncio.run(check())
+
+
 async def _is(backend: RedisBackend, expected: tuple[int, int, int]) -> bool:
     try:
         return await money(backend) == expected

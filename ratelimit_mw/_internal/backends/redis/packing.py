@@ -29,7 +29,6 @@ from ratelimit_mw._internal.runtime.bounded import evict_oldest
 LIMIT = struct.Struct("<cddd")
 CHARGE_HEAD = struct.Struct("<cBddd")
 FINISH_HEAD = struct.Struct("<cBBdd")
-ID = struct.Struct(f"{LEASE_ID_SIZE}s")
 RENEW_HEAD = struct.Struct("<cHH")
 RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
 PERIOD = struct.Struct("<Hd")
