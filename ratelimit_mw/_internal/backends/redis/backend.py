@@ -324,8 +324,9 @@ class RedisBackend:
         charge, kind, price = operation.charge, operation.kind, operation.price
         packed = self.prepare(charge)
         if kind != PEEK and charge.is_held:
+            held = price if packed.periods else 0
             operation.hold = Reservation(
-                operation.id, charge.slots, packed.periods, charge.lease, price, charge.currency
+                operation.id, charge.slots, packed.periods, charge.lease, held, charge.currency
             )
         if packed.periods or kind != ACQUIRE:
             packed = packed.priced(kind, price, int(charge.lease * SECOND))
