@@ -51,7 +51,6 @@ from ratelimit_mw._internal.model.charge import (
     OperationRefusedError,
     Outcome,
     Reservation,
-    ReservationKey,
     Settlement,
     place_of,
 )
@@ -94,9 +93,7 @@ class RedisBackend:
         self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
         self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
         self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
-        self._held_places: dict[
-            tuple[tuple[ReservationKey, ...], tuple[ReservationKey, ...]], HeldPlaces
-        ] = {}
+        self._held_places: dict[tuple[object, ...], HeldPlaces] = {}
         self._past = Load()
         self._was_away = False
         """Whether the latest of the event loops that have ended thought so."""
@@ -383,8 +380,8 @@ class RedisBackend:
         return self._submit(Operation(template, hold.id), must_arrive=True)
 
     def _places_of(self, hold: Reservation) -> HeldPlaces:
-        """What is prepared for a hold: the same for every request of a caller on a route."""
-        key = (hold.slots, hold.periods)
+        """What is prepared for a reservation: the same for every request of a caller on a route."""
+        key = (hold.slots, hold.periods) if hold.periods else hold.slots
         places = self._held_places.get(key)
         if places is None:
             evict_oldest(self._held_places, _MAX_PLACES)

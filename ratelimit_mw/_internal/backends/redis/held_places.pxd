@@ -1,10 +1,9 @@
 cimport cython
 from ratelimit_mw._internal.backends.redis.operations cimport Template
 
-cdef class HeldPlaces:
-    cdef bytes _slot_keys, _period_keys, _record
-    cdef Py_ssize_t _n_slots
+cdef class HeldPlaces(Template):
+    cdef bytes _period_keys, _records
     cdef tuple _period_ends
-    cdef list _ends
-    cdef readonly Template release
+    cdef dict _ends
+    @cython.locals(template=Template)
     cpdef Template end(self, object money)

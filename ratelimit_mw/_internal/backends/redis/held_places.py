@@ -15,36 +15,39 @@ from ratelimit_mw._internal.backends.redis.packing import (
 )
 from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, EstimateAction, Reservation
 
+_UNTOUCHED = EstimateAction.UNTOUCHED
 
-class HeldPlaces:
-    """Templates of operations on holds that differ in their lease alone."""
 
-    __slots__ = ("_ends", "_n_slots", "_period_ends", "_period_keys", "_record", "_slot_keys", "release")
+class HeldPlaces(Template):
+    """The release of slots, and the other operations on reservations that differ in their lease alone."""
+
+    __slots__ = ("_ends", "_period_ends", "_period_keys", "_records")
 
     def __init__(self, names: KeyNames, hold: Reservation) -> None:
-        """Any of the holds will do."""
-        self._slot_keys = b"".join(map(bulk, names.of_slots(hold)))
-        self._n_slots = len(hold.slots)
-        self._period_ends = tuple([held.ends for held in hold.periods])
-        self._period_keys = self._record = b""
+        """Any of the reservations will do."""
+        n_slots = len(hold.slots)
+        body, head = _end_of(n_slots, _UNTOUCHED, ())
+        slot_keys = b"".join(map(bulk, names.of_slots(hold)))
+        Template.__init__(self, slot_keys, n_slots, body, LEASE_ID_SIZE, head=head)
+        self.charges = ""
+        self._period_keys = self._records = b""
+        self._period_ends: tuple[int, ...] = ()
+        self._ends: dict[int, Template] | None = None
         if hold.periods:
             self._period_keys = b"".join(map(bulk, names.of_periods(hold)))
-            self._record = names.record_argument(hold.periods[0].partition)
-        body, head = _end_of(self._n_slots, EstimateAction.UNTOUCHED, ())
-        self.release = Template(self._slot_keys, self._n_slots, body, LEASE_ID_SIZE, head=head)
-        """Frees the slots, and leaves money alone."""
-        self.release.charges = ""
-        self._ends: list[Template | None] = [self.release, None, None]
+            self._records = names.record_argument(hold.periods[0].partition)
+            self._period_ends = tuple([held.ends for held in hold.periods])
+            self._ends = {}
 
     def end(self, money: EstimateAction) -> Template:
         """Free the slots and, unless it was settled, decide about the estimate."""
-        if not self._period_ends:
-            return self.release
-        template = self._ends[money]
+        if self._ends is None or money is _UNTOUCHED:
+            return self
+        template = self._ends.get(money)
         if template is None:
-            body, head = _end_of(self._n_slots, money, self._period_ends)
-            keys, n_keys = self._slot_keys + self._period_keys, self._n_slots + len(self._period_ends) + 1
-            template = Template(keys, n_keys, body, LEASE_ID_SIZE, head=head, record=self._record)
+            body, head = _end_of(self.n_keys, money, self._period_ends)
+            keys, n_keys = self.keys + self._period_keys, self.n_keys + len(self._period_ends) + 1
+            template = Template(keys, n_keys, body, LEASE_ID_SIZE, head=head, record=self._records)
             self._ends[money] = template
         return template
 
@@ -54,7 +57,7 @@ class HeldPlaces:
         body = SETTLE_HEAD.pack(kind, amount, replace, n_periods)
         body += struct.pack(f"<{n_periods}d", *self._period_ends)
         return Template(
-            self._period_keys, n_periods + 1, body, LEASE_ID_SIZE, read_settlement, record=self._record
+            self._period_keys, n_periods + 1, body, LEASE_ID_SIZE, read_settlement, record=self._records
         )
 
 
