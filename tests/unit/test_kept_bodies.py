@@ -1,9 +1,11 @@
 """Bodies of refusals that are kept: nobody is told another refusal's figures."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit_mw._internal.model.charge import Counter
+from ratelimit_mw._internal.cache.refusals import CachedRefusal
+from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
 from ratelimit_mw._internal.model.limits import SECOND, Window
 from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, refusal_of
@@ -47,3 +49,24 @@ def test_the_bodies_kept_are_bounded() -> None:
         statuses = (LimitStatus(Counter("caller", "p", WINDOWS[0]), WindowStatus(used, SECOND, SECOND)),)
         writer(Decision(False, SECOND, 1, 0, statuses, refusal_of(statuses, 0, SECOND)))
     assert len(writer._bodies) <= refusals.MAX_BODIES
+
+
+@pytest.mark.parametrize("wait", [1_000, 999_999, SECOND, SECOND + 1, 1_500_000, 2 * SECOND, 61 * SECOND])
+def test_an_answer_is_given_again_as_long_as_its_seconds_are_the_same(wait: int) -> None:
+    """Milliseconds go on; from the microsecond on at which the whole seconds are others it is made anew."""
+    writer, counter = RefusalWriter(ResponseSettings()), Counter("caller", "p", WINDOWS[0])
+
+    def refused_at(age: int) -> Decision:
+        statuses = (LimitStatus(counter, WindowStatus(2, wait - age, wait - age)),)
+        return Decision(False, 5 * SECOND + age, 1, 0, statuses, refusal_of(statuses, 0, 5 * SECOND + age))
+
+    outcome = Outcome.from_statuses(False, 5 * SECOND, [WindowStatus(2, wait, wait)], NO_RESERVATION)
+    refused = CachedRefusal(Charge([counter]), outcome, 0.0, 1.0, ("rate", "p"))
+    first = writer(refused_at(0))
+    writer.keep(refused, first, refused_at(0))
+    seconds = dict(first.headers)[b"retry-after"]
+    for age in sorted({0, 1, wait % SECOND - 1, wait % SECOND, wait % SECOND + 1, wait - 1}):
+        if 0 <= age < wait:
+            new, again = writer(refused_at(age)), writer.again(refused, age)
+            is_same = dict(new.headers)[b"retry-after"] == seconds
+            assert again == (new if is_same else None), age

@@ -76,7 +76,7 @@ class RefusalWriter:
             return
         wait += decision.now_us - refused.outcome.now
         seconds = _whole_seconds(wait - (decision.now_us - refused.outcome.now))
-        last = wait - (seconds - 1) * SECOND if seconds > 1 else wait
+        last = wait - (seconds - 1) * SECOND
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
         # A copy: middleware outside of ours may add to the headers that it is sent.
         kept = response._replace(headers=response.headers.copy())
