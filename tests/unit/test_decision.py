@@ -1,9 +1,16 @@
 """The four words of a decision: `limit`, `remaining`, `reset_after` and `retry_after`."""
 
+from collections.abc import Callable
 from decimal import Decimal
+
+import pytest
 
 from ratelimit_mw import Decision, Limiter, Settings
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.model.charge import Counter
+from ratelimit_mw._internal.model.limits import Allowance, Limit, Slots, Window
+from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
+from ratelimit_mw._internal.policy.decision import LimitStatus
 from tests.support.asgi import FakeClock, settings_of
 
 PLAN = """
@@ -67,3 +74,22 @@ def test_without_windows_the_words_are_none() -> None:
     decision = Decision(True, 0)
     words = (decision.limit, decision.remaining, decision.reset_after, decision.retry_after)
     assert words == (None, None, None, None)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+@pytest.mark.parametrize(
+    ("limit", "status"),
+    [
+        (Window(5, 1, "minute"), lambda over: WindowStatus(5 + over, SECONDS, SECONDS)),
+        (Slots(5), lambda over: SlotStatus(5 + over, is_full=True)),
+        (Allowance(5_000, "daily"), lambda over: BudgetStatus(4_000 + over, 1_000, is_short=True)),
+    ],
+    ids=["window", "slots", "budget"],
+)
+def test_a_limit_that_is_used_up_has_nothing_left(
+    limit: Limit, status: Callable[[int], Status], over: int
+) -> None:
+    """Neither one unit more, nor less than nothing where it was passed or lowered."""
+    counter = Counter("k", "p", limit)
+    assert LimitStatus(counter, status(over)).remaining == 0
+    assert Decision(False, 0, limits=(LimitStatus(counter, status(over)),)).remaining in {0, None}
