@@ -68,7 +68,7 @@ MODULES = {
     "lease/lease_record": "slots spending refused estimates",
     "lease/manager": "slots spending jobs estimates",
     "lease/renewals": "renewals slots estimates",
-    "limiter/decider": "limiter hooks_decisions refused local unservable",
+    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable",
     "model/charge": "status spending headers refused conformance_money conformance_slots",
     "model/limits": "headers refusals conformance_windows",
     "model/money": "money",

@@ -223,8 +223,9 @@ async def test_units_in_hand_are_spent_while_the_server_is_away(start_server: St
             await asyncio.sleep(0)
         left = policy.stock.block.left
         server.kill()
-        decisions = [(await limiter.charge(policy)).decision.policy for _ in range(left + 1)]
-        assert decisions == ["shared"] * left + ["deny"]
+        decisions = [(await limiter.charge(policy)).decision for _ in range(left + 1)]
+        assert [each.policy for each in decisions] == ["shared"] * left + ["deny"]
+        assert {(each.cost, each.price_micros) for each in decisions} == {(1, 0)}
 
 
 async def test_a_reset_forgets_what_is_in_hand(server: StoreServer) -> None:

@@ -318,3 +318,28 @@ async def test_lease_is_always_there(text: str, backend: Down | None) -> None:
     app = Starlette(routes=[Route("/", handler)])
     async with limited_client(text, FakeClock(), app, backend=backend) as client:
         assert [(await client.get("/")).text for _ in range(2)] == ["True True"] * 2
+
+
+async def test_a_stream_to_nobody_lets_others_have_a_turn() -> None:
+    """A server that never waits for its client sends on and on; other requests are served all the same."""
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1_000):
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    async def send(message: Message) -> None:
+        pass
+
+    other = asyncio.create_task(count())
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("192.0.2.1", 1)}
+    await limited(NINE, FakeClock(), stream)(scope, asyncio.Future[Message], send)
+    other.cancel()
+    assert turns > 30

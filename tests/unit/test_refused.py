@@ -363,6 +363,10 @@ async def test_a_refusal_met_again_knows_what_was_admitted_meanwhile(
         assert await remaining("/") == (200, 5)
         assert [await remaining("/big") for _ in range(3)] == [(429, 5)] * 3
         assert len(app.limiter.refusals) == 1
+        assert app.limiter.tally.totals() == {
+            ("default", "", "admitted", ""): 5,
+            ("default", "/big", "rate", "10/hour"): 6,
+        }, "what is repeated is counted as well"
 
 
 @pytest.mark.parametrize(("on_failure", "status"), [("allow", 200), ("deny", 503)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -58,6 +58,26 @@ async def test_accepted_handshake_carries_the_headers() -> None:
     assert (accepted["type"], accepted["subprotocol"]) == ("websocket.accept", "chat")
     headers = dict(accepted["headers"])
     assert (headers[b"x-own"], headers[b"x-ratelimit-remaining"]) == (b"1", b"1")
+
+
+async def deny(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reject the handshake."""
+    await receive()
+    await send({"type": "websocket.http.response.start", "status": 403, "headers": []})
+    await send({"type": "websocket.http.response.body"})
+
+
+@pytest.mark.parametrize(("app", "limit"), [(accept, 2), (deny, 9)], ids=["accepted", "denied"])
+async def test_an_accepted_socket_is_charged_its_price(app: ASGIApp, limit: int) -> None:
+    """What the app has accepted is kept as what it is estimated at; what it has denied is given back."""
+    text = """
+        plans.anonymous.spending.daily = "0.20"
+        routes = [{path = "/", price = "0.10"}]
+    """
+    served = limited(text, FakeClock(), app)
+    kinds = [(await handshake(served, extensions=DENIAL))[0] for _ in range(9)]
+    refused = [message for message in kinds if message.get("status") == 429]
+    assert len(refused) == 9 - limit
 
 
 async def test_handshake_counts_as_get() -> None:
