@@ -115,6 +115,15 @@ def test_the_tests_that_show_attacks_are_there() -> None:
     assert [name for name in tests if not (ROOT / "tests" / name).is_file()] == []
 
 
+def test_every_folder_of_tests_is_explained() -> None:
+    """CONTRIBUTING.md has a row for each folder with tests or helpers, and the files that it names exist."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    there = {folder.parent.name for folder in (ROOT / "tests").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `tests/(\w+)/` \| ", page, re.MULTILINE)) == there
+    named = re.findall(r"`(tests/[\w/]+(?:/|\.py))`", page)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_reference_has_every_setting_and_no_other() -> None:
     """Each table of the settings is a section, with a row for each of its names."""
     reference = _reference()
