@@ -25,6 +25,7 @@ from ratelimit_mw._internal.settings.values import Table
 from tests.support.apps import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+WRAPPED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))]
 PRIVATE = ROOT / "ratelimit_mw" / "_internal"
 HOW_IT_WORKS = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 TABLES: dict[str, type[Table]] = {
@@ -47,6 +48,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         target = page.parent / name if name else page
         assert target.exists(), name
         assert not anchor or anchor in _anchors(target), f"{name}#{anchor}"
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: page.name)
+def test_prose_wraps_at_100_columns(page: Path) -> None:
+    """A line of prose fits on a screen; tables, code and single words may be longer."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in prose.splitlines() if not line.startswith(("|", "    "))]
+    breakable = [line for line in lines if " " in re.sub("`[^`]*`", "", line.strip(" -"))]
+    assert [line for line in breakable if len(line) > 100] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
