@@ -96,6 +96,32 @@ async def test_a_callers_plan_is_changed_and_taken_back(server: AppServer) -> No
         await expect(page.locator("#callers tbody tr").first).to_be_visible()
 
 
+async def test_a_caller_is_acted_on_from_its_row_and_that_is_undone(server: AppServer) -> None:
+    """Ask first, say what was done, offer to undo it; everybody sees who changed what."""
+    async with browser_page() as page:
+        await log_in(page, server)
+        await ask(server, "greedy", 40)
+        await page.get_by_role("button", name=f"Act on {short('greedy')}").click()
+        await expect(page.locator("#act-title")).to_contain_text(short("greedy"))
+        await page.get_by_role("button", name="Leave it").click()
+        await expect(page.locator("#audit-card")).to_be_hidden()
+        await page.get_by_role("button", name="Act on this caller").click()
+        await page.locator("#act-plan").select_option("big")
+        await page.get_by_role("button", name="Give it this plan").click()
+        await expect(page.locator("#toast")).to_contain_text(f"{short('greedy')}: plan big.")
+        await answered(server, "greedy", 200)
+        await expect(page.locator("#audit tbody tr").first).to_contain_text("dashboard, 127.0.0.1")
+        await page.locator("#toast").get_by_role("button", name="Undo").click()
+        await expect(page.locator("#toast")).to_contain_text("undone: plan big")
+        await answered(server, "greedy", 429)
+        await expect(page.locator("#audit tbody tr")).to_have_count(2)
+        await page.get_by_role("button", name=f"Act on {short('greedy')}").click()
+        await page.get_by_role("button", name="Clear what is counted").click()
+        await expect(page.locator("#toast")).to_contain_text("counters cleared")
+        await expect(page.locator("#toast-undo")).to_be_hidden()
+        await answered(server, "greedy", 200)
+
+
 async def test_without_changes_the_page_offers_none(
     tmp_path: Path, start_app: StartApp, redis_server: StoreServer
 ) -> None:
@@ -109,6 +135,9 @@ async def test_without_changes_the_page_offers_none(
         await page.locator("#callers tbody a").click()
         await expect(page.locator("#limits tbody tr").first).to_be_visible()
         await expect(page.locator("#changes")).to_be_hidden()
+        await page.get_by_role("link", name="All callers").click()
+        await expect(page.locator("#callers tbody tr").first).to_be_visible()
+        assert await page.get_by_role("button", name="Act on").count() == 0
 
 
 async def test_it_works_under_another_path_behind_a_proxy(server: AppServer, tmp_path: Path) -> None:

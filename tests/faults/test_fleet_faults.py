@@ -106,7 +106,7 @@ async def test_nonsense_in_the_backend_breaks_no_reader(redis_server: StoreServe
     text = json.dumps(said, allow_nan=False, ensure_ascii=False)
     assert text.encode()
     assert sum(point["admitted"] for point in said["series"]) == 3
-    assert {len(worker) for worker in said["workers"]} == {11}
+    assert {len(worker) for worker in said["workers"]} == {12}
     assert max(len(caller["caller"]) for caller in said["callers"]) <= 11_000
 
 

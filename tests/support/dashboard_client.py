@@ -18,7 +18,7 @@ plans.small = { requests = ["1/minute"] }
 plans.shared = { requests = ["1/minute"], share = "account" }
 keys = [{ key = "listed", plan = "small", account = "acme" }]
 """
-CHANGE = [("POST", "/reset"), ("POST", "/plan")]
+CHANGE = [("POST", "/reset"), ("POST", "/plan"), ("POST", "/undo")]
 
 
 def settings(**operations: Any) -> Settings:

@@ -13,7 +13,13 @@ from ratelimit_mw._internal.dashboard.answers import page_files
 from tests.support.asgi import client_of, ok_app, settings_of, statuses
 from tests.support.dashboard_client import CHANGE, PLANS, TOKEN, bearer, behind, log_in, settings
 
-READ = [("GET", "/events"), ("GET", "/snapshot"), ("POST", "/caller"), ("GET", "/static/app.js")]
+READ = [
+    ("GET", "/events"),
+    ("GET", "/snapshot"),
+    ("GET", "/audit"),
+    ("POST", "/caller"),
+    ("GET", "/static/app.js"),
+]
 OTHERS = [("GET", ""), ("GET", "/"), ("HEAD", "/"), ("POST", "/logout"), ("DELETE", "/"), ("GET", "/none")]
 
 
@@ -174,7 +180,7 @@ async def test_its_own_page_may(headers: dict[str, str]) -> None:
     async with behind(dashboard_changes=True) as client:
         assert (await log_in(client, **headers)).status_code == 303
         answer = await client.post("/ops/reset", json={"caller": "ip:192.0.2.1"}, headers=headers)
-        assert answer.json() == {"cleared": 1}
+        assert answer.json()["cleared"] == 1
 
 
 async def test_changes_need_json() -> None:

@@ -55,12 +55,13 @@ async def test_counters_can_be_cleared(caplog: pytest.LogCaptureFixture) -> None
     async with behind(dashboard_changes=True) as client:
         assert await statuses(client, 2) == [200, 429]
         answer = await client.post("/ops/reset", json={"caller": "ip:192.0.2.1"}, headers=bearer())
-        assert answer.json() == {"cleared": 1}
+        assert answer.json()["cleared"] == 1
+        assert answer.json()["change"]["can_undo"] is False
         assert await statuses(client, 2) == [200, 429]
         assert (
             await client.post("/ops/reset", json={"caller": "a:none"}, headers=bearer())
         ).status_code == 404
-    assert "dashboard: counters of 'ip:192.0.2.1' cleared, by 192.0.2.1" in caplog.text
+    assert "change: ip:192.0.2.1: 1 counters cleared, by dashboard, 192.0.2.1" in caplog.text
 
 
 async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,7 +82,7 @@ async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.Lo
         back = {"key": listed.hash, "plan": None}
         (await client.post("/ops/plan", json=back, headers=bearer())).raise_for_status()
         assert app.limiter.identify.of_key(listed.hash).plan == "small"  # type: ignore[union-attr]
-    assert f"dashboard: {identity.partition}: plan default, by 192.0.2.1" in caplog.text
+    assert f"change: {identity.partition}: plan default, by dashboard, 192.0.2.1" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,10 @@ def outcomes(admitted: int, **refused: int) -> Outcomes:
 
 def worker(name: str, *, seen: float = 1.0, version: str = GOOD, up: bool = True) -> WorkerFigures:
     """A worker that said something so many seconds ago."""
-    return WorkerFigures(name, "host", 1, version, True, up, Latency(), 5.0, 0, 0, seen)
+    return WorkerFigures(
+        worker=name, host="host", pid=1, version=version, compiled=True, backend_up=up,
+        latency_ms=Latency(), requests=5.0, leases=0, owed=0, seen=seen,
+    )  # fmt: skip
 
 
 def caller(name: str, made: Outcomes, plan: str = "pro") -> CallerFigures:

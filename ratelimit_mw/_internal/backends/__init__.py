@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ratelimit_mw._internal.backends.audit_store import AuditStore, MemoryAuditStore, RedisAuditStore
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import Nodes
 from ratelimit_mw._internal.backends.connecting.client import Client
@@ -40,6 +41,13 @@ def open_key_store(settings: BackendSettings, *, timeout: float = 1.0) -> KeySto
     if not settings.is_shared:
         return MemoryKeyStore()
     return RedisKeyStore(_clients(settings, keys_hash(settings.namespace), timeout), settings.namespace)
+
+
+def open_audit_store(settings: BackendSettings, *, timeout: float = 1.0) -> AuditStore:
+    """Records of changes in the backend that the settings name; otherwise as `open_key_store`."""
+    if not settings.is_shared:
+        return MemoryAuditStore()
+    return RedisAuditStore(_clients(settings, keys_hash(settings.namespace), timeout), settings.namespace)
 
 
 def open_figures_store(settings: BackendSettings, *, timeout: float = 1.0) -> FiguresStore:

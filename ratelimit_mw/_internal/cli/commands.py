@@ -10,6 +10,7 @@ import typer
 from ratelimit_mw._internal.backends.rights import missing_rights
 from ratelimit_mw._internal.cli import check as check_command
 from ratelimit_mw._internal.cli import counts, keys, sources
+from ratelimit_mw._internal.cli.audit import audit
 from ratelimit_mw._internal.cli.callers import Named
 from ratelimit_mw._internal.cli.completion import complete_account, complete_caller, complete_file
 from ratelimit_mw._internal.cli.examples import with_examples
@@ -48,6 +49,7 @@ keys_app = typer.Typer(
 app.add_typer(keys_app, name="keys")
 app.command(**with_examples("routes"))(routes)
 app.command(**with_examples("top"))(top)
+app.command(**with_examples("audit"))(audit)
 add_key_commands(keys_app)
 
 CallerName = Annotated[

@@ -1,7 +1,7 @@
 """`ratelimit-mw show` and `ratelimit-mw reset`: what is counted of a caller, seen and cleared."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from ratelimit_mw._internal.cli.output import (
     print_json,
     print_table,
 )
+from ratelimit_mw._internal.cli.recording import PATIENCE, record
 from ratelimit_mw._internal.cli.texts import SHARED_BY, limit_json, source_of
 from ratelimit_mw._internal.limiter.inspect_caller import forget, overview, shared_overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
@@ -25,10 +26,6 @@ from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.settings import Settings
-
-PATIENCE = 2.0
-"""Seconds that a command waits for the backend at least; a request's time-out is too short for a first
-connection from far away."""
 
 T = TypeVar("T")
 
@@ -55,6 +52,7 @@ def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
         raise UsageError("reset needs a caller: CALLER, --key, --address or --account")
     limiter = patient_limiter(settings)
     cleared = run_with(limiter, _clear(limiter, named))
+    asyncio.run(_record(settings, cleared))
     if as_json:
         print_json({"cleared": [{"partition": i.partition, "counters": n} for i, n in cleared]})
         return
@@ -64,14 +62,19 @@ def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
 
 def patient_limiter(settings: Settings) -> Limiter:
     """A limiter that waits for its backend as long as a person would. Raises `CommandError` without one."""
+    check_shared(settings)
+    timeout = max(settings.backend.timeout, PATIENCE)
+    backend = settings.backend.model_copy(update={"timeout": timeout})
+    return Limiter(settings.model_copy(update={"backend": backend}))
+
+
+def check_shared(settings: Settings) -> None:
+    """Raise `CommandError` for a backend that no command can look into."""
     if not settings.backend.is_shared:
         raise CommandError(
             f"{settings.source} counts in the memory of each process, where no command can look: "
             "backend.url is memory://"
         )
-    timeout = max(settings.backend.timeout, PATIENCE)
-    backend = settings.backend.model_copy(update={"timeout": timeout})
-    return Limiter(settings.model_copy(update={"backend": backend}))
 
 
 def run_with(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
@@ -96,6 +99,12 @@ async def _look(limiter: Limiter, named: Named) -> list[tuple[Caller | None, Dec
 async def _clear(limiter: Limiter, named: Named) -> list[tuple[Identity, int]]:
     identities = [_counted(caller) for caller in await find_callers(limiter, named)]
     return [(identity, await forget(limiter, identity)) for identity in identities]
+
+
+async def _record(settings: Settings, cleared: Sequence[tuple[Identity, int]]) -> None:
+    number = sum(number for _, number in cleared)
+    names = [identity.partition for identity, _ in cleared]
+    await record(settings, "reset", names, f"{number} counters cleared")
 
 
 def _counted(caller: Caller) -> Identity:

@@ -12,6 +12,7 @@ _EXAMPLES = {
     "reset": ("reset k:621bf7aa", "reset --address 192.0.2.1"),
     "routes": ("routes main:app", "routes main:app --settings ratelimit.toml --json"),
     "top": ("top", "top --sort refused -n 5", "top --plan pro --filter acme --once"),
+    "audit": ("audit", "audit -n 100 --json"),
     "demo": ("demo", "demo --port 8001 --no-traffic"),
     "hash": ("keys hash -", "keys hash k:621bf7aa"),
     "set": (

@@ -11,13 +11,11 @@ from ratelimit_mw._internal.cli.callers import find_hashes, hash_of, read_key
 from ratelimit_mw._internal.cli.counts import patient_limiter, run_with
 from ratelimit_mw._internal.cli.names import is_name
 from ratelimit_mw._internal.cli.output import CommandError, console, print_json, print_table
+from ratelimit_mw._internal.cli.recording import PATIENCE, record
 from ratelimit_mw._internal.live.key_entries import KeyEntry, sound_entries
 from ratelimit_mw._internal.live.registry import Registry, shown_hash
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
-
-PATIENCE = 2.0
-"""Seconds that a command waits for the backend."""
 
 T = TypeVar("T")
 
@@ -46,8 +44,15 @@ def set_keys(settings: Settings, keys: Sequence[str], entry: KeyEntry, *, as_jso
         each: entry if entry.account is not None else replace(entry, account=account)
         for each, account in hashes.items()
     }
+
+    async def change(registry: Registry) -> None:
+        await registry.read()
+        before = {each: registry.entries.get(each) for each in entries}
+        await registry.set(entries, settings)
+        await record(settings, "plan", _names(entries), f"plan {entry.plan}", (before, entries))
+
     try:
-        _run(settings, lambda registry: registry.set(entries, settings))
+        _run(settings, change)
     except SettingsError as error:
         problems = dict.fromkeys(_as_options(problem) for problem in error.problems)
         raise CommandError("; ".join(map(str, problems))) from None
@@ -70,7 +75,10 @@ def remove_keys(settings: Settings, keys: Sequence[str], *, as_json: bool) -> No
         for each in hashes or named:
             if each not in registry.hashes:
                 raise CommandError(_not_set(settings, each))
+        before = {each: registry.entries.get(each) for each in hashes}
         await registry.remove(hashes)
+        entries = (before, dict.fromkeys(hashes))
+        await record(settings, "take-back", _names(hashes), "what was set live is taken back", entries)
         return hashes
 
     removed = _run(settings, remove)

@@ -1,6 +1,7 @@
 """The dashboard as an ASGI app: what is answered to whom, under `operations.dashboard_path`."""
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import parse_qs, quote
 
 from starlette.requests import ClientDisconnect, Request
@@ -8,6 +9,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from ratelimit_mw._internal.backends.rights import missing_rights
 from ratelimit_mw._internal.dashboard.access import CHALLENGE, Access, end_session, is_foreign, start_session
 from ratelimit_mw._internal.dashboard.answers import (
     DashboardError,
@@ -55,6 +57,8 @@ class Dashboard:
             "/caller": {"POST": self._caller},
             "/reset": {"POST": self._reset},
             "/plan": {"POST": self._plan},
+            "/undo": {"POST": self._undo},
+            "/audit": {"GET": self._changes},
             "/logout": {"POST": self._logout},
         }
 
@@ -69,10 +73,18 @@ class Dashboard:
         except DashboardError as error:
             response = refusal(error)
         except BackendError as error:
-            response = refusal(DashboardError(503, f"The backend does not answer: {error}"))
+            response = refusal(self._failure(error))
         except ClientDisconnect:
             return
         await protect(response)(scope, receive, send)
+
+    def _failure(self, error: BackendError) -> DashboardError:
+        rights = missing_rights(str(error), self._limiter.settings.backend)
+        if rights is not None:
+            return DashboardError(
+                403, f"Rights are missing in the backend: {error}. What gives them: {rights}"
+            )
+        return DashboardError(503, f"The backend does not answer: {error}")
 
     async def _answer(self, request: Request) -> Response:
         operations = self._limiter.settings.operations
@@ -132,33 +144,60 @@ class Dashboard:
         return main_page(_folder(_path(request, operations), operations))
 
     async def _events(self, _request: Request, operations: OperationsSettings) -> Response:
-        def facts() -> dict[str, bool] | None:
+        def facts() -> dict[str, Any] | None:
             # A token that is changed shuts out who came in by the old one.
             now = self._limiter.settings.operations
             opened = (operations.dashboard_path, operations.dashboard_token)
-            return _facts(now) if (now.dashboard_path, now.dashboard_token) == opened else None
+            return self._facts(now) if (now.dashboard_path, now.dashboard_token) == opened else None
 
         headers = {"X-Accel-Buffering": "no"}
         return StreamingResponse(self._stream.events(facts), headers=headers, media_type="text/event-stream")
 
     async def _snapshot(self, _request: Request, operations: OperationsSettings) -> Response:
-        return json_response({**(await self._view.read()).as_dict(), **_facts(operations)})
+        return json_response({**(await self._view.read()).as_dict(), **self._facts(operations)})
 
     async def _caller(self, request: Request, operations: OperationsSettings) -> Response:
         values = await read_json(request)
-        return json_response({**await self._callers.read(_text(values, "caller")), **_facts(operations)})
+        return json_response({**await self._callers.read(_text(values, "caller")), **self._facts(operations)})
 
     async def _reset(self, request: Request, operations: OperationsSettings) -> Response:
         _check_changes(operations)
         caller = _text(await read_json(request), "caller")
-        return json_response({"cleared": await self._callers.reset(caller, self._address(request))})
+        cleared, change = await self._callers.reset(caller, self._who(request))
+        return json_response({"cleared": cleared, "change": change.as_dict()})
 
     async def _plan(self, request: Request, operations: OperationsSettings) -> Response:
         _check_changes(operations)
         values = await read_json(request)
         plan = None if values.get("plan") is None else _text(values, "plan")
-        await self._callers.set_plan(_text(values, "key"), plan, self._address(request))
-        return json_response({"plan": plan})
+        if "caller" in values:
+            hashes = await self._callers.keys_of(_text(values, "caller"))
+        else:
+            hashes = (_text(values, "key"),)
+        change = await self._callers.set_plan(hashes, plan, self._who(request))
+        return json_response({"plan": plan, "change": change.as_dict()})
+
+    async def _undo(self, request: Request, operations: OperationsSettings) -> Response:
+        _check_changes(operations)
+        change = await self._callers.undo(_text(await read_json(request), "id"), self._who(request))
+        return json_response({"change": change.as_dict()})
+
+    async def _changes(self, _request: Request, _operations: OperationsSettings) -> Response:
+        try:
+            changes = await self._limiter.live.audit.latest()
+        except BackendError as error:
+            return json_response({"changes": [], "partial": f"the backend is away: {error}"})
+        return json_response({"changes": [change.as_dict() for change in changes], "partial": None})
+
+    def _who(self, request: Request) -> str:
+        return f"dashboard, {self._address(request)}"
+
+    def _facts(self, operations: OperationsSettings) -> dict[str, Any]:
+        return {
+            "changes": operations.dashboard_changes,
+            "missing_rights": self._limiter.live.rights.missing,
+            "choices": [*self._limiter.settings.plans],
+        }
 
     def _address(self, request: Request) -> str:
         return self._limiter.identify.address_of(request.scope)
@@ -173,10 +212,6 @@ def _folder(path: str, operations: OperationsSettings) -> str:
     """The dashboard's own folder, relative to `path` under it."""
     name = quote((operations.dashboard_path or "").rpartition("/")[2])
     return "./" if path else f"./{name}/"
-
-
-def _facts(operations: OperationsSettings) -> dict[str, bool]:
-    return {"changes": operations.dashboard_changes}
 
 
 def _check_changes(operations: OperationsSettings) -> None:

@@ -1,22 +1,21 @@
-"""One caller on the dashboard: how it stands, and the two things that can be done about it."""
+"""One caller on the dashboard: how it stands, and what can be done about it."""
 
 import asyncio
-import logging
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from ratelimit_mw._internal.dashboard.answers import DashboardError
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.inspect_caller import forget
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.live.audit import Action, Change, Entries, entries_of
 from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import SettingsError
-
-logger = logging.getLogger("ratelimit_mw")
 
 KEPT_SECONDS = 1.0
 """How long an answer serves everybody who has this caller's page open."""
@@ -25,11 +24,12 @@ MAX_KEPT = 256
 
 
 class Callers:
-    """Reads and changes single callers. Who did what is logged, by address."""
+    """Reads and changes single callers. Who did what is recorded."""
 
     def __init__(self, limiter: Limiter, view: FleetView) -> None:
         self._limiter = limiter
         self._view = view
+        self._audit = limiter.live.audit
         self._last: dict[str, dict[str, Any]] = {}
         """The last whole answers, to be shown while the backend is away."""
         self._kept: OrderedDict[str, tuple[float, asyncio.Task[dict[str, Any]]]] = OrderedDict()
@@ -47,34 +47,59 @@ class Callers:
         # One who leaves must not take the answer from the others.
         return await asyncio.shield(kept[1])
 
-    async def reset(self, caller: str, by: str) -> int:
+    async def reset(self, caller: str, who: str) -> tuple[int, Change]:
         """Clear what is counted of a caller; returns how many counters. Raises `BackendError`."""
         identity = await self._view.identity(caller)
         if identity is None:
             raise DashboardError(404, "Nobody knows this caller.")
         cleared = await forget(self._limiter, identity)
         self._kept.pop(caller, None)
-        logger.warning("dashboard: counters of %r cleared, by %s", caller, by)
-        return cleared
+        return cleared, await self._audit.add(who, "reset", [caller], f"{cleared} counters cleared")
 
-    async def set_plan(self, api_key_hash: str, plan: str | None, by: str) -> None:
-        """Give a key a plan, live; None takes back what was set live. It keeps its account and its label.
+    async def set_plan(self, hashes: Sequence[str], plan: str | None, who: str) -> Change:
+        """Give keys a plan, live; None takes back what was set live. They keep their accounts and labels.
 
-        Limits of its own are replaced by the plan's, as by `keys set`. Raises `BackendError`.
+        Limits of their own are replaced by the plan's, as by `keys set`. Raises `BackendError`.
         """
-        if not HASH.fullmatch(api_key_hash):
+        if not hashes or not all(map(HASH.fullmatch, hashes)):
             raise DashboardError(400, "key must be the hash of an API key.")
-        live = self._limiter.live
+        entries = {each: None if plan is None else self._entry(each, plan) for each in hashes}
+        detail = "what was set live is taken back" if plan is None else f"plan {plan}"
+        return await self._change(entries, who, "plan" if plan else "take-back", detail)
+
+    async def undo(self, change_id: str, who: str) -> Change:
+        """Set live keys as they were before a change, unless they were changed again since."""
+        change = await self._audit.find(change_id)
+        if change is None or change.before is None or change.after is None:
+            raise DashboardError(404, "There is no such change that can be undone.")
         try:
-            if plan is None:
-                await live.remove_keys([api_key_hash])
-            else:
-                await live.set_keys({api_key_hash: self._entry(api_key_hash, plan)})
+            before, after = entries_of(change.before), entries_of(change.after)
+        except ValueError:
+            raise DashboardError(404, "There is no such change that can be undone.") from None
+        await self._limiter.live.read_keys()
+        if any(self._limiter.live.keys.get(each) != entry for each, entry in after.items()):
+            raise DashboardError(409, "It was changed again since: look at the latest changes.")
+        return await self._change(before, who, "undo", f"undone: {change.detail}")
+
+    async def keys_of(self, caller: str) -> tuple[str, ...]:
+        """The hashes of all keys that are counted as this caller. Raises `BackendError`."""
+        hashes = (await self._view.caller(caller)).known_as
+        if not hashes:
+            raise DashboardError(
+                404, "Only an API key has a plan of its own, and none of this caller is known."
+            )
+        return hashes
+
+    async def _change(self, entries: Entries, who: str, action: Action, detail: str) -> Change:
+        live = self._limiter.live
+        await live.read_keys()
+        before = {each: live.keys.get(each) for each in entries}
+        try:
+            await live.set_keys(entries)
         except SettingsError as error:
             raise DashboardError(422, "; ".join(map(str, error.problems))) from None
         self._kept.clear()
-        what = "what was set live is taken back" if plan is None else f"plan {plan}"
-        logger.warning("dashboard: %s: %s, by %s", key_partition(api_key_hash), what, by)
+        return await self._audit.add(who, action, map(key_partition, entries), detail, (before, entries))
 
     def _entry(self, api_key_hash: str, plan: str) -> KeyEntry:
         rules = self._limiter.live.rules

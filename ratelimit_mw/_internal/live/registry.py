@@ -91,8 +91,8 @@ class Registry:
         self._failure = ""
         return changed
 
-    async def set(self, entries: Mapping[str, KeyEntry], settings: Settings) -> None:
-        """Set the entries of these hashes, all or none.
+    async def set(self, entries: Mapping[str, KeyEntry | None], settings: Settings) -> None:
+        """Set the entries of these hashes, and remove those that are None, all or none.
 
         Raises `SettingsError` for what the settings file would not take, `BackendError`.
         """
@@ -150,18 +150,19 @@ def shown_name(name: str) -> str:
 
 
 def _written(
-    entries: Mapping[str, KeyEntry], present: Mapping[str, KeyEntry], settings: Settings
+    entries: Mapping[str, KeyEntry | None], present: Mapping[str, KeyEntry], settings: Settings
 ) -> dict[str, bytes | None]:
     """Entries as the backend keeps them, checked together with those that are present.
 
     Raises `SettingsError`.
     """
+    kept = {each: entry for each, entry in entries.items() if entry is not None}
     others = {each: entry for each, entry in present.items() if each not in entries}
-    _, wrong = sound_entries({**others, **entries}, settings)
-    problems = [problem for each in entries for problem in wrong.get(each, ())]
+    _, wrong = sound_entries({**others, **kept}, settings)
+    problems = [problem for each in kept for problem in wrong.get(each, ())]
     if problems:
         raise SettingsError(problems)
-    return {each: write_entry(entry) for each, entry in entries.items()}
+    return {each: None if entry is None else write_entry(entry) for each, entry in entries.items()}
 
 
 def _parsed(

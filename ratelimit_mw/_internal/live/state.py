@@ -5,9 +5,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from ratelimit_mw._internal.backends import open_key_store
+from ratelimit_mw._internal.backends import open_audit_store, open_key_store
 from ratelimit_mw._internal.checks.startup import log_findings
 from ratelimit_mw._internal.live import registry, reload
+from ratelimit_mw._internal.live.audit import AuditLog
 from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.live.registry import Registry
 from ratelimit_mw._internal.live.reload import FileWatch
@@ -38,6 +39,8 @@ class Live:
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
+        self.audit = AuditLog(open_audit_store(settings.backend))
+        """Changes by operators."""
         self.rights = RightsCheck(lambda: self.rules.settings, self._registry.try_write)
         jobs = [*others]
         if settings.file is not None:
@@ -73,8 +76,11 @@ class Live:
         kept = settings.with_backend_of(self.rules.settings)
         self._put(Rules.of(kept, self._registry.sound_under(kept)))
 
-    async def set_keys(self, entries: Mapping[str, KeyEntry]) -> None:
-        """Set live keys by their hashes, all or none. Raises `SettingsError` and `BackendError`."""
+    async def set_keys(self, entries: Mapping[str, KeyEntry | None]) -> None:
+        """Set live keys by their hashes, and remove those that are None, all or none.
+
+        Raises `SettingsError` and `BackendError`.
+        """
         await self._registry.set(entries, self.rules.settings)
         await self._relist()
 
@@ -106,6 +112,7 @@ class Live:
         if self.resolver is not None:
             await self.resolver.close()
         await self._registry.close()
+        await self.audit.close()
 
     async def _start(self, timeout: float) -> None:
         self._upkeep.start()

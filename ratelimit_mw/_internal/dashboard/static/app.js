@@ -1,5 +1,6 @@
 // Starts the page: the stream of figures, the status line, and which of the two pages is shown.
 
+import { Actions } from "./act.js";
 import { CallerPage } from "./caller.js";
 import { find, keepRows, make, plain, setText, shortCaller } from "./dom.js";
 import { milliseconds } from "./format.js";
@@ -11,6 +12,7 @@ const SAY_EVERY_MS = 10000;
 
 const overview = new Overview();
 const callerPage = new CallerPage(ask);
+const actions = new Actions(ask);
 const folder = document.body.dataset.folder;
 let source = null;
 let series = [];
@@ -66,6 +68,7 @@ function take(snapshot) {
   heardAt = Date.now();
   last = snapshot;
   status(snapshot);
+  actions.take(snapshot);
   if (!find("overview").hidden) overview.show(snapshot, series);
   announce();
 }

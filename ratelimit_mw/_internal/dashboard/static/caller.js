@@ -59,6 +59,7 @@ export class CallerPage {
       ["Requests a second", rate(detail.rate)],
       ["Admitted in the last minute", count(detail.admitted)],
       ["Refused in the last minute", refused ? `${count(refused)}, by ${reasons(detail.refused)}` : "0"],
+      ...(detail.label ? [["Label", plain(detail.label)]] : []),
       ["API key", detail.known_as.length ? detail.known_as.map(plain).join(", ") : "–"],
     ];
     keepRows(find("caller-facts"), facts, ([name]) => name,

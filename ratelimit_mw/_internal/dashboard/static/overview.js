@@ -182,7 +182,10 @@ function callerRow({ caller }) {
     cell("number speed"), cell("number admitted"),
     cell("number refusals", make("span"), bar(0, "of-refused")),
     cell("why"),
-    cell("limits", make("ul")));
+    cell("limits", make("ul")),
+    cell("act", make("button", {
+      type: "button", className: "act quiet", text: "Act …", "data-caller": caller, "aria-label": `Act on ${shortCaller(caller)}`,
+    })));
 }
 
 function limitBars(list, limits) {
