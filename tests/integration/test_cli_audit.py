@@ -31,18 +31,20 @@ def test_commands_record_what_they_change(
     commands: Commands, tmp_path: Path, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who, when, whom and what, the latest first; what only looks or is refused leaves no record."""
-    file = str(written(tmp_path / "s.toml", f'backend.url = "{redis_server.url}"\n[plans.pro]\n'))
+    plans = '[plans.default]\nrequests = ["9/hour", "5/minute"]\n[plans.pro]\n'
+    text = f'backend.url = "{redis_server.url}"\n{plans}'
+    file = str(written(tmp_path / "s.toml", text))
     monkeypatch.setenv("RATELIMIT_SETTINGS", file)
     assert commands.good("audit") == "no changes\n"
     commands.good("keys", "set", "k", "--plan", "pro")
-    commands.good("reset", "k")
     commands.good("keys", "remove", "k")
+    commands.good("reset", "k")
     commands.good("show", "k")
     commands.bad("keys", "set", "k", "--plan", "prp")
     found = commands.json("audit")["changes"]
     assert [(each["action"], each["detail"]) for each in found] == [
-        ("take-back", "what was set live is taken back"),
         ("reset", "2 counters cleared"),
+        ("take-back", "what was set live is taken back"),
         ("plan", "plan pro"),
     ]
     assert {(*each["callers"], each["who"]) for each in found} == {

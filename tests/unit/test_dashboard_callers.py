@@ -61,7 +61,7 @@ async def test_counters_can_be_cleared(caplog: pytest.LogCaptureFixture) -> None
         assert (
             await client.post("/ops/reset", json={"caller": "a:none"}, headers=bearer())
         ).status_code == 404
-    assert "change: ip:192.0.2.1: 1 counters cleared, by dashboard, 192.0.2.1" in caplog.text
+    assert "change: ip:192.0.2.1: 1 counter cleared, by dashboard, 192.0.2.1" in caplog.text
 
 
 async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ async def _clear(limiter: Limiter, named: Named) -> list[tuple[Identity, int]]:
 async def _record(settings: Settings, cleared: Sequence[tuple[Identity, int]]) -> None:
     number = sum(number for _, number in cleared)
     names = [identity.partition for identity, _ in cleared]
-    await record(settings, "reset", names, f"{number} counters cleared")
+    await record(settings, "reset", names, f"{number} counter{'' if number == 1 else 's'} cleared")
 
 
 def _counted(caller: Caller) -> Identity:

@@ -23,6 +23,7 @@ from ratelimit_mw._internal.dashboard.answers import (
     refusal,
 )
 from ratelimit_mw._internal.dashboard.callers import Callers
+from ratelimit_mw._internal.dashboard.compression import compress, compressed_stream, takes_gzip
 from ratelimit_mw._internal.dashboard.stream import Stream
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.limiter import Limiter
@@ -68,14 +69,16 @@ class Dashboard:
             await receive()
             await WebSocketClose()(scope, receive, send)
             return
+        request = Request(scope, receive)
         try:
-            response = await self._answer(Request(scope, receive))
+            response = await self._answer(request)
         except DashboardError as error:
             response = refusal(error)
         except BackendError as error:
             response = refusal(self._failure(error))
         except ClientDisconnect:
             return
+        compress(response, request)
         await protect(response)(scope, receive, send)
 
     def _failure(self, error: BackendError) -> DashboardError:
@@ -143,15 +146,19 @@ class Dashboard:
     async def _page(self, request: Request, operations: OperationsSettings) -> Response:
         return main_page(_folder(_path(request, operations), operations))
 
-    async def _events(self, _request: Request, operations: OperationsSettings) -> Response:
+    async def _events(self, request: Request, operations: OperationsSettings) -> Response:
         def facts() -> dict[str, Any] | None:
             # A token that is changed shuts out who came in by the old one.
             now = self._limiter.settings.operations
             opened = (operations.dashboard_path, operations.dashboard_token)
             return self._facts(now) if (now.dashboard_path, now.dashboard_token) == opened else None
 
-        headers = {"X-Accel-Buffering": "no"}
-        return StreamingResponse(self._stream.events(facts), headers=headers, media_type="text/event-stream")
+        headers = {"X-Accel-Buffering": "no", "Vary": "Accept-Encoding"}
+        events = self._stream.events(facts)
+        if takes_gzip(request):
+            headers["Content-Encoding"] = "gzip"
+            events = compressed_stream(events)
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
     async def _snapshot(self, _request: Request, operations: OperationsSettings) -> Response:
         return json_response({**(await self._view.read()).as_dict(), **self._facts(operations)})

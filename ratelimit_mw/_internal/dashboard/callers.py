@@ -54,7 +54,8 @@ class Callers:
             raise DashboardError(404, "Nobody knows this caller.")
         cleared = await forget(self._limiter, identity)
         self._kept.pop(caller, None)
-        return cleared, await self._audit.add(who, "reset", [caller], f"{cleared} counters cleared")
+        detail = f"{cleared} counter{'' if cleared == 1 else 's'} cleared"
+        return cleared, await self._audit.add(who, "reset", [caller], detail)
 
     async def set_plan(self, hashes: Sequence[str], plan: str | None, who: str) -> Change:
         """Give keys a plan, live; None takes back what was set live. They keep their accounts and labels.
