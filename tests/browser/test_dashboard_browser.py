@@ -122,6 +122,31 @@ async def test_a_caller_is_acted_on_from_its_row_and_that_is_undone(server: AppS
         await answered(server, "greedy", 200)
 
 
+async def test_a_caller_is_found_among_all(server: AppServer) -> None:
+    """By text and plan among those shown, and on the server among all who are known."""
+    async with browser_page() as page:
+        await log_in(page, server)
+        await ask(server, "greedy", 5)
+        await ask(server, "other", 5)
+        rows = page.locator("#callers tbody tr")
+        await expect(rows).to_have_count(2)
+        await page.get_by_label("Find").fill(partition("greedy")[:8])
+        await expect(rows).to_have_count(1)
+        await expect(rows.first).to_contain_text(short("greedy"))
+        await expect(page.locator("#callers-number")).to_have_text("1 of 2 in the last minute")
+        await page.get_by_label("Find").fill(partition("steady")[:10])
+        await expect(page.locator("#no-callers")).to_contain_text("None of the callers shown")
+        await page.locator("#found a").click()
+        await expect(page.locator("#caller-name")).to_have_text(partition("steady"))
+        await page.get_by_role("link", name="All callers").click()
+        await page.get_by_label("Find").fill("")
+        await expect(rows).to_have_count(2)
+        await page.locator("#find-plan").select_option("big")
+        await expect(rows).to_have_count(0)
+        await ask(server, "steady", 3)
+        await expect(rows).to_have_count(1)
+
+
 async def test_without_changes_the_page_offers_none(
     tmp_path: Path, start_app: StartApp, redis_server: StoreServer
 ) -> None:

@@ -51,6 +51,14 @@ def file(tmp_path: Path, redis_server: StoreServer) -> str:
         plan = "pro"
         label = "Acme, batch"
         [[keys]]
+        key = "apart-1"
+        plan = "pro"
+        account = "apart"
+        [[keys]]
+        key = "apart-2"
+        plan = "pro"
+        account = "apart"
+        [[keys]]
         key = "first"
         plan = "team"
         account = "bolt"
@@ -98,6 +106,17 @@ async def test_a_caller_is_found_by_what_top_shows_of_it(commands: Any) -> None:
     for text in (FIRST_NAME, "first", "bolt"):
         assert await used(commands, text) == ("a:bolt", 1)
     assert await used(commands, LISTED) == (LISTED_NAME, 1)
+
+
+@pytest.mark.usefixtures("limiter")
+async def test_an_account_stands_for_all_its_keys(commands: Any) -> None:
+    """Those that are counted one by one are shown one by one, under whichever of its names."""
+    apart = {key_partition(hash_api_key(key, "")) for key in (b"apart-1", b"apart-2")}
+    for named in (["a:apart"], ["apart"], ["--account", "apart"]):
+        callers = (await commands("json", "show", *named))["callers"]
+        assert {each["partition"] for each in callers} == apart
+    message = await commands("bad", "explain", "GET", "/", "--key", "a:apart")
+    assert "the keys of this account are counted one by one" in message
 
 
 @pytest.mark.usefixtures("limiter")

@@ -18,6 +18,7 @@ READ = [
     ("GET", "/snapshot"),
     ("GET", "/audit"),
     ("POST", "/caller"),
+    ("POST", "/search"),
     ("GET", "/static/app.js"),
 ]
 OTHERS = [("GET", ""), ("GET", "/"), ("HEAD", "/"), ("POST", "/logout"), ("DELETE", "/"), ("GET", "/none")]

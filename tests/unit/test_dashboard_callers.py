@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from ratelimit_mw import RateLimitMiddleware
+from ratelimit_mw import RateLimitMiddleware, Settings
 from ratelimit_mw._internal.dashboard.answers import MAX_BODY
+from ratelimit_mw._internal.policy.identity import key_partition
 from tests.support.asgi import client_of, ok_app, statuses
-from tests.support.dashboard_client import CHANGE, HASH, bearer, behind, settings
+from tests.support.dashboard_client import CHANGE, HASH, OPERATIONS, bearer, behind, settings
 
 
 async def test_a_caller_is_shown_with_its_limits() -> None:
@@ -133,3 +134,33 @@ async def test_many_who_look_at_one_caller_ask_once(monkeypatch: pytest.MonkeyPa
         answers = [client.post("/ops/caller", json=body, headers=bearer()) for _ in range(100)]
         assert {each.status_code for each in await asyncio.gather(*answers)} == {200}
     assert len(asked) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("ACME", ["a:acme-team", "k:batch"]), ("batch, night", ["k:batch"]),
+        ("k:", ["a:acme-team", "k:batch"]), ("192.0.2.1", ["ip:192.0.2.1"]), ("{hash}", ["k:batch"]),
+        ("{short}…", ["k:batch"]), ("nobody", []), (" ", []),
+    ],
+)  # fmt: skip
+async def test_callers_are_found_by_any_of_their_names(text: str, found: list[str]) -> None:
+    """A part of the name, the label, the account or the hash: of known keys, and of who called lately."""
+    keys = [
+        {"key": "a", "plan": "small", "account": "Acme", "label": "batch, night"},
+        {"key": "b", "plan": "shared", "account": "acme-team"},
+    ]
+    plans = {"small": {}, "shared": {"share": "account"}, "anonymous": {}, "default": {}}
+    own = Settings.model_validate({"plans": plans, "keys": keys, "operations": OPERATIONS})
+    app = RateLimitMiddleware(ok_app(), settings=own)
+    batch = key_partition(own.keys[0].hash)
+    names = {batch: "k:batch"}
+    async with client_of(app) as client:
+        assert await statuses(client, 1) == [200]
+        await app.limiter.reporter.report()
+        wanted = text.format(hash=own.keys[0].hash, short=batch[:12])
+        answer = await client.post("/ops/search", json={"text": wanted}, headers=bearer())
+        snapshot = (await client.get("/ops/snapshot", headers=bearer())).json()
+    callers = [each["caller"] for each in answer.json()["callers"]]
+    assert sorted(names.get(each, each) for each in callers) == found
+    assert snapshot["callers_seen"] == 1

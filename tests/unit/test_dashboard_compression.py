@@ -22,7 +22,7 @@ MOST = 4_000
 
 
 def figures(number: int, chance: random.Random) -> CallerFigures:
-    """A busy caller whose figures change each second, one of the first with three limits, as in a snapshot."""
+    """A busy caller whose figures change each second, with limits where a snapshot has them."""
     digits = f"{number:032x}"[::-1]
     limits = tuple(limit(name, chance) for name in ("600/minute", "9000/hour", "5/second"))
     refused = {**dict.fromkeys(REASONS, 0), "rate": chance.randint(0, 50)}

@@ -154,7 +154,7 @@ async def _find(limiter: Limiter, named: Named, *, needs_backend: bool) -> tuple
     if name or key or caller or named.account:
         directory, unread = await open_directory(limiter, needed=needs_backend)
     if name is not None:
-        return [await directory.caller(name)], unread
+        return await directory.callers(name), unread
     if caller is not None:
         accounts = {each.account for _, each in directory.keys().values()}
         if caller in accounts:

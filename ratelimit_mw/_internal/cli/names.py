@@ -78,13 +78,16 @@ class Directory:
             found.append((name, self._people.label(name) or account or ""))
         return found
 
-    async def caller(self, text: str) -> Caller:
-        """The one caller whom a name or a prefix of it stands for. Raises `CommandError`, `BackendError`."""
+    async def callers(self, text: str) -> list[Caller]:
+        """Whom a name or a prefix of it stands for: one, or the keys of an account that are counted apart.
+
+        Raises `CommandError`, `BackendError`.
+        """
         name = _whole(text)
         if not self._people.is_known(name):
             counted = await self._by_counts(name)
             if counted is not None:
-                return counted
+                return [counted]
             name = self._by_prefix(text, name)
         return self._known(name)
 
@@ -108,18 +111,21 @@ class Directory:
         is_account = text.startswith(("a:", "ah:"))
         return self.keys()[api_key_hash][1].account if is_account else None
 
-    def _known(self, name: str) -> Caller:
-        hashes = self._people.key_hashes(name)
-        if hashes:
-            place, key = self.keys()[hashes[0]]
+    def _known(self, name: str) -> list[Caller]:
+        keys, found = self.keys(), dict[str, Caller]()
+        for each in self._people.key_hashes(name):
+            place, key = keys[each]
             identity = self._limiter.identify.of_key(key.hash)
             if identity is not None:
-                return Caller(identity, place, self._people.label(name))
+                label = self._people.label(identity.partition)
+                found.setdefault(identity.partition, Caller(identity, place, label))
+        if found:
+            return list(found.values())
         identity = self._people.identity(name)
         if identity is None or identity.plan not in self._limiter.settings.plans:
             plan = None if identity is None else identity.plan
             raise CommandError(f"{name} was seen with the plan {plan!r}, which the settings don't have")
-        return Caller(identity, "as a worker told lately")
+        return [Caller(identity, "as a worker told lately")]
 
     async def _by_counts(self, name: str) -> Caller | None:
         """A caller of whom nothing is known but what is counted of it; None where nothing is."""

@@ -56,6 +56,7 @@ class Dashboard:
             "/events": {"GET": self._events},
             "/snapshot": {"GET": self._snapshot},
             "/caller": {"POST": self._caller},
+            "/search": {"POST": self._search},
             "/reset": {"POST": self._reset},
             "/plan": {"POST": self._plan},
             "/undo": {"POST": self._undo},
@@ -166,6 +167,10 @@ class Dashboard:
     async def _caller(self, request: Request, operations: OperationsSettings) -> Response:
         values = await read_json(request)
         return json_response({**await self._callers.read(_text(values, "caller")), **self._facts(operations)})
+
+    async def _search(self, request: Request, _operations: OperationsSettings) -> Response:
+        text = _text(await read_json(request), "text")
+        return json_response({"callers": await self._view.search(text) if text.strip() else []})
 
     async def _reset(self, request: Request, operations: OperationsSettings) -> Response:
         _check_changes(operations)

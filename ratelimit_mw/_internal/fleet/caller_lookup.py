@@ -24,6 +24,7 @@ class CallerLookup:
         self._rules: Rules | None = None
         self._by_name: dict[str, str] = {}
         self._labels: dict[str, str] = {}
+        self._accounts: dict[str, str] = {}
         self._by_account: dict[str, list[str]] = {}
         self._seen: Mapping[str, Seen] = {}
 
@@ -68,6 +69,12 @@ class CallerLookup:
             return [self._by_name[name]]
         return list(self._by_account.get(name, ()))
 
+    def counted_as(self, name: str) -> list[str]:
+        """The partitions that a known key or account is counted under; the name itself of anybody else."""
+        identify = self._limiter.live.rules.identify
+        found = [identify.of_key(each) for each in self.key_hashes(name)]
+        return list(dict.fromkeys(each.partition for each in found if each is not None)) or [name]
+
     def is_known(self, name: str) -> bool:
         """Whether a caller or a key of this name is set live, listed, or was seen lately by a worker."""
         return bool(self.key_hashes(name)) or name in self._seen
@@ -75,6 +82,35 @@ class CallerLookup:
     def names(self, start: str, number: int) -> list[str]:
         """The first names that begin with a text, of those for which `is_known` holds."""
         return nsmallest(number, {each for each in self._names() if each.startswith(start)})
+
+    def search(self, text: str, number: int) -> list[str]:
+        """The first names of those whose name, label, account or whole hash has a text in it.
+
+        Takes as long as there are keys: not for an event loop.
+        """
+        self._go_by_rules()
+        wanted = text.strip().rstrip("…").casefold()
+        found: list[str] = []
+        for name in dict.fromkeys(self._names()):
+            if wanted in name.casefold() or any(wanted in each.casefold() for each in self._texts(name)):
+                found.append(name)
+                if len(found) == number:
+                    break
+        return found
+
+    def account(self, name: str) -> str | None:
+        """The account of a key, or of keys that are counted together."""
+        hashes = self.key_hashes(name)
+        return self._accounts.get(hashes[0]) if hashes else self._seen.get(name, Seen()).account
+
+    def _texts(self, name: str) -> Iterator[str]:
+        """What a name is found by beside itself."""
+        hashes = self.key_hashes(name)
+        for each in hashes:
+            yield each
+            yield self._labels.get(each, "")
+        yield self.account(name) or ""
+        yield self._seen.get(name, Seen()).api_key_hash or ""
 
     def _names(self) -> Iterator[str]:
         self._go_by_rules()
@@ -99,6 +135,7 @@ class CallerLookup:
         self._rules, self._by_account = rules, {}
         self._by_name = {key_partition(key.hash): key.hash for key in keys}
         self._labels = {key.hash: key.label for key in keys if key.label is not None}
+        self._accounts = {key.hash: key.account for key in keys if key.account is not None}
         for key in keys:
             if key.account is not None:
                 self._by_account.setdefault(account_partition(key.account), []).append(key.hash)

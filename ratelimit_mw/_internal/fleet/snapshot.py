@@ -196,6 +196,8 @@ class Snapshot:
     partial: str | None = None
     """Why figures are missing."""
     headline: Headline = NO_HEADLINE
+    callers_seen: int = 0
+    """Callers of the last minute, as far as they are counted one by one; `callers` has some of them."""
 
     def without_backend(self, why: str) -> "Snapshot":
         """The same as it was last seen, now that the backend is away."""
@@ -221,6 +223,7 @@ class Snapshot:
             "series": [point.as_dict() for point in self.series],
             "plans": [plan.as_dict() for plan in self.plans],
             "callers": [caller.as_dict() for caller in self.callers],
+            "callers_seen": self.callers_seen,
             "workers": [worker.as_dict() for worker in self.workers],
             "backend": {
                 "up": self.backend_up,

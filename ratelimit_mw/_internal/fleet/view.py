@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from heapq import nlargest
 
 from ratelimit_mw._internal.backends.figures_store import BUCKET, Counts, Question, Reading
@@ -27,7 +28,10 @@ from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import BackendError
 from ratelimit_mw._internal.observe.reporting import name_of
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.runtime import threads
 
+FOUND = 20
+"""Callers that a search finds at most."""
 KEPT_SECONDS = 0.9
 """How long a snapshot serves everyone who asks."""
 POINTS = 720
@@ -104,6 +108,16 @@ class FleetView:
             for counts in await self._store.history(list(names), buckets)
         ]
 
+    async def search(self, text: str) -> list[dict[str, str | None]]:
+        """Callers who are known or were seen lately, by a part of their name, label, account or hash."""
+        await self.read()
+        names = await threads.call(partial(self._people.search, text, FOUND))
+        callers = dict.fromkeys(each for name in names for each in self._people.counted_as(name))
+        return [
+            {"caller": each, "label": self._people.label(each), "account": self._people.account(each)}
+            for each in [*callers][:FOUND]
+        ]
+
     async def identity(self, partition: str) -> Identity | None:
         """Who is counted under a partition; None where nobody can tell."""
         await self.read()
@@ -128,7 +142,7 @@ class FleetView:
         self._decided = self._decided_alone()
         self._remember(question, reading, newest)
         self._people.learn(seen_callers(reading.identities))
-        callers = self._busiest([self._callers[each] for each in minute], now)
+        callers, number = self._busiest([self._callers[each] for each in minute], now)
         partial = None
         try:
             callers = await self._with_limits(callers)
@@ -141,6 +155,7 @@ class FleetView:
             series=tuple(self._points[each] for each in range(newest - POINTS + 1, newest + 1)),
             plans=_plans(self._totals[each] for each in minute),
             callers=tuple(callers),
+            callers_seen=number,
             workers=workers,
             backend_up=not self._limiter.backend.is_away,
             is_shared=self._store.is_shared,
@@ -185,14 +200,15 @@ class FleetView:
 
     # callers ------------------------------------------------------------------------------------
 
-    def _busiest(self, buckets: Iterable[Counts], now: float) -> list[CallerFigures]:
+    def _busiest(self, buckets: Iterable[Counts], now: float) -> tuple[list[CallerFigures], int]:
+        """The callers of a snapshot, and how many there were."""
         found = {partition: outcomes_of(counts) for partition, counts in sums(buckets).items()}
         busiest = nlargest(CALLERS, found, key=lambda each: found[each].asked)
         refused = nlargest(CALLERS // 2, found, key=lambda each: found[each].all_refused)
         half = CALLERS - len(refused)
         chosen = list(dict.fromkeys([*busiest[:half], *refused, *busiest]))[:CALLERS]
         callers = [self._figures(each, found[each], now) for each in chosen]
-        return sorted(callers, key=lambda each: each.outcomes.asked, reverse=True)
+        return sorted(callers, key=lambda each: each.outcomes.asked, reverse=True), len(found)
 
     def _figures(self, partition: str, outcomes: Outcomes, now: float) -> CallerFigures:
         identity = self._people.identity(partition)

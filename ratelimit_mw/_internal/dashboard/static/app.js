@@ -10,7 +10,7 @@ const POINTS = 720;
 const SILENT_MS = 4000;
 const SAY_EVERY_MS = 10000;
 
-const overview = new Overview();
+const overview = new Overview(ask);
 const callerPage = new CallerPage(ask);
 const actions = new Actions(ask);
 const folder = document.body.dataset.folder;

@@ -2,6 +2,7 @@
 
 import { bar, find, keepRows, make, plain, setBar, setText, shortCaller } from "./dom.js";
 import { Chart } from "./chart.js";
+import { Search } from "./search.js";
 import { clock, count, duration, kind, milliseconds, outlook, percent, rate, reasons, total, used } from "./format.js";
 
 const RANGES = [["5 min", 300], ["15 min", 900], ["1 hour", 3600]];
@@ -14,13 +15,14 @@ const SHOWN = 50;
 const HELD = 12;
 
 export class Overview {
-  constructor() {
+  constructor(ask) {
+    this.search = new Search(ask, () => this.snapshot && this.callers(this.snapshot, true));
     this.chart = new Chart(find("traffic"), "Requests a second");
     this.order = ORDERS[0][1];
     choice(find("range"), RANGES, 0, (seconds) => this.chart.zoom(seconds));
     choice(find("order"), ORDERS, 0, (order) => {
       this.order = order;
-      if (this.snapshot) this.callers(this.snapshot.callers, true);
+      if (this.snapshot) this.callers(this.snapshot, true);
     });
   }
 
@@ -29,7 +31,7 @@ export class Overview {
     this.headline(snapshot);
     this.chart.show(series, snapshot.bucket, snapshot.now);
     this.now(this.chart.lastMinute());
-    this.callers(snapshot.callers);
+    this.callers(snapshot);
     this.kinds(snapshot.plans);
     this.plans(snapshot.plans);
     this.held(snapshot.callers);
@@ -54,9 +56,14 @@ export class Overview {
       (element, [, text]) => setText(element.lastChild, text));
   }
 
-  callers(callers, resort = false) {
+  callers({ callers, callers_seen: seen, choices }, resort = false) {
     const body = find("callers").tBodies[0];
-    const sorted = callers.toSorted(this.order).slice(0, SHOWN);
+    this.search.plans(choices ?? []);
+    const fitting = this.search.of(callers);
+    const sorted = fitting.toSorted(this.order).slice(0, SHOWN);
+    const number = seen > sorted.length ? `${count(sorted.length)} of ${count(seen)} in the last minute` : "in the last minute";
+    setText(find("callers-number"), number);
+    this.search.showOthers(sorted);
     if (resort) {
       body.replaceChildren();
       body.known = new Map();
@@ -81,6 +88,7 @@ export class Overview {
       limitBars(limits.firstChild, caller.limits);
     });
     find("no-callers").hidden = sorted.length > 0;
+    setText(find("no-callers"), callers.length ? "None of the callers shown is the one you look for." : "Nobody has called in the last minute.");
     find("callers").hidden = sorted.length === 0;
   }
 
