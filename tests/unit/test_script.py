@@ -8,7 +8,7 @@ import pytest
 
 from ratelimit_mw._internal.backends.redis import batcher, letters, packing, script
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import Charge, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, EstimateAction, Settlement
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
 from tests.support.conformance import TIMEOUT, daily, new_id, slots, window
 from tests.support.servers import StoreServer
