@@ -10,7 +10,8 @@ obey_environment()  # before any other module is imported
 
 from ratelimit_mw._internal.asgi.middleware import Identify, Price, RateLimitMiddleware
 from ratelimit_mw._internal.asgi.request_lease import get_lease
-from ratelimit_mw._internal.lease.lease import Lease, LeaseError
+from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.lease.token import LeaseError
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionMade, OnDecision
 from ratelimit_mw._internal.live.key_entries import KeyEntry

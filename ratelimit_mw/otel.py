@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.observe.decision_counts import ADMITTED, limit_name, outcome_of
 from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS, Metric
@@ -46,12 +46,12 @@ def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None,
         limiter.observe(describe_span)
 
 
-def describe_span(request: LimitedRequest, lease: LeaseRecord) -> None:
+def describe_span(lease: Lease) -> None:
     """Write a decision onto the current span, if there is one that is recorded."""
     span = trace.get_current_span()
     if not span.is_recording():
         return
-    policy, outcome = request.policy, lease.outcome
+    policy, outcome = lease.policy, lease.outcome
     attributes: dict[str, str | int | float] = {"ratelimit.plan": policy.identity.plan}
     if policy.route is not None:
         attributes["ratelimit.route"] = policy.route.path
@@ -59,7 +59,7 @@ def describe_span(request: LimitedRequest, lease: LeaseRecord) -> None:
         attributes |= _told_of(policy, lease.decision)
     else:  # admitted by the backend, whose answer has all that is told: no decision is put into words
         attributes["ratelimit.outcome"] = ADMITTED
-        window = request.charge.nearest_window(outcome)
+        window = lease.charge.nearest_window(outcome)
         if window is not None:
             attributes["ratelimit.remaining"] = max(window.quota - outcome.used(window.place), 0)
     span.set_attributes(attributes)

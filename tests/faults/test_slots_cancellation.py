@@ -120,7 +120,6 @@ async def test_cancelled_after_any_number_of_turns(run: Run) -> None:
 
 async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request cancelled in the very turn in which it was admitted gives everything back."""
-    loop = asyncio.get_running_loop()
     task: asyncio.Task[None] | None = None
 
     class Answer(asyncio.Future[Any]):
@@ -131,7 +130,7 @@ async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.M
             if task is not None and getattr(task, "_fut_waiter", None) is self:
                 task.cancel()
 
-    monkeypatch.setattr(loop, "create_future", lambda: Answer(loop=loop))
+    monkeypatch.setattr("ratelimit_mw._internal.backends.redis.backend.Future", Answer)
     task = run.request()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -11,7 +11,7 @@ import pytest
 
 from ratelimit_mw import Decision, Identity, Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.observers import DecisionMade
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.charge import Charge, Outcome
@@ -176,7 +176,7 @@ async def test_an_observer_sees_decisions_in_the_requests_own_turn() -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("broken")
 
-    def see(_: LimitedRequest, lease: LeaseRecord) -> None:
+    def see(lease: Lease) -> None:
         seen.append(lease.decision)
 
     limiter = Limiter(settings_of(SETTINGS))

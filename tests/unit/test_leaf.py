@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import struct
 import sysconfig
 import threading
 from importlib.machinery import ExtensionFileLoader, SourceFileLoader
@@ -117,3 +118,31 @@ def test_the_lock_keeps_other_threads_out(leaf: Any) -> None:
 def test_digits_are_decimal(leaf: Any, number: int) -> None:
     """A number is written as Python writes it."""
     assert leaf.digits(number) == b"%d" % number
+
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@each_leaf
+@given(first=st.lists(INT64, max_size=14), then=st.lists(INT64, max_size=40))
+def test_numbers_are_a_list(leaf: Any, first: list[int], then: list[int]) -> None:
+    """However many are added behind the first ones, each number is found at its place, and none elsewhere."""
+    numbers = leaf.Numbers(first)
+    for number in then:
+        numbers.append(number)
+    together = first + then
+    assert (len(numbers), list(numbers)) == (len(together), together)
+    assert [numbers.at(place) for place in range(len(together))] == together
+    with pytest.raises(IndexError):
+        numbers.at(len(together))
+
+
+@each_leaf
+@given(before=st.binary(max_size=3), numbers=st.lists(INT64, max_size=20), after=st.binary(max_size=9))
+def test_numbers_are_read_from_bytes(leaf: Any, before: bytes, numbers: list[int], after: bytes) -> None:
+    """Numbers that were packed are read again from the place where they stand, whatever is around them."""
+    packed = before + struct.pack(f"<{len(numbers)}q", *numbers) + after
+    assert list(leaf.numbers_in(packed, len(before), len(numbers))) == numbers
+    for at, count in ((len(before), len(packed) + 1), (len(packed) + 1, 1)):
+        with pytest.raises((ValueError, struct.error)):
+            leaf.numbers_in(packed, at, count)

@@ -19,6 +19,7 @@ from ratelimit_mw._internal.policy.decision import Decision, decision_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policies
 from ratelimit_mw._internal.responses.refusals import RefusalWriter
+from ratelimit_mw._internal.runtime.leaf import Numbers
 from tests.conftest import StartServer
 from tests.support.asgi import ok_app, settings_of, start_of
 from tests.support.servers import StoreServer
@@ -231,7 +232,7 @@ def test_the_table_is_bounded() -> None:
     """However many callers are refused, so many are remembered, the latest."""
     bench = Bench()
     outcome = bench.backend.decide(charge(Window(1, 1, "minute"), cost=1), NO_LEASE, 0)
-    refused = Outcome(False, outcome.now, (1, 60 * SECOND, 60 * SECOND), outcome.hold)
+    refused = Outcome(False, outcome.now, Numbers((1, 60 * SECOND, 60 * SECOND)), outcome.hold)
     charges = [charge(Window(1, 1, "minute")) for _ in range(MOST + 10)]
     for each in charges:
         bench.table.add(each, refused, 0.0, KIND)

@@ -6,6 +6,7 @@ from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter,
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.decision import LimitStatus
+from ratelimit_mw._internal.runtime.leaf import Numbers
 
 WINDOW, SLOTS, BUDGET = Window(10, 1, "minute"), Slots(3), Allowance(1_000, "daily")
 CHARGE = Charge([Counter("k", "p", limit) for limit in (WINDOW, SLOTS, BUDGET)])
@@ -92,5 +93,5 @@ def test_a_limit_and_its_status_come_together(place: int, kind: str) -> None:
 def test_charges_alike_are_told_how_it_was_before_the_others() -> None:
     """Of three that were admitted together, the first is told neither of the others nor of a refusal."""
     charge = Charge([Counter("k", "p", WINDOW), Counter("k", "p", SLOTS)], cost=2)
-    admitted = Outcome(True, 5, row_before((9, SECOND, 8, 3, 0, 1), charge.steps, 2), NO_RESERVATION)
+    admitted = Outcome(True, 5, row_before(Numbers((9, SECOND, 8, 3, 0, 1)), charge.steps, 2), NO_RESERVATION)
     assert charge.statuses(admitted) == [WindowStatus(5, SECOND, 0), SlotStatus(1, is_full=False)]

@@ -5,6 +5,7 @@ Three ways out: not ours, refused, or the app with a `send` that adds our header
 
 import logging
 import os
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 
@@ -30,7 +31,7 @@ from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.responses.header_sender import Sender
 from ratelimit_mw._internal.responses.refusals import Response
 from ratelimit_mw._internal.responses.writers import Writers
-from ratelimit_mw._internal.runtime.event_loop import running_loop
+from ratelimit_mw._internal.runtime.event_loop import NEEDS_ASYNCIO
 from ratelimit_mw._internal.settings import Settings, SettingsError
 from ratelimit_mw._internal.settings.findings import say_once
 
@@ -43,13 +44,8 @@ Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
 Amount = str | int | Decimal
 
 
-class RateLimitMiddleware:
-    """Limits the requests of an ASGI app, as its settings say.
-
-    `settings` is a path, a `Settings`, or absent: the file that `RATELIMIT_SETTINGS` names, else built-in
-    defaults. Settings that don't load never start the app: lifespan start-up fails with every error, and
-    where there is no lifespan every request is answered 503.
-    """
+class LimitedApp:
+    """An app, and the way of each of its connections."""
 
     def __init__(  # noqa: PLR0913 - hooks, all by name
         self,
@@ -93,14 +89,14 @@ class RateLimitMiddleware:
         """Why the settings don't load; None where they do."""
         return self._error
 
-    async def __call__(  # noqa: C901, PLR0912 - the whole way: each further call would cost it
+    async def serve(  # noqa: C901, PLR0912 - the whole way: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one connection."""
         try:
-            loop = running_loop()
-        except RuntimeError as error:
-            await self._serve_unlimited(scope, receive, send, error)
+            loop = get_running_loop()
+        except RuntimeError:
+            await self._serve_unlimited(scope, receive, send, RuntimeError(NEEDS_ASYNCIO))
             return
         if scope["type"] not in ("http", "websocket") or self._error is not None:
             await self._serve_unlimited(scope, receive, send, self._error)
@@ -132,7 +128,7 @@ class RateLimitMiddleware:
             lease = self._decider.decide(found.policy, found.identity, price)
             if not isinstance(lease, Lease):
                 lease = await lease
-            if not lease.allowed:
+            if lease.outcome is None and not lease.allowed:
                 await _respond(writers.refusals.answer(lease), scope, receive, send)
                 return
             state = scope.get("state")
@@ -231,15 +227,26 @@ class RateLimitMiddleware:
         return self.writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
 
 
+class RateLimitMiddleware(LimitedApp):
+    """Limits the requests of an ASGI app, as its settings say.
+
+    `settings` is a path, a `Settings`, or absent: the file that `RATELIMIT_SETTINGS` names, else built-in
+    defaults. Settings that don't load never start the app: lifespan start-up fails with every error, and
+    where there is no lifespan every request is answered 503.
+    """
+
+    # By this assignment also the compiled one has a `__call__` that is a coroutine function: servers look.
+    __call__ = LimitedApp.serve
+
+
 async def _respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer instead of the app. A WebSocket gets the same, or a rejected handshake where it cannot."""
-    prefix = ""
+    start, body = "http.response.start", "http.response.body"
     if scope["type"] == "websocket":
         await receive()  # the handshake, which a server wants to be asked for first
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1013, "reason": ""})
             return
-        prefix = "websocket."
-    start = {"type": f"{prefix}http.response.start", "status": response.status, "headers": response.headers}
-    await send(start)
-    await send({"type": f"{prefix}http.response.body", "body": response.body})
+        start, body = f"websocket.{start}", f"websocket.{body}"
+    await send({"type": start, "status": response.status, "headers": response.headers})
+    await send({"type": body, "body": response.body})

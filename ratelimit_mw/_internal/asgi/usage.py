@@ -63,9 +63,11 @@ class UsageEndpoint:
         if method not in _METHODS:
             message = "Usage is read with GET."
             answer = writers.refusals.error(405, "invalid_request_error", "METHOD_NOT_ALLOWED", message)
-            return answer._replace(headers=[*answer.headers, (b"allow", ", ".join(_METHODS).encode())])
+            return Response(
+                answer.status, [*answer.headers, (b"allow", ", ".join(_METHODS).encode())], answer.body
+            )
         answer = await self._answer(policy, writers)
-        return answer._replace(body=b"") if method == "HEAD" else answer
+        return Response(answer.status, answer.headers, b"") if method == "HEAD" else answer
 
     async def _answer(self, policy: Policy, writers: Writers) -> Response:
         question, identity = self._question(policy), policy.identity  # which another request may change

@@ -35,6 +35,7 @@ from ratelimit_mw._internal.model.charge import (
 )
 from ratelimit_mw._internal.model.limits import SECOND, Window
 from ratelimit_mw._internal.model.status import WindowStatus
+from ratelimit_mw._internal.runtime.leaf import Numbers
 
 PART = 40
 """A block is spent within this part of the shortest window, or within `LONGEST`."""
@@ -283,9 +284,11 @@ def is_taken_ahead(charge: Charge) -> bool:
 def _outcome(charge: Charge, block: PrefetchBatch, left: int, now: float) -> Outcome:
     """How a caller stands, as far as this process knows: what it has in hand is still to be had."""
     age, unspent = int((now - block.received) * SECOND), left * charge.cost
-    row: list[int] = []
+    row = Numbers()
     for used, reset_after, _ in block.windows:
-        row += (used - unspent, reset_after - age, 0)
+        row.append(used - unspent)
+        row.append(reset_after - age)
+        row.append(0)
     return Outcome(True, block.decided + age, row, NO_RESERVATION)
 
 

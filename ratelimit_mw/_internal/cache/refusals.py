@@ -10,7 +10,6 @@ that is full since. What other processes admit meanwhile is seen a second late.
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
 from ratelimit_mw._internal.model.limits import SECOND, Window
@@ -26,24 +25,28 @@ SteadyClock = Callable[[], float]
 """Seconds that never go back."""
 
 
-@dataclass(slots=True)
 class CachedRefusal:
     """A refusal that holds on."""
 
-    charge: Charge
-    outcome: Outcome
-    received: float
-    """When the answer came: the backend decided before, so that no promise told from here comes too early."""
-    until: float
-    """Counted from when the charge was sent: the backend decided later, so that none is kept too long."""
-    kind: tuple[str, str]
-    """Outcome and limit that the tally counts it under."""
-    answer: object = None
-    """The latest answer to it, as the writer of answers keeps it to answer so again."""
+    __slots__ = ("answer", "charge", "kind", "outcome", "received", "until")
+
+    def __init__(
+        self, charge: Charge, outcome: Outcome, received: float, until: float, kind: tuple[str, str]
+    ) -> None:
+        self.charge = charge
+        self.outcome = outcome
+        self.received = received
+        """Time of the answer's arrival: the backend decided before, so no promise told from here is early."""
+        self.until = until
+        """Counted from when the charge was sent: the backend decided later, so that none is kept too long."""
+        self.kind = kind
+        """Outcome and limit that the tally counts it under."""
+        self.answer: object = None
+        """The latest answer to it, as the writer of answers keeps it to answer so again."""
 
     def age(self, now: float) -> int:
         """Microseconds since the answer came."""
-        return round((now - self.received) * SECOND)
+        return int((now - self.received) * SECOND + 0.5)
 
     def outcome_at(self, now: float) -> Outcome:
         """The outcome as of `now`: the same moments, so much nearer."""
@@ -92,7 +95,7 @@ class RefusalCache:
         statuses = charge.statuses(outcome)
         if any(status.refuses for status in statuses if not isinstance(status, WindowStatus)):
             return  # a slot may be free at any moment
-        wait = min([LONGEST * SECOND, *_changes(statuses)])
+        wait = min(LONGEST * SECOND, min(_changes(statuses), default=LONGEST * SECOND))
         refused = CachedRefusal(charge, outcome, self.now(), sent + wait / SECOND, kind)
         with self._lock:
             self._forget(charge)

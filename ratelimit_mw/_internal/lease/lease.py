@@ -1,48 +1,153 @@
-"""A lease: what one admitted request holds, in the hands of its handler and of the workers after it."""
+"""A lease: what was decided about one request, and what it holds until it ends."""
 
-import base64
-import hashlib
-import hmac
-import time
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord
-from ratelimit_mw._internal.model.charge import Reservation, ReservationKey
+from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
+from ratelimit_mw._internal.policy.decision import Decision, decision_of
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Policy
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+    from decimal import Decimal
     from types import TracebackType
     from typing import Self
 
-
-MAX_TTL = 30 * 86_400
-"""The longest that a detached slot can wait for a worker, in seconds."""
-
-_VERSION = "rl1"
-_MAC_SIZE = 16
-_MAX_PLACES = 16
+    from ratelimit_mw._internal.cache.refusals import CachedRefusal
+    from ratelimit_mw._internal.lease.manager import Leases
+    from ratelimit_mw._internal.lease.renewals import Renewals
+    from ratelimit_mw._internal.model.charge import Holder
 
 
-class LeaseError(ValueError):
-    """A token that is damaged, forged or of another secret, or a ttl or amount that is not one."""
-
-
-class Lease(LeaseRecord):
+class Lease:
     """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
 
     Where nothing was charged, its methods do nothing. It is released when the app has returned from the
     request; a detached one by `Limiter.resume` or `Limiter.release`.
     """
 
-    __slots__ = ("__weakref__",)
+    __slots__ = (
+        "__weakref__",
+        "_decision",
+        "_leases",
+        "backend",
+        "charge",
+        "give_up_at",
+        "hold",
+        "holders",
+        "identity",
+        "is_acquired",
+        "is_detached",
+        "is_ended",
+        "is_lost",
+        "opening",
+        "outcome",
+        "policy",
+        "price",
+        "renew_at",
+        "renewals",
+        "repeated_at",
+        "repeats",
+        "token",
+        "unsatisfiable",
+    )
+
+    def __init__(  # noqa: PLR0913, PLR0917 - made for every request: names would cost it
+        self,
+        leases: "Leases",
+        backend: "Holder",
+        policy: Policy,
+        identity: Identity,
+        charge: Charge,
+        price: int = 0,
+        unsatisfiable: Counter | None = None,
+    ) -> None:
+        """A request to be decided about: by an `outcome` and its hold, by `repeat` or by `decide`."""
+        self._leases = leases
+        self.backend = backend
+        """Keeper of the hold: the limiter's backend, or this process during an outage."""
+        self.policy = policy
+        self.identity = identity
+        """The caller of this very request; others may share its policy."""
+        self.charge = charge
+        self.price = price
+        """Estimate in units of the caller's currency; 0 without one."""
+        self.unsatisfiable = unsatisfiable
+        """A limit that the request can't ever fit into; None where it may."""
+        self.hold = NO_RESERVATION
+        self._decision: Decision | None = None
+        """The decision in words, once somebody has asked for it."""
+        self.outcome: Outcome | None = None
+        """The backend's answer, where that admitted the request."""
+        self.repeats: CachedRefusal | None = None
+        """The remembered refusal that this one repeats, at `repeated_at` by the refusals' clock."""
+        self.repeated_at = 0.0
+        self.renewals: Renewals | None = None
+        """Renewals of the slots, from the admission of a request on."""
+        self.renew_at = 0.0
+        """Time of the next renewal, by `time.monotonic`."""
+        self.give_up_at: float | None = None
+        """End of the slots' `max_hold`, by `time.monotonic`; None without one."""
+        self.is_acquired = False
+        """Whether the app asked for it itself: then nobody else ends it."""
+        self.is_detached = False
+        self.is_ended = False
+        self.is_lost = False
+        """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
+        self.token = ""
+        self.holders: Sequence[Lease] = ()
+        """All leases that go on with the same job in this process; empty for a request."""
+        self.opening: asyncio.Task[None] | None = None
+        """Task that gives a request without a price an estimate of zero, so that it can be settled."""
+
+    def repeat(self, refused: "CachedRefusal", now: float) -> None:
+        """Note a refusal that was met before."""
+        self.repeats, self.repeated_at = refused, now
+
+    def decide(self, decision: Decision) -> None:
+        """Note a decision that is in words already."""
+        self._decision = decision
 
     @property
     def id(self) -> str:
         """The lease's random id, as hexadecimal digits; empty where nothing is held."""
         return self.hold.id.hex()
+
+    @property
+    def decision(self) -> Decision:
+        """The decision, and how the limits stood when it was made."""
+        if self._decision is None:
+            outcome = self.outcome
+            if outcome is None and self.repeats is not None:
+                outcome = self.repeats.outcome_at(self.repeated_at)
+            if outcome is None:
+                raise ValueError("the lease has no decision yet")
+            self._decision = decision_of(self.policy, self.charge, outcome, self.price, None)
+        return self._decision
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the request is let through."""
+        if self._decision is None:
+            return self.outcome is not None or self.policy.shadow
+        return self._decision.allowed
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether anything was charged for it, or is held."""
+        return self.outcome is not None or self.hold is not NO_RESERVATION
+
+    @property
+    def unpriced(self) -> Charge | None:
+        """The charge with the caller's budgets, of a request that was admitted without a price.
+
+        None for any other.
+        """
+        if self.outcome is None or self.hold.periods:
+            return None
+        charge = self.policy.priced_charge
+        return charge if charge.allowances else None
 
     async def detach(self, *, ttl: float) -> str:
         """Keep slot and price beyond the response; returns the token by which any process goes on.
@@ -52,7 +157,7 @@ class Lease(LeaseRecord):
         """
         return await self._leases.detach(self, ttl)
 
-    async def settle(self, amount: str | int | Decimal, *, replace: bool = False) -> None:
+    async def settle(self, amount: "str | int | Decimal", *, replace: bool = False) -> None:
         """Put the actual price in place of the estimate, once; of several amounts the first counts.
 
         `amount` is a decimal string in the plan's currency, rounded up to the micro-unit. Raises
@@ -74,103 +179,3 @@ class Lease(LeaseRecord):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: "TracebackType | None"
     ) -> None:
         self._leases.end(self, failed=error is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """What a token carries."""
-
-    hold: Reservation
-    give_up_at: float | None = None
-    """When to give its slots up, by this process's `time.monotonic`."""
-
-
-def check_ttl(ttl: object) -> float:
-    """A ttl in seconds, or `LeaseError`."""
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= MAX_TTL:
-        raise LeaseError(f"ttl must be a positive number of seconds, at most {MAX_TTL}, not {ttl!r}")
-    return float(ttl)
-
-
-def write_token(ticket: Ticket, secret: str) -> str:
-    """A ticket as an opaque string, signed under `secret`; without one it only has a checksum."""
-    hold = ticket.hold
-    fields = _Fields(
-        i=hold.id.hex(),
-        s=tuple(held[:2] for held in hold.slots),
-        b=tuple(tuple(held) for held in hold.periods),
-        l=hold.lease,
-        p=hold.price,
-        c=hold.currency,
-        g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),
-    )
-    payload = _encode(fields.model_dump_json().encode())
-    return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
-
-
-def read_token(token: object, secret: str) -> Ticket:
-    """The ticket in a token. Raises `LeaseError` where it is damaged, forged or of another secret."""
-    if not isinstance(token, str):
-        raise LeaseError(f"a lease token is a string, not {type(token).__name__}")
-    parts = token.split(".")
-    if len(parts) != 3 or parts[0] != _VERSION:
-        raise LeaseError("this is not a lease token")
-    try:
-        if hmac.compare_digest(_decode(parts[2]), _mac(parts[1], secret)):
-            # Checked also when genuine: without a secret anybody can write a checksum.
-            return _ticket(_Fields.model_validate_json(_decode(parts[1])))
-    except ValueError:  # no base64, no text, or not these fields
-        pass
-    raise LeaseError("the lease token is damaged, forged or signed under another hash_secret")
-
-
-class _Fields(BaseModel):
-    """The payload of a token, under short names since tokens go into queues and databases."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    i: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
-    """The lease's id."""
-    s: Annotated[tuple[tuple[str, str], ...], Field(max_length=_MAX_PLACES)]
-    """Slots: partition and scope of each."""
-    b: Annotated[tuple[tuple[str, str, int], ...], Field(max_length=_MAX_PLACES)]
-    """Periods: partition, scope and end of each."""
-    l: Annotated[float, Field(ge=0)]  # noqa: E741
-    """Seconds that the slots last past a renewal."""
-    p: Annotated[int, Field(ge=0)]
-    """The estimate, in units of the currency."""
-    c: str
-    """The currency."""
-    g: float | None
-    """When to give the slots up, in seconds since 1970: the one clock that machines have in common."""
-
-
-def _ticket(fields: _Fields) -> Ticket:
-    hold = Reservation(
-        bytes.fromhex(fields.i),
-        tuple(ReservationKey(*held) for held in fields.s),
-        tuple(ReservationKey(*held) for held in fields.b),
-        fields.l,
-        fields.p,
-        fields.c,
-    )
-    return Ticket(hold, None if fields.g is None else fields.g - time.time() + time.monotonic())
-
-
-def _mac(payload: str, secret: str) -> bytes:
-    if secret:
-        # A key of its own, so that no token doubles as the hash of an API key.
-        return hmac.digest(b"lease:" + secret.encode(), payload.encode(), "sha256")[:_MAC_SIZE]
-    return hashlib.sha256(payload.encode()).digest()[:_MAC_SIZE]
-
-
-def _encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _decode(text: str) -> bytes:
-    """The bytes of which `_encode` makes this text. Raises ValueError where it makes another, or none."""
-    data = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    if _encode(data) != text:
-        raise ValueError("another text stands for these bytes")
-    return data

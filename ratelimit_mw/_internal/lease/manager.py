@@ -4,15 +4,16 @@ import asyncio
 import dataclasses
 import logging
 import threading
-import time
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from time import monotonic
 from typing import Any
 
-from ratelimit_mw._internal.lease.lease import Lease, LeaseError, Ticket, check_ttl, read_token, write_token
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.renewals import Renewals
+from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw._internal.model.charge import (
     NO_RESERVATION,
     Backend,
@@ -29,13 +30,34 @@ from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.money import format_amount, parse_amount
 from ratelimit_mw._internal.observe.events import Notifier, SettleIgnored
 from ratelimit_mw._internal.policy.decision import Decision
-from ratelimit_mw._internal.runtime.event_loop import running_loop
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
 
 EXEMPT = Decision(True, 0)
 """Where nothing limits."""
+_NOTHING = Charge(())
+_JOB = Policy(
+    identity=Identity("", ""),
+    route=None,
+    charge=_NOTHING,
+    priced_charge=_NOTHING,
+    price=None,
+    currency=None,
+    too_small=None,
+    on_failure="allow",
+    on_failure_priced="allow",
+    shadow=False,
+    is_exempt=True,
+    stock=None,
+)
+"""Policy of a lease that is known by its token alone: nothing limits it any more."""
+_KEEP, _GIVE_BACK = (
+    EstimateAction.KEEP,
+    EstimateAction.GIVE_BACK,
+)  # to look one up in the enumeration costs as much as all else
 _ANY_AMOUNT = 2**53
 """More than any budget has."""
 
@@ -97,15 +119,18 @@ class Leases:
     def keep(self, lease: Lease, charge: Charge) -> None:
         """Renew the slots and the estimate of a lease from now on."""
         if charge.max_hold is not None:
-            lease.give_up_at = time.monotonic() + charge.max_hold
-        self.renewing().add(lease)
+            lease.give_up_at = monotonic() + charge.max_hold
+        renewals = self.renewals.get(get_running_loop())
+        if renewals is None:
+            renewals = self.renewing()
+        renewals.add(lease)
 
-    def _leave(self, lease: LeaseRecord) -> None:
+    def _leave(self, lease: Lease) -> None:
         """Renew a lease's slots no more."""
         if lease.renewals is not None:
             lease.renewals.remove(lease)
 
-    def end(self, lease: LeaseRecord, failed: bool) -> None:
+    def end(self, lease: Lease, failed: bool) -> None:
         """The request is over: free its slots; give its estimate back where it failed. Waits for nothing.
 
         A detached lease is left to whoever has its token. Only the first end counts.
@@ -114,8 +139,9 @@ class Leases:
             return
         lease.is_ended = True
         if lease.hold is not NO_RESERVATION and not lease.is_detached:
-            self._leave(lease)
-            lease.backend.finish(lease.hold, EstimateAction.GIVE_BACK if failed else EstimateAction.KEEP)
+            if lease.renewals is not None:
+                lease.renewals.remove(lease)
+            lease.backend.finish(lease.hold, _GIVE_BACK if failed else _KEEP)
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
@@ -304,14 +330,16 @@ class Leases:
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
-        lease = Lease(self, ticket.hold, self.holder, EXEMPT)
+        lease = Lease(self, self.holder, _JOB, _JOB.identity, _JOB.charge)
+        lease.decide(EXEMPT)
+        lease.hold = ticket.hold
         lease.give_up_at = ticket.give_up_at
         lease.is_detached, lease.token = True, token
         return lease
 
     def renewing(self) -> Renewals:
         """The running loop's renewals."""
-        loop = running_loop()
+        loop = get_running_loop()
         renewals = self.renewals.get(loop)
         if renewals is None:
             for closed in [each for each in list(self.renewals) if each.is_closed()]:

@@ -1,9 +1,15 @@
-from ratelimit_mw._internal.lease.lease_record cimport LeaseRecord
+cimport cython
+from ratelimit_mw._internal.model.charge cimport Reservation
+from ratelimit_mw._internal.lease.lease cimport Lease
 
+cdef double _RENEW_AFTER
+
+@cython.final
 cdef class Renewals:
     cdef dict __dict__
     cdef object __weakref__
     cdef public dict leases
     cdef public double covers
-    cpdef void add(self, LeaseRecord lease) except *
-    cpdef bint remove(self, LeaseRecord lease) except -1
+    @cython.locals(hold=Reservation, now=double)
+    cpdef void add(self, Lease lease) except *
+    cpdef bint remove(self, Lease lease) except -1

@@ -7,13 +7,12 @@ own nor all in one moment, in which requests would have to wait.
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Sequence
 from math import inf
+from time import monotonic
 from weakref import WeakValueDictionary
 
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord
 from ratelimit_mw._internal.model.charge import BackendError, EstimateAction, Holder, Reservation
 from ratelimit_mw._internal.observe.events import Notifier, SlotLost
 
@@ -21,6 +20,8 @@ logger = logging.getLogger("ratelimit_mw")
 
 RENEWALS_PER_LEASE = 3
 """So that two renewals in a row may fail before a slot is lost."""
+_RENEW_AFTER = 1 / RENEWALS_PER_LEASE
+"""Share of a lease after which it is renewed."""
 LOOKS_PER_LEASE = 2 * RENEWALS_PER_LEASE
 AT_ONCE = 128
 """Leases in one operation: neither this process nor the server takes a millisecond for it."""
@@ -54,16 +55,19 @@ class Renewals:
 
     def add(self, lease: Lease) -> None:
         """Renew this lease until it is removed, its slots until it is time to give them up."""
-        hold, now = lease.hold, time.monotonic()
-        lease.renew_at = now + hold.lease / RENEWALS_PER_LEASE
+        hold, now = lease.hold, monotonic()
+        lease.renew_at = now + hold.lease * _RENEW_AFTER
         lease.renewals = self
-        (self.leases if hold.slots else self._slotless)[hold.id] = lease
+        if hold.slots:
+            self.leases[hold.id] = lease
+        else:
+            self._slotless[hold.id] = lease
         if hold.lease < self.covers:
             self._schedule(hold.lease)
         if lease.give_up_at is not None and lease.give_up_at <= self._next_look:
             self._loop.call_later(lease.give_up_at - now, self._give_up, lease)
 
-    def remove(self, lease: LeaseRecord) -> bool:
+    def remove(self, lease: Lease) -> bool:
         """Stop renewing; whether it was still being renewed."""
         lease_id = lease.hold.id
         return (self.leases.pop(lease_id, None) or self._slotless.pop(lease_id, None)) is not None
@@ -93,7 +97,7 @@ class Renewals:
             self._timer.cancel()
         self.covers = covers
         self._timer = self._loop.call_later(covers / LOOKS_PER_LEASE, self._look)
-        self._next_look = time.monotonic() + covers / LOOKS_PER_LEASE
+        self._next_look = monotonic() + covers / LOOKS_PER_LEASE
 
     def _look(self) -> None:
         self._timer = None
@@ -101,7 +105,7 @@ class Renewals:
             self.covers, self._next_look = inf, -inf
             return
         self._schedule(self.covers)
-        now, until = time.monotonic(), self._next_look
+        now, until = monotonic(), self._next_look
         due: list[Lease] = []
         for lease in self.live():
             if lease.renew_at <= until:
@@ -124,7 +128,7 @@ class Renewals:
             if part:  # one turn of the loop at least, however late it is
                 await asyncio.sleep(start + seconds * part / parts - self._loop.time())
             leases = due[part * size : part * size + size]
-            now = time.monotonic()
+            now = monotonic()
             by_backend: dict[Holder, list[Lease]] = {}
             for lease in leases:
                 # Else it was renewed or has ended meanwhile, or was detached: that would cut its ttl short.
@@ -184,4 +188,4 @@ def _seconds(lease: Lease, seconds: float) -> float:
     """For how long to renew the slots of a lease: never beyond the time to give them up."""
     if lease.give_up_at is None or lease.is_lost or not lease.hold.slots:
         return seconds
-    return min(seconds, lease.give_up_at - time.monotonic())
+    return min(seconds, lease.give_up_at - monotonic())

@@ -1,36 +1,46 @@
 cimport cython
-from ratelimit_mw._internal.model.charge cimport Charge, Outcome
-from ratelimit_mw._internal.lease.lease_record cimport LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.model.charge cimport Charge, Outcome, new_lease_id
+from ratelimit_mw._internal.lease.lease cimport Lease
 from ratelimit_mw._internal.lease.manager cimport Leases
 from ratelimit_mw._internal.policy.policy cimport Policy
+from ratelimit_mw._internal.cache.prefetch cimport Prefetch
+from ratelimit_mw._internal.cache.refusals cimport RefusalCache, CachedRefusal
+from ratelimit_mw._internal.observe.decision_counts cimport DecisionCounts
 
+@cython.final
 cdef class Decider:
     cdef Leases _leases
-    cdef object _backend, _tally, _prefetch, _refusals, _budget_warnings, _live
+    cdef object _backend, _budget_warnings, _live
+    cdef Prefetch _prefetch
+    cdef RefusalCache _refusals
+    cdef DecisionCounts _tally
+    cdef dict _refused
     cdef public object local, log_refusal
     cdef public bint remembers
     cdef public object observers
-    @cython.locals(charge=Charge, request=LimitedRequest)
+    @cython.locals(charge=Charge, lease=Lease, known=CachedRefusal)
     cpdef decide(self, Policy policy, identity, price=*)
     @cython.locals(policy=Policy, charge=Charge)
-    cpdef answered(self, LimitedRequest request, Outcome outcome, double sent)
+    cpdef Lease answered(self, Lease lease, Outcome outcome, double sent)
     @cython.locals(policy=Policy, charge=Charge)
-    cpdef without_backend(self, LimitedRequest request, error)
-    cdef _known_refusal(self, Charge charge)
-    @cython.locals(policy=Policy, lease=LeaseRecord)
-    cdef _admit(self, LimitedRequest request, Outcome outcome)
-    @cython.locals(lease=LeaseRecord)
-    cdef _repeat(self, LimitedRequest request, known)
-    cdef _refuse(self, LimitedRequest request, decision)
+    cpdef Lease without_backend(self, Lease lease, error)
+    @cython.locals(known=CachedRefusal)
+    cdef CachedRefusal _known_refusal(self, Charge charge)
     @cython.locals(policy=Policy)
-    cdef void _count(self, LimitedRequest request, LeaseRecord lease) except *
-    cdef void _tell_of_refusal(self, LimitedRequest request, LeaseRecord lease) except *
+    cdef void _admit(self, Lease lease, Outcome outcome) except *
+    cdef void _repeat(self, Lease lease, CachedRefusal known) except *
+    cdef void _refuse(self, Lease lease, decision) except *
+    @cython.locals(policy=Policy)
+    cdef void _count(self, Lease lease) except *
+    cdef void _tell_of_refusal(self, Lease lease) except *
 
+@cython.final
+@cython.freelist(16)
 cdef class PendingDecision:
     cdef Decider _decider
-    cdef LimitedRequest _request
+    cdef Lease _lease
     cdef object _asked
     cdef double _sent
 
-cdef _decision_of(LimitedRequest request, Outcome outcome)
+cdef _decision_of(Lease lease, Outcome outcome)
 cdef _too_small_budget(Charge charge, price)

@@ -8,12 +8,10 @@ from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.cache.prefetch import Prefetch
 from ratelimit_mw._internal.cache.refusals import CachedRefusal, RefusalCache
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.lease.lease_record import LimitedRequest
 from ratelimit_mw._internal.lease.manager import EXEMPT, Leases
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.charge import (
     NO_LEASE_ID,
-    NO_RESERVATION,
     Asked,
     Backend,
     BackendError,
@@ -62,6 +60,7 @@ class Decider:
         self._leases = leases
         self._prefetch = prefetch
         self._refusals = refusals
+        self._refused = refusals.kept
         self.local = local
         """Decides while the backend is away."""
         self._budget_warnings = budget_warnings
@@ -82,71 +81,78 @@ class Decider:
         for a backend that is away: then the settings say what becomes of the request.
         """
         if policy.is_exempt:
-            return Lease(self._leases, NO_RESERVATION, self._backend, EXEMPT)
+            lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
+            lease.decide(EXEMPT)
+            return lease
         if price is None:
             if policy.stock is not None:
                 in_hand = self._prefetch.spend(policy.stock)
                 if in_hand is not None:
-                    return self._admit(LimitedRequest(policy, identity, policy.charge, 0), in_hand)
+                    lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
+                    self._admit(lease, in_hand)
+                    return lease
             price = policy.price
         charge = policy.charge if price is None else policy.priced_charge
         amount = 0 if price is None else price
         unsatisfiable = policy.too_small or (_too_small_budget(charge, amount) if amount else None)
-        request = LimitedRequest(policy, identity, charge, amount, unsatisfiable)
+        lease = Lease(self._leases, self._backend, policy, identity, charge, amount, unsatisfiable)
         if unsatisfiable is not None:
-            return PendingDecision(self, request, self._backend.peek(charge, amount), 0.0)
-        if self._refusals.kept:
+            return PendingDecision(self, lease, self._backend.peek(charge, amount), 0.0)
+        if self._refused:
             known = self._known_refusal(charge)
             if known is not None:
-                return self._repeat(request, known)
-        sent = self._refusals.now()
+                self._repeat(lease, known)
+                return lease
+        sent = self._refusals.now() if self.remembers else 0.0
         lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
         try:
             answer = self._backend.ask(charge, lease_id, amount)
         except BackendError as error:
-            return self.without_backend(request, error)
+            return self.without_backend(lease, error)
         if isinstance(answer, Outcome):
-            return self.answered(request, answer, sent)
-        return PendingDecision(self, request, answer, sent)
+            return self.answered(lease, answer, sent)
+        return PendingDecision(self, lease, answer, sent)
 
-    def answered(self, request: LimitedRequest, outcome: Outcome, sent: float) -> Lease:
-        """Make the lease of a backend's answer to a request that was sent at that time."""
-        policy, charge = request.policy, request.charge
-        if request.unsatisfiable is not None:
-            return self._refuse(request, _decision_of(request, outcome))
+    def answered(self, lease: Lease, outcome: Outcome, sent: float) -> Lease:
+        """Have a lease say what the backend answered to a request that was sent at that time."""
+        policy, charge = lease.policy, lease.charge
+        if lease.unsatisfiable is not None:
+            self._refuse(lease, _decision_of(lease, outcome))
+            return lease
         charge.last = outcome
         if outcome.admitted:
-            if self._refusals.kept:
+            if self._refused:
                 self._refusals.admitted(charge, outcome)
-            lease = self._admit(request, outcome)
+            self._admit(lease, outcome)
             if policy.stock is not None and self.remembers and policy.stock.charge is charge:
                 self._prefetch.asked(policy.stock)
         else:
-            decision = _decision_of(request, outcome)
+            decision = _decision_of(lease, outcome)
             if self.remembers:
                 self._refusals.add(charge, outcome, sent, kind_of(policy, decision))
-            lease = self._refuse(request, decision)
+            self._refuse(lease, decision)
         if charge.allowances:
             self.local.note_budgets(charge)
             if charge.warn_amounts and charge.nears_budget(outcome):
-                self._budget_warnings.look(request.identity, lease.decision)
+                self._budget_warnings.look(lease.identity, lease.decision)
         if outcome.hold.is_leased:
             self._leases.keep(lease, charge)
         return lease
 
-    def without_backend(self, request: LimitedRequest, error: BackendError) -> Lease:
+    def without_backend(self, lease: Lease, error: BackendError) -> Lease:
         """Decide as the settings say about a request that the backend didn't decide about."""
-        rules, policy, charge, price = self._live.rules, request.policy, request.charge, request.price
+        rules, policy, charge, price = self._live.rules, lease.policy, lease.charge, lease.price
         share = rules.settings.backend.local_share
         self.local.recall(rules.policies, policy.identity.partition)
-        if request.unsatisfiable is not None:
+        if lease.unsatisfiable is not None:
             # Nobody has to be asked whether it fits, whatever the settings say of outages.
-            decision = self.local.look(policy, charge, price, request.unsatisfiable, share=share)
-            return self._refuse(request, decision)
+            self._refuse(lease, self.local.look(policy, charge, price, lease.unsatisfiable, share=share))
+            return lease
         was_asked = isinstance(error, OperationRefusedError)
         decision, hold = self.local.answer(policy, charge, price, share=share, was_asked=was_asked)
-        lease = Lease(self._leases, hold, self.local.holds, decision)
-        self._count(request, lease)
+        lease.backend, lease.hold = self.local.holds, hold
+        lease.decide(decision)
+        self._count(lease)
         if hold.is_leased:
             self._leases.keep(lease, charge)
         return lease
@@ -159,62 +165,53 @@ class Decider:
             return None
         return known
 
-    def _admit(self, request: LimitedRequest, outcome: Outcome) -> Lease:
-        policy = request.policy
+    def _admit(self, lease: Lease, outcome: Outcome) -> None:
+        policy = lease.policy
         policy.admitted += 1
         if policy.admitted == 1:
             self._tally.touch(policy)
-        lease = Lease(self._leases, outcome.hold, self._backend)
-        lease.admit(request, outcome)
+        lease.outcome, lease.hold = outcome, outcome.hold
         if self.observers is not None:
-            self.observers(request, lease)
-        return lease
+            self.observers(lease)
 
-    def _repeat(self, request: LimitedRequest, known: CachedRefusal) -> Lease:
-        lease = Lease(self._leases, NO_RESERVATION, self._backend)
-        lease.repeat(request, known, self._refusals.now())
-        self._tally.refuse(request.policy, known.kind)
-        self._tell_of_refusal(request, lease)
-        return lease
+    def _repeat(self, lease: Lease, known: CachedRefusal) -> None:
+        lease.repeat(known, self._refusals.now())
+        self._tally.refuse(lease.policy, known.kind)
+        self._tell_of_refusal(lease)
 
-    def _refuse(self, request: LimitedRequest, decision: Decision) -> Lease:
-        lease = Lease(self._leases, NO_RESERVATION, self._backend, decision)
-        self._count(request, lease)
-        return lease
+    def _refuse(self, lease: Lease, decision: Decision) -> None:
+        lease.decide(decision)
+        self._count(lease)
 
-    def _count(self, request: LimitedRequest, lease: Lease) -> None:
-        decision = lease.decision
+    def _count(self, lease: Lease) -> None:
+        policy, decision = lease.policy, lease.decision
         if decision.refusal is not None:
-            self._tally.refuse(request.policy, kind_of(request.policy, decision))
-            self._tell_of_refusal(request, lease)
+            self._tally.refuse(policy, kind_of(policy, decision))
+            self._tell_of_refusal(lease)
             return
-        self._tally.admit(request.policy)
+        self._tally.admit(policy)
         if self.observers is not None:
-            self.observers(request, lease)
+            self.observers(lease)
 
-    def _tell_of_refusal(self, request: LimitedRequest, lease: Lease) -> None:
-        if request.policy.shadow or logger.isEnabledFor(logging.DEBUG):
+    def _tell_of_refusal(self, lease: Lease) -> None:
+        if lease.policy.shadow or logger.isEnabledFor(logging.DEBUG):
             refusal = lease.decision.refusal
             if refusal is not None:
-                self.log_refusal(request.policy, refusal, shadow=lease.allowed)
+                self.log_refusal(lease.policy, refusal, shadow=lease.allowed)
         if self.observers is not None:
-            self.observers(request, lease)
+            self.observers(lease)
 
 
 class PendingDecision:
     """A decision that waits for the backend. Awaiting it gives the lease, whatever becomes of the backend."""
 
-    __slots__ = ("_asked", "_decider", "_request", "_sent")
+    __slots__ = ("_asked", "_decider", "_lease", "_sent")
 
     def __init__(
-        self,
-        decider: Decider,
-        request: LimitedRequest,
-        asked: Asked | Coroutine[Any, Any, Outcome],
-        sent: float,
+        self, decider: Decider, lease: Lease, asked: Asked | Coroutine[Any, Any, Outcome], sent: float
     ) -> None:
         self._decider = decider
-        self._request = request
+        self._lease = lease
         self._asked = asked
         self._sent = sent
 
@@ -222,16 +219,16 @@ class PendingDecision:
         try:
             outcome = yield from self._asked.__await__()
         except BackendError as error:
-            return self._decider.without_backend(self._request, error)
+            return self._decider.without_backend(self._lease, error)
         except BaseException:  # cancelled, or ended by hand
             if not isinstance(self._asked, Coroutine):  # that one only looked
                 self._asked.give_up()
             raise
-        return self._decider.answered(self._request, outcome, self._sent)
+        return self._decider.answered(self._lease, outcome, self._sent)
 
 
-def _decision_of(request: LimitedRequest, outcome: Outcome) -> Decision:
-    return decision_of(request.policy, request.charge, outcome, request.price, request.unsatisfiable)
+def _decision_of(lease: Lease, outcome: Outcome) -> Decision:
+    return decision_of(lease.policy, lease.charge, outcome, lease.price, lease.unsatisfiable)
 
 
 def _too_small_budget(charge: Charge, price: int) -> Counter | None:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.observe.events import check_nothing_to_await, check_plain
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
@@ -21,7 +21,7 @@ class DecisionMade:
 
     __slots__ = ("_lease", "identity", "route")
 
-    def __init__(self, identity: Identity, route: str | None, lease: LeaseRecord) -> None:
+    def __init__(self, identity: Identity, route: str | None, lease: Lease) -> None:
         self.identity = identity
         """The caller of this request."""
         self.route = route
@@ -38,7 +38,7 @@ class DecisionMade:
 
 
 OnDecision = Callable[[DecisionMade], object]
-Observer = Callable[[LimitedRequest, LeaseRecord], object]
+Observer = Callable[[Lease], object]
 """Is shown each decision as it is made, in the request's own context. Must be quick, and wait for nothing."""
 
 
@@ -50,10 +50,10 @@ class DecisionNotifier:
         self._on_decision = on_decision
         self._complained = -COMPLAIN_SECONDS
 
-    def __call__(self, request: LimitedRequest, lease: LeaseRecord) -> None:
+    def __call__(self, lease: Lease) -> None:
         """Hand a decision over at the end of this turn of the event loop, in the request's own context."""
-        rule = request.policy.route
-        made = DecisionMade(request.identity, None if rule is None else rule.path, lease)
+        rule = lease.policy.route
+        made = DecisionMade(lease.identity, None if rule is None else rule.path, lease)
         asyncio.get_running_loop().call_soon(self._hand_over, made)
 
     def _hand_over(self, made: DecisionMade) -> None:
@@ -77,10 +77,10 @@ class Observers:
         check_plain(observer, "an observer")
         self._observers.append(observer)
 
-    def __call__(self, request: LimitedRequest, lease: LeaseRecord) -> None:
+    def __call__(self, lease: Lease) -> None:
         """Show a decision to all of them; whoever fails harms neither the others nor the request."""
         for observer in self._observers:
             try:
-                observer(request, lease)
+                observer(lease)
             except Exception:
                 logger.exception("%r failed to observe a decision", observer)

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,21 +19,25 @@ _SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
 """What the version tells nothing of: it is shown, and a short secret could be found out from it."""
 
 
-@dataclass(frozen=True, slots=True)
 class Rules:
     """What is in force. A request takes it once and then goes by it to its end."""
 
-    settings: Settings
-    identify: Identifier
-    policies: Policies
-    registered: Mapping[str, KeySettings]
-    """The keys that are set live, by hash; those left out that don't fit the settings."""
-    version: str
-    """Twelve hex digits that any two processes with the same settings agree on."""
-    lookup: PolicyLookup
-    """Finds the policy of a request."""
-    _adopted: dict[Identity, Identity]
-    """Identities as hooks returned them lately, and as they were made safe."""
+    __slots__ = ("_adopted", "identify", "lookup", "policies", "registered", "settings", "version")
+
+    def __init__(
+        self, settings: Settings, policies: Policies, registered: Mapping[str, KeySettings], version: str
+    ) -> None:
+        self.settings = settings
+        self.policies = policies
+        self.registered = registered
+        """The keys that are set live, by hash; those left out that don't fit the settings."""
+        self.version = version
+        """Twelve hex digits that any two processes with the same settings agree on."""
+        self.identify = Identifier(settings, registered)
+        self.lookup = PolicyLookup(self.identify, policies)
+        """Finds the policy of a request."""
+        self._adopted: dict[Identity, Identity] = {}
+        """Identities as hooks returned them lately, and as they were made safe."""
 
     def adopted(self, identity: Identity) -> Identity:
         """An identity that a hook returned, made safe; see `adopt`."""
@@ -50,18 +53,11 @@ class Rules:
     @classmethod
     def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
         """The rules of these settings and live keys."""
-        return cls._of(settings, Policies(settings), registered, version_of(settings))
+        return cls(settings, Policies(settings), registered, version_of(settings))
 
     def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
         """The same settings with other live keys; what was made for callers whose keys stay is kept."""
-        return self._of(self.settings, self.policies, registered, self.version)
-
-    @classmethod
-    def _of(
-        cls, settings: Settings, policies: Policies, registered: Mapping[str, KeySettings], version: str
-    ) -> "Rules":
-        identify = Identifier(settings, registered)
-        return cls(settings, identify, policies, registered, version, PolicyLookup(identify, policies), {})
+        return Rules(self.settings, self.policies, registered, self.version)
 
 
 def version_of(settings: Settings) -> str:

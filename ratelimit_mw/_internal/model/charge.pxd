@@ -1,4 +1,5 @@
 cimport cython
+from ratelimit_mw._internal.runtime.leaf cimport Numbers
 
 ctypedef long long i64
 
@@ -6,18 +7,22 @@ cdef list _fresh_ids
 
 cpdef bytes new_lease_id()
 
+@cython.final
+@cython.freelist(16)
 cdef class Reservation:
     cdef readonly bytes id
     cdef readonly tuple slots, periods
     cdef readonly double lease
     cdef readonly object price
     cdef readonly str currency
+    cdef readonly bint has_estimate, is_leased
     cpdef Reservation with_places(self, tuple slots, tuple periods)
     cpdef tuple _values(self)
 
+@cython.final
 cdef class HeaderWindow:
     cdef readonly object window
-    cdef readonly bytes quota_text
+    cdef readonly tuple limit_header
     cdef readonly Py_ssize_t place
     cdef readonly i64 quota, length
 
@@ -42,15 +47,16 @@ cdef class Charge:
 
 cdef Py_ssize_t _WIDTH, _RESET_AFTER, _HELD, _REFUSES
 
-@cython.locals(before=list, place=Py_ssize_t, at=Py_ssize_t, step=i64)
-cpdef list row_before(row, list steps, i64 others)
+@cython.locals(before=Numbers, place=Py_ssize_t, at=Py_ssize_t, step=i64)
+cpdef Numbers row_before(Numbers row, list steps, i64 others)
 
+@cython.freelist(16)
 cdef class Outcome:
     cdef readonly bint admitted
     cdef readonly i64 now
     cdef readonly Reservation hold
-    cdef object _row
-    @cython.locals(at=Py_ssize_t)
+    cdef Numbers _row
+    @cython.locals(row=Numbers, at=Py_ssize_t)
     cpdef object status(self, Py_ssize_t place, limit)
     cpdef i64 used(self, Py_ssize_t place) except? -1
     cpdef i64 reset_after(self, Py_ssize_t place) except? -1

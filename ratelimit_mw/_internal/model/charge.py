@@ -5,6 +5,7 @@ A backend knows these values and nothing of HTTP, plans or API keys.
 
 import math
 import os
+import struct
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
-from ratelimit_mw._internal.runtime.leaf import digits
+from ratelimit_mw._internal.runtime.leaf import Numbers, digits
 
 Clock = Callable[[], int]
 """Microseconds since 1970. A backend's own clock decides; tests hand in one of their own."""
@@ -28,6 +29,7 @@ MAX_AHEAD = 2**32 - 1
 """Microseconds: what the header of a window has room for."""
 
 _IDS_AT_ONCE = 256
+_cut = struct.Struct(f"{LEASE_ID_SIZE}s" * _IDS_AT_ONCE).unpack
 _fresh_ids: list[bytes] = []
 if hasattr(os, "register_at_fork"):  # or parent and child would go on with the same ones
     os.register_at_fork(after_in_child=_fresh_ids.clear)
@@ -38,10 +40,9 @@ def new_lease_id() -> bytes:
     try:
         return _fresh_ids.pop()
     except IndexError:
-        fetched = os.urandom(LEASE_ID_SIZE * (_IDS_AT_ONCE + 1))
-        *others, one = [fetched[at : at + LEASE_ID_SIZE] for at in range(0, len(fetched), LEASE_ID_SIZE)]
-        _fresh_ids.extend(others)
-        return one
+        fetched: tuple[bytes, ...] = _cut(os.urandom(LEASE_ID_SIZE * _IDS_AT_ONCE))
+        _fresh_ids.extend(fetched[1:])
+        return fetched[0]
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -73,7 +74,7 @@ class ReservationKey(NamedTuple):
 class Reservation:
     """What an admitted charge holds: all that renewing, settling and releasing it takes, in any process."""
 
-    __slots__ = ("currency", "id", "lease", "periods", "price", "slots")
+    __slots__ = ("currency", "has_estimate", "id", "is_leased", "lease", "periods", "price", "slots")
 
     def __init__(
         self,
@@ -91,6 +92,10 @@ class Reservation:
         """Seconds that the slots last past their last renewal, and the estimate with them."""
         self.price = price
         self.currency = currency
+        self.has_estimate = price > 0 and periods != ()
+        """Whether it holds an amount in any period."""
+        self.is_leased = self.has_estimate or slots != ()
+        """Whether anything of it ends where it is not renewed."""
 
     def with_places(
         self, slots: tuple[ReservationKey, ...], periods: tuple[ReservationKey, ...]
@@ -110,16 +115,6 @@ class Reservation:
     def __repr__(self) -> str:
         return f"Hold{self._values()}"
 
-    @property
-    def has_estimate(self) -> bool:
-        """Whether it holds an amount in any period."""
-        return bool(self.periods and self.price)
-
-    @property
-    def is_leased(self) -> bool:
-        """Whether anything of it ends where it is not renewed."""
-        return bool(self.slots or self.has_estimate)
-
 
 NO_RESERVATION = Reservation(b"")
 """The hold of a charge that takes neither a slot nor money."""
@@ -128,14 +123,14 @@ NO_RESERVATION = Reservation(b"")
 class HeaderWindow:
     """One of the caller's own windows in a charge, as headers tell of it."""
 
-    __slots__ = ("length", "place", "quota", "quota_text", "window")
+    __slots__ = ("length", "limit_header", "place", "quota", "window")
 
     def __init__(self, place: int, window: Window) -> None:
         self.place = place
         """Index of the window among the counters of its charge."""
         self.window = window
         self.quota, self.length = window.quota, window.length
-        self.quota_text = digits(window.quota)
+        self.limit_header = (b"x-ratelimit-limit", digits(window.quota))
 
 
 class Charge:
@@ -316,17 +311,18 @@ _RESET_AFTER = 1
 _HELD = 1
 _REFUSES = 2
 
-STATUS_FORMAT = "q" * _WIDTH
-"""Format, for `struct`, of the numbers of one limit in a row."""
+NUMBERS_OF_A_STATUS = _WIDTH
+"""How many numbers of a row are one limit's."""
 
 
-def row_before(row: Sequence[int], steps: Sequence[int], others: int) -> list[int]:
+def row_before(row: Numbers, steps: Sequence[int], others: int) -> Numbers:
     """Make the row of a charge as it was before so many others like it were admitted."""
-    before = list(row)
+    before = Numbers()
     for place, step in enumerate(steps):
         at = _WIDTH * place
-        before[at] -= others * step
-        before[at + _REFUSES] = 0
+        before.append(row.at(at) - others * step)
+        before.append(row.at(at + 1))
+        before.append(0)
     return before
 
 
@@ -335,7 +331,7 @@ class Outcome:
 
     __slots__ = ("_row", "admitted", "hold", "now")
 
-    def __init__(self, admitted: bool, now: int, row: Sequence[int], hold: Reservation) -> None:
+    def __init__(self, admitted: bool, now: int, row: Numbers, hold: Reservation) -> None:
         """`row` has the status of each counter of the charge, in their order, as `_WIDTH` numbers: it is made
         for every request, and mostly little of it is looked at.
         """
@@ -356,28 +352,28 @@ class Outcome:
                 row += (status.active, 0, int(status.is_full))
             else:
                 row += (status.spent, status.held, int(status.is_short))
-        return cls(admitted, now, row, hold)
+        return cls(admitted, now, Numbers(row), hold)
 
     def status(self, place: int, limit: Limit) -> Status:
         """Status of the limit at this place of the charge."""
         row, at = self._row, _WIDTH * place
         if isinstance(limit, Window):
-            return WindowStatus(row[at], row[at + _RESET_AFTER], row[at + _REFUSES])
+            return WindowStatus(row.at(at), row.at(at + _RESET_AFTER), row.at(at + _REFUSES))
         if isinstance(limit, Slots):
-            return SlotStatus(row[at], row[at + _REFUSES] > 0)
-        return BudgetStatus(row[at], row[at + _HELD], row[at + _REFUSES] > 0)
+            return SlotStatus(row.at(at), row.at(at + _REFUSES) > 0)
+        return BudgetStatus(row.at(at), row.at(at + _HELD), row.at(at + _REFUSES) > 0)
 
     def used(self, place: int) -> int:
         """Units used of the limit at this place: of slots those active, of an allowance the amount spent."""
-        return self._row[_WIDTH * place]
+        return self._row.at(_WIDTH * place)
 
     def reset_after(self, place: int) -> int:
         """Microseconds until the oldest unit leaves the window at this place."""
-        return self._row[_WIDTH * place + _RESET_AFTER]
+        return self._row.at(_WIDTH * place + _RESET_AFTER)
 
     def held(self, place: int) -> int:
         """Amount that the allowance at this place holds for charges that are not settled yet."""
-        return self._row[_WIDTH * place + _HELD]
+        return self._row.at(_WIDTH * place + _HELD)
 
     def __repr__(self) -> str:
         return f"Outcome{self._values()}"

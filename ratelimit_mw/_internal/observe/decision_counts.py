@@ -1,6 +1,5 @@
 """What one process has decided, counted at next to no cost and read now and then."""
 
-import threading
 from heapq import nlargest
 
 from ratelimit_mw._internal.model.limits import Window
@@ -8,6 +7,7 @@ from ratelimit_mw._internal.policy.decision import Decision, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, Policy
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.runtime.leaf import Lock
 
 MAX_CALLERS = 2_000
 """Callers counted apart between two readings. Beyond it those with the fewest requests are left out."""
@@ -34,7 +34,7 @@ class DecisionCounts:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._touched: list[Policy] = []
         self._totals: Totals = {}
         self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
@@ -42,7 +42,7 @@ class DecisionCounts:
 
     def after_fork(self) -> None:
         """Count anew: what was counted until then is the parent process's to tell."""
-        self._lock = threading.RLock()
+        self._lock = Lock()
         for policy in self._touched:
             policy.admitted, policy.refused = 0, None
         self._touched, self._totals, self._callers = [], {}, {}
@@ -56,11 +56,15 @@ class DecisionCounts:
 
     def refuse(self, policy: Policy, kind: Kind) -> None:
         """Count a request that was refused, or would have been."""
-        with self._lock:
-            if policy.refused is None:
-                policy.refused = {}
+        self._lock.acquire()
+        try:
+            refused = policy.refused
+            if refused is None:
+                refused = policy.refused = {}
                 self.touch(policy)
-            policy.refused[kind] = policy.refused.get(kind, 0) + 1
+            refused[kind] = refused.get(kind, 0) + 1
+        finally:
+            self._lock.release()
 
     def totals(self) -> Totals:
         """Every number since the limiter was made."""
@@ -87,10 +91,7 @@ class DecisionCounts:
         if len(self._callers) + len(touched) > MAX_CALLERS:
             # Of a crowd most are not worth a place: those who ask most are counted first.
             touched.sort(key=_requests, reverse=True)
-            busiest = nlargest(
-                MAX_CALLERS // 2, self._callers.items(), key=lambda each: sum(each[1][1].values())
-            )
-            self._callers = dict(busiest)
+            self._callers = dict(nlargest(MAX_CALLERS // 2, self._callers.items(), key=_requests_of_caller))
         for policy in touched:
             admitted, policy.admitted = policy.admitted, 0
             refused, policy.refused = policy.refused, None
@@ -114,6 +115,12 @@ class DecisionCounts:
 def _requests(policy: Policy) -> int:
     """How many were counted on a policy since they were added up."""
     return policy.admitted if policy.refused is None else policy.admitted + sum(policy.refused.values())
+
+
+def _requests_of_caller(caller: tuple[object, tuple[Identity, dict[str, int]]]) -> int:
+    """The same of a caller's item among those that were added up."""
+    _, (_, counts) = caller
+    return sum(counts.values())
 
 
 def kind_of(policy: Policy, decision: Decision) -> Kind:

@@ -22,13 +22,16 @@ class IdentityError(Exception):
 class ApiKeyReader:
     """Reads API keys from some headers. Keys are bytes, as they were sent, without the blanks around them."""
 
-    __slots__ = ("_authorization", "_names", "_shown", "_sizes")
+    __slots__ = ("_authorization", "_longest", "_names", "_shown", "_sizes")
 
     def __init__(self, headers: Sequence[str]) -> None:
         """`headers` are their names, as `identity.api_key_headers` lists them."""
         self._names = {header.lower().encode("latin-1"): at for at, header in enumerate(headers)}
         self._authorization = self._names.get(b"authorization", -1)
-        self._sizes = {len(name) for name in self._names}
+        sizes = {len(name) for name in self._names}
+        self._longest = max(sizes)
+        self._sizes = bytes([size in sizes for size in range(self._longest + 1)])
+        """Whether any of the names has so many letters, by their number."""
         self._shown = ", ".join(headers)
 
     def read(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -40,7 +43,8 @@ class ApiKeyReader:
         api_key = b""
         found_in: list[int] = []
         for name, value in headers:
-            if len(name) not in self._sizes:  # most headers are passed over by this
+            size = len(name)
+            if size > self._longest or not self._sizes[size]:  # most headers are passed over by this
                 continue
             at = self._names.get(name)
             if at is None:

@@ -56,7 +56,7 @@ class Identifier:
         self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
         self._caps_addresses = bool(identity.per_address)
         self._unknown_by_address = self._unknown_are_anonymous or self._caps_addresses
-        self.read_api_key = ApiKeyReader(identity.api_key_headers).read
+        self.api_keys = ApiKeyReader(identity.api_key_headers)
         self._secret = identity.hash_secret.get_secret_value()
         self._read_address = AddressReader(identity)
         self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
@@ -70,7 +70,7 @@ class Identifier:
 
         Raises IdentityError for a key that is too long and for two that differ.
         """
-        return self.caller(self.read_api_key(scope["headers"]), scope)
+        return self.caller(self.api_keys.read(scope["headers"]), scope)
 
     def caller(self, api_key: bytes, scope: Scope) -> Identity:
         """The caller with this key, as it was sent; without a key, the one at the scope's address."""
@@ -89,7 +89,7 @@ class Identifier:
 
     def read(self, scope: Scope) -> tuple[bytes, str] | None:
         """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
-        api_key = self.read_api_key(scope["headers"])
+        api_key = self.api_keys.read(scope["headers"])
         return (api_key, self._hash(api_key)) if api_key else None
 
     def address_of(self, scope: Scope) -> str:

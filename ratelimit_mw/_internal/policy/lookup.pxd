@@ -1,4 +1,5 @@
 cimport cython
+from ratelimit_mw._internal.policy.api_key_reader cimport ApiKeyReader
 from ratelimit_mw._internal.policy.identity cimport Identifier
 from ratelimit_mw._internal.policy.policy cimport Policy
 from ratelimit_mw._internal.policy.routing cimport RouteTable, route_path
@@ -9,7 +10,8 @@ cdef class LookupEntry:
 
 cdef class PolicyLookup:
     cdef Identifier _identify
-    cdef object _policies, _read_api_key
+    cdef object _policies
+    cdef ApiKeyReader _api_keys
     cdef RouteTable _routes
     cdef dict _latest
     @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)

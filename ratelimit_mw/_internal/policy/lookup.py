@@ -28,20 +28,20 @@ class LookupEntry:
 class PolicyLookup:
     """Finds policies under one state of the settings and the live keys."""
 
-    __slots__ = ("_identify", "_latest", "_policies", "_read_api_key", "_routes")
+    __slots__ = ("_api_keys", "_identify", "_latest", "_policies", "_routes")
 
     def __init__(self, identify: Identifier, policies: Policies) -> None:
         self._identify = identify
         self._policies = policies
         self._routes = policies.routes
-        self._read_api_key = identify.read_api_key
+        self._api_keys = identify.api_keys
         self._latest: dict[bytes, LookupEntry] = {}
         """By API key, the entry of its latest request: who comes again mostly comes on the same route."""
 
     def find(self, scope: Scope) -> LookupEntry:
         """Find the policy of an `http` or `websocket` scope. Raises IdentityError."""
-        api_key = self._read_api_key(scope["headers"])
-        index = self._index_of(scope)
+        api_key = self._api_keys.read(scope["headers"])
+        index = self._index_of(scope) if self._routes.has_rules else None
         entry = self._latest.get(api_key)
         if (
             entry is not None

@@ -1,12 +1,13 @@
 cimport cython
-from ratelimit_mw._internal.lease.lease_record cimport LeaseRecord
-from ratelimit_mw._internal.responses.headers cimport HeaderWriter
+from ratelimit_mw._internal.lease.lease cimport Lease
+from ratelimit_mw._internal.responses.headers cimport HeaderWriter, add_headers
 
 cdef class Sender:
     cdef object _send
     cdef HeaderWriter _writer
-    cdef LeaseRecord _lease
-    cdef Py_ssize_t _sent
+    cdef Lease _lease
+    cdef int _left
+    cdef bint _has_started
     cdef readonly int status
-    @cython.locals(ours=list)
-    cdef _with_headers(self, message)
+    @cython.locals(ours=list, changed=dict)
+    cdef _started(self, message)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.responses.headers import HeaderWriter, add_headers
 
 YIELD_EVERY = 16
@@ -18,31 +18,44 @@ Send = Callable[[Message], Awaitable[None]]
 class Sender:
     """Adds headers when the response starts, remembers its status, and lets others have a turn."""
 
-    __slots__ = ("_lease", "_send", "_sent", "_writer", "status")
+    __slots__ = ("_has_started", "_lease", "_left", "_send", "_writer", "status")
 
-    def __init__(self, send: Send, writer: HeaderWriter, lease: LeaseRecord) -> None:
+    def __init__(self, send: Send, writer: HeaderWriter, lease: Lease) -> None:
         self._send = send
         self._writer = writer
         self._lease = lease
-        self._sent = 0
+        self._has_started = False
+        self._left = YIELD_EVERY
+        """Messages until others have a turn."""
         self.status = 500
         """Status of the response; what a server answers where the app says nothing."""
 
     def __call__(self, message: Message) -> Awaitable[None]:
         """As `send`. Not a coroutine of its own: there are two messages or more to each response."""
+        if not self._has_started:
+            message = self._started(message)
+        self._left -= 1
+        if self._left > 0:
+            return self._send(message)
+        self._left = YIELD_EVERY
+        return send_and_yield(self._send, message)
+
+    def _started(self, message: Message) -> Message:
+        """Add our headers where the response starts with this message."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
-            message = self._with_headers(message)
         elif kind == "websocket.accept":
             self.status = 101
-            message = self._with_headers(message)
-        self._sent += 1
-        return self._send(message) if self._sent % YIELD_EVERY else send_and_yield(self._send, message)
-
-    def _with_headers(self, message: Message) -> Message:
+        else:
+            return message  # another comes before it, such as early hints
+        self._has_started = True
         ours = self._writer.of_lease(self._lease)
-        return {**message, "headers": add_headers(message.get("headers", ()), ours)} if ours else message
+        if not ours:
+            return message
+        changed = {**message}
+        changed["headers"] = add_headers(changed.get("headers", ()), ours)
+        return changed
 
 
 async def send_and_yield(send: Send, message: Message) -> None:

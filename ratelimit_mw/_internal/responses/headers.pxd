@@ -1,18 +1,18 @@
 cimport cython
 from ratelimit_mw._internal.model.charge cimport Charge, HeaderWindow, Outcome
 from ratelimit_mw._internal.runtime.leaf cimport digits
-from ratelimit_mw._internal.lease.lease_record cimport LeaseRecord, LimitedRequest
+from ratelimit_mw._internal.lease.lease cimport Lease
 
 ctypedef long long i64
 
 cdef class HeaderWriter:
     cdef bint _classic, _ietf
     cdef readonly bint is_plain, is_unix, tells_moments
-    @cython.locals(outcome=Outcome, request=LimitedRequest, charge=Charge, window=HeaderWindow, left=i64)
-    cpdef list of_lease(self, LeaseRecord lease)
+    @cython.locals(outcome=Outcome, charge=Charge, window=HeaderWindow, left=i64)
+    cpdef list of_lease(self, Lease lease)
     cpdef i64 reset(self, i64 now, i64 reset_after) except? -1
-    cdef list _x_ratelimit(self, bytes quota_text, i64 left, i64 now, i64 reset_after)
+    cdef list _x_ratelimit(self, tuple limit, i64 left, i64 now, i64 reset_after)
 
-@cython.locals(headers=list)
-cpdef list add_headers(present, ours)
+@cython.locals(headers=list, first=int)
+cpdef list add_headers(present, list ours)
 cdef i64 _seconds(i64 microseconds) except? -1

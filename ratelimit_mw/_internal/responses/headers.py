@@ -1,9 +1,9 @@
 """The headers that tell a caller how its limits stand."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.runtime.leaf import digits
@@ -16,8 +16,6 @@ SHADOW = b"x-ratelimit-shadow"
 """Sent where shadow mode lets a request through that would have been refused."""
 
 _OWN = (b"x-ratelimit-", b"ratelimit")
-_FIRST = (b"x", b"X", b"r", b"R")
-"""What names of that kind begin with: rules out nearly all others for little."""
 
 
 class HeaderWriter:
@@ -42,7 +40,8 @@ class HeaderWriter:
         if nearest is not None:
             window, status = nearest
             left = window.quota - status.used
-            headers += self._x_ratelimit(digits(window.quota), left, decision.now_us, status.reset_after_us)
+            limit = (b"x-ratelimit-limit", digits(window.quota))
+            headers += self._x_ratelimit(limit, left, decision.now_us, status.reset_after_us)
         if self._ietf:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
@@ -50,28 +49,28 @@ class HeaderWriter:
             headers.append((SHADOW, b"refused"))
         return headers
 
-    def of_lease(self, lease: LeaseRecord) -> RawHeaders:
+    def of_lease(self, lease: Lease) -> RawHeaders:
         """The headers of the response to an admitted request."""
-        outcome, request = lease.outcome, lease.request
-        if not self.is_plain or outcome is None or request is None:
+        outcome = lease.outcome
+        if not self.is_plain or outcome is None:
             return self(lease.decision)
-        charge = request.charge
-        if charge.nears_budget(outcome):
+        charge = lease.charge
+        if charge.warn_amounts and charge.nears_budget(outcome):
             return self(lease.decision)
         window = charge.nearest_window(outcome)
         if window is None:
             return []
         left = window.quota - outcome.used(window.place)
-        return self._x_ratelimit(window.quota_text, left, outcome.now, outcome.reset_after(window.place))
+        return self._x_ratelimit(window.limit_header, left, outcome.now, outcome.reset_after(window.place))
 
     def reset(self, now: int, reset_after: int) -> int:
         """A reset as the settings want it: a Unix time or seconds from now, rounded up."""
-        return _seconds(now + reset_after if self.is_unix else reset_after)
+        return -(-(now + reset_after if self.is_unix else reset_after) // 1_000_000)
 
-    def _x_ratelimit(self, quota_text: bytes, left: int, now: int, reset_after: int) -> RawHeaders:
+    def _x_ratelimit(self, limit: tuple[bytes, bytes], left: int, now: int, reset_after: int) -> RawHeaders:
         return [
-            (b"x-ratelimit-limit", quota_text),
-            (b"x-ratelimit-remaining", digits(max(0, left))),
+            limit,
+            (b"x-ratelimit-remaining", digits(left if left > 0 else 0)),  # noqa: FURB136 - a call costs more
             (b"x-ratelimit-reset", digits(self.reset(now, reset_after))),
         ]
 
@@ -89,15 +88,16 @@ class HeaderWriter:
         ]
 
 
-def add_headers(present: Iterable[tuple[bytes, bytes]], ours: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
+def add_headers(present: Iterable[tuple[bytes, bytes]], ours: RawHeaders) -> RawHeaders:
     """The app's headers and ours; of rate limits the app's alone, where it tells of them itself."""
-    headers = list(present)
+    headers = present if type(present) is list else list(present)
     for name, _ in headers:
-        if name[:1] in _FIRST and bytes(name).lower().startswith(_OWN):
+        first = name[0] if name else 0
+        # The first letter rules out nearly all names for little.
+        if first in b"xXrR" and bytes(name).lower().startswith(_OWN):
             ours = [(name, value) for name, value in ours if name == SHADOW or not name.startswith(_OWN)]
             break
-    headers += ours
-    return headers
+    return headers + ours
 
 
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:

@@ -2,10 +2,10 @@
 
 import json
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 from ratelimit_mw._internal.cache.refusals import CachedRefusal
-from ratelimit_mw._internal.lease.lease_record import LeaseRecord
+from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.model.charge import place_of
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
@@ -13,6 +13,7 @@ from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Window
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.responses.headers import HeaderWriter, RawHeaders
+from ratelimit_mw._internal.runtime.leaf import digits
 from ratelimit_mw._internal.settings import ResponseSettings
 
 GIVE_UP_AFTER = 60
@@ -25,12 +26,24 @@ _MILLISECONDS = b"retry-after-ms"
 _PERIODS = {"daily": "Daily", "monthly": "Monthly"}
 
 
-class Response(NamedTuple):
+class Response:
     """A whole answer, ready for any server interface."""
 
-    status: int
-    headers: RawHeaders
-    body: bytes
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Response) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash((self.status, self.body))
+
+    def _values(self) -> tuple[object, ...]:
+        return (self.status, self.headers, self.body)
 
 
 class RefusalWriter:
@@ -58,7 +71,7 @@ class RefusalWriter:
                 self._bodies[figures] = body
         return self._response(status, headers, body)
 
-    def answer(self, lease: LeaseRecord) -> Response:
+    def answer(self, lease: Lease) -> Response:
         """The answer to a refused request; the one that was kept, where this refusal repeats another."""
         refused = lease.repeats
         if refused is None:
@@ -79,7 +92,7 @@ class RefusalWriter:
         last = wait - (seconds - 1) * SECOND
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
         # A copy: middleware outside of ours may add to the headers that it is sent.
-        kept = response._replace(headers=response.headers.copy())
+        kept = Response(response.status, response.headers.copy(), response.body)
         refused.answer = Kept(self, kept, at, wait, last)
 
     def again(self, refused: CachedRefusal, age: int) -> Response | None:
@@ -87,10 +100,11 @@ class RefusalWriter:
         kept = refused.answer
         if not isinstance(kept, Kept) or kept.writer is not self or age >= kept.last:
             return None
-        status, headers, body = kept.response
-        headers = headers.copy()
-        headers[kept.at] = (_MILLISECONDS, b"%d" % max(-(-(kept.wait - age) // 1000), 1))
-        return Response(status, headers, body)
+        response = kept.response
+        headers = response.headers.copy()
+        left = kept.wait - age
+        headers[kept.at] = (_MILLISECONDS, digits(max(-(-left // 1000), 1)))
+        return Response(response.status, headers, response.body)
 
     def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
         error = _describe(decision, refusal, self._headers)
@@ -137,17 +151,20 @@ class RefusalWriter:
         )
 
 
-class Kept(NamedTuple):
+class Kept:
     """An answer of which only the milliseconds to wait change."""
 
-    writer: RefusalWriter
-    response: Response
-    at: int
-    """Where those are among the headers."""
-    wait: int
-    """Microseconds to wait from the moment that the refusal came."""
-    last: int
-    """Its age, in microseconds, from which on the whole seconds are others."""
+    __slots__ = ("at", "last", "response", "wait", "writer")
+
+    def __init__(self, writer: RefusalWriter, response: Response, at: int, wait: int, last: int) -> None:
+        self.writer = writer
+        self.response = response
+        self.at = at
+        """Index of those milliseconds among the headers."""
+        self.wait = wait
+        """Microseconds to wait from the moment that the refusal came."""
+        self.last = last
+        """Its age, in microseconds, from which on the whole seconds are others."""
 
 
 def _waiting(wait: int | None) -> RawHeaders:

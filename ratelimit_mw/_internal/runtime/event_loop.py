@@ -1,6 +1,7 @@
 """The event loop that everything here needs: asyncio's, or one in its place, such as uvloop's."""
 
 import asyncio
+from asyncio import get_running_loop
 
 NEEDS_ASYNCIO = (
     "ratelimit_mw needs an event loop of asyncio: run it with a server or a worker class for asyncio"
@@ -10,7 +11,7 @@ NEEDS_ASYNCIO = (
 def asyncio_is_running() -> bool:
     """Whether there is one."""
     try:
-        asyncio.get_running_loop()
+        get_running_loop()
     except RuntimeError:
         return False
     return True
@@ -19,6 +20,6 @@ def asyncio_is_running() -> bool:
 def running_loop() -> asyncio.AbstractEventLoop:
     """The running event loop. Raises RuntimeError, which says so, where it is none of asyncio's."""
     try:
-        return asyncio.get_running_loop()
+        return get_running_loop()
     except RuntimeError:
         raise RuntimeError(NEEDS_ASYNCIO) from None

@@ -19,6 +19,15 @@ cdef class Entries:
     cpdef int clear(self) except -1
     cdef int _check(self) except -1
 
+cdef class Numbers:
+    cdef i64 _few[12]
+    cdef i64 *_numbers
+    cdef Py_ssize_t _size, _room
+    cpdef int append(self, i64 number) except -1
+    cpdef i64 at(self, Py_ssize_t place) except? -1
+
+cpdef Numbers numbers_in(bytes data, Py_ssize_t at, Py_ssize_t count)
+
 cdef class Lock:
     cdef PyThread_type_lock _lock
     cdef long _owner

@@ -3,8 +3,10 @@
 Nothing in it knows of rate limiting. Both files offer the same names, and the same tests hold for both.
 """
 
+import struct
 import threading
 from array import array
+from collections.abc import Callable
 
 
 class Entries:
@@ -77,6 +79,20 @@ class Entries:
         self._head = 0
 
 
+class Numbers(list[int]):
+    """Whole numbers of 64 bits, one behind the other."""
+
+    __slots__ = ()
+
+    at = list[int].__getitem__
+    """The number at a place."""
+
+
+def numbers_in(data: bytes, at: int, count: int) -> Numbers:
+    """Read so many numbers that stand in bytes from a place on, each with its little end first."""
+    return Numbers(struct.unpack_from(f"<{count}q", data, at))
+
+
 class Lock:
     """A lock that the thread which holds it may take again, like `threading.RLock`."""
 
@@ -94,6 +110,5 @@ class Lock:
         self._lock.release()
 
 
-def digits(number: int) -> bytes:
-    """A whole number in decimal digits."""
-    return b"%d" % number
+digits: Callable[[int], bytes] = b"%d".__mod__
+"""A whole number in decimal digits."""

@@ -1,13 +1,14 @@
 # cython: language_level=3, binding=False
 """Compiled equal of `leaf.py`, which describes it: storage and text in C, without a rule of rate limiting."""
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
     PyThread_get_thread_ident, PyThread_release_lock,
 )
-from libc.string cimport memmove
+from cython cimport final, freelist
+from libc.string cimport memcpy, memmove
 
 
 cdef class Entries:
@@ -92,6 +93,59 @@ cdef class Entries:
         if self._head == self._end:
             raise IndexError("there are no entries")
         return 0
+
+
+@final
+@freelist(16)
+cdef class Numbers:
+    """Whole numbers of 64 bits, one behind the other."""
+
+    def __cinit__(self, numbers=()):
+        self._numbers, self._room = self._few, 12
+        for each in numbers: self.append(each)
+
+    def __dealloc__(self):
+        if self._numbers is not self._few: PyMem_Free(self._numbers)
+
+    def __len__(self):
+        return self._size
+
+    def __iter__(self):
+        return iter([self._numbers[at] for at in range(self._size)])
+
+    cpdef int append(self, i64 number) except -1:
+        """Add a number behind all others."""
+        cdef void *grown
+        if self._size == self._room:
+            grown = PyMem_Realloc(NULL if self._room == 12 else self._numbers, 2 * self._room * sizeof(i64))
+            if grown is NULL: raise MemoryError
+            if self._room == 12: memcpy(grown, self._few, sizeof(self._few))
+            self._numbers, self._room = <i64 *>grown, 2 * self._room
+        self._numbers[self._size] = number
+        self._size += 1
+        return 0
+
+    cpdef i64 at(self, Py_ssize_t place) except? -1:
+        """The number at a place."""
+        if not 0 <= place < self._size:
+            raise IndexError("there is no such number")
+        return self._numbers[place]
+
+
+cpdef Numbers numbers_in(bytes data, Py_ssize_t at, Py_ssize_t count):
+    """Read so many numbers that stand in bytes from a place on, each with its little end first."""
+    cdef Numbers made = Numbers.__new__(Numbers)
+    cdef Py_ssize_t place, byte
+    cdef i64 number
+    cdef const unsigned char *text = <const unsigned char *>PyBytes_AS_STRING(data) + at
+    if at < 0 or count < 0 or at + 8 * count > len(data):
+        raise ValueError(f"{len(data)} bytes have no {count} numbers from {at} on")
+    for place in range(count):
+        number = 0
+        for byte in range(7, -1, -1):
+            number = (number << 8) | text[8 * place + byte]
+        made.append(number)
+    return made
 
 
 cdef class Lock:

@@ -30,6 +30,7 @@ from ratelimit_mw._internal.model.charge import (
     Settlement,
 )
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
+from ratelimit_mw._internal.runtime.leaf import Numbers
 
 T = TypeVar("T")
 
@@ -208,7 +209,9 @@ class ClusterBackend:
             async with time_limit(timeout):
                 return await self._peek(steps, price)
         except BackendError:
-            return [Outcome(False, 0, [0, 0, 0] * len(step.places), NO_RESERVATION) for step in steps]
+            return [
+                Outcome(False, 0, Numbers([0, 0, 0] * len(step.places)), NO_RESERVATION) for step in steps
+            ]
 
     async def _peek(self, steps: Sequence["_Step"], price: int) -> list[Outcome]:
         return await _all([self._partitions.peek(step.charge, price) for step in steps])

@@ -6,6 +6,9 @@ from ratelimit_mw._internal.runtime.leaf cimport Lock
 
 ctypedef long long i64
 
+@cython.locals(now=i64)
+cpdef i64 wall_clock() except? -1
+
 cdef class MemoryBackend:
     cdef dict __dict__
     cdef object __weakref__

@@ -1,8 +1,8 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
-import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
+from time import time_ns
 
 from ratelimit_mw._internal.backends.memory.bounded_store import Store
 from ratelimit_mw._internal.backends.memory.counts import (
@@ -36,7 +36,7 @@ from ratelimit_mw._internal.model.charge import (
 from ratelimit_mw._internal.model.limits import Slots, Window
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
-from ratelimit_mw._internal.runtime.leaf import Lock
+from ratelimit_mw._internal.runtime.leaf import Lock, Numbers
 
 MAX_WINDOWS = 200_000
 """Windows remembered per length, days and months of budgets; beyond it a caller not seen lately is
@@ -47,7 +47,8 @@ SPARE_SLOTS = 4_000
 
 def wall_clock() -> int:
     """Microseconds since 1970, by this machine's clock."""
-    return time.time_ns() // 1000
+    now = time_ns()
+    return now // 1000
 
 
 class MemoryBackend:
@@ -63,7 +64,7 @@ class MemoryBackend:
         self._logs: dict[int, Store[Name, WindowLog]] = {}
         self._days: Store[Name, BudgetState] = Store(max_windows)
         self._months: Store[Name, BudgetState] = Store(max_windows)
-        self.slots: Store[Name, SlotSet] = Store(rotates=True, spare=min(SPARE_SLOTS, max_windows))
+        self.slots: Store[ReservationKey, SlotSet] = Store(rotates=True, spare=min(SPARE_SLOTS, max_windows))
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
 
     load = Load()
@@ -147,7 +148,7 @@ class MemoryBackend:
                 log = WindowLog(limit.length)
                 ref = CounterRef(logs, place, limit, partial(WindowLog, limit.length))
                 for at, cost in entries:
-                    log.charge([], ref, at, b"", cost, 0)
+                    log.charge(Numbers(), ref, at, b"", cost, 0)
                 logs.add(place, log, self.clock())
 
     async def renew(self, hold: Reservation, lease: float) -> bool:
@@ -165,7 +166,7 @@ class MemoryBackend:
         record = self._records.find(hold.id) if hold.has_estimate else None
         if record is not None:
             renew_estimate(record, self._periods(hold), now, hold.lease)
-        slots = [self.slots.find(_name(held)) for held in hold.slots]
+        slots = [self.slots.find(held) for held in hold.slots]
         return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
 
     def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
@@ -173,9 +174,11 @@ class MemoryBackend:
         self.lock.acquire()
         try:
             for held in hold.slots:
-                slots = self.slots.get(held[:2])
-                if slots is not None:
-                    slots.leases.pop(hold.id, 0)
+                try:
+                    slots = self.slots[held]
+                except KeyError:  # everything in it had expired
+                    continue
+                slots.leases.pop(hold.id, 0)
             if hold.periods and money is not EstimateAction.UNTOUCHED:
                 record = self._records.forget(hold.id)
                 if record is not None:
@@ -211,7 +214,7 @@ class MemoryBackend:
                 if isinstance(counter.limit, Window):
                     self._logs_of(counter.limit.length).forget(place)
                 elif isinstance(counter.limit, Slots):
-                    self.slots.forget(place)
+                    self.slots.forget(ReservationKey(*place))
                 else:
                     period = place_of(counter, now)
                     self._books_of(period).forget(_name(period))
@@ -224,13 +227,14 @@ class MemoryBackend:
     def _places_of(self, charge: Charge, now: int) -> Places:
         """The places where a charge's limits are counted, until a period of it ends."""
         refs, periods, since, until = list[CounterRef](), list[ReservationKey](), 0, 1 << 62
+        slots = iter(charge.slots)  # by the very keys that holds have: nothing is compared to find them
         for counter in charge.counters:
             limit, name = counter.limit, (counter.partition, counter.scope)
             if isinstance(limit, Window):
                 logs = self._logs_of(limit.length)
                 refs.append(CounterRef(logs, name, limit, partial(WindowLog, limit.length)))
             elif isinstance(limit, Slots):
-                refs.append(CounterRef(self.slots, name, limit, SlotSet))
+                refs.append(CounterRef(self.slots, next(slots), limit, SlotSet))
             else:
                 held = place_of(counter, now)
                 period = period_at(limit.period, limit.timezone, now)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ratelimit_mw._internal.backends.memory.bounded_store import Store, StoredState
-from ratelimit_mw._internal.model.charge import EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import EstimateAction, ReservationKey, Settlement
 from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
-from ratelimit_mw._internal.runtime.leaf import Entries
+from ratelimit_mw._internal.runtime.leaf import Entries, Numbers
 
 _NEVER = 1 << 62
 """Later than any time; the same before zero is earlier than any."""
@@ -20,15 +20,19 @@ Name = tuple[str, str]
 
 
 class CounterRef:
-    """One limit of a charge: its figures, and the store and name of the state that it is counted in."""
+    """One limit of a charge: its figures, and the state that it is counted in."""
 
-    __slots__ = ("granule", "length", "make", "name", "quota", "store")
+    __slots__ = ("granule", "length", "make", "name", "quota", "state", "store")
 
-    def __init__(self, store: Store[Name, Any], name: Name, limit: Limit, make: Callable[[], Any]) -> None:
+    def __init__(
+        self, store: Store[Any, Any], name: Name | ReservationKey, limit: Limit, make: Callable[[], Any]
+    ) -> None:
         self.store = store
         self.name = name
         self.make = make
         """Makes a new state, for a limit of which nothing is counted yet."""
+        self.state: CountedState = _NOT_FOUND
+        """State as it was found last; no store may keep it any more."""
         self.granule = self.length = 0
         if isinstance(limit, Window):
             self.quota, self.length, self.granule = limit.quota, limit.length, limit.granule
@@ -36,6 +40,14 @@ class CounterRef:
             self.quota, self.length = limit.limit, int(limit.lease * SECOND)
         else:
             self.quota = limit.amount
+
+    def find(self) -> "CountedState":
+        """Find the state in its store, or make one that no store has yet."""
+        state: CountedState | None = self.store.get(self.name)
+        if state is None:
+            state = self.make()
+        self.state = state
+        return state
 
 
 class CountedState(StoredState):
@@ -47,15 +59,16 @@ class CountedState(StoredState):
         """Whether the limit admits a charge, once what has expired is left out."""
         raise NotImplementedError
 
-    def charge(
-        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
-    ) -> None:
+    def charge(self, row: Numbers, ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int) -> None:
         """Count a charge that the limit admits, and append its status to the `row` of an `Outcome`."""
         raise NotImplementedError
 
-    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+    def append_status(self, row: Numbers, ref: CounterRef, now: int, cost: int, price: int) -> None:
         """Append its status to the `row` of an `Outcome`, for a charge that waits; of cost 0 if none does."""
         raise NotImplementedError
+
+
+_NOT_FOUND = CountedState()
 
 
 class WindowLog(CountedState):
@@ -88,9 +101,7 @@ class WindowLog(CountedState):
             self._expire(now)
         return self.used + cost <= ref.quota
 
-    def charge(
-        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
-    ) -> None:
+    def charge(self, row: Numbers, ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int) -> None:
         """Count `cost` units at `now`; charges of one granule of time share an entry, at the later time."""
         newest, granule = self._newest, ref.granule
         # Units that another request has taken ahead lie later.
@@ -112,9 +123,9 @@ class WindowLog(CountedState):
     def take_ahead(self, ref: CounterRef, now: int, cost: int, ahead: int) -> None:
         """Count `cost` units as used so much later."""
         self._ahead = max(self._ahead, ahead)
-        self.charge([], ref, now + ahead, b"", cost, 0)
+        self.charge(Numbers(), ref, now + ahead, b"", cost, 0)
 
-    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+    def append_status(self, row: Numbers, ref: CounterRef, now: int, cost: int, price: int) -> None:
         """Append units used, and the waits, in microseconds, until one leaves and until `cost` fits."""
         row.append(self.used)
         row.append(self._oldest + self.length - now if self.used else 0)
@@ -162,9 +173,7 @@ class SlotSet(CountedState):
             self._expire(now)
         return len(self.leases) < ref.quota
 
-    def charge(
-        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
-    ) -> None:
+    def charge(self, row: Numbers, ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int) -> None:
         """Take a slot until its lease ends."""
         expires = now + ref.length
         self.leases[lease_id] = expires
@@ -174,7 +183,7 @@ class SlotSet(CountedState):
         row.append(0)
         row.append(0)
 
-    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+    def append_status(self, row: Numbers, ref: CounterRef, now: int, cost: int, price: int) -> None:
         """Append the number of slots in use, 0, and whether a charge waits for one."""
         row.append(len(self.leases))
         row.append(0)
@@ -222,16 +231,14 @@ class BudgetState(CountedState):
             self.lapse(now)
         return self.spent + self.held + price <= ref.quota
 
-    def charge(
-        self, row: list[int], ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int
-    ) -> None:
+    def charge(self, row: Numbers, ref: CounterRef, now: int, lease_id: bytes, cost: int, price: int) -> None:
         """Hold `price`, until `lapse_at` says how long."""
         self.held += price
         row.append(self.spent)
         row.append(self.held)
         row.append(0)
 
-    def append_status(self, row: list[int], ref: CounterRef, now: int, cost: int, price: int) -> None:
+    def append_status(self, row: Numbers, ref: CounterRef, now: int, cost: int, price: int) -> None:
         """Append the amounts spent and held, and whether too little is left for `price`."""
         row.append(self.spent)
         row.append(self.held)

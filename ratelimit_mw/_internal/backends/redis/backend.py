@@ -7,6 +7,7 @@ import asyncio
 import struct
 import threading
 import time
+from asyncio import Future, get_running_loop
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial, reduce
 from typing import Any
@@ -120,9 +121,11 @@ class RedisBackend:
     def is_away(self) -> bool:
         """Whether any event loop that runs in this process thinks so; where none does, the latest of all."""
         batchers = list(self.batchers.items())
-        running = [each for loop, each in batchers if loop.is_running()]
         if not batchers:
             return self._was_away
+        if not [loop for loop, each in batchers if each.error is not None]:  # nearly always, and soon found
+            return False
+        running = [each for loop, each in batchers if loop.is_running()]
         return any([each.error is not None for each in running or [each for _, each in batchers[-1:]]])
 
     async def open(self) -> None:
@@ -286,8 +289,8 @@ class RedisBackend:
     def _ask(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> ChargeOperation:
         operation = ChargeOperation(self, kind, charge, lease_id, price)
         self._pack_into(operation)
-        loop = asyncio.get_running_loop()
-        operation.future = loop.create_future()
+        loop = get_running_loop()
+        operation.future = Future(loop=loop)  # as uvloop makes one, for half of what its own way costs
         (self.batchers.get(loop) or self._batcher()).submit(operation)
         return operation
 
@@ -394,7 +397,7 @@ class RedisBackend:
         """Send an operation; it is under way when this returns, whether anybody awaits it or not."""
         if must_arrive:
             operation.must_arrive = True
-        batcher = self.batchers.get(asyncio.get_running_loop()) or self._batcher()
+        batcher = self.batchers.get(get_running_loop()) or self._batcher()
         batcher.submit(operation)
         return operation
 

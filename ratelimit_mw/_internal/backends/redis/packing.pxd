@@ -1,6 +1,7 @@
 cimport cython
 from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
-from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
+from ratelimit_mw._internal.model.charge cimport Charge, Outcome, Reservation, row_before
+from ratelimit_mw._internal.runtime.leaf cimport Numbers, numbers_in
 
 ctypedef long long i64
 
@@ -14,12 +15,12 @@ cdef class Layout:
     cdef bint _has_periods
     cdef bytes _limits
     cdef list _steps
-    cdef object _unpack, _unpack_several
+    cdef Py_ssize_t _numbers, _size
     cpdef bint holds(self, i64 now)
     cpdef tuple body_of(self, bytes kind, object price, object lease)
-    @cython.locals(code=int, admitted=Py_ssize_t, row=tuple)
+    @cython.locals(code=int, admitted=Py_ssize_t, row=Numbers)
     cpdef tuple read(self, bytes answer, Py_ssize_t number)
-    @cython.locals(admitted=Py_ssize_t, row=tuple, place=Py_ssize_t, operation=ChargeOperation)
+    @cython.locals(admitted=Py_ssize_t, row=Numbers, place=Py_ssize_t, operation=ChargeOperation)
     cpdef void tell(self, list operations, i64 now, tuple read) except *
 
 cdef class ChargeTemplate(Template):
@@ -37,5 +38,5 @@ cdef class ChargeOperation(Operation):
     cdef readonly bytes kind
     cdef readonly Charge charge
     cdef public Reservation hold
-    cpdef void decided(self, bint admitted, i64 now, row) except *
+    cpdef void decided(self, bint admitted, i64 now, Numbers row) except *
     cpdef void ask_again(self, i64 now) except *

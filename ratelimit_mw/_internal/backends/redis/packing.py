@@ -14,7 +14,7 @@ from ratelimit_mw._internal.backends.redis.operations import Operation, Template
 from ratelimit_mw._internal.model.charge import (
     LEASE_ID_SIZE,
     NO_RESERVATION,
-    STATUS_FORMAT,
+    NUMBERS_OF_A_STATUS,
     BackendError,
     Charge,
     Outcome,
@@ -25,6 +25,7 @@ from ratelimit_mw._internal.model.charge import (
 )
 from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
+from ratelimit_mw._internal.runtime.leaf import Numbers, numbers_in
 
 LIMIT = struct.Struct("<cddd")
 CHARGE_HEAD = struct.Struct("<cBddd")
@@ -54,9 +55,9 @@ class Layout:
         "_cost",
         "_has_periods",
         "_limits",
+        "_numbers",
+        "_size",
         "_steps",
-        "_unpack",
-        "_unpack_several",
         "body",
         "head",
         "keys",
@@ -75,9 +76,8 @@ class Layout:
         self.body, self.head = self.body_of(kind, charge.ahead, 0)
         """Body of a charge without a price, up to the id; the same as an argument."""
         self._steps = charge.steps
-        row = STATUS_FORMAT * self.n_keys
-        self._unpack = struct.Struct(f"<x{row}").unpack
-        self._unpack_several = struct.Struct(f"<x{row}H").unpack
+        self._numbers = NUMBERS_OF_A_STATUS * self.n_keys
+        self._size = 1 + 8 * self._numbers
         self._has_periods = bool(charge.allowances)
         self.since, self.until = 0, 1 << 62
         """Time in microseconds from and up to which the periods in `limits` hold."""
@@ -97,26 +97,24 @@ class Layout:
             self._bodies[key] = known
         return known
 
-    def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
+    def read(self, answer: bytes, number: int) -> tuple[int, Numbers]:
         """Read the answer to so many charges: how many were admitted, and the row of the last one.
 
-        In place of how many there is `OVER` where a period of the charge is over. Raises ValueError,
-        IndexError or `struct.error` for an answer that can't be one.
+        In place of how many there is `OVER` where a period of the charge is over. Raises ValueError or
+        IndexError for an answer that can't be one.
         """
         code = answer[0]
         if code == OTHER_PERIOD and number == 1 and self._has_periods and len(answer) == 1:
-            return OVER, ()
-        row: tuple[int, ...] = self._unpack(answer) if number == 1 else self._unpack_several(answer)
-        admitted = code
-        if number > 1:
-            admitted, row = row[-1], row[:-1]
+            return OVER, _NO_NUMBERS
+        if len(answer) != self._size + (2 if number > 1 else 0):
+            raise ValueError(f"an answer of {len(answer)} bytes to {number} charges")
+        row = numbers_in(answer, 1, self._numbers)
+        admitted = code if number == 1 else int.from_bytes(answer[self._size :], "little")
         if code > ADMITTED or admitted > number or (code == ADMITTED) != (admitted > 0):
             raise ValueError(f"an answer with code {code} and {admitted} admitted of {number} charges")
         return admitted, row
 
-    def tell(
-        self, operations: "Sequence[ChargeOperation]", now: int, read: tuple[int, Sequence[int]]
-    ) -> None:
+    def tell(self, operations: "Sequence[ChargeOperation]", now: int, read: tuple[int, Numbers]) -> None:
         """Tell charges of this layout what became of each, as if each had been alone, one after the other."""
         admitted, row = read
         if admitted == OVER:
@@ -168,11 +166,11 @@ class ChargeTemplate(Template):
                 self._priced = template
         return template
 
-    def read(self, answer: bytes, number: int) -> tuple[int, tuple[int, ...]]:
+    def read(self, answer: bytes, number: int) -> tuple[int, Numbers]:
         """Read the script's answer to so many charges."""
         return self.layout.read(answer, number)
 
-    def tell(self, operations: list[Operation], now: int, answer: tuple[int, Sequence[int]]) -> None:
+    def tell(self, operations: list[Operation], now: int, answer: tuple[int, Numbers]) -> None:
         """Hand an answer that was read to charges of this template."""
         self.layout.tell(cast("list[ChargeOperation]", operations), now, answer)
 
@@ -191,7 +189,7 @@ class ChargeOperation(Operation):
         self.backend, self.kind, self.charge, self.price = backend, kind, charge, price
         self.hold = NO_RESERVATION
 
-    def decided(self, admitted: bool, now: int, row: Sequence[int]) -> None:
+    def decided(self, admitted: bool, now: int, row: Numbers) -> None:
         """Deliver the outcome to whoever waits; undo an admission that nobody waits for."""
         self.answer(Outcome(admitted, now, row, self.hold if admitted else NO_RESERVATION))
 
@@ -225,6 +223,7 @@ class Undoes(Protocol):
         """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
 
 
+_NO_NUMBERS = Numbers()
 _NO_TEMPLATE = Template(b"", 0, b"")
 
 

@@ -2,19 +2,19 @@ cimport cython
 from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
 from ratelimit_mw._internal.policy.policy cimport Policy
 
-cdef class LimitedRequest:
+@cython.final
+@cython.freelist(16)
+cdef class Lease:
+    cdef object __weakref__
     cdef readonly Policy policy
     cdef readonly Charge charge
     cdef readonly object identity, price, unsatisfiable
-
-cdef class LeaseRecord:
     cdef public Reservation hold
     cdef public object backend, give_up_at, repeats, token, opening, renewals, holders
     cdef object _decision
     cdef readonly object _leases
-    cdef public LimitedRequest request
     cdef public Outcome outcome
     cdef public double renew_at, repeated_at
     cdef public bint is_acquired, is_detached, is_ended, is_lost
-    cpdef void admit(self, LimitedRequest request, Outcome outcome) except *
-    cpdef void repeat(self, LimitedRequest request, refused, double now) except *
+    cpdef void repeat(self, refused, double now) except *
+    cpdef void decide(self, decision) except *

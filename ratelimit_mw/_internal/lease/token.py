@@ -1,0 +1,123 @@
+"""Tokens by which a lease goes from the request to the workers after it."""
+
+import base64
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ratelimit_mw._internal.model.charge import Reservation, ReservationKey
+
+MAX_TTL = 30 * 86_400
+"""The longest that a detached slot can wait for a worker, in seconds."""
+
+_VERSION = "rl1"
+_MAC_SIZE = 16
+_MAX_PLACES = 16
+
+
+class LeaseError(ValueError):
+    """A token that is damaged, forged or of another secret, or a ttl or amount that is not one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a token carries."""
+
+    hold: Reservation
+    give_up_at: float | None = None
+    """When to give its slots up, by this process's `time.monotonic`."""
+
+
+def check_ttl(ttl: object) -> float:
+    """A ttl in seconds, or `LeaseError`."""
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not 0 < ttl <= MAX_TTL:
+        raise LeaseError(f"ttl must be a positive number of seconds, at most {MAX_TTL}, not {ttl!r}")
+    return float(ttl)
+
+
+def write_token(ticket: Ticket, secret: str) -> str:
+    """A ticket as an opaque string, signed under `secret`; without one it only has a checksum."""
+    hold = ticket.hold
+    fields = _Fields(
+        i=hold.id.hex(),
+        s=tuple(held[:2] for held in hold.slots),
+        b=tuple(tuple(held) for held in hold.periods),
+        l=hold.lease,
+        p=hold.price,
+        c=hold.currency,
+        g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),
+    )
+    payload = _encode(fields.model_dump_json().encode())
+    return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
+
+
+def read_token(token: object, secret: str) -> Ticket:
+    """The ticket in a token. Raises `LeaseError` where it is damaged, forged or of another secret."""
+    if not isinstance(token, str):
+        raise LeaseError(f"a lease token is a string, not {type(token).__name__}")
+    parts = token.split(".")
+    if len(parts) != 3 or parts[0] != _VERSION:
+        raise LeaseError("this is not a lease token")
+    try:
+        if hmac.compare_digest(_decode(parts[2]), _mac(parts[1], secret)):
+            # Checked also when genuine: without a secret anybody can write a checksum.
+            return _ticket(_Fields.model_validate_json(_decode(parts[1])))
+    except ValueError:  # no base64, no text, or not these fields
+        pass
+    raise LeaseError("the lease token is damaged, forged or signed under another hash_secret")
+
+
+class _Fields(BaseModel):
+    """The payload of a token, under short names since tokens go into queues and databases."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    i: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
+    """The lease's id."""
+    s: Annotated[tuple[tuple[str, str], ...], Field(max_length=_MAX_PLACES)]
+    """Slots: partition and scope of each."""
+    b: Annotated[tuple[tuple[str, str, int], ...], Field(max_length=_MAX_PLACES)]
+    """Periods: partition, scope and end of each."""
+    l: Annotated[float, Field(ge=0)]  # noqa: E741
+    """Seconds that the slots last past a renewal."""
+    p: Annotated[int, Field(ge=0)]
+    """The estimate, in units of the currency."""
+    c: str
+    """The currency."""
+    g: float | None
+    """When to give the slots up, in seconds since 1970: the one clock that machines have in common."""
+
+
+def _ticket(fields: _Fields) -> Ticket:
+    hold = Reservation(
+        bytes.fromhex(fields.i),
+        tuple(ReservationKey(*held) for held in fields.s),
+        tuple(ReservationKey(*held) for held in fields.b),
+        fields.l,
+        fields.p,
+        fields.c,
+    )
+    return Ticket(hold, None if fields.g is None else fields.g - time.time() + time.monotonic())
+
+
+def _mac(payload: str, secret: str) -> bytes:
+    if secret:
+        # A key of its own, so that no token doubles as the hash of an API key.
+        return hmac.digest(b"lease:" + secret.encode(), payload.encode(), "sha256")[:_MAC_SIZE]
+    return hashlib.sha256(payload.encode()).digest()[:_MAC_SIZE]
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    """The bytes of which `_encode` makes this text. Raises ValueError where it makes another, or none."""
+    data = base64.b64decode(text.encode() + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    if _encode(data) != text:
+        raise ValueError("another text stands for these bytes")
+    return data
