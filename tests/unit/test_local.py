@@ -368,3 +368,20 @@ async def test_clocks_that_disagree_cost_exactness_only(make: MakePair) -> None:
     assert await pair.admitted(1) == 0
     pair.clock.now += 60 * SECOND
     assert await pair.admitted(1) == 1
+
+
+async def test_a_slot_taken_during_an_outage_is_held_as_long_as_its_work() -> None:
+    """It is renewed as any other, so that nobody else gets it while its holder runs."""
+    settings = settings_of("""
+        plans.default.concurrent = { limit = 1, lease = 1 }
+        backend.local_share = 1.0
+    """)
+    backend = Shaky()
+    backend.away = True
+    async with Limiter(settings, backend=backend) as limiter:
+        async with await limiter.acquire(api_key="a") as lease:
+            assert (lease.allowed, lease.decision.policy) == (True, "local")
+            for _ in range(5):
+                await asyncio.sleep(0.5)
+                assert not (await limiter.acquire(api_key="a")).allowed
+        assert (await limiter.acquire(api_key="a")).allowed

@@ -335,11 +335,14 @@ async def test_a_stream_to_nobody_lets_others_have_a_turn() -> None:
         for _ in range(1_000):
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
 
+    sent: list[Message] = []
+
     async def send(message: Message) -> None:
-        pass
+        sent.append(message)
 
     other = asyncio.create_task(count())
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": ("192.0.2.1", 1)}
     await limited(NINE, FakeClock(), stream)(scope, asyncio.Future[Message], send)
     other.cancel()
     assert turns > 30
+    assert len(sent) == 1_001

@@ -8,6 +8,8 @@ from ratelimit_mw import Identity
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.limits import Limit, Window
+from ratelimit_mw._internal.policy.identity import Identifier
+from ratelimit_mw._internal.policy.lookup import PolicyLookup
 from ratelimit_mw._internal.policy.policy import Policies, Policy
 from ratelimit_mw._internal.settings import KeySettings
 from tests.support.asgi import (
@@ -466,6 +468,17 @@ def test_which_requests_are_counted_ahead(plan: str, route: str, is_taken: bool)
     """
     policy = Policies(settings_of(text)).match(Identity("k:1", "default"), "GET", "/")
     assert (policy.stock is not None) is is_taken
+
+
+def test_keys_that_come_again_are_remembered_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many keys come several times, the latest policies of so many are kept, of those seen last."""
+    monkeypatch.setattr("ratelimit_mw._internal.policy.lookup.MAX_REMEMBERED", 50)
+    settings = settings_of("")
+    lookup = PolicyLookup(Identifier(settings), Policies(settings))
+    for number in range(300):
+        found = [lookup.find(scope_of(f"key {number}".encode())) for _ in range(3)]
+        assert found[2] is found[1]
+    assert len(lookup._latest) <= 50
 
 
 def test_limits_of_keys_are_compiled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
