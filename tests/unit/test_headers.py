@@ -3,8 +3,10 @@
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ratelimit_mw._internal.model.charge import Counter
+from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
 from ratelimit_mw._internal.model.limits import SECOND, Slots, Window
 from ratelimit_mw._internal.model.status import SlotStatus, WindowStatus
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
@@ -97,6 +99,20 @@ def test_window_shown(windows: list[tuple[Window, int]], cost: int, limit: str, 
     """Shown is the window under which the fewest more requests of this cost fit; of equals the longer."""
     written = headers_of(decision_of(*windows, cost=cost))
     assert (written["x-ratelimit-limit"], written["x-ratelimit-remaining"]) == (limit, remaining)
+
+
+@given(
+    used=st.lists(st.tuples(st.sampled_from([MINUTE, HOUR, Window(60, 2, "minute")]), st.integers(0, 40))),
+    cost=st.integers(1, 20),
+)
+def test_an_admitted_request_is_told_of_the_same_window(used: list[tuple[Window, int]], cost: int) -> None:
+    """What is found without any status, as for most responses, is what the decision says."""
+    windows = [(window, window.quota - left) for window, left in used]
+    charge = Charge([Counter("k:1", "p", window) for window, _ in windows], cost)
+    statuses = [WindowStatus(used, SECOND, 0) for _, used in windows]
+    found = charge.nearest_window(Outcome.from_statuses(True, START * SECOND, statuses, NO_RESERVATION))
+    nearest = decision_of(*windows, cost=cost).nearest()
+    assert (found and (found.window, windows[found.place][1])) == (nearest and (nearest[0], nearest[1].used))
 
 
 def test_refusing_window_is_shown() -> None:

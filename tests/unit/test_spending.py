@@ -173,6 +173,18 @@ async def test_only_held_estimates_in_the_way_are_worth_a_short_wait() -> None:
         assert (await client.get("/")).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/", "/free"])
+async def test_what_shadow_lets_through_settles_nothing(path: str) -> None:
+    """Where nothing was charged, with a price or without one, there is nothing to put another amount for."""
+    text = SETTINGS.replace('requests = ["1000/minute"]', 'requests = ["1/minute"]\nshadow = true')
+    limiter = limiter_of(text, FakeClock())
+    async with client_of(app_of(limiter), x_api_key="k") as client:
+        await limiter.acquire(api_key="k", path="/free")
+        response = await client.get(path, params={"settle": "0.70"})
+        assert response.headers["x-ratelimit-shadow"] == "refused"
+        assert await spent(client, limiter) == (0, 0)
+
+
 async def test_of_an_overspent_budget_nothing_is_left() -> None:
     """Work that cost more than was left is charged in full, and headers tell of nothing less than nothing."""
     async with client_of(app_of(limiter_of(SETTINGS, FakeClock())), x_api_key="k") as client:
