@@ -56,7 +56,7 @@ export class Overview {
       (element, [, text]) => setText(element.lastChild, text));
   }
 
-  callers({ callers, callers_seen: seen, choices }, resort = false) {
+  callers({ callers, callers_seen: seen, choices, headline }, resort = false) {
     const body = find("callers").tBodies[0];
     this.search.plans(choices ?? []);
     const fitting = this.search.of(callers);
@@ -73,7 +73,8 @@ export class Overview {
     keepRows(body, sorted, ({ caller }) => caller, callerRow, (row, caller) => {
       const refused = total(caller.refused);
       const isWorst = refused > 0 && caller === worst;
-      row.classList.toggle("worst", isWorst);
+      // Limits that do their job look calm.
+      row.classList.toggle("worst", isWorst && headline.level === "alarm");
       row.classList.toggle("refused", refused > 0);
       const [name, plan, speed, admitted, cell, why, limits] = row.cells;
       name.querySelector(".tag").hidden = !isWorst;
@@ -85,7 +86,7 @@ export class Overview {
       setBar(cell.lastChild, most ? refused / most : 0);
       cell.lastChild.hidden = refused === 0;
       setText(why, reasons(caller.refused) || (caller.shadow ? `${count(caller.shadow)} in shadow` : "–"));
-      limitBars(limits.firstChild, caller.limits);
+      limitBars(limits.firstChild, caller.limits.filter(({ share }) => share > 0));
     });
     find("no-callers").hidden = sorted.length > 0;
     setText(find("no-callers"), callers.length ? "None of the callers shown is the one you look for." : "Nobody has called in the last minute.");
