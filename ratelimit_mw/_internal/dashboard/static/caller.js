@@ -88,7 +88,7 @@ export class CallerPage {
   }
 
   changes(detail) {
-    find("changes").hidden = !detail.changes;
+    find("changes").hidden = !detail.changes || Boolean(detail.missing_rights);
     find("plan-form").hidden = !detail.known_as.length;
     find("no-key").hidden = detail.known_as.length > 0;
     this.detail = detail;
