@@ -152,7 +152,8 @@ async def test_without_changes_the_page_offers_none(
     tmp_path: Path, start_app: StartApp, redis_server: StoreServer
 ) -> None:
     """Read-only is what the settings say unless they say otherwise."""
-    settings = SETTINGS.replace("dashboard_changes = true", "")
+    link = 'logs_url = "https://logs.example.com/?q={caller}"'
+    settings = SETTINGS.replace("dashboard_changes = true", link)
     given = environment(tmp_path, redis_server.url, settings)
     server = start_app("tests.support.dashboard_app:app", environment=given)
     async with browser_page() as page:
@@ -161,6 +162,9 @@ async def test_without_changes_the_page_offers_none(
         await page.locator("#callers tbody a").click()
         await expect(page.locator("#limits tbody tr").first).to_be_visible()
         await expect(page.locator("#changes")).to_be_hidden()
+        logs = page.get_by_role("link", name="Its logs")
+        name = partition("steady").replace(":", "%3A")
+        await expect(logs).to_have_attribute("href", f"https://logs.example.com/?q={name}")
         await page.get_by_role("link", name="All callers").click()
         await expect(page.locator("#callers tbody tr").first).to_be_visible()
         assert await page.get_by_role("button", name="Act on").count() == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ratelimit_mw import RateLimitMiddleware, Settings
+from ratelimit_mw import RateLimitMiddleware, Settings, SettingsError
 from ratelimit_mw._internal.dashboard.answers import MAX_BODY
 from ratelimit_mw._internal.policy.identity import key_partition
 from tests.support.asgi import client_of, ok_app, statuses
@@ -164,3 +164,26 @@ async def test_callers_are_found_by_any_of_their_names(text: str, found: list[st
     callers = [each["caller"] for each in answer.json()["callers"]]
     assert sorted(names.get(each, each) for each in callers) == found
     assert snapshot["callers_seen"] == 1
+
+
+async def test_a_caller_has_a_link_to_its_logs() -> None:
+    """The page is told of the template, and puts the caller's name into it; without one there is no link."""
+    template = "https://logs.example.com/?q={caller}"
+    for url, told in ((template, template), ("", None)):
+        async with behind(logs_url=url) as client:
+            answer = await client.post("/ops/caller", json={"caller": "ip:192.0.2.1"}, headers=bearer())
+            assert answer.json()["logs_url"] == told
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [
+        ("https://logs.example.com/", "has no place for the caller"),
+        ("javascript:alert('{caller}')", "is no web address"),
+        ("logs/{caller}", "is no web address"),
+    ],
+)
+def test_a_link_to_logs_is_a_web_address_with_a_place_for_the_caller(url: str, wrong: str) -> None:
+    """Anything else is an error of the settings, and never a link."""
+    with pytest.raises(SettingsError, match=wrong):
+        settings(logs_url=url)

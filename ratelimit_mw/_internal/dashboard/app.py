@@ -208,6 +208,7 @@ class Dashboard:
         return {
             "changes": operations.dashboard_changes,
             "missing_rights": self._limiter.live.rights.missing,
+            "logs_url": operations.logs_url,
             "choices": [*self._limiter.settings.plans],
         }
 

@@ -24,6 +24,7 @@ from ratelimit_mw._internal.settings.url import BackendURL, SecretURL, may_use_t
 from ratelimit_mw._internal.settings.url_options import check_tls, kind_of_url
 from ratelimit_mw._internal.settings.values import (
     Account,
+    CallerURL,
     Currency,
     HeaderNames,
     HeaderToken,
@@ -169,6 +170,8 @@ class OperationsSettings(Table):
     """What opens the dashboard. Default: none."""
     dashboard_changes: bool = False
     """Whether plans and counters can be changed from the dashboard. Default: false."""
+    logs_url: CallerURL = None
+    """Where the logs of a caller are, with `{caller}` in place of its name. Default: no link."""
 
     @model_validator(mode="after")
     def _dashboard_is_closed(self) -> Self:

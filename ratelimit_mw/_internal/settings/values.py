@@ -222,6 +222,15 @@ def _web_url(url: str) -> str:
     return url
 
 
+def _caller_url(url: str) -> str:
+    _web_url(url)
+    if "{caller}" not in url:
+        raise fault(
+            "has no place for the caller", '"{caller}" in it, as in "https://logs.example.com/?q={caller}"'
+        )
+    return url
+
+
 def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
     """Return `names`, if no two are the same but for case."""
     folded = [name.casefold() for name in names]
@@ -254,3 +263,4 @@ _Off = BeforeValidator(_off_if_empty)
 OptionalFile = Annotated[Annotated[str, AfterValidator(_file)] | None, _Off]
 OptionalPath = Annotated[Annotated[str, AfterValidator(_path)] | None, _Off]
 OptionalURL = Annotated[Annotated[str, AfterValidator(_web_url)] | None, _Off]
+CallerURL = Annotated[Annotated[str, AfterValidator(_caller_url)] | None, _Off]

@@ -50,6 +50,8 @@ export class CallerPage {
 
   show(detail) {
     const refused = total(detail.refused);
+    find("caller-logs").hidden = !detail.logs_url;
+    if (detail.logs_url) find("caller-logs").firstElementChild.href = detail.logs_url.replaceAll("{caller}", encodeURIComponent(this.caller.toWellFormed()));
     find("caller-notice").hidden = !detail.partial;
     setText(find("caller-notice"), detail.partial ?? "");
     const facts = [
