@@ -8,6 +8,7 @@ from tests.conformance import (
     test_conformance_batches,
     test_conformance_money,
     test_conformance_slots,
+    test_conformance_units,
     test_conformance_windows,
 )
 from tests.support.conformance import Bench
@@ -25,6 +26,7 @@ for suite in (
     test_conformance_windows,
     test_conformance_slots,
     test_conformance_money,
+    test_conformance_units,
     test_conformance_batches,
 ):
     rules = {name: test for name, test in vars(suite).items() if name.startswith("test_")}

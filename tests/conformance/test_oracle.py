@@ -38,6 +38,21 @@ MONEY = st.sampled_from(list(EstimateAction))
 # Keys of a server live by its own clock, which an example must not outlast: nothing shorter than this.
 LEASES = st.sampled_from([30.0, 45.5, 61.0])
 PRICES = st.sampled_from([0, 1, 7, 100_000, 300_000])
+AMOUNTS = st.sampled_from([0, 1, 3, 3, 9, 40, 3_000])
+UNITS = st.dictionaries(st.sampled_from(["tokens", "images"]), AMOUNTS)
+
+
+@st.composite
+def shared_counters(draw: st.DrawFn) -> list[Counter]:
+    """Some of the limits that all callers share."""
+    found: list[Counter] = []
+    if draw(st.booleans()):
+        found.append(Counter("app", "app", Window(draw(QUOTAS), 1, "hour"), "everyone"))
+    if draw(st.booleans()):
+        found.append(Counter("app", "app:tokens", Window(draw(QUOTAS), 1, "minute", "tokens"), "everyone"))
+    if draw(st.booleans()):
+        found.append(Counter("app", "app", Slots(draw(st.integers(1, 5)), lease=draw(LEASES)), "everyone"))
+    return found
 
 
 @st.composite
@@ -48,6 +63,10 @@ def counters(draw: st.DrawFn) -> list[Counter]:
     for scope, multiple, unit in (("p", 1, "minute"), ("p", 7, "minute"), ("r", 1, "minute")):
         if draw(st.booleans()):
             found.append(Counter(caller, scope, Window(draw(QUOTAS), multiple, unit)))
+    for unit, multiples in (("tokens", (1,) if caller == "a" else (1, 7)), ("images", (1,))):
+        if draw(st.booleans()):
+            lengths = [Window(draw(QUOTAS), multiple, "minute", unit) for multiple in multiples]
+            found += [Counter(caller, f"p:{unit}", length) for length in lengths]
     if draw(st.booleans()):
         found.append(Counter(caller, "p", Slots(draw(st.integers(1, 4)), lease=draw(LEASES))))
     if draw(st.booleans()):
@@ -55,10 +74,7 @@ def counters(draw: st.DrawFn) -> list[Counter]:
         daily = draw(st.sampled_from([100_000, 300_000, 1_000_000]))
         found.append(Counter(caller, "p", Allowance(daily, "daily", "USD", zone)))
         found.append(Counter(caller, "p", Allowance(1_500_000, "monthly", "USD", zone)))
-    if draw(st.booleans()):
-        found.append(Counter("app", "app", Window(draw(QUOTAS), 1, "hour"), "everyone"))
-    if draw(st.booleans()):
-        found.append(Counter("app", "app", Slots(draw(st.integers(1, 5)), lease=draw(LEASES)), "everyone"))
+    found += draw(shared_counters())
     return found or [Counter(caller, "p", Window(draw(QUOTAS), 2, "minute"))]
 
 
@@ -78,35 +94,38 @@ class Comparison(RuleBasedStateMachine):
         """Set the clock."""
         self.set_clock(instant(start))
 
-    @rule(charges=st.lists(st.tuples(counters(), st.integers(1, 12), PRICES), min_size=1, max_size=4))
-    def acquire(self, charges: list[tuple[list[Counter], int, int]]) -> None:
+    @rule(charges=st.lists(st.tuples(counters(), st.integers(1, 12), PRICES, UNITS), min_size=1, max_size=4))
+    def acquire(self, charges: list[tuple[list[Counter], int, int, dict[str, int]]]) -> None:
         """Make some charges in the same moment: they are decided one after the other."""
-        calls = [(self.mine(found), cost, price, new_id()) for found, cost, price in charges]
+        calls = [(self.mine(found), cost, price, units, new_id()) for found, cost, price, units in charges]
         backend = self.backend()
 
         async def all_at_once() -> list[Any]:
             return await asyncio.gather(
-                *[backend.acquire(Charge(each, cost), id_, price) for each, cost, price, id_ in calls]
+                *[
+                    backend.acquire(Charge(each, cost, estimates=units), id_, price)
+                    for each, cost, price, units, id_ in calls
+                ]
             )
 
-        for (each, cost, price, id_), got in zip(calls, self.runner.run(all_at_once()), strict=True):
-            self.oracle.check(each, cost, price, id_, got)
-            if got.hold.slots or got.hold.periods:
+        for (each, cost, price, units, id_), got in zip(calls, self.runner.run(all_at_once()), strict=True):
+            self.oracle.check(each, cost, price, id_, got, units)
+            if got.hold.slots or got.hold.periods or got.hold.meters:
                 self.holds.append(got.hold)
 
-    @rule(found=counters(), cost=st.integers(1, 12), times=st.integers(2, 30))
-    def acquire_often(self, found: list[Counter], cost: int, times: int) -> None:
+    @rule(found=counters(), cost=st.integers(1, 12), units=UNITS, times=st.integers(2, 30))
+    def acquire_often(self, found: list[Counter], cost: int, units: dict[str, int], times: int) -> None:
         """Make the same charge a number of times, some microseconds apart."""
         for _ in range(times):
-            self.acquire([(found, cost, 0)])
+            self.acquire([(found, cost, 0, units)])
             self.wait(1)
 
-    @rule(found=counters(), cost=st.integers(1, 12), price=PRICES)
-    def peek(self, found: list[Counter], cost: int, price: int) -> None:
+    @rule(found=counters(), cost=st.integers(1, 12), price=PRICES, units=UNITS)
+    def peek(self, found: list[Counter], cost: int, price: int, units: dict[str, int] | None = None) -> None:
         """Ask, and change nothing."""
-        mine = self.mine(found)
-        got = self.runner.run(self.backend().peek(Charge(mine, cost), price))
-        self.oracle.check(mine, cost, price, None, got)
+        mine, units = self.mine(found), units or {}
+        got = self.runner.run(self.backend().peek(Charge(mine, cost, estimates=units), price))
+        self.oracle.check(mine, cost, price, None, got, units)
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), lease=LEASES)
@@ -125,8 +144,12 @@ class Comparison(RuleBasedStateMachine):
         """End some charge, again perhaps."""
         hold = data.draw(st.sampled_from(self.holds))
         for _ in range(times):
-            self.runner.run(self._finish(hold, money))
-            self.oracle.finish([held[:2] for held in hold.slots], hold.id, money)
+            self.finish_hold(hold, money)
+
+    def finish_hold(self, hold: Reservation, money: EstimateAction) -> None:
+        """End one charge."""
+        self.runner.run(self._finish(hold, money))
+        self.oracle.finish([held[:2] for held in hold.slots], hold.id, money)
 
     @precondition(lambda self: any(hold.periods for hold in self.holds))
     @rule(data=st.data(), amount=st.sampled_from([0, 1, 99_999, 100_000, 600_000]), replace=st.booleans())
@@ -138,13 +161,43 @@ class Comparison(RuleBasedStateMachine):
             met = self.runner.run(self.backend().settle(hold, amount, replace=replace))
             assert met is self.oracle.settle(hold.id, amount, replace=replace)
 
+    @precondition(lambda self: any(hold.meters for hold in self.holds))
+    @rule(data=st.data(), amount=AMOUNTS, other=AMOUNTS, replace=st.booleans())
+    def settle_units(self, data: st.DataObject, amount: int, other: int, replace: bool) -> None:
+        """Settle the units of some charge: one or all, again perhaps, also when it has left its windows."""
+        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.meters]))
+        units = {meter.unit: amount if meter.unit == "tokens" else other for meter in hold.meters}
+        if data.draw(st.booleans()):
+            units.popitem()
+        if units and self.oracle.knows_units(hold.id):
+            self.settle_hold(hold, units, replace=replace)
+
+    def settle_hold(self, hold: Reservation, units: dict[str, int], *, replace: bool) -> None:
+        """Settle units of one charge."""
+        met = self.runner.run(self.backend().settle_units(hold, units, replace=replace))
+        assert met is self.oracle.settle_units(hold.id, units, replace=replace)
+
+    @precondition(lambda self: any(hold.meters for hold in self.holds))
+    @rule(data=st.data())
+    def keep_units(self, data: st.DataObject) -> None:
+        """Keep the estimates of some charge until they are settled."""
+        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.meters]))
+        if self.oracle.knows_units(hold.id):
+            self.keep_hold(hold)
+
+    def keep_hold(self, hold: Reservation) -> None:
+        """Keep the estimates of one charge."""
+        self.runner.run(self._keep(hold.with_places(hold.slots, (), hold.meters, hold.estimates)))
+        if any(hold.estimates):
+            self.oracle.keep_units(hold.id)
+
     @precondition(lambda self: any(hold.periods for hold in self.holds))
     @rule(data=st.data())
     def keep(self, data: st.DataObject) -> None:
         """Keep the estimate of some charge, while its periods are remembered."""
         hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.periods]))
         if self.oracle.now < min(held.ends for held in hold.periods) + KEPT_AFTER_END:
-            self.runner.run(self._keep(hold))
+            self.runner.run(self._keep(hold.without_meters()))
             self.oracle.keep(hold.id)
 
     @rule(microseconds=st.one_of(st.integers(0, 3), st.integers(0, 200_000_000), st.integers(0, 10**11)))
@@ -166,6 +219,7 @@ class Comparison(RuleBasedStateMachine):
 
     def set_clock(self, now: int) -> None:
         """Set both clocks."""
+        self.oracle.steps += now < self.oracle.now
         self.oracle.now = self.bench.clock.now = now
         self.oracle.latest = max(self.oracle.latest, now)
 
@@ -218,9 +272,9 @@ def test_a_slot_that_is_left_of_two_is_renewed_and_counts(bench: tuple[Bench, as
     one, other = [Counter(of, "p", Slots(1, lease=30.0), "everyone") for of in ("a", "b")]
     state = Comparison(*bench, "left of two")
     state.set_clock(instant(STARTS[0]))
-    state.acquire([([one, other], 1, 0)])
+    state.acquire([([one, other], 1, 0, {})])
     state.wait(31_000_000)
-    state.acquire([([one], 1, 0)])
+    state.acquire([([one], 1, 0, {})])
     state.step_back(2_000_000)
     state.renew_hold(state.holds[0], 30.0)
     state.peek([other], 1, 0)

@@ -199,7 +199,7 @@ def test_list_tells_live_keys_and_listed_ones(keys: Commands, redis_server: Stor
     live, team = keys.json("list")["keys"]
     assert live == {
         "hash": LISTED, "caller": LISTED_NAME, "plan": "pro", "account": None,
-        "label": None, "requests": None, "concurrent": 2, "daily": "1",
+        "label": None, "requests": None, "units": None, "concurrent": 2, "daily": "1",
         "monthly": None, "currency": "EUR", "from": "live", "problems": [],
     }  # fmt: skip
     assert team["hash"] == TEAM

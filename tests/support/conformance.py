@@ -82,21 +82,21 @@ class Bench:
         """Let time pass; a negative time steps the clock back."""
         self.clock.now += round(seconds * SECOND) + microseconds
 
-    async def acquire(self, *counters: Counter, cost: int = 1, price: int = 0) -> Answer:
-        """Charge the counters under a new lease id."""
-        return await acquired(self.backend, Charge(counters, cost), new_id(), price)
+    async def acquire(self, *counters: Counter, cost: int = 1, price: int = 0, **units: int) -> Answer:
+        """Charge the counters under a new lease id; `units` are estimates."""
+        return await acquired(self.backend, Charge(counters, cost, estimates=units), new_id(), price)
 
-    async def peek(self, *counters: Counter, cost: int = 1, price: int = 0) -> Answer:
+    async def peek(self, *counters: Counter, cost: int = 1, price: int = 0, **units: int) -> Answer:
         """What a charge would meet."""
-        return await peeked(self.backend, Charge(counters, cost), price)
+        return await peeked(self.backend, Charge(counters, cost, estimates=units), price)
 
     async def used(self, *counters: Counter) -> list[int]:
         """What each counter has counted: units, active slots, money spent."""
         return (await self.peek(*counters)).counted
 
-    async def hold(self, *counters: Counter, price: int = 0) -> Reservation:
+    async def hold(self, *counters: Counter, price: int = 0, **units: int) -> Reservation:
         """The hold of a charge that has to be admitted."""
-        outcome = await self.acquire(*counters, price=price)
+        outcome = await self.acquire(*counters, price=price, **units)
         assert outcome.admitted
         return outcome.hold
 
@@ -121,6 +121,13 @@ def window(
 ) -> Counter:
     """A window's counter."""
     return Counter(of, scope, Window(quota, multiple, unit))
+
+
+def metered(
+    quota: int, multiple: int = 1, *, counts: str = "tokens", of: str = "caller", scope: str = "p"
+) -> Counter:
+    """The counter of a window of so many minutes that counts a metered unit."""
+    return Counter(of, f"{scope}:{counts}", Window(quota, multiple, "minute", counts))
 
 
 def slots(limit: int, *, lease: float = 30.0, of: str = "caller", scope: str = "p") -> Counter:

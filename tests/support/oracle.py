@@ -30,6 +30,35 @@ class Unit:
     cost: int
     has_left: bool = False
     """Seen outside the window: it may be forgotten, though the clock should step back."""
+    more: int = 0
+    """What may be counted besides: of an estimate that was given back perhaps."""
+    estimate: "Estimate | None" = None
+    """Of which it is, until that is settled or over."""
+
+
+@dataclass
+class Estimate:
+    """What one charge has estimated of one metered unit, and how long that is held."""
+
+    amount: int
+    lease: int
+    held_until: int
+    steps: int
+    """How often the clock had stepped back: what was stored later than it shows is found no more."""
+    bases: list[tuple[Place, Unit]] = field(default_factory=list)
+    may_have_lapsed: bool = False
+    is_kept: bool = False
+    settled: int | None = None
+    settled_at: int = 0
+    extras: list[tuple[Place, Unit]] = field(default_factory=list)
+
+    def has_lapsed(self, now: int) -> bool:
+        """Whether it is not held any more for sure, once somebody looks."""
+        return not self.is_kept and now >= self.held_until
+
+    def is_held(self, now: int) -> bool:
+        """Whether it is held for sure."""
+        return self.is_kept or (now < self.held_until and not self.may_have_lapsed)
 
 
 @dataclass
@@ -82,17 +111,30 @@ class Oracle:
     bills: dict[bytes, Bill] = field(default_factory=dict)
     latest: int = 0
     """The latest time that the clock has ever shown."""
+    estimates: dict[bytes, dict[str, Estimate]] = field(default_factory=dict)
+    """Of running requests, by lease id and unit."""
+    steps: int = 0
+    """How often the clock has stepped back."""
+    slack: dict[Place, int] = field(default_factory=dict)
+    """What may have been taken off the entries of others after the clock had stepped back."""
     large: set[Place] = field(default_factory=set)
     """Windows that were ever under a quota above `EXACT`."""
 
     # charges ------------------------------------------------------------------------------------
 
     def check(
-        self, counters: list[Counter], cost: int, price: int, lease_id: bytes | None, got: Outcome
+        self,
+        counters: list[Counter],
+        cost: int,
+        price: int,
+        lease_id: bytes | None,
+        got: Outcome,
+        units: dict[str, int] | None = None,
     ) -> None:
         """Compare an answer with what it has to be, and count the charge if it was admitted."""
         self._notice_what_is_over()
-        fits = [self.fits(counter, cost, price) for counter in counters]
+        needs = [need_of(counter, cost, units or {}) for counter in counters]
+        fits = [self.fits(counter, need, price) for counter, need in zip(counters, needs, strict=True)]
         if all(sure for sure, _ in fits):
             assert got.admitted
         if not all(maybe for _, maybe in fits):
@@ -100,9 +142,10 @@ class Oracle:
         assert got.now == self.now
         if got.admitted and lease_id is not None:
             self._charge(counters, cost, price, lease_id)
+            self._estimate(counters, units or {}, lease_id)
         for place, counter in enumerate(counters):
-            status = got.status(place, counter.limit)
-            self._check_status(counter, cost, price, status, got.admitted, charged=lease_id is not None)
+            status, need = got.status(place, counter.limit), needs[place]
+            self._check_status(counter, need, price, status, got.admitted, charged=lease_id is not None)
 
     def _notice_what_is_over(self) -> None:
         """Whoever charges anything may have a backend forget what is over by now, wherever it was counted."""
@@ -115,6 +158,9 @@ class Oracle:
         self.latest = max(self.latest, self.now)
         for bill in self.bills.values():
             bill.may_have_lapsed = bill.may_have_lapsed or bill.held_until <= self.now
+        for estimates in self.estimates.values():
+            for estimate in estimates.values():
+                estimate.may_have_lapsed = estimate.may_have_lapsed or estimate.held_until <= self.now
 
     def fits(self, counter: Counter, cost: int, price: int) -> tuple[bool, bool]:
         """Whether a limit has room for sure, and whether it may have."""
@@ -138,8 +184,25 @@ class Oracle:
         for unit in self.units.get(place, []):
             unit.at = min(unit.at, self.now)
         units = self.units.get(place, [])
-        least = sum(unit.cost for unit in units if unit.at + length > self.now and not unit.has_left)
-        return least, sum(unit.cost for unit in units if unit.at + length + late > self.now)
+        live = [unit for unit in units if unit.at + length > self.now and not unit.has_left]
+        least = sum(self._at_least(unit) for unit in live) - self.slack.get(place, 0)
+        most = sum(self._at_most(place, unit) for unit in units if unit.at + length + late > self.now)
+        return max(least, 0), most
+
+    def _at_least(self, unit: Unit) -> int:
+        """What is counted of a unit for sure."""
+        return 0 if unit.estimate is not None and not unit.estimate.is_held(self.now) else unit.cost
+
+    def _at_most(self, place: Place, unit: Unit, *, seen: bool = False) -> int:
+        """What may be counted of it: a lapsed estimate refuses nobody, but may be `seen`."""
+        estimate = unit.estimate
+        if estimate is None or seen or not estimate.has_lapsed(self.now):
+            return unit.cost + unit.more
+        return 0 if self._is_found(estimate, place) else unit.cost + unit.more
+
+    def _is_found(self, estimate: Estimate, place: Place) -> bool:
+        """Whether what a charge has counted is found where it was counted."""
+        return estimate.steps == self.steps and place not in self.large
 
     def active(self, place: Place) -> tuple[int, int]:
         """Live leases: at least, at most."""
@@ -162,7 +225,8 @@ class Oracle:
         for counter in counters:
             place = place_of(counter, self.now)
             if isinstance(counter.limit, Window):
-                self.units.setdefault(place, []).append(Unit(self.now, cost))
+                if not counter.limit.is_metered:
+                    self.units.setdefault(place, []).append(Unit(self.now, cost))
             elif isinstance(counter.limit, Slots):
                 expires = self.now + int(counter.limit.lease * SECOND)
                 self.leases.setdefault(place, {})[lease_id] = Lease(expires)
@@ -205,21 +269,110 @@ class Oracle:
     def _check_window(self, limit: Window, place: Place, cost: int, got: WindowStatus) -> None:
         length = limit.seconds * SECOND
         least, most = self.used(place, limit)
-        assert least <= got.used <= most
+        late = length // 1_000 if place in self.large else 0
+        counted = [unit for unit in self.units.get(place, []) if unit.at + length + late > self.now]
+        assert least <= got.used <= sum(self._at_most(place, unit, seen=True) for unit in counted)
         refused = cost > 0 and got.used + cost > limit.quota
         assert got.refuses == refused
         assert 0 <= got.reset_after_us <= length
         assert got.retry_after_us <= length
-        if least != most or place in self.large:
+        if least != got.used or least != most or place in self.large:
             return
-        live = [unit for unit in self.units.get(place, []) if unit.at + length > self.now]
+        live = [unit for unit in self.units.get(place, []) if unit.at + length > self.now and unit.cost]
+        live = [unit for unit in live if self._at_least(unit)]
         assert got.reset_after_us == (live[0].at + length - self.now if live else 0)
         if refused:
             leaves = [unit.at + length for unit in live for _ in range(unit.cost)]
             needed = least + cost - limit.quota
             assert got.retry_after_us == (leaves[needed - 1] - self.now if needed <= len(leaves) else length)
 
+    def _estimate(self, counters: list[Counter], units: dict[str, int], lease_id: bytes) -> None:
+        """Count what a charge has estimated of metered units."""
+        leases = [counter.limit.lease for counter in counters if isinstance(counter.limit, Slots)]
+        lease = int(min(leases, default=30) * SECOND)
+        for counter in counters:
+            if not (isinstance(counter.limit, Window) and counter.limit.is_metered):
+                continue
+            unit = counter.limit.counts
+            known = self.estimates.setdefault(lease_id, {})
+            if unit not in known:
+                known[unit] = Estimate(units.get(unit, 0), lease, self.now + lease, self.steps)
+            place = place_of(counter, self.now)
+            entry = Unit(self.now, known[unit].amount, estimate=known[unit])
+            self.units.setdefault(place, []).append(entry)
+            known[unit].bases.append((place, entry))
+
     # what follows a charge ----------------------------------------------------------------------
+
+    def knows_units(self, lease_id: bytes) -> bool:
+        """Whether the record of a charge lives for sure: a day while anything of it is not settled."""
+        known = self.estimates.get(lease_id, {})
+        settled = [estimate.settled_at for estimate in known.values() if estimate.settled is not None]
+        began = min([estimate.held_until - estimate.lease for estimate in known.values()], default=0)
+        return self.now < began + 86_400 * SECOND and all(self.now < at + 60 * SECOND for at in settled)
+
+    def settle_units(self, lease_id: bytes, units: dict[str, int], *, replace: bool) -> Settlement:
+        """What settling metered units meets."""
+        known = self.estimates.get(lease_id)
+        if known is None:
+            return Settlement.UNKNOWN
+        met = {self._settle_unit(known[unit], used, replace=replace) for unit, used in units.items()}
+        order = (Settlement.DIFFERENT, Settlement.SETTLED, Settlement.REPEATED)
+        return next(each for each in order if each in met)
+
+    def _settle_unit(self, estimate: Estimate, used: int, *, replace: bool) -> Settlement:
+        if estimate.settled == used:
+            return Settlement.REPEATED
+        if estimate.settled is not None and not replace:
+            return Settlement.DIFFERENT
+        for place, extra in estimate.extras:
+            self._cut(estimate, place, extra, 0)
+        estimate.extras = []
+        for place, base in estimate.bases:
+            was_sure = estimate.settled is not None or estimate.is_held(self.now)
+            before = base.cost + base.more
+            if not was_sure:
+                base.cost, base.more = 0, before
+            base.estimate = None
+            above = (max(used - before, 0), max(used - base.cost, 0))
+            self._cut(estimate, place, base, used)
+            added = Unit(self.now, above[0], more=above[1] - above[0])
+            self.units[place].append(added)
+            estimate.extras.append((place, added))
+        estimate.settled, estimate.settled_at = used, self.now
+        return Settlement.SETTLED
+
+    def _cut(self, estimate: Estimate, place: Place, unit: Unit, most: int) -> None:
+        """Count at most so much of a unit; it may not be found any more once the clock has stepped back."""
+        least, total = min(unit.cost, most), unit.cost + unit.more
+        is_found = self._is_found(estimate, place)
+        if not is_found:
+            self.slack[place] = self.slack.get(place, 0) + total - least
+        unit.cost, unit.more = least, (min(total, most) if is_found else total) - least
+
+    def keep_units(self, lease_id: bytes) -> None:
+        """Hold estimates until they are settled."""
+        for estimate in self.estimates.get(lease_id, {}).values():
+            if not estimate.is_held(self.now):
+                self._doubt(estimate)
+            estimate.is_kept = True
+
+    def _doubt(self, estimate: Estimate) -> None:
+        """Whether it is counted is unknown from now on: it was given back where somebody had looked."""
+        for _, base in estimate.bases if estimate.settled is None else ():
+            base.cost, base.more = 0, base.cost + base.more
+
+    def finish_units(self, lease_id: bytes, money: EstimateAction) -> None:
+        """End what is not settled."""
+        for estimate in self.estimates.pop(lease_id, {}).values():
+            if estimate.settled is not None:
+                continue
+            if not estimate.is_held(self.now):
+                self._doubt(estimate)
+            for place, base in estimate.bases:
+                base.estimate = None
+                if money is EstimateAction.GIVE_BACK:
+                    self._cut(estimate, place, base, 0)
 
     def check_renewed(self, places: Iterable[Place], lease_id: bytes, lease: float, kept: bool) -> None:
         """Compare the answer to a renewal, and renew."""
@@ -240,6 +393,9 @@ class Oracle:
                 del self.leases[place][lease_id]
         assert kept or not sure
         assert maybe or not kept
+        for estimate in self.estimates.get(lease_id, {}).values():
+            if not estimate.has_lapsed(self.now):
+                estimate.held_until = self.now + estimate.lease
         bill = self.bills.get(lease_id)
         if bill is None or bill.is_kept:
             return
@@ -261,6 +417,8 @@ class Oracle:
         """Free the slots and decide about the estimate."""
         for place in places:
             self.leases.get(place, {}).pop(lease_id, None)
+        if money is not EstimateAction.UNTOUCHED:
+            self.finish_units(lease_id, money)
         bill = self.bills.get(lease_id)
         if bill is not None and money is not EstimateAction.UNTOUCHED and not bill.is_closed:
             bill.is_closed = True
@@ -285,6 +443,7 @@ class Oracle:
         moments = {lease.expires for leases in self.leases.values() for lease in leases.values()}
         for bill in self.bills.values():
             moments |= {bill.held_until, bill.lapsed_from}
+        moments |= {each.held_until for known in self.estimates.values() for each in known.values()}
         for place, units in self.units.items():
             moments |= {unit.at + int(place[-1]) * SECOND for unit in units}
         day = EPOCH + timedelta(microseconds=self.now)
@@ -294,6 +453,14 @@ class Oracle:
             (midnight + timedelta(minutes=offset) - EPOCH) // timedelta(microseconds=1) for offset in offsets
         }
         return sorted(moment for moment in moments if moment > self.now)
+
+
+def need_of(counter: Counter, cost: int, units: dict[str, int]) -> int:
+    """What has to be left of a limit: of a metered unit its estimate, and at least one."""
+    limit = counter.limit
+    if isinstance(limit, Window) and limit.is_metered:
+        return max(units.get(limit.counts, 0), 1)
+    return cost
 
 
 def place_of(counter: Counter, now: int) -> Place:

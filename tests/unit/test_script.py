@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ratelimit_mw._internal.backends.redis import batcher, letters, packing, script
+from ratelimit_mw._internal.backends.redis import (
+    batcher,
+    letters,
+    meter_packing,
+    own_costs,
+    packing,
+    script,
+)
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, EstimateAction, Settlement
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
@@ -127,12 +134,16 @@ def test_letters_sizes_and_answers_are_those_of_the_packing() -> None:
         "CHARGE_HEAD": packing.CHARGE_HEAD,
         "SETTLE_HEAD": packing.SETTLE_HEAD,
     }
-    for name, packed in {**sizes, "FINISH_HEAD": packing.FINISH_HEAD}.items():
+    sizes |= {"FINISH_HEAD": packing.FINISH_HEAD, "OWN_HEAD": own_costs.OWN_HEAD}
+    sizes["METER_HEAD"] = meter_packing.METER_HEAD
+    for name, packed in sizes.items():
         assert int(lua[name]) == packed.size, name
     assert int(lua["ID_SIZE"]) == LEASE_ID_SIZE
     for name in ("REFUSED", "ADMITTED", "OTHER_PERIOD", "NOT_RENEWED", "MOST_COST"):
         assert int(lua[name]) == getattr(packing, name), name
     assert {f"MONEY_{each.name}": str(each.value) for each in EstimateAction}.items() <= lua.items()
+    assert int(lua["OWN_SIZE"]) == packing.LIMIT.size + own_costs.OWN_COST.size
+    assert {f"UNITS_{each.name}": str(each.value) for each in meter_packing.Mode}.items() <= lua.items()
     assert {each.name: str(each.value) for each in Settlement}.items() <= lua.items()
     assert int(lua["KEPT_AFTER_END"]) == KEPT_AFTER_END
 

@@ -131,7 +131,9 @@ def test_no_two_texts_are_one_token(secret: str) -> None:
     """Bits beyond the last byte, padding, the other alphabet, blanks: of all spellings one is the token's."""
     refused = 0
     for partition in ("k:0", "k:01", "k:012", "k:>>>???>>>???"):
-        token = write_token(Ticket(HOLD.with_places((ReservationKey(partition, "p"),), HOLD.periods)), secret)
+        token = write_token(
+            Ticket(HOLD.with_places((ReservationKey(partition, "p"),), HOLD.periods, (), ())), secret
+        )
         head, payload, mac = token.split(".")
         texts = [f"{token}=", f"{token}==", f" {token}", f"{token}\n", f"{head}.{payload}=.{mac}"]
         texts += [token.replace("-", "+"), token.replace("_", "/"), token.upper()]

@@ -21,6 +21,7 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
+from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
@@ -41,6 +42,8 @@ Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
 """A hook that says who is calling; None for nobody it knows, who then counts as anonymous."""
 Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
 """A hook that estimates what a request will cost, in the caller's currency; None: what the route says."""
+Estimate = Callable[[Scope, Identity], "Units | Awaitable[Units | None] | None"]
+"""A hook that estimates what a request will use of metered units; None: what the route says."""
 Amount = str | int | Decimal
 
 
@@ -55,6 +58,7 @@ class LimitedApp:
         identify: Identify | None = None,
         resolve: Resolve | None = None,
         price: Price | None = None,
+        estimate: Estimate | None = None,
         on_event: OnEvent | None = None,
         on_decision: OnDecision | None = None,
         limiter: Limiter | None = None,
@@ -62,6 +66,8 @@ class LimitedApp:
         self.app = app
         self._identify_hook = identify
         self._price_hook = price
+        self._estimate_hook = estimate
+        self._has_estimate_hooks = price is not None or estimate is not None
         self._error: SettingsError | None = None
         try:
             self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
@@ -122,10 +128,10 @@ class LimitedApp:
                     await _respond(writers.refusals.unidentified(unclear), scope, receive, send)
                     return
                 found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
-            price = None
-            if self._price_hook is not None:
-                price = await self._price(scope, found.policy, found.identity)
-            lease = self._decider.decide(found.policy, found.identity, price)
+            price = units = None
+            if self._has_estimate_hooks:
+                price, units = await self._ask_hooks(scope, found.policy, found.identity)
+            lease = self._decider.decide(found.policy, found.identity, price, units)
             if not isinstance(lease, Lease):
                 lease = await lease
             if lease.outcome is None and not lease.allowed:
@@ -208,6 +214,13 @@ class LimitedApp:
             return self.limiter.identify.anonymous(scope)
         return self.limiter.live.rules.adopted(identity)
 
+    async def _ask_hooks(
+        self, scope: Scope, policy: Policy, identity: Identity
+    ) -> tuple[int | None, Units | None]:
+        """What the app's own hooks estimate: the price, and amounts of metered units."""
+        price = await self._price(scope, policy, identity)
+        return price, await self._estimate(scope, policy, identity)
+
     async def _price(self, scope: Scope, policy: Policy, identity: Identity) -> int | None:
         """What the app's own hook estimates; None where the route's price counts.
 
@@ -220,6 +233,17 @@ class LimitedApp:
             return None if amount is None else parse_estimate(amount, policy.currency)
         except ValueError as error:
             logger.warning("price= returned no amount (%s); the route's price counts", error)
+            return None
+
+    async def _estimate(self, scope: Scope, policy: Policy, identity: Identity) -> Units | None:
+        """What the app's own hook estimates of metered units; None where the route's estimates count."""
+        if self._estimate_hook is None or policy.is_exempt or not policy.charge.meters:
+            return None
+        units = await ask(self._estimate_hook, scope, identity)
+        try:
+            return None if units is None else check_amounts(units)
+        except ValueError as error:
+            logger.warning("estimate= returned no estimate (%s); the route's counts", error)
             return None
 
     def _broken(self) -> Response:

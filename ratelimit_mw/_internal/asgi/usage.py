@@ -138,10 +138,16 @@ def _usage(
     by_scope: dict[str, list[LimitStatus]] = {}
     for limit_status in usage.limits:
         by_scope.setdefault(limit_status.counter.scope, []).append(limit_status)
+    units = {
+        scope.removeprefix(f"{PLAN_SCOPE}:"): list(_rates(by_scope[scope], usage.now_us, headers))
+        for scope in by_scope
+        if scope.startswith(f"{PLAN_SCOPE}:")
+    }
     now, of_plan, of_address = usage.now_us, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
     return {
         "plan": identity.plan,
         "requests": list(_rates(of_plan, now, headers)),
+        **({"units": units} if units else {}),
         "concurrent": next(_slots(of_plan), None),
         "spending": list(_budgets(of_plan, now, headers)),
         "routes": [

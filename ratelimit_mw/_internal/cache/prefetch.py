@@ -277,7 +277,8 @@ class Prefetch:
 def is_taken_ahead(charge: Charge) -> bool:
     """Whether units of a charge can be taken ahead: it asks for nothing but the caller's own windows."""
     return bool(charge.counters) and all(
-        counter.owner == "caller" and isinstance(counter.limit, Window) for counter in charge.counters
+        counter.owner == "caller" and isinstance(counter.limit, Window) and not counter.limit.is_metered
+        for counter in charge.counters
     )
 
 

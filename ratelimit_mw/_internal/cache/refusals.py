@@ -90,8 +90,8 @@ class RefusalCache:
 
     def add(self, charge: Charge, outcome: Outcome, sent: float, kind: tuple[str, str]) -> None:
         """Remember a refusal by windows, until one of its figures has to change; it was asked at `sent`."""
-        if outcome.admitted or charge.allowances:
-            return  # what a request costs may differ each time
+        if outcome.admitted or charge.is_recorded:
+            return  # what a request costs may differ each time, and a settle make room at any moment
         statuses = charge.statuses(outcome)
         if any(status.refuses for status in statuses if not isinstance(status, WindowStatus)):
             return  # a slot may be free at any moment

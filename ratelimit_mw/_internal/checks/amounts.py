@@ -8,6 +8,7 @@ from ratelimit_mw._internal.checks.routes import place_of_route
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.money import TOKEN, format_amount, parse_amount
 from ratelimit_mw._internal.settings import Settings
+from ratelimit_mw._internal.settings.errors import nearest_name
 from ratelimit_mw._internal.settings.findings import Finding
 
 NAMED = 5
@@ -45,6 +46,31 @@ def cost_above_limit(settings: Settings) -> Iterator[Finding]:
         for text in (*own, *limits.below(route.cost)):
             said = f"{place}: its cost of {route.cost} never fits into {text}."
             yield Finding("cost-above-limit", said)
+
+
+def estimate_above_limit(settings: Settings) -> Iterator[Finding]:
+    """Find routes whose estimate of a unit is larger than a limit, or of a unit that nothing limits."""
+    owners = [("application", settings.application.units)]
+    owners += [(f"plans.{name}", plan.units) for name, plan in settings.plans.items()]
+    owners += [(f"keys[{index}]", key.units or {}) for index, key in enumerate(settings.keys)]
+    rates: dict[str, list[tuple[int, str]]] = {}
+    for owner, units in owners:
+        for unit, windows in units.items():
+            rates.setdefault(unit, []).extend(
+                [(window.quota, f"{window.name} of {owner}") for window in windows]
+            )
+    limits = {unit: _sorted(found) for unit, found in rates.items()}
+    for index, route in enumerate(settings.routes):
+        place = place_of_route(settings.routes, index)
+        for unit, amount in route.units.items():
+            if unit not in limits:
+                nearest = nearest_name(unit, limits)
+                hint = f" Did you mean {nearest}?" if nearest else ""
+                yield Finding("estimate-without-limit", f"{place}: nothing in this file limits {unit}.{hint}")
+                continue
+            for text in limits[unit].below(amount):
+                said = f"{place}: its estimate of {amount} {unit} never fits into {text}."
+                yield Finding("cost-above-limit", said)
 
 
 def price_above_budget(settings: Settings) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
-from ratelimit_mw._internal.checks.amounts import cost_above_limit, price_above_budget
+from ratelimit_mw._internal.checks.amounts import cost_above_limit, estimate_above_limit, price_above_budget
 from ratelimit_mw._internal.checks.routes import route_findings
 from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import Settings
@@ -30,6 +30,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
             _redis_without_tls,
             route_findings,
             cost_above_limit,
+            estimate_above_limit,
             price_above_budget,
             _unreachable_plans,
             _without_effect,
@@ -123,6 +124,8 @@ def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) ->
     """Why nothing can be taken ahead on any route; empty where something can."""
     if not is_shared(settings):
         return "this process keeps all counts itself"
-    if settings.application.requests or settings.application.concurrent:
+    if plan.units:
+        return "its metered units are settled by each request"
+    if settings.application.requests or settings.application.concurrent or settings.application.units:
         return "each request draws on [application], which all callers share"
     return "each request takes a slot of the plan" if plan.concurrent and takes_slots else ""

@@ -15,10 +15,18 @@ from ratelimit_mw._internal.cli.output import (
     print_facts,
     print_json,
     print_table,
+    without_unused,
 )
-from ratelimit_mw._internal.cli.texts import limit_json, methods_text, rates_text, spending_text
+from ratelimit_mw._internal.cli.texts import (
+    estimates_text,
+    limit_json,
+    methods_text,
+    rates_text,
+    spending_text,
+    units_text,
+)
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.limits import Slots
+from ratelimit_mw._internal.model.limits import Slots, Window
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from ratelimit_mw._internal.settings import (
     PlanSettings,
@@ -101,7 +109,10 @@ def _summary(settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
             "per_address": [limit_json(window) for window in identity.per_address],
         },
         "response": settings.response.model_dump(),
-        "application": _limits(settings.application.requests, settings.application.concurrent),
+        "application": {
+            **_limits(settings.application.requests, settings.application.concurrent),
+            "units": _units(settings.application.units),
+        },
         "plans": {name: _plan(plan) for name, plan in settings.plans.items()},
         "keys": len(settings.keys),
         "routes": [_route(route) for route in settings.routes],
@@ -116,11 +127,16 @@ def _limits(requests: Any, concurrent: Slots | None) -> dict[str, Any]:
     }
 
 
+def _units(units: Mapping[str, tuple[Window, ...]]) -> dict[str, Any]:
+    return {unit: [limit_json(window) for window in windows] for unit, windows in units.items()}
+
+
 def _plan(plan: PlanSettings) -> dict[str, Any]:
     allowances = plan.spending.budget.allowances if plan.spending else ()
     others = plan.model_dump(include={"shadow", "on_failure", "share", "prefetch"})
     spending = [limit_json(allowance) for allowance in allowances]
-    return {**_limits(plan.requests, plan.concurrent), "spending": spending, **others}
+    limits = _limits(plan.requests, plan.concurrent)
+    return {**limits, "units": _units(plan.units), "spending": spending, **others}
 
 
 def _route(route: RouteSettings) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def _route(route: RouteSettings) -> dict[str, Any]:
         "requests": [limit_json(window) for window in route.requests],
         "total": [limit_json(window) for window in route.total],
         "price": None if route.price is None else str(route.price),
-        **route.model_dump(include={"exempt", "cost", "slot", "on_failure", "shadow"}),
+        **route.model_dump(include={"exempt", "cost", "units", "slot", "on_failure", "shadow"}),
     }
 
 
@@ -139,12 +155,13 @@ def _print_summary(settings: Settings) -> None:
     console.print()
     print_facts(_facts(settings))
     console.print()
-    plan_columns = ("plan", "requests", "concurrent", "spending", "keys")
-    print_table(plan_columns, [_plan_row(settings, name) for name in settings.plans])
+    plan_columns = ("plan", "requests", "units", "concurrent", "spending", "keys")
+    plans = [_plan_row(settings, name) for name in settings.plans]
+    print_table(*without_unused(plan_columns, plans, "units"))
     if settings.routes:
         console.print()
-        columns = ("route", "path", "cost", "price", "each caller", "all callers", "")
-        print_table(columns, map(_route_row, settings.routes))
+        columns = ("route", "path", "cost", "price", "units", "each caller", "all callers", "")
+        print_table(*without_unused(columns, map(_route_row, settings.routes), "units"))
     found = findings(settings)
     if found:
         console.print()
@@ -170,6 +187,8 @@ def _facts(settings: Settings) -> list[tuple[str, str]]:
         facts.append(("per address", rates_text(identity.per_address)))
     if application.requests or application.concurrent:
         facts.append(("all callers", f"{rates_text(application.requests)}; {_slots(application.concurrent)}"))
+    if application.units:
+        facts.append(("units of all", units_text(application.units)))
     if settings.shadow:
         facts.append(("shadow", "on: nothing is ever refused"))
     return facts
@@ -189,6 +208,7 @@ def _plan_row(settings: Settings, name: str) -> tuple[object, ...]:
     return (
         shadow,
         rates_text(plan.requests),
+        units_text(plan.units),
         _slots(plan.concurrent),
         spending_text(plan.spending),
         keys or "-",
@@ -203,7 +223,8 @@ def _route_row(route: RouteSettings) -> tuple[object, ...]:
     price = "-" if route.price is None else route.price
     cost = "-" if route.exempt else route.cost
     own, total = rates_text(route.requests), rates_text(route.total)
-    return methods_text(route), route.path, cost, price, own, total, ", ".join(says)
+    units = estimates_text(route.units)
+    return methods_text(route), route.path, cost, price, units, own, total, ", ".join(says)
 
 
 def _slots(slots: Slots | None) -> str:

@@ -9,6 +9,7 @@ from ratelimit_mw._internal.cli.names import Caller
 from ratelimit_mw._internal.cli.output import UsageError, console, print_facts, print_json, print_table
 from ratelimit_mw._internal.cli.texts import (
     SHARED_BY,
+    estimates_text,
     key_place,
     limit_json,
     route_text,
@@ -85,6 +86,7 @@ class _Explained:
             "exempt": policy.is_exempt,
             "cost": policy.charge.cost,
             "price": self.price_json(),
+            "units": self.estimates(),
             "limits": [] if policy.is_exempt else limits,
             "never_admitted": policy.too_small is not None and not policy.is_exempt,
             "shadow": {"value": shadow, "from": shadow_from},
@@ -113,6 +115,7 @@ class _Explained:
         return [
             *facts,
             ("price", self.price()),
+            *self.units_facts(),
             ("shadow", f"{'on, so it is never refused' if shadow else 'off'} ({shadow_from})"),
             ("when the backend is away", f"{on_failure} ({on_failure_from})"),
         ]
@@ -143,6 +146,19 @@ class _Explained:
         if policy.route is not None and policy.route.price is not None:
             return f"{policy.route.price}, not charged: the caller has no budget"
         return "none"
+
+    def estimates(self) -> dict[str, int]:
+        """What is charged of each metered unit until it is settled."""
+        return {} if self.policy.is_exempt else self.policy.charge.units
+
+    def units_facts(self) -> list[tuple[str, str]]:
+        """The estimates of metered units, for people; nothing where no unit is limited."""
+        estimates = self.estimates()
+        if not estimates:
+            return []
+        charged = {unit: amount for unit, amount in estimates.items() if amount}
+        text = f"{estimates_text(charged)} until settled" if charged else "no estimate: charged when settled"
+        return [("units", text)]
 
     def shadow(self) -> tuple[bool, str]:
         """Whether refusals are only reported, and what says so."""

@@ -61,6 +61,15 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
         str | None,
         typer.Option("--label", metavar="TEXT", help="A text that is shown beside the keys' names."),
     ] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--units",
+            metavar="UNIT=RATE",
+            help="A rate of a metered unit, such as tokens=200000/minute, in place of all of the plan's; "
+            "repeat it for several.",
+        ),
+    ] = None,
     settings: SettingsFile = None,
     json: Json = False,
 ) -> None:
@@ -69,7 +78,9 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
     Replaces what was set before, and what the settings say of the same keys. Every worker goes by it within
     2 seconds; what was counted is kept. Several keys are set all at once.
     """
-    entry = KeyEntry(plan, account, requests or None, concurrent, daily, monthly, label)
+    entry = KeyEntry(
+        plan, account, requests or None, concurrent, daily, monthly, label, keys.read_units(units)
+    )
     keys.set_keys(load_usable(settings), keys_, entry, as_json=json)
 
 

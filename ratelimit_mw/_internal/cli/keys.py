@@ -10,10 +10,17 @@ from ratelimit_mw._internal.backends import open_key_store
 from ratelimit_mw._internal.cli.callers import find_hashes, hash_of, read_key
 from ratelimit_mw._internal.cli.counts import patient_limiter, run_with
 from ratelimit_mw._internal.cli.names import is_name
-from ratelimit_mw._internal.cli.output import CommandError, console, print_json, print_table
+from ratelimit_mw._internal.cli.output import (
+    CommandError,
+    console,
+    print_json,
+    print_table,
+    without_unused,
+)
 from ratelimit_mw._internal.cli.recording import PATIENCE, record
 from ratelimit_mw._internal.live.key_entries import KeyEntry, sound_entries
 from ratelimit_mw._internal.live.registry import Registry, shown_hash
+from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
 
@@ -64,6 +71,21 @@ def set_keys(settings: Settings, keys: Sequence[str], entry: KeyEntry, *, as_jso
         console.print(f"{name}{label}: plan {entry.plan}, in force within 2 seconds", soft_wrap=True)
 
 
+def read_units(options: Sequence[str] | None) -> dict[str, list[str]] | None:
+    """Rates of metered units, as `--units` has them. Raises `CommandError` for what is none."""
+    if not options:
+        return None
+    units: dict[str, list[str]] = {}
+    for option in options:
+        unit, equals, rate = option.partition("=")
+        if not equals:
+            raise CommandError(
+                f"--units: {option[:40]!r} names no unit; expected one such as tokens=200000/minute"
+            )
+        units.setdefault(unit.strip(), []).append(rate.strip())
+    return units
+
+
 def remove_keys(settings: Settings, keys: Sequence[str], *, as_json: bool) -> None:
     """Take back what was set live. Raises `CommandError` and `BackendError`."""
     named = _hashes(settings, keys)
@@ -103,8 +125,10 @@ def list_keys(settings: Settings, *, as_json: bool) -> None:
     elif not rows:
         console.print("no keys")
     else:
-        columns = ("key", "label", "plan", "account", "requests", "concurrent", "spending", "from")
-        print_table(columns, map(_row, rows), whole=True)  # a hash is there to be copied
+        columns = ("key", "label", "plan", "account", "requests", "units", "concurrent", "spending", "from")
+        print_table(
+            *without_unused(columns, map(_row, rows), "units"), whole=True
+        )  # a hash is there to be copied
 
 
 def _run(settings: Settings, ask: Callable[[Registry], Awaitable[T]]) -> T:
@@ -197,7 +221,8 @@ def _facts(key: KeySettings) -> dict[str, Any]:
         "plan": key.plan,
         "account": key.account,
         "label": key.label,
-        "requests": None if key.requests is None else [window.text for window in key.requests],
+        "requests": None if key.requests is None else _texts(key.requests),
+        "units": None if key.units is None else {unit: _texts(each) for unit, each in key.units.items()},
         "concurrent": None if key.concurrent is None else key.concurrent.limit,
         "daily": None if key.spending is None else key.spending.daily,
         "monthly": None if key.spending is None else key.spending.monthly,
@@ -205,14 +230,19 @@ def _facts(key: KeySettings) -> dict[str, Any]:
     }
 
 
-_NO_FACTS = dict.fromkeys(
-    ("plan", "account", "label", "requests", "concurrent", "daily", "monthly", "currency")
-)
+_FACTS = ("plan", "account", "label", "requests", "units", "concurrent", "daily", "monthly", "currency")
+_NO_FACTS = dict.fromkeys(_FACTS)
+
+
+def _texts(windows: Iterable[Window]) -> list[str]:
+    return [window.text for window in windows]
 
 
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
     amounts = [(row["daily"], "a day"), (row["monthly"], "a month")]
     spending = ", ".join(f"{amount} {row['currency']} {period}" for amount, period in amounts if amount)
     place = row["from"] if not row["problems"] else f"{row['from']}, ignored: {'; '.join(row['problems'])}"
-    limits = (", ".join(row["requests"] or ()) or "-", row["concurrent"] or "-", spending or "-")
+    rates = ", ".join(row["requests"] or ()) or "-"
+    units = ", ".join(f"{unit}={rate}" for unit, each in (row["units"] or {}).items() for rate in each)
+    limits = (rates, units or "-", row["concurrent"] or "-", spending or "-")
     return row["hash"], row["label"] or "-", row["plan"] or "-", row["account"] or "-", *limits, place

@@ -98,6 +98,16 @@ def print_facts(facts: Iterable[tuple[str, str]]) -> None:
         console.print(Text(f"{name:<{width}}", style="bold"), value, sep="  ", soft_wrap=True)
 
 
+def without_unused(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], name: str
+) -> tuple[list[str], list[list[object]]]:
+    """Leave a column out of a table where no row has anything in it."""
+    kept, at = [list(row) for row in rows], columns.index(name)
+    if any(row[at] != "-" for row in kept):
+        return list(columns), kept
+    return [each for each in columns if each != name], [row[:at] + row[at + 1 :] for row in kept]
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, whole: bool = False) -> None:
     """Print rows under bold headings; what is too long goes on in the next line, or stays `whole`.
 

@@ -124,7 +124,8 @@ def _json(
 def _limits_json(plan: PlanSettings) -> list[dict[str, Any]]:
     slots = (plan.concurrent,) if plan.concurrent else ()
     allowances = plan.spending.budget.allowances if plan.spending else ()
-    return [*map(limit_json, plan.requests), *map(limit_json, slots), *map(limit_json, allowances)]
+    windows = [window for each in (plan.requests, *plan.units.values()) for window in each]
+    return [*map(limit_json, windows), *map(limit_json, slots), *map(limit_json, allowances)]
 
 
 def _route_json(route: AppRoute) -> dict[str, Any]:
@@ -142,6 +143,7 @@ def _rule_json(settings: Settings, index: int | None) -> dict[str, Any] | None:
         "exempt": rule.exempt,
         "cost": rule.cost,
         "price": None if rule.price is None else str(rule.price),
+        "units": rule.units,
         "slot": rule.slot,
         "requests": [limit_json(window) for window in rule.requests],
         "total": [limit_json(window) for window in rule.total],

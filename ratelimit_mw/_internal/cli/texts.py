@@ -1,5 +1,6 @@
 """Settings and limits in words and as JSON, the same in every command."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ratelimit_mw._internal.model.charge import Counter
@@ -17,7 +18,8 @@ SHARED_BY = {"caller": "this caller", "address": "its address", "everyone": "all
 def limit_json(limit: Limit) -> dict[str, Any]:
     """A limit with its kind and figures."""
     if isinstance(limit, Window):
-        return {"kind": "rate", "policy": limit.text, "limit": limit.quota, "window": limit.seconds}
+        rate = {"kind": "rate", "policy": limit.text, "limit": limit.quota, "window": limit.seconds}
+        return {**rate, "unit": limit.counts} if limit.is_metered else rate
     if isinstance(limit, Slots):
         return {
             "kind": "concurrency",
@@ -38,6 +40,16 @@ def limit_json(limit: Limit) -> dict[str, Any]:
 def rates_text(windows: tuple[Window, ...]) -> str:
     """Several rates, or a dash for none."""
     return ", ".join(window.text for window in windows) or "-"
+
+
+def units_text(units: Mapping[str, tuple[Window, ...]]) -> str:
+    """Rates of metered units, or a dash for none."""
+    return ", ".join(window.name for windows in units.values() for window in windows) or "-"
+
+
+def estimates_text(units: Mapping[str, int]) -> str:
+    """Estimates of metered units, such as `2000 tokens`, or a dash for none."""
+    return ", ".join(f"{amount} {unit}" for unit, amount in units.items()) or "-"
 
 
 def spending_text(spending: SpendingSettings | None) -> str:
@@ -66,12 +78,13 @@ def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
         scopes = [route_scope(route)[2:] for route in settings.routes]
         return f"routes[{scopes.index(digest)}].{name}"
     name = _name_of(counter.limit)
-    if counter.scope == "app":
-        return f"application.{name}"
+    unit = f".{counter.limit.counts}" if name == "units" and isinstance(counter.limit, Window) else ""
+    if counter.partition == "app":
+        return f"application.{name}{unit}"
     key = identity.overrides
     if key is not None and getattr(key, name) is not None:
-        return f"{key_place(settings, key)}.{name}"
-    return f"plans.{identity.plan}.{name}"
+        return f"{key_place(settings, key)}.{name}{unit}"
+    return f"plans.{identity.plan}.{name}{unit}"
 
 
 def key_place(settings: Settings, key: KeySettings) -> str:
@@ -81,5 +94,5 @@ def key_place(settings: Settings, key: KeySettings) -> str:
 
 def _name_of(limit: Limit) -> str:
     if isinstance(limit, Window):
-        return "requests"
+        return "units" if limit.is_metered else "requests"
     return "concurrent" if isinstance(limit, Slots) else "spending"

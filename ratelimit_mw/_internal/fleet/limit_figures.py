@@ -69,7 +69,7 @@ class LimitFiguresReader:
             texts = (str(used), str(window.quota))
             share = round(used / window.quota, 4)
             return LimitFigures(
-                window.text, "window", scope, used, window.quota, 0, share, reset, None, *texts, None
+                window.name, "window", scope, used, window.quota, 0, share, reset, None, *texts, None
             )
         if limit_status.slots is not None:
             slots, (active, _) = limit_status.slots
@@ -124,4 +124,5 @@ class LimitFiguresReader:
         counter = limit_status.counter
         if counter.owner == "address":
             return "address"
-        return "plan" if counter.scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")
+        scope, _, _ = counter.scope.partition(":")
+        return "plan" if scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ratelimit_mw._internal.lease.manager import Leases
     from ratelimit_mw._internal.lease.renewals import Renewals
     from ratelimit_mw._internal.model.charge import Holder
+    from ratelimit_mw._internal.model.metered import Units
 
 
 class Lease:
@@ -41,6 +42,7 @@ class Lease:
         "is_detached",
         "is_ended",
         "is_lost",
+        "is_metered_out",
         "opening",
         "outcome",
         "policy",
@@ -95,6 +97,8 @@ class Lease:
         self.is_ended = False
         self.is_lost = False
         """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
+        self.is_metered_out = False
+        """Whether all its metered units are settled, so that its end has to say nothing of them."""
         self.token = ""
         self.holders: Sequence[Lease] = ()
         """All leases that go on with the same job in this process; empty for a request."""
@@ -157,13 +161,20 @@ class Lease:
         """
         return await self._leases.detach(self, ttl)
 
-    async def settle(self, amount: "str | int | Decimal", *, replace: bool = False) -> None:
-        """Put the actual price in place of the estimate, once; of several amounts the first counts.
+    async def settle(
+        self,
+        amount: "str | int | Decimal | None" = None,
+        *,
+        units: "Units | None" = None,
+        replace: bool = False,
+    ) -> None:
+        """Put what was really used in place of the estimates, once; of several amounts the first counts.
 
-        `amount` is a decimal string in the plan's currency, rounded up to the micro-unit. Raises
-        `LeaseError` for one that is malformed or negative.
+        `amount` is the price: a decimal string in the plan's currency, rounded up to the micro-unit. `units`
+        are whole numbers by unit, such as `{"tokens": 812}`; a unit that is not named keeps its estimate.
+        Raises `LeaseError` for what is malformed or negative.
         """
-        await self._leases.settle(self, amount, replace=replace)
+        await self._leases.settle(self, amount, units=units, replace=replace)
 
     async def release(self) -> None:
         """Free the slots now instead of at the end. Idempotent.

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import threading
 from asyncio import get_running_loop
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from time import monotonic
@@ -27,6 +27,7 @@ from ratelimit_mw._internal.model.charge import (
     new_lease_id,
 )
 from ratelimit_mw._internal.model.limits import Allowance
+from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import format_amount, parse_amount
 from ratelimit_mw._internal.observe.events import Notifier, SettleIgnored
 from ratelimit_mw._internal.policy.decision import Decision
@@ -82,6 +83,8 @@ class Leases:
         self._slots_lost = 0
         self.settles_ignored = 0
         """How many settles changed nothing."""
+        self.on_uncounted: Callable[[object], None] = lambda _: None
+        """Told of each unit that is settled though no limit of the request counts it."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -141,7 +144,9 @@ class Leases:
         if lease.hold is not NO_RESERVATION and not lease.is_detached:
             if lease.renewals is not None:
                 lease.renewals.remove(lease)
-            lease.backend.finish(lease.hold, _GIVE_BACK if failed else _KEEP)
+            hold = lease.hold.without_meters() if lease.is_metered_out else lease.hold
+            if hold is not NO_RESERVATION:
+                lease.backend.finish(hold, _GIVE_BACK if failed else _KEEP)
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
@@ -154,7 +159,7 @@ class Leases:
             else:
                 self._leave(lease)
             # Before anything is awaited: whatever comes in between, the slots are freed once.
-            lease.hold = hold.with_places((), hold.periods) if hold.periods else NO_RESERVATION
+            lease.hold = hold.without_slots()
             if hold.has_estimate and not lease.is_detached and not lease.is_ended:
                 if lease.is_acquired:
                     lease.backend.keep(hold)  # nobody may ever end it
@@ -246,20 +251,57 @@ class Leases:
         lease = self._of_token(token)
         return not lease.hold.slots or await self._renew(lease, lease.hold.lease)
 
-    async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
+    async def settle(
+        self,
+        lease: Lease | str,
+        amount: str | int | Decimal | None,
+        *,
+        units: Units | None = None,
+        replace: bool = False,
+    ) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
         lease = self._given(lease)
-        unpriced = lease.unpriced
-        if not lease.hold.periods and unpriced is None:
-            return
+        unpriced, price, used = lease.unpriced, None, dict[str, int]()
         try:
-            units = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
+            if units is not None and lease.is_charged:
+                used = self._units_of(lease, units)
+            if amount is not None and (lease.hold.periods or unpriced is not None):
+                price = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
-        started = asyncio.get_running_loop().time()
-        if not lease.is_ended or lease.is_detached:
+        started, sent = asyncio.get_running_loop().time(), list[Coroutine[Any, Any, None]]()
+        if price is not None and (not lease.is_ended or lease.is_detached):
             await self._open_estimate(lease)
-        await self._arrive(self._settle(lease, units, replace), "a settle", lease, started)
+        if used:
+            sent.append(self._settle_units(lease, used, replace))
+        if price is not None:
+            sent.append(self._settle(lease, price, replace))
+        if sent:
+            await self._arrive(_all(sent), "a settle", lease, started)
+
+    def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
+        """The amounts of units that limits of the request count. Raises ValueError for what is no amount.
+
+        Where none counts any, that is not looked at, as with a price where there is no budget.
+        """
+        counted = {meter.unit for meter in lease.hold.meters}
+        for unit in units.keys() - counted if isinstance(units, Mapping) else ():
+            self.on_uncounted(unit)
+        if not counted:
+            return {}
+        return {unit: used for unit, used in check_amounts(units).items() if unit in counted}
+
+    async def _settle_units(self, lease: Lease, units: Units, replace: bool) -> None:
+        if lease.is_ended and not lease.is_detached:
+            met = Settlement.UNKNOWN
+        else:
+            met = await lease.backend.settle_units(lease.hold, units, replace=replace)
+        is_all = units.keys() == {meter.unit for meter in lease.hold.meters}
+        if met is Settlement.SETTLED and is_all and lease.backend is self._backend:
+            lease.is_metered_out = True
+            if not lease.hold.slots and not lease.hold.has_price:
+                self._leave(lease)
+        self._tell_of_ignored(lease, met, ", ".join([f"{used} {unit}" for unit, used in units.items()]))
 
     async def _open_estimate(self, lease: Lease) -> None:
         """Give a request that has none an estimate of nothing, never refused, to be settled later."""
@@ -276,23 +318,33 @@ class Leases:
 
     async def _open(self, lease: Lease, unpriced: Charge) -> None:
         charge = Charge(map(_without_end, unpriced.allowances))
-        lease_id = lease.hold.id if lease.hold.slots else new_lease_id()
+        lease_id = lease.hold.id if lease.hold is not NO_RESERVATION else new_lease_id()
         opened = (await self._backend.acquire(charge, lease_id, 0)).hold
         # Its slots may have been freed meanwhile.
+        held = lease.hold
         lease.hold = Reservation(
-            opened.id, lease.hold.slots, opened.periods, lease.hold.lease, opened.price, opened.currency
+            opened.id,
+            held.slots,
+            opened.periods,
+            held.lease,
+            opened.price,
+            opened.currency,
+            held.meters,
+            held.estimates,
         )
 
     async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
         met = await lease.backend.settle(lease.hold, units, replace=replace)
-        if not lease.hold.slots:
+        if not lease.hold.slots and (lease.is_metered_out or not any(lease.hold.estimates)):
             self._leave(lease)
-        amount = format_amount(units, lease.hold.currency)
+        self._tell_of_ignored(lease, met, format_amount(units, lease.hold.currency))
+
+    def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:
         if met is Settlement.DIFFERENT:
             text = "settle ignored: lease %s was settled before with another amount"
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
         elif met is Settlement.UNKNOWN:
-            text = "settle ignored: lease %s has ended, or its period did two days ago"
+            text = "settle ignored: lease %s has ended, or is too long ago"
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
 
     def _settle_ignored(self, text: str, ignored: SettleIgnored) -> None:
@@ -354,6 +406,13 @@ def _without_end(budget: Counter) -> Counter:
     if not isinstance(budget.limit, Allowance):
         raise TypeError(f"only an allowance is spent, not {budget.limit!r}")
     return dataclasses.replace(budget, limit=dataclasses.replace(budget.limit, amount=_ANY_AMOUNT))
+
+
+async def _all(sent: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; what one of them raises is raised when all are over."""
+    for done in await asyncio.gather(*sent, return_exceptions=True):
+        if isinstance(done, BaseException):
+            raise done
 
 
 async def _log_failure(sent: Awaitable[object], what: str, lease_id: str) -> None:

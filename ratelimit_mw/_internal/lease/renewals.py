@@ -180,8 +180,8 @@ def _held(lease: Lease) -> Reservation:
     """What is to be renewed of a lease: no lost slots, and no estimate that is kept anyway."""
     hold = lease.hold
     if lease.is_lost:
-        hold = hold.with_places((), hold.periods)
-    return hold.with_places(hold.slots, ()) if lease.is_detached and hold.periods else hold
+        hold = hold.with_places((), hold.periods, hold.meters, hold.estimates)
+    return hold.with_places(hold.slots, (), (), ()) if lease.is_detached and hold.has_estimate else hold
 
 
 def _seconds(lease: Lease, seconds: float) -> float:

@@ -10,6 +10,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ratelimit_mw._internal.model.charge import Reservation, ReservationKey
+from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Window
+from ratelimit_mw._internal.model.metered import MAX_AMOUNT, Meter
 
 MAX_TTL = 30 * 86_400
 """The longest that a detached slot can wait for a worker, in seconds."""
@@ -17,6 +19,7 @@ MAX_TTL = 30 * 86_400
 _VERSION = "rl1"
 _MAC_SIZE = 16
 _MAX_PLACES = 16
+_MAX_WINDOWS = 32
 
 
 class LeaseError(ValueError):
@@ -50,8 +53,10 @@ def write_token(ticket: Ticket, secret: str) -> str:
         p=hold.price,
         c=hold.currency,
         g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),
+        u=tuple(_meter_fields(*each) for each in zip(hold.meters, hold.estimates, strict=True)),
     )
-    payload = _encode(fields.model_dump_json().encode())
+    left_out = None if hold.meters else {"u"}  # as other versions write and read it
+    payload = _encode(fields.model_dump_json(exclude=left_out).encode())
     return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
 
 
@@ -69,6 +74,22 @@ def read_token(token: object, secret: str) -> Ticket:
     except ValueError:  # no base64, no text, or not these fields
         pass
     raise LeaseError("the lease token is damaged, forged or signed under another hash_secret")
+
+
+_WindowFields = tuple[
+    Annotated[int, Field(ge=1)],
+    Annotated[int, Field(ge=1)],
+    Annotated[str, Field(pattern=f"^({'|'.join(UNIT_SECONDS)})$")],
+]
+"""A window's quota, multiple and unit of time."""
+_MeterFields = tuple[
+    str,
+    str,
+    str,
+    Annotated[tuple[_WindowFields, ...], Field(min_length=1, max_length=_MAX_WINDOWS)],
+    Annotated[int, Field(ge=0, le=MAX_AMOUNT)],
+]
+"""A meter's partition, scope, unit, windows and estimate."""
 
 
 class _Fields(BaseModel):
@@ -90,6 +111,18 @@ class _Fields(BaseModel):
     """The currency."""
     g: float | None
     """When to give the slots up, in seconds since 1970: the one clock that machines have in common."""
+    u: Annotated[tuple[_MeterFields, ...], Field(max_length=_MAX_PLACES)] = ()
+    """Metered units."""
+
+
+def _meter_fields(meter: Meter, estimate: int) -> _MeterFields:
+    windows = [(each.quota, each.multiple, each.unit) for each in meter.windows]
+    return (meter.partition, meter.scope, meter.unit, tuple(windows), estimate)
+
+
+def _meter(fields: _MeterFields) -> Meter:
+    partition, scope, unit, windows, _ = fields
+    return Meter(partition, scope, unit, tuple([Window(*each, unit) for each in windows]))
 
 
 def _ticket(fields: _Fields) -> Ticket:
@@ -100,6 +133,8 @@ def _ticket(fields: _Fields) -> Ticket:
         fields.l,
         fields.p,
         fields.c,
+        tuple(_meter(each) for each in fields.u),
+        tuple(each[4] for each in fields.u),
     )
     return Ticket(hold, None if fields.g is None else fields.g - time.time() + time.monotonic())
 

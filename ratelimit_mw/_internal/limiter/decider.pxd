@@ -19,7 +19,7 @@ cdef class Decider:
     cdef public bint remembers
     cdef public object observers
     @cython.locals(charge=Charge, lease=Lease, known=CachedRefusal)
-    cpdef decide(self, Policy policy, identity, price=*)
+    cpdef decide(self, Policy policy, identity, price=*, units=*)
     @cython.locals(policy=Policy, charge=Charge)
     cpdef Lease answered(self, Lease lease, Outcome outcome, double sent)
     @cython.locals(policy=Policy, charge=Charge)
@@ -43,4 +43,6 @@ cdef class PendingDecision:
     cdef double _sent
 
 cdef _decision_of(Lease lease, Outcome outcome)
+@cython.locals(charge=Charge)
+cdef Charge _charge_of(Policy policy, price, units)
 cdef _too_small_budget(Charge charge, price)

@@ -22,6 +22,7 @@ from ratelimit_mw._internal.model.charge import (
     new_lease_id,
 )
 from ratelimit_mw._internal.model.limits import Allowance
+from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts, kind_of
 from ratelimit_mw._internal.observe.refusal_log import RefusalLog
@@ -73,12 +74,17 @@ class Decider:
         """Observers of every decision; None where nobody observes."""
 
     def decide(
-        self, policy: Policy, identity: Identity, price: int | None = None
+        self,
+        policy: Policy,
+        identity: Identity,
+        price: int | None = None,
+        units: Units | None = None,
     ) -> "Lease | PendingDecision":
         """Decide about one request of this caller: its lease, or what to await for it.
 
-        `price` takes the place of the route's estimate, in units of the caller's currency. Raises nothing
-        for a backend that is away: then the settings say what becomes of the request.
+        `price` takes the place of the route's estimate, in units of the caller's currency, and `units` that
+        of its estimates of metered units. Raises nothing for a backend that is away: then the settings say
+        what becomes of the request.
         """
         if policy.is_exempt:
             lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
@@ -92,9 +98,10 @@ class Decider:
                     self._admit(lease, in_hand)
                     return lease
             price = policy.price
-        charge = policy.charge if price is None else policy.priced_charge
+        charge = _charge_of(policy, price, units)
         amount = 0 if price is None else price
-        unsatisfiable = policy.too_small or (_too_small_budget(charge, amount) if amount else None)
+        too_small = policy.too_small if charge.base is None else charge.too_small
+        unsatisfiable = too_small or (_too_small_budget(charge, amount) if amount else None)
         lease = Lease(self._leases, self._backend, policy, identity, charge, amount, unsatisfiable)
         if unsatisfiable is not None:
             return PendingDecision(self, lease, self._backend.peek(charge, amount), 0.0)
@@ -120,6 +127,8 @@ class Decider:
             self._refuse(lease, _decision_of(lease, outcome))
             return lease
         charge.last = outcome
+        if charge.base is not None:
+            charge.base.last = outcome
         if outcome.admitted:
             if self._refused:
                 self._refusals.admitted(charge, outcome)
@@ -229,6 +238,12 @@ class PendingDecision:
 
 def _decision_of(lease: Lease, outcome: Outcome) -> Decision:
     return decision_of(lease.policy, lease.charge, outcome, lease.price, lease.unsatisfiable)
+
+
+def _charge_of(policy: Policy, price: int | None, units: Units | None) -> Charge:
+    """The limits of a request with this price, and with these estimates in place of the route's."""
+    charge = policy.charge if price is None else policy.priced_charge
+    return charge.with_estimates(units) if units is not None and charge.meters else charge
 
 
 def _too_small_budget(charge: Charge, price: int) -> Counter | None:

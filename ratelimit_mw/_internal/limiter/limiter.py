@@ -21,12 +21,14 @@ from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.charge import Backend, Charge, Counter
+from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts
 from ratelimit_mw._internal.observe.events import Notifier, OnEvent
 from ratelimit_mw._internal.observe.reporting import Reporter
 from ratelimit_mw._internal.observe.stats import Stats
+from ratelimit_mw._internal.observe.uncounted_units import UncountedUnits
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
 from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.decision import Decision, decision_of
@@ -87,6 +89,7 @@ class Limiter:
             live=self.live,
         )
         """Decides about each request."""
+        self.leases.on_uncounted = UncountedUnits(lambda: self.settings)
         self.leases.holder = self.decider.local.holds  # a token may be of a hold that only this process knows
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
@@ -199,23 +202,25 @@ class Limiter:
         path: str = "/",
         cost: int | None = None,
         price: str | int | Decimal | None = None,
+        units: Units | None = None,
     ) -> Lease:
         """Decide as about a request: for an identity, an API key or an address, on a method and path.
 
-        `cost` and `price` take the place of the route's. The lease says whether it was admitted; leave it
-        with `async with` or `await lease.release()`. Raises ValueError for a cost below 1, a price that is
-        malformed, or when nobody is named.
+        `cost`, `price` and `units`, its estimates of metered units, take the place of the route's. The lease
+        says whether it was admitted; leave it with `async with` or `await lease.release()`. Raises ValueError
+        for a cost below 1, a price or an estimate that is malformed, or when nobody is named.
         """
+        estimates = None if units is None else check_amounts(units)
         if running_loop() not in self.live.ready:
             await self.live.get_ready()
         if identity is None and self.live.resolver is not None and (known := self._hashed(api_key)):
             identity = await self.live.resolver.of_key(*known)
         caller = self.identity_of(identity, api_key, address)
         policy = self.policies.match(caller, method, path, _check_cost(cost))
-        units = None
+        amount = None
         if price is not None and policy.currency is not None:
-            units = parse_estimate(price, policy.currency)
-        return await self.charge(policy, caller, units)
+            amount = parse_estimate(price, policy.currency)
+        return await self.charge(policy, caller, amount, estimates)
 
     def identity_of(
         self, identity: Identity | None = None, api_key: str | bytes | None = None, address: str | None = None
@@ -242,13 +247,18 @@ class Limiter:
         return (data, hash_api_key(data, self._secret)) if data else None
 
     async def charge(
-        self, policy: Policy, identity: Identity | None = None, price: int | None = None
+        self,
+        policy: Policy,
+        identity: Identity | None = None,
+        price: int | None = None,
+        units: Units | None = None,
     ) -> Lease:
         """Decide about one request under a policy. Never raises for a backend that is away.
 
-        `price` takes the place of the route's estimate, in units of the caller's currency.
+        `price` takes the place of the route's estimate, in units of the caller's currency, and `units` that
+        of its estimates of metered units.
         """
-        decided = self.decider.decide(policy, identity or policy.identity, price)
+        decided = self.decider.decide(policy, identity or policy.identity, price, units)
         lease = decided if isinstance(decided, Lease) else await decided
         lease.is_acquired = True
         return lease
@@ -290,9 +300,16 @@ class Limiter:
         """Let a detached job's slot last for its lease from now; false where it was lost before."""
         return await self.leases.renew(token)
 
-    async def settle(self, lease: Lease | str, amount: str | int | Decimal, *, replace: bool = False) -> None:
+    async def settle(
+        self,
+        lease: Lease | str,
+        amount: str | int | Decimal | None = None,
+        *,
+        units: Units | None = None,
+        replace: bool = False,
+    ) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
-        await self.leases.settle(lease, amount, replace=replace)
+        await self.leases.settle(lease, amount, units=units, replace=replace)
 
 
 def _check_cost(cost: int | None) -> int | None:

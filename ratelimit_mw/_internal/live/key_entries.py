@@ -35,14 +35,25 @@ class KeyEntry:
     """What may be spent in a calendar month."""
     label: str | None = None
     """Text that is shown beside the key's name."""
+    units: Mapping[str, Iterable[str]] | None = None
+    """Rates of metered units in place of all of the plan's, such as `{"tokens": ("200000/minute",)}`."""
 
     def __post_init__(self) -> None:
         if self.requests is not None and not isinstance(self.requests, str):
             object.__setattr__(self, "requests", tuple(self.requests))
+        if isinstance(self.units, Mapping):
+            units = {unit: _rates(rates) for unit, rates in self.units.items()}
+            object.__setattr__(self, "units", units)
         for name in ("daily", "monthly"):
             amount = getattr(self, name)
             if isinstance(amount, int | Decimal) and not isinstance(amount, bool):
                 object.__setattr__(self, name, str(amount))
+
+
+def _rates(rates: Iterable[str]) -> Iterable[str]:
+    """Rates as an entry keeps them; what can't be any is left for the settings to refuse."""
+    is_plain = isinstance(rates, str) or not isinstance(rates, Iterable)
+    return rates if is_plain else tuple(rates)
 
 
 _NAMES = frozenset(field.name for field in fields(KeyEntry))
@@ -67,6 +78,8 @@ def read_entry(text: bytes) -> KeyEntry:
         raise ValueError(f"has an unknown name {strange[0][:40]!r}")
     if not isinstance(values.get("requests", []), list):
         raise ValueError("has requests that are no list")
+    if not isinstance(values.get("units", {}), dict):
+        raise ValueError("has units that are no table")
     return KeyEntry(**values)
 
 
@@ -147,6 +160,8 @@ def _table(entry: KeyEntry, api_key_hash: str, settings: Settings) -> dict[str, 
         table["label"] = entry.label
     if entry.requests is not None:
         table["requests"] = entry.requests
+    if entry.units is not None:
+        table["units"] = entry.units
     if entry.concurrent is not None:
         own = plan.concurrent if plan is not None else None
         shape = {} if own is None else {"unit": own.unit, "lease": own.lease, "max_hold": own.max_hold}

@@ -13,6 +13,7 @@ from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
+from ratelimit_mw._internal.model.metered import Meter, Units, meter_places, meters_of
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers, digits
@@ -25,6 +26,8 @@ LEASE_ID_SIZE = 16
 NO_LEASE_ID = bytes(LEASE_ID_SIZE)
 """In place of one where nothing is held."""
 
+MOST_UNITS = 2**62
+"""More than any limit grants; what is larger is compared as this."""
 MAX_AHEAD = 2**32 - 1
 """Microseconds: what the header of a window has room for."""
 
@@ -74,9 +77,21 @@ class ReservationKey(NamedTuple):
 class Reservation:
     """What an admitted charge holds: all that renewing, settling and releasing it takes, in any process."""
 
-    __slots__ = ("currency", "has_estimate", "id", "is_leased", "lease", "periods", "price", "slots")
+    __slots__ = (
+        "currency",
+        "estimates",
+        "has_estimate",
+        "has_price",
+        "id",
+        "is_leased",
+        "lease",
+        "meters",
+        "periods",
+        "price",
+        "slots",
+    )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - a value, made for every request
         self,
         id: bytes,  # noqa: A002 - the lease's
         slots: tuple[ReservationKey, ...] = (),
@@ -84,6 +99,8 @@ class Reservation:
         lease: float = 0.0,
         price: int = 0,
         currency: str = "USD",
+        meters: tuple[Meter, ...] = (),
+        estimates: tuple[int, ...] = (),
     ) -> None:
         self.id = id
         self.slots = slots
@@ -92,19 +109,44 @@ class Reservation:
         """Seconds that the slots last past their last renewal, and the estimate with them."""
         self.price = price
         self.currency = currency
-        self.has_estimate = price > 0 and periods != ()
+        self.meters = meters
+        """Meters of the units that it settles."""
+        self.estimates = estimates
+        """What each meter was charged at admission."""
+        self.has_price = price > 0 and periods != ()
         """Whether it holds an amount in any period."""
+        self.has_estimate = self.has_price or (estimates != () and any(estimates))
+        """Whether it holds an estimate, of money or of a metered unit."""
         self.is_leased = self.has_estimate or slots != ()
         """Whether anything of it ends where it is not renewed."""
 
     def with_places(
-        self, slots: tuple[ReservationKey, ...], periods: tuple[ReservationKey, ...]
+        self,
+        slots: tuple[ReservationKey, ...],
+        periods: tuple[ReservationKey, ...],
+        meters: tuple[Meter, ...],
+        estimates: tuple[int, ...],
     ) -> "Reservation":
-        """Make a hold of the same lease on other slots and periods."""
-        return Reservation(self.id, slots, periods, self.lease, self.price, self.currency)
+        """Make a hold of the same lease on other slots, periods and meters."""
+        return Reservation(self.id, slots, periods, self.lease, self.price, self.currency, meters, estimates)
+
+    def without_slots(self) -> "Reservation":
+        """Make a hold of all else, or of nothing where there is nothing else."""
+        if not (self.periods or self.meters):
+            return NO_RESERVATION
+        return self.with_places((), self.periods, self.meters, self.estimates)
+
+    def without_meters(self) -> "Reservation":
+        """Make a hold of slots and periods alone."""
+        if not self.meters:
+            return self
+        if not (self.slots or self.periods):
+            return NO_RESERVATION
+        return self.with_places(self.slots, self.periods, (), ())
 
     def _values(self) -> tuple[object, ...]:
-        return (self.id, self.slots, self.periods, self.lease, self.price, self.currency)
+        values = (self.id, self.slots, self.periods, self.lease, self.price, self.currency)
+        return (*values, self.meters, self.estimates)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Reservation) and self._values() == other._values()
@@ -123,18 +165,24 @@ NO_RESERVATION = Reservation(b"")
 class HeaderWindow:
     """One of the caller's own windows in a charge, as headers tell of it."""
 
-    __slots__ = ("length", "limit_header", "place", "quota", "window")
+    __slots__ = ("cost", "length", "limit_header", "place", "quota", "window")
 
-    def __init__(self, place: int, window: Window) -> None:
+    def __init__(self, place: int, window: Window, cost: int) -> None:
         self.place = place
         """Index of the window among the counters of its charge."""
         self.window = window
+        # At least 1, and what is no number of units is not for a header to refuse.
+        self.cost = 1 if not cost > 1 else min(cost, MOST_UNITS)
+        """Units that one more request needs."""
         self.quota, self.length = window.quota, window.length
         self.limit_header = (b"x-ratelimit-limit", digits(window.quota))
 
 
 class Charge:
     """The limits that decide about a request, all together, and the cost that each window is charged.
+
+    That is one cost for all, but for windows of a metered unit: these are charged the request's estimate of
+    the unit. Where it has none nothing is charged, and one unit has to be left.
 
     Made once for a caller and a route, and used for every request. The caller's own counters come first,
     those that all callers share last.
@@ -145,27 +193,41 @@ class Charge:
         "address",
         "ahead",
         "allowances",
+        "base",
         "caller",
         "cost",
+        "costs",
         "currency",
+        "estimates",
         "is_held",
         "is_of_one",
+        "is_recorded",
         "last",
         "lease",
         "max_hold",
+        "meter_places",
+        "meters",
         "model",
         "prepared",
         "slots",
+        "unit_windows",
         "warn_amounts",
         "windows",
     )
 
     def __init__(
-        self, counters: Iterable[Counter], cost: int = 1, *, ahead: int = 0, lease: float = DEFAULT_LEASE
+        self,
+        counters: Iterable[Counter],
+        cost: int = 1,
+        *,
+        ahead: int = 0,
+        lease: float = DEFAULT_LEASE,
+        estimates: Units | None = None,
     ) -> None:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
         taken, at most an eighth of each window and `MAX_AHEAD`; they leave it a window's length after the end
-        of that time. `lease` is how many seconds the estimate of a charge without slots lasts.
+        of that time. `lease` is how many seconds the estimate of a charge without slots lasts. `estimates`
+        are of metered units; of one that is left out nothing is charged until it is settled.
         """
         self._counters: tuple[Counter, ...] | None = tuple(counters)
         self.model: Charge | None = None
@@ -190,16 +252,25 @@ class Charge:
         self.lease = min([limit.lease for limit in limits], default=lease)
         self.max_hold = min([limit.max_hold for limit in limits if limit.max_hold], default=None)
         self.allowances = tuple([each for each in self.counters if isinstance(each.limit, Allowance)])
-        self.is_held = bool(self.slots or self.allowances)
-        """Whether anything of it lasts until it is given back: slots, money."""
+        self.meters = meters_of(self.counters)
+        """Metered units among the limits."""
+        self.meter_places = meter_places(self.counters, self.meters) if self.meters else ()
+        """For each limit the number of its meter, from 1 on, or 0; empty where there is no meter."""
+        self.base: Charge | None = None
+        """The charge that this one was made from, by `with_estimates`; None for any other."""
+        self.costs: tuple[int, ...] | None = None
+        """What each limit is charged, in their order; None where it is `cost` for all."""
+        self.estimates: tuple[int, ...] = ()
+        """What each meter is charged."""
+        self._estimate(estimates or {})
+        self.is_recorded = bool(self.allowances or self.meters)
+        """Whether it leaves a record, by which it is settled."""
+        self.is_held = bool(self.slots or self.is_recorded)
+        """Whether anything of it lasts until it is given back: slots, money, estimates of units."""
         self.is_of_one = len({counter.partition for counter in self.counters}) <= 1
         """Whether all of it is counted under one partition, which is one node of a cluster."""
-        self.windows = [
-            HeaderWindow(place, counter.limit)
-            for place, counter in enumerate(self.counters)
-            if counter.owner == "caller" and isinstance(counter.limit, Window)
-        ]
-        """The caller's own windows."""
+        self.windows, self.unit_windows = self._header_windows()
+        """The caller's own windows of requests; and of each metered unit, by its name."""
         self.warn_amounts = [
             (place, math.ceil(Decimal(repr(counter.limit.warn_at)) * counter.limit.amount))
             for place, counter in enumerate(self.counters)
@@ -227,19 +298,71 @@ class Charge:
         made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
         made.is_of_one, made.windows, made.currency = self.is_of_one, self.windows, self.currency
         made.warn_amounts = self.warn_amounts
-        made.slots = made.allowances = ()
+        made.base, made.costs, made.estimates = None, self.costs, self.estimates
+        made.unit_windows, made.is_recorded = self.unit_windows, self.is_recorded
+        made.meter_places = self.meter_places
+        made.slots = made.allowances = made.meters = ()
         if self.slots:
             made.slots = tuple(
                 [ReservationKey(made.partition_of(held.partition), held.scope) for held in self.slots]
             )
         if self.allowances:
             made.allowances = tuple([each for each in made.counters if isinstance(each.limit, Allowance)])
+        if self.meters:
+            made.meters = tuple([Meter(made.partition_of(each[0]), *each[1:]) for each in self.meters])
         return made
+
+    def with_estimates(self, units: Units) -> "Charge":
+        """Make the same charge with other estimates of its metered units."""
+        made = self.for_caller(self.caller, self.address)
+        made._counters = self.counters  # noqa: SLF001 - its own
+        made.model, made.base = None, self
+        made.slots, made.allowances, made.meters = self.slots, self.allowances, self.meters
+        made._estimate(units)  # noqa: SLF001 - its own
+        made.windows, made.unit_windows = made._header_windows()  # noqa: SLF001 - its own
+        return made
+
+    def _estimate(self, units: Units) -> None:
+        """Charge meters these amounts."""
+        if self.meters:
+            self.estimates = tuple([units.get(meter.unit, 0) for meter in self.meters])
+            self.costs = tuple(
+                [self.estimates[number - 1] if number else self.cost for number in self.meter_places]
+            )
+
+    def _header_windows(self) -> "tuple[list[HeaderWindow], dict[str, list[HeaderWindow]]]":
+        windows, of_units = list[HeaderWindow](), dict[str, list[HeaderWindow]]()
+        for place, counter in enumerate(self.counters):
+            if counter.owner == "caller" and isinstance(counter.limit, Window):
+                unit = counter.limit.counts
+                kept = of_units.setdefault(unit, []) if counter.limit.is_metered else windows
+                kept.append(HeaderWindow(place, counter.limit, self.cost_at(place)))
+        return windows, of_units
+
+    @property
+    def units(self) -> dict[str, int]:
+        """The estimates by unit."""
+        return {meter.unit: cost for meter, cost in zip(self.meters, self.estimates, strict=True)}
+
+    @property
+    def too_small(self) -> Counter | None:
+        """A window that this charge never fits into, whatever was used; None where it may."""
+        for place, counter in enumerate(self.counters):
+            if isinstance(counter.limit, Window) and self.cost_at(place) > counter.limit.quota:
+                return counter
+        return None
+
+    def cost_at(self, place: int) -> int:
+        """Units that the window at this place is charged."""
+        return self.cost if self.costs is None else self.costs[place]
 
     @property
     def steps(self) -> list[int]:
         """By how much each limit's `Outcome.used` grows with one more charge of this kind."""
-        return [self.cost if isinstance(each.limit, Window) else 1 for each in self.counters]
+        return [
+            self.cost_at(place) if isinstance(each.limit, Window) else 1
+            for place, each in enumerate(self.counters)
+        ]
 
     @property
     def counters(self) -> tuple[Counter, ...]:
@@ -266,13 +389,11 @@ class Charge:
         return self.address if partition == self.model.address else partition
 
     def nearest_window(self, outcome: "Outcome") -> HeaderWindow | None:
-        """The caller's own window under which the fewest more of this charge fit; of equals the longer."""
-        best, fewest, cost = None, 0, self.cost
-        for window in self.windows:
-            left = (window.quota - outcome.used(window.place)) // cost
-            if best is None or left < fewest or (left == fewest and window.length > best.length):
-                best, fewest = window, left
-        return best
+        """The caller's own window under which the fewest more of this charge fit; of equals the longer.
+
+        Of windows that count requests; `nearest_of` tells it of others.
+        """
+        return nearest_of(self.windows, outcome)
 
     def nears_budget(self, outcome: "Outcome") -> bool:
         """Whether one of the budgets has reached its `warn_at`."""
@@ -287,10 +408,27 @@ class Charge:
 
     def hold(self, lease_id: bytes, price: int, now: int) -> Reservation:
         """What this charge holds once it is admitted at `now`; of a budget also where the price is 0."""
-        if not self.allowances:
+        if not self.is_recorded:
             return Reservation(lease_id, self.slots, (), self.lease) if self.slots else NO_RESERVATION
         periods = tuple([place_of(counter, now) for counter in self.allowances])
-        return Reservation(lease_id, self.slots, periods, self.lease, price, self.currency)
+        return self.recorded_hold(lease_id, periods, price)
+
+    def recorded_hold(self, lease_id: bytes, periods: tuple[ReservationKey, ...], price: int) -> Reservation:
+        """What this charge holds of slots, of these periods and of metered units."""
+        held = price if periods else 0
+        return Reservation(
+            lease_id, self.slots, periods, self.lease, held, self.currency, self.meters, self.estimates
+        )
+
+
+def nearest_of(windows: list[HeaderWindow], outcome: "Outcome") -> HeaderWindow | None:
+    """Find the window under which the fewest more charges fit; of equals the longer."""
+    best, fewest = None, 0
+    for window in windows:
+        left = (window.quota - outcome.used(window.place)) // window.cost
+        if best is None or left < fewest or (left == fewest and window.length > best.length):
+            best, fewest = window, left
+    return best
 
 
 def place_of(counter: Counter, now: int) -> ReservationKey:
@@ -474,6 +612,12 @@ class Holder(Protocol):
 
     async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+
+    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+        """Put what was used of metered units in place of their estimates. Idempotent.
+
+        Of a unit that was settled before the first amount stands, unless `replace` says otherwise.
+        """
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.

@@ -10,9 +10,9 @@ def amount_text(units: int, currency: str) -> str:
 
 
 def limit_text(limit: Limit) -> str:
-    """A limit in a few words: `60/minute`, `5 requests at once`, `25.00 USD a day`."""
+    """A limit in a few words: `60/minute`, `1000 tokens/minute`, `5 requests at once`, `25.00 USD a day`."""
     if isinstance(limit, Window):
-        return limit.text
+        return limit.name
     if isinstance(limit, Slots):
         return f"{limit.limit} {limit.unit}{'' if limit.limit == 1 else 's'} at once"
     return f"{amount_text(limit.amount, limit.currency)} a {_period(limit)}"

@@ -28,6 +28,9 @@ the same thousandth of the window share one entry, under the later time."""
 DEFAULT_LEASE = 30.0
 """Seconds after which a slot that nobody renews is free again, and an estimate given back."""
 
+REQUESTS = "requests"
+"""What a window counts unless it says otherwise: requests, by the cost of their route."""
+
 OnFailure = Literal["local", "allow", "deny"]
 """What decides while the backend is away: this process alone, nobody, or a refusal."""
 
@@ -39,6 +42,8 @@ class Window:
     quota: int
     multiple: int
     unit: str
+    counts: str = REQUESTS
+    """What it counts: `requests`, or a metered unit such as `tokens`, which requests estimate and settle."""
     seconds: int = field(init=False, compare=False)
     text: str = field(init=False, compare=False)
     """The rate in its shortest notation, such as `60/minute` or `5/2 seconds`."""
@@ -55,6 +60,19 @@ class Window:
         object.__setattr__(self, "granule", granule)
         length = self.unit if self.multiple == 1 else f"{self.multiple} {self.unit}s"
         object.__setattr__(self, "text", f"{self.quota}/{length}")
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether it counts a unit of which only the app knows how much a request uses."""
+        return self.counts != REQUESTS
+
+    @property
+    def name(self) -> str:
+        """The rate with the unit that it counts, where that is not requests: `100000 tokens/minute`."""
+        if not self.is_metered:
+            return self.text
+        quota, _, length = self.text.partition("/")
+        return f"{quota} {self.counts}/{length}"
 
     @property
     def phrase(self) -> str:

@@ -139,14 +139,15 @@ def outcome_of(decision: Decision) -> str:
 def limit_name(policy: Policy, refusal: Refusal) -> str:
     """What the limit that refused is called in figures: `60/minute`, `slots`, `daily`; "" for none.
 
-    A rate that a key has in place of its plan's is `own`: there may be as many of them as callers.
+    A rate or unit that a key has in place of its plan's is `own`: there may be as many of them as callers.
     """
     if refusal.limit is None:
         return ""
     counter = refusal.limit.counter
     if isinstance(counter.limit, Window):
         overrides = policy.identity.overrides
-        is_own = counter.scope == PLAN_SCOPE and overrides is not None and overrides.requests is not None
-        if is_own:
-            return "own"
+        if overrides is not None and counter.scope.startswith(PLAN_SCOPE):
+            own = overrides.units if counter.limit.is_metered else overrides.requests
+            if own is not None:
+                return "own"
     return refusal.limit.name

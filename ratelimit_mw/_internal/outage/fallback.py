@@ -124,14 +124,17 @@ class LocalPolicy:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
         counters = [self._at_share(charge, place, part) for place in range(len(charge.counters))]
-        local = Charge(counters, charge.cost, lease=charge.lease)
+        local = Charge(counters, charge.cost, lease=charge.lease, estimates=charge.units)
         with self.holds.lock:  # so that nobody forgets here what was admitted and is not yet owed
             outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
+            hold = outcome.hold
+            if hold.meters:  # as the shared books will know them
+                hold = hold.with_places(hold.slots, hold.periods, charge.meters, hold.estimates)
             if outcome.admitted and not only_look:
-                self.holds.add(charge, outcome.hold, price)
+                self.holds.add(charge, hold, price)
         limits = zip(charge.counters, local.counters, local.statuses(outcome), strict=True)
         statuses = [_as_real(*each) for each in limits]
-        return Outcome.from_statuses(outcome.admitted, outcome.now, statuses, outcome.hold)
+        return Outcome.from_statuses(outcome.admitted, outcome.now, statuses, hold)
 
     def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
         """Remember how the windows and budgets of `charge` stand by the shared books.

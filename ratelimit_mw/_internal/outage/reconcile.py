@@ -29,7 +29,8 @@ from ratelimit_mw._internal.model.charge import (
     place_of,
 )
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
-from ratelimit_mw._internal.outage.unsynced import ANY_COST, UnsyncedReservation, boundless
+from ratelimit_mw._internal.model.metered import Units
+from ratelimit_mw._internal.outage.unsynced import ANY_COST, UnsyncedReservation, boundless, of_requests
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
@@ -90,12 +91,16 @@ class OutageReconciler:
 
     def unsynced(self, counter: Counter) -> int:
         """Units that were admitted here under a window, and that the backend doesn't know of."""
-        return self._windows.get(counter, 0) + self._syncing.get(counter, 0)
+        units = self._windows.get(counter, 0) + self._syncing.get(counter, 0)
+        if isinstance(counter.limit, Window) and counter.limit.is_metered:
+            for unsynced in self._owed.values():
+                units += sum([used for window, used in unsynced.metered() if window == counter])
+        return units
 
     def add(self, charge: Charge, hold: Reservation, price: int) -> None:
         """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
         for counter in charge.counters:
-            if isinstance(counter.limit, Window):
+            if isinstance(counter.limit, Window) and not counter.limit.is_metered:
                 self._windows[counter] = self._windows.get(counter, 0) + charge.cost
         if hold.id:
             self._owed[hold.id] = UnsyncedReservation(charge, hold, price)
@@ -131,9 +136,11 @@ class OutageReconciler:
                 return self._shared.finish(hold, money)
             owed.is_slotless = owed.is_slotless or bool(hold.slots)
             if money is not EstimateAction.UNTOUCHED and not owed.is_ended:
-                owed.is_ended = True
+                owed.is_ended, owed.is_failed = True, money is EstimateAction.GIVE_BACK
                 if money is EstimateAction.GIVE_BACK and not owed.is_settled:
                     owed.price = 0
+                if not owed.is_synced:
+                    self._count_units(owed)
             if owed.is_over:
                 del self._owed[hold.id]
                 self._forget(owed)
@@ -152,6 +159,28 @@ class OutageReconciler:
             if is_synced:  # by another thread meanwhile, which may not have seen this
                 return await self._shared.settle(hold, amount, replace=replace)
         return met
+
+    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+        """Put what was used of metered units in place of their estimates. Idempotent."""
+        owed = self._owed.get(hold.id)
+        if owed is None:
+            return await self._shared.settle_units(hold, units, replace=replace)
+        met = await self._books.settle_units(hold, units, replace=replace)
+        with self.lock:
+            for unit, used in units.items():
+                if replace or unit not in owed.units:
+                    owed.units[unit] = used
+            is_synced = self._owed.get(hold.id) is not owed
+        if is_synced:  # by another thread meanwhile, which may not have seen this
+            return await self._shared.settle_units(hold, units, replace=replace)
+        return met
+
+    def _count_units(self, owed: UnsyncedReservation) -> None:
+        """Count what an ended request has used like units that were admitted: nothing changes it any more."""
+        for counter, used in owed.metered():
+            if used:
+                self._windows[counter] = self._windows.get(counter, 0) + used
+        owed.is_metered_out = True
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
@@ -269,7 +298,8 @@ class OutageReconciler:
                 self._syncing[counter] = counted
         if counted:
             try:
-                outcome = await self._shared.acquire(Charge([boundless(counter)], counted), NO_LEASE_ID)
+                charge = Charge([of_requests(boundless(counter))], counted)
+                outcome = await self._shared.acquire(charge, NO_LEASE_ID)
             except (BackendError, asyncio.CancelledError) as failure:
                 with self.lock:
                     self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
@@ -289,7 +319,7 @@ class OutageReconciler:
         lease_id = owed.hold.id
         if self._owed.get(lease_id) is not owed:
             return True
-        charge = Charge(self._counters_of(owed), lease=owed.hold.lease)
+        charge = Charge(self._counters_of(owed), lease=owed.hold.lease, estimates=owed.charge.units)
         if charge.counters:
             price, slotless = owed.price, owed.is_slotless
             owed.is_synced = True
@@ -314,11 +344,13 @@ class OutageReconciler:
         try:
             if owed.is_settled:
                 await self._shared.settle(hold, owed.price)
-            elif owed.is_kept:
+            if owed.units and hold.meters:
+                await self._shared.settle_units(hold, owed.units)
+            if owed.is_kept:
                 await self._shared.keep(hold)
             if owed.is_ended:
                 await self._shared.finish(
-                    hold, EstimateAction.KEEP if owed.price else EstimateAction.GIVE_BACK
+                    hold, EstimateAction.GIVE_BACK if owed.is_failed else EstimateAction.KEEP
                 )
             elif slots_are_over:
                 await self._shared.finish(hold, EstimateAction.UNTOUCHED)
@@ -337,6 +369,7 @@ class OutageReconciler:
             for counter in owed.charge.counters
             if (isinstance(counter.limit, Slots) and not owed.is_slotless)
             or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
+            or (isinstance(counter.limit, Window) and counter.limit.is_metered and not owed.is_metered_out)
         ]
 
     def _forget(self, owed: UnsyncedReservation) -> None:

@@ -1,13 +1,14 @@
 """Reservations of this process alone, until the backend knows of them."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 from ratelimit_mw._internal.model.charge import (
     Charge,
     Counter,
     Reservation,
 )
-from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.limits import REQUESTS, Slots, Window
 
 ANY_COST = 2**32 - 1
 
@@ -31,12 +32,41 @@ class UnsyncedReservation:
     """Whether it was detached, so that its estimate lasts."""
     is_synced: bool = False
     """Whether the backend was told of it, as far as one can know."""
+    is_failed: bool = False
+    """Whether its request failed, so that what it has not settled is given back."""
+    units: dict[str, int] = field(default_factory=dict)
+    """What it has used of metered units, as far as it has settled that."""
+    is_metered_out: bool = False
+    """Whether all of its units are known, and counted as units that were admitted."""
 
     @property
     def is_over(self) -> bool:
         """Whether nothing is left of it that the backend should know."""
         slots_gone = self.is_slotless or not self.hold.slots
-        return slots_gone and (not self.hold.periods or (self.is_ended and not self.price))
+        money_gone = not self.hold.periods or (self.is_ended and not self.price)
+        return slots_gone and money_gone and (self.is_metered_out or not self.hold.meters)
+
+    def counted(self, unit: str) -> int:
+        """What it counts of a metered unit."""
+        if unit in self.units:
+            return self.units[unit]
+        return 0 if self.is_failed else self.charge.units[unit]
+
+    def metered(self) -> Iterator[tuple[Counter, int]]:
+        """The windows that count its metered units, and what it counts in each."""
+        for counter in self.charge.counters if self.hold.meters and not self.is_metered_out else ():
+            if isinstance(counter.limit, Window) and counter.limit.is_metered:
+                yield counter, self.counted(counter.limit.counts)
+
+
+def of_requests(counter: Counter) -> Counter:
+    """The same window as one that is charged a cost and settles nothing."""
+    limit = counter.limit
+    if not isinstance(limit, Window) or not limit.is_metered:
+        return counter
+    plain = replace(limit, counts=REQUESTS)
+    object.__setattr__(plain, "granule", limit.granule)  # new, and as exact as what it stands for
+    return replace(counter, limit=plain)
 
 
 def boundless(counter: Counter) -> Counter:

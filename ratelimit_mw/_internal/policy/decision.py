@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.model.charge import Charge, Counter, Outcome, ReservationKey, place_of
-from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.limits import REQUESTS, SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.policy import Policy
@@ -29,10 +29,10 @@ class LimitStatus(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the limit, as figures call it: `60/minute`, `slots`, `daily`, `monthly`."""
+        """Name of the limit, as figures call it: `60/minute`, `9 tokens/minute`, `slots`, `daily`."""
         limit = self.counter.limit
         if isinstance(limit, Window):
-            return limit.text
+            return limit.name
         return "slots" if isinstance(limit, Slots) else limit.period
 
     @property
@@ -127,6 +127,8 @@ class Decision(NamedTuple):
     """Whether a refusal is only reported, and the request let through."""
     policy: Literal["shared", "local", "allow", "deny"] = "shared"
     """Decider: the backend (`shared`), or the settings' `on_failure` while the backend is away."""
+    costs: tuple[int, ...] | None = None
+    """Units that the request needs of each of `limits`; None where that is `cost` of every window."""
 
     @property
     def limit(self) -> int | None:
@@ -151,24 +153,44 @@ class Decision(NamedTuple):
         """Seconds until a refused request may succeed; None for an admission, or where waiting is no use."""
         return None if self.refusal is None else self.refusal.retry_after
 
-    def windows(self) -> Iterator[tuple[Window, WindowStatus]]:
-        """The caller's own windows, those of the plan first."""
+    def cost_of(self, limit_status: LimitStatus) -> int:
+        """Units that the request needs of the window of one of `limits`."""
+        if self.costs is None:
+            return self.cost
+        return next(cost for each, cost in zip(self.limits, self.costs, strict=True) if each is limit_status)
+
+    def windows(self, unit: str = REQUESTS) -> Iterator[tuple[Window, WindowStatus]]:
+        """The caller's own windows that count requests, or a metered unit, those of the plan first."""
+        for limit, status, _ in self._windows_of(unit):
+            yield limit, status
+
+    def _windows_of(self, unit: str) -> Iterator[tuple[Window, WindowStatus, int]]:
+        """The caller's own windows that count a unit, and what the request needs of each."""
         for limit_status in self.limits:
             window = limit_status.window
-            if window is not None and limit_status.counter.owner == "caller":
-                yield window
+            if window is not None and limit_status.counter.owner == "caller" and window[0].counts == unit:
+                yield *window, self.cost_of(limit_status)
 
-    def nearest(self) -> tuple[Window, WindowStatus] | None:
+    def units(self) -> list[str]:
+        """Metered units that the caller's own windows count, in their order."""
+        windows = [each.window for each in self.limits if each.counter.owner == "caller"]
+        counted = [window[0].counts for window in windows if window is not None]
+        return [unit for unit in dict.fromkeys(counted) if unit != REQUESTS]
+
+    def nearest(self, unit: str = REQUESTS) -> tuple[Window, WindowStatus] | None:
         """The caller's own window that `X-RateLimit-*` describe; None where there is none.
 
         That is the one that refused, or else the one under which the fewest more requests of this cost fit;
-        of equals the longer.
+        of equals the longer. Of a metered `unit` it is that of `X-RateLimit-*-Unit`.
         """
         if self.refusal is not None and self.refusal.reason == "rate" and self.refusal.limit is not None:
             window = self.refusal.limit.window
-            if window is not None and self.refusal.limit.counter.owner == "caller":
+            is_own = self.refusal.limit.counter.owner == "caller"
+            if window is not None and is_own and window[0].counts == unit:
                 return window
-        return min(self.windows(), key=lambda each: _left(each[0], each[1].used, self.cost), default=None)
+        windows = self._windows_of(unit)
+        nearest = min(windows, key=lambda each: _left(each[0], each[1].used, each[2]), default=None)
+        return None if nearest is None else nearest[:2]
 
     def warnings(self) -> Iterator[NearBudget]:
         """The budgets that have reached their `warn_at`."""
@@ -203,13 +225,15 @@ def decision_of(
 ) -> Decision:
     """What a backend's answer means under a policy; `never` is a limit that can't ever admit the request."""
     limit_statuses = tuple(map(_limit_status, zip(charge.counters, charge.statuses(outcome), strict=True)))
+    costs = None if charge.costs is None else tuple([max(cost, 1) for cost in charge.costs])
     refusal = None
     if never is not None:
         refusal = Refusal("cost", next(s for s in limit_statuses if s.counter == never), None)
     elif not outcome.admitted:
         refusal = refusal_of(limit_statuses, price, outcome.now)
     allowed = refusal is None or policy.shadow
-    return Decision(allowed, outcome.now, charge.cost, price, limit_statuses, refusal, policy.shadow, by)
+    now = outcome.now
+    return Decision(allowed, now, charge.cost, price, limit_statuses, refusal, policy.shadow, by, costs)
 
 
 _limit_status = partial(tuple.__new__, LimitStatus)  # one for each limit of a request: no Python in between

@@ -194,7 +194,8 @@ def _listed(key: KeySettings, settings: Settings) -> Identity:
         partition = account_partition(key.account)
     else:
         partition = key_partition(key.hash)
-    own = key.requests is not None or key.concurrent is not None or key.spending is not None
+    limits = (key.requests, key.units, key.concurrent, key.spending)
+    own = any(each is not None for each in limits)
     return Identity(partition, key.plan, key.hash, key.account, overrides=key if own else None)
 
 

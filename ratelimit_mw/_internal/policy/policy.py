@@ -2,8 +2,8 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
 from ratelimit_mw._internal.model.charge import Charge, Counter
@@ -196,7 +196,7 @@ class Policies:
         # Who is counted by address alone has one partition for both kinds of limit.
         caller = _ADDRESS if identity.partition == address else _CALLER
         own = identity.overrides
-        limits = own and (own.requests, own.concurrent, own.spending)
+        limits = own and (own.requests, own.concurrent, own.spending, _frozen(own.units))
         key = (identity.plan, index, cost, caller, not address, limits)
         model = self._models.get(key)
         if model is None:
@@ -217,12 +217,14 @@ class Policies:
         cost = rule.cost if cost is None else cost
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
-        charge = Charge((c for c in counters if not isinstance(c.limit, Allowance)), cost)
         lease = plan.concurrent.lease if plan.concurrent is not None else DEFAULT_LEASE
-        priced = charge if plan.spending is None else Charge(counters, cost, lease=lease)
+        unpriced = [c for c in counters if not isinstance(c.limit, Allowance)]
+        charge = Charge(unpriced, cost, lease=lease, estimates=rule.units)
+        priced = charge
+        if plan.spending is not None:
+            priced = Charge(counters, cost, lease=lease, estimates=rule.units)
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
         ahead = plan.prefetch and price is None and is_taken_ahead(charge)
-        too_small = next((c for c in counters if isinstance(c.limit, Window) and cost > c.limit.quota), None)
         return Policy(
             identity=identity,
             route=route,
@@ -230,7 +232,7 @@ class Policies:
             priced_charge=priced,
             price=price,
             currency=currency,
-            too_small=too_small,
+            too_small=charge.too_small,
             on_failure=on_failure,
             # Money first: what is said of it means every priced request.
             on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
@@ -246,6 +248,7 @@ class Policies:
         if plan.spending is not None:
             limits += plan.spending.budget.allowances
         yield from (Counter(caller, PLAN_SCOPE, limit) for limit in limits)
+        yield from unit_counters(caller, PLAN_SCOPE, plan.units)
         yield from (Counter(caller, scope, window) for window in rule.requests)
         if identity.address is not None:
             address = address_partition(identity.address)
@@ -253,6 +256,7 @@ class Policies:
         yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
         limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
         yield from (Counter("app", "app", limit, "everyone") for limit in limits)
+        yield from unit_counters("app", "app", settings.application.units, "everyone")
 
 
 def _make_room(policies: dict[Any, Policy]) -> None:
@@ -286,6 +290,21 @@ def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:
     return (slots,) if slots is not None and rule.slot else ()
 
 
+def unit_counters(
+    partition: str,
+    scope: str,
+    units: Mapping[str, tuple[Window, ...]],
+    owner: Literal["caller", "everyone"] = "caller",
+) -> Iterator[Counter]:
+    """The counters of metered units, each unit in a scope of its own."""
+    for unit, windows in units.items():
+        yield from (Counter(partition, f"{scope}:{unit}", window, owner) for window in windows)
+
+
+def _frozen(units: Mapping[str, tuple[Window, ...]] | None) -> tuple[object, ...] | None:
+    return None if units is None else tuple(units.items())
+
+
 def route_scope(route: RouteSettings) -> str:
     """Where a route's own limits are counted: by its path and methods, not by its place in the file."""
     methods = "*" if route.methods is None else ",".join(sorted(route.methods))
@@ -299,7 +318,7 @@ def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
         return plan
     own = {
         name: value
-        for name in ("requests", "concurrent", "spending")
+        for name in ("requests", "units", "concurrent", "spending")
         if (value := getattr(key, name)) is not None
     }
     return plan.model_copy(update=own)

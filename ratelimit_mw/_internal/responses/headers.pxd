@@ -8,9 +8,12 @@ ctypedef long long i64
 cdef class HeaderWriter:
     cdef bint _classic, _ietf
     cdef readonly bint is_plain, is_unix, tells_moments
-    @cython.locals(outcome=Outcome, charge=Charge, window=HeaderWindow, left=i64)
+    @cython.locals(outcome=Outcome, charge=Charge, window=HeaderWindow)
     cpdef list of_lease(self, Lease lease)
     cpdef i64 reset(self, i64 now, i64 reset_after) except? -1
+    cdef list _with_units(self, Charge charge, Outcome outcome, HeaderWindow window)
+    @cython.locals(left=i64)
+    cdef list _figures(self, HeaderWindow window, Outcome outcome)
     cdef list _x_ratelimit(self, tuple limit, i64 left, i64 now, i64 reset_after)
 
 @cython.locals(headers=list, first=int)

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.model.charge import Charge, HeaderWindow, Outcome, nearest_of
+from ratelimit_mw._internal.model.limits import REQUESTS
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.runtime.leaf import digits
@@ -36,12 +38,14 @@ class HeaderWriter:
     def __call__(self, decision: Decision) -> RawHeaders:
         """The headers of any response to this request; none where nothing is known."""
         headers: RawHeaders = []
-        nearest = decision.nearest() if self._classic else None
-        if nearest is not None:
-            window, status = nearest
-            left = window.quota - status.used
-            limit = (b"x-ratelimit-limit", digits(window.quota))
-            headers += self._x_ratelimit(limit, left, decision.now_us, status.reset_after_us)
+        for unit in (REQUESTS, *decision.units()) if self._classic else ():
+            nearest = decision.nearest(unit)
+            if nearest is not None:
+                window, status = nearest
+                left, reset_after = window.quota - status.used, status.reset_after_us
+                limit = (b"x-ratelimit-limit", digits(window.quota))
+                figures = self._x_ratelimit(limit, left, decision.now_us, reset_after)
+                headers += figures if unit == REQUESTS else _of_unit(figures, unit)
         if self._ietf:
             headers += _ietf_items(decision)
         headers += self._spending(decision)
@@ -58,8 +62,20 @@ class HeaderWriter:
         if charge.warn_amounts and charge.nears_budget(outcome):
             return self(lease.decision)
         window = charge.nearest_window(outcome)
-        if window is None:
-            return []
+        if charge.unit_windows:
+            return self._with_units(charge, outcome, window)
+        return [] if window is None else self._figures(window, outcome)
+
+    def _with_units(self, charge: Charge, outcome: Outcome, window: HeaderWindow | None) -> RawHeaders:
+        """The headers of an admitted request of a plan with metered units."""
+        headers: RawHeaders = [] if window is None else self._figures(window, outcome)
+        for unit, windows in charge.unit_windows.items():
+            window = nearest_of(windows, outcome)
+            if window is not None:
+                headers += _of_unit(self._figures(window, outcome), unit)
+        return headers
+
+    def _figures(self, window: HeaderWindow, outcome: Outcome) -> RawHeaders:
         left = window.quota - outcome.used(window.place)
         return self._x_ratelimit(window.limit_header, left, outcome.now, outcome.reset_after(window.place))
 
@@ -100,15 +116,29 @@ def add_headers(present: Iterable[tuple[bytes, bytes]], ours: RawHeaders) -> Raw
     return headers + ours
 
 
+def _of_unit(figures: RawHeaders, unit: str) -> RawHeaders:
+    """The same headers as of a metered unit: `X-RateLimit-Limit-Tokens`."""
+    return [(b"%b-%b" % (name, unit.encode()), value) for name, value in figures]
+
+
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
     """`RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, an item a limit."""
-    windows = list(decision.windows())
+    windows = [(window.text, window, status) for window, status in decision.windows()]
+    names = {name for name, _, _ in windows}
+    for unit in decision.units():
+        for window, status in decision.windows(unit):
+            windows.append((window.name if window.text in names else window.text, window, status))
+            names.add(window.text)
     if not windows:
         return
-    policies = ", ".join(f'"{window.text}";q={window.quota};w={window.seconds}' for window, _ in windows)
+    policies = ", ".join(
+        f'"{name}";q={window.quota};w={window.seconds}'
+        + (f';qu="{window.counts}"' if window.is_metered else "")
+        for name, window, _ in windows
+    )
     limits = ", ".join(
-        f'"{window.text}";r={max(window.quota - status.used, 0)};t={_seconds(status.reset_after_us)}'
-        for window, status in windows
+        f'"{name}";r={max(window.quota - status.used, 0)};t={_seconds(status.reset_after_us)}'
+        for name, window, status in windows
     )
     yield b"ratelimit-policy", policies.encode()
     yield b"ratelimit", limits.encode()

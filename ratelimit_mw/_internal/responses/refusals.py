@@ -119,7 +119,8 @@ class RefusalWriter:
             return None
         window, status = limit_status.window
         reset = self._headers.reset(decision.now_us, status.reset_after_us)
-        return (window, *_violated(decision), status.used, reset, decision.cost, _whole_seconds(wait))
+        cost = decision.cost_of(limit_status)
+        return (window, *_violated(decision), status.used, reset, cost, _whole_seconds(wait))
 
     def unidentified(self, error: IdentityError) -> Response:
         """An answer to who doesn't say clearly who is calling."""
@@ -204,7 +205,7 @@ def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> di
         details = {"retry_after": _whole_seconds(refusal.retry_after_us or 0)}
         return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
     if limit_status.window is not None:
-        return _rate(decision, *limit_status.window, headers)
+        return _rate(decision, limit_status, *limit_status.window, headers)
     if limit_status.slots is not None:
         return _concurrency(*limit_status.slots)
     if limit_status.budget is not None:
@@ -213,8 +214,10 @@ def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> di
     raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
-def _rate(decision: Decision, window: Window, status: WindowStatus, headers: HeaderWriter) -> dict[str, Any]:
-    used = status.used
+def _rate(
+    decision: Decision, standing: LimitStatus, window: Window, status: WindowStatus, headers: HeaderWriter
+) -> dict[str, Any]:
+    used, cost = status.used, decision.cost_of(standing)
     details: dict[str, Any] = {
         "policy": window.text,
         "limit": window.quota,
@@ -222,10 +225,12 @@ def _rate(decision: Decision, window: Window, status: WindowStatus, headers: Hea
         "window": window.seconds,
         "reset": headers.reset(decision.now_us, status.reset_after_us),
     }
-    message = f"Rate limit exceeded. {used}/{window.quota} requests used in {window.phrase}"
-    if decision.cost > 1:
-        details["cost"] = decision.cost
-        message += f"; this request needs {decision.cost}"
+    if window.is_metered:
+        details["unit"] = window.counts
+    message = f"Rate limit exceeded. {used}/{window.quota} {window.counts} used in {window.phrase}"
+    if cost > 1:
+        details["cost"] = cost
+        message += f"; this request needs {cost}"
     return _error("rate_limit_error", "RATE_LIMIT_EXCEEDED", f"{message}.", details)
 
 
@@ -265,17 +270,21 @@ def _spending(
 def _too_large(decision: Decision, limit_status: LimitStatus) -> dict[str, Any]:
     """A request that no waiting helps. What everyone shares is not told."""
     limit, details = limit_status.counter.limit, dict[str, Any]()
+    cost = decision.cost_of(limit_status)
+    unit = limit.counts if isinstance(limit, Window) and limit.is_metered else "units"
     if isinstance(limit, Allowance):
         price = format_amount(decision.price_micros, limit.currency)
         amount = format_amount(limit.amount, limit.currency)
         details = {"period": limit.period, "limit": amount, "currency": limit.currency, "price": price}
         message = f"This request needs {price} {limit.currency}; the {limit.period} limit is {amount}."
     elif isinstance(limit, Window) and limit_status.counter.owner != "everyone":
-        details = {"policy": limit.text, "limit": limit.quota, "window": limit.seconds, "cost": decision.cost}
-        message = f"This request needs {decision.cost} units; the limit is {limit.quota} in {limit.phrase}."
+        details = {"policy": limit.text, "limit": limit.quota, "window": limit.seconds, "cost": cost}
+        if limit.is_metered:
+            details["unit"] = limit.counts
+        message = f"This request needs {cost} {unit}; the limit is {limit.quota} in {limit.phrase}."
     else:
-        details = {"cost": decision.cost}
-        message = f"This request needs {decision.cost} units, more than are ever granted at once."
+        details = {"cost": cost}
+        message = f"This request needs {cost} {unit}, more than are ever granted at once."
     return _error("rate_limit_error", "COST_EXCEEDS_LIMIT", message, details)
 
 

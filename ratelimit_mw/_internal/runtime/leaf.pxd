@@ -15,6 +15,8 @@ cdef class Entries:
     cpdef i64 last_time(self) except? -1
     cpdef i64 time_of_sum(self, i64 cost) except? -1
     cpdef int cap_times(self, i64 latest) except -1
+    cpdef i64 take(self, i64 since, i64 until, i64 cost) except? -1
+    cpdef int drop_empty(self) except -1
     cpdef i64 drop_until(self, i64 time) except? -1
     cpdef int clear(self) except -1
     cdef int _check(self) except -1

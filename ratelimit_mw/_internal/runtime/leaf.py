@@ -60,11 +60,40 @@ class Entries:
         for at in range(self._head, len(numbers), 2):
             numbers[at] = min(numbers[at], latest)
 
+    def take(self, since: int, until: int, cost: int) -> int:
+        """Take up to `cost` off the first pair from `since` on, and return how much that was.
+
+        Nothing where that pair is later than `until`.
+        """
+        numbers, low, high = self._numbers, self._head // 2, len(self._numbers) // 2
+        while low < high:
+            middle = (low + high) // 2
+            if numbers[2 * middle] < since:
+                low = middle + 1
+            else:
+                high = middle
+        if 2 * low == len(numbers) or numbers[2 * low] > until:
+            return 0
+        taken = min(cost, numbers[2 * low + 1])
+        numbers[2 * low + 1] -= taken
+        return taken
+
+    def drop_empty(self) -> None:
+        """Remove the pairs that have no cost."""
+        numbers, kept = self._numbers, array("q")
+        for at in range(self._head, len(numbers), 2):
+            if numbers[at + 1]:
+                kept.extend(numbers[at : at + 2])
+        self._numbers, self._head = kept, 0
+
     def drop_until(self, time: int) -> int:
-        """Remove the pairs at the front up to this time, and return the sum of their costs."""
+        """Remove the pairs at the front up to this time, and return the sum of their costs.
+
+        Pairs behind them that have no cost go as well.
+        """
         numbers, head, end = self._numbers, self._head, len(self._numbers)
         cost = 0
-        while head < end and numbers[head] <= time:
+        while head < end and (numbers[head] <= time or not numbers[head + 1]):
             cost += numbers[head + 1]
             head += 2
         if head > 64 and head * 2 > end:

@@ -68,11 +68,43 @@ cdef class Entries:
                 self._pairs[at].time = latest
         return 0
 
+    cpdef i64 take(self, i64 since, i64 until, i64 cost) except? -1:
+        """Take up to `cost` off the first pair from `since` on, and return how much that was.
+
+        Nothing where that pair is later than `until`.
+        """
+        cdef Py_ssize_t low = self._head, high = self._end, middle
+        while low < high:
+            middle = low + (high - low) // 2
+            if self._pairs[middle].time < since:
+                low = middle + 1
+            else:
+                high = middle
+        if low == self._end or self._pairs[low].time > until:
+            return 0
+        if cost > self._pairs[low].cost:
+            cost = self._pairs[low].cost
+        self._pairs[low].cost -= cost
+        return cost
+
+    cpdef int drop_empty(self) except -1:
+        """Remove the pairs that have no cost."""
+        cdef Py_ssize_t at, kept = 0
+        for at in range(self._head, self._end):
+            if self._pairs[at].cost:
+                self._pairs[kept] = self._pairs[at]
+                kept += 1
+        self._head, self._end = 0, kept
+        return 0
+
     cpdef i64 drop_until(self, i64 time) except? -1:
-        """Remove the pairs at the front up to this time, and return the sum of their costs."""
+        """Remove the pairs at the front up to this time, and return the sum of their costs.
+
+        Pairs behind them that have no cost go as well.
+        """
         cdef Py_ssize_t head = self._head
         cdef i64 cost = 0
-        while head < self._end and self._pairs[head].time <= time:
+        while head < self._end and (self._pairs[head].time <= time or self._pairs[head].cost == 0):
             cost += self._pairs[head].cost
             head += 1
         if head > 32 and head * 2 > self._end:

@@ -143,7 +143,7 @@ def _check_sharing_key(index: int, key: KeySettings) -> Iterator[SettingsProblem
     share = f'plan {shown(key.plan)} has share = "account"'
     if key.account is None:
         yield _problem(index, "account", "is missing", f"the key's account, since {share}")
-    for name in ("requests", "concurrent", "spending"):
+    for name in ("requests", "units", "concurrent", "spending"):
         if getattr(key, name) is not None:
             yield _problem(index, name, f"{share}, whose keys have no limits of their own")
 

@@ -88,6 +88,13 @@ class Settings(BaseSettings):
         """
         return self._file
 
+    @property
+    def units(self) -> frozenset[str]:
+        """Names of all metered units that anything here limits."""
+        limited = [self.application.units, *[plan.units for plan in self.plans.values()]]
+        limited += [key.units for key in self.keys if key.units is not None]
+        return frozenset([unit for units in limited for unit in units])
+
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy, with some values replaced; it is then no longer what its file says."""
         copy = super().model_copy(update=update, deep=deep)

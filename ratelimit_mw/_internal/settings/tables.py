@@ -20,6 +20,7 @@ from ratelimit_mw._internal.settings.limits import (
     money_text,
     parse_amount_of,
 )
+from ratelimit_mw._internal.settings.units import Estimates, UnitRates
 from ratelimit_mw._internal.settings.url import BackendURL, SecretURL, may_use_tls, options_of
 from ratelimit_mw._internal.settings.url_options import check_tls, kind_of_url
 from ratelimit_mw._internal.settings.values import (
@@ -195,6 +196,8 @@ class ApplicationSettings(Table):
     """Rates for all callers together. Default: none."""
     concurrent: Concurrent | None = None
     """Slots for all callers together. Default: none."""
+    units: UnitRates = Field(default_factory=dict)
+    """Rates of metered units, such as tokens, for all callers together. Default: none."""
 
 
 class SpendingSettings(Table):
@@ -248,6 +251,8 @@ class PlanSettings(Table):
 
     requests: Rates = ()
     """Rates. Default: none."""
+    units: UnitRates = Field(default_factory=dict)
+    """Rates of metered units, such as tokens, by the unit's name. Default: none."""
     concurrent: Concurrent | None = None
     """Slots. Default: none."""
     shadow: bool | None = None
@@ -283,6 +288,8 @@ class KeySettings(Table):
     """Text that is shown beside the key's name. Default: none."""
     requests: Rates | None = None
     """Rates in place of the plan's. Default: the plan's."""
+    units: UnitRates | None = None
+    """Rates of metered units in place of all of the plan's. Default: the plan's."""
     concurrent: Concurrent | None = None
     """Slots in place of the plan's. Default: the plan's."""
     spending: SpendingSettings | None = None
@@ -302,6 +309,8 @@ class RouteSettings(Table):
     """Units of rate that a request uses. Default: 1."""
     price: Price | None = None
     """Estimate of what a request spends, as a decimal string, charged until settled. Default: none."""
+    units: Estimates = Field(default_factory=dict)
+    """Estimate of what a request uses of metered units, charged until settled. Default: none."""
     slot: bool = True
     """Whether a request takes a slot. Default: true."""
     requests: Rates = ()
@@ -317,8 +326,10 @@ class RouteSettings(Table):
     def _exempt_has_no_limits(self) -> Self:
         if not self.exempt:
             return self
-        names = ("cost", "price", "requests", "total")
-        written = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        names = ("cost", "price", "units", "requests", "total")
+        fields = type(self).model_fields
+        defaults = {name: fields[name].get_default(call_default_factory=True) for name in names}
+        written = [name for name in names if getattr(self, name) != defaults[name]]
         if written:
             raise faults(((name,), fault("an exempt route has no limits")) for name in written)
         return self

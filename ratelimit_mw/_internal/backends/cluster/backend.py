@@ -29,6 +29,7 @@ from ratelimit_mw._internal.model.charge import (
     ReservationKey,
     Settlement,
 )
+from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers
 
@@ -105,7 +106,10 @@ class ClusterBackend:
         rest = await self._stand(steps[len(outcomes) :], price, deadline - loop.time())
         statuses = _statuses(steps, [*outcomes, *rest])
         for place in range(len(admitted)):
-            statuses[place] = [_without(status, charge.cost, price) for status in statuses[place]]
+            step = steps[place].charge
+            statuses[place] = [
+                _without(status, step.cost_at(at), price) for at, status in enumerate(statuses[place])
+            ]
         in_order = _in_order(charge, steps, statuses)
         return Outcome.from_statuses(False, outcomes[0].now, in_order, NO_RESERVATION)
 
@@ -146,7 +150,7 @@ class ClusterBackend:
         for place, (hold, lease) in enumerate(renewals):
             for part in _parts_of(hold):
                 if part.slots or part.has_estimate:
-                    partition = (*part.slots, *part.periods)[0].partition
+                    partition = _partitions_of(part)[0]
                     parts.setdefault(partition, []).append((place, part, lease))
         sent = []
         for found in parts.values():
@@ -172,9 +176,13 @@ class ClusterBackend:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         parts = [part for part in _parts_of(hold) if part.periods]
         met = await _all([self._partitions.settle(part, amount, replace=replace) for part in parts])
-        return next(
-            (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
-        )
+        return _met_by_all(met)
+
+    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+        """Put what was used of metered units in place of their estimates. Idempotent."""
+        parts = [part for part in _parts_of(hold) if any(meter.unit in units for meter in part.meters)]
+        met = await _all([self._partitions.settle_units(part, units, replace=replace) for part in parts])
+        return _met_by_all(met)
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
@@ -278,7 +286,13 @@ def _steps_of(charge: Charge) -> Sequence[_Step]:
         places.setdefault(counter.partition, []).append(place)
     steps = _Steps(
         _Step(
-            Charge([charge.counters[place] for place in found], charge.cost, lease=charge.lease), tuple(found)
+            Charge(
+                [charge.counters[place] for place in found],
+                charge.cost,
+                lease=charge.lease,
+                estimates=charge.units,
+            ),
+            tuple(found),
         )
         for found in places.values()
     )
@@ -289,12 +303,15 @@ def _steps_of(charge: Charge) -> Sequence[_Step]:
 def _admission(
     charge: Charge, lease_id: bytes, price: int, steps: Sequence[_Step], outcomes: Sequence[Outcome]
 ) -> Outcome:
-    slots = tuple(held for outcome in outcomes for held in outcome.hold.slots)
-    periods = tuple(held for outcome in outcomes for held in outcome.hold.periods)
+    holds = [outcome.hold for outcome in outcomes]
+    slots = tuple(held for hold in holds for held in hold.slots)
+    periods = tuple(held for hold in holds for held in hold.periods)
+    meters = tuple(meter for hold in holds for meter in hold.meters)
+    estimates = tuple(estimate for hold in holds for estimate in hold.estimates)
     hold = NO_RESERVATION
-    if slots or periods:
+    if slots or periods or meters:
         priced = price if periods else 0
-        hold = Reservation(lease_id, slots, periods, charge.lease, priced, charge.currency)
+        hold = Reservation(lease_id, slots, periods, charge.lease, priced, charge.currency, meters, estimates)
     statuses = _in_order(charge, steps, _statuses(steps, outcomes))
     return Outcome.from_statuses(True, outcomes[0].now, statuses, hold)
 
@@ -326,12 +343,34 @@ def _without(status: Status, cost: int, price: int) -> Status:
 
 def _parts_of(hold: Reservation) -> list[Reservation]:
     """A hold for each partition that it lies in."""
-    partitions = dict.fromkeys([held.partition for held in hold.slots or hold.periods])
-    if hold.slots and hold.periods:
-        partitions |= dict.fromkeys([held.partition for held in hold.periods])
+    partitions = _partitions_of(hold)
     if len(partitions) <= 1:
         return [hold]
-    return [hold.with_places(_of(hold.slots, each), _of(hold.periods, each)) for each in partitions]
+    return [_part_of(hold, each) for each in partitions]
+
+
+def _partitions_of(hold: Reservation) -> list[str]:
+    partitions = [held.partition for held in (*hold.slots, *hold.periods)]
+    return list(dict.fromkeys([*partitions, *[meter.partition for meter in hold.meters]]))
+
+
+def _part_of(hold: Reservation, partition: str) -> Reservation:
+    metered = [
+        each for each in zip(hold.meters, hold.estimates, strict=True) if each[0].partition == partition
+    ]
+    return hold.with_places(
+        _of(hold.slots, partition),
+        _of(hold.periods, partition),
+        tuple([meter for meter, _ in metered]),
+        tuple([estimate for _, estimate in metered]),
+    )
+
+
+def _met_by_all(met: Sequence[Settlement]) -> Settlement:
+    """What a settle has met, of what its parts have."""
+    return next(
+        (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
+    )
 
 
 def _of(places: Iterable[ReservationKey], partition: str) -> tuple[ReservationKey, ...]:

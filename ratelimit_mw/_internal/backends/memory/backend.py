@@ -18,6 +18,7 @@ from ratelimit_mw._internal.backends.memory.counts import (
     renew_estimate,
     settle,
 )
+from ratelimit_mw._internal.backends.memory.meters import Meters
 from ratelimit_mw._internal.backends.memory.places import Places
 from ratelimit_mw._internal.model.charge import (
     BackendError,
@@ -34,6 +35,7 @@ from ratelimit_mw._internal.model.charge import (
     place_of,
 )
 from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.leaf import Lock, Numbers
@@ -66,6 +68,7 @@ class MemoryBackend:
         self._months: Store[Name, BudgetState] = Store(max_windows)
         self.slots: Store[ReservationKey, SlotSet] = Store(rotates=True, spare=min(SPARE_SLOTS, max_windows))
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
+        self._meters = Meters(self._logs_of, max_windows)
 
     load = Load()
     is_away = False
@@ -111,9 +114,15 @@ class MemoryBackend:
         try:
             now = self.clock()
             places = self._prepare(charge, now)
+            if charge.meters:
+                if not min(charge.estimates) >= 0:
+                    raise OperationRefusedError(f"an estimate is at least 0, not {min(charge.estimates)!r}")
+                self._meters.lapse(charge.meters, now)
             outcome = places.decide(charge, now, lease_id, price)
-            if outcome.hold.periods:
-                hold = outcome.hold
+            hold = outcome.hold
+            if hold.meters:
+                self._meters.open(hold, now)
+            if hold.periods:
                 ends = max([held.ends for held in hold.periods])
                 record = open_record(self._periods(hold), price, now, hold.lease, ends)
                 self._records.add(hold.id, record, now)
@@ -163,7 +172,9 @@ class MemoryBackend:
             return [self._renew(hold, now, lease) for hold, lease in renewals]
 
     def _renew(self, hold: Reservation, now: int, lease: float) -> bool:
-        record = self._records.find(hold.id) if hold.has_estimate else None
+        if hold.meters:
+            self._meters.renew(hold, now)
+        record = self._records.find(hold.id) if hold.has_price else None
         if record is not None:
             renew_estimate(record, self._periods(hold), now, hold.lease)
         slots = [self.slots.find(held) for held in hold.slots]
@@ -183,6 +194,8 @@ class MemoryBackend:
                 record = self._records.forget(hold.id)
                 if record is not None:
                     close(record, self._periods(hold), money)
+            if hold.meters and money is not EstimateAction.UNTOUCHED:
+                self._meters.finish(hold, money, self.clock())
         finally:
             self.lock.release()
         return _DONE
@@ -197,10 +210,17 @@ class MemoryBackend:
                 return Settlement.UNKNOWN
             return settle(record, self._periods(hold), amount, now, replace=replace)
 
+    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+        """Put what was used of metered units in place of their estimates. Idempotent."""
+        with self.lock:
+            return self._meters.settle(hold, checked(units), self.clock(), replace=replace)
+
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
-            record = self._records.find(hold.id) if hold.has_estimate else None
+            if hold.meters:
+                self._meters.keep(hold, self.clock())
+            record = self._records.find(hold.id) if hold.has_price else None
             if record is not None:
                 keep(record, self._periods(hold))
         return _DONE
@@ -209,6 +229,7 @@ class MemoryBackend:
         """Forget what was counted under the counters of `charge`."""
         with self.lock:
             now = self.clock()
+            self._meters.forget(charge.meters)
             for counter in charge.counters:
                 place = (counter.partition, counter.scope)
                 if isinstance(counter.limit, Window):
@@ -228,11 +249,11 @@ class MemoryBackend:
         """The places where a charge's limits are counted, until a period of it ends."""
         refs, periods, since, until = list[CounterRef](), list[ReservationKey](), 0, 1 << 62
         slots = iter(charge.slots)  # by the very keys that holds have: nothing is compared to find them
-        for counter in charge.counters:
+        for place, counter in enumerate(charge.counters):
             limit, name = counter.limit, (counter.partition, counter.scope)
             if isinstance(limit, Window):
-                logs = self._logs_of(limit.length)
-                refs.append(CounterRef(logs, name, limit, partial(WindowLog, limit.length)))
+                logs, cost = self._logs_of(limit.length), charge.cost_at(place)
+                refs.append(CounterRef(logs, name, limit, partial(WindowLog, limit.length), cost))
             elif isinstance(limit, Slots):
                 refs.append(CounterRef(self.slots, next(slots), limit, SlotSet))
             else:
@@ -266,6 +287,14 @@ class MemoryBackend:
                     store.add(name, book, now)
             books.append(book)
         return books
+
+
+def checked(units: Units) -> Units:
+    """Amounts that can be charged. Raises `OperationRefusedError` for any other."""
+    try:
+        return check_amounts(units)
+    except ValueError as error:
+        raise OperationRefusedError(str(error)) from None
 
 
 class _Done:

@@ -8,10 +8,12 @@ from typing import Any
 
 from ratelimit_mw._internal.backends.memory.bounded_store import Store, StoredState
 from ratelimit_mw._internal.model.charge import EstimateAction, ReservationKey, Settlement
-from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
+from ratelimit_mw._internal.model.limits import EXACT_QUOTA, SECOND, Limit, Slots, Window
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
 from ratelimit_mw._internal.runtime.leaf import Entries, Numbers
 
+MOST_COST = 2**62
+"""More than any limit grants; larger costs are compared as this."""
 _NEVER = 1 << 62
 """Later than any time; the same before zero is earlier than any."""
 
@@ -22,12 +24,21 @@ Name = tuple[str, str]
 class CounterRef:
     """One limit of a charge: its figures, and the state that it is counted in."""
 
-    __slots__ = ("granule", "length", "make", "name", "quota", "state", "store")
+    __slots__ = ("cost", "granule", "length", "make", "name", "need", "quota", "state", "store")
 
     def __init__(
-        self, store: Store[Any, Any], name: Name | ReservationKey, limit: Limit, make: Callable[[], Any]
+        self,
+        store: Store[Any, Any],
+        name: Name | ReservationKey,
+        limit: Limit,
+        make: Callable[[], Any],
+        cost: int = 1,
     ) -> None:
+        """`cost` is what the charge uses of a window."""
         self.store = store
+        self.cost = min(MOST_COST, cost)
+        self.need = max(self.cost, 1)
+        """What has to be left: a window of which nothing is charged yet may not be used up."""
         self.name = name
         self.make = make
         """Makes a new state, for a limit of which nothing is counted yet."""
@@ -69,12 +80,14 @@ class CountedState(StoredState):
 
 
 _NOT_FOUND = CountedState()
+MANY_ENTRIES = EXACT_QUOTA + 2
+"""More entries than a window has, where what was used is what was estimated at most."""
 
 
 class WindowLog(CountedState):
     """An exact sliding window: the time and cost of every live charge, oldest first."""
 
-    __slots__ = ("_ahead", "_entries", "_newest", "_oldest", "length", "used")
+    __slots__ = ("_ahead", "_empty", "_entries", "_newest", "_oldest", "length", "used")
 
     def __init__(self, length: int) -> None:
         self.is_kept = self.is_used = False
@@ -83,6 +96,7 @@ class WindowLog(CountedState):
         self._entries = Entries()
         self._oldest, self._newest = _NEVER, -_NEVER
         self._ahead = 0  # how much later than the clock shows an entry may lie
+        self._empty = 0  # at most so many entries of which all was given back
 
     def is_dead(self, now: int) -> bool:
         """Whether everything counted has left the window."""
@@ -92,7 +106,7 @@ class WindowLog(CountedState):
         """Note that no store has it any more; a policy may still hold on to it."""
         self.is_kept = False
         self._entries.clear()
-        self.used = self._ahead = 0
+        self.used = self._ahead = self._empty = 0
         self._oldest, self._newest = _NEVER, -_NEVER
 
     def admits(self, ref: CounterRef, now: int, cost: int, price: int) -> bool:
@@ -124,6 +138,32 @@ class WindowLog(CountedState):
         """Count `cost` units as used so much later."""
         self._ahead = max(self._ahead, ahead)
         self.charge(Numbers(), ref, now + ahead, b"", cost, 0)
+
+    def add(self, ref: CounterRef, now: int, cost: int) -> None:
+        """Count `cost` units at `now`, also beyond the limit: they were used.
+
+        Beyond `MANY_ENTRIES` they share an entry with others of their thousandth of the window.
+        """
+        self.admits(ref, now, cost, 0)  # which steps over what has left the window
+        granule = ref.granule
+        if len(self._entries) > MANY_ENTRIES:
+            ref.granule = max(granule, self.length // EXACT_QUOTA)
+        self.charge(Numbers(), ref, now, b"", cost, 0)
+        ref.granule = granule
+
+    def give_back(self, ref: CounterRef, now: int, at: int, cost: int) -> None:
+        """Take `cost` off the entry that a charge at `at` went into, if it is still there."""
+        self.admits(ref, now, cost, 0)  # which steps over what has left the window
+        granule = ref.granule
+        last = at if granule == 0 else at - at % granule + granule - 1
+        taken = self._entries.take(at, last, cost)
+        if taken:
+            self.used -= taken
+            self._empty += 1
+            if self._empty > MANY_ENTRIES:
+                self._entries.drop_empty()
+                self._empty = 0
+            self._expire(now)
 
     def append_status(self, row: Numbers, ref: CounterRef, now: int, cost: int, price: int) -> None:
         """Append units used, and the waits, in microseconds, until one leaves and until `cost` fits."""

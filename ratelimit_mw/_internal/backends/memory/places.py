@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 
-from ratelimit_mw._internal.backends.memory.counts import CounterRef, WindowLog
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Outcome, Reservation, ReservationKey
+from ratelimit_mw._internal.backends.memory.counts import MOST_COST, CounterRef, WindowLog
+from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Outcome, ReservationKey
 from ratelimit_mw._internal.runtime.leaf import Numbers
-
-MOST_COST = 2**62
-"""More than any limit grants; larger costs are compared as this."""
 
 
 class Places:
@@ -33,8 +30,7 @@ class Places:
 
     def decide(self, charge: Charge, now: int, lease_id: bytes | None, price: int) -> Outcome:
         """Decide about the charge, and charge all limits if they all admit it and there is a lease id."""
-        cost = charge.cost if charge.cost < MOST_COST else MOST_COST  # noqa: FURB136 - a call costs as much
-        amount = price if price < MOST_COST else MOST_COST  # noqa: FURB136 - as all of this
+        amount = price if price < MOST_COST else MOST_COST  # noqa: FURB136 - a call costs as much
         admitted, has_new = True, False
         for ref in self._refs:
             state = ref.state
@@ -42,21 +38,21 @@ class Places:
                 state = ref.find()
                 has_new = has_new or not state.is_kept
             state.is_used = True
-            if not state.admits(ref, now, cost, amount):
+            if not state.admits(ref, now, ref.need, amount):
                 admitted = False
         if lease_id is None or not admitted:
-            return Outcome(admitted, now, self._row(now, cost, amount), NO_RESERVATION)
+            return Outcome(admitted, now, self._row(now, True, amount), NO_RESERVATION)
         row = Numbers()
         for ref in self._refs:
-            ref.state.charge(row, ref, now, lease_id, cost, amount)
+            if ref.cost:
+                ref.state.charge(row, ref, now, lease_id, ref.cost, amount)
+            else:
+                ref.state.append_status(row, ref, now, 0, 0)
         if has_new:
             self._keep_new(now)
         if not charge.is_held:
             return Outcome(True, now, row, NO_RESERVATION)
-        periods = self._periods
-        held = price if periods else 0
-        hold = Reservation(lease_id, charge.slots, periods, charge.lease, held, charge.currency)
-        return Outcome(True, now, row, hold)
+        return Outcome(True, now, row, charge.recorded_hold(lease_id, self._periods, price))
 
     def take_ahead(self, charge: Charge, now: int) -> Outcome:
         """Charge windows with units that will be used `charge.ahead` microseconds later at most."""
@@ -69,13 +65,13 @@ class Places:
                 raise TypeError(f"only units of windows are taken ahead, not of {log!r}")
             log.take_ahead(ref, now, charge.cost, charge.ahead)
         self._keep_new(now)
-        return Outcome(True, now, self._row(now, 0, 0), NO_RESERVATION)
+        return Outcome(True, now, self._row(now, False, 0), NO_RESERVATION)
 
-    def _row(self, now: int, cost: int, price: int) -> Numbers:
-        """Figures of all limits, for a charge of `cost` and `price` that waits; 0 where none does."""
+    def _row(self, now: int, waits: bool, price: int) -> Numbers:
+        """Figures of all limits, for a charge of `price` that waits, or for none."""
         row = Numbers()
         for ref in self._refs:
-            ref.state.append_status(row, ref, now, cost, price)
+            ref.state.append_status(row, ref, now, ref.need if waits else 0, price)
         return row
 
     def _keep_new(self, now: int) -> None:

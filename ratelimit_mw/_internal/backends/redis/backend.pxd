@@ -25,6 +25,6 @@ cdef class RedisBackend:
     cpdef object _owe_finish(self, Reservation hold, object money)
     cpdef HeldPlaces _places_of(self, Reservation hold)
     @cython.locals(operation=OrderedOperation)
-    cpdef OrderedOperation _submit_in_line(self, Template template, Reservation hold)
+    cpdef OrderedOperation _submit_in_line(self, Template template, Reservation hold, str line)
     cpdef Lines _running_lines(self)
     cpdef Operation _submit(self, Operation operation, bint must_arrive=*)

@@ -29,6 +29,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
     SETTLE,
 )
 from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
+from ratelimit_mw._internal.backends.redis.meter_packing import Mode, meter_template
 from ratelimit_mw._internal.backends.redis.operations import Answer, Operation, Sender, Template, probe_of
 from ratelimit_mw._internal.backends.redis.packing import (
     FINISH_HEAD,
@@ -56,6 +57,7 @@ from ratelimit_mw._internal.model.charge import (
     place_of,
 )
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Window
+from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
@@ -254,8 +256,11 @@ class RedisBackend:
 
     def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
+        units: Awaitable[object] | None = None
+        if hold.meters and money is not EstimateAction.UNTOUCHED:
+            units = self._owe_units(Mode.KEEP if money is EstimateAction.KEEP else Mode.GIVE_BACK, hold)
         if not hold.id or not (hold.slots or hold.periods):
-            return _nothing_to_do()
+            return units or _nothing_to_do()
         return self._owe_finish(hold, money)
 
     async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
@@ -267,13 +272,33 @@ class RedisBackend:
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        return self._owe_price(KEEP, hold, 0) if hold.id and hold.has_estimate else _nothing_to_do()
+        units: Awaitable[object] | None = None
+        if any(hold.estimates):
+            units = self._owe_units(Mode.HOLD, hold)
+        if hold.id and hold.has_price:
+            return self._owe_price(KEEP, hold, 0)
+        return units or _nothing_to_do()
+
+    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+        """Put what was used of metered units in place of their estimates. Idempotent."""
+        try:
+            units = check_amounts(units)
+        except ValueError as error:
+            raise OperationRefusedError(str(error)) from None
+        if not any([meter.unit in units for meter in hold.meters]):
+            return Settlement.UNKNOWN
+        _, met = await self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, hold, units)
+        return Settlement(met)
+
+    def _owe_units(self, mode: Mode, hold: Reservation, units: Units | None = None) -> OrderedOperation:
+        template = meter_template(mode, hold, self._names, units)
+        return self._submit_in_line(template, hold, f"u:{hold.meters[0].partition}")
 
     def _owe_price(
         self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
     ) -> Awaitable[Answer]:
         template = self._places_of(hold).settle(kind, amount, replace=replace)
-        return self._submit_in_line(template, hold)
+        return self._submit_in_line(template, hold, hold.periods[0].partition)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
@@ -282,6 +307,7 @@ class RedisBackend:
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
         keys = [self._names.of_counter(counter, self._now()) for counter in charge.counters]
+        keys += [self._names.of_open(meter) for meter in charge.meters]
         await self._submit(operation_on(keys, struct.pack("<cB", DELETE, len(keys))))
 
     # charges ------------------------------------------------------------------------------------
@@ -324,12 +350,11 @@ class RedisBackend:
         charge, kind, price = operation.charge, operation.kind, operation.price
         packed = self.prepare(charge)
         if kind != PEEK and charge.is_held:
-            held = price if packed.periods else 0
-            operation.hold = Reservation(
-                operation.id, charge.slots, packed.periods, charge.lease, held, charge.currency
-            )
-        if packed.periods or kind != ACQUIRE:
+            operation.hold = charge.recorded_hold(operation.id, packed.periods, price)
+        if packed.records or kind != ACQUIRE:
             packed = packed.priced(kind, price, int(charge.lease * SECOND))
+            if packed.units and packed.record:
+                packed = packed.with_units(operation.id)
         operation.template = packed
 
     def prepare(self, charge: Charge) -> ChargeTemplate:
@@ -341,16 +366,25 @@ class RedisBackend:
         return packed
 
     def _pack(self, charge: Charge, now: int) -> ChargeTemplate:
-        layout = self._lay_out(charge, now) if charge.model is None else self.prepare(charge.model).layout
-        template = ChargeTemplate(self, layout, layout.keys.of(charge), layout.body, layout.head)
+        if charge.base is not None:  # the same charge with other estimates
+            base = self.prepare(charge.base)
+            layout, keys = base.layout.with_costs(charge), base.keys
+        else:
+            layout = self._lay_out(charge, now) if charge.model is None else self.prepare(charge.model).layout
+            keys = layout.keys.of(charge)
+        template = ChargeTemplate(self, layout, keys, layout.body, layout.head)
         template.charges = layout.keys.only_partition_of(charge)
+        if charge.meters:
+            template.records = self._names.record_argument(charge.meters[0].partition, "u")
         if charge.allowances:
+            template.units = template.records
             template.periods = tuple([place_of(counter, now) for counter in charge.allowances])
             template.records = self._names.record_argument(template.periods[0].partition)
         return template
 
     def _lay_out(self, charge: Charge, now: int) -> Layout:
         places = [(counter.partition, suffix_of(counter, now)) for counter in charge.counters]
+        places += [(meter.partition, f"e:{meter.open_scope}") for meter in charge.meters]
         limits, since, until = b"", 0, 1 << 62
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
@@ -365,7 +399,11 @@ class RedisBackend:
 
     def undo(self, charge: Charge, lease_id: bytes, hold: Reservation, now: int) -> None:
         """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
-        windows = [counter for counter in charge.counters if isinstance(counter.limit, Window)]
+        windows = [
+            counter
+            for counter in charge.counters
+            if isinstance(counter.limit, Window) and not counter.limit.is_metered
+        ]
         if now and windows:
             body = FINISH_HEAD.pack(FINISH, len(windows), EstimateAction.UNTOUCHED.value, now, charge.cost)
             keys = [self._names.of_counter(counter, now) for counter in windows]
@@ -374,12 +412,12 @@ class RedisBackend:
             operation.is_once = True  # done twice, it would give back another request's units
             self._submit(operation, must_arrive=True)
         if hold is not NO_RESERVATION:
-            self._owe_finish(hold, EstimateAction.GIVE_BACK)
+            self.finish(hold, EstimateAction.GIVE_BACK)
 
     def _owe_finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
         template = self._places_of(hold).end(money)
         if template.record:
-            return self._submit_in_line(template, hold)
+            return self._submit_in_line(template, hold, hold.periods[0].partition)
         return self._submit(Operation(template, hold.id), must_arrive=True)
 
     def _places_of(self, hold: Reservation) -> HeldPlaces:
@@ -401,9 +439,9 @@ class RedisBackend:
         batcher.submit(operation)
         return operation
 
-    def _submit_in_line(self, template: Template, hold: Reservation) -> OrderedOperation:
-        """Send an operation that moves money until it arrives, after those of its lease before it."""
-        operation = OrderedOperation(template, hold.id, (hold.id, hold.periods[0].partition))
+    def _submit_in_line(self, template: Template, hold: Reservation, line: str) -> OrderedOperation:
+        """Send an operation on money or units until it arrives, after those before it in this line."""
+        operation = OrderedOperation(template, hold.id, (hold.id, line))
         self._running_lines().submit(operation)
         return operation
 

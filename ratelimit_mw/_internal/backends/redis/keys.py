@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, Counter, Reservation, place_of
 from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.metered import Meter
 
 _MAX_TAGS = 4_096
 """Partitions whose tag is remembered."""
@@ -32,13 +33,24 @@ class KeyNames:
         """Name the periods that a hold has an amount in."""
         return [self.name(held.partition, f"b:{held.scope}") for held in hold.periods]
 
+    def of_open(self, meter: Meter) -> bytes:
+        """Name the estimates of a meter that may lapse."""
+        return self.name(meter.partition, f"e:{meter.open_scope}")
+
+    def of_windows(self, meter: Meter) -> list[bytes]:
+        """Name the windows of a meter."""
+        return [self.name(meter.partition, f"w:{meter.scope}:{each.seconds}") for each in meter.windows]
+
     def of_record(self, hold: Reservation) -> bytes:
         """Name the record of what a hold with periods estimated and settled."""
         return self.name(hold.periods[0].partition, f"r:{hold.id.hex()}")
 
-    def record_argument(self, partition: str) -> bytes:
-        """A record's key as an argument in the Redis protocol, up to the lease's id in hexadecimal digits."""
-        name = self.name(partition, "r:")
+    def record_argument(self, partition: str, kind: str = "r") -> bytes:
+        """A record's key as an argument in the Redis protocol, up to the lease's id in hexadecimal digits.
+
+        It is of money, or of units where the `kind` is `u`.
+        """
+        name = self.name(partition, f"{kind}:")
         return b"$%d\r\n%b" % (len(name) + 2 * LEASE_ID_SIZE, name)
 
 

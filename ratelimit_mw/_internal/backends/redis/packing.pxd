@@ -7,8 +7,9 @@ ctypedef long long i64
 
 cdef class Layout:
     cdef readonly object keys
-    cdef readonly bytes body, head
-    cdef readonly Py_ssize_t n_keys
+    cdef readonly bytes body, head, limits
+    cdef readonly Py_ssize_t n_keys, n_meters
+    cdef Charge _own
     cdef public i64 since, until
     cdef object _cost
     cdef dict _bodies
@@ -27,11 +28,12 @@ cdef class ChargeTemplate(Template):
     cdef readonly object owner, price
     cdef readonly Layout layout
     cdef public tuple periods
-    cdef public bytes records
+    cdef public bytes records, units
     cdef readonly bytes kind
     cdef ChargeTemplate _priced
     @cython.locals(template=ChargeTemplate)
     cpdef ChargeTemplate priced(self, bytes kind, object price, object lease)
+    cpdef ChargeTemplate with_units(self, bytes lease_id)
 
 cdef class ChargeOperation(Operation):
     cdef readonly object backend, price

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.keys import ChargeKeys
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
+from ratelimit_mw._internal.backends.redis.own_costs import MOST_COST, own_head, own_limits
 from ratelimit_mw._internal.model.charge import (
     LEASE_ID_SIZE,
     NO_RESERVATION,
@@ -31,7 +32,7 @@ LIMIT = struct.Struct("<cddd")
 CHARGE_HEAD = struct.Struct("<cBddd")
 FINISH_HEAD = struct.Struct("<cBBdd")
 RENEW_HEAD = struct.Struct("<cHH")
-RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBB")
+RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBBB")
 PERIOD = struct.Struct("<Hd")
 SETTLE_HEAD = struct.Struct("<cdBB")
 SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
@@ -43,8 +44,6 @@ REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
 """What became of a charge: with the last one the server's time lies outside a period that it names."""
 OVER = -1
 """In place of how many charges were admitted: their period is over by the server's clock."""
-MOST_COST = 2**32 - 1
-"""The largest cost that the script takes, above every quota: a larger one fits no window either."""
 
 
 class Layout:
@@ -56,20 +55,26 @@ class Layout:
         "_has_periods",
         "_limits",
         "_numbers",
+        "_own",
         "_size",
         "_steps",
         "body",
         "head",
         "keys",
+        "limits",
         "n_keys",
+        "n_meters",
         "since",
         "until",
     )
 
     def __init__(self, charge: Charge, keys: ChargeKeys, limits: bytes) -> None:
-        """`limits` are those of the charge, packed."""
-        self.keys, self._limits = keys, limits
+        """`limits` are those of the charge, packed, without costs of their own."""
+        self.keys, self.limits = keys, limits
+        self._limits = limits if charge.costs is None else own_limits(charge, limits)
+        self._own = charge if charge.costs is not None else None
         self.n_keys = len(charge.counters)
+        self.n_meters = len(charge.meters)
         self._cost = min(charge.cost, MOST_COST)
         self._bodies: dict[tuple[bytes, int, int], tuple[bytes, bytes]] = {}
         kind = letters.TAKE_AHEAD if charge.ahead else letters.ACQUIRE
@@ -82,6 +87,12 @@ class Layout:
         self.since, self.until = 0, 1 << 62
         """Time in microseconds from and up to which the periods in `limits` hold."""
 
+    def with_costs(self, charge: Charge) -> "Layout":
+        """The layout of the same charge with other estimates."""
+        layout = Layout(charge, self.keys, self.limits)
+        layout.since, layout.until = self.since, self.until
+        return layout
+
     def holds(self, now: int) -> bool:
         """Whether the periods in it are those of this time."""
         return self.since <= now < self.until
@@ -91,7 +102,11 @@ class Layout:
         key = (kind, price, lease)
         known = self._bodies.get(key)
         if known is None:
-            body = CHARGE_HEAD.pack(kind, self.n_keys, self._cost, price, lease) + self._limits
+            if self._own is None:
+                head = CHARGE_HEAD.pack(kind, self.n_keys, self._cost, price, lease)
+            else:
+                head = own_head(kind, self._own, price, lease)
+            body = head + self._limits
             known = body, b"$%d\r\n%b" % (len(body) + LEASE_ID_SIZE, body)
             evict_oldest(self._bodies, _MAX_BODIES)
             self._bodies[key] = known
@@ -132,21 +147,30 @@ class Layout:
 class ChargeTemplate(Template):
     """All of a charge but its lease id."""
 
-    __slots__ = ("_priced", "kind", "layout", "owner", "periods", "price", "records")
+    __slots__ = ("_priced", "kind", "layout", "owner", "periods", "price", "records", "units")
 
-    def __init__(
-        self, owner: object, layout: Layout, keys: bytes, body: bytes, head: bytes, record: bytes = b""
+    def __init__(  # noqa: PLR0913, PLR0917 - a value
+        self,
+        owner: object,
+        layout: Layout,
+        keys: bytes,
+        body: bytes,
+        head: bytes,
+        record: bytes = b"",
+        units: bytes = b"",
     ) -> None:
-        """`record` is as of `Template`."""
-        n_keys = layout.n_keys + 1 if record else layout.n_keys
-        Template.__init__(self, keys, n_keys, body, LEASE_ID_SIZE, head=head, record=record)
+        """`record` is as of `Template`. `units` is the key of a record of units before one of money."""
+        n_keys = layout.n_keys + layout.n_meters + (1 if record else 0) + (1 if units else 0)
+        Template.__init__(self, keys + units, n_keys, body, LEASE_ID_SIZE, head=head, record=record)
         self.owner = owner
         """The backend that packed it."""
         self.layout = layout
         self.periods: tuple[ReservationKey, ...] = ()
         """Periods of the charge's allowances, as long as the layout holds."""
         self.records = b""
-        """The argument of the record of a charge with periods, up to the id."""
+        """The argument of the record of a charge with periods, or else with units, up to the id."""
+        self.units = b""
+        """The argument of the record of the units of a charge with periods, too."""
         self.kind, self.price = letters.ACQUIRE, 0
         self._priced: ChargeTemplate | None = None
 
@@ -162,8 +186,20 @@ class ChargeTemplate(Template):
             body, head = self.layout.body_of(kind, price, lease if record else 0)
             template = ChargeTemplate(self.owner, self.layout, self.keys, body, head, record)
             template.kind, template.price = kind, price
+            template.units = self.units
             if record:  # without one, two operations of one template would be decided together
                 self._priced = template
+            if record and not self.periods:
+                template.charges = self.charges
+        return template
+
+    def with_units(self, lease_id: bytes) -> "ChargeTemplate":
+        """The template of one charge that leaves a record of money and one of units."""
+        units = b"%b%b\r\n" % (self.units, lease_id.hex().encode())
+        template = ChargeTemplate(
+            self.owner, self.layout, self.keys, self._body, self.head, self.record, units
+        )
+        template.kind, template.price = self.kind, self.price
         return template
 
     def read(self, answer: bytes, number: int) -> tuple[int, Numbers]:
@@ -240,9 +276,9 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
     renewals = list(renewals)
     slot_sets = dict.fromkeys(held for hold, _ in renewals for held in hold.slots)
     keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
-    places: dict[ReservationKey | bytes, int] = {held: place for place, held in enumerate(slot_sets)}
+    places: dict[object, int] = {held: place for place, held in enumerate(slot_sets)}
 
-    def place_of(what: ReservationKey | bytes, partition: str, suffix: str) -> int:
+    def place_of(what: object, partition: str, suffix: str) -> int:
         if what not in places:
             places[what] = len(keys)
             keys.append(name(partition, suffix))
@@ -250,10 +286,11 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
 
     entries = []
     for hold, seconds in renewals:
-        periods = hold.periods if hold.has_estimate else ()
+        periods = hold.periods if hold.has_price else ()
+        meters = hold.meters if any(hold.estimates) else ()
         times = int(seconds * SECOND), int(hold.lease * SECOND)
         slots = [places[held] for held in hold.slots]
-        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods)))
+        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods), len(meters)))
         entries.append(struct.pack(f"<{len(slots)}H", *slots))
         if periods:
             record = place_of(hold.id, periods[0].partition, f"r:{hold.id.hex()}")
@@ -261,6 +298,10 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
         entries += [
             PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
         ]
+        if meters:
+            units = [place_of(("u", hold.id), meters[0].partition, f"u:{hold.id.hex()}")]
+            units += [place_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
+            entries.append(struct.pack(f"<{len(units)}H", *units))
     body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
     operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
     operation.template.charges = ""

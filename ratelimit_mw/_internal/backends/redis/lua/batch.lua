@@ -16,9 +16,17 @@
 --             the units will be used, at most an eighth of each window: they count from the end of that
 --        F    finish: n, mode, time and cost to give back to windows (time 0: nothing), n limits, ids; mode 0
 --             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
+--        a p o  as A P O, with a cost for each limit: n, number of the keys behind the limits', records (1 of money,
+--             2 of units, 3 both), price, lease of its estimates, n limits, ids. Such a limit has two more fields: its
+--             cost (0: one unit has to be left, and none is charged), and the number of its meter from 1 on, or 0.
+--             Keys: one for each limit, the open estimates of each meter, the record of units, that of money
+--        M    meters: number of keys, mode (0 settle, 1 settle anew, 2 hold until settled, 3 keep the estimates, 4 give
+--             them back), n; for each of n meters: amount (-1: leave it), number of windows, and quota, length and
+--             granule of each; id; keys: for each meter its open estimates and its windows; then the record
 --        N    renew: n and number of slot sets, in two bytes each; keys: n, the slot sets first; then for each hold:
---             id, lease of its slots, lease of its estimate, number of slots and of periods, the places of their keys
---             in two bytes each: the slots', the record's, and each period's with its end
+--             id, lease of its slots, lease of its estimates, number of slots, of periods and of meters, the places of
+--             their keys in two bytes each: the slots'; the record's and each period's with its end; the record of
+--             units' and each meter's open estimates'
 --        S    settle: amount, replace (0 or 1), n, n ends of periods, id; keys: n periods, then the record
 --        K    keep an estimate until it is settled: as settle
 --        D    delete: n; keys: n
@@ -28,14 +36,14 @@
 --        and end of the period. Times are in microseconds, amounts in micro-units.
 -- Reply  [1] the time; then a string for each operation, and after them, where stored values were mended, how
 --        many, a blank and the key of the first:
---        A P O T  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
+--        A P O T a p o  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
 --             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
 --             C active, 0, retry; B spent, held, retry; retry over 0 where this limit refuses.
 --             Of several: 1 where any was admitted; the figures after the last one; and in two bytes how many
 --             were, which are the first ones. Where these are not all, the figures are those of the refused, too
 --        F D  1
 --        N    a byte for each hold: 1 renewed, 0 lost, 2 not renewed: a key is of another type, and a sentence
---        S    1 settled, 2 settled before with this amount, 3 before with another, 0 no record
+--        S M  1 settled, 2 settled before with this amount, 3 before with another, 0 no record
 --        K    1 kept, 2 kept or settled before, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
@@ -122,6 +130,9 @@ function rare()
   -- include records
   -- include budgets
   -- include finish
+  -- include estimates
+  -- include meters
+  -- include own_costs
   -- include renew
   -- include settle
   -- include delete
@@ -129,8 +140,8 @@ function rare()
   made_rare = {
     shared = shared, flush = flush, decide_period = decide_period, finish = finish, sentence = sentence,
     repaired = repaired, shorten = shorten, drop_foreign = drop_foreign, mend_slots = mend_slots,
-    open = open, forget = forget,
-    [DELETE] = delete, [KEEP] = keep, [RENEW] = renew, [SETTLE] = settle,
+    open = open, forget = forget, own_plan = own_plan, decide_metered = decide_metered, open_meters = open_meters,
+    [DELETE] = delete, [KEEP] = keep, [RENEW] = renew, [SETTLE] = settle, [METER] = meter,
   }
   return made_rare
 end
@@ -153,7 +164,8 @@ for _, state in ipairs(order) do
   if not ok then state.failed, failed = rare().sentence(fault), true end
 end
 for i = 2, failed and #ARGV or 0 do
-  local charged = firsts[i] and byte(ARGV[i]) ~= PEEK and byte(replies[i]) == ADMITTED
+  local kind = byte(ARGV[i])
+  local charged = firsts[i] and kind ~= PEEK and kind ~= PEEK_OWN and byte(replies[i]) == ADMITTED
   for j = 1, charged and byte(ARGV[i], 2) or 0 do
     local state = states[KEYS[firsts[i] + j]]
     if type(state) == 'table' and state.failed then replies[i] = FAILED .. state.failed end

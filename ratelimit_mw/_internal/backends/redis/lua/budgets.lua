@@ -6,7 +6,7 @@
 --
 -- Needs   records.lua, flush (sharing.lua), note_damage (faults.lua), `decide`. A part of `rare`
 -- Gives   decide_period(plan, limit, key, j, alone, admitted): as decide_window of windows.lua
---         open(plan, key): makes the record of a charge, before anything is held for it
+--         open(plan, at): makes the record of a charge under the key at this place, before anything is held for it
 --         load_period(key, ends): a period `p`, read once in a batch; change(p, spent, held, at): spends and holds more
 --         shift(p, amount, before, at): lets what is held lapse at another time; lapse_of(p, lease): when it lapses
 --         forget(): drops what is known of a charge that failed
@@ -98,8 +98,9 @@ local function shift(p, amount, before, at)
   change(p, 0, amount, at)
 end
 
-local function open(plan, key)
+local function open(plan, at)
   -- Makes the record of a charge, before anything is held for it.
+  local key = KEYS[at]
   is_open = plan.again and get_record(key) ~= nil
   if is_open then return end
   local ends = 0

@@ -14,6 +14,11 @@ local RENEW = byte('N')
 local SETTLE = byte('S')
 local KEEP = byte('K')
 local DELETE = byte('D')
+local METER = byte('M')
+local ACQUIRE_OWN = byte('a') -- with a cost of its own for each limit, as those that follow
+local PEEK_OWN = byte('p')
+local ACQUIRE_AGAIN_OWN = byte('o')
+local OWN_COSTS = 97 -- the letters from here on
 
 -- Kinds of limits
 local WINDOW = byte('W')
@@ -29,6 +34,13 @@ local MONEY_UNTOUCHED = 0
 local MONEY_KEEP = 1
 local MONEY_GIVE_BACK = 2
 
+-- Modes of a meter's operation
+local UNITS_SETTLE = 0
+local UNITS_REPLACE = 1
+local UNITS_HOLD = 2 -- until they are settled
+local UNITS_KEEP = 3 -- the request has ended: the estimate is what it has used
+local UNITS_GIVE_BACK = 4
+
 -- Answers
 local FAILED = 'E' -- and a sentence
 local LATE = 'LATE' -- the sentence of an operation that came after it was given up
@@ -37,11 +49,18 @@ local REFUSED = 0
 local ADMITTED = 1
 local OTHER_PERIOD = '\2'
 
+local UNKNOWN = '\0' -- of a settle: there is no record
+local SETTLED = '\1'
+local REPEATED = '\2'
+local DIFFERENT = '\3'
+
 -- Sizes of what operations are packed in: a charge, a finish and a settle up to what varies in number
 local CHARGE_HEAD = 26
 local FINISH_HEAD = 19
 local SETTLE_HEAD = 11
 local LIMIT_SIZE = 25
+local OWN_HEAD = 20 -- of a charge whose limits have costs of their own
+local OWN_SIZE = 34 -- of such a limit
 local ID_SIZE = 16
 
 -- Bounds

@@ -2,7 +2,22 @@
 --
 -- Needs   records.lua, load_period and change (budgets.lua), upkeep().give_back (window_upkeep.lua), repaired
 --         (window_repair.lua). A part of `rare`
--- Gives   finish(op, first, n, mode)
+-- Gives   finish(op, first, n, mode); take_off(key, limit, time, cost): gives back to one window what a charge at
+--         `time` was charged
+
+local function take_off(key, limit, time, cost)
+  local s = states[key]
+  local shared = type(s) == 'table' and s.raw and s
+  local raw = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
+  if raw == '' then return end
+  local ok, changed = pcall(upkeep().give_back, key, limit, raw, time, cost)
+  if not ok then
+    changed = repaired(changed, key, limit, raw)
+  elseif changed and not shared then
+    call('SETRANGE', key, '0', changed)
+  end
+  if shared and changed then shared.raw = changed end
+end
 
 local function finish(op, first, n, mode)
   -- All of a finish but its slots.
@@ -13,11 +28,7 @@ local function finish(op, first, n, mode)
   for j = 1, n do
     local key, kind, quota, length, granule = KEYS[first + j], unpack('<Bddd', op, position)
     if kind == WINDOW and time > 0 then
-      local limit = {quota = quota, length = length, granule = granule}
-      local raw = redis.pcall('GETRANGE', key, '0', LAST_STAGED)
-      local ok, fault = raw == '', nil
-      if not ok then ok, fault = pcall(upkeep().give_back, key, limit, raw, time, cost) end
-      if not ok then repaired(fault, key, limit, raw) end
+      take_off(key, {quota = quota, length = length, granule = granule}, time, cost)
     elseif kind == BUDGET and held then
       periods[#periods + 1] = load_period(key, granule)
     end

@@ -1,9 +1,9 @@
 -- renew.lua: lets slots and estimates that are still held last longer.
 --
--- Needs   records.lua, budgets.lua, keep_alive (slots.lua), drop_foreign (slot_repair.lua), sentence (faults.lua).
---         A part of `rare`
+-- Needs   records.lua, budgets.lua, keep_alive (slots.lua), drop_foreign (slot_repair.lua), sentence (faults.lua),
+--         renew_meters (meters.lua). A part of `rare`
 -- Gives   renew(op, first): the answer
--- Cost    three commands for a slot set, one for each slot, four for an estimate
+-- Cost    three commands for a slot set, one for each slot, four for an estimate, five for one of units
 
 local RENEWED = '\1'
 local LOST = '\0'
@@ -31,9 +31,9 @@ local function renew(op, first)
     if type(purged) == 'table' and not drop_foreign(KEYS[first + j]) then sets[j].fault = sentence(purged) end
   end
   while position <= #op do
-    local id, lease, estimate_lease, number, n_periods, place, record
-    id, lease, estimate_lease, number, n_periods, position = unpack('<c16ddBB', op, position)
-    local answer, expires, periods = RENEWED, text(now + lease), {}
+    local id, lease, estimate_lease, number, n_periods, n_meters, place, record, units
+    id, lease, estimate_lease, number, n_periods, n_meters, position = unpack('<c16ddBBB', op, position)
+    local answer, expires, periods, open = RENEWED, text(now + lease), {}, {}
     for _ = 1, number do
       place, position = unpack('<I2', op, position)
       local set = sets[place + 1]
@@ -52,10 +52,16 @@ local function renew(op, first)
       place, ends, position = unpack('<I2d', op, position)
       periods[j] = {KEYS[first + place + 1], ends}
     end
-    if record then
+    if n_meters > 0 then units, position = unpack('<I2', op, position) end
+    for j = 1, n_meters do
+      place, position = unpack('<I2', op, position)
+      open[j] = KEYS[first + place + 1]
+    end
+    if record or units then
       local ok, said = pcall(function()
         for j, period in ipairs(periods) do periods[j] = load_period(spread(period)) end
-        renew_estimate(KEYS[first + record + 1], periods, estimate_lease)
+        if record then renew_estimate(KEYS[first + record + 1], periods, estimate_lease) end
+        if units then renew_meters(id, KEYS[first + units + 1], open, estimate_lease) end
       end)
       if not ok then answer, fault = answer == RENEWED and NOT_RENEWED or answer, sentence(said) end
     end

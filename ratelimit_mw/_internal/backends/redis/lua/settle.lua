@@ -4,10 +4,6 @@
 -- Gives   settle(op, first), keep(op, first): the answers
 
 local AMOUNT_AT = 2 -- the place of the amount in a packed settle
-local UNKNOWN = '\0'
-local SETTLED = '\1'
-local REPEATED = '\2'
-local DIFFERENT = '\3'
 local KEPT = '\1'
 local KEPT_BEFORE = '\2'
 

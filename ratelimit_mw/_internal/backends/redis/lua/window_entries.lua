@@ -63,6 +63,9 @@ end
 local function first_since(w, time)
   -- The place of the first entry at `time` or later; the count where there is none.
   local low, high = 0, w.ring + w.later
+  if w.later > 0 and w.ring > 0 then -- nothing has to be read of what lies outside the ring
+    if unpack(ENTRY, (entries(w, w.ring, 1))) < time then low = w.ring + 1 else high = w.ring end
+  end
   while low < high do
     local middle = floor((low + high) / 2)
     if unpack(ENTRY, (entries(w, middle, 1))) < time then low = middle + 1 else high = middle end

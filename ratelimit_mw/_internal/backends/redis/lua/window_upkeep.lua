@@ -6,7 +6,7 @@
 -- Gives   refreshed(key, limit, raw): the window without what has left it
 --         written(key, limit, raw): writes it after a charge, with room for the next one and a life
 --         retry_after(key, limit, raw, cost): microseconds until a cost fits
---         give_back(key, limit, raw, time, cost): takes a cost off again
+--         give_back(key, limit, raw, time, cost): takes a cost off again; the header to write, nil for none
 
 local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
 local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
@@ -142,9 +142,9 @@ local function give_back(key, limit, raw, time, cost)
   -- Takes `cost` off the entry that the charge at `time` went into, if it is still there.
   local w = window(key, limit, refreshed(key, limit, raw))
   local i, last, granule = first_since(w, time), w.ring + w.later - 1, limit.granule
-  if i > last then return end
+  if i > last then return nil end
   local stored, spent = unpack(ENTRY, (entries(w, i, 1)))
-  if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return end
+  if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return nil end
   cost = min(cost, spent)
   w.sum = w.sum - cost
   local changed, at = pack(ENTRY, stored, spent - cost), (i - w.ring) * ENTRY_SIZE
@@ -156,5 +156,5 @@ local function give_back(key, limit, raw, time, cost)
     w.stage = slice(w.stage, 1, at) .. changed .. slice(w.stage, at + ENTRY_SIZE + 1)
   end
   if i == 0 then step_over(w) end
-  call('SETRANGE', key, '0', raw_of(w))
+  return raw_of(w)
 end

@@ -42,7 +42,7 @@ local function decide_window(plan, limit, key, j, alone, admitted)
     read = read == '' and string.rep('\0', HEADER_SIZE) or rare().repaired(DAMAGED, key, limit, read)
   end
   local raw, length, cost, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later =
-    read, limit.length, plan.cost, unpack(HEADER, read)
+    read, limit.length, limit.cost, unpack(HEADER, read)
   if newest <= now and oldest > now - length and oldest <= newest and ring <= cap and sum >= 0 then
     ahead = 0
   else
@@ -59,7 +59,7 @@ local function decide_window(plan, limit, key, j, alone, admitted)
 
   admitted = decide(plan, j + 1, alone, admitted)
   if not admitted then return nil end
-  if admitted > 0 and plan.charges then
+  if admitted > 0 and limit.charges then
     local stamp, last, last_cost, granule, format = now + plan.ahead, newest, newest_cost, limit.granule, WITH_STAGE
     local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
     if later > 0 and newest > stamp then stamp = newest end -- of what another has taken ahead
@@ -92,7 +92,7 @@ local function decide_window(plan, limit, key, j, alone, admitted)
   reply[at - 2], reply[at - 1] = sum, later > 0 and oldest + length - now or 0
   reply[at] = 0
   if admitted < plan.number then
-    local ok, wait = pcall(upkeep().retry_after, key, limit, raw, plan.cost)
+    local ok, wait = pcall(upkeep().retry_after, key, limit, raw, cost)
     reply[at] = ok and wait or length -- a damaged one is repaired as soon as something leaves it
   end
   return admitted

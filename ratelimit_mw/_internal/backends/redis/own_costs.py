@@ -1,0 +1,38 @@
+"""How a charge is packed for the script whose limits have costs of their own: metered units among them."""
+
+import struct
+
+from ratelimit_mw._internal.backends.redis import letters
+from ratelimit_mw._internal.model.charge import Charge
+
+OWN_HEAD = struct.Struct("<cBBBdd")
+OWN_COST = struct.Struct("<dB")
+"""Behind each limit: its cost, and the number of its meter."""
+_OWN_KINDS = {
+    letters.ACQUIRE: letters.ACQUIRE_OWN,
+    letters.PEEK: letters.PEEK_OWN,
+    letters.ACQUIRE_AGAIN: letters.ACQUIRE_AGAIN_OWN,
+}
+OF_MONEY, OF_UNITS = 1, 2
+"""Records that a charge leaves."""
+LIMIT_SIZE = struct.calcsize("<cddd")
+MOST_COST = 2**32 - 1
+"""The largest cost that the script takes, above every quota: a larger one fits no window either."""
+
+
+def own_limits(charge: Charge, limits: bytes) -> bytes:
+    """The limits of a charge with their own costs; `limits` are the same without."""
+    meters = charge.meter_places or (0,) * len(charge.counters)
+    parts = list[bytes]()
+    for place, meter in enumerate(meters):
+        parts.append(limits[place * LIMIT_SIZE : (place + 1) * LIMIT_SIZE])
+        parts.append(OWN_COST.pack(min(charge.cost_at(place), MOST_COST), meter))
+    return b"".join(parts)
+
+
+def own_head(kind: bytes, charge: Charge, price: int, lease: int) -> bytes:
+    """The head of such a charge; the lease of estimates, in microseconds, is 0 where it leaves no record."""
+    of_money, of_units = bool(lease and charge.allowances), bool(lease and charge.meters)
+    others = len(charge.meters) + of_money + of_units
+    records = OF_MONEY * of_money + OF_UNITS * of_units
+    return OWN_HEAD.pack(_OWN_KINDS[kind], len(charge.counters), others, records, price, lease)

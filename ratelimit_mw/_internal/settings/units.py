@@ -1,0 +1,45 @@
+"""Metered units in the settings: rates of tokens, images and the like, and what a route is thought to use."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from ratelimit_mw._internal.model.limits import REQUESTS, Window
+from ratelimit_mw._internal.model.metered import MAX_AMOUNT
+from ratelimit_mw._internal.settings.errors import fault, shown
+from ratelimit_mw._internal.settings.limits import MAX_RATES, Rates
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+
+
+def _unit_name(unit: str) -> str:
+    if unit == REQUESTS:
+        raise fault("requests are no metered unit: they are limited by requests", "another name")
+    if not _NAME.fullmatch(unit):
+        expected = "a small letter, and then up to 31 small letters, digits and hyphens"
+        raise fault(f"{shown(unit)} is no name of a unit", expected)
+    return unit
+
+
+def _some_rates(rates: tuple[Window, ...]) -> tuple[Window, ...]:
+    if not rates:
+        raise fault("limits nothing", "at least one rate")
+    return rates
+
+
+def _counting_units(units: dict[str, tuple[Window, ...]]) -> dict[str, tuple[Window, ...]]:
+    number = sum(map(len, units.values()))
+    if number > MAX_RATES:
+        raise fault(f"has {number} rates", f"at most {MAX_RATES}")
+    return {
+        unit: tuple([Window(each.quota, each.multiple, each.unit, unit) for each in windows])
+        for unit, windows in units.items()
+    }
+
+
+UnitName = Annotated[str, AfterValidator(_unit_name)]
+UnitRates = Annotated[
+    dict[UnitName, Annotated[Rates, AfterValidator(_some_rates)]], AfterValidator(_counting_units)
+]
+Estimates = Annotated[dict[UnitName, Annotated[int, Field(ge=0, le=MAX_AMOUNT)]], Field(max_length=MAX_RATES)]
