@@ -65,7 +65,7 @@ wheel: .venv/installed .venv-wheel/made
 
 # The oldest neighbours that the package says it works with: what touches them most. In Python alone, since what
 # is compiled is the same with all of them.
-LOWEST := $(addprefix tests/unit/test_,$(addsuffix .py,app_routes lifespan middleware openapi otel prometheus \
+LOWEST := $(addprefix tests/unit/test_,$(addsuffix .py,lifespan middleware openapi otel prometheus \
   refusals settings settings_bad settings_environment usage)) \
   $(addprefix tests/,conformance/test_conformance_windows.py integration/test_connections.py integration/test_registry.py)
 
