@@ -21,38 +21,32 @@ cdef class Entries:
         return self._end - self._head
 
     cpdef int append(self, i64 time, i64 cost) except -1:
-        """Add a pair behind all others."""
         cdef Py_ssize_t room
         cdef void *grown
         if self._end == self._room:
             room = self._room + (self._room >> 3) + 3
             grown = PyMem_Realloc(self._pairs, room * sizeof(Pair))
-            if grown is NULL:
-                raise MemoryError
+            if grown is NULL: raise MemoryError
             self._pairs, self._room = <Pair *>grown, room
         self._pairs[self._end].time, self._pairs[self._end].cost = time, cost
         self._end += 1
         return 0
 
     cpdef int extend_last(self, i64 time, i64 cost) except -1:
-        """Give the last pair another time, and add to its cost."""
         self._check()
         self._pairs[self._end - 1].time = time
         self._pairs[self._end - 1].cost += cost
         return 0
 
     cpdef i64 first_time(self) except? -1:
-        """Time of the first pair."""
         self._check()
         return self._pairs[self._head].time
 
     cpdef i64 last_time(self) except? -1:
-        """Time of the last pair."""
         self._check()
         return self._pairs[self._end - 1].time
 
     cpdef i64 time_of_sum(self, i64 cost) except? -1:
-        """Time of the first pair up to which the costs add up to at least `cost`; -1 where they never do."""
         cdef Py_ssize_t at
         for at in range(self._head, self._end):
             cost -= self._pairs[at].cost
@@ -61,7 +55,6 @@ cdef class Entries:
         return -1
 
     cpdef int cap_times(self, i64 latest) except -1:
-        """Give every pair that is later this time."""
         cdef Py_ssize_t at
         for at in range(self._head, self._end):
             if self._pairs[at].time > latest:
@@ -69,26 +62,17 @@ cdef class Entries:
         return 0
 
     cpdef i64 take(self, i64 since, i64 until, i64 cost) except? -1:
-        """Take up to `cost` off the first pair from `since` on, and return how much that was.
-
-        Nothing where that pair is later than `until`.
-        """
-        cdef Py_ssize_t low = self._head, high = self._end, middle
-        while low < high:
-            middle = low + (high - low) // 2
-            if self._pairs[middle].time < since:
-                low = middle + 1
-            else:
-                high = middle
-        if low == self._end or self._pairs[low].time > until:
+        cdef Py_ssize_t at = self._head
+        while at < self._end and self._pairs[at].time < since:
+            at += 1
+        if at == self._end or self._pairs[at].time > until:
             return 0
-        if cost > self._pairs[low].cost:
-            cost = self._pairs[low].cost
-        self._pairs[low].cost -= cost
+        if cost > self._pairs[at].cost:
+            cost = self._pairs[at].cost
+        self._pairs[at].cost -= cost
         return cost
 
     cpdef int drop_empty(self) except -1:
-        """Remove the pairs that have no cost."""
         cdef Py_ssize_t at, kept = 0
         for at in range(self._head, self._end):
             if self._pairs[at].cost:
@@ -98,10 +82,6 @@ cdef class Entries:
         return 0
 
     cpdef i64 drop_until(self, i64 time) except? -1:
-        """Remove the pairs at the front up to this time, and return the sum of their costs.
-
-        Pairs behind them that have no cost go as well.
-        """
         cdef Py_ssize_t head = self._head
         cdef i64 cost = 0
         while head < self._end and (self._pairs[head].time <= time or self._pairs[head].cost == 0):
@@ -115,15 +95,13 @@ cdef class Entries:
         return cost
 
     cpdef int clear(self) except -1:
-        """Remove all pairs, and give their memory back."""
         PyMem_Free(self._pairs)
         self._pairs = NULL
         self._head = self._end = self._room = 0
         return 0
 
     cdef int _check(self) except -1:
-        if self._head == self._end:
-            raise IndexError("there are no entries")
+        if self._head == self._end: raise IndexError("there are no entries")
         return 0
 
 
@@ -146,7 +124,6 @@ cdef class Numbers:
         return iter([self._numbers[at] for at in range(self._size)])
 
     cpdef int append(self, i64 number) except -1:
-        """Add a number behind all others."""
         cdef void *grown
         if self._size == self._room:
             grown = PyMem_Realloc(NULL if self._room == 12 else self._numbers, 2 * self._room * sizeof(i64))
@@ -158,14 +135,11 @@ cdef class Numbers:
         return 0
 
     cpdef i64 at(self, Py_ssize_t place) except? -1:
-        """The number at a place."""
-        if not 0 <= place < self._size:
-            raise IndexError("there is no such number")
+        if not 0 <= place < self._size: raise IndexError("there is no such number")
         return self._numbers[place]
 
 
 cpdef Numbers numbers_in(bytes data, Py_ssize_t at, Py_ssize_t count):
-    """Read so many numbers that stand in bytes from a place on, each with its little end first."""
     cdef Numbers made = Numbers.__new__(Numbers)
     cdef Py_ssize_t place, byte
     cdef i64 number
@@ -185,12 +159,10 @@ cdef class Lock:
 
     def __cinit__(self):
         self._lock = PyThread_allocate_lock()
-        if self._lock is NULL:
-            raise MemoryError
+        if self._lock is NULL: raise MemoryError
 
     def __dealloc__(self):
-        if self._lock is not NULL:
-            PyThread_free_lock(self._lock)
+        if self._lock is not NULL: PyThread_free_lock(self._lock)
 
     def __enter__(self):
         self.acquire()
@@ -199,7 +171,6 @@ cdef class Lock:
         self.release()
 
     cpdef void acquire(self) noexcept:
-        """Wait for the lock and take it."""
         cdef long me = PyThread_get_thread_ident()
         if self._depth == 0 or self._owner != me:
             if not PyThread_acquire_lock(self._lock, NOWAIT_LOCK):
@@ -209,14 +180,12 @@ cdef class Lock:
         self._depth += 1
 
     cpdef void release(self) noexcept:
-        """Give the lock back, as often as it was taken."""
         self._depth -= 1
         if self._depth == 0:
             PyThread_release_lock(self._lock)
 
 
 cpdef bytes digits(i64 number):
-    """A whole number in decimal digits."""
     cdef char text[24]
     cdef int at = 24
     cdef unsigned long long rest = <unsigned long long>(-number if number < 0 else number)
@@ -224,8 +193,7 @@ cpdef bytes digits(i64 number):
         at -= 1
         text[at] = <char>(48 + rest % 10)
         rest //= 10
-        if rest == 0:
-            break
+        if rest == 0: break
     if number < 0:
         at -= 1
         text[at] = 45
