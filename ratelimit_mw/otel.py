@@ -41,9 +41,9 @@ def instrument(limiter: Limiter, *, meter_provider: MeterProvider | None = None,
         description=CALL_DURATION.text,
         explicit_bucket_boundaries_advisory=CALL_DURATION.bounds,
     )
-    limiter.backend.call_observers.append(duration.record)
+    limiter.engine.backend.call_observers.append(duration.record)
     if spans:
-        limiter.observe(describe_span)
+        limiter.engine.observe(describe_span)
 
 
 def describe_span(lease: Lease) -> None:

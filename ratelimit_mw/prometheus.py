@@ -103,7 +103,7 @@ class Mirror:
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
         os.register_at_fork(after_in_child=self._begin_anew)
         atexit.register(self._try)
-        self._limiter.at_close.append(self._try)
+        self._limiter.engine.at_close.append(self._try)
         self._run()
 
     def update(self) -> None:

@@ -44,7 +44,7 @@ class Bench:
         while self.now < end:
             self.now = min(self.now + 10, end)
             self.clock.set(self.now)
-            renewals = self.limiter.leases.renewing()
+            renewals = self.limiter.engine.leases.renewing()
             for lease in renewals.live() if renewing else ():
                 lease.renew_at = 0.0
             renewals._look()
@@ -54,8 +54,8 @@ class Bench:
     async def day(self, limiter: Limiter | None = None) -> tuple[int, int]:
         """What the day has spent, and what it holds."""
         limiter = limiter or self.limiter
-        policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        status = budget_status((await limiter.peek(policy)).limits[-1].status)
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+        status = budget_status((await limiter.engine.peek(policy)).limits[-1].status)
         return status.spent, status.held
 
     async def acquire(self) -> Lease:
@@ -86,8 +86,8 @@ async def test_a_request_that_was_cut_off_is_charged_as_it_ends(text: str, faile
     lease = await bench.acquire()
     await bench.wait(LATE, renewing=False)
     assert await bench.day() == (0, 0)
-    bench.limiter.leases.end(lease, failed=failed)
-    bench.limiter.leases.end(lease, failed=failed)
+    bench.limiter.engine.leases.end(lease, failed=failed)
+    bench.limiter.engine.leases.end(lease, failed=failed)
     assert await bench.day() == (spent, 0)
 
 
@@ -99,7 +99,7 @@ async def test_a_settle_after_the_estimate_lapsed_counts_in_full_once(text: str)
     await bench.wait(LATE, renewing=False)
     for _ in range(2):
         await lease.settle("0.03")
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     assert await bench.day() == (3 * CENT, 0)
 
 
@@ -109,8 +109,8 @@ async def test_a_detached_estimate_is_kept_until_it_is_settled(text: str) -> Non
     bench = Bench(text)
     lease = await bench.acquire()
     token = await lease.detach(ttl=5)
-    bench.limiter.leases.end(lease, failed=False)
-    assert not bench.limiter.leases.number
+    bench.limiter.engine.leases.end(lease, failed=False)
+    assert not bench.limiter.engine.leases.number
     await bench.wait(3_600)
     assert await bench.day() == (0, 10 * CENT)
     async with bench.limiter.resume(token):
@@ -130,13 +130,13 @@ async def test_a_slot_that_is_freed_before_the_end_leaves_the_estimate(make_loss
     elif make_loss == "lost":
         bench.backend.finish(lease.hold, EstimateAction.UNTOUCHED)
     else:
-        bench.limiter.leases.renewing()._give_up(lease)
+        bench.limiter.engine.leases.renewing()._give_up(lease)
     await bench.wait(90)
     assert lease.is_lost is (make_loss != "released")
     assert await bench.day() == (0, 10 * CENT)
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     assert await bench.day() == (10 * CENT, 0)
-    assert not bench.limiter.leases.number
+    assert not bench.limiter.engine.leases.number
 
 
 @pytest.fixture(params=["released", "lost", "given up"])
@@ -163,12 +163,12 @@ async def test_who_forgets_a_lease_lets_its_estimate_lapse() -> None:
     bench = Bench(WITHOUT_SLOT)
     await bench.acquire()
     gc.collect()
-    assert not bench.limiter.leases.number
+    assert not bench.limiter.engine.leases.number
     kept = await bench.acquire()
     await bench.wait(60)
     assert await bench.day() == (0, 10 * CENT)
     await kept.settle("0.01")
-    assert not bench.limiter.leases.number
+    assert not bench.limiter.engine.leases.number
     assert await bench.day() == (CENT, 0)
 
 
@@ -177,7 +177,7 @@ async def test_a_lease_that_is_only_released_keeps_its_estimate() -> None:
     bench = Bench(WITH_SLOT)
     lease = await bench.acquire()
     await lease.release()
-    assert not bench.limiter.leases.number
+    assert not bench.limiter.engine.leases.number
     await bench.wait(3_600)
     assert await bench.day() == (0, 10 * CENT)
     await lease.settle("0.02")
@@ -204,7 +204,7 @@ async def test_a_request_that_frees_its_slot_early_keeps_its_estimate_as_long_as
     request.cancel()
     await asyncio.wait([request])
     assert await bench.day() == (0, 0)
-    assert not bench.limiter.leases.number
+    assert not bench.limiter.engine.leases.number
 
 
 async def test_what_holds_no_money_is_not_renewed() -> None:
@@ -212,9 +212,9 @@ async def test_what_holds_no_money_is_not_renewed() -> None:
     bench = Bench(BUDGET.replace('"0.10"', '"0"'))
     free = await bench.acquire()
     assert free.hold.periods
-    assert not bench.limiter.leases.number
+    assert not bench.limiter.engine.leases.number
     bench = Bench(BUDGET)
     lease = await bench.acquire()
-    assert bench.limiter.leases.number == 1
-    bench.limiter.leases.end(lease, failed=False)
-    assert not bench.limiter.leases.number
+    assert bench.limiter.engine.leases.number == 1
+    bench.limiter.engine.leases.end(lease, failed=False)
+    assert not bench.limiter.engine.leases.number

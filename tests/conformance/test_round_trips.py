@@ -88,8 +88,8 @@ async def ask(limiter: Limiter) -> AsyncIterator[Ask]:
 
 async def _arrived(limiter: Limiter) -> None:
     """Wait for a release that nobody waits for: what is sent after it is answered after it."""
-    policy = limiter.policies.match(limiter.identity_of(api_key="later"), "GET", "/x")
-    await limiter.peek(policy)
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="later"), "GET", "/x")
+    await limiter.engine.peek(policy)
 
 
 async def test_a_request_without_a_slot_is_one_call(calls: Calls, ask: Ask) -> None:

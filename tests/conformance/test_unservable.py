@@ -132,7 +132,7 @@ async def test_a_price_hook_s_huge_estimate_never_fits(price: Any) -> None:
 async def test_a_backend_itself_refuses_costs_of_any_size(redis_server: StoreServer, cost: int) -> None:
     """Also asked directly, with any other backend's answer: not admitted, and nothing raised."""
     limiter = Limiter(settings_of(""))
-    policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/", max(cost, 61))
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/", max(cost, 61))
     answers = []
     backends = (MemoryBackend(), RedisBackend(redis_server.url, timeout=5))
     backend: MemoryBackend | RedisBackend

@@ -86,8 +86,8 @@ async def test_records_that_are_cut_leave_no_slot_and_exact_sums(
             )
         )
         await until_async(lambda: held(redis_server) == 0)
-        policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        _, slots, day = [each.status for each in (await limiter.peek(policy)).limits]
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+        _, slots, day = [each.status for each in (await limiter.engine.peek(policy)).limits]
         assert slot_status(slots).active == 0
         assert budget_status(day)[:2] == (spent, 0)
         assert limiter.stats().slots_lost == limiter.stats().unsynced_lost == 0
@@ -102,7 +102,7 @@ async def test_a_handshake_that_stalls_is_one_outage_and_tried_again(
     async with limiter:
         lease = await limiter.acquire(api_key="a")
         assert lease.decision.policy == "local"
-        limiter.leases.end(lease, failed=True)
+        limiter.engine.leases.end(lease, failed=True)
         await eventually(lambda: _later(limiter))
         cable.fault = "none"
         cable.reset()

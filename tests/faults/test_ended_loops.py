@@ -122,7 +122,7 @@ async def test_what_a_loop_admitted_in_an_outage_is_told(start_server: StartServ
             lease = await limiter.acquire(api_key="a")
             assert lease.decision.policy == "local"
             await lease.settle("0.03")
-            limiter.leases.end(lease, failed=False)
+            limiter.engine.leases.end(lease, failed=False)
             if closes:
                 await limiter.close()
 
@@ -203,7 +203,7 @@ def test_look_ups_of_ended_loops_take_no_place(
 
         async def known() -> str | None:
             lease = await limiter.acquire(api_key="new")
-            policies = limiter.policies.latest.values()
+            policies = limiter.engine.policies.latest.values()
             await lease.release()
             return next((each.identity.account for each in policies if each.identity.account), None)
 

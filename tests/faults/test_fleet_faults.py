@@ -49,8 +49,8 @@ async def test_without_its_backend_nothing_is_logged_and_the_view_says_so(
 
 
 async def _has_lost(limiter: Limiter) -> bool:
-    await limiter.reporter.report()
-    return limiter.reporter.lost > 0
+    await limiter.engine.reporter.report()
+    return limiter.engine.reporter.lost > 0
 
 
 async def _is_partial(view: FleetView) -> bool:
@@ -67,12 +67,12 @@ async def test_a_backend_that_refuses_reports_is_told_of_once(
             client.execute_command("ACL", "SETUSER", "default", "-eval")
         for _ in range(3):
             await ask(limiter, "a", 1)
-            await limiter.reporter.report()
-        assert limiter.reporter.lost >= 3
+            await limiter.engine.reporter.report()
+        assert limiter.engine.reporter.lost >= 3
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "+eval")
         await ask(limiter, "a", 1)
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         points = (await FleetView(limiter).read()).series
         assert sum(point.outcomes.admitted for point in points) >= 1
     told = [record.getMessage() for record in caplog.records if "figures" in record.getMessage()]
@@ -84,8 +84,8 @@ async def test_nonsense_in_the_backend_breaks_no_reader(redis_server: StoreServe
     """Whatever others wrote under our names: what is ours is still read, as plain values."""
     async with Limiter(settings_of(redis_server.url)) as limiter:
         await ask(limiter, "a", 3)
-        await limiter.reporter.report()
-        bucket = int(await limiter.reporter.store.now() // BUCKET)
+        await limiter.engine.reporter.report()
+        bucket = int(await limiter.engine.reporter.store.now() // BUCKET)
         with redis_server.client() as client:
             fleet = "ratelimit:{fleet}:"
             client.set(f"{fleet}t:{bucket - 1}", "a text")
@@ -125,7 +125,7 @@ async def test_ten_thousand_invented_callers_cost_little(redis_server: StoreServ
     assert len(names) <= 3 + 2 * len(buckets)
     assert max(taken[name] for name in buckets) < 100_000
     assert taken[b"ratelimit:{fleet}:i"] < 250_000
-    busy = limiter.identity_of(api_key="busy").partition
+    busy = limiter.engine.identity_of(api_key="busy").partition
     assert snapshot.callers[0].caller == busy
     assert len(snapshot.callers) == 50
 
@@ -133,8 +133,8 @@ async def test_ten_thousand_invented_callers_cost_little(redis_server: StoreServ
 async def test_a_limiter_that_decides_nothing_reports_nothing(redis_server: StoreServer) -> None:
     """Who only watches settings and keys, such as a command, is no worker, and opens no connection for it."""
     limiter = Limiter(settings_of(redis_server.url))
-    await limiter.live.open()
-    await limiter.reporter.report()
+    await limiter.engine.live.open()
+    await limiter.engine.reporter.report()
     await limiter.close()
     with redis_server.client() as client:
         assert list(client.scan_iter("*{fleet}*")) == []
@@ -165,10 +165,12 @@ async def test_reports_follow_the_primary(tmp_path: Path) -> None:
 
             async def is_reported() -> bool:
                 await ask(limiter, "b", 1)
-                await limiter.reporter.report()
+                await limiter.engine.reporter.report()
                 with sentinels.primary.client() as client:
                     names = [name for key in client.scan_iter("*:c:*") for name in client.zrange(key, 0, -1)]
-                return any(limiter.identity_of(api_key="b").partition.encode() in name for name in names)
+                return any(
+                    limiter.engine.identity_of(api_key="b").partition.encode() in name for name in names
+                )
 
             await eventually(is_reported)
 

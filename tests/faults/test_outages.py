@@ -44,13 +44,13 @@ async def limiter_on(url: str, **backend: object) -> AsyncIterator[Limiter]:
 
 async def statuses(limiter: Limiter) -> tuple[Status, ...]:
     """How the window, the slots and the day's budget stand in the shared books."""
-    policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-    return tuple(status for _, status in (await limiter.peek(policy)).limits)
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+    return tuple(status for _, status in (await limiter.engine.peek(policy)).limits)
 
 
 async def is_synced(limiter: Limiter) -> bool:
     """Whether the backend knows everything."""
-    return len(limiter.decider.local.holds) == 0
+    return len(limiter.engine.decider.local.holds) == 0
 
 
 async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: StartServer) -> None:
@@ -63,16 +63,16 @@ async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: St
         assert [lease.decision.policy for lease in leases] == ["local"] * 3
         settled, kept, running = leases
         await settled.settle("0.01")
-        limiter.leases.end(settled, failed=False)
-        limiter.leases.end(kept, failed=False)
-        limiter.leases.end(before, failed=True)
+        limiter.engine.leases.end(settled, failed=False)
+        limiter.engine.leases.end(kept, failed=False)
+        limiter.engine.leases.end(before, failed=True)
         server.continue_signal()
         assert await eventually(lambda: is_synced(limiter)) < 2
         window, slots, day = await statuses(limiter)
         # The request that met the outage may have been counted before it was given up.
         assert 4 <= counted(window) <= 5
         assert (counted(slots), *budget_status(day)[:2]) == (1, 11 * CENT, 10 * CENT)
-        limiter.leases.end(running, failed=False)
+        limiter.engine.leases.end(running, failed=False)
     async with limiter_on(server.url) as limiter:
         _, slots, day = await statuses(limiter)
         assert (counted(slots), *budget_status(day)[:2]) == (0, 21 * CENT, 0)
@@ -105,7 +105,7 @@ async def _owes_nothing(limiter: Limiter) -> bool:
 
 
 async def _is_there(limiter: Limiter) -> bool:
-    return getattr(limiter.backend, "error", None) is None
+    return getattr(limiter.engine.backend, "error", None) is None
 
 
 @pytest.mark.parametrize("what", ["w", "s"])
@@ -126,7 +126,7 @@ async def test_closing_undoes_nothing_that_is_being_told(
                 await asyncio.sleep(0.005)
         proxy.delay = 0
         await limiter.close()
-        lost = limiter.decider.local.holds.lost
+        lost = limiter.engine.decider.local.holds.lost
     async with limiter_on(server.url, timeout=5) as limiter:
         window, slots, day = await statuses(limiter)
         assert (counted(slots), budget_status(day).held) == ((0, 0) if lost else (1, 10 * CENT))

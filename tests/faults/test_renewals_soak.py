@@ -97,12 +97,12 @@ async def test_many_live_slots_are_kept_elsewhere(
         stats = limiter.stats()
         print(f"{kind}: {slots} slots; {waits.late * 1000:.0f} ms late in all")  # noqa: T201
         assert (stats.slots_lost, stats.decisions_without_backend["deny"], stats.backend_up) == (0, 0, True)
-        policy = limiter.policies.match(limiter.identity_of(api_key="k7"), "GET", "/")
-        assert counted((await limiter.peek(policy)).limits[-1]) == slots / CALLERS
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k7"), "GET", "/")
+        assert counted((await limiter.engine.peek(policy)).limits[-1]) == slots / CALLERS
         for start in range(0, slots, 1_000):
             await asyncio.gather(*[lease.release() for lease in leases[start : start + 1_000]])
         await until_async(lambda: limiter.stats().load.owed == 0)
-        assert counted((await limiter.peek(policy)).limits[-1]) == 0
+        assert counted((await limiter.engine.peek(policy)).limits[-1]) == 0
 
 
 async def test_streams_over_http_keep_their_slots(

@@ -50,13 +50,13 @@ class Run:
         self.entered = 0
         self.left = 0
         self.finished: list[bytes] = []
-        finish = self.limiter.backend.finish
+        finish = self.limiter.engine.backend.finish
 
         def watched(hold: Reservation, money: EstimateAction) -> Any:
             self.finished.append(hold.id)
             return finish(hold, money)
 
-        self.limiter.backend.finish = watched  # type: ignore[method-assign]
+        self.limiter.engine.backend.finish = watched  # type: ignore[method-assign]
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Await a little, and answer."""
@@ -77,8 +77,8 @@ class Run:
         """Nothing is held, nothing freed twice, and no more spent than requests that ran to their end."""
         await until_async(lambda: held(self.server) == 0)
         assert len(set(self.finished)) == len(self.finished)
-        policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        limit_statuses = (await self.limiter.peek(policy)).limits
+        policy = self.limiter.engine.policies.match(self.limiter.engine.identity_of(api_key="a"), "GET", "/")
+        limit_statuses = (await self.limiter.engine.peek(policy)).limits
         spent, money_held, _ = budget_status(limit_statuses[-1].status)
         assert money_held == 0
         assert spent <= self.left * 1_000_000
@@ -200,7 +200,7 @@ async def test_release_is_cancelled(run: Run) -> None:
             await asyncio.sleep(0)
         release.cancel()
         await asyncio.gather(release, return_exceptions=True)
-        run.limiter.leases.end(lease, failed=True)
+        run.limiter.engine.leases.end(lease, failed=True)
         run.entered += 1
     await until_async(lambda: held(run.server) == 0)
 
@@ -214,5 +214,5 @@ async def test_detach_is_cancelled(run: Run) -> None:
             await asyncio.sleep(0)
         detach.cancel()
         await asyncio.gather(detach, return_exceptions=True)
-        run.limiter.leases.end(lease, failed=True)
+        run.limiter.engine.leases.end(lease, failed=True)
     await until_async(lambda: held(run.server) == 0)

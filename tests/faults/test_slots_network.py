@@ -54,8 +54,10 @@ class Bench:
 
     async def counted(self) -> list[int]:
         """Units of rate, slots active and money spent or held, in the server's books."""
-        policy = self.observer.policies.match(self.observer.identity_of(api_key="a"), "GET", "/")
-        rate, slots, money = (await self.observer.peek(policy)).limits
+        policy = self.observer.engine.policies.match(
+            self.observer.engine.identity_of(api_key="a"), "GET", "/"
+        )
+        rate, slots, money = (await self.observer.engine.peek(policy)).limits
         return [counted(rate), counted(slots), budget_status(money.status).taken]
 
 
@@ -75,7 +77,7 @@ async def test_a_charge_whose_answer_is_lost_is_given_back(bench: Bench, fault: 
     leases = await asyncio.gather(*[bench.limiter.acquire(api_key="a") for _ in range(5)])
     assert [lease.decision.policy for lease in leases] == ["local"] * 5
     for lease in leases:  # else the server would be told of them once it is back
-        bench.limiter.leases.end(lease, failed=True)
+        bench.limiter.engine.leases.end(lease, failed=True)
     await bench.heal()
     await until_async(lambda: held(bench.server) == 0)
     await bench.becomes(0, 0)
@@ -88,12 +90,12 @@ async def test_a_release_whose_answer_is_lost_frees_once(bench: Bench) -> None:
     first = await bench.limiter.acquire(api_key="a")
     second = await bench.limiter.acquire(api_key="a")
     bench.proxy.fault = "drop_replies"
-    bench.limiter.leases.end(first, failed=False)
+    bench.limiter.engine.leases.end(first, failed=False)
     await asyncio.sleep(0.05)
     await bench.heal()
     await until_async(lambda: held(bench.server) == 1)
     await bench.becomes(1, 2_000_000)
-    bench.limiter.leases.end(second, failed=True)
+    bench.limiter.engine.leases.end(second, failed=True)
     await until_async(lambda: held(bench.server) == 0)
     await bench.becomes(0, 1_000_000)
 
@@ -103,7 +105,7 @@ async def test_a_release_during_an_outage_arrives_after_it(bench: Bench) -> None
     leases = [await bench.limiter.acquire(api_key="a") for _ in range(5)]
     bench.proxy.refuse()
     for lease in leases:
-        bench.limiter.leases.end(lease, failed=True)
+        bench.limiter.engine.leases.end(lease, failed=True)
     await bench.heal()
     await until_async(lambda: held(bench.server) == 0)
     await bench.becomes(0, 0)
@@ -113,7 +115,7 @@ async def test_a_renewal_that_is_lost_keeps_the_slot(bench: Bench) -> None:
     """A cut connection at the time of a renewal is no loss: it is renewed once the server is back."""
     lease = await bench.limiter.acquire(api_key="a")
     bench.proxy.fault = "drop_replies"
-    renewals = bench.limiter.leases.renewing()
+    renewals = bench.limiter.engine.leases.renewing()
     await renewals._renew_all(lease.backend, [lease])
     assert lease.renew_at == 0, "it is due again"
     assert not lease.is_lost
@@ -131,9 +133,9 @@ async def test_a_job_detached_during_an_outage_is_settled_after_it(bench: Bench)
     lease = await bench.limiter.acquire(api_key="a")
     assert lease.decision.policy == "local"
     token = await lease.detach(ttl=60)
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
     await bench.becomes(1, 1_000_000)
     async with bench.observer.resume(token) as job:
         assert not job.is_lost
@@ -148,13 +150,13 @@ async def test_a_job_of_an_outage_is_settled_by_its_token_before_the_server_know
     lease = await bench.limiter.acquire(api_key="a")
     assert lease.decision.policy == "local"
     token = await lease.detach(ttl=60)
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     async with bench.limiter.resume(token) as job:
         assert not job.is_lost
         await job.settle("2.00")
     await bench.limiter.settle(token, "2.00")
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
     await bench.becomes(0, 2_000_000)
     assert bench.limiter.stats().settles_ignored == 0
 
@@ -171,10 +173,10 @@ async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
         await until_async(lambda: bench.proxy.lost > lost)  # noqa: B023 - called before the next turn
         await asyncio.sleep(0.1)
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
     await until_async(lambda: bench.limiter.stats().load.owed == 0)
     assert (await bench.counted())[1:] == [1, 1_000_000]
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     await bench.becomes(0, 1_000_000)
 
 
@@ -190,7 +192,7 @@ async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
         await asyncio.sleep(chance.uniform(0, 0.01))
         failed = chance.random() < 0.5
         paid += lease.allowed and not failed
-        bench.limiter.leases.end(lease, failed=failed)
+        bench.limiter.engine.leases.end(lease, failed=failed)
 
     async def cut() -> None:
         while True:
@@ -205,7 +207,7 @@ async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await cutting
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
     await until_async(lambda: held(bench.server) == 0)
     await until_async(lambda: bench.limiter.stats().load.owed == 0)
     assert (await bench.counted())[1:] == [0, paid * 1_000_000], f"seed {seed}"

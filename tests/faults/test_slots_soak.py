@@ -130,8 +130,8 @@ class Soak:
         total = [0, 0]
         async with Limiter.from_settings(self.settings) as limiter:
             for key in "abc":
-                policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-                status = budget_status((await limiter.peek(policy)).limits[-1].status)
+                policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
+                status = budget_status((await limiter.engine.peek(policy)).limits[-1].status)
                 total[0] += status.spent
                 total[1] += status.held
         return total[0], total[1]

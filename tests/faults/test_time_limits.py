@@ -132,9 +132,9 @@ async def test_a_settle_that_opens_an_estimate_has_no_more_time(redis_server: St
             proxy.delay = 0
 
             async def is_settled() -> bool:
-                policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
+                policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
                 try:
-                    (budget,) = [each.status for each in (await limiter.peek(policy)).limits]
+                    (budget,) = [each.status for each in (await limiter.engine.peek(policy)).limits]
                 except BackendError:
                     return False
                 return counted(budget) == 1_000_000

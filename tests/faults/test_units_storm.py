@@ -30,8 +30,8 @@ def limiter_on(url: str, name: str, rate: str, timeout: float = 10.0) -> Limiter
 
 async def tokens_used(limiter: Limiter) -> int:
     """Tokens that the caller has used."""
-    policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
-    _, status = next(iter((await limiter.peek(policy)).windows("tokens")))
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
+    _, status = next(iter((await limiter.engine.peek(policy)).windows("tokens")))
     assert isinstance(status, WindowStatus)
     return status.used
 
@@ -47,7 +47,7 @@ async def test_a_storm_of_settles_ends_with_the_exact_sum(server: StoreServer) -
             async def settle(lease: Lease, amount: int) -> None:
                 await lease.settle(units={"tokens": amount})
                 await lease.settle(units={"tokens": amount})
-                limiter.leases.end(lease, failed=chance.random() < 0.5)
+                limiter.engine.leases.end(lease, failed=chance.random() < 0.5)
 
             for number in range(200):
                 if number % 20 == 10:
@@ -93,9 +93,9 @@ async def test_settles_work_while_memory_is_full(server: StoreServer) -> None:
             try:
                 await less.settle(units={"tokens": 10})
                 await more.settle(units={"tokens": 1_500})
-                limiter.leases.end(failed, failed=True)
+                limiter.engine.leases.end(failed, failed=True)
                 async with asyncio.timeout(30):
-                    while limiter.backend.load.owed:
+                    while limiter.engine.backend.load.owed:
                         await asyncio.sleep(0.01)
             finally:
                 client.config_set("maxmemory", "0")

@@ -78,8 +78,8 @@ def limiter_on(clock: Clock, settings: Settings, url: str | None, *, is_away: bo
     else:
         backend = Down(clock=clock) if is_away else MemoryBackend(clock=clock)
     limiter = Limiter(settings, backend=backend)
-    limiter.refusals.now = limiter.prefetch.now = clock.steady
-    limiter.decider.local = LocalPolicy(backend, clock=clock)
+    limiter.engine.refusals.now = limiter.engine.prefetch.now = clock.steady
+    limiter.engine.decider.local = LocalPolicy(backend, clock=clock)
     return limiter
 
 

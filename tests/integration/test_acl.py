@@ -83,9 +83,9 @@ async def use(url: str) -> None:
         refused = [await limiter.acquire(api_key="k") for _ in range(3)][-1].decision.refusal
         assert refused is not None
         assert refused.reason in {"rate", "concurrency"}
-        identity = limiter.identity_of(api_key="k")
+        identity = limiter.engine.identity_of(api_key="k")
         assert counted((await overview(limiter, identity)).limits[0]) > 2
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         assert (await FleetView(limiter).caller(identity.partition)).series
         await forget(limiter, identity)
         assert counted((await overview(limiter, identity)).limits[0]) == 0
@@ -190,8 +190,8 @@ async def test_a_dashboard_without_rights_is_found_at_the_start(
             client.execute_command("ACL", "SETUSER", "ratelimit-admin", f"-{lacks}")
         settings = settings_with_changes(url_of(store, "ratelimit-admin"))
         async with Limiter(settings) as limiter:
-            await limiter.live.rights.run()
-            missing = limiter.live.rights.missing
+            await limiter.engine.live.rights.run()
+            missing = limiter.engine.live.rights.missing
         assert client.exists("ratelimit:{keys}", "ratelimit:{keys}:version") == 0
     records = [
         record for record in caplog.records if getattr(record, "check", "") == "dashboard-without-rights"
@@ -208,11 +208,11 @@ async def test_rights_that_are_given_later_are_seen(
     with store.client() as client:
         client.execute_command("ACL", "SETUSER", "ratelimit-admin", "-hset")
         async with Limiter(settings_with_changes(url_of(store, "ratelimit-admin"))) as limiter:
-            await limiter.live.rights.run()
-            assert limiter.live.rights.missing == ADVICE
+            await limiter.engine.live.rights.run()
+            assert limiter.engine.live.rights.missing == ADVICE
             client.execute_command(*ADVICE.split())
-            await limiter.live.rights.run()
-            assert limiter.live.rights.missing is None
+            await limiter.engine.live.rights.run()
+            assert limiter.engine.live.rights.missing is None
 
 
 ADVICE = "ACL SETUSER ratelimit-admin +hset +hdel +multi +exec"

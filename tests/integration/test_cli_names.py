@@ -77,7 +77,7 @@ async def limiter(file: str) -> AsyncIterator[Limiter]:
         for key in ("seen", "listed", "first"):
             await (await limiter.acquire(api_key=key)).release()
         await (await limiter.acquire(Identity("ip:192.0.2.7", "anonymous"))).release()
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         yield limiter
 
 

@@ -69,7 +69,7 @@ async def with_traffic(file: str, look: Callable[[], Awaitable[None]]) -> None:
             async with await limiter.acquire(api_key="pro", path="/"):
                 pass
         async with await limiter.acquire(api_key="pro"):
-            await limiter.reporter.report()
+            await limiter.engine.reporter.report()
             await look()
 
 
@@ -146,7 +146,7 @@ async def test_hostile_names_stay_on_their_line(
         for partition in (HOSTILE, f"a:{HOSTILE}"):
             identity = Identity(partition, "default", account=HOSTILE)
             await (await limiter.acquire(identity)).release()
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         printed = await asyncio.to_thread(commands.good, "top", "--settings", shared)
         said = await asyncio.to_thread(commands.json, "top", "--settings", shared)
     assert [each for each in printed if not each.isprintable() and each != "\n"] == []

@@ -110,8 +110,8 @@ async def test_a_clients_certificate_by_options_of_the_url(
         limiter_on(f"{proxy.url}?{files}&ssl_keyfile={certificates.key_file}") as limiter,
     ):
         assert await decided_by(limiter) == "shared"
-        await limiter.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
-        assert limiter.live.keys
+        await limiter.engine.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
+        assert limiter.engine.live.keys
 
 
 async def test_a_login_and_a_database_by_options_of_the_url(start_server: StartServer) -> None:

@@ -46,8 +46,8 @@ async def tokens_used(url: str, key: str) -> list[int]:
     settings = Limiter.from_settings(SETTINGS).settings
     backend = BackendSettings(url=SecretURL(url), timeout=10.0)
     async with Limiter(settings.model_copy(update={"backend": backend})) as reader:
-        policy = reader.policies.match(reader.identity_of(api_key=key), "GET", "/")
-        return [status.used for _, status in (await reader.peek(policy)).windows("tokens")]
+        policy = reader.engine.policies.match(reader.engine.identity_of(api_key=key), "GET", "/")
+        return [status.used for _, status in (await reader.engine.peek(policy)).windows("tokens")]
 
 
 async def test_thirty_at_once_are_bounded_by_what_they_use(

@@ -17,8 +17,10 @@ async def tokens_spent(url: str) -> tuple[int, int]:
     """Tokens that the key `k` has spent and holds, read from the backend by another process than the app."""
     limiter = Limiter.from_settings(SETTINGS)
     async with Limiter(limiter.settings.model_copy(update={"backend": backend_of(url)})) as reader:
-        policy = reader.policies.match(reader.identity_of(api_key="k"), "POST", "/v1/completions")
-        status = budget_status((await reader.peek(policy)).limits[-1].status)
+        policy = reader.engine.policies.match(
+            reader.engine.identity_of(api_key="k"), "POST", "/v1/completions"
+        )
+        status = budget_status((await reader.engine.peek(policy)).limits[-1].status)
     return status.spent, status.held
 
 

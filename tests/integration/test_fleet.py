@@ -95,7 +95,7 @@ async def test_every_figure_expires(server: StoreServer) -> None:
     """Nothing stays in the backend for ever, nor much longer than it is looked at."""
     async with Limiter(settings_of(server.url)) as limiter:
         await ask(limiter, "a", 1)
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         with server.client() as client:
             lives = {name: client.ttl(name) for name in client.scan_iter("*{fleet}*")}
     assert len(lives) == 5
@@ -150,8 +150,8 @@ async def test_a_caller_has_a_history_of_its_own(url: str) -> None:
     async with Limiter(settings_of(url)) as limiter:
         await ask(limiter, "a", 6)
         await ask(limiter, "b", 3)
-        await limiter.reporter.report()
-        identity = limiter.identity_of(api_key="a")
+        await limiter.engine.reporter.report()
+        identity = limiter.engine.identity_of(api_key="a")
         detail = (await FleetView(limiter).caller(identity.partition)).as_dict()
         nobody = (await FleetView(limiter).caller("i:nobody")).as_dict()
     assert len(detail["series"]) == 120
@@ -169,7 +169,7 @@ async def test_keys_of_an_account_are_one_caller(url: str) -> None:
     async with Limiter(settings_of(url, plans=plans, keys=keys)) as limiter:
         await ask(limiter, "a", 1)
         await ask(limiter, "b", 2)
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         detail = (await FleetView(limiter).caller("a:acme")).as_dict()
     assert (detail["admitted"], detail["account"], detail["limits"][0]["used"]) == (3, "acme", 3)
     assert detail["known_as"] == [hash_api_key(key, "") for key in (b"a", b"b")]
@@ -185,7 +185,7 @@ async def test_a_budget_tells_how_long_it_lasts(monkeypatch: pytest.MonkeyPatch)
         view = FleetView(limiter)
 
         async def forecast() -> float | None:
-            await limiter.reporter.report()
+            await limiter.engine.reporter.report()
             return (await view.read()).callers[0].limits[0].forecast
 
         await ask(limiter, "a", 1)
@@ -199,7 +199,7 @@ async def test_a_budget_tells_how_long_it_lasts(monkeypatch: pytest.MonkeyPatch)
 
 
 async def _is_reported(view: FleetView, limiter: Limiter) -> bool:
-    await limiter.reporter.report()
+    await limiter.engine.reporter.report()
     return bool((await view.read()).callers)
 
 
@@ -208,21 +208,21 @@ async def test_who_looks_again_later_misses_nothing(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("ratelimit_mw._internal.fleet.view.KEPT_SECONDS", -1.0)
     now = 1_800_000_000.0
     async with Limiter(settings_of("memory://", plans={"default": {}})) as limiter:
-        limiter.reporter.store = MemoryFiguresStore(lambda: now)
+        limiter.engine.reporter.store = MemoryFiguresStore(lambda: now)
         view = FleetView(limiter)
         for later in (0.1, 60.0, 3_000.0):
             for _ in range(2):
                 await ask(limiter, "a", 5)
-                await limiter.reporter.report()
+                await limiter.engine.reporter.report()
                 now += 0.1
                 await view.read()
             await ask(limiter, "a", 3)
-            await limiter.reporter.report()
+            await limiter.engine.reporter.report()
             now += later
         points = (await view.read()).series
         assert sum(point.outcomes.admitted for point in points) == 39
         now += 570.0
-        await limiter.reporter.report()
+        await limiter.engine.reporter.report()
         points = (await view.read()).series
         assert sum(point.outcomes.admitted for point in points) == 13
 

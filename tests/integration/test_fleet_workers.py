@@ -58,7 +58,9 @@ async def test_two_workers_are_counted_as_by_their_clients(
         await eventually(agrees)
         snapshot = await view.read()
         assert {worker.pid for worker in snapshot.workers} - {os.getpid()} == set(workers.worker_pids())
-        histories = [await view.caller(looking.identity_of(api_key=key).partition) for key in ("a", "b")]
+        histories = [
+            await view.caller(looking.engine.identity_of(api_key=key).partition) for key in ("a", "b")
+        ]
     counted = [sum(point.outcomes.asked for point in each.series) for each in histories]
     assert counted == [70, 30]
 

@@ -68,8 +68,8 @@ def limiter_on(url: str) -> Limiter:
 
 async def look(limiter: Limiter, key: str = "a") -> tuple[LimitStatus, ...]:
     """How the limits of a key stand."""
-    policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-    return (await limiter.peek(policy)).limits
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
+    return (await limiter.engine.peek(policy)).limits
 
 
 async def budget(limiter: Limiter, key: str = "a") -> BudgetStatus:
@@ -89,7 +89,7 @@ async def job_of(limiter: Limiter, ttl: float = 600) -> str:
     lease = await limiter.acquire(api_key="a")
     assert lease.allowed
     token = await lease.detach(ttl=ttl)
-    limiter.leases.end(lease, failed=False)
+    limiter.engine.leases.end(lease, failed=False)
     return token
 
 
@@ -210,14 +210,14 @@ async def test_a_job_delivered_twice_holds_its_slot_until_the_last_has_ended(
     for seconds in (20, 40, 60):
         clock.set(seconds)
         left.renew_at = 0.0
-        worker.leases.renewing()._look()
+        worker.engine.leases.renewing()._look()
         await _settled(worker)
     assert await active(api) == 1
     assert not left.is_lost
     await stacks[1 - first].aclose()
     await worker.close()
     assert await active(api) == 0
-    assert not worker.leases._jobs
+    assert not worker.engine.leases._jobs
 
 
 async def test_a_job_delivered_twice_is_lost_for_both(make: MakeLimiter, clock: FakeClock) -> None:
@@ -228,7 +228,7 @@ async def test_a_job_delivered_twice_is_lost_for_both(make: MakeLimiter, clock: 
     async with worker.resume(token) as one, worker.resume(token) as other:
         await api.release(token)
         other.renew_at = 0.0
-        worker.leases.renewing()._look()
+        worker.engine.leases.renewing()._look()
         await _settled(worker)
         assert (one.is_lost, other.is_lost) == (True, True)
     async with worker.resume(token) as late:
@@ -239,7 +239,7 @@ async def test_a_job_delivered_twice_is_lost_for_both(make: MakeLimiter, clock: 
 
 async def _settled(limiter: Limiter) -> None:
     """Wait until what a look at the leases has begun is over."""
-    while limiter.leases.renewing()._tasks:
+    while limiter.engine.leases.renewing()._tasks:
         await asyncio.sleep(0.005)
 
 
@@ -401,7 +401,7 @@ async def test_detaching_after_the_request_has_ended_holds_nothing(make: MakeLim
     """A task that outlived its request gets a token of nothing: the slot is another's by now."""
     api = make()
     lease = await api.acquire(api_key="a")
-    api.leases.end(lease, failed=False)
+    api.engine.leases.end(lease, failed=False)
     token = await lease.detach(ttl=60)
     async with api.resume(token) as job:
         assert not job.is_lost
@@ -447,9 +447,9 @@ async def test_a_settle_outlives_an_outage(kind: str, start_server: StartServer)
         await limiter.release(token)
         stranger = await limiter.acquire(api_key="a")
         assert stranger.decision.policy == "local"
-        limiter.leases.end(stranger, failed=True)  # or the server would hear of its estimate, too
+        limiter.engine.leases.end(stranger, failed=True)  # or the server would hear of its estimate, too
         server.continue_signal()
-        await until_async(lambda: not limiter.leases.owed)
+        await until_async(lambda: not limiter.engine.leases.owed)
         assert (await budget(limiter))[:2] == (31 * CENT, 0)
         assert await active(limiter) == 0
 
@@ -463,7 +463,7 @@ async def test_a_settle_whose_answer_is_lost_counts_once(server: StoreServer) ->
         assert proxy.lost > 0
         proxy.fault = "none"
         proxy.reset()
-        await until_async(lambda: not limiter.leases.owed)
+        await until_async(lambda: not limiter.engine.leases.owed)
         assert (await budget(limiter))[:2] == (31 * CENT, 0)
 
 
@@ -477,7 +477,7 @@ async def test_a_settle_that_cannot_be_written_before_the_close_is_reported(
         token = await job_of(limiter)
         server.kill()
         await limiter.settle(token, "0.31")
-    assert not limiter.leases.owed
+    assert not limiter.engine.leases.owed
     assert "did not reach the backend" in caplog.text
 
 

@@ -80,8 +80,8 @@ def settings(redis_server: StoreServer, tmp_path: Path) -> Path:
 async def spent(settings: Path) -> tuple[int, int]:
     """What the key `a` has spent and what is held for it, in micro-units."""
     async with Limiter.from_settings(settings) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-        limit_statuses = (await limiter.peek(policy)).limits
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+        limit_statuses = (await limiter.engine.peek(policy)).limits
         return limit_statuses[-1].status[:2]
 
 
@@ -252,8 +252,8 @@ async def test_the_predictions_example_end_to_end(
     assert await asyncio.to_thread(worker.wait, 10) == 0
     settings = settings_of(f'[backend]\nurl = "{redis_server.url}"\n[identity]\nhash_secret = "secret"\n')
     async with Limiter(settings.model_copy(update={"plans": _plans_of_the_example()})) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="alice"), "GET", "/")
-        used, kept = (await limiter.peek(policy)).limits[-1].status[:2]
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="alice"), "GET", "/")
+        used, kept = (await limiter.engine.peek(policy)).limits[-1].status[:2]
     assert (used, kept) == (9_000, 0), "nine words were paid for, once, although a worker died"
 
 

@@ -182,17 +182,17 @@ async def test_most_requests_ask_nobody(server: StoreServer, path: str) -> None:
     """A busy caller costs far fewer calls than requests, also on a route with limits of its own."""
     async with Limiter(settings(server.url, "100000/minute", "1000000/hour", concurrent=5)) as limiter:
         limiter.apply(settings(server.url, "100000/minute", "1000000/hour"))
-        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", path)
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", path)
         _calls(server)
-        lease = await limiter.charge(policy)
+        lease = await limiter.engine.charge(policy)
         for number in range(3_999):
-            lease = await limiter.charge(policy)
+            lease = await limiter.engine.charge(policy)
             assert lease.allowed
             if number % 20 == 0:
                 await asyncio.sleep(0.001)  # as requests arrive: not all at once
         assert _calls(server) < 4_000 / 5
-        assert sum(limiter.tally.totals().values()) == 4_000
-        window, status = next(iter((await limiter.peek(policy)).windows()))
+        assert sum(limiter.engine.tally.totals().values()) == 4_000
+        window, status = next(iter((await limiter.engine.peek(policy)).windows()))
         assert 4_000 <= status.used <= 4_000 * 1.03
         shown = [figures.used for _, figures in lease.decision.windows()]
         assert all(3_500 <= used <= 4_000 * 1.03 for used in shown)
@@ -205,25 +205,25 @@ async def test_what_is_not_the_callers_own_windows_alone_goes_on_as_ever(
 ) -> None:
     """Requests that take a slot, or draw on what all callers share, ask the server each time."""
     async with Limiter(settings(server.url, "100000/minute", **plan)) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", path)
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", path)
         assert policy.stock is None
         for _ in range(300):
-            async with await limiter.charge(policy) as lease:
+            async with await limiter.engine.charge(policy) as lease:
                 assert lease.allowed
-        assert limiter.backend.load.operations >= 300
+        assert limiter.engine.backend.load.operations >= 300
 
 
 async def test_units_in_hand_are_spent_while_the_server_is_away(start_server: StartServer) -> None:
     """For as long as they last; then the settings decide."""
     server = start_server("redis")
     async with Limiter(settings(server.url, "100000/hour", on_failure="deny")) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
         while policy.stock is None or policy.stock.block is None:
-            assert (await limiter.charge(policy)).allowed
+            assert (await limiter.engine.charge(policy)).allowed
             await asyncio.sleep(0)
         left = policy.stock.block.left
         server.kill()
-        decisions = [(await limiter.charge(policy)).decision for _ in range(left + 1)]
+        decisions = [(await limiter.engine.charge(policy)).decision for _ in range(left + 1)]
         assert [each.policy for each in decisions] == ["shared"] * left + ["deny"]
         assert {(each.cost, each.price_micros) for each in decisions} == {(1, 0)}
 
@@ -231,12 +231,12 @@ async def test_units_in_hand_are_spent_while_the_server_is_away(start_server: St
 async def test_a_reset_forgets_what_is_in_hand(server: StoreServer) -> None:
     """After it a caller starts from nothing, with nothing in hand that is counted nowhere."""
     async with Limiter(settings(server.url, "100000/hour")) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
         while policy.stock is None or policy.stock.block is None:
-            await limiter.charge(policy)
+            await limiter.engine.charge(policy)
             await asyncio.sleep(0)
-        await limiter.reset(policy)
-        lease = await limiter.charge(policy)
+        await limiter.engine.reset(policy)
+        lease = await limiter.engine.charge(policy)
         assert [figures.used for _, figures in lease.decision.windows()] == [1]
 
 
@@ -266,7 +266,7 @@ async def ask(url: str) -> None:
         while not over.is_set():
             asked += 1
             before = now()
-            lease = await limiter.charge(policy)
+            lease = await limiter.engine.charge(policy)
             if lease.allowed:
                 os.write(1, b"%d %d\n" % (before, now()))
             if signals and have_units(stock.block):
@@ -275,7 +275,7 @@ async def ask(url: str) -> None:
 
     loop.add_reader(sys.stdin, listen)
     async with Limiter(settings(url, f"{QUOTA}/second", on_failure="deny")) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
         assert policy.stock is not None
         await asyncio.gather(*[work(limiter, policy, policy.stock) for _ in range(TASKS)])
     os.write(1, b"asked %d\n" % asked)

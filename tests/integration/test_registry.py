@@ -83,7 +83,7 @@ def put(server: StoreServer, entries: Mapping[str, object], version: str = "x") 
 
 def plan_of(limiter: Limiter, api_key: str) -> str:
     """The plan that a key has."""
-    return limiter.identity_of(api_key=api_key).plan
+    return limiter.engine.identity_of(api_key=api_key).plan
 
 
 async def seen(limiter: Limiter, api_key: str, plan: str) -> None:
@@ -98,11 +98,11 @@ async def test_keys_are_set_and_removed_live(server_url: str) -> None:
     """What one process sets, another goes by soon, until it is removed."""
     settings = settings_on(server_url)
     async with Limiter(settings) as one, Limiter(settings) as other:
-        await one.live.set_keys({K: KeyEntry("pro", account="bolt")})
+        await one.engine.live.set_keys({K: KeyEntry("pro", account="bolt")})
         assert plan_of(one, "k") == "pro"
         await seen(other, "k", "pro")
-        assert other.identity_of(api_key="k").account == "bolt"
-        await one.live.remove_keys([K])
+        assert other.engine.identity_of(api_key="k").account == "bolt"
+        await one.engine.live.remove_keys([K])
         assert plan_of(one, "k") == "default"
         await seen(other, "k", "default")
 
@@ -110,18 +110,18 @@ async def test_keys_are_set_and_removed_live(server_url: str) -> None:
 async def test_live_keys_come_before_listed_ones(server_url: str) -> None:
     """Registry first, then the file; a key that is removed is what the file says again."""
     async with Limiter(settings_on(server_url)) as limiter:
-        assert limiter.identity_of(api_key="listed").account == "acme"
-        await limiter.live.set_keys({LISTED: KeyEntry("default", concurrent=1)})
-        identity = limiter.identity_of(api_key="listed")
+        assert limiter.engine.identity_of(api_key="listed").account == "acme"
+        await limiter.engine.live.set_keys({LISTED: KeyEntry("default", concurrent=1)})
+        identity = limiter.engine.identity_of(api_key="listed")
         assert (identity.plan, identity.account) == ("default", None)
-        await limiter.live.remove_keys([LISTED])
+        await limiter.engine.live.remove_keys([LISTED])
         assert plan_of(limiter, "listed") == "pro"
 
 
 async def test_keys_are_known_from_the_first_request_on(redis_server: StoreServer) -> None:
     """Also where the server sends no lifespan events: a customer's first request has its own plan."""
     async with Limiter(settings_on(redis_server.url)) as limiter:
-        await limiter.live.set_keys({K: KeyEntry("pro")})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro")})
     app = RateLimitMiddleware(ok_app(), settings=settings_on(redis_server.url))
     try:
         async with client_of(app, x_api_key="k") as client:
@@ -136,11 +136,11 @@ async def test_what_was_counted_is_kept_when_a_plan_changes(redis_server: StoreS
     app = RateLimitMiddleware(ok_app(), settings=settings_on(redis_server.url))
     try:
         async with client_of(app, x_api_key="k") as client:
-            await app.limiter.live.set_keys({K: KeyEntry("pro", requests=["3/hour"])})
+            await app.limiter.engine.live.set_keys({K: KeyEntry("pro", requests=["3/hour"])})
             assert [shown(await client.get("/"))[1] for _ in range(3)] == ["2", "1", "0"]
-            await app.limiter.live.set_keys({K: KeyEntry("pro")})
+            await app.limiter.engine.live.set_keys({K: KeyEntry("pro")})
             assert shown(await client.get("/"))[:2] == ("100", "96")
-            await app.limiter.live.set_keys({K: KeyEntry("pro", requests=["2/hour"])})
+            await app.limiter.engine.live.set_keys({K: KeyEntry("pro", requests=["2/hour"])})
             assert (await client.get("/")).status_code == 429
     finally:
         await app.limiter.close()
@@ -153,9 +153,9 @@ async def test_an_account_shares_its_counts_and_keeps_them_when_a_key_is_rotated
     new = hash_api_key(b"new", "")
     async with Limiter(settings_on(redis_server.url)) as limiter:
         entry = KeyEntry("team", account="bolt")
-        await limiter.live.set_keys({K: entry, new: entry})
-        assert limiter.identity_of(api_key="k").partition == "a:bolt"
-        assert limiter.identity_of(api_key="new").partition == "a:bolt"
+        await limiter.engine.live.set_keys({K: entry, new: entry})
+        assert limiter.engine.identity_of(api_key="k").partition == "a:bolt"
+        assert limiter.engine.identity_of(api_key="new").partition == "a:bolt"
         lease = await limiter.acquire(api_key="k")
         assert counted((await limiter.acquire(api_key="new")).decision.limits[0]) == 2
         assert lease.allowed
@@ -167,7 +167,7 @@ async def test_namespaces_have_their_own_keys(redis_server: StoreServer) -> None
         Limiter(settings_on(redis_server.url)) as one,
         Limiter(settings_on(redis_server.url, namespace="other")) as other,
     ):
-        await one.live.set_keys({K: KeyEntry("pro")})
+        await one.engine.live.set_keys({K: KeyEntry("pro")})
         await asyncio.sleep(0.15)
         assert plan_of(other, "k") == "default"
 
@@ -177,7 +177,7 @@ async def test_thousands_of_keys_are_read(redis_server: StoreServer) -> None:
     hashes = [hash_api_key(b"%d" % number, "") for number in range(3_000)]
     put(redis_server, {each: {"plan": "pro"} for each in hashes})
     async with Limiter(settings_on(redis_server.url)) as limiter:
-        assert len(limiter.live.keys) == 3_000
+        assert len(limiter.engine.live.keys) == 3_000
         assert plan_of(limiter, "2999") == "pro"
         put(redis_server, {hashes[7]: {"plan": "team", "account": "bolt"}}, version="y")
         await seen(limiter, "7", "team")
@@ -198,10 +198,10 @@ async def test_thousands_of_keys_are_set_beside_the_event_loop(redis_server: Sto
     try:
         async with Limiter(settings_on(redis_server.url)) as limiter:
             looking = asyncio.create_task(look())
-            await limiter.live.set_keys(keys)
-            assert len(limiter.live.rules.registered) == len(keys)
-            await limiter.live.remove_keys(keys)
-            assert not limiter.live.rules.registered
+            await limiter.engine.live.set_keys(keys)
+            assert len(limiter.engine.live.rules.registered) == len(keys)
+            await limiter.engine.live.remove_keys(keys)
+            assert not limiter.engine.live.rules.registered
             looking.cancel()
     finally:
         gc.enable()
@@ -211,17 +211,17 @@ async def test_thousands_of_keys_are_set_beside_the_event_loop(redis_server: Sto
 async def test_keys_are_kept_in_memory_without_a_shared_backend() -> None:
     """On the memory backend, live keys are the process's own."""
     async with Limiter(settings_of(PLANS)) as limiter:
-        await limiter.live.set_keys({K: KeyEntry("pro")})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro")})
         assert plan_of(limiter, "k") == "pro"
-        assert set(limiter.live.keys) == {K}
-        await limiter.live.remove_keys([K])
+        assert set(limiter.engine.live.keys) == {K}
+        await limiter.engine.live.remove_keys([K])
         assert plan_of(limiter, "k") == "default"
 
 
 async def test_keys_never_expire_and_are_no_secret(redis_server: StoreServer) -> None:
     """They are configuration, not counters, and hold hashes only."""
     async with Limiter(settings_on(redis_server.url)) as limiter:
-        await limiter.live.set_keys({K: KeyEntry("pro")})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro")})
     with redis_server.client() as client:
         keys = sorted(client.keys("*keys*"))
         assert keys == [b"ratelimit:{keys}", b"ratelimit:{keys}:version"]
@@ -237,7 +237,7 @@ async def test_keys_are_kept_through_an_outage(start_server: StartServer, tmp_pa
     server = start_server("redis")
     file = written(tmp_path / "s.toml", f'backend = {{ url = "{server.url}", timeout = 0.2 }}\n{PLANS}')
     async with Limiter.from_settings(file) as limiter:
-        await limiter.live.set_keys({K: KeyEntry("pro")})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro")})
         server.kill()
         await asyncio.sleep(0.3)
         assert plan_of(limiter, "k") == "pro"
@@ -259,7 +259,7 @@ async def test_keys_are_kept_when_the_backend_loses_its_data(
     """A server that comes back empty downgrades nobody; the first key set on it is the registry again."""
     server = start_server("redis")
     async with Limiter(settings_on(server.url)) as limiter:
-        await limiter.live.set_keys({K: KeyEntry("pro")})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro")})
         server.restart()
         await until_async(lambda: any("lost its keys; 1 are kept" in text for text in about_keys(heard)))
         assert plan_of(limiter, "k") == "pro"
@@ -381,14 +381,16 @@ async def test_setting_is_checked_as_the_file_is(redis_server: StoreServer) -> N
     other = hash_api_key(b"other", "")
     async with Limiter(settings_on(redis_server.url, text)) as limiter:
         with pytest.raises(SettingsError, match="did you mean 'pro'"):
-            await limiter.live.set_keys({other: KeyEntry("pro"), K: KeyEntry("prp")})
+            await limiter.engine.live.set_keys({other: KeyEntry("pro"), K: KeyEntry("prp")})
         with pytest.raises(SettingsError, match="account 'bolt' draws on the counts of plan 'team'"):
-            await limiter.live.set_keys({K: KeyEntry("pro", account="bolt")})
-        assert limiter.live.keys == {}
-        await limiter.live.set_keys({K: KeyEntry("team", account="core"), other: KeyEntry("team", "core")})
+            await limiter.engine.live.set_keys({K: KeyEntry("pro", account="bolt")})
+        assert limiter.engine.live.keys == {}
+        await limiter.engine.live.set_keys(
+            {K: KeyEntry("team", account="core"), other: KeyEntry("team", "core")}
+        )
         with pytest.raises(SettingsError, match="account 'core' draws on the counts of plan 'team'"):
-            await limiter.live.set_keys({K: KeyEntry("pro", account="core")})
-        await limiter.live.set_keys({K: KeyEntry("pro", "core"), other: KeyEntry("pro", "core")})
+            await limiter.engine.live.set_keys({K: KeyEntry("pro", account="core")})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro", "core"), other: KeyEntry("pro", "core")})
         assert (plan_of(limiter, "k"), plan_of(limiter, "other")) == ("pro", "pro")
 
 
@@ -398,8 +400,8 @@ async def test_setting_is_checked_as_the_file_is(redis_server: StoreServer) -> N
 async def test_the_rest_of_a_limit_is_the_plans() -> None:
     """A number of slots keeps the plan's unit and lease, an amount its currency and time zone."""
     async with Limiter(settings_of(PLANS)) as limiter:
-        await limiter.live.set_keys({K: KeyEntry("pro", concurrent=3, daily="1.00")})
-        key = limiter.identity_of(api_key="k").overrides
+        await limiter.engine.live.set_keys({K: KeyEntry("pro", concurrent=3, daily="1.00")})
+        key = limiter.engine.identity_of(api_key="k").overrides
     assert key is not None
     assert key.requests is None
     assert key.concurrent == Slots(3, "prediction", 20.0, 40.0)
@@ -453,7 +455,7 @@ async def test_other_workers_see_it_within_two_seconds(
         monkeypatch.setenv(name, value)
     async with Limiter.from_settings() as limiter, traffic(app.url, "k") as flow:
         await flow.until_limit("5000", workers=2)
-        await limiter.live.set_keys({K: KeyEntry("pro", requests=["6000/hour"])})
+        await limiter.engine.live.set_keys({K: KeyEntry("pro", requests=["6000/hour"])})
         assert await flow.until_limit("6000", workers=2) < 2
-        await limiter.live.remove_keys([K])
+        await limiter.engine.live.remove_keys([K])
         assert await flow.until_limit("5000", workers=2) < 2

@@ -221,14 +221,14 @@ async def test_backend_and_secret_apply_at_restart(file: Path, heard: pytest.Log
     listed = '[[keys]]\nkey = "k"\nplan = "default"\naccount = "acme"\n'
     written(file, limits(5) + listed)
     async with Limiter.from_settings(file) as limiter:
-        backend = limiter.backend
+        backend = limiter.engine.backend
         changed = 'backend = { url = "redis://127.0.0.1:1", timeout = 2 }\nidentity.hash_secret = "new"\n'
         written(file, limits(9, changed) + listed)
         await until_async(lambda: quota_of(limiter) == 9)
-        assert limiter.backend is backend
+        assert limiter.engine.backend is backend
         assert limiter.settings.backend.safe_url == "memory://"
         assert not limiter.settings.identity.hash_secret
-        assert limiter.identity_of(api_key="k").account == "acme"
+        assert limiter.engine.identity_of(api_key="k").account == "acme"
         await until_async(lambda: reported(heard))
         await settle()
         (report,) = reported(heard)

@@ -81,8 +81,8 @@ async def test_a_disk_that_hangs_is_said_and_waited_for_by_nobody(
         written(file, limits(7, url) + "[plans.pro]\n")
         await until_async(lambda: unread(heard))
         assert "can't be read within 0.1 s; the settings before stay" in unread(heard)[0]
-        await other.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("pro")})
-        await until_async(lambda: limiter.live.rules.registered)
+        await other.engine.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("pro")})
+        await until_async(lambda: limiter.engine.live.rules.registered)
         asked = disk.asked
         await asyncio.sleep(0.5)
         assert disk.asked == asked <= 2

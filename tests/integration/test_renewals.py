@@ -82,12 +82,12 @@ class Bench:
 
     async def active(self) -> int:
         """Slots held."""
-        policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        return counted((await self.limiter.peek(policy)).limits[0])
+        policy = self.limiter.engine.policies.match(self.limiter.engine.identity_of(api_key="a"), "GET", "/")
+        return counted((await self.limiter.engine.peek(policy)).limits[0])
 
     def make_due(self) -> None:
         """Let every lease be due for renewal, and renew."""
-        renewals = self.limiter.leases.renewing()
+        renewals = self.limiter.engine.leases.renewing()
         for lease in renewals.leases.values():
             lease.renew_at = 0.0
         renewals._look()
@@ -132,7 +132,7 @@ async def test_many_leases_are_renewed_in_parts_and_spread(bench: Bench) -> None
     """A thousand leases that are due at once take a few calls, evenly over the time that there is for it."""
     numbers = iter(range(1_000))
     leases = [await bench.limiter.acquire(api_key=f"k{number}") for number in numbers]
-    renewals = bench.limiter.leases.renewing()
+    renewals = bench.limiter.engine.leases.renewing()
     renewals.close()  # its timer would do the same
     calls: list[tuple[float, int]] = []
 
@@ -168,7 +168,7 @@ async def test_what_could_not_be_renewed_is_due_at_the_next_look(bench: Bench) -
     await turns()
     assert failed.renew_at == 0 < kept.renew_at
     failed.backend = kept.backend = backend
-    bench.limiter.leases.renewing()._look()
+    bench.limiter.engine.leases.renewing()._look()
     await turns()
     assert backend.renewed == [1.0]
     assert not failed.is_lost
@@ -178,8 +178,8 @@ async def test_nothing_ticks_where_nothing_is_held(bench: Bench) -> None:
     """The timer stops with the last lease."""
     lease = await bench.acquire()
     await lease.release()
-    bench.limiter.leases.renewing()._look()
-    assert bench.limiter.leases.renewing()._timer is None
+    bench.limiter.engine.leases.renewing()._look()
+    assert bench.limiter.engine.leases.renewing()._timer is None
 
 
 async def test_a_lost_lease_is_reported_once_and_never_taken_again(
@@ -198,7 +198,7 @@ async def test_a_lost_lease_is_reported_once_and_never_taken_again(
         f"slot lost: lease {lease.id} was not renewed in time; its work runs on uncounted"
     ]
     assert bench.events == [SlotLost(lease.id)]
-    assert bench.limiter.leases.renewing().lost == 1
+    assert bench.limiter.engine.leases.renewing().lost == 1
     assert await bench.active() == 0
 
 
@@ -209,7 +209,7 @@ async def test_a_renewal_that_fails_is_tried_again(bench: Bench) -> None:
     bench.make_due()
     await turns()
     bench.backend.fails = False
-    bench.limiter.leases.renewing()._look()
+    bench.limiter.engine.leases.renewing()._look()
     await turns()
     assert bench.backend.renewed == [1.0]
     assert not lease.is_lost
@@ -222,7 +222,7 @@ async def test_a_release_during_a_renewal_is_no_loss(bench: Bench) -> None:
     bench.make_due()
     await turns()
     assert bench.backend.renewed == [1.0]
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     bench.backend.answers.set()
     await turns()
     assert await bench.active() == 0
@@ -233,7 +233,7 @@ async def test_a_lease_that_ends_as_it_is_due_is_not_renewed(bench: Bench) -> No
     """Released in the very turn in which it was due, it is not asked for again."""
     lease = await bench.acquire()
     bench.make_due()  # the renewals have started, and none was sent
-    bench.limiter.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=False)
     await turns()
     assert bench.backend.renewed == []
     assert bench.events == []
@@ -253,8 +253,8 @@ async def test_a_lease_ends_once(bench: Bench) -> None:
     lease = await bench.acquire()
     await lease.release()
     await lease.release()
-    bench.limiter.leases.end(lease, failed=False)
-    bench.limiter.leases.end(lease, failed=True)
+    bench.limiter.engine.leases.end(lease, failed=False)
+    bench.limiter.engine.leases.end(lease, failed=True)
     assert len(bench.backend.finished) == 1
 
 
@@ -344,7 +344,7 @@ async def test_renewals_need_no_hand_on_the_clock() -> None:
         for second in (0.5, 1.0, 1.5, 2.0):
             clock.set(second)
             lease.renew_at = 0.0
-            limiter.leases.renewing()._look()
+            limiter.engine.leases.renewing()._look()
             await turns()
         assert not lease.is_lost
         await lease.release()

@@ -20,10 +20,10 @@ async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp,
     app = start_app("tests.support.spending_app:app", environment={"STORE": server.url})
     backend = SETTINGS.backend.model_copy(update={"url": SecretURL(server.url)})
     async with Limiter(SETTINGS.model_copy(update={"backend": backend})) as reader:
-        policy = reader.policies.match(reader.identity_of(api_key="k"), "GET", "/work")
+        policy = reader.engine.policies.match(reader.engine.identity_of(api_key="k"), "GET", "/work")
 
         async def amounts() -> tuple[int, ...]:
-            slots, day = (await reader.peek(policy)).limits
+            slots, day = (await reader.engine.peek(policy)).limits
             return counted(slots), *budget_status(day.status)[:2]
 
         async def ask() -> None:

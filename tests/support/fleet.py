@@ -30,7 +30,7 @@ async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
 
 async def fresh(limiter: Limiter) -> Snapshot:
     """What somebody sees who looks for the first time, once everything was reported."""
-    await limiter.reporter.report()
+    await limiter.engine.reporter.report()
     return await FleetView(limiter).read()
 
 

@@ -165,13 +165,13 @@ async def _see(limiter: Limiter) -> dict[str, Any]:
             async with await limiter.acquire(api_key="a", path=f"/{os.getpid()}") as lease:
                 ids.append(lease.id)
                 policy = lease.decision.policy
-            if HASH in limiter.live.rules.registered and _quota(limiter) == QUOTA:
+            if HASH in limiter.engine.live.rules.registered and _quota(limiter) == QUOTA:
                 break
             await asyncio.sleep(0.02)
         stats = limiter.stats()
         return {
             "ids": ids,
-            "key": HASH in limiter.live.rules.registered,
+            "key": HASH in limiter.engine.live.rules.registered,
             "quota": _quota(limiter),
             "policy": policy,
             "counted": sum(stats.totals.values()) == len(ids),
@@ -186,7 +186,7 @@ def _quota(limiter: Limiter) -> int:
 async def _set_key(limiter: Limiter) -> None:
     other = Limiter(limiter.settings.model_copy(update={"shadow": False}))
     async with other:
-        await other.live.set_keys({HASH: KeyEntry("pro")})
+        await other.engine.live.set_keys({HASH: KeyEntry("pro")})
 
 
 if __name__ == "__main__":

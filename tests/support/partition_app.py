@@ -104,11 +104,11 @@ async def main() -> None:
             return stats.backend_up and not stats.unsynced and not stats.load.owed
 
         await until_async(is_told)
-        policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
 
         async def counts() -> tuple[int, int, int]:
             """Spent, held, and slots in use."""
-            statuses = [each.status for each in (await limiter.peek(policy)).limits]
+            statuses = [each.status for each in (await limiter.engine.peek(policy)).limits]
             budget = budget_status(statuses[-1])
             return budget.spent, budget.held, counted(statuses[1]) if len(statuses) > 2 else 0
 
@@ -122,7 +122,7 @@ async def main() -> None:
             "held": held,
             "slots": slots,
             "by": ledger.by,
-            "leases": limiter.leases.number,
+            "leases": limiter.engine.leases.number,
             "lost": [
                 limiter.stats().slots_lost,
                 limiter.stats().unsynced_lost,

@@ -133,13 +133,15 @@ def test_server_that_is_away() -> None:
 def test_keys_set_live_by_a_script() -> None:
     """The client for single commands goes with its event loop, too."""
     limiter = Limiter(settings())
-    asyncio.run(limiter.live.set_keys({"hmac-sha256:" + "0" * 64: KeyEntry("default")}))
+    asyncio.run(limiter.engine.live.set_keys({"hmac-sha256:" + "0" * 64: KeyEntry("default")}))
 
 
 @pytest.mark.asyncio
 async def test_slots_are_free_after_it_all() -> None:
     """What the requests of ended event loops owed has arrived."""
     async with Limiter(settings()) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="a", address="testclient"), "GET", "/")
-        decision = await limiter.peek(policy)
+        policy = limiter.engine.policies.match(
+            limiter.engine.identity_of(api_key="a", address="testclient"), "GET", "/"
+        )
+        decision = await limiter.engine.peek(policy)
         assert counted(decision.limits[1]) == 0

@@ -109,7 +109,7 @@ async def test_as_many_limits_as_can_be_set_decide_together(
         async with client_of(RateLimitMiddleware(ok_app(), limiter=limiter), address="192.0.2.1") as client:
             assert (await client.get("/")).status_code == 200
             assert (await client.get("/elsewhere")).status_code == 200
-        decision = await limiter.peek(
-            limiter.policies.match(limiter.identity_of(address="192.0.2.1"), "GET", "/")
+        decision = await limiter.engine.peek(
+            limiter.engine.policies.match(limiter.engine.identity_of(address="192.0.2.1"), "GET", "/")
         )
         assert [counted(each) for each in decision.limits[:MAX_RATES]] == [1_002] * MAX_RATES

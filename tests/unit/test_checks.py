@@ -383,8 +383,8 @@ async def test_findings_wait_until_a_change_is_in_force(
         written(file, '[plans.default]\nrequests = ["7/hour"]')
         await until_async(checked.is_set)
         assert limiter.settings.plans["default"].requests[0].quota == 7
-        await limiter.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
-        assert limiter.live.rules.registered
+        await limiter.engine.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("default")})
+        assert limiter.engine.live.rules.registered
         over.set()
 
 

@@ -92,7 +92,7 @@ async def test_through_the_middleware_exactly_the_limit_is_admitted(
         for _ in range(63):
             starts += await asyncio.gather(*[start_of(app, b"one") for _ in range(100)])
         assert Counter(start["status"] for start in starts) == {200: 6000, 429: 300}
-        assert limiter.tally.totals()["default", "", "admitted", ""] == 6000
+        assert limiter.engine.tally.totals()["default", "", "admitted", ""] == 6000
     told = [dict(start["headers"])[b"x-ratelimit-remaining"] for start in starts if start["status"] == 200]
     if not prefetch:
         assert sorted(map(int, told)) == list(range(6000))
@@ -102,7 +102,7 @@ async def test_two_keys_are_refused_in_whichever_of_many_headers() -> None:
     """However many headers may hold a key, two that differ are ambiguous."""
     names = [f"x-k{number}" for number in range(70)]
     app = limited(f"identity.api_key_headers = {names}\n".replace("'", '"'), FakeClock())
-    app.limiter.identify.of_address("192.0.2.1")
+    app.limiter.engine.identify.of_address("192.0.2.1")
     async with client_of(app) as client:
         for other in ("x-k1", "x-k31", "x-k32", "x-k64"):
             assert (await client.get("/", headers={"x-k0": "one"})).status_code == 200
@@ -118,7 +118,7 @@ async def test_what_is_set_live_counts_at_once(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr("ratelimit_mw._internal.policy.policy.MAX_POLICIES", 1)
         monkeypatch.setattr("ratelimit_mw._internal.policy.identity._MAX_REMEMBERED", 1)
     app = limited('plans = { default.requests = ["5/hour"], pro.requests = ["50/hour"] }', FakeClock())
-    live, digest = app.limiter.live, hash_api_key(b"one", "")
+    live, digest = app.limiter.engine.live, hash_api_key(b"one", "")
     told: list[bytes] = []
     for keys in ({}, {digest: KeySettings(hash=digest, plan="pro")}, {}):
         live._put(live.rules.with_registered(keys))
@@ -132,7 +132,7 @@ async def test_a_refusal_under_way_keeps_the_settings_it_began_with(server: Stor
     table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
     table += 'plans.default = { requests = ["3/minute"] }\n'
     limiter = Limiter(settings_of(table))
-    limiter.identify._read_address.looks = 0
+    limiter.engine.identify._read_address.looks = 0
     app = RateLimitMiddleware(ok_app(), limiter=limiter)
     async with limiter:
         for _ in range(3):
@@ -151,14 +151,16 @@ async def test_a_refusal_met_again_tells_the_time_that_is_left(server: StoreServ
     table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
     table += 'plans.default = { requests = ["3/minute"] }\n'
     limiter = Limiter(settings_of(table))
-    limiter.identify._read_address.looks = 0
+    limiter.engine.identify._read_address.looks = 0
     seconds = 100.0
-    limiter.refusals.now = lambda: seconds
+    limiter.engine.refusals.now = lambda: seconds
     app = RateLimitMiddleware(ok_app(), limiter=limiter)
     async with limiter:
         statuses = [(await start_of(app, b"one"))["status"] for _ in range(5)]
         assert statuses == [200, 200, 200, 429, 429]
-        policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
+        policy = limiter.engine.policies.match(
+            limiter.engine.identity_of(api_key="one", address="192.0.2.1"), "GET", "/"
+        )
         waits: list[int] = []
         for later in (0.0, 0.000_000_4, 0.001, 0.25, 0.9):
             seconds = 100.0 + later
@@ -167,10 +169,10 @@ async def test_a_refusal_met_again_tells_the_time_that_is_left(server: StoreServ
             waits.append(int(dict(start["headers"])[b"retry-after-ms"]))
         passed = [waits[0] - wait for wait in waits]
         assert passed == [0, 0, 1, 250, 900]
-        assert limiter.tally.totals()["default", "", "rate", "3/minute"] == 7
+        assert limiter.engine.tally.totals()["default", "", "rate", "3/minute"] == 7
         seconds = 101.1
         assert (await start_of(app, b"one"))["status"] == 429
-        assert limiter.refusals.kept[policy.charge].received == seconds, "the server was asked"
+        assert limiter.engine.refusals.kept[policy.charge].received == seconds, "the server was asked"
 
 
 async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: StoreServer) -> None:
@@ -186,7 +188,7 @@ async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: S
     table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
     table += 'plans.default = { requests = ["9000/hour"], concurrent = { limit = 500, lease = 600 } }\n'
     limiter = Limiter(settings_of(table))
-    limiter.identify._read_address.looks = 0
+    limiter.engine.identify._read_address.looks = 0
     app = RateLimitMiddleware(answer, limiter=limiter)
     async with limiter:
         for _ in range(3):
@@ -204,8 +206,13 @@ async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: S
         assert app._lifespan.active == 0
         assert cancelled_before > 1
         await until_async(lambda: held(server) == 0)
-        policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
-        assert [counted(limit_status) for limit_status in (await limiter.peek(policy)).limits] == [entered, 0]
+        policy = limiter.engine.policies.match(
+            limiter.engine.identity_of(api_key="one", address="192.0.2.1"), "GET", "/"
+        )
+        assert [counted(limit_status) for limit_status in (await limiter.engine.peek(policy)).limits] == [
+            entered,
+            0,
+        ]
 
 
 async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:
@@ -213,10 +220,12 @@ async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:
     table = f'backend = {{ url = "{server.url}", timeout = 5.0 }}\nidentity.hash_secret = "s"\n'
     table += 'plans.default = { requests = ["100000/hour"], prefetch = true }\n'
     limiter = Limiter(settings_of(table))
-    limiter.identify._read_address.looks = 0
+    limiter.engine.identify._read_address.looks = 0
     app = RateLimitMiddleware(ok_app(), limiter=limiter)
     async with limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="one", address="192.0.2.1"), "GET", "/")
+        policy = limiter.engine.policies.match(
+            limiter.engine.identity_of(api_key="one", address="192.0.2.1"), "GET", "/"
+        )
         stock = policy.stock
         assert stock is not None
         for _ in range(2_000):
@@ -264,7 +273,7 @@ def test_what_nobody_uses_any_more_is_freed() -> None:
         for key in (b"one", b"one", b"two"):
             await start_of(app, key)
         await app.limiter.close()
-        return weakref.ref(app), weakref.ref(app.limiter.backend)
+        return weakref.ref(app), weakref.ref(app.limiter.engine.backend)
 
     seen = asyncio.run(serve())
     gc.collect()
@@ -280,7 +289,7 @@ async def test_a_refusal_is_counted_though_another_thread_reads(
 
     def read_first(level: int) -> bool:
         for limiter in limiters:
-            limiter.tally.totals()
+            limiter.engine.tally.totals()
         return is_enabled_for(level)
 
     monkeypatch.setattr(logger, "isEnabledFor", read_first)
@@ -290,4 +299,4 @@ async def test_a_refusal_is_counted_though_another_thread_reads(
         limiters.append(limiter)
         for _ in range(22):
             await start_of(app, b"one")
-        assert limiter.tally.totals()["default", "", "rate", "2/minute"] == 20
+        assert limiter.engine.tally.totals()["default", "", "rate", "2/minute"] == 20

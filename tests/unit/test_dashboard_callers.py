@@ -75,14 +75,14 @@ async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.Lo
         body = {"key": listed.hash, "plan": "default"}
         (await client.post("/ops/plan", json=body, headers=bearer())).raise_for_status()
         assert await statuses(caller, 5) == [200] * 4 + [429]  # what was counted is kept
-        identity = app.limiter.identify.of_key(listed.hash)
+        identity = app.limiter.engine.identify.of_key(listed.hash)
         assert identity is not None
         assert (identity.plan, identity.account) == ("default", "acme")
         detail = await client.post("/ops/caller", json={"caller": identity.partition}, headers=bearer())
         assert detail.json()["set_live"] == detail.json()["known_as"] == [listed.hash]
         back = {"key": listed.hash, "plan": None}
         (await client.post("/ops/plan", json=back, headers=bearer())).raise_for_status()
-        assert app.limiter.identify.of_key(listed.hash).plan == "small"  # type: ignore[union-attr]
+        assert app.limiter.engine.identify.of_key(listed.hash).plan == "small"  # type: ignore[union-attr]
     assert f"change: {identity.partition}: plan default, by dashboard, 192.0.2.1" in caplog.text
 
 
@@ -157,7 +157,7 @@ async def test_callers_are_found_by_any_of_their_names(text: str, found: list[st
     names = {batch: "k:batch"}
     async with client_of(app) as client:
         assert await statuses(client, 1) == [200]
-        await app.limiter.reporter.report()
+        await app.limiter.engine.reporter.report()
         wanted = text.format(hash=own.keys[0].hash, short=batch[:12])
         answer = await client.post("/ops/search", json={"text": wanted}, headers=bearer())
         snapshot = (await client.get("/ops/snapshot", headers=bearer())).json()

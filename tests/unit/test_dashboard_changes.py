@@ -58,7 +58,7 @@ async def changes(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 
 def plans(app: RateLimitMiddleware) -> list[str]:
     """The plans of the three keys."""
-    found = [app.limiter.identify.of_key(key.hash) for key in app.limiter.settings.keys]
+    found = [app.limiter.engine.identify.of_key(key.hash) for key in app.limiter.settings.keys]
     return [each.plan for each in found if each is not None]
 
 
@@ -70,13 +70,13 @@ async def test_all_keys_of_an_account_change_together(
     assert plans(app) == ["small", "small", "big"]
     assert answer["change"]["detail"] == "plan small"
     first, second, _ = app.limiter.settings.keys
-    assert dict(app.limiter.live.keys) == {
+    assert dict(app.limiter.engine.live.keys) == {
         first.hash: KeyEntry("small", "acme", label="Acme, batch"),
         second.hash: KeyEntry("small", "acme"),
     }
     await post(client, "undo", id=answer["change"]["id"])
     assert plans(app) == ["team", "team", "big"]
-    assert dict(app.limiter.live.keys) == {}
+    assert dict(app.limiter.engine.live.keys) == {}
 
 
 async def test_undo_gives_back_what_was_set_before(
@@ -85,12 +85,12 @@ async def test_undo_gives_back_what_was_set_before(
     """Limits of its own, too, which a plan from the page replaces; an undo can be undone."""
     key = app.limiter.settings.keys[2].hash
     before = KeyEntry("big", "core", ("9/minute",), 3, label="L")
-    await app.limiter.live.set_keys({key: before})
+    await app.limiter.engine.live.set_keys({key: before})
     change = (await post(client, "plan", key=key, plan="small"))["change"]
     undone = (await post(client, "undo", id=change["id"]))["change"]
-    assert app.limiter.live.keys[key] == before
+    assert app.limiter.engine.live.keys[key] == before
     await post(client, "undo", id=undone["id"])
-    assert app.limiter.live.keys[key] == KeyEntry("small", "core", label="L")
+    assert app.limiter.engine.live.keys[key] == KeyEntry("small", "core", label="L")
 
 
 async def test_what_was_changed_again_is_not_undone(
@@ -99,10 +99,10 @@ async def test_what_was_changed_again_is_not_undone(
     """Somebody else's later change is not overwritten; what can't be undone is refused."""
     key = app.limiter.settings.keys[2].hash
     change = (await post(client, "plan", key=key, plan="small"))["change"]
-    await app.limiter.live.set_keys({key: KeyEntry("team", "x")})
+    await app.limiter.engine.live.set_keys({key: KeyEntry("team", "x")})
     answer = await client.post("/ops/undo", json={"id": change["id"]})
     assert (answer.status_code, "changed again since" in answer.json()["error"]) == (409, True)
-    assert app.limiter.live.keys[key] == KeyEntry("team", "x")
+    assert app.limiter.engine.live.keys[key] == KeyEntry("team", "x")
     cleared = (await post(client, "reset", caller="a:acme"))["change"]
     for change_id in (cleared["id"], "nonsense"):
         assert (await client.post("/ops/undo", json={"id": change_id})).status_code == 404

@@ -102,7 +102,7 @@ async def test_refusals_that_are_remembered_are_told_too() -> None:
     """Also where this process refuses by itself, nothing goes unsynced."""
     told: list[DecisionMade] = []
     limiter = limiter_with(told.append)
-    limiter.decider.remembers = True  # as with any backend but memory
+    limiter.engine.decider.remembers = True  # as with any backend but memory
     for _ in range(6):
         await limiter.acquire(api_key="a")
     await ended_turn()
@@ -126,7 +126,7 @@ async def test_the_hook_is_called_after_the_decision() -> None:
     """Who is waiting for the decision has it first: the hook's turn is later."""
     told: list[DecisionMade] = []
     limiter = limiter_with(told.append)
-    await limiter.live.get_ready()
+    await limiter.engine.live.get_ready()
     await limiter.acquire(api_key="a")
     assert told == []
     await ended_turn()
@@ -180,8 +180,8 @@ async def test_an_observer_sees_decisions_in_the_requests_own_turn() -> None:
         seen.append(lease.decision)
 
     limiter = Limiter(settings_of(SETTINGS))
-    limiter.observe(fail)
-    limiter.observe(see)
+    limiter.engine.observe(fail)
+    limiter.engine.observe(see)
     logging.getLogger("ratelimit_mw").setLevel(logging.CRITICAL)
     try:
         lease = await limiter.acquire(api_key="a")
@@ -329,7 +329,7 @@ def test_a_hook_that_would_have_to_be_awaited_is_an_error(hook: Any, name: str) 
 def test_an_observer_that_would_have_to_be_awaited_is_an_error() -> None:
     """The same of who is shown decisions as they are made."""
     with pytest.raises(TypeError, match="observer must be a plain function"):
-        Limiter(settings_of("")).observe(late)
+        Limiter(settings_of("")).engine.observe(late)
 
 
 @pytest.mark.parametrize("name", ["on_event", "on_decision"])

@@ -34,7 +34,7 @@ class Clock:
 def limiter_at(clock: Clock, text: str = SHADOW) -> Limiter:
     """A limiter whose log goes by this clock."""
     limiter = Limiter(settings_of(text))
-    limiter.decider.log_refusal = RefusalLog(clock)
+    limiter.engine.decider.log_refusal = RefusalLog(clock)
     return limiter
 
 
@@ -53,7 +53,7 @@ async def test_what_shadow_mode_lets_through_is_logged(caplog: pytest.LogCapture
     """A line says who would have been refused, where and by what, for people and for programs."""
     limiter = limiter_at(Clock())
     await ask(limiter, 3)
-    caller = limiter.identity_of(api_key="secret-key").partition
+    caller = limiter.engine.identity_of(api_key="secret-key").partition
     assert fields(caplog) == [
         {
             "event": "shadow",

@@ -56,7 +56,7 @@ async def test_counts_of_a_process_go_by_its_own_clock() -> None:
 async def test_acquire_by_identity() -> None:
     """An identity, such as a handler finds one, is counted where its requests are."""
     limiter = limiter_of("", FakeClock())
-    identity = limiter.identity_of(api_key="a")
+    identity = limiter.engine.identity_of(api_key="a")
     assert remaining(await limiter.acquire(identity)) == 59
     assert remaining(await limiter.acquire(api_key="a")) == 58
 
@@ -170,8 +170,8 @@ async def test_peek_charges_nothing() -> None:
     text = 'plans.default = {requests = ["9/minute"], concurrent = 2, spending = {daily = "1"}}'
     limiter = limiter_of(text, FakeClock())
     await limiter.acquire(api_key="a")
-    policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/")
-    looks = [await limiter.peek(policy) for _ in range(20)]
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+    looks = [await limiter.engine.peek(policy) for _ in range(20)]
     assert isinstance(looks[0], Decision)
     assert [counted(each) for each in looks[-1].limits] == [1, 1, 0]
 
@@ -181,7 +181,9 @@ async def test_reset_forgets_the_callers_own_counts() -> None:
     text = 'plans.default.requests = ["2/minute"]\napplication.requests = ["3/minute"]'
     limiter = limiter_of(text, FakeClock())
     assert [(await limiter.acquire(api_key="a")).allowed for _ in range(3)] == [True, True, False]
-    await limiter.reset(limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/"))
+    await limiter.engine.reset(
+        limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+    )
     decisions = [(await limiter.acquire(api_key="a")).decision for _ in range(2)]
     assert [decision.allowed for decision in decisions] == [True, False]
     assert decisions[1].refusal is not None
@@ -207,7 +209,9 @@ async def test_backend_away(text: str, allowed: list[bool], by: str) -> None:
     assert [lease.allowed for lease in leases] == allowed
     assert {lease.decision.policy for lease in leases} == {by}
     with pytest.raises(BackendError):
-        await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/"))
+        await limiter.engine.peek(
+            limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+        )
 
 
 async def test_exempt_asks_nobody() -> None:

@@ -36,7 +36,7 @@ class Pair:
         self.clock = FakeClock()
         self.backend = Shaky(clock=self.clock)
         self.limiter = Limiter(settings_of(text), backend=self.backend)
-        self.limiter.decider.local = LocalPolicy(self.backend, clock=self.clock)
+        self.limiter.engine.decider.local = LocalPolicy(self.backend, clock=self.clock)
 
     async def admitted(self, number: int) -> int:
         """How many of so many requests are admitted."""
@@ -45,12 +45,12 @@ class Pair:
     async def back(self) -> None:
         """The backend is back, and is told."""
         self.backend.away = False
-        await self.limiter.decider.local.holds.sync()
+        await self.limiter.engine.decider.local.holds.sync()
 
     async def statuses(self) -> list[Status]:
         """How the caller stands in the shared books."""
-        policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a"), "GET", "/")
-        return [status for _, status in (await self.limiter.peek(policy)).limits]
+        policy = self.limiter.engine.policies.match(self.limiter.engine.identity_of(api_key="a"), "GET", "/")
+        return [status for _, status in (await self.limiter.engine.peek(policy)).limits]
 
 
 class MakePair:
@@ -235,17 +235,17 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
     pair.backend.away = True
     settled, kept, failed, running = [await pair.limiter.acquire(api_key="a") for _ in range(4)]
     await settled.settle("0.04")
-    pair.limiter.leases.end(settled, failed=False)
-    pair.limiter.leases.end(kept, failed=False)
-    pair.limiter.leases.end(failed, failed=True)
+    pair.limiter.engine.leases.end(settled, failed=False)
+    pair.limiter.engine.leases.end(kept, failed=False)
+    pair.limiter.engine.leases.end(failed, failed=True)
     await pair.back()
     _, slots, day = await pair.statuses()
     assert (counted(slots), *budget_status(day)[:2]) == (1, 14 * CENT, 10 * CENT)
     await running.settle("0.03")
-    pair.limiter.leases.end(running, failed=False)
+    pair.limiter.engine.leases.end(running, failed=False)
     _, slots, day = await pair.statuses()
     assert (counted(slots), *budget_status(day)[:2]) == (0, 17 * CENT, 0)
-    assert len(pair.limiter.decider.local.holds) == 0
+    assert len(pair.limiter.engine.decider.local.holds) == 0
 
 
 async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:
@@ -289,12 +289,12 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
         outcome = decide(charge, lease_id, price)
         if charge.slots:
             await lease.settle("0.02")
-            pair.limiter.leases.end(lease, failed=False)
+            pair.limiter.engine.leases.end(lease, failed=False)
             ended.append(lease)
         return outcome
 
     pair.backend.restore = slow  # type: ignore[method-assign]
-    telling = pair.limiter.decider.local.holds._task
+    telling = pair.limiter.engine.decider.local.holds._task
     assert telling is not None
     await telling
     assert ended == [lease]
@@ -309,7 +309,7 @@ async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
     assert await pair.admitted(2) == 2
     await asyncio.sleep(0.15)
     pair.backend.away = False
-    telling = pair.limiter.decider.local.holds._task
+    telling = pair.limiter.engine.decider.local.holds._task
     assert telling is not None
     await asyncio.wait_for(telling, 10)
     assert counted((await pair.statuses())[0]) == 2
@@ -323,7 +323,7 @@ async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCapt
         pass
     await pair.limiter.close()
     assert "never told of 2 counts" in caplog.text
-    assert pair.limiter.decider.local.holds.lost == 2
+    assert pair.limiter.engine.decider.local.holds.lost == 2
 
 
 async def test_what_waits_is_bounded(make: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ async def test_what_waits_is_bounded(make: MakePair, monkeypatch: pytest.MonkeyP
     for number in range(8):
         async with await pair.limiter.acquire(api_key=f"{number}"):
             pass
-    holds = pair.limiter.decider.local.holds
+    holds = pair.limiter.engine.decider.local.holds
     assert (len(holds), holds.lost) == (10, 6)
 
 
@@ -355,7 +355,7 @@ async def test_decisions_are_counted_by_policy(make: MakePair) -> None:
     pair.backend.away = True
     for path in ("/", "/a", "/a", "/d"):
         await pair.limiter.acquire(api_key="a", path=path)
-    assert pair.limiter.decider.local.decisions == {"local": 1, "allow": 2, "deny": 1}
+    assert pair.limiter.engine.decider.local.decisions == {"local": 1, "allow": 2, "deny": 1}
 
 
 async def test_clocks_that_disagree_cost_exactness_only(make: MakePair) -> None:

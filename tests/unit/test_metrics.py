@@ -167,6 +167,6 @@ async def test_settles_that_wait_show_until_they_are_written(kind: str, start_se
         async with asyncio.timeout(10):
             while limiter.stats().load.owed:
                 await asyncio.sleep(0.02)
-        policy = limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/priced")
-        assert (await limiter.peek(policy)).limits[-1].status[:2] == (40_000, 0)
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/priced")
+        assert (await limiter.engine.peek(policy)).limits[-1].status[:2] == (40_000, 0)
         assert limiter.stats().backend_up is True

@@ -95,7 +95,7 @@ async def test_identify_never_names_a_partition(name: str) -> None:
     """Whatever a hook calls its caller, it draws on no count of an address, a key or an account."""
     app = limited(PLANS, FakeClock(), identify=always(Identity(name, "anonymous")))
     plain = limited("", FakeClock())
-    plain.limiter.backend = app.limiter.backend
+    plain.limiter.engine.backend = app.limiter.engine.backend
     async with client_of(plain) as client:
         await client.get("/")
     async with client_of(app) as client:

@@ -212,4 +212,4 @@ async def test_spans_can_be_left_alone() -> None:
     async with client_of(app, x_api_key="a") as client:
         await client.get("/")
     assert app.attributes() == [{}]
-    assert limiter.decider.observers is None
+    assert limiter.engine.decider.observers is None

@@ -242,7 +242,9 @@ def test_limits_of_a_key_are_its_own_whoever_came_before(own: str, other: str) -
 
     def limits_of(*keys: bytes) -> list[list[Limit]]:
         limiter = limiter_of(text, FakeClock())
-        met = [limiter.policies.match(limiter.identify(scope_of(key)), "GET", "/") for key in keys]
+        met = [
+            limiter.engine.policies.match(limiter.engine.identify(scope_of(key)), "GET", "/") for key in keys
+        ]
         return [[counter.limit for counter in policy.priced_charge.counters] for policy in met]
 
     (alone,) = limits_of(b"a")
@@ -425,7 +427,7 @@ async def test_who_was_forgotten_is_decided_about_as_before(monkeypatch: pytest.
     """A flood of callers makes a process forget policies, and nothing that was counted."""
     monkeypatch.setattr("ratelimit_mw._internal.policy.policy.MAX_POLICIES", 50)
     app = limited('plans.default = { requests = ["3/minute"], concurrent = 2 }', FakeClock())
-    policies = app.limiter.policies
+    policies = app.limiter.engine.policies
     for number in range(300):
         if number % 100 == 0:
             assert await left(app, x_api_key="mine") == str(2 - number // 100)

@@ -80,7 +80,7 @@ async def test_limits_of_single_keys_have_one_name() -> None:
         return KeyEntry("pro", requests=(f"{len(api_key)}/minute",))
 
     limiter = limiter_of(SETTINGS, FakeClock())
-    limiter.live.resolve_by(resolve)
+    limiter.engine.live.resolve_by(resolve)
     for length in range(2, 12):
         for _ in range(length + 1):
             await limiter.acquire(api_key="k" * length, address="192.0.2.1")

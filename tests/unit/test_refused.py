@@ -166,15 +166,17 @@ def test_a_pause_after_a_refusal_was_found_lets_it_stand(pause: float) -> None:
 async def test_a_process_that_was_paused_while_it_refused_answers(server: StoreServer) -> None:
     """Time may pass, in a worker that is stopped or has to wait for the processor, between any two steps."""
     async with Limiter(_settings(server.url, "1/second")) as limiter:
-        policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
-        while (await limiter.charge(policy)).allowed:
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
+        while (await limiter.engine.charge(policy)).allowed:
             pass
-        times = itertools.chain([limiter.refusals.now()], itertools.repeat(limiter.refusals.now() + 2))
-        limiter.refusals.now = lambda: next(times)
-        asked = limiter.backend.load.operations
-        lease = await limiter.charge(policy)
+        times = itertools.chain(
+            [limiter.engine.refusals.now()], itertools.repeat(limiter.engine.refusals.now() + 2)
+        )
+        limiter.engine.refusals.now = lambda: next(times)
+        asked = limiter.engine.backend.load.operations
+        lease = await limiter.engine.charge(policy)
         assert not lease.allowed
-        assert limiter.backend.load.operations == asked
+        assert limiter.engine.backend.load.operations == asked
         assert lease.decision.refusal is not None
         assert lease.decision.refusal.retry_after_us == 1
 
@@ -267,11 +269,11 @@ async def test_a_reset_by_this_process_is_seen_at_once(redis_server: StoreServer
     async with Limiter(_settings(redis_server.url, "1/hour")) as limiter:
         assert (await limiter.acquire(api_key="k")).allowed
         assert not (await limiter.acquire(api_key="k")).allowed
-        asked = limiter.backend.load.operations
+        asked = limiter.engine.backend.load.operations
         assert not (await limiter.acquire(api_key="k")).allowed
-        assert limiter.backend.load.operations == asked
-        identity = limiter.identity_of(api_key="k")
-        await limiter.reset(limiter.policies.match(identity, "GET", "/"))
+        assert limiter.engine.backend.load.operations == asked
+        identity = limiter.engine.identity_of(api_key="k")
+        await limiter.engine.reset(limiter.engine.policies.match(identity, "GET", "/"))
         assert (await limiter.acquire(api_key="k")).allowed
         assert not (await limiter.acquire(api_key="k")).allowed
         await forget(limiter, identity)
@@ -363,8 +365,8 @@ async def test_a_refusal_met_again_knows_what_was_admitted_meanwhile(
         assert [await remaining("/big") for _ in range(3)] == [(429, 6)] * 3
         assert await remaining("/") == (200, 5)
         assert [await remaining("/big") for _ in range(3)] == [(429, 5)] * 3
-        assert len(app.limiter.refusals) == 1
-        assert app.limiter.tally.totals() == {
+        assert len(app.limiter.engine.refusals) == 1
+        assert app.limiter.engine.tally.totals() == {
             ("default", "", "admitted", ""): 5,
             ("default", "/big", "rate", "10/hour"): 6,
         }, "what is repeated is counted as well"
@@ -386,7 +388,7 @@ async def test_once_the_backend_is_away_no_refusal_of_it_is_repeated(
         met = [(await start_of(app, b"one"))["status"] for _ in range(5)]
         assert met == [200, 200, 429, 429, 429]
         server.kill()
-        await until_async(lambda: app.limiter.backend.is_away)
+        await until_async(lambda: app.limiter.engine.backend.is_away)
         assert (await start_of(app, b"one"))["status"] == status
         assert (await app.limiter.acquire(api_key="one")).decision.policy == on_failure
 

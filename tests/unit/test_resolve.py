@@ -115,7 +115,7 @@ async def test_listed_and_live_keys_come_first() -> None:
     """What the file or the registry knows is not asked for."""
     database = Database(listed=KeyEntry("pro"), live=KeyEntry("pro"))
     app = app_with(database)
-    await app.limiter.live.set_keys({hash_api_key(b"live", ""): KeyEntry("default")})
+    await app.limiter.engine.live.set_keys({hash_api_key(b"live", ""): KeyEntry("default")})
     assert [await limit_of(app, "listed"), await limit_of(app, "live")] == ["200", "10"]
     assert database.asked == []
 
@@ -208,7 +208,7 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     database.asked.clear()
     assert [await limit_of(app, f"k{number}") for number in range(3)] == ["100"] * 3
     assert database.asked == []
-    assert len(app.limiter.live.resolver._missed) == 4  # type: ignore[union-attr]
+    assert len(app.limiter.engine.live.resolver._missed) == 4  # type: ignore[union-attr]
     await limit_of(app, "k3")
     await limit_of(app, "k0")
     assert database.asked == ["k3", "k0"]
@@ -341,7 +341,7 @@ async def test_closing_ends_the_look_ups(caplog: pytest.LogCaptureFixture) -> No
 async def test_without_a_hook_nothing_is_awaited() -> None:
     """On the memory backend a request is then decided in one turn of the event loop."""
     app = app_with(Database(), SETTINGS)
-    app.limiter.live.resolver = None
+    app.limiter.engine.live.resolver = None
     turns = 0
 
     async def serve(request: Request) -> Response:

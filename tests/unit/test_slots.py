@@ -184,9 +184,9 @@ async def test_what_has_expired_is_not_told_as_active() -> None:
     for _ in range(3):
         await limiter.acquire(api_key="k")
     clock.set(30)
-    policy = limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/")
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
     for _ in range(2):
         await start_of(RateLimitMiddleware(app, limiter=limiter), b"k")
-        told += [counted(each) for each in (await limiter.peek(policy)).limits]
+        told += [counted(each) for each in (await limiter.engine.peek(policy)).limits]
     told += [counted(each) for each in (await limiter.acquire(api_key="k")).decision.limits]
     assert told == [1, 0, 1, 0, 1]

@@ -69,8 +69,8 @@ async def start_of_none(app: RateLimitMiddleware) -> int:
 
 async def spent(client: httpx.AsyncClient, limiter: Limiter, key: str = "k") -> tuple[int, int]:
     """What a key has spent and what is held for it today, in micro-units."""
-    policy = limiter.policies.match(limiter.identity_of(api_key=key), "GET", "/")
-    daily = next(s for s in (await limiter.peek(policy)).limits if s.counter.limit == DAILY)
+    policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
+    daily = next(s for s in (await limiter.engine.peek(policy)).limits if s.counter.limit == DAILY)
     status = budget_status(daily.status)
     return status.spent, status.held
 
@@ -417,7 +417,9 @@ async def test_what_had_no_price_is_charged_when_it_is_settled(url: str, concurr
         await lease.release()
         assert await spent(client, limiter) == (1_850_000, 0)
         assert limiter.stats().settles_ignored == limiter.stats().leases == 0
-        in_use = await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="k"), "GET", "/"))
+        in_use = await limiter.engine.peek(
+            limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
+        )
         assert [counted(each) for each in in_use.limits if each.counter.limit == Slots(5)] in ([], [0])
 
 
@@ -428,8 +430,8 @@ async def test_nothing_is_left_of_an_estimate_that_a_request_has_settled(concurr
     async with limiter, client_of(app_of(limiter), x_api_key="k") as client:
         await client.get("/?settle=0.70")
         assert await spent(client, limiter) == (700_000, 0)
-        assert isinstance(limiter.backend, MemoryBackend)
-        assert not limiter.backend._records
+        assert isinstance(limiter.engine.backend, MemoryBackend)
+        assert not limiter.engine.backend._records
 
 
 async def test_a_settle_after_the_end_of_a_request_without_a_price_is_said_to_be_late() -> None:
@@ -437,7 +439,7 @@ async def test_a_settle_after_the_end_of_a_request_without_a_price_is_said_to_be
     limiter = limiter_of(UNPRICED, FakeClock())
     async with await limiter.acquire(api_key="k") as lease:
         pass
-    limiter.leases.end(lease, failed=False)
+    limiter.engine.leases.end(lease, failed=False)
     await lease.settle("0.30")
     assert limiter.stats().settles_ignored == 1
 

@@ -29,7 +29,7 @@ async def test_every_decision_is_counted_by_plan_route_outcome_and_limit() -> No
     for _ in range(2):
         await limiter.acquire(api_key="busy")
 
-    assert limiter.tally.totals() == {
+    assert limiter.engine.tally.totals() == {
         ("default", "/v1/{x}", "admitted", ""): 2,
         ("default", "/v1/{x}", "rate", "2/minute"): 1,
         ("default", "", "admitted", ""): 1,
@@ -47,14 +47,14 @@ async def test_callers_are_taken_once() -> None:
     for path in ("/v1/a", "/v2", "/v2"):
         await limiter.acquire(api_key="someone", address="10.0.0.1", path=path)
 
-    (taken,) = limiter.tally.take_callers()
+    (taken,) = limiter.engine.tally.take_callers()
 
     assert taken[0].partition.startswith("k:")
     assert taken[1] == {"admitted": 2, "rate": 1}
-    assert limiter.tally.take_callers() == []
+    assert limiter.engine.tally.take_callers() == []
     await limiter.acquire(api_key="trial")
-    assert [counts for _, counts in limiter.tally.take_callers()] == [{"admitted": 1}]
-    assert sum(limiter.tally.totals().values()) == 4
+    assert [counts for _, counts in limiter.engine.tally.take_callers()] == [{"admitted": 1}]
+    assert sum(limiter.engine.tally.totals().values()) == 4
 
 
 async def test_of_very_many_callers_the_busiest_are_kept() -> None:
@@ -65,8 +65,8 @@ async def test_of_very_many_callers_the_busiest_are_kept() -> None:
     for number in range(12_000):
         await limiter.acquire(api_key=f"invented {number}", address="10.0.0.1")
 
-    taken = limiter.tally.take_callers()
+    taken = limiter.engine.tally.take_callers()
 
     assert len(taken) <= MAX_CALLERS
     assert {"admitted": 2, "rate": 1} in [counts for _, counts in taken]
-    assert sum(limiter.tally.totals().values()) == 12_003
+    assert sum(limiter.engine.tally.totals().values()) == 12_003

@@ -51,7 +51,7 @@ def test_threads_share_one_count_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
     with ThreadPoolExecutor(THREADS) as threads:
         admitted = sum(threads.map(lambda thread: asyncio.run(ask(thread)), range(THREADS)))
     assert admitted == KEYS * QUOTA
-    assert sum(limiter.tally.totals().values()) == THREADS * EACH
+    assert sum(limiter.engine.tally.totals().values()) == THREADS * EACH
 
 
 @pytest.fixture
@@ -217,4 +217,6 @@ async def test_telling_goes_on_after_what_it_was_not_made_for(
     async with asyncio.timeout(SECONDS):
         while limiter.stats().unsynced:
             await asyncio.sleep(0.01)
-    assert await limiter.peek(limiter.policies.match(limiter.identity_of(api_key="a"), "GET", "/"))
+    assert await limiter.engine.peek(
+        limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
+    )

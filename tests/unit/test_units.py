@@ -59,8 +59,10 @@ class Served:
 
     async def used(self, unit: str = "tokens") -> list[int]:
         """What each window of a unit has counted of the caller."""
-        policy = self.limiter.policies.match(self.limiter.identity_of(api_key="a key"), "GET", "/else")
-        decision = await self.limiter.peek(policy)
+        policy = self.limiter.engine.policies.match(
+            self.limiter.engine.identity_of(api_key="a key"), "GET", "/else"
+        )
+        decision = await self.limiter.engine.peek(policy)
         return [status.used for _, status in decision.windows(unit)]
 
 
@@ -249,8 +251,10 @@ async def test_price_and_units_are_settled_in_one_call() -> None:
         endpoint, text.replace("units = { tokens = 2000 }", 'price = "0.02"\nunits = { tokens = 2000 }')
     )
     assert (await served.post()).status_code == 200
-    policy = served.limiter.policies.match(served.limiter.identity_of(api_key="a key"), "GET", "/else")
-    decision = await served.limiter.peek(policy)
+    policy = served.limiter.engine.policies.match(
+        served.limiter.engine.identity_of(api_key="a key"), "GET", "/else"
+    )
+    decision = await served.limiter.engine.peek(policy)
     assert [each.budget[1].spent for each in decision.limits if each.budget] == [31_000]
     assert await served.used() == [5, 5]
 

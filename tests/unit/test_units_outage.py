@@ -30,7 +30,7 @@ async def chat(pair: Pair) -> Lease:
 
 def end(pair: Pair, lease: Lease, *, failed: bool = False) -> None:
     """End its request as the middleware does."""
-    pair.limiter.leases.end(lease, failed)
+    pair.limiter.engine.leases.end(lease, failed)
 
 
 async def used(pair: Pair) -> list[int]:
@@ -82,7 +82,7 @@ async def test_a_request_that_outlives_the_outage_settles_afterwards(make: MakeP
 async def test_a_job_of_an_outage_settles_by_its_token(make: MakePair) -> None:
     """Before the backend knows of it and after."""
     pair = make(SETTINGS)
-    pair.limiter.leases.holder = pair.limiter.decider.local.holds
+    pair.limiter.engine.leases.holder = pair.limiter.engine.decider.local.holds
     pair.backend.away = True
     early, late = await chat(pair), await chat(pair)
     tokens = [await early.detach(ttl=60), await late.detach(ttl=60)]

@@ -270,8 +270,8 @@ async def test_a_caller_that_asks_too_often_is_refused() -> None:
     """A normal 429 with its wait, hardly any of them asks the backend, and the app's limits are untouched."""
     clock = FakeClock()
     app = limited(SETTINGS, clock)
-    app.limiter.backend = backend = Counting(clock=clock)
-    app.limiter.decider.remembers = True  # as with any backend but memory
+    app.limiter.engine.backend = backend = Counting(clock=clock)
+    app.limiter.engine.decider.remembers = True  # as with any backend but memory
     async with client_of(app, x_api_key="listed") as client:
         assert await statuses(client, EACH_CALLER.quota, "/limits") == [200] * EACH_CALLER.quota
         asked = backend.asked
@@ -286,7 +286,7 @@ async def test_a_caller_that_asks_too_often_is_refused() -> None:
     async with client_of(app, x_api_key="another") as client:
         assert (await client.get("/limits")).status_code == 200
     clock.set(60)
-    app.limiter.refusals.clear()
+    app.limiter.engine.refusals.clear()
     async with client_of(app, x_api_key="listed") as client:
         assert (await client.get("/limits")).status_code == 200
 

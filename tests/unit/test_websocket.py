@@ -213,7 +213,7 @@ async def test_lease_counts_messages() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await accept(scope, receive, send)
-        identity = limiter.identify(scope)
+        identity = limiter.engine.identify(scope)
         allowed.extend([(await limiter.acquire(identity)).allowed for _ in range(3)])
 
     await handshake(RateLimitMiddleware(app, limiter=limiter))

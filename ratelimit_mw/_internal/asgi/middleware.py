@@ -72,18 +72,22 @@ class LimitedApp:
         try:
             self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
             if resolve is not None:
-                self.limiter.live.resolve_by(resolve)
+                self.limiter.engine.live.resolve_by(resolve)
         except SettingsError as error:
             # Starlette builds middleware within the lifespan call, where raising would only switch it off.
             self._error = error
             self.limiter = Limiter()
         if limiter is not None and on_event is not None:
-            limiter.notify.add(on_event)
+            limiter.engine.notify.add(on_event)
         if on_decision is not None:
-            self.limiter.observe(DecisionNotifier(on_decision))
+            self.limiter.engine.observe(DecisionNotifier(on_decision))
         self.writers = Writers(self.limiter.settings)
         self._lifespan = Lifespan(self.limiter)
-        self._live, self._decider, self._leases = self.limiter.live, self.limiter.decider, self.limiter.leases
+        self._live, self._decider, self._leases = (
+            self.limiter.engine.live,
+            self.limiter.engine.decider,
+            self.limiter.engine.leases,
+        )
         self._usage = UsageEndpoint(self.limiter)
         self._dashboard = Dashboard(self.limiter)
         routers = router_findings(app, self.limiter.settings)
@@ -182,7 +186,7 @@ class LimitedApp:
         except IdentityError as error:
             answer = writers.refusals.unidentified(error)
         else:
-            policy = self.limiter.policies.match(identity, scope["method"], path)
+            policy = self.limiter.engine.policies.match(identity, scope["method"], path)
             answer = await self._usage(scope["method"], policy, writers)
         await _respond(answer, scope, receive, send)
         return True
@@ -201,18 +205,18 @@ class LimitedApp:
 
         A caller whom the hook doesn't know is anonymous, by address.
         """
-        resolver = self.limiter.live.resolver
+        resolver = self.limiter.engine.live.resolver
         if self._identify_hook is None:
             if resolver is None:
-                return self.limiter.identify(scope)
+                return self.limiter.engine.identify(scope)
             try:
                 return await resolver.caller(scope)
             except HTTPException as error:  # what the hook says to this key
                 raise HookError(error) from error
         identity = await ask(self._identify_hook, scope)
         if identity is None:
-            return self.limiter.identify.anonymous(scope)
-        return self.limiter.live.rules.adopted(identity)
+            return self.limiter.engine.identify.anonymous(scope)
+        return self.limiter.engine.live.rules.adopted(identity)
 
     async def _ask_hooks(
         self, scope: Scope, policy: Policy, identity: Identity

@@ -73,7 +73,7 @@ class UsageEndpoint:
         question, identity = self._question(policy), policy.identity  # which another request may change
         # Gate and figures together take the backend no longer than any other request may.
         deadline = asyncio.get_running_loop().time() + self._limiter.settings.backend.timeout
-        lease = await self._limiter.charge(question.gate, identity)
+        lease = await self._limiter.engine.charge(question.gate, identity)
         if not lease.allowed:
             return writers.refusals(lease.decision)
         try:

@@ -178,7 +178,7 @@ def _address(text: str) -> str:
 
 
 def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: str | None) -> Caller:
-    identity = limiter.identify.of_key(api_key_hash)
+    identity = limiter.engine.identify.of_key(api_key_hash)
     if identity is not None:
         place, key = directory.keys()[api_key_hash]
         return Caller(identity, place, key.label)
@@ -186,11 +186,13 @@ def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: 
         why = 'a key known nowhere: identity.unknown_keys = "anonymous"'
     else:
         why = "a key known nowhere: identity.default_plan"
-    return Caller(_placed(limiter.identify.of_unknown(api_key_hash, address or "unknown"), address), why)
+    return Caller(
+        _placed(limiter.engine.identify.of_unknown(api_key_hash, address or "unknown"), address), why
+    )
 
 
 def _of_address(limiter: Limiter, address: str | None) -> Caller:
-    identity = _placed(limiter.identify.of_address(address or "unknown"), address)
+    identity = _placed(limiter.engine.identify.of_address(address or "unknown"), address)
     return Caller(identity, "no API key: identity.anonymous_plan")
 
 
@@ -212,7 +214,7 @@ def _of_account(limiter: Limiter, directory: Directory, account: str) -> list[Ca
         raise CommandError(f"no known key belongs to account {account!r}{hint}")
     callers: dict[str, Caller] = {}
     for place, key in keys:
-        identity = limiter.identify.of_key(key.hash)
+        identity = limiter.engine.identify.of_key(key.hash)
         if identity is not None:
             label = directory.label(identity.partition)
             callers.setdefault(identity.partition, Caller(identity, place, label))

@@ -32,7 +32,9 @@ def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json
     if not path.startswith("/"):
         raise UsageError(f"{path!r} is no path: it begins with a slash")
     caller, unread = run_with(limiter, find_caller(limiter, named))
-    explained = _Explained(limiter.settings, caller, limiter.policies.match(caller.identity, method, path))
+    explained = _Explained(
+        limiter.settings, caller, limiter.engine.policies.match(caller.identity, method, path)
+    )
     explained.live_keys_unread = unread
     if as_json:
         print_json({"method": method, "path": path, **explained.json()})

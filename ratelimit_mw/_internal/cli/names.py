@@ -51,8 +51,8 @@ class Directory:
         """Learn the live keys, and whom workers have told of lately. Raises `BackendError`."""
         if not self._limiter.settings.backend.is_shared:
             return
-        await self._limiter.live.read_keys()
-        store = self._limiter.reporter.store
+        await self._limiter.engine.live.read_keys()
+        store = self._limiter.engine.reporter.store
         try:
             reading = await store.read(Question((), (), 0.0))
         finally:
@@ -62,7 +62,9 @@ class Directory:
     def keys(self) -> dict[str, tuple[str, KeySettings]]:
         """Where each known key is listed, by its hash: `live` or a place in the file."""
         keys = {key.hash: (f"keys[{index}]", key) for index, key in enumerate(self._limiter.settings.keys)}
-        return keys | {each: ("live", key) for each, key in self._limiter.live.rules.registered.items()}
+        return keys | {
+            each: ("live", key) for each, key in self._limiter.engine.live.rules.registered.items()
+        }
 
     def label(self, name: str) -> str | None:
         """The label of a key or of an account's keys."""
@@ -115,7 +117,7 @@ class Directory:
         keys, found = self.keys(), dict[str, Caller]()
         for each in self._people.key_hashes(name):
             place, key = keys[each]
-            identity = self._limiter.identify.of_key(key.hash)
+            identity = self._limiter.engine.identify.of_key(key.hash)
             if identity is not None:
                 label = self._people.label(identity.partition)
                 found.setdefault(identity.partition, Caller(identity, place, label))

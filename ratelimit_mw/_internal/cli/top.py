@@ -133,7 +133,7 @@ class Order:
 
 async def _once(limiter: Limiter) -> Snapshot:
     try:
-        await limiter.live.read_keys()
+        await limiter.engine.live.read_keys()
         return await _seen(FleetView(limiter))
     finally:
         await _close(limiter)
@@ -141,7 +141,7 @@ async def _once(limiter: Limiter) -> Snapshot:
 
 async def _watch(limiter: Limiter, order: Order, interval: float) -> None:
     view, keyboard = FleetView(limiter), Keyboard()
-    await limiter.live.open()
+    await limiter.engine.live.open()
     try:
         snapshot = await _seen(view)
         with (
@@ -177,4 +177,4 @@ async def _seen(view: FleetView) -> Snapshot:
 
 async def _close(limiter: Limiter) -> None:
     await limiter.close()
-    await limiter.reporter.store.close()
+    await limiter.engine.reporter.store.close()

@@ -196,7 +196,7 @@ class Dashboard:
 
     async def _changes(self, _request: Request, _operations: OperationsSettings) -> Response:
         try:
-            changes = await self._limiter.live.audit.latest()
+            changes = await self._limiter.engine.live.audit.latest()
         except BackendError as error:
             return json_response({"changes": [], "partial": f"the backend is away: {error}"})
         return json_response({"changes": [change.as_dict() for change in changes], "partial": None})
@@ -207,13 +207,13 @@ class Dashboard:
     def _facts(self, operations: OperationsSettings) -> dict[str, Any]:
         return {
             "changes": operations.dashboard_changes,
-            "missing_rights": self._limiter.live.rights.missing,
+            "missing_rights": self._limiter.engine.live.rights.missing,
             "logs_url": operations.logs_url,
             "choices": [*self._limiter.settings.plans],
         }
 
     def _address(self, request: Request) -> str:
-        return self._limiter.identify.address_of(request.scope)
+        return self._limiter.engine.identify.address_of(request.scope)
 
 
 def _path(request: Request, operations: OperationsSettings) -> str:

@@ -29,7 +29,7 @@ class Callers:
     def __init__(self, limiter: Limiter, view: FleetView) -> None:
         self._limiter = limiter
         self._view = view
-        self._audit = limiter.live.audit
+        self._audit = limiter.engine.live.audit
         self._last: dict[str, dict[str, Any]] = {}
         """The last whole answers, to be shown while the backend is away."""
         self._kept: OrderedDict[str, tuple[float, asyncio.Task[dict[str, Any]]]] = OrderedDict()
@@ -77,8 +77,8 @@ class Callers:
             before, after = entries_of(change.before), entries_of(change.after)
         except ValueError:
             raise DashboardError(404, "There is no such change that can be undone.") from None
-        await self._limiter.live.read_keys()
-        if any(self._limiter.live.keys.get(each) != entry for each, entry in after.items()):
+        await self._limiter.engine.live.read_keys()
+        if any(self._limiter.engine.live.keys.get(each) != entry for each, entry in after.items()):
             raise DashboardError(409, "It was changed again since: look at the latest changes.")
         return await self._change(before, who, "undo", f"undone: {change.detail}")
 
@@ -92,7 +92,7 @@ class Callers:
         return hashes
 
     async def _change(self, entries: Entries, who: str, action: Action, detail: str) -> Change:
-        live = self._limiter.live
+        live = self._limiter.engine.live
         await live.read_keys()
         before = {each: live.keys.get(each) for each in entries}
         try:
@@ -103,7 +103,7 @@ class Callers:
         return await self._audit.add(who, action, map(key_partition, entries), detail, (before, entries))
 
     def _entry(self, api_key_hash: str, plan: str) -> KeyEntry:
-        rules = self._limiter.live.rules
+        rules = self._limiter.engine.live.rules
         key = rules.registered.get(api_key_hash)
         key = key or next((each for each in rules.settings.keys if each.hash == api_key_hash), None)
         return KeyEntry(plan) if key is None else KeyEntry(plan, key.account, label=key.label)
@@ -118,7 +118,7 @@ class Callers:
             why = f"the backend is away: {error}; this is how it was last seen"
             return {**known, "partial": why}
         snapshot = await self._view.read()
-        set_live = [each for each in detail.known_as if each in self._limiter.live.keys]
+        set_live = [each for each in detail.known_as if each in self._limiter.engine.live.keys]
         values = {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "set_live": set_live}
         if detail.partial is None:
             evict_oldest(self._last, MAX_KEPT)

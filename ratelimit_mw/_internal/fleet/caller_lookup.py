@@ -71,7 +71,7 @@ class CallerLookup:
 
     def counted_as(self, name: str) -> list[str]:
         """The partitions that a known key or account is counted under; the name itself of anybody else."""
-        identify = self._limiter.live.rules.identify
+        identify = self._limiter.engine.live.rules.identify
         found = [identify.of_key(each) for each in self.key_hashes(name)]
         return list(dict.fromkeys(each.partition for each in found if each is not None)) or [name]
 
@@ -120,12 +120,12 @@ class CallerLookup:
 
     def _known(self, partition: str) -> list[Identity]:
         """The keys that are set live or listed and counted so."""
-        identify = self._limiter.live.rules.identify
+        identify = self._limiter.engine.live.rules.identify
         found = [identify.of_key(each) for each in self.key_hashes(partition)]
         return [each for each in found if each is not None and each.partition == partition]
 
     def _go_by_rules(self) -> None:
-        rules = self._limiter.live.rules
+        rules = self._limiter.engine.live.rules
         if self._rules is not rules:
             self._learn_keys(rules)
 

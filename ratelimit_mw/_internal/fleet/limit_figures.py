@@ -43,7 +43,7 @@ class LimitFiguresReader:
         return await asyncio.gather(*[self._of(identity) for identity in identities])
 
     def _go_by_rules(self) -> None:
-        rules = self._limiter.live.rules
+        rules = self._limiter.engine.live.rules
         if self._rules is not rules or len(self._charges) > MAX_KEPT:
             self._rules, self._charges = rules, {}
             self._scopes = {

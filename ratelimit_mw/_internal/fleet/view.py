@@ -52,7 +52,7 @@ class FleetView:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._store = limiter.reporter.store
+        self._store = limiter.engine.reporter.store
         self._people = CallerLookup(limiter)
         self._limit_figures = LimitFiguresReader(limiter)
         self._points: dict[int, Point] = {}
@@ -157,7 +157,7 @@ class FleetView:
             callers=tuple(callers),
             callers_seen=number,
             workers=workers,
-            backend_up=not self._limiter.backend.is_away,
+            backend_up=not self._limiter.engine.backend.is_away,
             is_shared=self._store.is_shared,
             partial=partial,
         )

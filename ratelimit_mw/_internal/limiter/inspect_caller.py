@@ -21,7 +21,9 @@ async def overview(limiter: Limiter, identity: Identity) -> Decision:
 
 def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
     """What to ask the backend for an `overview`: the same as long as the settings are the same."""
-    counters = [counter for counter in limiter.policies.counters_of(identity) if counter.owner != "everyone"]
+    counters = [
+        counter for counter in limiter.engine.policies.counters_of(identity) if counter.owner != "everyone"
+    ]
     return tuple(map(Charge, _parts(counters)))
 
 
@@ -29,7 +31,7 @@ async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
     """How everything stands that these charges count in. Charges nothing. Raises `BackendError`."""
     now, limit_statuses = 0, list[LimitStatus]()
     for charge in charges:
-        outcome = await limiter.backend.peek(charge)
+        outcome = await limiter.engine.backend.peek(charge)
         now = outcome.now
         limit_statuses += map(LimitStatus, charge.counters, charge.statuses(outcome))
     return Decision(True, now, limits=tuple(limit_statuses))
@@ -37,16 +39,20 @@ async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
 
 async def shared_overview(limiter: Limiter) -> Decision:
     """How the limits stand that all callers share. Charges nothing. Raises `BackendError`."""
-    anybody = limiter.identify.of_address("unix")
-    counters = [counter for counter in limiter.policies.counters_of(anybody) if counter.owner == "everyone"]
+    anybody = limiter.engine.identify.of_address("unix")
+    counters = [
+        counter for counter in limiter.engine.policies.counters_of(anybody) if counter.owner == "everyone"
+    ]
     return await look(limiter, map(Charge, _parts(counters)))
 
 
 async def forget(limiter: Limiter, identity: Identity) -> int:
     """Clear everything that is counted of a caller; returns how many counters. Raises `BackendError`."""
-    counters = [counter for counter in limiter.policies.counters_of(identity) if counter.owner != "everyone"]
+    counters = [
+        counter for counter in limiter.engine.policies.counters_of(identity) if counter.owner != "everyone"
+    ]
     for part in _parts(counters):
-        await limiter.forget(part)
+        await limiter.engine.forget(part)
     return len(counters)
 
 
