@@ -1,4 +1,4 @@
-"""The same small app behind each limiter, served by uvicorn: `BENCH_VARIANT` names which."""
+"""Small app, the same behind each limiter, served by uvicorn: `BENCH_VARIANT` names the limiter."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ from ratelimit_mw import Identity, KeyEntry, Limiter, RateLimitMiddleware, Setti
 
 LIMIT = int(os.environ.get("BENCH_LIMIT", "1000000"))
 PERIODS = os.environ.get("BENCH_PERIODS", "minute hour").split()
-"""What the two windows are of."""
+"""Periods of the two windows."""
 ROUTES = int(os.environ.get("BENCH_ROUTES", "1"))
 EXHAUSTED = 10
 """Requests an hour of a key that is refused."""
@@ -30,7 +30,7 @@ REDIS_URL = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379/0")
 
 
 async def predict(_: Request) -> JSONResponse:
-    """What an API does when it does nothing."""
+    """Answer as an API that does nothing."""
     return JSONResponse({"output": "ok"})
 
 

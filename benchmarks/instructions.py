@@ -55,7 +55,7 @@ class Transport(asyncio.Transport):
         self.write = self.written.append  # type: ignore[assignment,method-assign]
 
     def get_extra_info(self, name: str, default: object = None) -> object:
-        """As of a connection from this machine."""
+        """Return the information of a connection from this machine."""
         return {"peername": ("127.0.0.1", 50_000), "sockname": ("127.0.0.1", 80)}.get(name, default)
 
     def is_closing(self) -> bool:
@@ -69,7 +69,10 @@ class Transport(asyncio.Transport):
 
 
 async def ask_app(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
-    """What has so many requests served, by callers in turn: uvicorn's protocol, without sockets."""
+    """Make a function that has so many requests served, by callers in turn.
+
+    It uses uvicorn's protocol, without sockets.
+    """
     server = Config(VARIANTS[case], factory=True, log_level="error", access_log=False, http="httptools")
     server.load()
     protocols = [HttpToolsProtocol(server, ServerState(), {}) for _ in range(CONNECTIONS)]
@@ -97,7 +100,7 @@ async def ask_app(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
 
 
 async def ask_sockets(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
-    """What has so many WebSockets opened, by callers in turn, without a server."""
+    """Make a function that has so many WebSockets opened, by callers in turn, without a server."""
     app = VARIANTS[case]()
     asked = 0
 
@@ -112,7 +115,7 @@ async def ask_sockets(case: str, callers: int) -> Callable[[int], Awaitable[None
 
 
 async def ask_redis(case: str, callers: int) -> Callable[[int], Awaitable[None]]:
-    """What has so many requests decided about, `IN_A_CALL` at once."""
+    """Make a function that has so many requests decided about, `IN_A_CALL` at once."""
     limiter = Limiter(SETTINGS[case]())
     await limiter.open()
     asked = 0
@@ -159,7 +162,7 @@ class CountedStore(StoreServer):
     """A Redis under callgrind."""
 
     def command(self) -> list[str]:
-        """The same, and what counts it."""
+        """Return the server's command, under the tool that counts its instructions."""
         return [*CALLGRIND, f"--callgrind-out-file={self.folder}/out", *super().command()]
 
 

@@ -20,7 +20,7 @@ GENERATOR = "wrk" if WRK else "the built-in generator"
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What to put on a server."""
+    """Load to put on a server."""
 
     connections: int = 32
     callers: int = 1
@@ -30,7 +30,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a load met. Latencies are in microseconds."""
+    """Results of a load. Latencies are in microseconds."""
 
     requests: int
     seconds: float

@@ -40,12 +40,12 @@ class Case:
 
     @property
     def server(self) -> tuple[object, ...]:
-        """What tells the servers apart: each meets its own callers alone."""
+        """Key that tells the servers apart: each meets its own callers alone."""
         return self.variant, self.environment, self.workers, self.load.callers
 
     @property
     def bare(self) -> "Case":
-        """What it is compared with: that knows no callers."""
+        """Case that this one is compared with, which knows no callers."""
         return Case(self.yardstick, replace(self.load, callers=1), workers=self.workers)
 
     @property
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(slots=True)
 class Result:
-    """What one case met, a value for each round: `figures_of` says what."""
+    """Figures of one case, a value for each round, by the names of `figures_of`."""
 
     figures: dict[str, list[float]] = field(default_factory=dict)
     refused: int = 0
@@ -91,7 +91,7 @@ class Cpu(NamedTuple):
         return self.user + self.system
 
     def since(self, before: "Cpu", requests: int) -> "Cpu":
-        """What was spent on each of so many requests, in microseconds."""
+        """Return the CPU time that was spent on each of so many requests, in microseconds."""
         user, system = ((now - then) / requests * 1e6 for now, then in zip(self, before, strict=True))
         return Cpu(user, system)
 
@@ -108,10 +108,10 @@ class Measurement(NamedTuple):
 
 
 def figures_of(measured: Measurement, bare: Sequence[Measurement]) -> dict[str, float]:
-    """What is told of a measurement, against those of the bare app just before and just after it.
+    """Return the figures of a measurement, against those of the bare app just before and just after it.
 
-    `share` is of its throughput, `cpu` the app's CPU in multiples of its, `redis_cpu` that of Redis likewise,
-    and `added_us` what the median request takes longer.
+    `share` is that of its throughput, `cpu` the app's CPU in multiples of its, `redis_cpu` that of Redis
+    likewise, and `added_us` the additional time of the median request.
     """
     sample, app, redis, calls = measured
     bare_us = statistics.mean(each.app.total for each in bare)
@@ -143,7 +143,7 @@ class Bench:
         """Variants that did not start, each with the reason."""
         self._servers: dict[object, AppServer] = {}
         self.held: list[str] = []
-        """What Redis took for each load of callers."""
+        """Lines about the memory that Redis took for each load of callers."""
         self._holds: object = None
 
     def start(self, stack: ExitStack, folder: Path, cases: Sequence[Case]) -> None:

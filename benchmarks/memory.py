@@ -1,4 +1,4 @@
-"""How much Redis keeps: bytes for each remembered request, and for each caller."""
+"""Memory that Redis keeps: bytes for each remembered request, and for each caller."""
 
 import asyncio
 from typing import Any
@@ -41,5 +41,5 @@ def _size(client: Any) -> float:
 
 
 def memory(url: str, client: Any) -> dict[str, float]:
-    """The same, from code that is not async."""
+    """Return the answer of `measure_memory`, from code that is not async."""
     return asyncio.run(measure_memory(url, client))

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 Medians = Mapping[str, Mapping[str, float]]
-"""What each case met, by its name; figures as `Result.medians` names them."""
+"""Figures of each case, by its name; the figures have the names of `Result.medians`."""
 
 BARE_US = 68
 """CPU of the bare app a request, in microseconds, where the goals for Redis were set: 61 to 75."""
@@ -23,14 +23,14 @@ SHARES = (
     ("refusing an exhausted key", "refuse", 1.30, "refusal"),
     ("two windows in Redis, with prefetch", "prefetch", 0.85, "headers"),
 )
-"""What, its case, the goal, and the case that bounds it."""
+"""Description, its case, the goal, and the case that bounds it."""
 REDIS_CPU = (
     ("two windows and a slot, one caller", "redis-2", 10),
     ("two windows and a slot, 1,000 callers", "redis-2 x1000", 20),
     ("one window, one caller", "redis-1", 5),
     ("one window, 1,000 callers", "redis-1 x1000", 10),
 )
-"""What, its case, and the goal in microseconds."""
+"""Description, its case, and the goal in microseconds."""
 
 
 class Line(NamedTuple):
@@ -43,7 +43,7 @@ class Line(NamedTuple):
     at_most: bool = False
     """Whether less is better."""
     floor: float | None = None
-    """What the same run gave without any decision: nobody's figure is better, but for chance."""
+    """Figure of the same run without any decision: nobody's figure is better, but for chance."""
 
     @property
     def verdict(self) -> str:
@@ -125,7 +125,7 @@ def render(lines: Iterable[Line]) -> str:
 
 
 def table(medians: Medians) -> str:
-    """What was measured as text: medians, and quartiles of what is compared with the bare app."""
+    """Return the measurements as text: medians, and quartiles where the bare app is the measure."""
     wide = max(18, *map(len, medians)) if medians else 18
     head = f"{'':<{wide}}{'share':>6}{'':>12}{'app/bare':>9}{'':>12}{'req/s':>7}{'p50 us':>8}{'p99 us':>8}"
     rows = [f"{head}{'app us':>8}{'usr+sys':>10}{'Redis us':>10}{'usr+sys':>10}{'/ bare':>9}{'calls':>7}"]

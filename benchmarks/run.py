@@ -26,7 +26,7 @@ SOME = 100
 MORE = ("redis-2", "priced", "on_decision", "identify", "resolve", "price", "traced")
 """Variants with two windows and a slot in Redis, each with one thing more, after the one without."""
 YARDSTICKS = {"fastapi-limiter": "fastapi", "traced": "bare traced"}
-"""What is not measured against the bare app."""
+"""Yardsticks of the variants that are not measured against the bare app."""
 RESULTS = Path(__file__).parent / "results"
 SWEEPS = ("connections", "callers", "routes", "workers", "limits")
 FIRST, *_ = SWEPT = ("redis-2", "redis-1", "prefetch", "memory")
@@ -102,7 +102,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _cases(arguments: argparse.Namespace) -> dict[str, Case]:
-    """What is measured, by the names that the tables and the goals have for it."""
+    """Return the cases to measure, by the names that the tables and the goals have for them."""
     one, alone = Load(seconds=arguments.seconds), Load(connections=1, seconds=arguments.seconds)
     many = replace(one, callers=MANY)
     undecided = ("bare", "server", "headers", "refusal", "get")
@@ -153,7 +153,7 @@ def _plot(medians: Medians) -> str:
 
 
 def _sweep(arguments: argparse.Namespace, swept: list[str]) -> None:
-    """How the cost grows, one thing changed at a time."""
+    """Print the growth of the cost, one thing changed at a time."""
     load = Load(callers=MANY, seconds=arguments.seconds)
     medians: dict[str, dict[str, float]] = {}
     with bench() as (running, stack, folder):
@@ -188,7 +188,7 @@ def _changed(base: Case, name: str, number: int) -> Case:
 
 
 def _stored(case: Case, callers: int | None) -> Case:
-    """The same with the windows of so many callers in Redis, long enough to be there to the end."""
+    """Return the case with the windows of so many callers in Redis, long enough to be there to the end."""
     if callers is None:
         return case
     return replace(case, stored=callers, environment=(*case.environment, ("BENCH_PERIODS", "hour day")))

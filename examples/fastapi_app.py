@@ -37,15 +37,15 @@ add_rate_limit_responses(app)
 
 
 class Prompt(BaseModel):
-    """What to predict from."""
+    """Prompt to predict from."""
 
     prompt: Annotated[str, Field(max_length=10_000)]
     seconds: Annotated[float, Field(ge=0, le=10)] = 0.5
-    """How long the model takes, to see slots at work."""
+    """Seconds that the model takes, to see slots at work."""
 
 
 class Prediction(BaseModel):
-    """What was predicted, and what it cost."""
+    """Output of a prediction, and its price."""
 
     output: str
     price: str
@@ -58,7 +58,7 @@ class PlainTextStream(StreamingResponse):
 
 
 def lease_of(request: Request) -> Lease:
-    """What the request holds: its slot, and the estimate of its price."""
+    """Return the lease that the request holds: its slot, and the estimate of its price."""
     lease: Lease = request.state.ratelimit
     return lease
 

@@ -25,7 +25,7 @@ from ratelimit_mw import Limiter, RateLimitMiddleware
 limiter = Limiter.from_settings(Path(__file__).with_name("starlette_app.toml"))
 """One for the middleware and for the app's own questions."""
 jobs: dict[str, str] = {}
-"""What became of each job: `running`, or its output."""
+"""State of each job: `running`, or its output."""
 queue: asyncio.Queue[tuple[str, str, str]] = asyncio.Queue()
 """Id, text and lease token of the jobs to come."""
 
@@ -41,7 +41,7 @@ async def create_job(request: Request) -> Response:
 
 
 async def read_job(request: Request) -> Response:
-    """How a job stands."""
+    """Answer with the state of a job."""
     output = jobs.get(request.path_params["id"])
     if output is None:
         raise HTTPException(404)

@@ -33,7 +33,9 @@ logger = logging.getLogger("ratelimit_mw")
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that puts `prometheus_client` into its multi-process mode."""
 MIRROR_SECONDS = 1.0
-"""How often a process of several writes its figures: how old a scraped figure may be."""
+"""Seconds between two writes of a process's figures in multi-process mode.
+
+A scraped figure is at most that old."""
 
 _BOUNDS = [*map(str, CALL_DURATION.bounds), "+Inf"]
 

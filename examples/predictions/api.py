@@ -17,7 +17,7 @@ from examples.predictions.jobs import SETTINGS, Job, Jobs
 from ratelimit_mw import RateLimitMiddleware
 
 MAX_WAIT_SECONDS = 600
-"""How long a job may wait for a worker before its slot is free again."""
+"""Seconds that a job may wait for a worker before its slot is free again."""
 
 
 async def create(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the API and its workers share: jobs in a Redis, and a queue of those that wait."""
+"""Jobs that the API and its workers share, in a Redis, and a queue of those that wait."""
 
 import json
 import secrets
@@ -12,9 +12,9 @@ from ratelimit_mw import Settings
 SETTINGS = Settings.load(Path(__file__).with_name("ratelimit.toml"))
 QUEUE = "predictions:queue"
 KEPT_SECONDS = 86_400
-"""How long a job can be read after the last news of it."""
+"""Seconds for which a job can be read after the last news of it."""
 TAKE_SECONDS = 1
-"""How long a worker waits for a job before it looks whether it is to stop."""
+"""Seconds that a worker waits for a job before it looks whether it is to stop."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,7 @@ def bench(
 
 
 class Comparison:
-    """The same charges in one batch, one by one, and before the oracle."""
+    """Equal charges made in one batch, made one by one, and checked against the oracle."""
 
     def __init__(self, bench: Bench, server: StoreServer, name: str) -> None:
         self.bench = bench
@@ -177,7 +177,7 @@ async def backend(server: StoreServer) -> AsyncIterator[RedisBackend]:
 
 
 async def finished(backend: RedisBackend, holds: Sequence[Reservation]) -> list[object]:
-    """What becomes of releases of one moment."""
+    """Release holds in one moment; return each result or exception."""
 
     async def release(hold: Reservation) -> None:
         await backend.finish(hold, EstimateAction.KEEP)

@@ -53,7 +53,7 @@ async def test_any_number_at_once_gets_what_there_is(bench: Bench, number: int) 
 
 
 async def test_a_promise_counts_in_who_came_in_the_same_moment(bench: Bench) -> None:
-    """Where an earlier charge of the moment joins the newest entry, a wait for that is a whole window."""
+    """A charge that joins the newest entry in the same moment makes a wait for that a whole window."""
     counter = window(2_000)
     await bench.acquire(counter, cost=1_998)
     bench.wait(microseconds=7)
@@ -110,7 +110,7 @@ async def test_a_reset_in_the_same_moment_forgets_first(bench: Bench) -> None:
 
 
 async def test_random_moments_agree_with_a_plain_list(bench: Bench) -> None:
-    """Whatever comes in one moment is decided as if it had come one by one."""
+    """Charges of one moment are decided as if they had come one by one."""
     chance = random.Random(3)
     admitted: list[tuple[int, int]] = []
     for _ in range(120):

@@ -16,7 +16,7 @@ from tests.support.servers import server_binaries
 from tests.support.topologies import Cluster
 
 BY_ITS_CLOCK = {"test_a_kept_estimate_is_held_until_a_late_settle"}
-"""What takes a server that forgets by the test's clock, or is quicker than its own."""
+"""Tests that need a server which forgets by the test's clock, or is quicker than its own."""
 KINDS = [
     pytest.param(kind, marks=[pytest.mark.slow] if kind != "redis" else [])
     for kind in sorted(server_binaries())

@@ -35,7 +35,7 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
 
 
 async def books(bench: Bench, counter: Counter) -> tuple[int, int]:
-    """What a budget has spent and what it holds."""
+    """Return the amounts that a budget has spent and holds."""
     answer = await bench.peek(counter)
     return answer.used(0), answer.held(0)
 
@@ -115,7 +115,7 @@ ENDS = ["settle 30", "settle 30", "keep", "give back", "untouched"]
 
 @pytest.mark.parametrize("order", sorted(set(itertools.permutations(ENDS, 3))))
 async def test_settling_and_finishing_count_once_in_any_order(bench: Bench, order: tuple[str, ...]) -> None:
-    """Whatever comes first decides about the money, from whichever process, and nothing counts twice."""
+    """The first step decides about the money, from whichever process, and nothing counts twice."""
     day, month = daily(1_000), monthly(5_000)
     hold = await bench.hold(day, month, price=100)
     backends = itertools.cycle([bench.backend, bench.another()])
@@ -142,7 +142,7 @@ LATE = 31
 
 
 async def test_an_estimate_lapses_with_its_lease(bench: Bench) -> None:
-    """Whoever died, or never heard that it was admitted, holds nothing of a budget a lease later."""
+    """A holder that died, or never heard of its admission, holds nothing of a budget a lease later."""
     day, month = daily(1_000), monthly(5_000)
     await bench.hold(day, month, slots(5), price=1_000)
     bench.wait(30, microseconds=-1)
@@ -274,7 +274,7 @@ async def test_estimates_of_different_leases_lapse_each_in_its_turn(bench: Bench
 
 
 async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
-    """What a process admitted alone is told again where the answer was lost."""
+    """A hold of a process's own that is told again after a lost answer is held once."""
     day, month, own = daily(1_000), monthly(5_000), slots(5, of="app")
     charge, lease_id = Charge([own, day, month]), new_id()
     first = await bench.backend.restore(charge, lease_id, 100)
@@ -293,7 +293,7 @@ async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
 
 
 async def test_an_estimate_lives_on_where_the_clock_stepped_back(bench: Bench) -> None:
-    """What has lapsed by a clock that is set back is not given back twice, and new estimates count."""
+    """An estimate that lapsed before the clock was set back is not given back twice; new ones count."""
     day = daily(1_000)
     lapsed = await bench.hold(day, price=100)
     bench.wait(LATE)
@@ -421,7 +421,7 @@ async def test_currencies_are_counted_apart(bench: Bench) -> None:
 
 
 async def test_a_reset_leaves_no_negative_books(bench: Bench) -> None:
-    """What is settled or given back after a reset never makes room that was not there."""
+    """A settle or a give-back after a reset never makes room that was not there."""
     day = daily(100)
     settled, given_back, kept = [await bench.hold(day, price=30) for _ in range(3)]
     await bench.backend.settle(settled, 40)

@@ -1,4 +1,4 @@
-"""What only a server shows: lives and sizes of keys, foreign keys, full memory, the server's own clock."""
+"""Rules that only a server shows: lives and sizes of keys, foreign keys, full memory, its own clock."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -142,7 +142,7 @@ async def test_a_remembered_request_takes_24_bytes_at_most(
 
 @pytest.mark.parametrize("quota", [1_001, 1_000_000])
 async def test_a_caller_takes_24_kilobytes_at_most(bench: Bench, client: redis.Redis, quota: int) -> None:
-    """Whatever the quota, also when it was raised past where requests begin to share entries."""
+    """A caller takes 24 kB at most, also if its quota was raised past where requests share entries."""
     small, large = window(1_000, of=PARTITION), window(quota, of=PARTITION)
     for _ in range(1_000):
         bench.wait(microseconds=1)
@@ -234,7 +234,7 @@ async def test_the_script_refuses_what_is_no_cost(bench: Bench, cost: float) -> 
 
 @pytest.mark.parametrize("price", [-1, float("nan"), float("inf"), 2**54])
 async def test_the_script_refuses_what_is_no_price(bench: Bench, price: float) -> None:
-    """The same of prices and of settled amounts (S22)."""
+    """The script refuses invalid prices and settled amounts, and counts nothing of them (S22)."""
     hold = await bench.hold(daily(500), price=5)
     with pytest.raises(BackendError):
         await bench.acquire(daily(500), price=price)  # type: ignore[arg-type]
@@ -282,7 +282,7 @@ async def test_the_servers_clock_picks_the_period(bench: Bench) -> None:
 
 
 async def test_a_clock_that_runs_to_and_fro_charges_nothing(bench: Bench) -> None:
-    """Where worker and server never agree on the day the charge fails, and nothing of it stays."""
+    """A charge fails, and nothing of it stays, if worker and server never agree on the day."""
     times = itertools.cycle([MIDNIGHT - 1, MIDNIGHT])
     backend = bench.on_clock(lambda: next(times))
     await backend.open()  # which takes one of them

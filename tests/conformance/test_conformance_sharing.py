@@ -25,12 +25,12 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
 
 
 def own_limits(name: str) -> list[Counter]:
-    """What a caller has alone."""
+    """Return the limits that a caller has alone."""
     return [window(12, of=name), window(30, 1, "hour", of=name), slots(9, of=name)]
 
 
 def everyones() -> list[Counter]:
-    """What all callers share: a window of each kind, and slots."""
+    """Return the limits that all callers share: a window of each kind, and slots."""
     return [window(60, of="app"), window(1_500, 1, "hour", of="app"), slots(40, lease=20, of="app")]
 
 
@@ -46,7 +46,7 @@ async def at_once(bench: Bench, *charges: Charge) -> list[Outcome | BaseExceptio
 
 
 async def test_what_callers_share_and_what_they_do_not_agrees_with_the_oracle(bench: Bench) -> None:
-    """Whoever comes together, and whatever they have in common, all are decided as if one by one."""
+    """Callers that come together are decided as if one by one, whatever limits they have in common."""
     chance, oracle = random.Random(7), Oracle(bench.clock.now)
     own = {name: own_limits(name) for name in "abcdefgh"}
     for _ in range(150):

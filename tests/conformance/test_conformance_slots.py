@@ -18,7 +18,7 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
 
 
 async def test_never_more_live_slots_than_the_limit(bench: Bench) -> None:
-    """As many leases as there are slots are admitted, and the next one is refused."""
+    """A set of slots admits one lease for each slot, and refuses the next one."""
     admitted = [(await bench.acquire(slots(3))).admitted for _ in range(5)]
     assert admitted == [True, True, True, False, False]
     assert (await bench.acquire(slots(3))).statuses == [SlotStatus(3, is_full=True)]
@@ -103,7 +103,7 @@ async def test_many_holds_are_renewed_together_and_each_is_answered(bench: Bench
 
 
 async def test_renewing_touches_no_other_lease(bench: Bench) -> None:
-    """Whoever renews leaves the leases of others to expire."""
+    """Renewing one lease leaves the leases of others to expire."""
     renewed, _ = await bench.hold(slots(5)), await bench.hold(slots(5))
     bench.wait(20)
     assert await bench.backend.renew(renewed, 30)
@@ -112,7 +112,7 @@ async def test_renewing_touches_no_other_lease(bench: Bench) -> None:
 
 
 async def test_a_lease_in_several_slot_sets_is_lost_with_one_of_them(bench: Bench) -> None:
-    """Where one of a lease's slots is gone, renewing says so and keeps the others."""
+    """Renewing a lease that has lost one of its slots says so, and keeps the others."""
     own, shared = slots(5), slots(5, of="app", scope="app")
     hold = await bench.hold(own, shared)
     await bench.backend.reset(Charge([shared]))

@@ -81,7 +81,7 @@ def most_in(ledger: Ledger, length: int) -> int:
 
 @pytest.mark.parametrize("quota", [50, 3_000])
 def test_no_interval_holds_more_than_the_quota(workers: Workers, quota: int) -> None:
-    """Whatever the interval, all processes together had no more than the quota in it (invariant 2)."""
+    """No interval of a window's length holds more than the quota of all processes together (invariant 2)."""
     ledger: Ledger = [(at, cost) for answer in workers.run("rate", quota, 2.2) for at, cost in answer]
     assert most_in(ledger, SECOND) <= quota
     lasted = (max(ledger)[0] - min(ledger)[0]) / SECOND

@@ -55,7 +55,7 @@ class Case:
     counter: Counter
     spoil: Callable[[redis.Redis, bytes], Any]
     admitted: list[tuple[int, int]] = field(default_factory=list)
-    """When, and at what cost."""
+    """Time, in microseconds, and cost of each admitted charge."""
 
     @property
     def key(self) -> bytes:
@@ -71,7 +71,7 @@ class Case:
 
 
 def changed(offset: int, flip: int) -> Callable[[redis.Redis, bytes], Any]:
-    """What changes one byte of a key, if it has that many."""
+    """Return a function that changes one byte of a key, if the key has that many."""
 
     def spoil(client: redis.Redis, key: bytes) -> None:
         stored: Any = client.get(key)
@@ -82,12 +82,12 @@ def changed(offset: int, flip: int) -> Callable[[redis.Redis, bytes], Any]:
 
 
 def put(offset: int, value: bytes) -> Callable[[redis.Redis, bytes], Any]:
-    """What overwrites a part of a key."""
+    """Return a function that overwrites a part of a key."""
     return lambda client, key: client.setrange(key, offset, value)
 
 
 def replaced(value: bytes) -> Callable[[redis.Redis, bytes], Any]:
-    """What puts something else in place of a key."""
+    """Return a function that puts something else in place of a key."""
     return lambda client, key: client.set(key, value)
 
 
@@ -159,7 +159,7 @@ GARBAGE = [
 async def test_a_damaged_window_counts_right_again_a_window_later(
     bench: Bench, client: redis.Redis, quota: int, costs: list[int], every: float, seed: int
 ) -> None:
-    """Whatever is changed: one window after the next request nobody gets more, or less, than the limit."""
+    """A damaged window admits neither more nor less than its limit, one window after the next request."""
     spoils = [*HEADER_BYTES, *NUMBERS, *ENTRY_BYTES]
     cases = [Case(window(quota, of=f"caller {seed} {place}"), spoil) for place, spoil in enumerate(spoils)]
     traffic = Traffic(bench, cases, costs, seed)
@@ -191,7 +191,7 @@ async def test_a_damaged_window_counts_right_again_a_window_later(
 
 @pytest.mark.parametrize("quota", [5, 3_000])
 async def test_what_is_no_window_becomes_a_full_one(bench: Bench, client: redis.Redis, quota: int) -> None:
-    """Where nothing is known of a window any more, it is full for its length, and then as any other."""
+    """A key that tells nothing of its window is full for a window's length, and then as any other."""
     cases = [Case(window(quota, of=f"caller {place}"), spoil) for place, spoil in enumerate(GARBAGE)]
     with client:
         for case in cases:
@@ -232,7 +232,7 @@ SPOILT_PERIODS = [
 async def test_a_damaged_period_is_spent_until_it_ends(
     bench: Bench, client: redis.Redis, spoil: Callable[[redis.Redis, bytes], Any], first: str
 ) -> None:
-    """Where the amounts of a day are lost, no more of it can be spent; the next day, and the month, count."""
+    """A day whose amounts are lost can't be spent any more; the next day, and the month, count."""
     hold = await bench.hold(daily(100), monthly(500), price=40)
     with client:
         spoil(client, b"ratelimit:{caller}:b:USD:2026-11-21")

@@ -52,7 +52,7 @@ class Bench:
                 await asyncio.sleep(0)
 
     async def day(self, limiter: Limiter | None = None) -> tuple[int, int]:
-        """What the day has spent, and what it holds."""
+        """Return the amounts that the day has spent and holds."""
         limiter = limiter or self.limiter
         policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
         status = budget_status((await limiter.engine.peek(policy)).limits[-1].status)
@@ -141,7 +141,7 @@ async def test_a_slot_that_is_freed_before_the_end_leaves_the_estimate(make_loss
 
 @pytest.fixture(params=["released", "lost", "given up"])
 def make_loss(request: pytest.FixtureRequest) -> str:
-    """How a slot goes before its request ends."""
+    """Return the way in which a slot goes before its request ends."""
     kind: str = request.param
     return kind
 

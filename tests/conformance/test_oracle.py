@@ -224,7 +224,7 @@ class Comparison(RuleBasedStateMachine):
         self.oracle.latest = max(self.oracle.latest, now)
 
     def mine(self, found: list[Counter]) -> list[Counter]:
-        """The same limits under partitions that only this example uses."""
+        """Return the limits under partitions that only this example uses."""
         return [
             Counter(f"{self.name}:{each.partition}", each.scope, each.limit, each.owner) for each in found
         ]

@@ -45,7 +45,7 @@ async def test_units_taken_ahead_count_from_now_until_a_window_after_their_end(
 
 
 async def test_units_taken_now_and_ahead_share_a_window(bench: Bench) -> None:
-    """Whoever comes between leaves with the block before it; what came first leaves first."""
+    """Units charged while a block lasts leave with the block; units charged before it leave first."""
     assert (await bench.acquire(window(10))).admitted
     bench.wait(1)
     assert (await take(bench, 10, 5)).statuses[0] == WindowStatus(6, 59 * SECOND, 0)
@@ -75,7 +75,7 @@ async def test_a_clock_set_back_lets_units_taken_ahead_count_no_shorter(bench: B
 
 
 async def test_a_clock_set_back_is_seen_though_units_were_taken_ahead_once(bench: Bench) -> None:
-    """When their time is over no wait exceeds a window again."""
+    """No wait exceeds a window after a step back of the clock, once the time of units taken ahead is over."""
     await take(bench, 10, 4)
     bench.wait(10)
     await bench.acquire(window(10), cost=6)
@@ -86,7 +86,7 @@ async def test_a_clock_set_back_is_seen_though_units_were_taken_ahead_once(bench
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "memory"])
 @pytest.mark.parametrize("quota", [30, 1_500])
 async def test_servers_and_memory_answer_alike(shared_server: SharedServer, kind: str, quota: int) -> None:
-    """Whatever is taken now and ahead, both say the same."""
+    """A server and the memory backend answer alike, whatever is taken now and ahead."""
     chance = random.Random(quota)
     async with opened(kind, shared_server) as bench:
         memory = MemoryBackend(clock=bench.clock)

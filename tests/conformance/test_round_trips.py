@@ -1,4 +1,4 @@
-"""What a request costs in calls and commands: exact counts, where a timing would only be an opinion."""
+"""Calls and commands that a request costs: exact counts, where a timing would only be an opinion."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,7 +21,7 @@ Ask = Callable[..., Any]
 
 
 class Calls:
-    """What a server was asked since the last `reset`."""
+    """Calls of a server since the last `reset`."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -168,7 +168,7 @@ async def test_requests_of_one_caller_in_one_batch_share_their_commands(calls: C
 
 
 async def test_an_exempt_request_asks_nothing(calls: Calls, ask: Ask) -> None:
-    """What no limit holds for costs the backend nothing."""
+    """A request that no limit holds for costs the backend nothing."""
     calls.reset()
     for _ in range(5):
         assert await ask("/free") == 200
@@ -176,7 +176,7 @@ async def test_an_exempt_request_asks_nothing(calls: Calls, ask: Ask) -> None:
 
 
 async def test_a_refused_caller_is_asked_about_once(calls: Calls, ask: Ask) -> None:
-    """Whoever goes on after a refusal is answered from memory; other callers are not."""
+    """A refused caller that goes on is answered from memory; other callers are not."""
     assert [await ask("/plain", None) for _ in range(3)] == [200, 200, 429]
     calls.reset()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""What can never fit, and what a healthy server refuses to do: neither is an outage."""
+"""Requests that can never fit, and operations that a healthy server refuses: neither is an outage."""
 
 import math
 from collections.abc import AsyncIterator, Callable
@@ -58,7 +58,7 @@ async def limiter(url: str, on_failure: OnFailure) -> AsyncIterator[Limiter]:
 
 
 def refused_for(decision: Decision) -> str | None:
-    """Why, None for an admission."""
+    """Return the reason of a refusal; None for an admission."""
     return None if decision.refusal is None else decision.refusal.reason
 
 
@@ -76,7 +76,7 @@ async def test_a_cost_over_every_limit_never_fits(limiter: Limiter, cost: int) -
 async def test_a_cost_over_every_limit_never_fits_on_a_cluster(
     cost: int, shared_cluster: Callable[[str], Cluster]
 ) -> None:
-    """The same where limits of one request are counted on several nodes, one step each."""
+    """A cost over every limit never fits, also if the limits of one request are counted on several nodes."""
     text = SETTINGS.format(url=shared_cluster("redis").url, on_failure="allow")
     text += 'application = { requests = ["100/hour"] }\n'
     async with Limiter(settings_of(text)) as limiter:
@@ -180,7 +180,7 @@ async def test_what_a_healthy_server_refuses_is_never_uncounted(
 
 
 async def asked(limiter: Limiter, number: int, *, is_web: bool) -> list[int]:
-    """What so many requests are answered, through the middleware or by hand."""
+    """Send so many requests, through the middleware or by hand; return their statuses."""
     if is_web:
         async with client_of(RateLimitMiddleware(ok_app(), limiter=limiter), x_api_key="a") as client:
             return [(await client.get("/")).status_code for _ in range(number)]
@@ -216,7 +216,7 @@ async def test_slots_and_money_that_a_server_refuses_to_count_are_counted_here(
 
 
 async def test_an_outage_is_still_what_the_settings_say() -> None:
-    """Where nobody could be asked, `"allow"` admits all that can ever fit."""
+    """An outage admits all that can ever fit under `"allow"`, if nobody could be asked."""
     settings = settings_of(SETTINGS.format(url="memory://", on_failure="allow"))
     limiter = Limiter(settings, backend=Down(clock=FakeClock()))
     leases = [await limiter.acquire(api_key="a") for _ in range(math.prod((4, 5)))]

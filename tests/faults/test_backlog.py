@@ -49,7 +49,7 @@ async def is_served(backend: RedisBackend | ClusterBackend) -> bool:
 
 
 def away(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the log says about outages."""
+    """Return the log lines about outages."""
     return [record.message for record in caplog.records if "backend is" in record.message]
 
 
@@ -93,7 +93,7 @@ async def test_a_burst_is_no_outage(
 
 
 async def test_who_waits_too_long_fails_alone(server: StoreServer, caplog: pytest.LogCaptureFixture) -> None:
-    """Where each answer takes long, the first are served; the others fail in time and leave nothing."""
+    """Requests that wait too long fail alone, in time, and leave nothing, while the first ones are served."""
     async with Proxy(server.port) as proxy, opened(proxy.url) as backend:
         caplog.clear()
         proxy.delay = 2 * DELAY

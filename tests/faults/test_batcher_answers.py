@@ -154,7 +154,7 @@ async def proxy(redis_server: StoreServer) -> AsyncIterator[Proxy]:
 
 
 async def failure_of(call: Awaitable[object]) -> BaseException:
-    """What a call raises, in time."""
+    """Return the error that a call raises, in time."""
     async with asyncio.timeout(30):
         with pytest.raises(BackendError) as raised:
             await call
@@ -212,7 +212,7 @@ async def _check_wrong_answer(server: StoreServer, spoil: Spoil, charges: str) -
     ("flag", "admitted"), [(1, 4), (1, 65_535), (0, 2), (1, 0)], ids=["more", "most", "none", "some"]
 )
 async def test_no_more_are_admitted_than_were_asked_for(proxy: Proxy, flag: int, admitted: int) -> None:
-    """How many of several charges were admitted has to fit to how many there were, and to the first."""
+    """An answer fails unless its number of admitted charges fits the charges sent and the first outcome."""
 
     def spoil(time: bytes, answers: list[bytes]) -> bytes:
         wrong = [bytes([flag]) + each[1:-2] + admitted.to_bytes(2, "little") for each in answers]
@@ -280,7 +280,7 @@ async def test_a_server_that_answers_the_probe_wrongly_is_away(proxy: Proxy, kin
 
 
 async def test_a_server_that_goes_on_answering_wrongly_is_not_asked_all_the_time(proxy: Proxy) -> None:
-    """Where the probe is answered and requests are not, attempts grow rare as for any server that is away."""
+    """Attempts grow rare, as for any server that is away, if the probe is answered and requests are not."""
     backend = RedisBackend(proxy.url, timeout=0.5)
     await backend.open()
     proxy.change = Spoiler(SPOILT["another letter"])
@@ -294,7 +294,7 @@ async def test_a_server_that_goes_on_answering_wrongly_is_not_asked_all_the_time
 
 @pytest.mark.parametrize("wrong", NONSENSE)
 async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Proxy, wrong: str) -> None:
-    """Whatever the server answers, these stores give what it is, or raise a `BackendError`."""
+    """A store returns sound values or raises a `BackendError`, whatever the server answers."""
     settings = BackendSettings(url=SecretURL(proxy.url), timeout=0.5)
     keys, figures = open_key_store(settings, timeout=0.5), open_figures_store(settings, timeout=0.5)
     question = Question([1], [1], 0.0)

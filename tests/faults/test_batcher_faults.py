@@ -114,7 +114,7 @@ async def test_a_server_that_was_never_there(own_server: StoreServer) -> None:
 
 
 async def test_a_hanging_server_costs_one_time_out(own_server: StoreServer, backend: RedisBackend) -> None:
-    """Who waits when it stops fails in time, everyone later at once, until it goes on (F1)."""
+    """A request that waits when a server stops fails in time, and later ones at once (F1)."""
     own_server.stop_signal()
     await asyncio.gather(*[fails_in_time(backend.acquire(CHARGE, new_id())) for _ in range(200)])
     await fails_at_once(backend.acquire(CHARGE, new_id()))
@@ -171,7 +171,7 @@ async def test_a_backlog_of_what_is_owed_is_no_second_outage(
 
 
 async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServer) -> None:
-    """What the script did without anybody learning of it is given back; a unit of rate stays counted (F7)."""
+    """A charge whose answer was lost gives slot and money back; a unit of rate stays counted (F7)."""
     async with Proxy(own_server.port) as proxy:
         backend = RedisBackend(proxy.url, timeout=TIMEOUT)
         await backend.open()
@@ -360,7 +360,7 @@ async def test_the_fewest_permissions_are_enough(own_server: StoreServer, script
 
 
 async def test_evalsha_forbidden_while_batches_are_under_way(own_server: StoreServer) -> None:
-    """Where permission for EVALSHA is taken away live, EVAL takes its place and nobody notices."""
+    """EVAL takes the place of EVALSHA, and nobody notices, if permission for EVALSHA is taken away live."""
     with own_server.client() as client:
         client.execute_command("ACL", "SETUSER", "limiter", "on", ">secret", "~*", "+@all")
         url = own_server.url.replace("redis://", "redis://limiter:secret@")
@@ -403,7 +403,7 @@ class OddError(Exception):
 async def test_connecting_that_dies_of_anything_is_an_outage(
     own_server: StoreServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is raised while a connection is made is the outage's reason, said once; it is tried again."""
+    """Any exception while connecting is the outage's reason, said once, and connecting is tried again."""
     backend = RedisBackend(own_server.url, timeout=TIMEOUT)
     connect, tries = backend._connector.connect, 0
 

@@ -30,7 +30,7 @@ async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> 
 
 
 async def test_no_wait_exceeds_a_window_after_a_step_back(bench: Bench) -> None:
-    """What was counted later than the clock shows counts from now on: for one window, and in full."""
+    """An entry counted later than the clock shows counts from now on: for one window, and in full."""
     for _ in range(3):
         assert (await bench.acquire(window(3))).admitted
         bench.wait(1)

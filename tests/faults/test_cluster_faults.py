@@ -265,7 +265,7 @@ def take_writes(node: StoreServer, refusal: str) -> None:
 
 
 def accepted(node: StoreServer) -> int:
-    """How many connections a node has had, the one that asks included."""
+    """Return the number of connections that a node has had, the asking one included."""
     with node.client() as client:
         return int(client.info("stats")["total_connections_received"])
 

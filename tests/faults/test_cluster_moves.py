@@ -25,7 +25,7 @@ from tests.support.statuses import acquired, peeked
 from tests.support.topologies import Cluster
 
 SECONDS = 5.0
-"""How long slots are moved under load."""
+"""Seconds for which slots are moved under load."""
 
 
 @asynccontextmanager
@@ -63,9 +63,7 @@ def move_one_key(slot: int, source: StoreServer, target: StoreServer) -> int:
 
 
 async def test_a_give_back_outlasts_the_move_of_its_slot(cluster: Cluster) -> None:
-    """What an earlier step of a failed charge has taken comes back, though its keys lie on two nodes for
-    longer than a request may wait.
-    """
+    """A give-back arrives though its keys lie on two nodes for longer than a request may wait."""
     source, target, hanging = cluster.nodes
     mine, shared = partition_on(cluster, source), partition_on(cluster, hanging)
     own = [window(9, of=mine), window(9, 1, "hour", of=mine)]
@@ -174,7 +172,7 @@ class Callers:
         return {name: [self.admitted[name], 0, self.settled[name], 0, 0] for name in self.charges}
 
     async def books_of(self, backend: ClusterBackend) -> dict[str, list[int]]:
-        """The same, as a backend tells it."""
+        """Return the books as a backend tells them."""
         books = {}
         for name, charge in self.charges.items():
             answer = await peeked(backend, charge)

@@ -40,7 +40,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 async def cable(redis_server: StoreServer, certificates: Certificates) -> AsyncIterator[Proxy]:
-    """What passes encrypted, and can be cut anywhere."""
+    """Yield a proxy that passes encrypted traffic, and can be cut anywhere."""
     async with Proxy(redis_server.port, tls=certificates.server()) as server, Proxy(server.port) as cable:
         yield cable
 

@@ -38,7 +38,7 @@ async def slow_redis(folder: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def slow_sentinel(folder: Path) -> AsyncIterator[str]:
-    """The same of a sentinel and the primary that it names."""
+    """Run a sentinel and the primary that it names, both slow; yield their URL."""
     async with AsyncExitStack() as stack:
         primary = StoreServer("redis", folder / "primary")
         sentinel = SentinelServer("redis", folder / "sentinel", primary)
@@ -54,7 +54,7 @@ async def slow_sentinel(folder: Path) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def slow_cluster(folder: Path) -> AsyncIterator[str]:
-    """The same of all nodes of a cluster."""
+    """Run a cluster of slow nodes; yield its URL."""
     cluster = Cluster("redis", folder)
     async with AsyncExitStack() as stack:
         proxies = [await slow(stack, node) for node in cluster.nodes]
@@ -129,7 +129,7 @@ async def test_a_server_without_the_command_client_is_served(
 
 
 async def test_a_user_without_the_right_to_client_is_served(kind: str, start_server: StartServer) -> None:
-    """The same where a user may not give `CLIENT`."""
+    """A user that may not give `CLIENT` is served."""
     server = start_server(kind)
     with server.client() as client:
         client.execute_command("ACL", "SETUSER", "limiter", "on", ">secret", "~*", "+@all", "-client")
@@ -139,7 +139,7 @@ async def test_a_user_without_the_right_to_client_is_served(kind: str, start_ser
 
 
 async def test_a_connection_has_a_name_where_it_may(kind: str, start_server: StartServer) -> None:
-    """Whoever looks at the clients of a server finds the limiter's among them."""
+    """A connection has the limiter's name in the server's list of clients, if the user may give it one."""
     server = start_server(kind)
     backend = RedisBackend(server.url, timeout=5)
     await backend.open()

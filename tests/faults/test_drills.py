@@ -14,7 +14,7 @@ FAST = ("killed, restarted empty (kill -9)", "SCRIPT FLUSH, ten times a second")
 
 
 def check(report: Report) -> None:
-    """What is required of every drill."""
+    """Assert the requirements of every drill."""
     drill = report.drill
     assert report.lost == 0
     assert report.over_when_healthy == 0
@@ -28,7 +28,7 @@ def check(report: Report) -> None:
 
 
 def check_times(report: Report) -> None:
-    """What is required of its times, as far as the machine let its processes run."""
+    """Assert the requirements of a drill's times, as far as the machine let its processes run."""
     assert report.added < 2 * TIMEOUT + SLACK + report.late
     assert report.returned < 2 + report.late
     away, back = [report.log.count(f"backend is {state}") for state in ("away", "back")]
@@ -44,7 +44,7 @@ def check_times(report: Report) -> None:
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in DRILLS]
 )
 async def test_a_drill(name: str, start_server: StartServer, tmp_path: Path) -> None:
-    """Whatever fails: no exception, no long wait, no slot or settle lost, and shared counts soon again."""
+    """A failure brings no exception, no long wait and no lost slot or settle; shared counts soon return."""
     drill = DRILLS[name]
     report = await run(drill, start_server("redis", *drill.arguments), tmp_path)
     check(report)

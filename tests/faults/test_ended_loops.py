@@ -1,4 +1,4 @@
-"""What an event loop owed or knew when it ended is the process's: nothing is lost with a short-lived loop."""
+"""Debts and knowledge of an ended event loop are the process's: nothing is lost with a short-lived loop."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ async def in_short_lived_loop(work: Callable[[], Coroutine[Any, Any, object]]) -
 
 
 async def day_of(limiter: Limiter) -> BudgetStatus:
-    """How the day's budget stands in the shared books, once these can be asked."""
+    """Return the status of the day's budget in the shared books, once these can be asked."""
     while True:
         with contextlib.suppress(BackendError):
             return budget_status((await statuses(limiter))[2])
@@ -160,7 +160,7 @@ async def test_an_outage_that_a_short_lived_loop_met_ends_with_it(start_server: 
 
 
 def test_a_loop_that_ends_in_an_outage_leaves_what_it_knows(start_server: StartServer) -> None:
-    """Where no event loop runs, the backend is as the latest one found it."""
+    """The backend is as the latest event loop found it, if no event loop runs."""
     server = start_server("redis")
     limiter = Limiter(Settings.model_validate({"backend": {"url": server.url, "timeout": 0.3}}))
 

@@ -60,7 +60,7 @@ async def _is_partial(view: FleetView) -> bool:
 async def test_a_backend_that_refuses_reports_is_told_of_once(
     start_server: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever gave workers too few rights finds out, and the log is not flooded."""
+    """A backend that refuses reports is logged once, so that whoever gave too few rights finds out."""
     server = start_server("redis")
     async with Limiter(settings_of(server.url)) as limiter:
         with server.client() as client:
@@ -81,7 +81,7 @@ async def test_a_backend_that_refuses_reports_is_told_of_once(
 
 
 async def test_nonsense_in_the_backend_breaks_no_reader(redis_server: StoreServer) -> None:
-    """Whatever others wrote under our names: what is ours is still read, as plain values."""
+    """A reader returns figures of ours as plain values, whatever others wrote under our names."""
     async with Limiter(settings_of(redis_server.url)) as limiter:
         await ask(limiter, "a", 3)
         await limiter.engine.reporter.report()
@@ -111,7 +111,7 @@ async def test_nonsense_in_the_backend_breaks_no_reader(redis_server: StoreServe
 
 
 async def test_ten_thousand_invented_callers_cost_little(redis_server: StoreServer) -> None:
-    """What the figures take is bounded, and who really has many requests is still found."""
+    """The size of the figures is bounded, and a caller with really many requests is still found."""
     plans = {"default": {"requests": ["1/hour"]}}
     async with Limiter(settings_of(redis_server.url, plans=plans)) as limiter:
         for start in range(0, 10_000, 500):
@@ -131,7 +131,7 @@ async def test_ten_thousand_invented_callers_cost_little(redis_server: StoreServ
 
 
 async def test_a_limiter_that_decides_nothing_reports_nothing(redis_server: StoreServer) -> None:
-    """Who only watches settings and keys, such as a command, is no worker, and opens no connection for it."""
+    """A limiter that only watches settings and keys, as a command does, is no worker and reports nothing."""
     limiter = Limiter(settings_of(redis_server.url))
     await limiter.engine.live.open()
     await limiter.engine.reporter.report()
@@ -141,7 +141,7 @@ async def test_a_limiter_that_decides_nothing_reports_nothing(redis_server: Stor
 
 
 async def test_a_worker_takes_leave(redis_server: StoreServer) -> None:
-    """What was counted last is reported when a limiter closes, and it is no longer among the workers."""
+    """A limiter that closes reports its last counts, and is no longer among the workers."""
     async with Limiter(settings_of(redis_server.url)) as limiter:
         await ask(limiter, "a", 2)
     async with Limiter(settings_of(redis_server.url)) as other:
@@ -152,7 +152,7 @@ async def test_a_worker_takes_leave(redis_server: StoreServer) -> None:
 
 @pytest.mark.slow
 async def test_reports_follow_the_primary(tmp_path: Path) -> None:
-    """Where another server takes over, reports go there, though the old one is still there, as a replica."""
+    """Reports go to the new primary after a fail-over, though the old one is still there, as a replica."""
     sentinels = Sentinels("redis", tmp_path)
     with running(sentinels):
         before = sentinels.primary

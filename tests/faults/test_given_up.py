@@ -48,7 +48,7 @@ class Holding:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """URL at which it listens."""
         return f"redis://{HOST}:{self._server.sockets[0].getsockname()[1]}/0"
 
     def cut(self) -> None:

@@ -88,7 +88,7 @@ async def test_proxies_that_drop_idle_connections(
 async def test_idle_connections_to_the_nodes_of_a_cluster(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The same of every node."""
+    """An idle connection to any node of a cluster that ends is opened anew without a word."""
     async with opened(cluster.url, caplog) as backend:
         for _ in range(3):
             for node in cluster.nodes:
@@ -118,7 +118,7 @@ async def test_stores_beside_the_counts_reconnect(kind: str, start_server: Start
 async def test_a_server_that_is_gone_is_noticed_without_a_request(
     kind: str, start_server: StartServer, end: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no new connection is to be had the server is away, and that is said."""
+    """A server that takes no new connection is away, and the log says so, without a request."""
     caplog.set_level(logging.WARNING, "ratelimit_mw")
     server = start_server(kind)
     async with Proxy(server.port) as proxy:
@@ -141,7 +141,7 @@ async def test_a_server_that_is_gone_is_noticed_without_a_request(
 
 
 async def test_a_connection_that_never_lasts_is_not_opened_all_the_time(server: StoreServer) -> None:
-    """Where every connection ends as soon as it is made, attempts grow rare as for a server that is away."""
+    """Attempts grow rare, as for a server that is away, if every connection ends as soon as it is made."""
     async with Proxy(server.port) as proxy:
         backend = RedisBackend(proxy.url, timeout=5)
         await backend.open()

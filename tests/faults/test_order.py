@@ -206,7 +206,7 @@ async def test_keys_that_move_change_no_order(cluster: Cluster) -> None:
 
 
 async def test_closing_waits_for_what_waits_in_line(server: StoreServer) -> None:
-    """What was given just before the end of the process arrives, the end after the settle."""
+    """Operations given just before the end of the process arrive, the end after the settle."""
     async with opened(server.url) as backend:
         holds = await holds_of(backend)
         settles = [asyncio.ensure_future(backend.settle(hold, PRICE)) for hold in holds]

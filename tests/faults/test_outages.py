@@ -43,7 +43,7 @@ async def limiter_on(url: str, **backend: object) -> AsyncIterator[Limiter]:
 
 
 async def statuses(limiter: Limiter) -> tuple[Status, ...]:
-    """How the window, the slots and the day's budget stand in the shared books."""
+    """Return the status of the window, the slots and the day's budget in the shared books."""
     policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
     return tuple(status for _, status in (await limiter.engine.peek(policy)).limits)
 
@@ -79,7 +79,7 @@ async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: St
 
 
 async def test_money_is_told_once_though_the_answers_are_lost(server: StoreServer) -> None:
-    """Where the answer to what is told is lost, it is told again: money counts once (F7)."""
+    """Money is told again if the answer is lost, and counts once (F7)."""
     async with Proxy(server.port) as proxy, limiter_on(proxy.url, timeout=0.1) as limiter:
         proxy.refuse()
         for _ in range(5):
@@ -257,9 +257,9 @@ async def test_whatever_connecting_raises_it_is_tried_again(
 async def test_a_cancellation_that_redis_py_loses_ends_the_search_for_the_server(
     redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where connecting turns it into a time-out, as happens now and then, the task ends nevertheless.
+    """A task that searches for the server ends on cancellation, though connecting turns it into a time-out.
 
-    The end of an event loop cancels each task once: one that went on would keep the process from ending.
+    The end of an event loop cancels each task once: a task that went on would keep the process from ending.
     """
 
     async def lose(self: Connection) -> None:
@@ -284,10 +284,10 @@ async def test_a_cancellation_that_redis_py_loses_ends_the_search_for_the_server
 async def test_a_write_to_a_connection_that_is_gone_is_a_loss(
     redis_server: StoreServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where a transport can't be written to, the operation fails in time and the connection is made anew."""
+    """An operation fails in time if its transport can't be written to, and the connection is made anew."""
     async with limiter_on(redis_server.url) as limiter:
         assert (await limiter.acquire(api_key="a")).decision.policy == "shared"
-        batcher = limiter.backend._batcher()  # type: ignore[attr-defined]
+        batcher = limiter.engine.backend._batcher()  # type: ignore[attr-defined]
         batcher._connection._transport = _Refusing(batcher._connection._transport)
         assert (await limiter.acquire(api_key="b")).decision.policy == "local"
         assert await eventually(lambda: _is_there(limiter)) < 2

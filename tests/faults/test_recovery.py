@@ -98,7 +98,7 @@ class Elsewhere(StoreServer):
 
 
 class Names:
-    """Which address a host name has: the system's resolver, with a name of the test's own."""
+    """Resolver of host names: the system's, with a name of the test's own."""
 
     name = "limits.test"
 

@@ -151,7 +151,7 @@ def _closed(request: Coroutine[Any, Any, object]) -> None:
 async def test_ended_by_hand_while_the_backend_is_asked(
     server: StoreServer, settings: str, end: Callable[[Coroutine[Any, Any, object]], None]
 ) -> None:
-    """What is thrown into a request while Redis is awaited comes out as it is, and the charge is undone."""
+    """An exception thrown into a request that awaits Redis comes out as it is, and the charge is undone."""
     run = Run(server, settings)
     async with run.limiter:
         for turns in range(3):

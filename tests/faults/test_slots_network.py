@@ -42,7 +42,7 @@ class Bench:
         """Let traffic pass, and wait until the limiter has noticed."""
         self.proxy.fault = "none"
         self.proxy.reset()
-        await until_async(lambda: self.limiter.backend.error is None)  # type: ignore[attr-defined]
+        await until_async(lambda: self.limiter.engine.backend.error is None)  # type: ignore[attr-defined]
 
     async def becomes(self, slots: int, money: int) -> None:
         """Wait until so many slots are active, and so much money spent or held."""
@@ -181,7 +181,7 @@ async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
 
 
 async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
-    """Whatever is lost in whichever moment: no slot stays, and what ended well is paid for, once (F7, F8)."""
+    """Cuts at random moments leave no slot, and a request that ended well is paid for once (F7, F8)."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     paid = 0

@@ -122,11 +122,11 @@ class Soak:
         await asyncio.to_thread(app.restart)
 
     def lost(self) -> int:
-        """How many slots the workers reported lost, in all their lives."""
+        """Return the number of slots that the workers reported lost, in all their lives."""
         return sum(app._log.read_text(errors="replace").count("slot lost") for app in self.apps)
 
     async def spent(self) -> tuple[int, int]:
-        """What all callers have spent, and what is still held for them, in micro-units."""
+        """Return the amounts that all callers have spent and that are still held for them, in micro-units."""
         total = [0, 0]
         async with Limiter.from_settings(self.settings) as limiter:
             for key in "abc":

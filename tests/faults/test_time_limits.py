@@ -101,7 +101,7 @@ async def test_the_steps_of_a_charge_on_a_cluster_share_one_time_limit(tmp_path:
 
 
 async def test_a_charge_that_is_asked_again_has_no_more_time(redis_server: StoreServer) -> None:
-    """Where the day changes between asking and deciding, it is sent again, in the time that is left."""
+    """A charge is sent again in the time that is left, if the day changes between asking and deciding."""
     days = itertools.cycle([0, 1])
 
     def clock() -> int:

@@ -28,7 +28,7 @@ USERS = DEPLOY / "users.acl"
 COMPOSE = DEPLOY.parents[1] / "docker-compose.yml"
 SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "_internal" / "backends" / "redis" / "lua"
 HEALTH_CHECKS = {"ping"}
-"""What the limiter doesn't need, and whoever looks after the server does."""
+"""Commands that the limiter doesn't need, and whoever looks after the server does."""
 OTHER_DATABASES = {"select"}
 REGISTRY_READS = {"hscan"}
 """Done at the first poll for live keys, which may come after the requests of a short test."""
@@ -92,7 +92,7 @@ async def use(url: str) -> None:
 
 
 def commands_given(server: StoreServer) -> set[str]:
-    """What was done on a server since its statistics were cleared, inside scripts and outside."""
+    """Return the commands done on a server since its statistics were cleared, inside scripts and outside."""
     with server.client() as client:
         statistics = client.info("commandstats")
     return {
@@ -274,7 +274,7 @@ class Closed(StoreServer):
 
 @pytest.mark.parametrize("admin", ["", "other"])
 def test_file_is_what_the_servers_read(kind: str, tmp_path: Path, admin: str) -> None:
-    """As docker-compose.yml puts the passwords in: those users can log in, and nobody without one."""
+    """Users with a password from docker-compose.yml can log in, and nobody without one."""
     file = tmp_path / "users.acl"
     (command,) = yaml.safe_load(COMPOSE.read_text())["services"]["redis"]["command"][2:]
     fill_in = command.replace("$$", "$").partition("&& exec")[0]
@@ -295,7 +295,7 @@ def test_file_is_what_the_servers_read(kind: str, tmp_path: Path, admin: str) ->
 
 
 def asked(port: int, *commands: str) -> str:
-    """What a server answers to commands as a person would type them; nothing where it isn't there."""
+    """Send commands as a person would type them; return the answers, or nothing if the server isn't there."""
     try:
         with socket.create_connection((HOST, port), timeout=5) as connection:
             answers = ""

@@ -122,7 +122,10 @@ def test_unusual_keys_are_callers_of_their_own(server: AppServer, key: bytes, st
 
 
 def test_two_different_keys_are_refused(server: AppServer, api_key: bytes) -> None:
-    """Which of two keys pays is not for the caller to choose; the refusal repeats neither."""
+    """A request with two different keys is refused: no caller chooses the payer.
+
+    The answer repeats neither.
+    """
     answer = asked(server, header(api_key), b"Authorization: Bearer other-key")
     assert answer.status == 400
     assert b"AMBIGUOUS_API_KEY" in answer.body
@@ -200,7 +203,7 @@ def test_some_spellings_do_reach_the_handler(server: AppServer, api_key: bytes) 
     ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "BREW", "get", "Get", "GETS", "PRI", "PROPFIND"],
 )
 def test_no_method_is_free(server: AppServer, api_key: bytes, method: str) -> None:
-    """Whatever the app makes of a method, it was counted; or the server refused it."""
+    """A request of any method is counted, whatever the app makes of it, or refused by the server."""
     data = head("/v1/predictions", header(api_key), method=method)
     answer = exchange(server.port, data, method=method)
     assert_not_free(answer)

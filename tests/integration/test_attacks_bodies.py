@@ -52,7 +52,7 @@ FRAMINGS = [
 def test_odd_framing_makes_nothing_free(
     server: AppServer, api_key: bytes, framing: tuple[bytes, ...]
 ) -> None:
-    """Whatever the server takes for a request is counted; a key in a trailer is none."""
+    """Anything that the server takes for a request is counted; a key in a trailer is none."""
     for body in (each.replace(b"trailer", api_key) for each in CHUNKED):
         key = new_api_key()
         with RawConnection(server.port) as connection:
@@ -76,7 +76,7 @@ def test_slow_heads_hold_no_slot(server: AppServer) -> None:
 
 
 def test_slow_senders_hold_their_own_slots_only(server: AppServer) -> None:
-    """Who sends a body byte by byte is at its limit; nobody else is, and hanging up frees the slots."""
+    """A sender of a body byte by byte fills its own slots only; hanging up frees them."""
     line = header(b"uploader")
     data = head("/v1/upload", line, b"Content-Length: 1000", method="POST") + b"some of it"
     with RawConnection(server.port) as one, RawConnection(server.port) as two:
@@ -90,7 +90,7 @@ def test_slow_senders_hold_their_own_slots_only(server: AppServer) -> None:
 
 
 def test_slow_readers_hold_their_own_slots_only(server: AppServer) -> None:
-    """Who doesn't read a long answer is at its limit, until it hangs up."""
+    """A client that doesn't read a long answer fills its own slots only, until it hangs up."""
     line = header(b"downloader")
     with (
         RawConnection(server.port, receive_buffer=4_096) as one,

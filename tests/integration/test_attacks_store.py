@@ -64,7 +64,7 @@ class Target:
     store: StoreServer
 
     def footprint(self) -> tuple[int, int]:
-        """How many keys the limits have in the store, and how many bytes they take.
+        """Return the number of keys that the limits have in the store, and of bytes that they take.
 
         The figures of the fleet are bounded by themselves: see test_fleet_faults.py.
         """
@@ -73,7 +73,7 @@ class Target:
             return len(names), sum(client.memory_usage(name) or 0 for name in names)
 
     def asked(self, *lines: bytes, target: str = "/", address: str, method: str = "GET") -> Answer:
-        """What a caller at an address is answered, through a proxy that is trusted."""
+        """Return the answer to a caller at an address, through a proxy that is trusted."""
         forwarded = f"X-Forwarded-For: {address}".encode()
         answer = exchange(self.app.port, head(target, forwarded, *lines, method=method))
         assert answer is not None
@@ -100,7 +100,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 
 
 def flood(target: Target, lines: list[list[bytes]]) -> list[int]:
-    """What so many requests are answered, each with header lines of its own."""
+    """Send so many requests, each with header lines of its own; return their statuses."""
     requests = (head("/", *each) for each in lines)
     return [answer.status for answer in pipelined(target.app.port, requests)]
 
@@ -187,7 +187,7 @@ class Monitor:
 
 
 def test_no_api_key_is_anywhere_in_the_clear(target: Target) -> None:
-    """Whatever becomes of a request, its key is in no command, no value, no log and no answer."""
+    """An API key is in no command, value, log or answer, whatever becomes of its request."""
     address, line = next(_addresses), b"X-API-Key: " + SECRET
     with contextlib.closing(Monitor(target.store)) as monitor:
         answers = misused(target, address, line)
@@ -202,7 +202,7 @@ def test_no_api_key_is_anywhere_in_the_clear(target: Target) -> None:
 
 
 def misused(target: Target, address: str, line: bytes) -> list[Answer]:
-    """What a key is answered that is used in every way there is, with the store away at last."""
+    """Use a key in every way there is, with the store away at last; return the answers."""
     answers = [
         target.asked(line, address=address),
         target.asked(line, b"Authorization: Bearer other-" + SECRET, address=address),

@@ -29,7 +29,7 @@ async def backend(server: StoreServer) -> AsyncIterator[RedisBackend]:
 
 
 def script_calls(server: StoreServer) -> int:
-    """How often a script was called on the server so far."""
+    """Return the number of calls of a script on the server so far."""
     with server.client() as client:
         stats = client.info("commandstats")
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
@@ -62,7 +62,7 @@ async def test_more_than_a_batch_costs_no_call_too_many(
 
 
 async def test_releases_renewals_and_settles_ride_along(server: StoreServer, backend: RedisBackend) -> None:
-    """What ends or keeps a charge adds no call to one that is made anyway."""
+    """Releases, renewals and settles add no call to one that is made anyway."""
     outcomes = await asyncio.gather(*[backend.acquire(charge_of(i), new_id(), 1) for i in range(3)])
     before = script_calls(server)
     released, renewed, settled = (outcome.hold for outcome in outcomes)
@@ -84,7 +84,7 @@ async def test_releases_renewals_and_settles_ride_along(server: StoreServer, bac
 async def test_only_renewals_that_nobody_waits_for_are_upkeep(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of running requests may stand back; a handler that detaches, and a worker that resumes, wait."""
+    """Renewals of running requests are upkeep; those of a detaching handler or a resuming worker are not."""
     hold = (await backend.acquire(Charge([slots(5)]), new_id())).hold
     sent: list[bool] = []
     batcher = backend.batchers[asyncio.get_running_loop()]
@@ -178,7 +178,7 @@ async def test_units_given_back_make_room_at_once(backend: RedisBackend) -> None
 
 
 async def test_a_busy_loop_is_not_taken_for_a_dead_server(server: StoreServer) -> None:
-    """Where this process was away longer than the time-out, an answer that waits to be read counts."""
+    """An answer that waits to be read counts, though this process was away longer than the time-out."""
     backend = RedisBackend(server.url, timeout=0.1)
     await backend.open()
     for _ in range(3):

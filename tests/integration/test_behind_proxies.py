@@ -73,7 +73,7 @@ class SocketServer(AppServer):
         return self.folder / "app.sock"
 
     def command(self) -> list[str]:
-        """The same without a port."""
+        """Return the server's command with a Unix socket in place of a port."""
         return [*super().command(), "--uds", str(self.path)]
 
     def answers(self) -> bool:
@@ -91,7 +91,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[ExitStack]:
-    """What ends with the module."""
+    """Yield an exit stack that ends with the module."""
     with ExitStack() as stack:
         yield stack
 
@@ -125,7 +125,7 @@ def nginx(stack: ExitStack, folder: Path, app: str, **replace: str) -> NginxServ
 
 
 def left(port: int, client: str, headers: dict[str, str]) -> int:
-    """What is left of its quota for a client at an address of this machine."""
+    """Return the quota that is left for a client at an address of this machine."""
     connection = http.client.HTTPConnection(HOST, port, source_address=(client, 0), timeout=10)
     connection.request("GET", "/", headers=headers)
     response = connection.getresponse()
@@ -136,7 +136,7 @@ def left(port: int, client: str, headers: dict[str, str]) -> int:
 
 
 def assert_one_caller(port: int) -> None:
-    """Whatever a client claims, it is counted as itself, and another client as another."""
+    """Assert that a client is counted as itself, whatever it claims, and another client as another."""
     client, other = next(_clients), next(_clients)
     assert [left(port, client, headers) for headers in FORGED] == [999 - n for n in range(len(FORGED))]
     assert left(port, other, {}) == 999
@@ -157,7 +157,7 @@ def test_forged_headers_choose_nothing_without_a_proxy(app: AppServer) -> None:
 
 
 def test_forwarded_is_read_in_place_of_x_forwarded_for(folder: Path, stack: ExitStack) -> None:
-    """Where the settings name `Forwarded`, what the proxy writes there counts and nothing else does."""
+    """The proxy's `Forwarded` header counts, and nothing else does, if the settings name it."""
     environment = at(folder, RATELIMIT_IDENTITY__FORWARDED_HEADER="Forwarded")
     app = AppServer("tests.support.attack_app:app", folder / "forwarded", environment=environment)
     for says in ("for=$remote_addr", '"$http_forwarded, for=$remote_addr;proto=http"'):

@@ -107,7 +107,7 @@ async def test_storing_leaves_no_slots(redis_server: StoreServer) -> None:
 
 
 async def test_storing_fails_without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Redis does not count the callers, that is an error: a sweep would be of an empty Redis."""
+    """Storing fails if Redis does not count the callers: a sweep would be of an empty Redis."""
     monkeypatch.setattr("benchmarks.stored.PATIENCE", 0.2)
     with pytest.raises(RuntimeError, match="3 of 3"):
         await store(settings_of(f"redis://{HOST}:{free_port()}/0", "100/hour"), 3)
@@ -151,7 +151,7 @@ def test_missed_goal_is_told_from_an_unreachable_one(
 
 
 def test_server_is_shared_by_those_who_meet_the_same_callers() -> None:
-    """What a process remembers of callers is its own load's: others would push them out."""
+    """A server is shared by loads of the same callers only: other callers would push remembered ones out."""
     case, busy = Case("redis-2", Load(callers=10_000)), Case("redis-2", Load(connections=1, callers=10_000))
     assert case.server == busy.server
     assert case.server != Case("redis-2", Load(callers=1_000_000)).server

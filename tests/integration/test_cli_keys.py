@@ -55,14 +55,14 @@ class Commands:
         self.file = file
 
     def good(self, *arguments: str) -> str:
-        """What a command prints that succeeds."""
+        """Run a command that has to succeed; return its output."""
         assert run(["keys", *arguments, "--settings", str(self.file)]) == 0
         printed = self._capture.readouterr()
         assert printed.err == ""
         return printed.out
 
     def json(self, *arguments: str) -> Any:
-        """What a command prints with `--json`, read."""
+        """Run a command with `--json`; return its output, parsed."""
         return json.loads(self.good(*arguments, "--json"))
 
     def bad(self, *arguments: str, status: int = 1) -> str:

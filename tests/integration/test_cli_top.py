@@ -123,7 +123,7 @@ async def test_top_says_that_nobody_asked(commands: Commands, shared: str) -> No
 
 
 def test_top_needs_a_shared_backend(commands: Commands, tmp_path: Path) -> None:
-    """What a process keeps in its memory, no command can look at."""
+    """`top` refuses counts in the memory of a process, at which no command can look."""
     file = written(tmp_path / "s.toml", "")
     said = commands.bad("top", "--settings", str(file))
     assert said.endswith(
@@ -156,7 +156,7 @@ async def test_hostile_names_stay_on_their_line(
 
 
 def test_printable_leaves_names_alone() -> None:
-    """What stands for itself is not changed."""
+    """Printable characters are not changed, and all others are replaced."""
     assert printable("k:00ff é 漢 [x]") == "k:00ff é 漢 [x]"
     assert printable("a\x1b\u202e\n") == "a\N{REPLACEMENT CHARACTER}" + 2 * "\N{REPLACEMENT CHARACTER}"
 
@@ -255,7 +255,7 @@ def watched(file: str, columns: int, steps: Sequence[tuple[str, str]] = ()) -> t
 
 
 def read(terminal: int, seconds: float = 0.2) -> bytes:
-    """What comes within so many seconds; nothing once the other side has ended."""
+    """Return the output that comes within so many seconds; nothing once the other side has ended."""
     try:
         return os.read(terminal, 65_536) if select.select([terminal], [], [], seconds)[0] else b""
     except OSError:

@@ -154,7 +154,7 @@ async def test_a_cancelled_charge_leaves_nothing_in_any_partition(backend: Clust
 
 
 async def test_a_slot_that_has_moved_is_followed(cluster: Cluster, backend: ClusterBackend) -> None:
-    """What was learnt at the start may be wrong later: the charge is sent on, and counts once."""
+    """A charge for a slot that has moved since the start is sent on, and counts once."""
     counters = [window(9), slots(9), daily(900)]
     await backend.acquire(Charge(counters), new_id(), 1)
     cluster.migrate(slot_of("caller"), elsewhere(cluster, slot_of("caller")))
@@ -281,7 +281,7 @@ async def test_slots_move_under_load_and_nobody_notices(cluster: Cluster) -> Non
 def test_all_keys_of_a_partition_have_the_slot_that_the_server_says(
     redis_cluster: Cluster, partition: str
 ) -> None:
-    """Whatever a partition holds, braces too, all of its keys hash to one slot, and to the one expected."""
+    """All keys of a partition hash to the one expected slot, whatever it holds, braces too."""
     backend = ClusterBackend(redis_cluster.url)
     counters = [Counter(partition, "p", each.limit) for each in (window(5), slots(5), daily(5))]
     keys = [backend._partitions._names.of_counter(counter, 0) for counter in counters]

@@ -55,12 +55,12 @@ async def limiter_on(url: str, **tls: str) -> AsyncIterator[Limiter]:
 
 
 async def decided_by(limiter: Limiter) -> str:
-    """Who decides about a request."""
+    """Return the policy that decided about a request."""
     return (await limiter.acquire(api_key="a")).decision.policy
 
 
 def complaints(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the log says about the backend."""
+    """Return the warnings of the log about the backend."""
     said = [record for record in caplog.records if record.name == "ratelimit_mw"]
     return [each.message for each in said if each.levelno >= logging.WARNING and "backend" in each.message]
 

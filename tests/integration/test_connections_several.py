@@ -23,12 +23,12 @@ from tests.support.statuses import peeked
 from tests.support.topologies import SERVICE, Cluster, Sentinels, SentinelServer, running
 
 CLUSTER_RIGHTS = "+cluster|slots +asking"
-"""What docs/deployment.md adds for a cluster to the rights of users.acl."""
+"""Rights that docs/deployment.md adds for a cluster to the rights of users.acl."""
 SENTINEL_RIGHTS = (
     "resetkeys resetchannels &+switch-master &+promoted-slave -@all"
     " +auth +subscribe +client|setname +sentinel|get-master-addr-by-name +sentinel|master"
 )
-"""What it gives to the user on the sentinels."""
+"""Rights that docs/deployment.md gives to the user on the sentinels."""
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ async def test_sentinel_and_primary_are_asked_over_tls_by_options_of_the_url(
 async def test_a_primary_with_a_wrong_certificate_is_not_believed(
     tmp_path: Path, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That the sentinel named it does not help: it is away, and the log says why, once (F16)."""
+    """A primary with a wrong certificate is away though a sentinel named it; the log says why, once (F16)."""
     (tmp_path / "other").mkdir()
     other = Certificates(tmp_path / "other")
     async with (
@@ -158,7 +158,7 @@ async def test_all_nodes_of_a_cluster_are_asked_over_tls(
 
 
 def test_the_deployment_guide_names_these_rights() -> None:
-    """What the tests here grant is what it says to grant."""
+    """The deployment guide says to grant the rights that the tests here grant."""
     guide = (DEPLOY.parents[1] / "docs" / "deployment.md").read_text()
     for rights in (CLUSTER_RIGHTS, SENTINEL_RIGHTS):
         assert f"`{rights}`" in guide

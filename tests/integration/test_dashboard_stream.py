@@ -81,7 +81,7 @@ async def test_open_streams_do_not_hold_up_a_server_that_stops(
 async def test_a_changed_token_ends_open_streams(
     tmp_path: Path, start_app: StartApp, redis_server: StoreServer
 ) -> None:
-    """Whoever came in by the old one is shut out, with the page open."""
+    """A changed token shuts out everybody who came in by the old one, with the page open."""
     server = start_app(APP, environment=environment(tmp_path, redis_server.url))
     async with stream(server) as events:
         await events.next()

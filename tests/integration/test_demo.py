@@ -39,7 +39,7 @@ class Demo:
 
     @property
     def text(self) -> str:
-        """What it has printed."""
+        """Text that it has printed."""
         return self.output.read_text()
 
     def commands(self) -> list[str]:
@@ -172,7 +172,7 @@ def test_simulated_callers_are_nobody_of_the_hints() -> None:
 
 
 async def test_a_prediction_can_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was predicted is kept, within bounds, and an unknown prediction is a 404."""
+    """A prediction is kept, within bounds, and an unknown one is a 404."""
     monkeypatch.setattr(demo, "PREDICTION_SECONDS", 0.0)
     monkeypatch.setattr(demo, "MAX_KEPT", 1)
     transport = httpx.ASGITransport(app=demo.create_app())
@@ -191,7 +191,7 @@ def test_the_checks_find_nothing_in_the_demo() -> None:
 
 
 def _refused(address: str, token: str) -> list[int]:
-    """How many requests of each caller the dashboard says were refused, the most first."""
+    """Return each caller's number of refused requests, as the dashboard has it, the largest first."""
     answer = httpx.get(f"{address}/snapshot", headers={"Authorization": f"Bearer {token}"})
     return sorted([sum(each["refused"].values()) for each in answer.json()["callers"]], reverse=True)
 

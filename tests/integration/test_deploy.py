@@ -37,7 +37,7 @@ class Deployment:
     replicas: list[AppServer]
 
     def hits(self) -> list[int]:
-        """How many requests each replica has seen, these questions left out."""
+        """Return the number of requests that each replica has seen, these questions left out."""
         return [int(httpx.get(f"{replica.url}/hits").text) for replica in self.replicas]
 
 
@@ -172,7 +172,7 @@ def test_redis_configuration_starts_each_server(kind: str, start_server: StartSe
 
 
 def test_compose_publishes_the_balancer_alone() -> None:
-    """Whoever reaches the app or Redis past the balancer could forge addresses, or counts."""
+    """Compose publishes the balancer alone: past it, anybody could forge addresses, or counts."""
     services = _compose()["services"]
     assert [name for name, service in services.items() if "ports" in service] == ["balancer"]
     assert set(services) == {"balancer", "app-1", "app-2", "redis"}
@@ -224,7 +224,7 @@ HITS = Path(os.environ.get("HITS", os.devnull))
 
 
 async def tell(request: Request) -> Response:
-    """What reached the app."""
+    """Answer with the parts of the request that reached the app."""
     raw_path = request.scope["raw_path"].decode()
     return JSONResponse({"headers": dict(request.headers), "raw_path": raw_path, "pid": os.getpid()})
 
@@ -242,7 +242,10 @@ async def crash(_request: Request) -> Response:
 
 
 def hits(_request: Request) -> Response:
-    """How many requests were counted, by all workers of this replica; on a thread, since it reads a file."""
+    """Answer with the number of requests that all workers of this replica counted.
+
+    A thread runs it, since it reads a file.
+    """
     return Response(str(HITS.stat().st_size if HITS.exists() else 0))
 
 

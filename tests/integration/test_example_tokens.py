@@ -47,7 +47,7 @@ async def test_completions_are_charged_what_they_used(start_app: StartApp, redis
 async def test_a_completion_beyond_the_budget_is_refused(
     start_app: StartApp, redis_server: StoreServer
 ) -> None:
-    """When less than the estimate is left, the refusal counts in tokens."""
+    """A refusal counts in tokens if less than the estimate is left."""
     environment = {"RATELIMIT_BACKEND__URL": redis_server.url, "RATELIMIT_BACKEND__TIMEOUT": "5"}
     app = start_app("examples.tokens:app", environment=environment)
     async with httpx.AsyncClient(base_url=app.url, headers={"X-API-Key": "k"}) as client:

@@ -23,7 +23,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture(scope="module")
 def example_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Where the examples run, for all tests: each calls itself by another API key."""
+    """Run the examples and yield their URLs, for all tests: each calls itself by another API key."""
     with ExitStack() as stack:
         urls = {}
         for name in ("fastapi_app", "starlette_app"):

@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 
 async def writes_and_reads(store: FiguresStore) -> None:
-    """What every store has to do."""
+    """Assert the behaviour of every store of figures."""
     now = await store.now()
     report = Report("w:1", '{"pid":1}', {"admitted pro": 3}, {"admitted k:a": 2, "rate k:a": 1}, ["[1]"])
     await store.write(report)

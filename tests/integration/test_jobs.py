@@ -67,18 +67,18 @@ def limiter_on(url: str) -> Limiter:
 
 
 async def look(limiter: Limiter, key: str = "a") -> tuple[LimitStatus, ...]:
-    """How the limits of a key stand."""
+    """Return the status of the limits of a key."""
     policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
     return (await limiter.engine.peek(policy)).limits
 
 
 async def budget(limiter: Limiter, key: str = "a") -> BudgetStatus:
-    """How today's budget of a key stands."""
+    """Return the status of today's budget of a key."""
     return next(each.status for each in await look(limiter, key) if isinstance(each.status, BudgetStatus))
 
 
 async def active(limiter: Limiter, key: str = "a") -> int:
-    """How many slots a key holds."""
+    """Return the number of slots that a key holds."""
     return next(
         each.status.active for each in await look(limiter, key) if isinstance(each.status, SlotStatus)
     )
@@ -221,7 +221,7 @@ async def test_a_job_delivered_twice_holds_its_slot_until_the_last_has_ended(
 
 
 async def test_a_job_delivered_twice_is_lost_for_both(make: MakeLimiter, clock: FakeClock) -> None:
-    """Where its slot is gone both know, and it is told once."""
+    """A job delivered twice is lost for both if its slot is gone, and the loss is told once."""
     events: list[Event] = []
     api, worker = make(), make(on_event=events.append)
     token = await job_of(api)
@@ -267,7 +267,7 @@ async def test_a_ttl_that_is_none_is_an_error_and_harms_nothing(make: MakeLimite
 
 
 async def test_a_token_of_another_secret_is_refused_by_every_verb(make: MakeLimiter) -> None:
-    """What another deployment signed, or nobody, neither frees nor renews nor settles (S25)."""
+    """A token that another deployment signed, or nobody, neither frees nor renews nor settles (S25)."""
     api, other = make(), make(SETTINGS.replace('"secret"', '"another"'))
     token = await job_of(api)
     for wrong in (token, "nonsense", ""):
@@ -343,7 +343,7 @@ async def test_a_settle_of_the_next_day_counts_for_the_day_of_admission(
 
 
 async def test_a_settle_counts_once_from_however_many_processes(make: MakeLimiter) -> None:
-    """The same amount twenty times from two processes at once is one charge."""
+    """A settle with one amount is one charge, though two processes send it twenty times at once."""
     api, worker = make(), make()
     token = await job_of(api)
     await asyncio.gather(*[limiter.settle(token, "0.31") for limiter in (api, worker) * 10])

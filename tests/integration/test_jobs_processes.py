@@ -78,7 +78,7 @@ def settings(redis_server: StoreServer, tmp_path: Path) -> Path:
 
 
 async def spent(settings: Path) -> tuple[int, int]:
-    """What the key `a` has spent and what is held for it, in micro-units."""
+    """Return the amounts that the key `a` has spent and holds, in micro-units."""
     async with Limiter.from_settings(settings) as limiter:
         policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
         limit_statuses = (await limiter.engine.peek(policy)).limits

@@ -81,7 +81,7 @@ async def test_whoever_is_on_call_finds_the_abuser_and_stops_it(
         return await asyncio.to_thread(commands.json, *arguments, "--settings", str(file))
 
     async def stands_out() -> Any:
-        """Who asks twice as much as anybody else, as soon as there is one."""
+        """Wait for a caller that asks twice as much as anybody else, and return it."""
         async with asyncio.timeout(30):
             while True:
                 callers = (await run("top", "-n", "2"))["callers"]

@@ -34,7 +34,7 @@ VALUES = {
     "outcome": {"admitted", "shadow", *get_args(Reason)},
     "policy": {"local", "allow", "deny"},
 }
-"""What labels of which all values are known can be."""
+"""Values that labels can have, for labels of which all values are known."""
 
 
 def on_dashboard() -> list[str]:

@@ -52,7 +52,7 @@ class Worker:
     """A process that asks for units without a pause until it is told to end."""
 
     def __init__(self, url: str, file: Path) -> None:
-        """What it was given it writes to `file`."""
+        """Start the process; it writes the units that it was given to `file`."""
         command = [sys.executable, "-m", "tests.integration.test_prefetch_processes", url]
         root = Path(__file__).parents[2]
         self._file = file
@@ -96,7 +96,7 @@ class Worker:
 
     @property
     def asked(self) -> int:
-        """How many units it has asked for, once it has ended."""
+        """Number of units that it has asked for, once it has ended."""
         return int(self._lines()[-1].split()[1])
 
     def was_admitted_since(self, at: int) -> bool:

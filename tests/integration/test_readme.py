@@ -40,7 +40,7 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_every_settings_block_loads() -> None:
-    """What is printed as settings is accepted as settings."""
+    """Text that is printed as settings is accepted as settings."""
     texts = [block.text for block in BLOCKS if block.language == "toml"]
     assert texts
     for text in texts:
@@ -48,7 +48,7 @@ def test_every_settings_block_loads() -> None:
 
 
 def test_every_python_block_compiles() -> None:
-    """What is printed as Python is Python; a block without a file name stands inside a coroutine."""
+    """Text that is printed as Python is Python; a block without a file name stands inside a coroutine."""
     for number, block in enumerate(block for block in BLOCKS if block.language == "python"):
         is_file = block.text.startswith("# app.py\n")
         lines = (
@@ -81,7 +81,7 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_commands_that_no_test_runs_are_known() -> None:
-    """Whatever is printed to be run is run by a test, or by whoever builds the project."""
+    """Each command that is printed is run by a test, or by whoever builds the project."""
     commands = "".join(block.text for block in BLOCKS if block.language == "sh").splitlines()
     assert [command for command in commands if not command.startswith("export RATELIMIT_")] == [
         "make demo",
@@ -95,7 +95,7 @@ def test_commands_that_no_test_runs_are_known() -> None:
 def test_the_app_behaves_as_printed(
     tmp_path: Path, start_app: StartApp, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever types in what the README shows, from top to bottom, sees what it shows."""
+    """A reader who types in the README, from top to bottom, sees the output that it shows."""
     monkeypatch.chdir(tmp_path)
     shell = Shell(tmp_path, f"127.0.0.1:{redis_server.port}")
     for block in BLOCKS:
@@ -109,7 +109,7 @@ def test_the_app_behaves_as_printed(
 
 
 class Shell:
-    """Where a reader types: a folder, an environment and an app."""
+    """Place in which a reader types: a folder, an environment and an app."""
 
     def __init__(self, folder: Path, redis: str) -> None:
         self.folder = folder

@@ -54,7 +54,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the package logs."""
+    """Yield the log of the package."""
     with caplog.at_level(logging.INFO, "ratelimit_mw"):
         yield caplog
 
@@ -95,7 +95,7 @@ async def seen(limiter: Limiter, api_key: str, plan: str) -> None:
 
 
 async def test_keys_are_set_and_removed_live(server_url: str) -> None:
-    """What one process sets, another goes by soon, until it is removed."""
+    """A key that one process sets is in force in another one soon, until it is removed."""
     settings = settings_on(server_url)
     async with Limiter(settings) as one, Limiter(settings) as other:
         await one.engine.live.set_keys({K: KeyEntry("pro", account="bolt")})
@@ -249,7 +249,7 @@ async def test_keys_are_kept_through_an_outage(start_server: StartServer, tmp_pa
 
 
 def file_text(file: Path) -> str:
-    """What is in the file."""
+    """Return the text of the file."""
     return file.read_text()
 
 
@@ -420,7 +420,7 @@ async def test_the_rest_of_a_limit_is_the_plans() -> None:
     ],
 )
 def test_entries_are_read_as_they_were_written(entry: KeyEntry) -> None:
-    """What an entry leaves to its plan is not written."""
+    """An entry that was written is read again as it was."""
     assert read_entry(write_entry(entry)) == entry
 
 

@@ -46,7 +46,7 @@ def file(tmp_path: Path, quick: None) -> Path:
 
 @pytest.fixture
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the package logs."""
+    """Yield the log of the package."""
     with caplog.at_level(logging.INFO, "ratelimit_mw"):
         yield caplog
 
@@ -150,7 +150,7 @@ BAD = {
 async def test_a_bad_file_is_reported_once_and_ignored(
     file: Path, heard: pytest.LogCaptureFixture, case: str
 ) -> None:
-    """What is in force stays; the log has every error, once, and says when the file is good again."""
+    """A bad file leaves the settings in force; the log has each error once, and tells of a good file."""
     text, complaint = BAD[case]
     async with Limiter.from_settings(file) as limiter:
         version = limiter.version
@@ -182,7 +182,7 @@ async def test_all_errors_are_reported(file: Path, heard: pytest.LogCaptureFixtu
 async def test_a_missing_file_is_reported_once_and_ignored(
     file: Path, heard: pytest.LogCaptureFixture
 ) -> None:
-    """Where the file is gone the settings stay; what comes in its place applies."""
+    """A missing file leaves the settings in force; a file that comes in its place applies."""
     async with Limiter.from_settings(file) as limiter:
         await settle()
         remove(file)
@@ -250,7 +250,7 @@ async def test_a_change_that_needs_the_restart_waits_for_it(
 
 
 async def test_the_environment_stays_in_force(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a variable sets, no edit of the file changes."""
+    """An edit of the file doesn't change a value that a variable sets."""
     monkeypatch.setenv("RATELIMIT_SHADOW", "true")
     async with Limiter.from_settings(file) as limiter:
         written(file, limits(6, "shadow = false"))
@@ -259,7 +259,7 @@ async def test_the_environment_stays_in_force(file: Path, monkeypatch: pytest.Mo
 
 
 async def test_settings_made_in_code_are_not_watched(file: Path) -> None:
-    """What the app itself has changed is not replaced by what the file says."""
+    """Settings that the app itself has changed are not replaced by those of the file."""
     settings = Settings.load(file).model_copy(update={"shadow": True})
     assert settings.file is None
     async with Limiter(settings) as limiter:

@@ -40,7 +40,7 @@ async def test_a_fifo_in_place_of_the_file_ends_nothing(
 
 
 def unread(heard: pytest.LogCaptureFixture) -> list[str]:
-    """What was reported of a file that can't be read in time."""
+    """Return the reports of a file that can't be read in time."""
     return [text for text in reported(heard) if "can't be read" in text]
 
 
@@ -141,7 +141,7 @@ async def test_a_file_that_is_replaced_without_end_is_read(file: Path) -> None:
 async def test_a_file_that_is_rewritten_without_end_is_never_half_read(
     file: Path, heard: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is written in place is used only once it stays as it is, however long that takes."""
+    """A file that is written in place is used only once it stays as it is, however long that takes."""
     # A busy machine makes the writer pause, too, though not for as long.
     monkeypatch.setattr(reload, "POLL_SECONDS", 0.4)
     monkeypatch.setattr(reload, "STILL_SECONDS", 0.4)

@@ -34,7 +34,7 @@ MOST_OUTAGE = 60.0
 MOST_MOVE = 1.0
 """Seconds within which a running process follows what the sentinels say; they are told it at once."""
 MOST_LATE_MOVE = 4.0
-"""The same where they may only be asked, every two seconds at most."""
+"""Seconds for this if the sentinels may only be asked, every two seconds at most."""
 FEWER_RIGHTS = (
     "resetkeys resetchannels -@all +auth +client|setname +client|setinfo +sentinel|get-master-addr-by-name"
 )

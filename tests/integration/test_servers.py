@@ -1,4 +1,4 @@
-"""What the other tests rely on in the servers they are given."""
+"""Properties of the servers that the other tests rely on."""
 
 import os
 import signal
@@ -83,7 +83,7 @@ def test_a_server_whose_port_is_taken_moves_to_another(
 
 
 def test_a_server_that_cannot_start_says_why(start_server: StartServer) -> None:
-    """What a failing server wrote is in the error."""
+    """A server that cannot start raises an error with its own output."""
     with pytest.raises(ServerError, match="no-such-setting"):
         start_server("redis", "--no-such-setting", "1")
 

@@ -92,7 +92,7 @@ async def test_200_at_once_for_5_slots_from_2_workers(
 
 @pytest.mark.slow
 async def test_200_at_once_for_5_slots_round_after_round(serve: Serve) -> None:
-    """The same sixty times over."""
+    """Exactly 5 of 200 get in at a time, in each of sixty rounds."""
     await _rounds(serve(), 60)
 
 
@@ -180,7 +180,7 @@ async def test_sigterm_under_load_frees_every_slot(serve: Serve) -> None:
 
 
 async def test_without_a_lifespan_a_graceful_stop_frees_every_slot(serve: Serve) -> None:
-    """Where the server sends no lifespan events, requests that end on their own have freed theirs."""
+    """A graceful stop without lifespan events leaves no slot to requests that ended on their own."""
     served = serve(limit=100)
     app = served.start("--lifespan", "off")
     clients = await busy(app, 20, "/run/0.5", served.ledger)

@@ -12,11 +12,11 @@ from tests.support.slots import until
 from tests.support.topologies import Cluster
 
 ABOUT_HTTPX = "Using `httpx` with"
-"""How Starlette's advice begins to take another client: nothing of ours."""
+"""Start of Starlette's advice to take another client, which is nothing of ours."""
 
 
 def connections(server: StoreServer) -> int:
-    """How many clients a server has, but for the one that asks."""
+    """Return the number of clients that a server has, without the asking one."""
     with server.client() as client:
         return len(client.client_list()) - 1
 

@@ -38,7 +38,7 @@ def line() -> bytes:
 
 
 def used(server: AppServer, line: bytes) -> int:
-    """How much the caller is told to have used of its plan."""
+    """Return the number of units of its plan that the caller is told to have used."""
     answer = asked(server, line, target="/limits")
     assert answer.status == 200
     return int(json.loads(answer.body)["requests"][0]["used"])
@@ -68,7 +68,7 @@ def test_the_path_is_what_routes_would_see(server: AppServer, line: bytes, targe
     ],
 )
 def test_any_other_spelling_is_the_apps_and_counts(server: AppServer, line: bytes, target: str) -> None:
-    """What is not exactly the path is a request like any other: the app's, and charged."""
+    """A path that is not exactly the usage path is the app's, and its request is charged like any other."""
     answer = asked(server, line, target=target)
     assert (answer.status, answer.limit, answer.remaining) == (404, PLAN, PLAN - 1)
     assert used(server, line) == 1
@@ -103,7 +103,7 @@ def test_a_header_leads_nobody_to_it(server: AppServer, line: bytes) -> None:
 
 
 def test_a_refused_body_spoils_nothing(server: AppServer, line: bytes) -> None:
-    """What is sent along with a method that is refused is not taken for the next request."""
+    """A body that is sent with a refused method is not taken for the next request."""
     smuggled = head("/", line)
     post = head("/limits", line, b"Content-Length: %d" % len(smuggled), method="POST") + smuggled
     answers = pipelined(server.port, [post, head("/limits", line)])

@@ -38,7 +38,7 @@ class AppServer(ServerProcess):
 
     @property
     def url(self) -> str:
-        """Where it is served, without a slash at the end."""
+        """URL at which it is served, without a slash at the end."""
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:
@@ -67,7 +67,7 @@ class AppServer(ServerProcess):
         return [int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", self.log)]
 
     def _answers_nonsense(self) -> bool:
-        """What is not HTTP is answered by uvicorn alone."""
+        """Whether uvicorn answers to text that is not HTTP, which no app is asked about."""
         try:
             with socket.create_connection((HOST, self.port), timeout=5) as connection:
                 connection.sendall(b"nonsense\r\n\r\n")

@@ -21,7 +21,7 @@ from ratelimit_mw._internal.model.charge import (
 from ratelimit_mw._internal.model.limits import SECOND
 
 START = 1_705_312_740
-"""When a clock starts, in seconds since 1970."""
+"""Time at which a clock starts, in seconds since 1970."""
 
 ALL_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
@@ -69,7 +69,7 @@ class Counting(MemoryBackend):
 
 
 def settings_of(text: str) -> Settings:
-    """What a settings file with this text says."""
+    """Return the settings of a file with this text."""
     return Settings(**tomllib.loads(text))
 
 
@@ -116,7 +116,7 @@ def limited_client(
 
 
 async def statuses(client: httpx.AsyncClient, count: int, path: str = "/", method: str = "GET") -> list[int]:
-    """What so many requests, one after the other, are answered."""
+    """Send so many requests, one after the other; return their statuses."""
     return [(await client.request(method, path)).status_code for _ in range(count)]
 
 

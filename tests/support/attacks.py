@@ -1,4 +1,4 @@
-"""What the attacks over real HTTP share: the server they are made on, and what must never be."""
+"""Helpers for the attacks over real HTTP: the server that they are made on, and checks of their answers."""
 
 import itertools
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def new_api_key() -> bytes:
 
 
 def asked(server: AppServer, *lines: bytes, target: str = "/", method: str = "GET") -> Answer:
-    """What the server answers, which it does."""
+    """Send a request to the server and return its answer, which has to come."""
     answer = exchange(server.port, head(target, *lines, method=method), method=method)
     assert answer is not None
     return answer
@@ -89,12 +89,12 @@ def header(api_key: bytes) -> bytes:
 
 
 def used(server: AppServer, api_key: bytes) -> int:
-    """How many units the key had used of its plan before this question."""
+    """Return the number of units of its plan that the key had used before this question."""
     return PLAN - 1 - asked(server, header(api_key)).remaining
 
 
 def assert_not_free(answer: Answer | None) -> None:
-    """What was answered by the app was counted, but for the one exempt route."""
+    """Assert that an answer of the app was counted, but for the one exempt route."""
     if answer is None or (answer.status in {400, 404, 405, 431} and answer.limit is None):
         assert answer is None or not answer.body.startswith(b"ran")
         return

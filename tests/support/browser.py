@@ -44,7 +44,7 @@ async def browser_page(*, is_attacked: bool = False, **options: Any) -> AsyncIte
 
 
 def complaints(context: BrowserContext) -> list[str]:
-    """What goes wrong in a context from now on, growing; that a page answers 401 is no error."""
+    """Return a growing list of errors in a context from now on; a page's answer of 401 is no error."""
     found: list[str] = []
 
     def on_console(message: ConsoleMessage) -> None:

@@ -22,7 +22,7 @@ class Commands:
         return out
 
     def json(self, *arguments: str) -> Any:
-        """What a command prints with `--json`, read."""
+        """Run a command with `--json`; return its output, parsed."""
         return json.loads(self.good(*arguments, "--json"))
 
     def bad(self, *arguments: str, status: int = 1) -> str:

@@ -87,11 +87,11 @@ class Bench:
         return await acquired(self.backend, Charge(counters, cost, estimates=units), new_id(), price)
 
     async def peek(self, *counters: Counter, cost: int = 1, price: int = 0, **units: int) -> Answer:
-        """What a charge would meet."""
+        """Return the answer that a charge would get."""
         return await peeked(self.backend, Charge(counters, cost, estimates=units), price)
 
     async def used(self, *counters: Counter) -> list[int]:
-        """What each counter has counted: units, active slots, money spent."""
+        """Return the count of each counter: units, active slots, money spent."""
         return (await self.peek(*counters)).counted
 
     async def hold(self, *counters: Counter, price: int = 0, **units: int) -> Reservation:
@@ -161,7 +161,7 @@ async def eventually(holds: Callable[[], Awaitable[bool]], seconds: float = 30.0
 
 
 class Waits:
-    """How long requests have waited, and by how much this process was late meanwhile."""
+    """Longest wait of the requests, and the lateness of this process meanwhile, in seconds."""
 
     def __init__(self) -> None:
         self.longest = 0.0

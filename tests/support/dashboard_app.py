@@ -33,7 +33,7 @@ async def slow(request: Request) -> Response:
 
 
 def hostile(scope: Scope) -> Identity | None:
-    """Who says its number among the hostile is counted under that name; nobody else is known."""
+    """Identify a caller by the hostile name of the number that it sends; nobody else is known."""
     number = dict(scope["headers"]).get(b"x-hostile")
     return (
         None if number is None else Identity(HOSTILE[int(number)], HOSTILE_PLAN, account=HOSTILE[int(number)])

@@ -1,4 +1,4 @@
-"""What the tests share that look at the dashboard in a browser."""
+"""Helpers for tests that look at the dashboard in a browser."""
 
 import asyncio
 import hashlib
@@ -16,12 +16,12 @@ from tests.support.live import client_of_all_workers
 
 
 def partition(key: str) -> str:
-    """What an API key is counted under."""
+    """Return the partition that an API key is counted under."""
     return f"k:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
 def short(key: str) -> str:
-    """What the overview calls it."""
+    """Return the name of an API key in the overview."""
     return f"{partition(key)[:12]}…"
 
 

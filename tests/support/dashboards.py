@@ -1,4 +1,4 @@
-"""What the tests of the dashboard on real servers share."""
+"""Helpers for tests of the dashboard on real servers."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""What can go wrong in a drill: each fault, how it is brought about and how it ends."""
+"""Faults of the drills: how each is brought about and how it ends."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ DURING = 1.5
 
 
 class Stage(NamedTuple):
-    """What a fault can be done to."""
+    """Server, proxy and client that a fault is done to."""
 
     server: StoreServer
     proxy: Proxy

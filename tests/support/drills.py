@@ -61,18 +61,18 @@ CALLERS = (Caller("local"), Caller("allow"), Caller("deny"), Caller("paid", "/pa
 
 @dataclass
 class Report:
-    """What callers saw, and what is in the books afterwards."""
+    """Results of a drill: answers to the callers, and the books afterwards."""
 
     drill: Drill
     entries: list[Entry]
     began: float
     ended: float
-    """When the fault was over, by `time.monotonic`."""
+    """Time when the fault was over, by `time.monotonic`."""
     log: str
     spent: int
     held: int
     slots: int
-    """What the books say in the end, when nobody asks any more."""
+    """Slots in the books at the end, when nobody asks any more; `spent` and `held` are from then, too."""
     late: float
     """Seconds in all that the process of the callers, and so others too, waited for their turn on the CPU."""
     policies: set[str] = field(init=False)
@@ -139,7 +139,7 @@ class Report:
 
     @property
     def sold(self) -> int:
-        """What the callers were sold, in micro-units."""
+        """Amount that the callers were sold, in micro-units."""
         return CENT * sum(e.status == 200 and e.caller == "paid" for e in self.entries)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the fleet's figures share: settings, traffic, and a fresh look."""
+"""Helpers for tests of the fleet's figures: settings, traffic, and a fresh look."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
 
 
 async def fresh(limiter: Limiter) -> Snapshot:
-    """What somebody sees who looks for the first time, once everything was reported."""
+    """Report everything, and return the snapshot of somebody who looks for the first time."""
     await limiter.engine.reporter.report()
     return await FleetView(limiter).read()
 

@@ -1,4 +1,4 @@
-"""What the tests of live changes share: steady traffic to several workers, and what it was answered."""
+"""Helpers for tests of live changes: steady traffic to several workers, and the answers to it."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ class Answer:
     version: str
     limit: str | None
     seconds: float
-    """How long it took."""
+    """Seconds that the answer took."""
 
 
 def client_of_all_workers(url: str, key: str) -> httpx.AsyncClient:

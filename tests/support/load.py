@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long its client waited."""
+        """Seconds that its client waited."""
         return self.answered - self.sent
 
 

@@ -40,7 +40,7 @@ class Namespace:
 
     @property
     def prefix(self) -> list[str]:
-        """What a command that runs in it begins with."""
+        """Beginning of a command that runs in the namespace."""
         return ["nsenter", f"--net=/proc/{self.pid}/ns/net"]
 
     def run(self, *command: str) -> None:
@@ -117,7 +117,7 @@ def network() -> Iterator[Network]:
 
 @cache
 def why_not() -> str:
-    """Why there can be no network namespaces here; "" where there can."""
+    """Return the reason why there can be no network namespaces here; "" if there can."""
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         return f"{', '.join(missing)} is not installed"

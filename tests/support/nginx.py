@@ -27,7 +27,7 @@ class NginxServer(ServerProcess):
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """URL at which it listens, without a slash at the end."""
         return f"http://{HOST}:{self.port}"
 
     def command(self) -> list[str]:

@@ -91,7 +91,7 @@ class Bill:
     is_closed: bool = False
 
     def holds(self, now: int) -> tuple[Decimal, Decimal]:
-        """What it holds: at least, at most."""
+        """Return the amounts that it holds: at least, at most."""
         if self.counted is not None or self.is_closed:
             return Decimal(0), Decimal(0)
         if self.is_kept:
@@ -148,7 +148,7 @@ class Oracle:
             self._check_status(counter, need, price, status, got.admitted, charged=lease_id is not None)
 
     def _notice_what_is_over(self) -> None:
-        """Whoever charges anything may have a backend forget what is over by now, wherever it was counted."""
+        """Note everything that is over by now, since any charge may have a backend forget it."""
         for place, units in self.units.items():
             for unit in units:
                 unit.has_left = unit.has_left or unit.at + int(place[-1]) * SECOND <= self.now
@@ -426,7 +426,7 @@ class Oracle:
                 bill.counted = bill.estimate if money is EstimateAction.KEEP else Decimal(0)
 
     def settle(self, lease_id: bytes, amount: int, *, replace: bool) -> Settlement:
-        """What settling meets."""
+        """Settle a bill; return the result that settling meets."""
         bill = self.bills.get(lease_id)
         if bill is None or bill.is_closed:
             return Settlement.UNKNOWN
@@ -464,7 +464,7 @@ def need_of(counter: Counter, cost: int, units: dict[str, int]) -> int:
 
 
 def place_of(counter: Counter, now: int) -> Place:
-    """Where a limit is counted at a time."""
+    """Return the place at which a limit is counted at a time."""
     limit = counter.limit
     if isinstance(limit, Allowance):
         local = (EPOCH + timedelta(microseconds=now)).astimezone(ZoneInfo(limit.timezone))

@@ -23,7 +23,9 @@ ATTEMPTS = 5
 # A cluster node also uses its port + 10000.
 PORTS = range(15_000, 22_000)
 TEST_PROCESSES = 7
-"""As many may run tests at once without ever trying the same port: each has a share of the ports."""
+"""Number of processes that may run tests at once without ever trying the same port.
+
+Each process has a share of the ports."""
 
 
 class ServerError(Exception):
@@ -94,7 +96,7 @@ class ServerProcess(ABC):
 
     @property
     def log(self) -> str:
-        """What it has written since it was started last, on both outputs."""
+        """Output since its latest start, of both streams."""
         if not self._log.exists():
             return ""
         return self._log.read_bytes()[self._log_start :].decode(errors="replace")
@@ -143,7 +145,7 @@ class ServerProcess(ABC):
             os.kill(self.pid, signal.SIGCONT)
 
     def _wait_for_its_processes(self) -> None:
-        """What it started ends a little later, and may have measurements of coverage to write first."""
+        """Wait for the processes that it started: they end a little later, and may have coverage to write."""
         give_up = time.monotonic() + LAST_WORDS_SECONDS
         while self.own_process_group and time.monotonic() < give_up:
             try:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Fault = Literal["none", "drop_replies", "half", "blackhole", "refuse"]
-"""What becomes of traffic: it passes; requests pass and replies are lost; only half of each reply passes;
-nothing passes; connections, old and new, are reset."""
+"""Fate of traffic.
+
+It passes (`none`); requests pass and replies are lost (`drop_replies`); only half of each reply passes
+(`half`); nothing passes (`blackhole`); connections, old and new, are reset (`refuse`)."""
 
 
 class Proxy:
@@ -38,7 +40,7 @@ class Proxy:
         self.lost = 0
         """Replies that were dropped."""
         self.accepted: list[float] = []
-        """When each connection came, by `time.monotonic`; refused ones, too."""
+        """Times of connections, by `time.monotonic`; refused ones are included."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, HOST, 0, ssl=self._tls)
@@ -55,14 +57,14 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Port at which it listens."""
         if self._server is None:
             raise RuntimeError("the proxy is not open")
         return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
-        """The same as the settings write a server."""
+        """URL at which it listens, as the settings write a server."""
         scheme = "redis" if self._tls is None else "rediss"
         return f"{scheme}://{HOST}:{self.port}/0"
 

@@ -23,13 +23,13 @@ class Answer:
 
     @property
     def limit(self) -> int | None:
-        """What `X-RateLimit-Limit` says; None where it wasn't counted."""
+        """Value of `X-RateLimit-Limit`; None if the request wasn't counted."""
         value = self.headers.get("x-ratelimit-limit")
         return None if value is None else int(value)
 
     @property
     def remaining(self) -> int:
-        """What `X-RateLimit-Remaining` says."""
+        """Value of `X-RateLimit-Remaining`."""
         return int(self.headers["x-ratelimit-remaining"])
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the settings share: loading a text as if it were a file."""
+"""Helpers for tests of the settings: loading a text as if it were a file."""
 
 from pathlib import Path
 

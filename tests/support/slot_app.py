@@ -27,7 +27,7 @@ GATE = Path(os.environ.get("GATE", os.devnull))
 
 
 class Abandon(BaseException):
-    """What no `except Exception` catches."""
+    """Exception that no `except Exception` catches."""
 
 
 @contextmanager
@@ -153,7 +153,7 @@ async def die(request: Request) -> Response:
 
 
 async def who(request: Request) -> Response:
-    """Which process this is; its route takes no slot."""
+    """Answer with the id of this process; the route takes no slot."""
     return PlainTextResponse(str(os.getpid()))
 
 

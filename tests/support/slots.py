@@ -1,4 +1,4 @@
-"""What the tests of slots share: a look at the slots in a server, a ledger, and clients that hang up."""
+"""Helpers for tests of slots: a look at the slots in a server, a ledger, and clients that hang up."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from tests.support.servers import StoreServer
 
 
 def held(server: StoreServer) -> int:
-    """How many slots are held right now, by that server's clock."""
+    """Return the number of slots that are held right now, by that server's clock."""
     return sum(held_by_caller(server))
 
 
 def held_by_caller(server: StoreServer) -> list[int]:
-    """The same of each caller, and of the application."""
+    """Return the number of slots that each caller, and the application, holds right now."""
     with server.client() as client:
         seconds, microseconds = client.time()
         now = seconds * 1_000_000 + microseconds
@@ -42,7 +42,7 @@ def expiries(server: StoreServer) -> list[float]:
 
 
 def in_the_books(server: StoreServer) -> int:
-    """How many slots the server has in its books: those that expired, too, but none that was released."""
+    """Return the number of slots in the server's books: expired ones, too, but none that was released."""
     with server.client() as client:
         return sum([client.zcard(key) for key in client.scan_iter("ratelimit:*:s:*")])
 
@@ -66,7 +66,7 @@ async def until_async(condition: Callable[[], object], seconds: float = 30.0) ->
 
 
 class Ledger:
-    """Who is inside the handler: lines that handlers append to a file, in the order the kernel took them.
+    """Ledger of handlers: lines that they append to a file, in the order the kernel took them.
 
     It knows nothing of the limiter. A handler enters after its slot was taken and leaves before it is freed.
     """
@@ -88,11 +88,11 @@ class Ledger:
         return self.path.read_text().split()
 
     def entered(self) -> int:
-        """How many have begun."""
+        """Return the number of handlers that have begun."""
         return sum(line.startswith("+") for line in self.lines())
 
     def inside(self) -> int:
-        """How many are inside."""
+        """Return the number of handlers that are inside."""
         return self.entered() - sum(line.startswith("-") for line in self.lines())
 
     def detach(self) -> None:
@@ -100,7 +100,7 @@ class Ledger:
         self._append("=job")
 
     def detached(self) -> int:
-        """How many jobs were detached."""
+        """Return the number of jobs that were detached."""
         return self.lines().count("=job")
 
     def peak(self, dead: Iterable[str] = ()) -> int:

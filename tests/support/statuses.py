@@ -50,7 +50,7 @@ async def acquired(backend: Decides, charge: Charge, lease_id: bytes, price: int
 
 
 async def peeked(backend: Peeks, charge: Charge, price: int = 0) -> Answer:
-    """What a charge would meet now."""
+    """Return the answer that a charge would get now."""
     return answer_of(charge, await backend.peek(charge, price))
 
 

@@ -70,7 +70,7 @@ def test_client_with_lifespan() -> None:
 
 
 def test_websocket_without_lifespan() -> None:
-    """The same of a WebSocket."""
+    """A WebSocket in an event loop of its own, which nobody tells the app of, is served."""
     with TestClient(app()).websocket_connect("/echo", headers=KEY) as socket:
         socket.send_text("x")
         assert socket.receive_text() == "x"
@@ -86,7 +86,7 @@ async def test_with_pytest_asyncio() -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_with_anyio() -> None:
-    """The same of anyio's plugin."""
+    """A request under anyio's plugin is served."""
     async with client(app()) as tested:
         assert (await tested.get("/", headers=KEY)).status_code == 200
 
@@ -138,7 +138,7 @@ def test_keys_set_live_by_a_script() -> None:
 
 @pytest.mark.asyncio
 async def test_slots_are_free_after_it_all() -> None:
-    """What the requests of ended event loops owed has arrived."""
+    """Releases that the requests of ended event loops owed have arrived."""
     async with Limiter(settings()) as limiter:
         policy = limiter.engine.policies.match(
             limiter.engine.identity_of(api_key="a", address="testclient"), "GET", "/"

@@ -165,7 +165,7 @@ class Cluster:
                 client.flushall()
 
     def id_of(self, node: StoreServer) -> str:
-        """What the cluster calls a node."""
+        """Return the cluster's id of a node."""
         with node.client() as client:
             return text(client.execute_command("CLUSTER", "MYID"))
 

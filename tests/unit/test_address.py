@@ -88,7 +88,7 @@ def test_two_mapped_addresses_are_two_callers(form: str) -> None:
 
 
 def test_one_6to4_site_is_one_caller() -> None:
-    """Who holds one IPv4 address holds 65,536 /64s by it, and is one caller all the same."""
+    """A holder of one IPv4 address, with its 65,536 /64s of 6to4, is one caller all the same."""
     read = reader([])
     assert {read(scope(f"2002:c000:201:{site:x}::1")) for site in range(200)} == {"192.0.2.1"}
 
@@ -274,7 +274,7 @@ def test_one_slash_64_is_one_caller(host: IPv6Address, other: int) -> None:
     same_line=st.booleans(),
 )
 def test_forged_header_never_chooses_the_address(forged: str, name: str, same_line: bool) -> None:
-    """Whatever stands left of what the trusted proxy wrote, the caller is what it wrote, or the proxy."""
+    """A caller is the address that the trusted proxy wrote, or the proxy, whatever stands to the left."""
     for true in ("192.0.2.1", "2001:db8:1:2::9"):
         added = true if name != "Forwarded" else f'for="{true}"'
         lines = [f"{forged}, {added}"] if same_line else [forged, added]

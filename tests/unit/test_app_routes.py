@@ -130,7 +130,7 @@ def test_what_depends_on_the_path_names_every_rule() -> None:
 
 
 def test_convertors_of_the_apps_own_are_not_guessed_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What such a parameter matches is not known here, so no rule is claimed."""
+    """A parameter with a convertor of the app's own claims no rule, since its matches are not known here."""
 
     class Word(Convertor[str]):
         regex = "[a-z]+"

@@ -1,4 +1,4 @@
-"""What a guess of an API key takes: counted in steps, since seconds are the machine's."""
+"""Steps that a guess of an API key takes: counted, since seconds are the machine's."""
 
 import sys
 from types import FrameType
@@ -15,7 +15,7 @@ GUESSES = [
     KEY.upper(),
     KEY[::-1],
 ]
-"""As long as the key: right in no character, in the first, the first two, up to all but the last."""
+"""Guesses as long as the key: right in no character, in the first, the first two, up to all but the last."""
 
 
 def identifier_of(text: str) -> Identifier:
@@ -61,7 +61,7 @@ def test_a_better_guess_takes_the_same_steps(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SECRETS)
 def test_a_repeated_guess_takes_the_same_steps(kind: str) -> None:
-    """The same of guesses that are remembered: a second try tells no more than the first."""
+    """A second try of a guess, which is remembered, tells no more than the first."""
     identifier = identifier_of(SECRETS[kind])
     for guess in GUESSES:
         identifier(scope_of(guess))

@@ -1,4 +1,4 @@
-"""What the backend's script takes is what the settings, live keys and code can ask for."""
+"""Bounds of the backend's script: it takes all that the settings, live keys and code can ask for."""
 
 from pathlib import Path
 from typing import Any

@@ -66,7 +66,7 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_each_check_finds_what_it_is_for(text: str, name: str, words: str) -> None:
-    """What a settings file does less, or more, than it seems to is told, with its place in the file."""
+    """A setting that does less, or more, than it seems to is told, with its place in the file."""
     assert [(finding.name, words in finding.text) for finding in findings_of(settings_of(text))].count(
         (name, True)
     ) == 1
@@ -196,12 +196,12 @@ def test_rules_that_apply_are_not_called_dead(rules: list[str]) -> None:
     ],
 )
 def test_workers_are_counted(arguments: Sequence[str], environment: Mapping[str, str], workers: int) -> None:
-    """How many processes serve is read where servers read it."""
+    """The number of processes that serve is read where servers read it."""
     assert worker_count(arguments, environment) == workers
 
 
 def test_memory_backend_with_workers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing can be seen of processes, options tell; a shared backend may have any number."""
+    """Options tell the number of workers if no process can be seen; a shared backend may have any."""
     arguments = ["uvicorn", "app:app", "--workers", "4"]
     monkeypatch.setattr("sys.platform", "darwin")
     (found,) = server_findings(settings_of(""), arguments, {})
@@ -262,7 +262,7 @@ LB = "203.0.113.9"
 
 
 def chains(number: int, *, appended: str | None = LB) -> list[str]:
-    """What so many clients' requests carry through a balancer that appends this address of its own."""
+    """Return headers of so many clients' requests through a balancer that appends this address of its own."""
     ends = [] if appended is None else [appended]
     return [", ".join([f"198.51.100.{each}", *ends]) for each in range(number)]
 

@@ -108,13 +108,13 @@ def test_starlettes_router_and_what_nobody_can_tell_are_silent(
 
 
 def test_without_rules_for_routes_there_is_nothing_to_pass_by(caplog: pytest.LogCaptureFixture) -> None:
-    """Where plans alone count, a path may be written in any way."""
+    """A path may be written in any way if plans alone count."""
     limited("", FakeClock(), litestar_app())
     assert checks(caplog) == []
 
 
 async def test_a_middleware_that_is_added_sees_the_router_too(caplog: pytest.LogCaptureFixture) -> None:
-    """What is mounted in an app is told also where the middleware was added to it."""
+    """A router that is mounted in an app is told also if the middleware was added to the app."""
     app = Starlette(routes=[Mount("/api", litestar_app())])
     app.add_middleware(RateLimitMiddleware, limiter=limited(RULE, FakeClock()).limiter)
     async with client_of(app) as client:

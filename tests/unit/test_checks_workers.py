@@ -75,7 +75,7 @@ IN_PYTHON = ["-c", f"from uvicorn import Config, Server; Server(Config('{APP}', 
 
 
 def said(server: AnyServer) -> int:
-    """How many processes have said that they are one of several."""
+    """Return the number of processes that have said that they are one of several."""
     return server.log.count("/checks/#memory-with-workers]")
 
 

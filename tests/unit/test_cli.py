@@ -131,7 +131,7 @@ def test_check_warns_of_a_cost_that_never_fits(commands: Commands, tmp_path: Pat
 
 
 def test_check_shows_no_password_and_no_secret(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a terminal shows, somebody else sees."""
+    """Check prints no password and no secret, since somebody else may see the terminal."""
     monkeypatch.setenv("RATELIMIT_BACKEND__URL", "redis://user:hunter2@h:6379/0")
     monkeypatch.setenv("RATELIMIT_IDENTITY__HASH_SECRET", "hunter2")
     for printed in (commands.good("check"), commands.good("check", "--json")):
@@ -172,7 +172,7 @@ def test_explain_says_what_applies_and_why(commands: Commands) -> None:
 
 
 def test_explain_follows_route_before_plan(commands: Commands) -> None:
-    """What a route says of shadow and failure holds before what its caller's plan says."""
+    """A route's own shadow and failure settings hold before those of its caller's plan."""
     said = commands.json("explain", "GET", "/v1/batch", "--address", "192.0.2.1", "--settings", FULL)
     assert said["shadow"] == {"value": True, "from": "routes[3].shadow"}
     assert said["on_failure"] == {"value": "deny", "from": "routes[3].on_failure"}
@@ -190,7 +190,7 @@ def test_explain_says_that_money_goes_first(commands: Commands) -> None:
 
 
 def test_explain_prints_for_people(commands: Commands) -> None:
-    """The same as a page: exempt routes, costs that never fit, prices that nobody is charged."""
+    """Explain prints a page for people: exempt routes, estimates, prices that nobody is charged."""
     assert "none: the route is exempt (routes[0])" in commands.good(
         "explain", "GET", "/health", "--settings", FULL
     )
@@ -292,13 +292,13 @@ def test_without_the_extra_it_says_what_to_install(
 
 
 def test_without_a_command_it_prints_help(commands: Commands) -> None:
-    """Who types the name alone sees what there is, and so for a group of commands."""
+    """The name alone, of the command or of a group of commands, prints help."""
     assert "explain" in commands.good()
     assert "hash" in commands.good("keys")
 
 
 def test_ctrl_c_is_no_error(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who ends a command knows why: nothing is printed, and the exit status says that it was ended."""
+    """Ctrl-C prints nothing, and the exit status says that the command was ended."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

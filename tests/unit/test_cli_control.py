@@ -102,7 +102,7 @@ def test_json_says_what_was_there(commands: Commands, file: str) -> None:
 def test_findings_and_problems_are_logged_harmless(
     file: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the start-up checks and the settings' errors say of a name can't forge a line."""
+    """A name in a finding or in a settings error can't forge a line of the log."""
     monkeypatch.setattr(findings, "_said", set())
     with caplog.at_level(logging.INFO):
         log_findings(Settings.load(file))

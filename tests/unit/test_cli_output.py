@@ -61,7 +61,7 @@ def test_no_bar_goes_into_a_log(list_keys: Sequence[str]) -> None:
 
 
 def read(terminal: int) -> bytes:
-    """What was drawn; nothing once the command has ended."""
+    """Return drawn output; nothing once the command has ended."""
     try:
         return os.read(terminal, 65_536)
     except OSError:

@@ -250,8 +250,10 @@ def _python(*arguments: str, pure: bool = False) -> str:
 
 
 async def test_a_test_of_an_app_may_move_the_clock() -> None:
-    """Where a library for tests stops or moves the machine's clock, the memory backend goes by it: the second
-    request over the limit is refused like the first, and the window is over when the clock says so.
+    """The memory backend goes by a clock that a library for tests stops or moves.
+
+    The second request over the limit is refused like the first, and the window is over when the clock says
+    so.
     """
     with time_machine.travel("2024-01-15 10:00:00Z", tick=False) as clock:
         app = RateLimitMiddleware(ok_app(), settings_of('plans.default.requests = ["2/minute"]'))

@@ -43,7 +43,7 @@ OTHERS = [("GET", ""), ("GET", "/"), ("HEAD", "/"), ("POST", "/logout"), ("DELET
     ],
 )
 async def test_nothing_is_served_without_the_token(method: str, path: str, headers: Any) -> None:
-    """Whatever is asked for under the path, without the token the answer is 401 and tells nothing."""
+    """A request without the token is answered 401 and told nothing, for everything under the path."""
     async with behind(dashboard_changes=True) as client:
         answer = await client.request(method, f"/ops{path}", headers=headers)
     assert answer.status_code == 401
@@ -52,7 +52,7 @@ async def test_nothing_is_served_without_the_token(method: str, path: str, heade
 
 
 async def test_a_token_in_the_address_is_no_token() -> None:
-    """What stands in a URL ends up in logs and histories: it opens nothing."""
+    """A token in a URL opens nothing, since it ends up in logs and histories."""
     async with behind() as client:
         assert (await client.get("/ops/snapshot", params={"token": TOKEN})).status_code == 401
         assert (await client.post("/ops/", params={"token": TOKEN})).status_code == 401
@@ -117,7 +117,7 @@ async def test_the_cookie_of_an_https_page_is_secure() -> None:
 
 
 async def test_a_session_ends_with_its_token_and_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever changes the token shuts out all who had the old one."""
+    """A session ends with its time, and a change of the token shuts out all who had the old one."""
     session = access.new_session(TOKEN, 1000.0)
     monkeypatch.setattr("ratelimit_mw._internal.dashboard.access.time", SimpleNamespace(time=lambda: 999.0))
     assert access.is_session(session, TOKEN)
@@ -128,7 +128,7 @@ async def test_a_session_ends_with_its_token_and_its_time(monkeypatch: pytest.Mo
 
 
 async def test_wrong_tokens_are_limited_by_address() -> None:
-    """Who guesses is soon not even looked at, others and open sessions are; nothing of it is counted."""
+    """A guesser is soon not even looked at, others and open sessions are; nothing of it is counted."""
     app = RateLimitMiddleware(ok_app(), settings=settings())
     async with client_of(app) as guesser, client_of(app, address="192.0.2.2") as other:
         assert (await log_in(guesser)).status_code == 303
@@ -286,7 +286,7 @@ async def test_what_only_looks_like_its_path_is_the_apps(path: str) -> None:
 
 
 async def test_it_is_off_without_a_path() -> None:
-    """Who sets nothing has no dashboard."""
+    """A dashboard without a path is off."""
     app = RateLimitMiddleware(ok_app(), settings=settings_of(PLANS))
     async with client_of(app) as client:
         assert (await client.get("/ops/", headers=bearer())).text == "ok"
@@ -302,7 +302,7 @@ async def test_its_requests_cost_no_limits() -> None:
 
 
 async def test_it_is_found_where_the_app_is_mounted() -> None:
-    """As with routes, `root_path` is no part of its path."""
+    """A dashboard in a mounted app is found: as with routes, `root_path` is no part of its path."""
     app = RateLimitMiddleware(ok_app(), settings=settings())
     transport = httpx.ASGITransport(app, root_path="/api")
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:

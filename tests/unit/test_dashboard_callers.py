@@ -15,7 +15,7 @@ from tests.support.dashboard_client import CHANGE, HASH, OPERATIONS, bearer, beh
 
 
 async def test_a_caller_is_shown_with_its_limits() -> None:
-    """What one caller has used, by the name it is counted under, and the keys it is known by."""
+    """A caller is shown with its use of each limit, its partition, and the keys that it is known by."""
     async with behind() as client:
         assert await statuses(client, 3) == [200, 429, 429]
         answer = await client.post("/ops/caller", json={"caller": "ip:192.0.2.1"}, headers=bearer())
@@ -66,7 +66,7 @@ async def test_counters_can_be_cleared(caplog: pytest.LogCaptureFixture) -> None
 
 
 async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.LogCaptureFixture) -> None:
-    """As by `keys set`, from the next request on; taking it back makes the key what the settings say."""
+    """A plan given to a key holds from the next request on, keeps the account, and can be taken back."""
     caplog.set_level(logging.WARNING, "ratelimit_mw")
     app = RateLimitMiddleware(ok_app(), settings=settings(dashboard_changes=True))
     (listed,) = app.limiter.settings.keys

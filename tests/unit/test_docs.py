@@ -61,7 +61,7 @@ def test_prose_wraps_at_100_columns(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_settings_block_loads(page: Path) -> None:
-    """What is printed as settings is accepted as settings."""
+    """Text that is printed as settings is accepted as settings."""
     for text in re.findall(
         r"^```toml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):
@@ -70,7 +70,7 @@ def test_every_settings_block_loads(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_python_block_compiles(page: Path) -> None:
-    """What is printed as Python is Python; it stands inside a coroutine."""
+    """Text that is printed as Python is Python; it stands inside a coroutine."""
     for text in re.findall(
         r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     ):

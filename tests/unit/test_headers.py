@@ -18,7 +18,7 @@ MINUTE, HOUR = Window(60, 1, "minute"), Window(1_000, 1, "hour")
 
 
 def headers_of(decision: Decision, *names: str, reset: str = "unix") -> dict[str, str]:
-    """What is written about a decision."""
+    """Return the headers that are written about a decision."""
     settings = ResponseSettings.model_validate({"headers": names or ("x-ratelimit",), "reset": reset})
     return {name.decode(): value.decode() for name, value in HeaderWriter(settings)(decision)}
 
@@ -125,7 +125,7 @@ def test_refusing_window_is_shown() -> None:
 
 @pytest.mark.parametrize("owner", ["everyone", "address"])
 def test_shared_windows_are_never_shown(owner: Literal["everyone", "address"]) -> None:
-    """What others draw on too is never shown, not even when it refuses or nothing else is there."""
+    """A window that others draw on too is never shown, not even if it refuses or nothing else is there."""
     counter = Counter("app", "app", Window(1, 1, "second"), owner)
     shared = LimitStatus(counter, WindowStatus(1, SECOND, SECOND))
     own = decision_of((MINUTE, 1)).limits

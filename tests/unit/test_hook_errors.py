@@ -1,4 +1,4 @@
-"""What hooks raise: answered as the app answers it, and never asked for where nothing is limited."""
+"""Exceptions of hooks: answered as the app answers them, and hooks that exempt routes never ask."""
 
 import asyncio
 from collections.abc import Callable
@@ -121,7 +121,7 @@ async def test_what_has_no_handler_reaches_the_server(name: str) -> None:
 
 
 async def test_a_sync_hook_may_raise_too() -> None:
-    """The same of hooks that are plain functions."""
+    """A hook that is a plain function may raise, too, and is answered alike."""
 
     def identify(_: Scope) -> Identity | None:
         raise HTTPException(403, "no")
@@ -131,7 +131,7 @@ async def test_a_sync_hook_may_raise_too() -> None:
 
 
 async def test_the_usage_path_is_answered_the_same() -> None:
-    """Who may not call may not ask for usage, and is told so in the same way."""
+    """A caller who may not call may not ask for usage, and is told so in the same way."""
     app = limited(fastapi_app, {"identify": raising(ERROR)}, outside=True)
     async with client_of(app) as client:
         response = await client.get("/limits")
@@ -140,7 +140,7 @@ async def test_the_usage_path_is_answered_the_same() -> None:
 
 @pytest.mark.parametrize("name", HOOKS)
 async def test_exempt_routes_ask_no_hook(name: str) -> None:
-    """Where nothing is limited nobody has to be known: a health check works without the hook."""
+    """An exempt route asks no hook: nobody has to be known, and a health check works without it."""
     app = limited(fastapi_app, {name: raising(ERROR)}, outside=True)
     async with client_of(app, x_api_key="a") as client:
         assert (await client.get("/health")).status_code == 200
@@ -175,7 +175,7 @@ class Later:
 
 
 async def test_by_hand_the_hooks_answer_is_raised() -> None:
-    """Whoever acquires for an API key gets what the hook raised about it."""
+    """Acquiring for an API key raises the answer that the hook raised about it."""
     limiter = Limiter(settings_of(SETTINGS), resolve=raising(HTTPException(402)))
     with pytest.raises(StarletteHTTPException):
         await limiter.acquire(api_key="a")

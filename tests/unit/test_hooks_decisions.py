@@ -38,7 +38,7 @@ def limiter_with(on_decision: Callable[[DecisionMade], object]) -> Limiter:
 
 
 def reason(made: DecisionMade) -> str | None:
-    """Why it was refused, None where it was not."""
+    """Return the reason of a refusal; None for an admission."""
     return None if made.decision.refusal is None else made.decision.refusal.reason
 
 
@@ -110,7 +110,7 @@ async def test_refusals_that_are_remembered_are_told_too() -> None:
 
 
 async def test_decisions_without_the_backend_are_told() -> None:
-    """Who decided is part of the decision."""
+    """A decision without the backend tells who decided."""
     told: list[DecisionMade] = []
     clock = FakeClock()
     limiter = limiter_of(SETTINGS, clock, Down(clock=clock))
@@ -123,7 +123,7 @@ async def test_decisions_without_the_backend_are_told() -> None:
 
 
 async def test_the_hook_is_called_after_the_decision() -> None:
-    """Who is waiting for the decision has it first: the hook's turn is later."""
+    """A caller that waits for the decision has it first: the hook's turn is later."""
     told: list[DecisionMade] = []
     limiter = limiter_with(told.append)
     await limiter.engine.live.get_ready()
@@ -170,7 +170,7 @@ async def test_reading_the_usage_is_told_under_its_path() -> None:
 
 
 async def test_an_observer_sees_decisions_in_the_requests_own_turn() -> None:
-    """What has to know the request's context, such as its span, is shown them at once."""
+    """An observer is shown decisions at once, in the request's own context, such as its span."""
     seen: list[Decision] = []
 
     def fail(*_: Any) -> None:
@@ -255,7 +255,7 @@ async def test_requests_at_once_are_told_with_the_key_of_each(
 
 
 async def test_requests_at_once_over_http_are_told_with_the_key_of_each() -> None:
-    """The same of requests through the middleware."""
+    """Requests at once through the middleware are told with the key of each."""
     told: list[DecisionMade] = []
     settings = settings_of('identity.unknown_keys = "anonymous"\nplans.anonymous.requests = ["2/minute"]')
     limiter = Limiter(settings, backend=Slow(), on_decision=told.append)
@@ -327,7 +327,7 @@ def test_a_hook_that_would_have_to_be_awaited_is_an_error(hook: Any, name: str) 
 
 
 def test_an_observer_that_would_have_to_be_awaited_is_an_error() -> None:
-    """The same of who is shown decisions as they are made."""
+    """An observer that would have to be awaited is an error."""
     with pytest.raises(TypeError, match="observer must be a plain function"):
         Limiter(settings_of("")).engine.observe(late)
 
@@ -336,7 +336,7 @@ def test_an_observer_that_would_have_to_be_awaited_is_an_error() -> None:
 async def test_a_hook_that_returns_what_would_have_to_be_awaited_is_told(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What looks like a plain function and isn't is found out at its first call, and breaks no request."""
+    """A hook that only looks like a plain function is found out at its first call, and breaks no request."""
     text = 'plans.default.spending = {daily = "1.00", warn_at = 0.5}'
     hooks: dict[str, Any] = {name: lambda made: late(made, 1)}
     limiter = Limiter(settings_of(text), **hooks)

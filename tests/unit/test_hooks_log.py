@@ -112,7 +112,7 @@ async def test_refusals_are_logged_for_who_debugs(caplog: pytest.LogCaptureFixtu
 
 
 async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a caller sends in key, path or address, a record is one line without control characters."""
+    """A log record is one line without control characters, whatever path or address a caller sends."""
     evil = "evil\nWARNING forged\x1b[31m"
     limiter = limiter_at(Clock(), 'shadow = true\nplans.anonymous = { requests = ["1/minute"] }')
     for _ in range(2):
@@ -124,7 +124,7 @@ async def test_nobody_writes_lines_into_the_log(caplog: pytest.LogCaptureFixture
 async def test_changes_of_state_are_events(
     caplog: pytest.LogCaptureFixture, start_server: StartServer
 ) -> None:
-    """What whoever is on call looks for can be filtered by its event, without reading texts."""
+    """Changes of state can be filtered in the log by their event, without reading texts."""
     server = start_server("valkey")
     text = 'plans.default.spending.daily = "1.00"\nroutes = [{path = "/", price = "0.10"}]'
     backend = RedisBackend(server.url, timeout=0.5)

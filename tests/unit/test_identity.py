@@ -1,4 +1,4 @@
-"""Who is calling: keys in headers, listed and unknown, accounts, and what hooks say."""
+"""Identification of callers: keys in headers, listed and unknown, accounts, and answers of hooks."""
 
 import base64
 import unicodedata
@@ -129,7 +129,7 @@ def test_only_authorization_has_schemes(value: bytes) -> None:
     ],
 )
 def test_first_value_of_a_repeated_header_counts(headers: Headers, api_key: bytes | None) -> None:
-    """Which of several values is the key doesn't depend on the later ones; equal keys are one (S8)."""
+    """The first of several values is the key, whatever the later ones are; equal keys are one (S8)."""
     assert ApiKeyReader(HEADERS).read(scope(*headers)["headers"]) == (api_key or b"")
 
 
@@ -294,7 +294,7 @@ def test_memory_of_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 )
 def test_any_headers_name_a_caller_or_a_clear_refusal(headers: list[tuple[bytes, bytes]]) -> None:
-    """Whatever bytes a client sends, the partition holds safe characters only, and nothing raises (S14)."""
+    """Any bytes of a client make a partition of safe characters only, or a clear refusal (S14)."""
     caller: Identity | IdentityError
     try:
         caller = identifier()({"type": "http", "client": (PEER, 1), "headers": headers})
@@ -311,7 +311,7 @@ def test_any_headers_name_a_caller_or_a_clear_refusal(headers: list[tuple[bytes,
     "name", ["user-42", "", "a:b", "{tag}*", "line\nfeed\r\n", "\ud800", "k:" + "0" * 32, "x" * 99_999]
 )
 def test_name_that_a_hook_gives_is_safe_in_a_backend_key(name: str) -> None:
-    """Whatever string a hook supplies, its partition is fixed in form and can't be another kind's (S14)."""
+    """A partition of a hook's name is fixed in form and can't be another kind's, for any string (S14)."""
     partition = partition_of(name, "s")
     assert partition.startswith("i:")
     assert len(partition) == 34
@@ -321,7 +321,7 @@ def test_name_that_a_hook_gives_is_safe_in_a_backend_key(name: str) -> None:
 
 
 def test_adopted_identity_keeps_what_it_says_but_not_its_partition() -> None:
-    """What a hook returns is counted under a hash of what it named, with plan, account and limits kept."""
+    """An identity of a hook is counted under a hash of its name, with plan, account and limits kept."""
     own = settings(keys=[{"key": "A", "plan": "pro", "requests": ["5/second"]}]).keys[0]
     digest = hash_api_key(b"A", "")
     given_by_hook = Identity("user:42", "pro", digest, "acme", "2001:db8:1:2::9", own)

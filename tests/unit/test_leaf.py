@@ -46,7 +46,7 @@ STEP = st.one_of(
 @each_leaf
 @given(steps=st.lists(STEP, max_size=300))
 def test_entries_are_a_list_of_pairs(leaf: Any, steps: list[tuple[str, int, int]]) -> None:
-    """Whatever is added, changed and dropped, the entries say what a plain list of pairs says."""
+    """Entries equal a plain list of pairs, whatever is added, changed and dropped."""
     entries, pairs = leaf.Entries(), list[list[int]]()
     for step in steps:
         pairs = _changed(entries, pairs, *step)

@@ -161,7 +161,7 @@ async def test_shutdown_waits_for_requests() -> None:
 
 
 async def test_limits_hold_without_lifespan() -> None:
-    """Where no lifespan events come, requests are limited all the same."""
+    """Requests are limited also if no lifespan events come."""
     async with client_of(limited('plans.anonymous.requests = ["1/minute"]', FakeClock())) as client:
         assert [(await client.get("/")).status_code for _ in range(2)] == [200, 429]
 

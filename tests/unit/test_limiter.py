@@ -15,7 +15,7 @@ ONE_SLOT = "plans.default.concurrent = 1\n"
 
 
 def remaining(lease: Lease) -> int | None:
-    """How many units the caller's nearest window has left."""
+    """Return the number of units left in the caller's nearest window; None without a window."""
     nearest = lease.decision.nearest()
     return nearest and nearest[0].quota - nearest[1].used
 
@@ -74,7 +74,7 @@ async def test_acquire_needs_to_know_who() -> None:
 
 
 async def test_unknown_keys_without_an_address_share_no_cap() -> None:
-    """Where no address is named, `per_address` caps nobody: it would cap all callers together."""
+    """A caller without an address is capped by no `per_address`: it would cap all callers together."""
     limiter = limiter_of('identity.per_address = ["1/minute"]', FakeClock())
     assert (await limiter.acquire(api_key="a")).allowed
     assert (await limiter.acquire(api_key="b")).allowed
@@ -245,7 +245,7 @@ async def test_unknown_plan_is_an_error() -> None:
 
 
 async def test_garbage_is_no_token() -> None:
-    """What is no token of ours is a `LeaseError`, whichever verb it is handed to."""
+    """Garbage in place of a token raises `LeaseError`, whichever verb it is handed to."""
     limiter = limiter_of("", FakeClock())
     for token in ("", "garbage", "rl1.a.b", "rl1.."):
         for verb in (limiter.release, limiter.renew):

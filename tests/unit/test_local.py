@@ -39,7 +39,7 @@ class Pair:
         self.limiter.engine.decider.local = LocalPolicy(self.backend, clock=self.clock)
 
     async def admitted(self, number: int) -> int:
-        """How many of so many requests are admitted."""
+        """Send so many requests; return the number of those admitted."""
         return sum([(await self.limiter.acquire(api_key="a")).allowed for _ in range(number)])
 
     async def back(self) -> None:
@@ -48,7 +48,7 @@ class Pair:
         await self.limiter.engine.decider.local.holds.sync()
 
     async def statuses(self) -> list[Status]:
-        """How the caller stands in the shared books."""
+        """Return the status of the caller's limits in the shared books."""
         policy = self.limiter.engine.policies.match(self.limiter.engine.identity_of(api_key="a"), "GET", "/")
         return [status for _, status in (await self.limiter.engine.peek(policy)).limits]
 
@@ -91,7 +91,7 @@ async def test_a_window_goes_on_from_what_was_last_known(make: MakePair, share: 
 
 
 async def test_what_was_known_leaves_its_window(make: MakePair) -> None:
-    """What others had counted is forgotten as it was counted: from the oldest to the newest."""
+    """Counts of others leave their window as they were counted: from the oldest to the newest."""
     pair = make(TEN)
     for second in range(0, 50, 5):
         pair.clock.set(second)
@@ -117,14 +117,14 @@ async def test_what_was_used_on_one_route_is_known_on_all(make: MakePair, path: 
 
 
 async def test_a_caller_never_seen_has_the_whole_share(make: MakePair) -> None:
-    """Where nothing is known, the share is of the limit itself, rounded up and exactly."""
+    """The share of a caller of whom nothing is known is of the limit itself, rounded up and exactly."""
     pair = make('backend.local_share = 0.07\nplans.default = {requests = ["100/minute"]}')
     pair.backend.away = True
     assert await pair.admitted(20) == 7
 
 
 async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
-    """What was admitted meanwhile is charged to the shared books, where it is remembered from then on."""
+    """Admissions of an outage are charged to the shared books, and remembered there from then on."""
     pair = make(TEN)
     assert await pair.admitted(3) == 3
     pair.backend.away = True
@@ -142,7 +142,7 @@ async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
 
 @pytest.mark.parametrize("also_admitted", [False, True])
 async def test_another_outage_begins_with_what_was_known_last(make: MakePair, also_admitted: bool) -> None:
-    """What a first outage began with is not what the next one begins with: meanwhile the rest was used up."""
+    """Another outage begins with the counts known last, and not with those that a first one began with."""
     pair = make('plans.default.requests = ["10/second", "30/hour"]')
     assert await pair.admitted(10) == 10
     pair.backend.away = True
@@ -161,7 +161,7 @@ async def test_another_outage_begins_with_what_was_known_last(make: MakePair, al
 
 
 async def test_what_the_backend_was_not_told_yet_counts_in_the_next_outage(make: MakePair) -> None:
-    """Where it is away again before it was told, what was admitted here is added to what is known then."""
+    """Admissions that the backend was not told of yet are added to the counts known in the next outage."""
     pair = make(TEN)
     assert await pair.admitted(2) == 2
     pair.backend.away = True
@@ -219,7 +219,7 @@ async def test_a_budgets_share_is_of_what_was_left(make: MakePair) -> None:
 
 
 async def test_yesterdays_spending_is_not_todays(make: MakePair) -> None:
-    """What was seen spent in another period says nothing of this one."""
+    """Spending that was seen in another period says nothing of this one."""
     pair = make(MONEY)
     async with await pair.limiter.acquire(api_key="a", price="1.00"):
         pass
@@ -249,7 +249,7 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
 
 
 async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:
-    """What was told is known in the next outage, and not counted a second time either."""
+    """Spending that was told is known in the next outage, and not counted a second time either."""
     pair = make(MONEY)
     for number in (7, 3, 0):
         pair.backend.away = True
@@ -264,7 +264,7 @@ async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:
 
 @pytest.mark.parametrize("detached", [True, False])
 async def test_an_estimate_held_here_lasts_like_one_held_there(make: MakePair, detached: bool) -> None:
-    """What is told of it is what holds: with its request, or until it is settled where it was detached."""
+    """An estimate that is told to the backend lasts with its request, or until it is settled if detached."""
     pair = make(MONEY)
     pair.backend.away = True
     lease = await pair.limiter.acquire(api_key="a")
@@ -316,7 +316,7 @@ async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
 
 
 async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCaptureFixture) -> None:
-    """What the backend could not be told before the end is lost, and the log says how much."""
+    """Counts that the backend could not be told before the end are lost, and the log says how many."""
     pair = make(MONEY)
     pair.backend.away = True
     async with await pair.limiter.acquire(api_key="a"):
@@ -350,7 +350,7 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_decisions_are_counted_by_policy(make: MakePair) -> None:
-    """How many decisions each policy made can be read."""
+    """Decisions are counted by the policy that made them."""
     pair = make('routes = [{path = "/a", on_failure = "allow"}, {path = "/d", on_failure = "deny"}]')
     pair.backend.away = True
     for path in ("/", "/a", "/a", "/d"):

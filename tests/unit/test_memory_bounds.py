@@ -62,7 +62,7 @@ async def test_any_number_of_callers_takes_bounded_memory(
 async def test_a_flood_of_keys_takes_bounded_memory(
     backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch, traced: None
 ) -> None:
-    """What is remembered of callers who come once is freed as others come, without the garbage collector."""
+    """Memory of callers who come once is freed as others come, without the garbage collector."""
     monkeypatch.setattr("ratelimit_mw._internal.policy.policy.MAX_POLICIES", 100)
     monkeypatch.setattr("ratelimit_mw._internal.policy.identity._MAX_REMEMBERED", 100)
     limiter = Limiter(
@@ -98,7 +98,7 @@ async def test_the_refused_and_the_curious_leave_nothing_behind(backend: MemoryB
 
 
 async def test_who_comes_often_is_not_pushed_out(backend: MemoryBackend, clock: Clock) -> None:
-    """Where there are too many callers, those not seen for longest are forgotten, and no others."""
+    """The callers not seen for longest are forgotten if there are too many, and no others."""
     regular = [window(99, 1, "hour", of="regular"), daily(999, of="regular"), monthly(999, of="regular")]
     for number, counters in enumerate(strangers(1_000, "flood")):
         await backend.acquire(Charge(counters), new_id(), 1)

@@ -1,4 +1,4 @@
-"""What a limiter tells of itself, to Python and to Prometheus."""
+"""Figures of a limiter, for Python and for Prometheus."""
 
 import asyncio
 import platform
@@ -39,7 +39,7 @@ async def enter(limiter: Limiter, path: str = "/") -> Lease:
 
 
 def scraped(limiter: Limiter) -> str:
-    """What Prometheus reads."""
+    """Return the text that Prometheus reads."""
     registry = CollectorRegistry()
     registry.register(LimiterCollector(limiter))
     return generate_latest(registry).decode()
@@ -140,7 +140,7 @@ async def test_it_is_told_what_runs() -> None:
 
 
 async def test_decisions_without_the_backend_are_counted_apart() -> None:
-    """What was decided while it was away shows under the policy that decided."""
+    """A decision made while the backend was away shows under the policy that decided."""
     limiter = limiter_of(SETTINGS, FakeClock(), Down(clock=FakeClock()))
     await enter(limiter)
     assert limiter.stats().decisions_without_backend == {"local": 1, "allow": 0, "deny": 0}

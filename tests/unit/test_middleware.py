@@ -1,4 +1,4 @@
-"""What the app answers passes through untouched, with the headers of its limit added once."""
+"""Responses of the app pass through untouched, with the headers of its limit added once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -37,7 +37,7 @@ NINE = 'plans.anonymous.requests = ["9/minute"]'
 
 
 async def raw(app: ASGIApp, scope: Scope) -> list[Message]:
-    """What an app sends to a client that stays."""
+    """Run an app; return its messages to a client that stays."""
     sent: list[Message] = []
     requests: list[Message] = [{"type": "http.request"}]
 
@@ -193,7 +193,7 @@ async def test_chunks_are_not_held_back() -> None:
 
 
 async def test_other_messages_pass_unchanged() -> None:
-    """What is no start of a response passes as the very object that the app sent."""
+    """A message that is no start of a response passes as the very object that the app sent."""
     messages: list[Message] = [
         {"type": "http.response.early_hint", "links": [b"</a.css>"]},
         {"type": "http.response.start", "status": 200, "trailers": True},

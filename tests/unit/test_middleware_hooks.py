@@ -58,7 +58,7 @@ async def test_identify_may_be_async() -> None:
 
 
 async def test_identify_none_is_anonymous() -> None:
-    """Whom the hook doesn't know is anonymous, counted by address, whatever key was sent."""
+    """A caller whom the hook doesn't know is anonymous, counted by address, whatever key was sent."""
     app = limited(PLANS, FakeClock(), identify=always(None))
     for key, expected in [("a", "19"), ("b", "18")]:
         async with client_of(app, x_api_key=key) as client:
@@ -92,7 +92,7 @@ async def test_identify_with_an_account() -> None:
 
 @pytest.mark.parametrize("name", ["ip:192.0.2.1", "a:acme", "k:0", "{x}*:\n", "", "ключ", "\udcff"])
 async def test_identify_never_names_a_partition(name: str) -> None:
-    """Whatever a hook calls its caller, it draws on no count of an address, a key or an account."""
+    """A caller of any name that a hook gives draws on no count of an address, a key or an account."""
     app = limited(PLANS, FakeClock(), identify=always(Identity(name, "anonymous")))
     plain = limited("", FakeClock())
     plain.limiter.engine.backend = app.limiter.engine.backend
@@ -103,7 +103,7 @@ async def test_identify_never_names_a_partition(name: str) -> None:
 
 
 async def test_identify_errors_are_the_apps_own() -> None:
-    """What a hook raises reaches the server; the request is not let through unlimited."""
+    """An exception of a hook reaches the server; the request is not let through unlimited."""
 
     def identify(scope: Scope) -> Identity:
         raise PermissionError("no database")
@@ -129,7 +129,7 @@ async def test_price_hook(amount: str | Decimal, is_async: bool) -> None:
 
 
 async def test_price_hook_none_leaves_the_routes_price() -> None:
-    """Where the hook doesn't know, the route's price counts."""
+    """The route's price counts if the hook doesn't know one."""
     app = limited(PRICED, FakeClock(), price=always(None))
     async with client_of(app, x_api_key="a") as client:
         assert await statuses(client, 3) == [200, 200, 429]
@@ -139,7 +139,7 @@ async def test_price_hook_none_leaves_the_routes_price() -> None:
     "amount", ["", "-1", "NaN", "1e", 0.5, True, Decimal("nan"), Decimal(-1), Decimal("inf"), b"1", [1]]
 )
 async def test_bad_price_counts_as_the_routes(amount: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What is no amount is said in the log, and the route's price counts: never a 500, never for nothing."""
+    """A price that is no amount is logged, and the route's price counts: never a 500, never for nothing."""
     app = limited(PRICED, FakeClock(), price=always(amount))
     with caplog.at_level(logging.WARNING, "ratelimit_mw"):
         async with client_of(app, x_api_key="a") as client:

@@ -1,4 +1,4 @@
-"""Whatever a client sends: never an error of ours, never a quota that is free or somebody else's."""
+"""Input from clients: never an error of ours, never a quota that is free or somebody else's."""
 
 import asyncio
 import base64
@@ -53,7 +53,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def answer(served: RateLimitMiddleware, scope: Scope) -> Message:
-    """The same as `first_message`, in an event loop of its own."""
+    """Return the answer of `first_message`, in an event loop of its own."""
     return asyncio.run(first_message(served, scope))
 
 
@@ -184,7 +184,7 @@ def test_strange_keys_have_quotas_of_their_own(name: bytes) -> None:
     ],
 )
 def test_no_key_is_anonymous_by_address(headers: Headers) -> None:
-    """What holds no key is an anonymous caller, counted with all others at its address."""
+    """A request that holds no key is an anonymous caller's, counted with all others at its address."""
     backend = Recorded()
     message = answer(served_with(backend), http(headers))
     assert dict(message["headers"])[b"x-ratelimit-limit"] == b"50"

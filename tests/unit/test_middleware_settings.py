@@ -37,7 +37,7 @@ def bad_file(tmp_path: Path) -> Path:
 
 
 async def lifespan_of(served: RateLimitMiddleware) -> list[Message]:
-    """What is answered to a server that starts up."""
+    """Return the messages to a server that starts up."""
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -81,7 +81,7 @@ async def test_environment_mistake_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 async def test_without_lifespan_every_request_is_refused(
     bad_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no lifespan is spoken every request is answered 503, and the errors are logged once."""
+    """Every request is answered 503 if no lifespan is spoken, and the errors are logged once."""
     with caplog.at_level(logging.ERROR, "ratelimit_mw"):
         async with client_of(RateLimitMiddleware(ok_app(), settings=str(bad_file))) as client:
             responses = [await client.get(path) for path in ("/", "/health", "/")]

@@ -90,7 +90,7 @@ def test_what_is_no_amount_is_refused(amount: str | int | Decimal, currency: str
     "text", ["5", "+5", "5.", ".5", "1e3", "1E-6", "0E-999999", "1_000", " 5", "5\n", "\u0665", "-0"]
 )
 def test_a_text_means_what_decimal_makes_of_it(text: str) -> None:
-    """Whatever `Decimal` reads is the same amount as text: `settle(str(cost))` is `settle(cost)`."""
+    """A text is the amount that `Decimal` reads in it: `settle(str(cost))` is `settle(cost)`."""
     assert parse_amount(text, "USD") == int(Decimal(text) * 10**6)
 
 

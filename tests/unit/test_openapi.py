@@ -35,7 +35,7 @@ def api() -> FastAPI:
 
 
 def refusals(schema: dict[str, Any]) -> dict[str, Any]:
-    """What each path says of 429."""
+    """Return the 429 response that the schema has for each path."""
     return {path: next(iter(item.values()))["responses"].get("429") for path, item in schema["paths"].items()}
 
 
@@ -97,7 +97,7 @@ def test_fastapi_is_not_imported() -> None:
 
 
 def _check(schema: dict[str, Any], value: Any) -> None:
-    """As much of JSON Schema as the error's takes."""
+    """Check a value by as much of JSON Schema as the error's schema takes."""
     kinds = {"object": "dict", "string": "str", "integer": "int", "array": "list"}
     assert type(value).__name__ == kinds[schema["type"]]
     assert value in schema.get("enum", [value])

@@ -48,7 +48,7 @@ class Traced:
             await self._app(scope, receive, send)
 
     def attributes(self) -> list[dict[str, Any]]:
-        """What each finished span says."""
+        """Return the attributes of each finished span."""
         return [
             {name.removeprefix("ratelimit."): value for name, value in (span.attributes or {}).items()}
             for span in self._exporter.get_finished_spans()
@@ -183,7 +183,7 @@ async def test_a_requests_span_says_how_it_was_decided() -> None:
 
 
 async def test_a_span_says_that_the_backend_was_away() -> None:
-    """What was decided without it can be told apart."""
+    """A span tells apart a decision that was made without the backend."""
     clock = FakeClock()
     limiter = limiter_of(SETTINGS, clock, Down(clock=clock))
     instrument(limiter, meter_provider=MeterProvider())
@@ -197,7 +197,7 @@ async def test_a_span_says_that_the_backend_was_away() -> None:
 
 
 async def test_without_tracing_there_is_nothing_to_write_on() -> None:
-    """Where no span is recorded, requests are decided as ever."""
+    """Requests are decided as ever if no span is recorded."""
     limiter = limiter_of(SETTINGS, FakeClock())
     instrument(limiter)
     async with client_of(RateLimitMiddleware(ok_app(), limiter=limiter), x_api_key="a") as client:

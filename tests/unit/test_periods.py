@@ -16,7 +16,7 @@ NOON_OF_2000, END_OF_2037 = 946_728_000, 2_145_916_800
 
 
 def label_at(kind: Kind, zone: str, now: int) -> str:
-    """What a zone's calendar shows at a time."""
+    """Return the label that a zone's calendar shows at a time."""
     local = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=now)).astimezone(
         zoneinfo.ZoneInfo(zone)
     )

@@ -1,4 +1,4 @@
-"""Which limits a request meets: its caller's plan, the route's rule, and what all callers share."""
+"""Limits that a request meets: of its caller's plan, of the route's rule, and shared by all callers."""
 
 import httpx
 import pytest
@@ -27,7 +27,7 @@ from tests.support.asgi import (
 
 
 async def left(app: ASGIApp, path: str = "/", *, address: str = "192.0.2.1", **headers: str) -> str | None:
-    """What `X-RateLimit-Remaining` says after one more request."""
+    """Send one more request; return its `X-RateLimit-Remaining`."""
     async with client_of(app, address=address, **headers) as client:
         return shown(await client.get(path))[1]
 
@@ -67,7 +67,7 @@ async def test_head_and_get_share_a_route_limit() -> None:
 
 
 async def test_unmatched_paths_have_the_plan() -> None:
-    """What no rule matches is limited by the plan, however the path is spelled."""
+    """A path that no rule matches is limited by the plan, however it is spelled."""
     text = 'plans.anonymous.requests = ["9/minute"]\nroutes = [{path = "/health", exempt = true}]'
     app = limited(text, FakeClock())
     paths = ("/health/", "//health", "/Health", "/health/x", "/healthz", "/%2e/health", "/health%00")
@@ -85,7 +85,7 @@ async def test_exempt_needs_no_quota() -> None:
 
 
 async def test_exempt_asks_nobody_who_he_is() -> None:
-    """Where nothing is limited, no caller is refused over two keys."""
+    """An exempt route refuses no caller over two keys."""
     app = limited('routes = [{path = "/health", exempt = true}]', FakeClock())
     async with client_of(app, x_api_key="a", authorization="Bearer b") as client:
         assert [(await client.get(path)).status_code for path in ("/health", "/")] == [200, 400]
@@ -212,7 +212,7 @@ async def test_sharing_plan_without_an_account_counts_by_key() -> None:
 
 
 async def test_listed_key_overrides_its_plan() -> None:
-    """What a key's entry writes takes the place of that entry of its plan; the rest stays the plan's."""
+    """A key's own entry takes the place of that entry of its plan; the rest stays the plan's."""
     text = """
         plans.default = {requests = ["60/minute", "100/hour"], concurrent = 1}
         keys = [
@@ -365,7 +365,7 @@ async def test_whose_on_failure_counts(text: str, unpriced: str, priced: str) ->
 
 
 def test_a_hook_may_make_its_callers_anew_each_time() -> None:
-    """Who is called the same with the same limits has one policy; with other limits another."""
+    """A caller with the same name and the same limits has one policy; with other limits another."""
     policies = Policies(settings_of(""))
 
     def match(requests: str) -> Policy:
@@ -397,7 +397,7 @@ PARTITIONS = [
 async def test_a_policy_made_from_another_is_as_if_it_was_made_alone(
     partition: str, address: str | None, own: tuple[Window, ...] | None
 ) -> None:
-    """What callers of one plan share never shows: each one's limits, keys and slots are its own."""
+    """A policy made from another has limits, keys and slots of its own, as if it was made alone."""
     settings = settings_of("""
         identity.per_address = ["50/minute"]
         application = { requests = ["900/second"], concurrent = 70 }

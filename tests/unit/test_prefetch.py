@@ -21,7 +21,7 @@ from tests.support.statuses import peeked
 LIFE = SECOND // PART
 """Microseconds for which units of a window of a second can be taken ahead."""
 Spent = list[tuple[int, int]]
-"""When units were spent, in real microseconds, and how many."""
+"""Times at which units were spent, in real microseconds, each with the number of units."""
 
 
 @dataclass
@@ -243,7 +243,7 @@ async def test_what_was_taken_is_forgotten_by_a_reset_also_if_it_comes_later() -
 
 
 async def test_figures_say_what_is_still_to_be_had() -> None:
-    """What is left is what the backend has left and what is in hand; no reset comes before it can be true."""
+    """Units left are those of the backend and those in hand, and no reset comes before it can be true."""
     world = World((Window(1_000, 1, "second"),))
     worker = _busy(world)
     number = await _in_hand(world, worker)
@@ -280,7 +280,7 @@ async def test_threads_never_spend_one_unit_twice() -> None:
 
 
 def test_a_child_process_has_nothing_in_hand() -> None:
-    """What its parent has taken ahead, a forked process does not spend as well."""
+    """A forked process does not spend the units that its parent has taken ahead."""
     world = World((Window(1_000, 1, "second"),))
     worker = _busy(world)
     asyncio.run(_in_hand_of(world, worker))
@@ -321,7 +321,10 @@ SECONDS = 3
 async def _use(
     number: int, quota: int, demand: float, burst: int, chance: random.Random, *, ahead: bool
 ) -> int:
-    """What is admitted of a window of a second in `SECONDS`, the same demand with and without prefetch."""
+    """Return the number of requests admitted of a window of a second in `SECONDS`.
+
+    The demand is the same with and without prefetch.
+    """
     world = World((Window(quota, 1, "second"),))
     workers, wanted, start = [Worker(world) for _ in range(number)], 0, world.now
     while world.now < start + SECONDS * SECOND:

@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: names and labels that stay few, and one sum for all workers."""
+"""Figures that Prometheus scrapes: names and labels that stay few, and one sum for all workers."""
 
 import math
 import os
@@ -47,7 +47,7 @@ def samples(text: str, name: str) -> dict[tuple[str, ...], float]:
 
 
 def scraped(limiter: Limiter) -> str:
-    """What Prometheus reads of one process."""
+    """Return the text that Prometheus reads of one process."""
     registry = CollectorRegistry()
     export(limiter, registry)
     return generate_latest(registry).decode()
@@ -201,7 +201,7 @@ def test_one_scrape_tells_of_all_workers(start_app: StartApp, tmp_path: Path) ->
 
 
 def test_the_last_second_is_not_lost(start_app: StartApp, tmp_path: Path) -> None:
-    """What a worker counted just before it was told to stop is in the files for the others to add up."""
+    """Counts of a worker just before it was told to stop are in the files for the others to add up."""
     (tmp_path / "metrics").mkdir()
     environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
     served = start_app("tests.support.metrics_app:app", environment=environment)
@@ -213,7 +213,7 @@ def test_the_last_second_is_not_lost(start_app: StartApp, tmp_path: Path) -> Non
 
 
 def run(script: str, folder: Path) -> str:
-    """What a process with shared files in this folder prints; it must end well."""
+    """Run a process with shared files in this folder, which must end well; return its output."""
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(folder)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(
@@ -235,7 +235,7 @@ limiter = Limiter(Settings())
 mirror = Mirror(limiter)
 mirror.update()
 waits = (1, 0, 2, *[0] * (len(WAITS) - 3), 1)
-limiter.backend.load = Load(batches=4, waited=3.5, waits=waits)
+limiter.engine.backend.load = Load(batches=4, waited=3.5, waits=waits)
 mirror.update()
 mirror.update()
 registry = CollectorRegistry()
@@ -279,7 +279,7 @@ except ValueError as error:
 
 
 def test_a_process_that_is_forked_off_writes_its_own_figures(tmp_path: Path) -> None:
-    """As servers do that load the app first: what the child counts is added, while both count on."""
+    """Counts of a forked process are added to those of its parent, while both count on."""
     script = """
 import asyncio, os, struct, time
 from prometheus_client import CollectorRegistry

@@ -32,7 +32,7 @@ async def refused_at(text: str, second: float, *, before: int = 1, path: str = "
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """What the body says, which is about an error and nothing else."""
+    """Return the error of the body, which holds nothing else."""
     body: dict[str, dict[str, Any]] = response.json()
     assert list(body) == ["error"]
     return body["error"]

@@ -58,7 +58,7 @@ async def test_quota_problem() -> None:
 
 
 async def test_problem_names_no_shared_policy() -> None:
-    """Where a shared limit refuses too, only the caller's own policies are listed."""
+    """A problem lists the caller's own policies only, though a shared limit refuses, too."""
     text = 'plans.anonymous.requests = ["1/minute"]\napplication.requests = ["1/hour"]'
     assert problem_of(await last_of(text, 2))["violated-policies"] == ["1/minute"]
 
@@ -84,7 +84,7 @@ async def test_cost_problem() -> None:
 
 
 async def test_identity_problem() -> None:
-    """What is no matter of limits is an untyped problem, whose title is the status in words."""
+    """A refusal that is no matter of limits is an untyped problem, whose title is the status in words."""
     headers = [("x-api-key", "a"), ("authorization", "Bearer b")]
     problem = problem_of(await last_of("", 1, headers=headers))
     assert (problem["type"], problem["title"]) == ("about:blank", "Bad Request")
@@ -112,7 +112,7 @@ async def test_identity_errors(headers: list[tuple[str, str]], status: int, code
 
 
 async def test_backend_away_under_deny() -> None:
-    """Where the settings refuse while the backend is away: 503 with a wait, and no figures."""
+    """A refusal by the settings while the backend is away is a 503 with a wait, and no figures."""
     async with limited_client('backend.on_failure = "deny"', FakeClock(), backend=Down()) as client:
         response = await client.get("/")
     assert response.status_code == 503

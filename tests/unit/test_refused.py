@@ -62,7 +62,7 @@ class Bench:
         self.asked = 0
 
     def known(self, charge: Charge) -> Answer | None:
-        """What the table knows."""
+        """Return the refusal that the table knows; None without one."""
         refused = self.table.find(charge)
         return None if refused is None else answer_of(charge, refused.outcome_at(self.table.now()))
 
@@ -182,7 +182,7 @@ async def test_a_process_that_was_paused_while_it_refused_answers(server: StoreS
 
 
 def test_figures_are_those_of_the_moment() -> None:
-    """What is told from the table is what the backend would tell then: times go down, units stay."""
+    """Figures from the table are those that the backend would tell then: times go down, units stay."""
     bench, one = Bench(), charge(Window(2, 1, "minute"), Window(100, 1, "hour"))
     for _ in range(3):
         bench.acquire(one)
@@ -265,7 +265,7 @@ def test_whoever_asks_the_table_gets_the_backends_own_answer(
 
 
 async def test_a_reset_by_this_process_is_seen_at_once(redis_server: StoreServer) -> None:
-    """Whoever resets a caller here does not wait for the second to pass in which the server isn't asked."""
+    """A reset in this process is in force at once, also within the second in which the server isn't asked."""
     async with Limiter(_settings(redis_server.url, "1/hour")) as limiter:
         assert (await limiter.acquire(api_key="k")).allowed
         assert not (await limiter.acquire(api_key="k")).allowed
@@ -343,7 +343,7 @@ def test_what_is_added_to_one_answer_is_not_given_again() -> None:
 async def test_a_refusal_met_again_knows_what_was_admitted_meanwhile(
     redis_server: StoreServer, by_http: bool
 ) -> None:
-    """What other requests of the caller have used since is in the figures and in the wait, at once."""
+    """Units that the caller's other requests have used since are in a refusal's figures and wait, at once."""
     text = """
         plans.default.requests = ["10/hour"]
         routes = [{ path = "/big", cost = 8 }]
@@ -376,7 +376,7 @@ async def test_a_refusal_met_again_knows_what_was_admitted_meanwhile(
 async def test_once_the_backend_is_away_no_refusal_of_it_is_repeated(
     start_server: StartServer, on_failure: str, status: int
 ) -> None:
-    """Who was just refused is answered as the settings say of an outage, like everybody else."""
+    """A caller that was just refused is answered as the settings say of an outage, like everybody else."""
     server = start_server("redis")
     text = f"""
         backend = {{ url = "{server.url}", timeout = 0.5, on_failure = "{on_failure}" }}
@@ -395,7 +395,7 @@ async def test_once_the_backend_is_away_no_refusal_of_it_is_repeated(
 
 @pytest.mark.parametrize("cost", [1, 3])
 def test_a_shared_limit_that_fills_meanwhile_is_known(cost: int) -> None:
-    """What others fill through this process makes a promise later: whoever waits is told so at once."""
+    """A shared limit that others fill through this process makes a wait longer, which is told at once."""
     bench = Bench()
     shared = Counter("app", "app", Window(10, 1, "hour"), "everyone")
     one = Charge([Counter("caller", "p", Window(3, 1, "minute")), shared], cost)

@@ -57,7 +57,7 @@ async def test_a_web_socket_leads_to_the_lease() -> None:
 
 
 async def test_without_the_middleware_the_error_says_so() -> None:
-    """Where no middleware let the request through, the error names what is missing."""
+    """The error names the missing middleware if none let the request through."""
     transport = httpx.ASGITransport(app_of())
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         with pytest.raises(LookupError, match="RateLimitMiddleware is not mounted"):

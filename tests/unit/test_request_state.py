@@ -201,7 +201,7 @@ async def test_middleware_around_itself_is_still_told(
 
 
 async def test_a_refusal_is_sent_with_headers_of_its_own() -> None:
-    """What an outer middleware adds to one refusal is not sent with the next."""
+    """Headers that an outer middleware adds to one refusal are not sent with the next."""
     served = limited('plans.anonymous.requests = ["1/minute"]', FakeClock())
     sizes = []
     for _ in range(4):

@@ -83,7 +83,7 @@ async def limit_of(app: RateLimitMiddleware, key: str) -> str | None:
 
 
 def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was logged about the hook."""
+    """Return the log lines about the hook."""
     return [each.getMessage() for each in caplog.records if "resolve=" in each.getMessage()]
 
 
@@ -112,7 +112,7 @@ async def test_an_unknown_key_follows_the_settings() -> None:
 
 
 async def test_listed_and_live_keys_come_first() -> None:
-    """What the file or the registry knows is not asked for."""
+    """A key that the file or the registry knows is not asked for."""
     database = Database(listed=KeyEntry("pro"), live=KeyEntry("pro"))
     app = app_with(database)
     await app.limiter.engine.live.set_keys({hash_api_key(b"live", ""): KeyEntry("default")})
@@ -121,7 +121,7 @@ async def test_listed_and_live_keys_come_first() -> None:
 
 
 async def test_the_key_is_given_as_it_was_sent() -> None:
-    """As text, from which its very bytes can be had again."""
+    """The key is given as text, from which its very bytes can be had again."""
     database = Database()
     app = app_with(database)
     async with client_of(app) as client:
@@ -163,7 +163,7 @@ async def test_an_entry_is_asked_for_again_after_its_time(clock: FakeTime) -> No
 
 
 async def test_an_entry_long_past_its_time_is_waited_for(clock: FakeTime) -> None:
-    """Who comes back after a while gets what holds now, and a key that was taken away is unknown."""
+    """A caller who comes back after a while gets the entry of now, and a removed key is unknown."""
     database = Database(k=KeyEntry("pro"))
     app = app_with(database)
     assert await limit_of(app, "k") == "100"

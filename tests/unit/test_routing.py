@@ -1,4 +1,4 @@
-"""Which route rule a request falls under: always the one that Starlette's own patterns say."""
+"""Route rules that requests fall under: always those that Starlette's own patterns say."""
 
 from collections.abc import Sequence
 from uuid import UUID

@@ -81,7 +81,7 @@ def test_every_file_is_a_part_of_one_script_once() -> None:
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_a_script_loads_on_every_server(name: str, server: StoreServer) -> None:
-    """What was put together is one script that Redis 6.2 and Valkey take."""
+    """The text that was put together is one script that Redis 6.2 and Valkey take."""
     text = script.load_script(name)
     with server.client() as client:
         assert client.script_load(text) == hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -118,7 +118,7 @@ def test_a_constant_has_one_value() -> None:
 
 
 def test_letters_sizes_and_answers_are_those_of_the_packing() -> None:
-    """What stands on both sides of the wire is one and the same."""
+    """Letters, sizes and answers are the same on both sides of the wire."""
     pairs = re.findall(
         r"^local ([A-Z_]+) = (?:byte\('(.)'\)|'?([^'\s]+)'?)",
         "\n".join(path.read_text("utf-8") for path in FILES),

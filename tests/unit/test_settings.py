@@ -67,7 +67,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_a_plan_in_the_file_replaces_the_whole_built_in_one() -> None:
-    """What a plan doesn't write it doesn't limit; the other built-in plan stays."""
+    """A plan in the file limits nothing that it doesn't write; the other built-in plan stays."""
     loaded = Settings.load(HERE / "settings_good" / "odd_but_right.toml")
     assert loaded.plans["default"].requests == ()
     assert loaded.plans["default"].concurrent == Slots(3)
@@ -122,7 +122,7 @@ def shown_in_every_way(loaded: Settings) -> str:
 
 
 def test_no_text_of_the_settings_has_a_secret(tmp_path: Path) -> None:
-    """Whatever is logged, printed or dumped of settings has no secret, no token and no password of a URL."""
+    """No log, print or dump of settings has a secret, a token or a password of a URL."""
     loaded = load(
         tmp_path,
         """

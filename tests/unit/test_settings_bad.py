@@ -1,4 +1,4 @@
-"""What is said about settings that are wrong."""
+"""Errors about settings that are wrong."""
 
 import os
 import socket
@@ -101,7 +101,7 @@ def test_a_disk_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
-    """What the system refuses to read is an error that names the path."""
+    """A file that the system refuses to read is an error that says why."""
     with pytest.raises(SettingsError, match="can't be read: Not a directory"):
         Settings.load(written(tmp_path / "file", "") / "settings.toml")
 
@@ -160,7 +160,7 @@ LONG = [" " * 16_000, "5 " + " " * 16_000, "5/" + "9" * 16_000, "5/minute" * 2_0
 
 @pytest.mark.parametrize("text", [*LONG, "{a" * 8_000, "/{" * 8_000, "/{a:path}" * 2_000, ";" * 16_000])
 def test_a_long_text_takes_no_time(text: str) -> None:
-    """Whatever stands in a settings file is read or refused at once, however long it is."""
+    """A text of any length in a settings file is read or refused at once."""
     began = time.process_time()
     spending = {"daily": text, "currency": text, "timezone": text}
     with pytest.raises(SettingsError):
@@ -182,7 +182,7 @@ def test_a_long_text_takes_no_time(text: str) -> None:
 
 
 def test_many_wrong_names_take_no_time() -> None:
-    """What is near to a wrong name is looked for once, however many keys have it."""
+    """The name nearest to a wrong one is looked for once, however many keys have the wrong one."""
     key = {"plan": "prx", "spending": {"daily": "1", "timezone": "Europe/Berlni"}}
     keys = [{**key, "hash": f"sha256:{number:064x}"} for number in range(1_000)]
     began = time.process_time()

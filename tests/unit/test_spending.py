@@ -68,7 +68,7 @@ async def start_of_none(app: RateLimitMiddleware) -> int:
 
 
 async def spent(client: httpx.AsyncClient, limiter: Limiter, key: str = "k") -> tuple[int, int]:
-    """What a key has spent and what is held for it today, in micro-units."""
+    """Return the amounts that a key has spent and that are held for it today, in micro-units."""
     policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
     daily = next(s for s in (await limiter.engine.peek(policy)).limits if s.counter.limit == DAILY)
     status = budget_status(daily.status)
@@ -89,7 +89,7 @@ async def test_a_budget_admits_no_more_than_it_holds() -> None:
 
 @pytest.mark.parametrize("plan", ['{ daily = "0.20" }', '{ daily = "5.00", currency = "EUR" }', None])
 async def test_a_listed_key_has_its_own_budget(plan: str | None) -> None:
-    """What its entry writes as `spending` holds in place of its plan's, be that smaller, larger or none."""
+    """A key's own `spending` holds in place of its plan's, be that smaller, larger or none."""
     text = f"""
     [plans.default]
     {f"spending = {plan}" if plan else ""}
@@ -161,7 +161,7 @@ async def test_the_next_day_is_a_new_budget_and_the_month_goes_on() -> None:
 
 
 async def test_only_held_estimates_in_the_way_are_worth_a_short_wait() -> None:
-    """Where nothing but unsettled estimates is in the way, the wait is the slots' hint, not a day."""
+    """A refusal by nothing but unsettled estimates has the wait of the slots' hint, not of a day."""
     limiter = limiter_of(SETTINGS, FakeClock())
     leases = [await limiter.acquire(api_key="k", path="/") for _ in range(10)]
     async with client_of(app_of(limiter), x_api_key="k") as client:
@@ -222,7 +222,7 @@ async def test_a_failed_request_costs_nothing(query: str) -> None:
 
 
 async def test_a_settled_request_that_fails_keeps_its_price() -> None:
-    """What was settled stays charged, also where the answer is an error."""
+    """A settled price stays charged, also if the answer is an error."""
     limiter = limiter_of(SETTINGS, FakeClock())
     async with client_of(app_of(limiter), x_api_key="k") as client:
         await client.get("/?settle=0.05&status=500")
@@ -435,7 +435,7 @@ async def test_nothing_is_left_of_an_estimate_that_a_request_has_settled(concurr
 
 
 async def test_a_settle_after_the_end_of_a_request_without_a_price_is_said_to_be_late() -> None:
-    """What is over can't be charged any more, and that is not passed over in silence."""
+    """A settle after the end of a request without a price is not passed over in silence."""
     limiter = limiter_of(UNPRICED, FakeClock())
     async with await limiter.acquire(api_key="k") as lease:
         pass
@@ -445,7 +445,7 @@ async def test_a_settle_after_the_end_of_a_request_without_a_price_is_said_to_be
 
 
 async def test_a_job_of_a_request_without_a_price_is_settled_by_its_token(url: str) -> None:
-    """What is detached can be settled by whoever has the token, once, whether it had an estimate or not."""
+    """A detached job is settled once by whoever has the token, whether it had an estimate or not."""
     limiter = unpriced(url)
     async with limiter, client_of(app_of(limiter), x_api_key="k") as client:
         lease = await limiter.acquire(api_key="k")
@@ -460,7 +460,7 @@ async def test_a_job_of_a_request_without_a_price_is_settled_by_its_token(url: s
 
 
 async def test_what_was_never_charged_never_raises() -> None:
-    """Where a route is exempt, detach and settle do nothing, whatever they are given."""
+    """Detach and settle do nothing on an exempt route, whatever they are given."""
     limiter = limiter_of('routes = [{ path = "/", exempt = true }]', FakeClock())
     lease = await limiter.acquire(api_key="k")
     await lease.settle("much")

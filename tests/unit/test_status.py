@@ -32,7 +32,7 @@ def test_a_charge_tells_the_status_of_each_of_its_limits() -> None:
 
 
 def test_the_quick_answers_of_an_outcome_are_those_of_the_statuses() -> None:
-    """What headers and warnings read without any status is what the statuses say."""
+    """Figures that headers and warnings read without any status are those of the statuses."""
     outcome = outcome_of(STATUSES)
     assert [outcome.used(place) for place in range(3)] == [10, 3, 700]
     assert outcome.reset_after(0) == 20 * SECOND

@@ -1,4 +1,4 @@
-"""What one process has decided."""
+"""Decisions of one process."""
 
 import tomllib
 

@@ -96,7 +96,7 @@ CALLERS, SECONDS = 4_000, 20.0
 @pytest.mark.usefixtures("switching")
 @pytest.mark.parametrize("most", [reconcile.MAX_OWED, 300])
 def test_threads_owe_and_the_backend_is_told_of_all(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What several event loops admit in an outage is told by one of them, while others go on admitting."""
+    """One of several event loops tells of all their admissions in an outage, while others go on admitting."""
     monkeypatch.setattr(reconcile, "MAX_OWED", most)
     backend = Flapping()
     text = 'plans.default = {requests = ["9/hour"], concurrent = 5}\nbackend.local_share = 1.0'
@@ -199,7 +199,7 @@ async def test_what_a_loop_leaves_untold_another_one_tells() -> None:
 async def test_telling_goes_on_after_what_it_was_not_made_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever telling meets is logged and tried again, and never the end of it."""
+    """Any exception while telling is logged and tried again, and never the end of it."""
     monkeypatch.setattr(reconcile, "PAUSE", 0.01)
     backend = Flapping()
     limiter = Limiter(settings_of('plans.default = {requests = ["9/hour"]}'), backend=backend)

@@ -36,7 +36,7 @@ def checksummed(payload: bytes) -> str:
 
 
 def fields_of(token: str) -> dict[str, object]:
-    """What a token says."""
+    """Return the fields of a token."""
     payload = token.split(".")[1]
     return dict(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))))
 
@@ -44,7 +44,7 @@ def fields_of(token: str) -> dict[str, object]:
 @pytest.mark.parametrize("secret", ["", "secret"])
 @pytest.mark.parametrize("hold", [HOLD, NO_RESERVATION, Reservation(HOLD.id, ONE_SLOT, (), 1.5)])
 def test_a_token_gives_back_what_it_was_made_of(hold: Reservation, secret: str) -> None:
-    """Whatever a charge holds survives the way through a queue."""
+    """A hold of any kind survives the way through a queue."""
     assert read_token(write_token(Ticket(hold), secret), secret) == Ticket(hold)
 
 

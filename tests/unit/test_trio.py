@@ -20,7 +20,7 @@ class Trio(Hypercorn):
     """Hypercorn with its workers for trio."""
 
     def command(self) -> list[str]:
-        """The same with another class of workers."""
+        """Return the command with another class of workers."""
         return [*super().command(), "--worker-class", "trio"]
 
     def answers(self) -> bool:
@@ -51,7 +51,7 @@ HOOKS: list[dict[str, Any]] = [{}, {"identify": lambda _: None}]
 def test_without_lifespan_requests_are_answered(
     hooks: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where nothing could fail to start, each request is answered 503, and the log says why, once."""
+    """Each request is answered 503 if no lifespan could fail, and the log says why, once."""
     app = limited("", FakeClock(), **hooks)
 
     async def ask() -> list[int]:
@@ -63,7 +63,7 @@ def test_without_lifespan_requests_are_answered(
 
 
 def test_lifespan_fails_with_the_sentence() -> None:
-    """What a server is told at the start is the sentence alone."""
+    """A server is told nothing but the sentence at the start."""
     sent: list[Any] = []
 
     async def receive() -> Any:

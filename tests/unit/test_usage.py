@@ -60,14 +60,14 @@ price = "0.50"
 
 
 async def usage_of(client: httpx.AsyncClient, path: str = "/limits") -> Any:
-    """What the caller is told."""
+    """Return the usage that the caller is told."""
     answer = await client.get(path)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
 def rate(policy: str, used: int, limit: int, window: int, reset: int = START) -> dict[str, Any]:
-    """How a rate is told of."""
+    """Return a rate as the usage tells it."""
     remaining = limit - used
     told = {"policy": policy, "limit": limit, "used": used, "remaining": remaining}
     return {**told, "window": window, "reset": reset}
@@ -292,7 +292,7 @@ async def test_a_caller_that_asks_too_often_is_refused() -> None:
 
 
 async def test_invented_keys_are_refused_together() -> None:
-    """What one address asks under keys that nobody knows has one limit; known keys at it have their own."""
+    """Requests of one address under unknown keys share one limit; known keys at it have their own."""
     app = limited(SETTINGS, FakeClock())
     for number in range(EACH_ADDRESS.quota):
         async with client_of(app, x_api_key=f"invented-{number}") as client:
@@ -343,7 +343,7 @@ async def test_without_the_backend_it_is_unavailable() -> None:
 
 
 async def test_on_a_server_the_same_is_told(server_url: str) -> None:
-    """What is counted on Redis and Valkey is told as from memory, and the gate holds there, too."""
+    """Counts on Redis and Valkey are told as from memory, and the gate holds there, too."""
     backend = RedisBackend(server_url, timeout=5)
     async with Limiter(settings_of(SETTINGS), backend=backend) as limiter:
         app = RateLimitMiddleware(ok_app(), limiter=limiter)

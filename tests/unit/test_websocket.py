@@ -37,16 +37,16 @@ class Socket:
         self._incoming = [{"type": f"websocket.{name}"} for name in incoming or ("connect", "disconnect")]
 
     async def receive(self) -> Message:
-        """What the client does next."""
+        """Return the next message of the client."""
         return self._incoming.pop(0)
 
     async def send(self, message: Message) -> None:
-        """What the server answers."""
+        """Keep a message of the server."""
         self.sent.append(message)
 
 
 async def handshake(served: RateLimitMiddleware, **more: Any) -> list[Message]:
-    """What is sent to a client that knocks and leaves."""
+    """Serve a client that knocks and leaves; return the messages to it."""
     socket = Socket()
     await served(websocket_scope(**more), socket.receive, socket.send)
     return socket.sent

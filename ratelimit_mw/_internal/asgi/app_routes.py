@@ -81,7 +81,7 @@ def app_routes(app: Any) -> Iterator[AppRoute]:
 
 
 def cover(routes: Iterable[AppRoute], settings: Settings) -> Iterator[Covered]:
-    """Which rules each route falls under, its methods grouped by that."""
+    """Yield the route rules that each route falls under, with its methods grouped by those rules."""
     table = RouteTable(settings.routes)
     listed = sorted(set().union(*[rule.methods or () for rule in settings.routes]))
     for route in routes:

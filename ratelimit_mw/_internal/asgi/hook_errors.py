@@ -1,7 +1,7 @@
-"""What the app's hooks raise, answered as the app itself would answer it.
+"""Answers to exceptions of the app's hooks, made by the app's own exception handlers.
 
-The middleware stands outside of the handlers of exceptions that an app has, so that what a hook raises would
-pass them by: an `HTTPException` of Starlette or FastAPI would be a 500.
+The middleware stands outside of the app's exception handlers. Without this module, an exception of a hook
+would pass them by, and an `HTTPException` of Starlette or FastAPI would become a 500.
 """
 
 import inspect
@@ -27,7 +27,7 @@ class HookError(Exception):
 
 
 async def ask(hook: Callable[..., Any], *about: object) -> Any:
-    """What a hook answers, sync or async. Raises `HookError` where it raises."""
+    """Call a hook, sync or async, and return its answer. Raises `HookError` if the hook raises."""
     try:
         answer = hook(*about)
         return await answer if inspect.isawaitable(answer) else answer

@@ -96,7 +96,7 @@ class LimitedApp:
 
     @property
     def settings_error(self) -> SettingsError | None:
-        """Why the settings don't load; None where they do."""
+        """Error that says why the settings failed to load; None if they loaded."""
         return self._error
 
     async def serve(  # noqa: C901, PLR0912 - the whole way: each further call would cost it
@@ -226,9 +226,10 @@ class LimitedApp:
         return price, await self._estimate(scope, policy, identity)
 
     async def _price(self, scope: Scope, policy: Policy, identity: Identity) -> int | None:
-        """What the app's own hook estimates; None where the route's price counts.
+        """Return the `price=` hook's estimate in units of the currency; None if the route's price counts.
 
-        It is told who calls: keys of one account, and unknown ones of one address, share a policy.
+        The hook is told the caller's identity, since several callers may share a policy: the keys of one
+        account, and the unknown keys of one address.
         """
         if self._price_hook is None or policy.currency is None or policy.is_exempt:
             return None

@@ -25,9 +25,9 @@ from ratelimit_mw._internal.responses.writers import Writers
 from ratelimit_mw._internal.settings import RouteSettings
 
 EACH_CALLER = Window(60, 1, "minute")
-"""How often a caller may ask."""
+"""Rate limit of one caller's requests to the usage path."""
 EACH_ADDRESS = Window(600, 1, "minute")
-"""How often an address may ask anonymously and under unknown keys together: keys can be invented."""
+"""Rate limit of one address's anonymous requests and unknown keys together: keys can be invented."""
 MAX_QUESTIONS = 200
 """Callers whose question is kept ready; beyond it all are made anew."""
 
@@ -38,10 +38,10 @@ Scope = MutableMapping[str, Any]
 
 
 class _Question(NamedTuple):
-    """What a caller's request to the usage path asks the backend."""
+    """Policy and charges that the backend is asked about for a caller's request to the usage path."""
 
     gate: Policy
-    """What holds for the caller there, whatever its plan and the rule for that path say."""
+    """Policy of the caller on the usage path, in place of its plan and of the route rule for that path."""
     charges: tuple[Charge, ...]
     """All that is counted of the caller."""
 
@@ -121,7 +121,10 @@ def _gate_of(identity: Identity, path: str) -> Policy:
 
 
 def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[bytes, bytes]]:
-    """Those of any response, by the limits that hold everywhere."""
+    """Return the headers of a usage response.
+
+    Limits of single routes are left out of the rate limit headers.
+    """
     everywhere = [each for each in usage.limits if not each.counter.scope.startswith("r:")]
     return [
         (b"content-type", b"application/json"),
@@ -134,7 +137,7 @@ def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[
 def _usage(
     identity: Identity, usage: Decision, routes: Iterable[RouteSettings], headers: HeaderWriter
 ) -> dict[str, Any]:
-    """How a caller stands, as the JSON says; never what all callers share."""
+    """Return a caller's usage as the object of the JSON body. Limits that all callers share are left out."""
     by_scope: dict[str, list[LimitStatus]] = {}
     for limit_status in usage.limits:
         by_scope.setdefault(limit_status.counter.scope, []).append(limit_status)

@@ -1,4 +1,4 @@
-"""Where counts live: in this process, or in a Redis or Valkey that all workers share."""
+"""Backends that store the counts: in this process, or in a Redis or Valkey that all workers share."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
-"""Where the figures of the whole fleet are kept beside the counts: to be looked at, never to decide by.
+"""Store of the whole fleet's figures, kept beside the counts: for display, never for decisions.
 
-Time is cut into buckets of `BUCKET` seconds of the store's own clock. What a bucket keeps is bounded
+Time is cut into buckets of `BUCKET` seconds of the store's own clock. The size of a bucket is bounded
 whatever callers send, and everything expires.
 """
 
@@ -36,14 +36,14 @@ _SCRIPT = load_script("figures")
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one worker has counted since its last report, and what it says of itself."""
+    """Counts of one worker since its last report, and the worker's description of itself."""
 
     worker: str
     about: str
     totals: Counts = field(default_factory=dict)
     callers: Counts = field(default_factory=dict)
     identities: Sequence[str] = ()
-    """Who those callers are."""
+    """Identities of the callers that were counted."""
 
     @property
     def is_empty(self) -> bool:
@@ -52,7 +52,7 @@ class Report:
 
 
 class Question(NamedTuple):
-    """What to look up: buckets by their number, and who was seen at `since` or later."""
+    """Query for the buckets with these numbers, and for callers seen at `since` (a Unix time) or later."""
 
     totals: Sequence[int]
     callers: Sequence[int]
@@ -67,7 +67,7 @@ class Reading(NamedTuple):
     identities: list[str]
     """The latest first."""
     workers: dict[str, tuple[str, float]]
-    """What each worker says of itself, and when it did."""
+    """Description that each worker gives of itself, and the Unix time of its last report."""
 
 
 class FiguresStore(Protocol):
@@ -237,7 +237,7 @@ class RedisFiguresStore:
 
 
 def fleet_prefix(namespace: str) -> str:
-    """What the keys of all figures begin with."""
+    """Return the prefix of the keys of all figures."""
     return f"{namespace}:{{fleet}}:"
 
 

@@ -1,6 +1,6 @@
-"""Where live keys are kept beside the counts: raw entries by hash, and a version that changes with them.
+"""Store of live keys, kept beside the counts: raw entries by hash, and a version that changes with them.
 
-Unlike counts they never expire: they are configuration.
+Unlike counts, entries never expire: they are configuration.
 """
 
 import secrets
@@ -24,7 +24,7 @@ class KeyStore(Protocol):
     """Whether other processes read and write it, too."""
 
     async def version(self) -> bytes | None:
-        """What changes whenever an entry does; None before the first, and where all was lost."""
+        """Return the version, which changes with every entry; None before the first, and if all was lost."""
 
     async def entries(self) -> dict[str, bytes]:
         """All entries by hash. Whoever reads the version first never misses a change."""
@@ -49,7 +49,7 @@ class MemoryKeyStore:
         self._version: bytes | None = None
 
     async def version(self) -> bytes | None:
-        """What changes whenever an entry does."""
+        """Return the version, which changes whenever an entry does."""
         return self._version
 
     async def entries(self) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ class RedisKeyStore:
         self._clients = Clients(new_client)
 
     async def version(self) -> bytes | None:
-        """What changes whenever an entry does."""
+        """Return the version, which changes whenever an entry does."""
         version = await self._clients.get().execute("GET", self._version_key)
         if version is None or isinstance(version, bytes):
             return version
@@ -119,7 +119,7 @@ class RedisKeyStore:
         await self._clients.get().try_out(commands)
 
     def _commands(self, entries: Mapping[str, bytes | None]) -> list[tuple[str | bytes, ...]]:
-        """What writes entries, many of them in one command."""
+        """Return the commands that write entries, many of them in one command, and set a new version."""
         commands: list[tuple[str | bytes, ...]] = []
         removed = iter([each for each, entry in entries.items() if entry is None])
         while hashes := tuple(islice(removed, PAGE)):

@@ -46,13 +46,15 @@ DRIFT = 50
 SHARE = 50
 """Of so many units spent one may be in hand or lost."""
 START = 1_024
-"""The same of so many that are left, so that blocks of large limits need not begin small."""
+"""Number of units left of a limit for each unit that may be in hand or lost.
+
+So blocks of large limits need not begin small."""
 RESERVE = 8
 """At most such a part of what is left of a limit is taken at once."""
 MOST = 256
 """Requests that a block is for at most: more would save nothing that counts."""
 GROWTH = 4
-"""How many times what was spent since the last block was taken may go into the next."""
+"""Largest ratio of a block to the requests spent since the last block was taken."""
 REFILL = 2
 """With such a part of a block left the next is taken."""
 PATIENCE = 1.0
@@ -79,7 +81,9 @@ class PrefetchBatch:
     def __init__(self, charge: Charge, outcome: Outcome, size: int, era: object) -> None:
         self.size = size
         self.units: Iterator[int] = iter(range(size - 1, -1, -1))
-        """How many are left after each. Two threads never get the same: taking one is a single step."""
+        """Number of requests left after each that is spent.
+
+        Two threads never get the same number: taking one is a single step."""
         self.low = size // REFILL
         self.decided = outcome.now
         # What is left grows by a unit that leaves, and is looked up only when the block is over.
@@ -94,12 +98,12 @@ class PrefetchBatch:
 
     @property
     def left(self) -> int:
-        """How many requests it is still good for."""
+        """Number of requests that the block is still good for."""
         return length_hint(self.units)
 
 
 class PrefetchState:
-    """What this process has in hand of one charge, and by what it decides how much to take."""
+    """Prefetched units of one charge in this process, and the figures that decide how many it takes next."""
 
     __slots__ = (
         "_before",
@@ -127,7 +131,7 @@ class PrefetchState:
         """Seconds for which a block may be spent, from when it was asked for."""
         self.block: PrefetchBatch | None = None
         self.spare: PrefetchBatch | None = None
-        """What comes after the block."""
+        """Block to spend from when `block` is over."""
         self.asking_until = 0.0
         """A question for more is under way, until its answer comes or, at the latest, until then."""
         self._period = shortest / SECOND
@@ -283,7 +287,10 @@ def is_taken_ahead(charge: Charge) -> bool:
 
 
 def _outcome(charge: Charge, block: PrefetchBatch, left: int, now: float) -> Outcome:
-    """How a caller stands, as far as this process knows: what it has in hand is still to be had."""
+    """Return the admission of a request, with the limits as this process knows them.
+
+    Units in hand count as not used yet.
+    """
     age, unspent = int((now - block.received) * SECOND), left * charge.cost
     row = Numbers()
     for used, reset_after, _ in block.windows:

@@ -59,15 +59,15 @@ class CachedRefusal:
 
 
 class RefusalCache:
-    """What was refused lately, by charge: one caller, one set of limits, one cost."""
+    """Cache of recent refusals by charge: one caller, one set of limits, one cost."""
 
     def __init__(self, clock: SteadyClock = time.monotonic) -> None:
         self.now = clock
         self.kept: dict[Charge, CachedRefusal] = {}
-        """What `find` looks in: empty where nobody was refused lately."""
+        """Cached refusals that `find` looks in; empty if nobody was refused lately."""
         self._by_caller: dict[str, list[Charge]] = {}
         self._by_shared: dict[Counter, dict[int, dict[Charge, None]]] = {}
-        """The same by the windows that others draw on as well, and by cost."""
+        """Charges of cached refusals, by the windows that others draw on as well, and by cost."""
         self._lock = threading.Lock()  # one limiter serves the event loops of several threads
         renew_after_fork(self)
 

@@ -1,1 +1,1 @@
-"""What is said at start-up of settings and surroundings that limit less than they seem to."""
+"""Start-up checks, which report settings and surroundings that limit less than they seem to."""

@@ -121,7 +121,7 @@ def _not_compiled(_settings: Settings) -> Iterator[Finding]:
 
 
 def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) -> str:
-    """Why nothing can be taken ahead on any route; empty where something can."""
+    """Return the reason why nothing can be taken ahead on any route; empty if something can."""
     if not is_shared(settings):
         return "this process keeps all counts itself"
     if plan.units:

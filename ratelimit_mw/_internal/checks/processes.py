@@ -1,7 +1,8 @@
-"""How many processes serve with this one, seen from what runs: who of its parent's children listens with it.
+"""Number of processes that serve together with this one, as the system shows them.
 
-Options and variables of servers say it badly: gunicorn has a file of its own, granian variables, and a
-`WEB_CONCURRENCY` may be read by nobody. Linux tells; elsewhere nothing can be seen.
+These are the children of this process's parent that listen where it does. Options and variables of servers
+are poor evidence: gunicorn has a file of its own, granian variables, and a `WEB_CONCURRENCY` may be read by
+nobody. Linux shows the processes; elsewhere nothing can be seen.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What happens once when a process starts, before its first request, and what can be seen soon after."""
+"""Checks that run once when a process starts, before its first request, and soon after its start."""
 
 import asyncio
 from collections.abc import Callable

@@ -21,7 +21,7 @@ MAX_LAYERS = 50
 _WORKERS = re.compile(r"(?:--workers|-w)(?:=(?P<joined>\d+))?|-w(?P<short>\d+)")
 _TRUST = "--forwarded-allow-ips"
 _OF_ROUTERS = ("routes", "router", "url_map", "add_route")
-"""What apps of frameworks have that are routers or have one."""
+"""Attributes that mark an app of a framework as a router, or as having one."""
 _ROUTERS = frozenset({"django", "litestar", "blacksheep"})
 """Frameworks whose apps may show nothing of the kind."""
 
@@ -31,7 +31,7 @@ def server_findings(
     arguments: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Finding]:
-    """What the server's command line and the environment show, of this process where none are given."""
+    """Yield findings from the server's command line and environment; by default from this process's own."""
     arguments = sys.argv if arguments is None else arguments
     environment = os.environ if environment is None else environment
     if not sys.platform.startswith("linux"):  # elsewhere `worker_findings` can't see what runs
@@ -45,7 +45,7 @@ def server_findings(
 
 
 def worker_findings(settings: Settings) -> Iterator[Finding]:
-    """What the processes show that serve with this one, once they run."""
+    """Yield findings from the processes that serve with this one, once they run."""
     yield from _memory_with_workers(settings, processes_serving() or 1)
 
 
@@ -59,11 +59,11 @@ def _memory_with_workers(settings: Settings, workers: int) -> Iterator[Finding]:
 
 
 def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """How many processes serve this app, as far as can be told; 1 where nothing says otherwise.
+    """Return the number of processes that serve this app, as far as can be told; 1 by default.
 
-    Reads what uvicorn, gunicorn, hypercorn and granian read: their option, which wins, and their variables.
-    A process that another one started is at least as many as its own number. For systems on which
-    `processes_serving` can't look.
+    Reads the option of uvicorn, gunicorn, hypercorn and granian, which wins, and their environment variables.
+    If another process started this one, there are at least as many processes as this one's own number. For
+    systems on which `processes_serving` can't look.
     """
     for position, argument in enumerate(arguments):
         found = _WORKERS.fullmatch(argument)
@@ -82,7 +82,10 @@ def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> in
 
 
 def trusted_by_server(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Whose `X-Forwarded-For` the server itself reads, as its option or `FORWARDED_ALLOW_IPS` says."""
+    """Return the peers whose `X-Forwarded-For` the server itself reads.
+
+    Its option names them, else `FORWARDED_ALLOW_IPS`.
+    """
     for position, argument in enumerate(arguments):
         if argument == _TRUST and position + 1 < len(arguments):
             return arguments[position + 1]
@@ -92,7 +95,7 @@ def trusted_by_server(arguments: Sequence[str], environment: Mapping[str, str]) 
 
 
 def app_findings(app: Any, ours: type) -> Iterator[Finding]:
-    """What lies around the app inside our middleware, whose class is `ours`."""
+    """Yield findings about the middleware that lies inside ours, whose class is `ours`."""
     for inner in _inside(app):
         if issubclass(inner, ours):
             yield mounted_twice()
@@ -137,7 +140,7 @@ def _other_routers(app: Any) -> Iterator[str]:
 
 
 def mounted_twice() -> Finding:
-    """The same request passed the middleware a second time."""
+    """Return the finding for a request that passed the middleware a second time."""
     text = "RateLimitMiddleware is mounted twice around the same app: each request is charged twice."
     return Finding("mounted-twice", text)
 

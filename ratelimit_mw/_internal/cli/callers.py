@@ -23,7 +23,7 @@ _NOWHERE = "ADDRESS"
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Whom the command line names."""
+    """Options of the command line that name a caller."""
 
     key: str | None = None
     """An API key, its hash, a caller's name, or `-` for any of them on standard input."""

@@ -56,7 +56,7 @@ class _Explained:
         self.policy = policy
         self.route_place = ""
         self.live_keys_unread: str | None = None
-        """Why it is not known whether the key has another plan live."""
+        """Reason why it is unknown whether the key has another plan live; None if it is known."""
         if policy.route is not None:
             self.route_place = f"routes[{_place(settings, policy)}]"
 
@@ -170,7 +170,7 @@ class _Explained:
         return self.policy.shadow, "shadow"
 
     def on_failure(self) -> tuple[str, str]:
-        """What decides while the backend is away, and what says so."""
+        """Return the `on_failure` that decides while the backend is away, and the setting that says so."""
         policy, (spending, spending_place) = self.policy, self._spending()
         if policy.price is not None and spending is not None and spending.on_failure is not None:
             return policy.on_failure_priced, f"{spending_place}.on_failure"
@@ -196,5 +196,8 @@ class _Explained:
 
 
 def _place(settings: Settings, policy: Policy) -> int:
-    """Where the rule of a policy stands in the file; by identity, as two rules may say the same."""
+    """Return the index of a policy's route rule in the file.
+
+    The rule is found by identity, as two rules may say the same.
+    """
     return next(index for index, route in enumerate(settings.routes) if route is policy.route)

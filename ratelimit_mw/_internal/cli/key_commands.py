@@ -1,4 +1,4 @@
-"""What `ratelimit-mw keys set`, `list` and `remove` take."""
+"""Commands `ratelimit-mw keys set`, `list` and `remove`, with their parameters."""
 
 from typing import Annotated
 

@@ -216,7 +216,7 @@ def _in_settings(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _facts(key: KeySettings) -> dict[str, Any]:
-    """What a key has; limits as text, None where they are its plan's."""
+    """Return a key's plan, account and limits as JSON has them; None for a limit that is its plan's."""
     return {
         "plan": key.plan,
         "account": key.account,

@@ -60,7 +60,7 @@ class Directory:
         self._people.learn(seen_callers(reading.identities))
 
     def keys(self) -> dict[str, tuple[str, KeySettings]]:
-        """Where each known key is listed, by its hash: `live` or a place in the file."""
+        """Return each known key by its hash, with its place: `live`, or a place in the file."""
         keys = {key.hash: (f"keys[{index}]", key) for index, key in enumerate(self._limiter.settings.keys)}
         return keys | {
             each: ("live", key) for each, key in self._limiter.engine.live.rules.registered.items()

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for programs, one line for an error."""
+"""Output of commands: tables for people, JSON for programs, one line for an error."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from ratelimit_mw._internal.runtime.printable import printable
 WIDTH = 140
 """Columns of a table that goes to a file or another program, which have no width of their own."""
 WIDEST = 10_000
-"""The same of one whose cells can't be divided."""
+"""Columns, at most, of a table whose cells can't be divided."""
 PAGE = 500
 """Rows of a table that are laid out together."""
 

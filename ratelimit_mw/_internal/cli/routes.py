@@ -84,7 +84,7 @@ def _rows(settings: Settings, covered: Covered) -> list[tuple[object, ...]]:
 
 
 def _cells(settings: Settings, index: int | None, *, some: bool) -> tuple[object, ...]:
-    """What one rule says. With `some` it holds for part of the route's paths only."""
+    """Return the cells of one route rule. With `some` it holds for part of the route's paths only."""
     says = ["some paths"] if some else []
     if index is None:
         return "-", 1, "-", "-", "-", ", ".join(says)

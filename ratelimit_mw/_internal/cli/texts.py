@@ -12,7 +12,7 @@ from ratelimit_mw._internal.policy.policy import route_scope
 from ratelimit_mw._internal.settings import KeySettings, RouteSettings, Settings, SpendingSettings
 
 SHARED_BY = {"caller": "this caller", "address": "its address", "everyone": "all callers"}
-"""Who draws on a counter, by its owner."""
+"""Callers that draw on a counter, in words, by the counter's owner."""
 
 
 def limit_json(limit: Limit) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
 
 
 def key_place(settings: Settings, key: KeySettings) -> str:
-    """Where a key is listed: `keys[3]` of the file, or `live` for what `keys set` has set."""
+    """Return the place where a key is listed: `keys[3]` of the file, or `live` for a key of `keys set`."""
     return next((f"keys[{index}]" for index, each in enumerate(settings.keys) if each is key), "live")
 
 

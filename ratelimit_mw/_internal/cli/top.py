@@ -93,7 +93,7 @@ class Order:
         self._plan = plan
 
     def of(self, snapshot: Snapshot) -> Snapshot:
-        """The same with those callers."""
+        """Return the snapshot with these callers only, in this order."""
         callers = [caller for caller in snapshot.callers if self._is_shown(caller)]
         callers.sort(key=_ORDERS[self.sort], reverse=True)
         return replace(snapshot, callers=tuple(callers[: self._number]))

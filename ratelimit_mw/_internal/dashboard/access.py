@@ -1,4 +1,4 @@
-"""Who may see the dashboard: whoever has its token, as a bearer token or in exchange for a session cookie.
+"""Access to the dashboard with its token: as a bearer token, or in exchange for a session cookie.
 
 A session is a time and a signature under the token, so that every worker knows it and none keeps anything.
 Another token ends all sessions.

@@ -35,7 +35,7 @@ _HEADERS = {
 
 
 class DashboardError(Exception):
-    """What is said to a request that the dashboard does not serve: a status and a sentence."""
+    """Refusal of a request that the dashboard does not serve: a status and a sentence."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -113,7 +113,7 @@ def protect(response: Response) -> Response:
 
 
 async def read_body(request: Request) -> bytes:
-    """What was posted. Raises `DashboardError` where that is too much."""
+    """Return the body that was posted. Raises `DashboardError` for more than `MAX_BODY` bytes."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

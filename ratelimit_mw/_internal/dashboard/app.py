@@ -111,7 +111,10 @@ class Dashboard:
         return await handlers[method](request, operations)
 
     async def _granted(self, request: Request, path: str, operations: OperationsSettings) -> Response | None:
-        """What is answered to a request without the token; None where it has it."""
+        """Return the login page for a request without the token; None if the request has it.
+
+        Raises `DashboardError` if a request without the token asks for anything but the page.
+        """
         is_page = path in ("", "/") and request.method in ("GET", "HEAD")
         token = operations.dashboard_token.get_secret_value()
         try:
@@ -217,7 +220,7 @@ class Dashboard:
 
 
 def _path(request: Request, operations: OperationsSettings) -> str:
-    """What stands behind the dashboard's own path."""
+    """Return the part of a request's path that follows the dashboard's own path."""
     return route_path(request.scope)[len(operations.dashboard_path or "") :]
 
 

@@ -18,7 +18,7 @@ from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import SettingsError
 
 KEPT_SECONDS = 1.0
-"""How long an answer serves everybody who has this caller's page open."""
+"""Seconds for which an answer serves everybody who has this caller's page open."""
 MAX_KEPT = 256
 """Callers whose answers are kept."""
 

@@ -24,7 +24,7 @@ _HEARTBEAT = b": no news\n\n"
 
 
 class Stream:
-    """What is sent to open pages."""
+    """Server-sent events for open pages."""
 
     def __init__(self, view: FleetView) -> None:
         self._view = view

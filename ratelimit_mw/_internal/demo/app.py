@@ -130,7 +130,10 @@ def create_app(token: str = "") -> Starlette:
 
 
 def demo_settings(token: str = "") -> Settings:
-    """What `demo.toml` says. Neither the environment nor a file of the caller's changes it."""
+    """Return the settings of `demo.toml` with a dashboard token.
+
+    Neither the environment nor a file of the caller's changes them.
+    """
     said = tomllib.loads(files(__package__).joinpath("demo.toml").read_text("utf-8"))
     said["operations"]["dashboard_token"] = token or _new_token()
     return Settings(**said)
@@ -183,7 +186,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _log_config() -> dict[str, Any]:
-    """As uvicorn has it: its lines about requests, without those about itself and the dashboard's."""
+    """Return uvicorn's log configuration without its lines about itself and about the dashboard."""
     config: dict[str, Any] = copy.deepcopy(LOGGING_CONFIG)
     config["loggers"]["uvicorn.error"]["level"] = "WARNING"
     config["filters"] = {"api": {"()": lambda: _is_of_the_api}}

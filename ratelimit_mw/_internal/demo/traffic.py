@@ -32,7 +32,7 @@ CALLERS = (
 """None of them has a key or an address that the printed hints use."""
 
 SWING_SECONDS = 20.0
-"""How often traffic grows and shrinks."""
+"""Seconds in which traffic grows and shrinks once."""
 
 
 async def simulate(app: ASGIApp, is_over: Callable[[], bool]) -> None:

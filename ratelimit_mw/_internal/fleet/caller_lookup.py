@@ -33,7 +33,7 @@ class CallerLookup:
         self._seen = seen
 
     def identity(self, partition: str) -> Identity | None:
-        """Who is counted so; None where nobody can tell the plan."""
+        """Return the identity that a partition counts; None if nobody can tell its plan."""
         known = self._known(partition)
         if known:
             return known[0]
@@ -130,7 +130,7 @@ class CallerLookup:
             self._learn_keys(rules)
 
     def _learn_keys(self, rules: "Rules") -> None:
-        """Where to look a partition up. There may be very many keys, so that nothing is made of them here."""
+        """Index the keys by partition. There may be very many keys, so that no identities are made here."""
         keys = list(({key.hash: key for key in rules.settings.keys} | dict(rules.registered)).values())
         self._rules, self._by_account = rules, {}
         self._by_name = {key_partition(key.hash): key.hash for key in keys}

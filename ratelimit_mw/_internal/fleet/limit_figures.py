@@ -1,4 +1,4 @@
-"""How the limits of callers stand, and how fast their budgets burn."""
+"""Status of callers' limits, and the pace at which their budgets burn."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_KEPT = 500
 """Callers and budgets remembered from one look to the next."""
 PACE_SECONDS = 60.0
-"""How far back a budget's pace is measured, and from how many seconds on."""
+"""Seconds over which a budget's pace is measured: at most these, and at least `PACE_AFTER`."""
 PACE_AFTER = 3.0
 
 

@@ -1,4 +1,4 @@
-"""What workers have written, read with care: others may have written there, too."""
+"""Careful reading of the reports of workers: others may have written there, too."""
 
 import json
 import math
@@ -13,7 +13,7 @@ NOTHING = Outcomes(0, 0, _NO_REASONS)
 
 
 class Seen(NamedTuple):
-    """Who a caller is, as the worker that decided about it says."""
+    """Plan, account and key hash of a caller, as the worker says that decided about it."""
 
     plan: str | None = None
     account: str | None = None
@@ -47,7 +47,7 @@ def total(counts: Mapping[str, int]) -> Outcomes:
 
 
 def seen_callers(texts: Iterable[str]) -> dict[str, Seen]:
-    """Who callers are, by partition; the first that is said of one counts."""
+    """Return the callers by partition; the first entry about a partition counts."""
     found: dict[str, Seen] = {}
     for text in texts:
         said = _json(text)
@@ -57,7 +57,7 @@ def seen_callers(texts: Iterable[str]) -> dict[str, Seen]:
 
 
 def worker_of(name: str, text: str, seen: float) -> WorkerFigures | None:
-    """What a worker says of itself; None where that is nonsense."""
+    """Read a worker's description of itself; None if it makes no sense."""
     said = _json(text)
     if not isinstance(said, dict):
         return None

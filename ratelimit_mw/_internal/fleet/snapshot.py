@@ -1,4 +1,4 @@
-"""What there is to see of the fleet at one moment, as plain values; `as_dict` has nothing but JSON types."""
+"""Figures of the fleet at one moment, as plain values; `as_dict` has nothing but JSON types."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,11 +7,11 @@ from typing import Any, Literal, NamedTuple, get_args
 from ratelimit_mw._internal.policy.decision import Reason
 
 REASONS: tuple[str, ...] = get_args(Reason)
-"""Why requests are refused, in the order that figures have everywhere."""
+"""Reasons for refusals, in the order that figures have everywhere."""
 
 
 class Outcomes(NamedTuple):
-    """How many requests ended in what."""
+    """Number of requests for each outcome."""
 
     admitted: int
     shadow: int
@@ -43,7 +43,7 @@ class Point(NamedTuple):
 
 
 class PlanFigures(NamedTuple):
-    """What became of the requests of one plan in the last minute."""
+    """Outcomes of one plan's requests in the last minute."""
 
     plan: str
     outcomes: Outcomes
@@ -54,7 +54,7 @@ class PlanFigures(NamedTuple):
 
 
 class LimitFigures(NamedTuple):
-    """How one limit of a caller stands. Amounts of money are in the currency, for showing only."""
+    """Status of one limit of a caller. Amounts of money are in the currency, for showing only."""
 
     name: str
     """The limit in words, such as `60/minute`."""
@@ -66,7 +66,7 @@ class LimitFigures(NamedTuple):
     """Units, active slots, or what was spent."""
     limit: float
     held: float
-    """What a budget holds for requests that are not settled yet."""
+    """Amount that a budget holds for requests that are not settled yet."""
     share: float
     """Used and held, as a share of the limit; over 1 where a limit was lowered."""
     reset_after: float | None
@@ -79,16 +79,16 @@ class LimitFigures(NamedTuple):
 
 
 class CallerFigures(NamedTuple):
-    """What became of one caller's requests in the last minute, and how its limits stand."""
+    """Outcomes of one caller's requests in the last minute, and the status of its limits."""
 
     caller: str
-    """What it is counted under, such as `k:` and 32 hex digits for an API key."""
+    """Partition that the caller is counted under, such as `k:` and 32 hex digits for an API key."""
     plan: str | None
     account: str | None
     label: str | None
     """As the settings or `keys set` have it."""
     api_key_hash: str | None
-    """As `keys hash` prints it, where the caller is one key and its hash is known."""
+    """Hash as `keys hash` prints it; None unless the caller is one key and its hash is known."""
     outcomes: Outcomes
     rate: float
     """Requests a second, refused ones included."""
@@ -143,7 +143,7 @@ class WorkerFigures(NamedTuple):
     leases: int
     """Leases that it renews."""
     owed: int
-    """What waits to be written."""
+    """Number of operations, and of counts of an outage, that wait to be written."""
     seen: float
     """Seconds since it said so."""
 
@@ -194,13 +194,13 @@ class Snapshot:
     is_shared: bool
     """Whether figures are of all processes, not of this one alone."""
     partial: str | None = None
-    """Why figures are missing."""
+    """Reason why figures are missing; None if none are."""
     headline: Headline = NO_HEADLINE
     callers_seen: int = 0
     """Callers of the last minute, as far as they are counted one by one; `callers` has some of them."""
 
     def without_backend(self, why: str) -> "Snapshot":
-        """The same as it was last seen, now that the backend is away."""
+        """Return the snapshot with a note that the backend is away since; `why` is the reason."""
         return replace(self, backend_up=False, partial=why)
 
     @property

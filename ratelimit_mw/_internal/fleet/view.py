@@ -33,7 +33,7 @@ from ratelimit_mw._internal.runtime import threads
 FOUND = 20
 """Callers that a search finds at most."""
 KEPT_SECONDS = 0.9
-"""How long a snapshot serves everyone who asks."""
+"""Seconds for which a snapshot serves everyone who asks."""
 POINTS = 720
 """Buckets of the chart: an hour."""
 MINUTE = 12
@@ -119,7 +119,7 @@ class FleetView:
         ]
 
     async def identity(self, partition: str) -> Identity | None:
-        """Who is counted under a partition; None where nobody can tell."""
+        """Return the identity that a partition counts; None if nobody can tell it."""
         await self.read()
         return self._people.identity(partition)
 
@@ -224,7 +224,7 @@ class FleetView:
         )
 
     async def _with_limits(self, callers: Sequence[CallerFigures]) -> list[CallerFigures]:
-        """The same, the busiest and the most refused of them with their limits."""
+        """Return the callers, with limits for the busiest and the most refused of them."""
         refused = nlargest(PEEKED // 2, callers, key=lambda each: each.outcomes.all_refused)
         chosen = list(dict.fromkeys(each.caller for each in (*refused, *callers)))[:PEEKED]
         identities = [found for each in chosen if (found := self._people.identity(each)) is not None]

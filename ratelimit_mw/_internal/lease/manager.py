@@ -1,4 +1,4 @@
-"""What becomes of leases after their admission: kept, ended, detached into jobs, settled."""
+"""Life of leases after their admission: kept, ended, detached into jobs, settled."""
 
 import asyncio
 import dataclasses
@@ -38,7 +38,7 @@ from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fo
 logger = logging.getLogger("ratelimit_mw")
 
 EXEMPT = Decision(True, 0)
-"""Where nothing limits."""
+"""Admitting decision for leases that nothing limits."""
 _NOTHING = Charge(())
 _JOB = Policy(
     identity=Identity("", ""),
@@ -79,10 +79,10 @@ class Leases:
         self._lock = threading.Lock()
         self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
         self.owed: set[asyncio.Future[Any]] = set()
-        """What is under way to the backend and has nobody who waits for it."""
+        """Work under way to the backend, kept here because nobody may be waiting for it."""
         self._slots_lost = 0
         self.settles_ignored = 0
-        """How many settles changed nothing."""
+        """Number of ignored settles: settled before with another amount, or unknown to the backend."""
         self.on_uncounted: Callable[[object], None] = lambda _: None
         """Told of each unit that is settled though no limit of the request counts it."""
         renew_after_fork(self)
@@ -98,12 +98,12 @@ class Leases:
 
     @property
     def slots_lost(self) -> int:
-        """How many slots were lost before they could be renewed."""
+        """Number of slots that were lost before they could be renewed."""
         return self._slots_lost + sum([each.lost for each in list(self.renewals.values())])
 
     @property
     def number(self) -> int:
-        """How many leases are renewed."""
+        """Number of leases that are renewed."""
         return sum(map(len, list(self.renewals.values())))
 
     def stop_renewing(self) -> None:

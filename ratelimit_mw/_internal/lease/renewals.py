@@ -36,14 +36,16 @@ class Renewals:
         self.leases: dict[bytes, Lease] = {}
         """Leases with slots that are renewed, by id."""
         self._slotless: WeakValueDictionary[bytes, Lease] = WeakValueDictionary()
-        """Those that have an estimate alone. Whoever drops one without ending it lets it lapse."""
+        """Leases that have an estimate alone.
+
+        The estimate of a lease that is dropped without an end lapses."""
         self.covers = inf
         """Shortest lease in seconds that the timer comes in time for; infinite where there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._next_look = -inf
         self._tasks: set[asyncio.Task[None]] = set()
         self.lost = 0
-        """How many slots were lost before they could be renewed."""
+        """Number of slots that were lost before they could be renewed."""
 
     def __len__(self) -> int:
         return len(self.leases) + len(self._slotless)
@@ -177,7 +179,7 @@ class Renewals:
 
 
 def _held(lease: Lease) -> Reservation:
-    """What is to be renewed of a lease: no lost slots, and no estimate that is kept anyway."""
+    """Return the part of a lease's hold to renew: no lost slots, and no estimate that is kept anyway."""
     hold = lease.hold
     if lease.is_lost:
         hold = hold.with_places((), hold.periods, hold.meters, hold.estimates)

@@ -32,7 +32,7 @@ class Ticket:
 
     hold: Reservation
     give_up_at: float | None = None
-    """When to give its slots up, by this process's `time.monotonic`."""
+    """Time to give the slots up, by this process's `time.monotonic`."""
 
 
 def check_ttl(ttl: object) -> float:
@@ -110,7 +110,7 @@ class _Fields(BaseModel):
     c: str
     """The currency."""
     g: float | None
-    """When to give the slots up, in seconds since 1970: the one clock that machines have in common."""
+    """Time to give the slots up, in seconds since 1970: the one clock that machines have in common."""
     u: Annotated[tuple[_MeterFields, ...], Field(max_length=_MAX_PLACES)] = ()
     """Metered units."""
 

@@ -143,7 +143,7 @@ class Engine:
         self.decider.local.holds.resume()
 
     def stats(self) -> Stats:
-        """What this limiter has done, and what waits."""
+        """Return figures of this limiter's work: done, and waiting."""
         return Stats(
             backend_up=not self.backend.is_away,
             load=self.backend.load,
@@ -165,7 +165,10 @@ class Engine:
     def identity_of(
         self, identity: Identity | None = None, api_key: str | bytes | None = None, address: str | None = None
     ) -> Identity:
-        """Who is meant by an API key, with the address where that matters, or by an address alone."""
+        """Return the identity of an API key, with the address if that matters, or of an address alone.
+
+        An `identity` is returned as it is. Raises ValueError if nobody is named.
+        """
         if identity is not None:
             return identity
         if known := self.hashed(api_key):
@@ -204,7 +207,10 @@ class Engine:
         return lease
 
     async def peek(self, policy: Policy, price: int | None = None) -> Decision:
-        """How a caller's limits stand, its budgets included; charges nothing. Raises `BackendError`."""
+        """Return the status of a caller's limits, budgets included; charges nothing.
+
+        Raises `BackendError`.
+        """
         charge = policy.priced_charge
         outcome = await self.backend.peek(charge, price or 0)
         return decision_of(policy, charge, outcome, price or 0, None)

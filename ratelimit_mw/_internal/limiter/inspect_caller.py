@@ -12,7 +12,7 @@ MAX_COUNTERS = 100
 
 
 async def overview(limiter: Limiter, identity: Identity) -> Decision:
-    """How everything stands that is counted of a caller: its plan's limits, its address's, each route's own.
+    """Return the status of every limit that counts a caller: its plan's, its address's, each route's own.
 
     Charges nothing. Raises `BackendError`.
     """
@@ -20,7 +20,7 @@ async def overview(limiter: Limiter, identity: Identity) -> Decision:
 
 
 def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
-    """What to ask the backend for an `overview`: the same as long as the settings are the same."""
+    """Return the charges of an `overview`, which are the same as long as the settings are the same."""
     counters = [
         counter for counter in limiter.engine.policies.counters_of(identity) if counter.owner != "everyone"
     ]
@@ -28,7 +28,10 @@ def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
 
 
 async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
-    """How everything stands that these charges count in. Charges nothing. Raises `BackendError`."""
+    """Return the status of every limit that these charges count in.
+
+    Charges nothing. Raises `BackendError`.
+    """
     now, limit_statuses = 0, list[LimitStatus]()
     for charge in charges:
         outcome = await limiter.engine.backend.peek(charge)
@@ -38,7 +41,7 @@ async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
 
 
 async def shared_overview(limiter: Limiter) -> Decision:
-    """How the limits stand that all callers share. Charges nothing. Raises `BackendError`."""
+    """Return the status of the limits that all callers share. Charges nothing. Raises `BackendError`."""
     anybody = limiter.engine.identify.of_address("unix")
     counters = [
         counter for counter in limiter.engine.policies.counters_of(anybody) if counter.owner == "everyone"

@@ -19,7 +19,7 @@ from ratelimit_mw._internal.runtime.event_loop import running_loop
 from ratelimit_mw._internal.settings import Settings
 
 TAKE_OVER_SECONDS = 0.5
-"""How often an event loop looks whether another one has ended and left something to do."""
+"""Seconds between two looks of an event loop whether another has ended and left something to do."""
 
 
 class Limiter:

@@ -13,7 +13,7 @@ from ratelimit_mw._internal.policy.identity import Identity
 logger = logging.getLogger("ratelimit_mw")
 
 COMPLAIN_SECONDS = 60.0
-"""How often it is logged that decisions cannot be handed over: they are many."""
+"""Seconds between two log lines that decisions cannot be handed over: decisions are many."""
 
 
 class DecisionMade:

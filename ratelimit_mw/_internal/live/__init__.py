@@ -1,1 +1,1 @@
-"""What can change while the app runs: the settings file, keys set live, keys that a hook looks up."""
+"""Settings and keys that change while the app runs: the file, keys set live, keys that a hook looks up."""

@@ -1,4 +1,4 @@
-"""What is said of one API key outside the settings file: by `keys set`, or by the app's `resolve=` hook."""
+"""Entries of API keys outside the settings file, from `keys set` or from the app's `resolve=` hook."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,9 +30,9 @@ class KeyEntry:
     concurrent: int | None = None
     """Slots in place of the plan's."""
     daily: str | int | Decimal | None = None
-    """What may be spent in a day. With either amount, the plan's own budget is replaced as a whole."""
+    """Amount that may be spent in a day. With either amount, the plan's own budget is replaced as a whole."""
     monthly: str | int | Decimal | None = None
-    """What may be spent in a calendar month."""
+    """Amount that may be spent in a calendar month."""
     label: str | None = None
     """Text that is shown beside the key's name."""
     units: Mapping[str, Iterable[str]] | None = None
@@ -107,10 +107,10 @@ Known = dict[str, tuple[KeyEntry, KeySettings]]
 def sound_entries(
     entries: Mapping[str, KeyEntry], settings: Settings, known: Known | None = None
 ) -> tuple[dict[str, KeySettings], dict[str, list[SettingsProblem]]]:
-    """Those entries, by hash, that can be used under these settings, and what is wrong with the others.
+    """Return the entries, by hash, that can be used under these settings, and the problems of the others.
 
-    They are checked together with the keys of the file, those that they replace left out. Where two
-    contradict each other, the later one is wrong. What is found in `known` is not made again.
+    Entries are checked together with the keys of the file, except for the keys that they replace. If two
+    contradict each other, the later one is wrong. An entry found in `known` is not made again.
     """
     known = {} if known is None else known
     sound: dict[str, KeySettings] = {}
@@ -140,7 +140,7 @@ def _plan_problems(plan: str, settings: Settings) -> list[SettingsProblem]:
 def _contradictions(
     sound: Mapping[str, KeySettings], settings: Settings
 ) -> Iterator[tuple[str, SettingsProblem]]:
-    """What is wrong between keys, and between keys and plans."""
+    """Yield the problems between keys, and between keys and plans, each with the hash of its key."""
     listed = [key for key in settings.keys if key.hash not in sound]
     keys = dict(enumerate([*listed, *sound.values()]))
     places = dict.fromkeys(range(len(listed), len(keys)), "hash")

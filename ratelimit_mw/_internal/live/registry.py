@@ -17,14 +17,14 @@ from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError
 logger = logging.getLogger("ratelimit_mw")
 
 POLL_SECONDS = 0.7
-"""How often a process asks for the version: a change is seen by all of them within two seconds."""
+"""Seconds between two requests for the version: all processes see a change within two seconds."""
 
 READ_AGAIN = 3
 """Times that the entries are read anew where some were written meanwhile: keys set together come together."""
 
 
 class Registry:
-    """What this process knows of the live keys."""
+    """Live keys, as far as this process knows them."""
 
     def __init__(self, store: KeyStore) -> None:
         """Many entries are worked on in threads, so that they don't hold up the event loop."""
@@ -39,7 +39,7 @@ class Registry:
         self.entries: Mapping[str, KeyEntry] = {}
         """Every readable entry by hash, also those that don't fit the settings. Replaced, never changed."""
         self.unreadable: Mapping[str, str] = {}
-        """What is wrong with the others."""
+        """Errors of the entries that can't be read, by hash."""
 
     def after_fork(self) -> None:
         """Have a lock that no thread of the parent process holds."""
@@ -78,7 +78,7 @@ class Registry:
         return True
 
     async def poll(self) -> bool:
-        """As `read`; where the backend is away, what is known stays."""
+        """Read what has changed, and return whether anything has. If the backend is away, known keys stay."""
         try:
             changed = await self.read()
         except BackendError as error:
@@ -114,7 +114,7 @@ class Registry:
         await self._store.close()
 
     def sound_under(self, settings: Settings) -> dict[str, KeySettings]:
-        """Those keys that can be used under these settings; what is wrong with another is logged once."""
+        """Return the keys that can be used under these settings. Problems of the others are logged once."""
         with self._lock:  # one limiter serves the event loops of several threads
             return self._sound_under(settings)
 

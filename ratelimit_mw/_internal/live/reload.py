@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ratelimit_mw")
 
 POLL_SECONDS = 0.4
-"""How often the file is looked at. A change is read once two looks in a row have found it the same."""
+"""Seconds between two looks at the file. A change is read once two looks in a row find the file the same."""
 RESTLESS_SECONDS = 0.8
-"""How long a file may differ at each look before it is read all the same: it is replaced again and again."""
+"""Seconds for which a file may differ at each look before it is read all the same.
+
+Such a file is replaced again and again."""
 STILL_SECONDS = 0.05
 """Such a file is used if what was opened of it stays the same for so long: it is not being written."""
 READ_SECONDS = 2.0
 """Seconds after which a look that has not come to an end is reported."""
 
 Signature = tuple[int, ...]
-"""What changes with a file, through symlinks; empty where there is none."""
+"""Figures that change with a file, read through symlinks; empty if there is no file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a look at a changed file found."""
+    """Result of a look at a changed file."""
 
     settings: Settings | None
     """None where the error says why there are none."""
@@ -93,7 +95,7 @@ class FileWatch:
     # in a thread --------------------------------------------------------------------------------
 
     def _look_at_file(self, running: Settings) -> _Found | None:
-        """What there is to say of the file; None where it is as it was, or somebody may be writing it."""
+        """Look at the file and return the result; None if the file is as it was, or may just be written."""
         self._is_reading = True
         try:
             data = self._changed()
@@ -109,7 +111,7 @@ class FileWatch:
             return _Found(None, self._waiting, str(bad))
 
     def _changed(self) -> bytes | None:
-        """What the file holds, if that is to be read now. Raises `SettingsError`."""
+        """Return the content of the file if it is to be read now, else None. Raises `SettingsError`."""
         found = _signature(self._file)
         if found == self._read:
             self._restless_since = None
@@ -181,7 +183,10 @@ def _signature(file: str) -> Signature:
 
 
 def _load(file: str, data: bytes, running: Settings) -> tuple[Settings, tuple[str, ...]]:
-    """What the file says, less what applies at restart; and the names of the latter that have changed."""
+    """Return the settings of a file, and the names of changed values that apply at restart.
+
+    Those values stay as they run. Raises `SettingsError`.
+    """
     tables = parse(file, data)
     if not tables:
         # Truncated by whoever is about to write it, most likely. It must not lift every limit till then.

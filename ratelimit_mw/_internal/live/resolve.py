@@ -49,7 +49,7 @@ class _Missed(NamedTuple):
 
     until: float
     answer: HTTPException | None = None
-    """What the hook raised to be told to whoever sends the key."""
+    """Exception that the hook raised as its answer to whoever sends the key; None without one."""
 
 
 @dataclass(slots=True)
@@ -246,7 +246,7 @@ class Resolver:
 
 
 def _told(error: Exception) -> str:
-    """What went wrong and where, without the error's text: an app may well put the API key into that."""
+    """Return the type and the place of an error, without its text: an app may put the API key into that."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}"

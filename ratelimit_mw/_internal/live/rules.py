@@ -16,11 +16,11 @@ MAX_ADOPTED = 16_384
 """Identities of hooks that are remembered; those made first go first."""
 
 _SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
-"""What the version tells nothing of: it is shown, and a short secret could be found out from it."""
+"""Fields that the version leaves out: it is shown, and a short secret could be found out from it."""
 
 
 class Rules:
-    """What is in force. A request takes it once and then goes by it to its end."""
+    """Rules in force. A request's policy comes from one object of rules, and holds to the request's end."""
 
     __slots__ = ("_adopted", "identify", "lookup", "policies", "registered", "settings", "version")
 
@@ -56,7 +56,7 @@ class Rules:
         return cls(settings, Policies(settings), registered, version_of(settings))
 
     def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
-        """The same settings with other live keys; what was made for callers whose keys stay is kept."""
+        """Return the rules with other live keys; policies of callers whose keys stay are kept."""
         return Rules(self.settings, self.policies, registered, self.version)
 
 

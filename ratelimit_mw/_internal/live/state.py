@@ -1,4 +1,4 @@
-"""What is in force, kept up to date while requests flow: the settings file, the live keys, the app's hook."""
+"""Rules in force, kept up to date while requests flow: by the file, the live keys and the app's hook."""
 
 import asyncio
 import logging
@@ -102,7 +102,7 @@ class Live:
         await self._start(OPEN_TIMEOUT)
 
     async def get_ready(self) -> None:
-        """The same on behalf of a first request, which has no time but its own."""
+        """Start watching on behalf of a first request, which has no time but its own."""
         await self._start(self.rules.settings.backend.timeout / 2)
 
     async def close(self) -> None:

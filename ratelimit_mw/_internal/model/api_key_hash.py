@@ -1,7 +1,7 @@
-"""How an API key is written down: hashed, everywhere and always.
+"""Hashing of API keys: a key is written down as a hash, everywhere and always.
 
-A clear key lives in a request's memory only. Backend keys, logs, metrics, errors and the dashboard see
-what `hash_api_key` returns.
+A clear key lives in a request's memory only. Backend keys, logs, metrics, errors and the dashboard see the
+hash that `hash_api_key` returns.
 """
 
 import hashlib
@@ -26,5 +26,5 @@ def hash_api_key(api_key: str | bytes, secret: str = "") -> str:
 
 @lru_cache(maxsize=4)
 def _keyed(secret: str) -> hmac.HMAC:
-    """What every key under a secret is hashed from: half the work of a hash is in the secret."""
+    """Return the HMAC that every key under a secret starts from: half the work of a hash is in the secret."""
     return hmac.new(secret.encode(), digestmod="sha256")

@@ -1,4 +1,4 @@
-"""What a request asks of the backend, and the backend's answer.
+"""Charge that a request asks of the backend, and the backend's answer.
 
 A backend knows these values and nothing of HTTP, plans or API keys.
 """
@@ -58,10 +58,10 @@ class Counter:
     partition: str
     """The string the limit is counted under: a caller, an address, a route's total, the application."""
     scope: str
-    """What tells the limits of one partition apart, besides the window's length: a plan, a route."""
+    """Name that tells the limits of one partition apart, besides the window's length: a plan, a route."""
     limit: Limit
     owner: Literal["caller", "address", "everyone"] = "caller"
-    """Whose limit this is: `everyone` shares it."""
+    """Owner of the limit. All callers share a limit of `everyone`."""
 
 
 class ReservationKey(NamedTuple):
@@ -75,7 +75,7 @@ class ReservationKey(NamedTuple):
 
 
 class Reservation:
-    """What an admitted charge holds: all that renewing, settling and releasing it takes, in any process."""
+    """Reservation of an admitted charge: all that renewing, settling and releasing takes, in any process."""
 
     __slots__ = (
         "currency",
@@ -407,7 +407,7 @@ class Charge:
         return [outcome.status(place, counter.limit) for place, counter in enumerate(self.counters)]
 
     def hold(self, lease_id: bytes, price: int, now: int) -> Reservation:
-        """What this charge holds once it is admitted at `now`; of a budget also where the price is 0."""
+        """Return the reservation of this charge, admitted at `now`; of a budget also if the price is 0."""
         if not self.is_recorded:
             return Reservation(lease_id, self.slots, (), self.lease) if self.slots else NO_RESERVATION
         periods = tuple([place_of(counter, now) for counter in self.allowances])
@@ -527,7 +527,7 @@ class Outcome:
 
 
 class EstimateAction(IntEnum):
-    """What becomes of an estimate when its request has ended. The values are the script's."""
+    """Action on an estimate when its request has ended. The values are the script's."""
 
     UNTOUCHED = 0
     KEEP = 1
@@ -535,7 +535,7 @@ class EstimateAction(IntEnum):
 
 
 class Settlement(Enum):
-    """What a settle met. The values are the script's."""
+    """Result of a settle. The values are the script's."""
 
     UNKNOWN = 0
     """No record: it ended undetached, was given back, or its life is over. Nothing was charged."""
@@ -559,7 +559,7 @@ WAITS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 
 
 class Load(NamedTuple):
-    """What a backend's connections have carried, and what waits."""
+    """Load of a backend's connections: operations carried, and operations that wait."""
 
     batches: int = 0
     """Calls of the script, and in `operations` what they were for."""
@@ -589,7 +589,7 @@ class Load(NamedTuple):
 
 
 class Holder(Protocol):
-    """Where holds live, from their admission on."""
+    """Keeper of reservations, from their admission on."""
 
     async def renew(self, hold: Reservation, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before.
@@ -637,14 +637,14 @@ class Asked(Protocol):
 
 
 class Backend(Holder, Protocol):
-    """Where counts live. Every method that fails raises `BackendError` and nothing else."""
+    """Store of counts. Every method that fails raises `BackendError` and nothing else."""
 
     call_observers: list[Callable[[float], None]]
     """Told of each call to a server, in seconds, when its answer is here. They raise nothing."""
 
     @property
     def load(self) -> Load:
-        """What its connections have carried, and what waits."""
+        """Load of the backend's connections: operations carried, and operations that wait."""
 
     @property
     def is_away(self) -> bool:

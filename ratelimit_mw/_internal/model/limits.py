@@ -32,7 +32,7 @@ REQUESTS = "requests"
 """What a window counts unless it says otherwise: requests, by the cost of their route."""
 
 OnFailure = Literal["local", "allow", "deny"]
-"""What decides while the backend is away: this process alone, nobody, or a refusal."""
+"""Way to decide while the backend is away: by this process alone, admit everybody, or refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Slots:
 
     limit: int
     unit: str = "request"
-    """What takes a slot, as the refusal's message calls it."""
+    """Name of the work that takes a slot, for the refusal's message."""
     lease: float = DEFAULT_LEASE
     max_hold: float | None = None
     """Seconds after which a slot is no longer renewed, though its work may go on."""
@@ -122,7 +122,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What a budget grants in one calendar day or month, in micro-units (whole tokens for `token`)."""
+    """Amount that a budget grants in one calendar day or month, in micro-units (whole tokens for `token`)."""
 
     amount: int
     period: Literal["daily", "monthly"]

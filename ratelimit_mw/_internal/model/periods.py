@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from ratelimit_mw._internal.model.limits import SECOND
 
 KEPT_AFTER_END = 2 * 86_400 * SECOND
-"""How long after its end a period can still be settled, in microseconds."""
+"""Microseconds after the end of a period in which it can still be settled."""
 
 
 Kind = Literal["daily", "monthly"]

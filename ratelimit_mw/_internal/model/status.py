@@ -1,4 +1,4 @@
-"""How a limit stands after a decision: a window, a set of slots, a budget."""
+"""Status of a limit after a decision: a window, a set of slots, a budget."""
 
 from typing import NamedTuple
 
@@ -67,4 +67,4 @@ class BudgetStatus(NamedTuple):
 
 
 Status = WindowStatus | SlotStatus | BudgetStatus
-"""How a limit of any kind stands."""
+"""Status of a limit of any kind."""

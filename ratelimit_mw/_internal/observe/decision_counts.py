@@ -1,4 +1,4 @@
-"""What one process has decided, counted at next to no cost and read now and then."""
+"""Decisions of one process, counted at next to no cost and read now and then."""
 
 from heapq import nlargest
 
@@ -24,7 +24,7 @@ that refused, else ""."""
 Kind = tuple[str, str]
 """Outcome and limit."""
 CallerCounts = list[tuple[Identity, dict[str, int]]]
-"""Who was decided about, and how often with which outcome."""
+"""Callers that were decided about, each with the number of decisions by outcome."""
 
 
 class DecisionCounts:
@@ -73,7 +73,7 @@ class DecisionCounts:
             return self._totals.copy()
 
     def take_callers(self) -> CallerCounts:
-        """What was counted of each caller since this was asked last. There is one who asks."""
+        """Return the counts of each caller since the last call. Only one reader may call it."""
         with self._lock:
             self._add_up()
             callers, self._callers = self._callers, {}
@@ -113,7 +113,7 @@ class DecisionCounts:
 
 
 def _requests(policy: Policy) -> int:
-    """How many were counted on a policy since they were added up."""
+    """Return the number of requests counted on a policy since its counts were added up."""
     return policy.admitted if policy.refused is None else policy.admitted + sum(policy.refused.values())
 
 
@@ -130,7 +130,7 @@ def kind_of(policy: Policy, decision: Decision) -> Kind:
 
 
 def outcome_of(decision: Decision) -> str:
-    """What became of a request: `admitted`, `shadow` or the reason of its refusal."""
+    """Return the outcome of a request: `admitted`, `shadow` or the reason of its refusal."""
     if decision.refusal is None:
         return ADMITTED
     return "shadow" if decision.allowed else decision.refusal.reason

@@ -1,4 +1,4 @@
-"""What an app can be told about, as it happens: frozen values, handed to `on_event`."""
+"""Events that an app can be told about as they happen: frozen values, handed to `on_event`."""
 
 import asyncio
 import inspect
@@ -56,7 +56,7 @@ def check_plain(hook: object, name: str) -> None:
 
 
 def check_nothing_to_await(result: object, name: str) -> None:
-    """The same for what a hook returned, where it could not be seen before."""
+    """Raise TypeError if a hook returned a coroutine, which could not be seen before the call."""
     if inspect.iscoroutine(result):
         result.close()
         raise TypeError(_PLAIN.format(name))

@@ -11,7 +11,7 @@ from ratelimit_mw._internal.policy.policy import Policy
 logger = logging.getLogger("ratelimit_mw")
 
 SHADOW_SECONDS = 1.0
-"""How often a line is written about what shadow mode let through, for each plan and reason."""
+"""Seconds between two log lines about requests that shadow mode let through, by plan and reason."""
 
 
 class RefusalLog:
@@ -20,7 +20,7 @@ class RefusalLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._unsaid: dict[tuple[str, str], tuple[float, int]] = {}
-        """When the last line was written, and how many refusals came since; by plan and reason."""
+        """Time of the last line, and number of refusals since that time; by plan and reason."""
 
     def __call__(self, policy: Policy, refusal: Refusal, *, shadow: bool) -> None:
         """Log a refusal, or one that shadow mode let through, if it is time for another line."""

@@ -1,4 +1,4 @@
-"""What this process tells the fleet once a second: how often it decided what about whom, and how it does."""
+"""Reports to the fleet, once a second: decisions by outcome and caller, and this process's own state."""
 
 import json
 import logging
@@ -67,7 +67,7 @@ class Reporter:
         self._round_trips.clear()
 
     def job(self) -> Job:
-        """What each event loop does again and again; workers that start together don't keep in step."""
+        """Make the job that each event loop repeats; workers that start together don't keep in step."""
         seconds = REPORT_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311 - spreads workers, keeps no secret
         return Job("reporting figures", seconds, self.run, self.close, waits=True)
 
@@ -117,7 +117,7 @@ class Reporter:
             await self.store.leave(self._name)
 
     def _take(self, *, is_last: bool = False) -> Report | None:
-        """What was counted since the last time; None where there is nothing to say."""
+        """Make a report of the counts since the last one; None if there is nothing to report."""
         with self._lock:
             now = time.monotonic()
             counted = self._counted()
@@ -171,7 +171,7 @@ class Reporter:
 
 
 def name_of(outcome: str, whom: str) -> str:
-    """What counts of an outcome are called, for a plan or a partition."""
+    """Return the name of the count of an outcome, for a plan or a partition."""
     return f"{outcome} {whom[:LONGEST]}".encode("utf-8", "replace").decode()
 
 

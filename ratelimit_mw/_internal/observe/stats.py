@@ -1,4 +1,4 @@
-"""What a limiter has done and what it waits for, in one process; and how monitoring calls these figures."""
+"""Figures of a limiter in one process, of work done and work that waits, and their names in monitoring."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What decides while the backend is away: this process, on its own, at a share of each limit.
+"""Decisions while the backend is away: by this process, on its own, at a share of each limit.
 
-It starts from what was last known of a caller and not from zero, and what it admits is told to the backend
-when that is back (`handback.py`).
+They start from the counts last known of a caller and not from zero. The backend is told of the admissions
+when it is back (`reconcile.py`).
 """
 
 import math
@@ -30,7 +30,7 @@ from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 
 RETRY_UNAVAILABLE = SECOND
-"""When to try again where the settings say to refuse, in microseconds."""
+"""Microseconds until a refused caller may try again, where the settings say to refuse."""
 MAX_KNOWN = 10_000
 """Windows and budgets of which it is remembered how they stood; the one remembered first goes first."""
 STEPS = 10
@@ -38,7 +38,7 @@ STEPS = 10
 
 
 class _Known(NamedTuple):
-    """How a limit stood in the shared books, and when."""
+    """Status of a limit in the shared books, and the time of that status."""
 
     status: Status
     at: int
@@ -52,15 +52,15 @@ class LocalPolicy:
         self._books = MemoryBackend(clock=clock)
         self._known: dict[tuple[str, str, int], _Known] = {}
         self.holds = OutageReconciler(shared, self._books, clock, self.remember)
-        """Where the leases that are granted here live."""
+        """Keeper of the leases that are granted here."""
         self._seeded: dict[tuple[str, str, int], int] = {}
-        """When what was known was known that a window of `self._books` began with."""
+        """Timestamp of the snapshot that each local window was seeded from."""
         self._recalled: set[str] = set()
         self._priced: dict[str, Charge] = {}
         """The latest charge with budgets of each caller."""
         self._asked_at = 0
         self.decisions = {"local": 0, "allow": 0, "deny": 0}
-        """How many decisions each policy has made."""
+        """Number of decisions by each policy."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -70,10 +70,10 @@ class LocalPolicy:
     def answer(
         self, policy: Policy, charge: Charge, price: int, *, share: float, was_asked: bool = False
     ) -> tuple[Decision, Reservation]:
-        """What the settings say about a request that the backend didn't decide about.
+        """Decide as the settings say about a request that the backend didn't decide about.
 
-        `was_asked` tells that it is there, and refused this request alone. That may go on for as long as the
-        server does, so that nothing is admitted uncounted then.
+        `was_asked` tells that the backend is there, and refused this request alone. That may go on for as
+        long as the server does, so that nothing is admitted uncounted then.
         """
         on_failure = policy.on_failure_priced if charge.allowances else policy.on_failure
         if on_failure == "allow" and was_asked:

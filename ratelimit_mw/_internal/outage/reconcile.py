@@ -1,10 +1,10 @@
-"""What this process admitted on its own while the backend was away, and how the backend is told of it.
+"""Holds and counts that this process admitted alone while the backend was away, told to it afterwards.
 
-Until then a hold lives in this process's own books; from then on in the shared ones, under the same lease
-id. A crash before that loses it.
+Until then a hold lives in this process's own books; from then on in the shared ones, under the same lease id.
+A crash before that loses it.
 
-The event loops of several threads admit here, and a task in one of them tells: what they share is changed
-under `lock`, in which nothing is ever waited for.
+The event loops of several threads admit here, and a task in one of them tells the backend: their shared state
+is changed under `lock`, in which nothing is ever waited for.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ LOOK_EVERY = 0.02
 MAX_OWED = 10_000
 """Holds, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
 AT_ONCE = 64
-"""How many of them are told at once."""
+"""Number of holds and counters that the backend is told of at once."""
 PAUSE = 1.0
 """Seconds before it is tried again where telling met what it was not made for."""
 CLOSE_TIMEOUT = 1.0
@@ -68,11 +68,11 @@ class OutageReconciler:
         self._budgets: dict[Counter, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._loops: set[asyncio.AbstractEventLoop] = set()
-        """Those that have admitted something, any of which may tell of all."""
+        """Event loops that have admitted something, any of which may tell of all."""
         self._is_closing = False
         self.lock = threading.RLock()
         self.lost = 0
-        """How many holds and counters were given up before the backend was back."""
+        """Number of holds and counters that were given up before the backend was told all of them."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -86,7 +86,7 @@ class OutageReconciler:
         self._budgets.clear()
 
     def __len__(self) -> int:
-        """How many holds and counters the backend has to be told of."""
+        """Return the number of holds and counters that the backend has to be told of."""
         return len(self._windows) + len(self._owed)
 
     def unsynced(self, counter: Counter) -> int:
@@ -361,7 +361,7 @@ class OutageReconciler:
             )
 
     def _counters_of(self, owed: UnsyncedReservation) -> list[Counter]:
-        """What the hold still takes: slots that run, periods that are not over."""
+        """Return the counters that the hold still takes: slots that run, periods that are not over."""
         now = self._clock()
         running = {held.ends for held in owed.hold.periods if held.ends > now}
         return [

@@ -23,7 +23,7 @@ class UnsyncedReservation:
     charge: Charge
     hold: Reservation
     price: int
-    """What it holds, or has spent once it is settled."""
+    """Amount that the hold has, or has spent once it is settled."""
     is_settled: bool = False
     is_ended: bool = False
     is_slotless: bool = False
@@ -70,7 +70,7 @@ def of_requests(counter: Counter) -> Counter:
 
 
 def boundless(counter: Counter) -> Counter:
-    """The same place, without a limit: what was done is done."""
+    """Return the counter at the same place without a limit, for charges that are already done."""
     limit = counter.limit
     if isinstance(limit, Window):
         boundless = replace(limit, quota=ANY_COST)

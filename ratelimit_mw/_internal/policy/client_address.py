@@ -55,9 +55,9 @@ class AddressReader:
         self.hops: dict[str, Hop | None] = {}
         """Addresses seen lately, as servers and proxies write them."""
         self.looks = _MAX_LOOKS
-        """How many more requests from strangers are searched for signs of a proxy."""
+        """Number of further requests from strangers to search for signs of a proxy."""
         self.chains = _MAX_LOOKS
-        """How many more forwarded headers are looked at for a balancer that appends its own address."""
+        """Number of further forwarded headers to examine for a balancer that appends its own address."""
         self._last_hop = ""
         self._hops_before: set[str] = set()
 
@@ -76,7 +76,7 @@ class AddressReader:
         return canonical_address(host or UNIX) if peer is None else peer.text
 
     def _forwarded(self, scope: Scope) -> str | None:
-        """What the trusted proxies say, or None where that is nothing or makes no sense."""
+        """Return the address that the trusted proxies tell; None if there is none or it makes no sense."""
         lines = self._lines(scope)
         header = ",".join(lines)
         if not header.strip(", \t"):
@@ -230,7 +230,7 @@ def _by_bits(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
 
 
 def _forwarded_elements(header: str) -> list[str]:
-    """What each element of a `Forwarded` header (RFC 7239, section 4) says under `for`, "" where nothing."""
+    """Return the `for` value of each element of a `Forwarded` header (RFC 7239, section 4), "" for none."""
     hops = []
     at = -1
     while at < len(header):

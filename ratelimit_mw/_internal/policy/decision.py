@@ -1,4 +1,4 @@
-"""What was decided about a request, and how its limits stand."""
+"""Decision about a request, and the status of its limits."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,13 @@ from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status
 from ratelimit_mw._internal.policy.policy import Policy
 
 Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable"]
-"""Why a request was refused: by which kind of limit; by a cost that never fits; by a limit that everyone
-shares; because the backend is away and the settings say to refuse."""
+"""Reason for a refusal.
+
+`rate`, `concurrency` and `spending` are kinds of limit. `cost`: the cost never fits. `capacity`: a limit
+that everyone shares refused. `unavailable`: the backend is away and the settings say to refuse."""
 
 SLOT_HINT = (1.0, 3.0)
-"""When to try again for a slot, in seconds: from, to; spread so that callers don't return in step."""
+"""Seconds, from and to, before another try for a slot; spread so that callers don't return in step."""
 
 
 class LimitStatus(NamedTuple):
@@ -210,7 +212,7 @@ def _money(micros: int, allowance: Allowance) -> Decimal:
 
 
 def _left(window: Window, used: int, cost: int) -> tuple[int, int]:
-    """What is smallest for the window that `X-RateLimit-*` describe."""
+    """Return a sort key that is smallest for the window that `X-RateLimit-*` describe."""
     return max(window.quota - used, 0) // cost, -window.length
 
 
@@ -223,7 +225,10 @@ def decision_of(
     *,
     by: Literal["shared", "local"] = "shared",
 ) -> Decision:
-    """What a backend's answer means under a policy; `never` is a limit that can't ever admit the request."""
+    """Make the decision that a backend's answer means under a policy.
+
+    `never` is a limit that can't ever admit the request.
+    """
     limit_statuses = tuple(map(_limit_status, zip(charge.counters, charge.statuses(outcome), strict=True)))
     costs = None if charge.costs is None else tuple([max(cost, 1) for cost in charge.costs])
     refusal = None
@@ -240,9 +245,9 @@ _limit_status = partial(tuple.__new__, LimitStatus)  # one for each limit of a r
 
 
 def refusal_of(limit_statuses: Iterable[LimitStatus], price: int, now: int) -> Refusal:
-    """Which of the limits that refuse is named, and how long to wait for them all.
+    """Return the refusal: the limit that is named, and the wait for all limits that refuse.
 
-    The caller's own come before shared ones, and among those the longest wait names the code.
+    The caller's own limits come before shared ones, and among those the longest wait names the code.
     """
     waits = [(s, _wait(s, price, now)) for s in limit_statuses if s.status.refuses]
     longest = max(wait for _, wait in waits)

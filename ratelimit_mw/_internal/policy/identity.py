@@ -1,7 +1,7 @@
-"""Who is calling: from the headers of a request to the partition that its limits are counted under.
+"""Identity of a caller: from the headers of a request to the partition that counts it.
 
-An API key in the clear lives here for the length of a look-up, and in a bounded memory of this process;
-what leaves this module is its hash.
+An API key in the clear lives here for the length of a look-up, and in a bounded memory of this process. Only
+its hash leaves this module; `read` alone returns the key, for the app's `resolve=` hook.
 """
 
 import hashlib
@@ -24,15 +24,17 @@ HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who is calling, as the limits see it. An `identify=` hook returns one to say so itself."""
+    """Identity of a caller, as the limits see it. An `identify=` hook returns one to name its caller."""
 
     partition: str
-    """What the caller is counted under: `k:<hex>` a key, `a:<name>` or `ah:<hex>` an account, `ip:<address>`
-    an address, `i:<hex>` what a hook named."""
+    """Partition that the caller is counted under.
+
+    `k:<hex>` is a key, `a:<name>` or `ah:<hex>` an account, `ip:<address>` an address, `i:<hex>` a caller
+    that a hook named."""
     plan: str
     """Name of a plan in the settings."""
     api_key_hash: str | None = None
-    """As `hash_api_key` makes it. None without a key."""
+    """Hash of the API key, as `hash_api_key` makes it; None without a key."""
     account: str | None = None
     """The account that the caller belongs to."""
     address: str | None = None
@@ -149,24 +151,24 @@ class Identifier:
 
 
 def address_partition(address: str) -> str:
-    """Where callers at an address are counted. Takes it as `canonical_address` writes it."""
+    """Return the partition of callers at an address, given as `canonical_address` writes it."""
     return f"ip:{address}"
 
 
 def account_partition(account: str) -> str:
-    """Where the keys of an account are counted together. Any text is safe."""
+    """Return the partition that counts the keys of an account together. Any text is safe."""
     if _PLAIN_ACCOUNT.fullmatch(account):
         return f"a:{account}"
     return f"ah:{hashlib.sha256(account.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 def partition_of(name: str, secret: str) -> str:
-    """Where a caller that a hook names is counted. Any text is safe, also an API key in the clear."""
+    """Return the partition of a caller that a hook names. Any text is safe, also an API key in the clear."""
     return f"i:{_digits(hash_api_key(name.encode('utf-8', 'surrogatepass'), secret))}"
 
 
 def adopt(identity: Identity, settings: Settings) -> Identity:
-    """What a hook says about a caller, made safe: nothing of it is taken for a partition as it is.
+    """Make the identity that a hook returned safe: nothing of it is taken for a partition as it is.
 
     Raises ValueError for a plan that doesn't exist.
     """

@@ -1,4 +1,4 @@
-"""Which limits a request meets: a caller's plan and a route, put together once and kept."""
+"""Policies: the limits that a request meets, from its caller's plan and its route, made once and kept."""
 
 import hashlib
 import threading
@@ -71,7 +71,7 @@ class Policy:
         self.charge = charge
         """The limits that decide about a request without a price, and its cost."""
         self.priced_charge = priced_charge
-        """The same limits and the caller's budgets."""
+        """Limits of `charge`, and the caller's budgets."""
         self.price = price
         """The route's estimate in units of `currency`; None without a price or a budget."""
         self.currency = currency
@@ -125,7 +125,7 @@ class Policies:
         self.routes = RouteTable(settings.routes)
         self._models: dict[tuple[object, ...], Policy] = {}
         self._others: dict[tuple[object, ...], Policy] = {}
-        """Those that have no place in `latest`: another has it, or their cost is their own."""
+        """Policies that have no place in `latest`: another one has it, or their cost is their own."""
         self._lock = threading.Lock()
         self.latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
@@ -136,14 +136,14 @@ class Policies:
         self._lock = threading.Lock()
 
     def match(self, identity: Identity, method: str, path: str, cost: int | None = None) -> Policy:
-        """What holds for this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.
+        """Return the policy of this caller on this path, a `route_path`. A WebSocket handshake is a `GET`.
 
         `cost` takes the place of the route's. Raises KeyError for a plan that does not exist.
         """
         return self.at(identity, self.routes.match(method, path), cost)
 
     def at(self, identity: Identity, index: int | None, cost: int | None = None) -> Policy:
-        """The same under the rule of this index, None for none."""
+        """Return the policy of this caller under the route rule of this index; None stands for no rule."""
         place = (identity.partition, index)
         latest = self.latest.get(place)
         if latest is not None and cost is None and _is_same(latest.identity, identity):
@@ -178,7 +178,7 @@ class Policies:
         return index is not None and self._settings.routes[index].exempt
 
     def of(self, partition: str) -> list[Policy]:
-        """What held for a caller's latest request on each route, as far as that is remembered."""
+        """Return the policies of a caller's latest request on each route, as far as they are remembered."""
         indexes = (None, *range(len(self._settings.routes)))
         return [policy for index in indexes if (policy := self.latest.get((partition, index))) is not None]
 
@@ -306,7 +306,7 @@ def _frozen(units: Mapping[str, tuple[Window, ...]] | None) -> tuple[object, ...
 
 
 def route_scope(route: RouteSettings) -> str:
-    """Where a route's own limits are counted: by its path and methods, not by its place in the file."""
+    """Return the scope of a route's own limits: by its path and methods, not by its place in the file."""
     methods = "*" if route.methods is None else ",".join(sorted(route.methods))
     return f"r:{hashlib.sha256(f'{methods} {route.path}'.encode()).hexdigest()[:16]}"
 

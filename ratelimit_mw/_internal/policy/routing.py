@@ -1,7 +1,7 @@
-"""Which rule of the settings a request falls under: the first one, in file order, that matches.
+"""Match of a request with the route rules of the settings: the first one, in file order, counts.
 
-Starlette's own pattern decides every match. The index in front of it only chooses which patterns
-are worth asking, so that a look-up costs the same with one rule and with a thousand.
+Starlette's own pattern decides every match. The index in front of it only chooses the patterns that are worth
+asking, so that a look-up costs the same with one rule and with a thousand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,10 @@ from starlette.routing import PARAM_REGEX, compile_path
 from ratelimit_mw._internal.settings import RouteSettings
 
 _ONE_SEGMENT = {kind.regex for kind in (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)}
-"""What a parameter may stand for without ever reaching past a slash. Any other expression, such as
-that of `path` or of an application's own convertor, is taken to reach to the end."""
+"""Expressions of parameters that never reach past a slash.
+
+Any other expression, such as that of `path` or of an application's own convertor, is taken to reach to the
+end."""
 
 _NO_METHOD = "\0"
 """A method that no rule lists."""
@@ -97,8 +99,9 @@ class _Pattern:
     segments: tuple[tuple[str, ...], ...]
     """For each segment the text around its parameters: `("v1",)` is `v1`, `("", ".json")` is `{x}.json`."""
     tail: tuple[str, str] | None
-    """Where a parameter may reach past a slash: the text before it in its segment, the text that ends the
-    pattern. It stands for one more segment and all that follow."""
+    """Text around a parameter that may reach past a slash: before it in its segment, after it to the end.
+
+    The parameter stands for one more segment and all that follow. None without such a parameter."""
     matches: Callable[[str], object]
     by_method: dict[str, int]
     other: int
@@ -167,7 +170,7 @@ class _Node:
             found += group.get((segment[:before], path[len(path) - after :]), ())
 
     def parameter_children(self, segment: str) -> list["_Node"]:
-        """Where patterns go on whose parameters may stand for this segment."""
+        """Return the nodes of the patterns whose parameters may stand for this segment."""
         nodes = [] if self.anything is None else [self.anything]
         for (before, after), group in self.mixed.items():
             child = group.get((segment[:before], segment[len(segment) - after :]))

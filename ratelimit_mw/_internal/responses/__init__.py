@@ -1,1 +1,1 @@
-"""What goes over the wire: headers and bodies, made from a decision by pure functions."""
+"""Headers and bodies of responses, made from a decision."""

@@ -1,4 +1,4 @@
-"""What an app sends, on its way to the server: the response gets our headers."""
+"""Sender of an app's messages to the server, which adds our headers to the response."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -31,7 +31,10 @@ class Sender:
         """Status of the response; what a server answers where the app says nothing."""
 
     def __call__(self, message: Message) -> Awaitable[None]:
-        """As `send`. Not a coroutine of its own: there are two messages or more to each response."""
+        """Send a message, as `send` does.
+
+        Not a coroutine of its own: each response has two messages or more.
+        """
         if not self._has_started:
             message = self._started(message)
         self._left -= 1

@@ -169,7 +169,11 @@ class Kept:
 
 
 def _waiting(wait: int | None) -> RawHeaders:
-    """When to come back, for every client: seconds for HTTP, milliseconds for SDKs, and whether at all."""
+    """Return the headers that tell every client when to come back, and whether at all.
+
+    Seconds are for HTTP, milliseconds for SDKs. `x-should-retry: false` tells a client not to come back by
+    itself.
+    """
     if wait is None:
         return [(b"x-should-retry", b"false")]
     seconds = _whole_seconds(wait)
@@ -293,7 +297,7 @@ def _error(type_: str, code: str, message: str, details: dict[str, Any]) -> dict
 
 
 def _problem(status: int, error: dict[str, Any], violated: list[str]) -> dict[str, Any]:
-    """The same as a problem (RFC 9457), with the types of the RateLimit header fields' draft."""
+    """Return an error as a problem (RFC 9457), with the types of the RateLimit header fields' draft."""
     problem: dict[str, Any] = {"status": status, "detail": error["message"], "code": error["code"]}
     if error["type"] == "rate_limit_error":
         problem["type"] = f"{_PROBLEM_TYPES}quota-exceeded"

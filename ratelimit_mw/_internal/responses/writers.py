@@ -1,4 +1,4 @@
-"""What writes answers, for one state of the settings."""
+"""Writers of answers, for one state of the settings."""
 
 from ratelimit_mw._internal.responses.headers import HeaderWriter
 from ratelimit_mw._internal.responses.refusals import RefusalWriter

@@ -1,8 +1,8 @@
-"""What a process must not share with the one that it was forked from.
+"""Renewal of objects that a process must not share with the one that it was forked from.
 
 A server may make the limiter, and use it, before it forks its workers (`gunicorn --preload`). A worker has
-none of its parent's threads, so that nobody ever does their work or releases their locks; the event loops
-and connections that it finds are its parent's, and so is what was counted until then.
+none of its parent's threads, so that nobody ever does their work or releases their locks. The event loops and
+connections that it finds are its parent's, and so are the counts until then.
 """
 
 import os

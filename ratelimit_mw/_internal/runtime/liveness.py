@@ -1,7 +1,7 @@
-"""Which processes that share a folder are alive, told by locks that the system takes back from the dead.
+"""Life signs of processes that share a folder: locks that the system takes back from the dead.
 
-Not by their numbers: containers that share a folder number their processes each for itself, so that a number
-may be nobody's here and somebody's there.
+Process numbers would not do: containers that share a folder number their processes each for itself, so that a
+number may be nobody's here and somebody's there.
 """
 
 import contextlib

@@ -1,7 +1,6 @@
-"""What is wrong with the settings, said so that it can be put right: file, path, what, expected, nearest.
+"""Errors of the settings with all that helps to put them right: file, path, fault, expected, nearest.
 
-Values are shown only where a check shows them on purpose, since a file holds API keys, passwords and
-secrets.
+Values are shown only where a check shows them on purpose, since a file holds API keys, passwords and secrets.
 """
 
 import json

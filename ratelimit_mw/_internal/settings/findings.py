@@ -1,4 +1,4 @@
-"""What the start-up checks say: each finding has a name, a sentence and a place to read more.
+"""Findings of the start-up checks: each has a name, a sentence and a place to read more.
 
 An idea of express-rate-limit's: most limiters that don't limit are mounted or configured in one of a few
 known ways, and the process can see most of them itself.
@@ -34,7 +34,7 @@ class Finding:
 
     @property
     def link(self) -> str:
-        """Where to read what to do about it."""
+        """Link to the advice about this finding."""
         return f"{PAGE}#{self.name}"
 
     def __str__(self) -> str:

@@ -26,9 +26,9 @@ class ListedKeys:
     """The `[[keys]]` entries without keys in the clear."""
 
     entries: Any
-    """What the file has, each `key` replaced by its `hash`."""
+    """Entries of the file, each `key` replaced by its `hash`."""
     places: Mapping[int, str]
-    """Which of `key` and `hash` a sound entry has, by the entry's index."""
+    """Name under which a sound entry has its key, `key` or `hash`, by the entry's index."""
     problems: tuple[SettingsProblem, ...]
 
 
@@ -96,7 +96,7 @@ def unknown_plan(place: tuple[int | str, ...], name: str, plans: Mapping[str, ob
 
 
 def unusable(api_key: bytes) -> tuple[str, str] | None:
-    """Why no request can have this key, and what is expected instead; None where one can."""
+    """Return the reason why no request can have this key, and the expected form; None if one can."""
     if not api_key:
         return "is empty", "an API key"
     if len(api_key) > MAX_KEY:

@@ -107,9 +107,9 @@ class SlotsTable(Table):
     """`concurrent` as a table; a bare number is its `limit`."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
-    """How many requests or jobs may run at once."""
+    """Number of requests or jobs that may run at once."""
     unit: Label = "request"
-    """What takes a slot, as the refusal's message calls it. Default: "request"."""
+    """Name of the work that takes a slot, for the refusal's message. Default: "request"."""
     lease: Annotated[float, Field(ge=1, le=MAX_SECONDS, allow_inf_nan=False)] | None = None
     """Seconds after which a dead holder's slot is free again. Default: 30, or `max_hold` if shorter."""
     max_hold: Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)] | None = None

@@ -57,13 +57,13 @@ class Settings(BaseSettings):
     shadow: bool = False
     """Decide and report, never refuse. Default: false."""
     backend: BackendSettings = BackendSettings()
-    """Where counts are kept."""
+    """Backend that keeps the counts."""
     identity: IdentitySettings = IdentitySettings()
-    """Who is calling."""
+    """Identification of callers."""
     response: ResponseSettings = ResponseSettings()
-    """What clients see."""
+    """Responses to clients."""
     operations: OperationsSettings = OperationsSettings()
-    """What operators see."""
+    """Usage path and dashboard."""
     application: ApplicationSettings = ApplicationSettings()
     """Limits that all callers share."""
     plans: dict[PlanName, PlanSettings] = Field(default_factory=BUILT_IN_PLANS.copy)
@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     keys: Items[KeySettings] = ()
     """API keys with a plan, an account or limits of their own."""
     routes: Items[RouteSettings] = ()
-    """What paths cost, and limits on top of the plan's; the first match wins."""
+    """Route rules: costs of paths, and limits on top of the plan's; the first match wins."""
 
     _source: str = PrivateAttr(_BUILT_IN)
     _file: str | None = PrivateAttr(None)

@@ -1,4 +1,4 @@
-"""Where settings come from: the TOML file and the environment, read but not judged."""
+"""Sources of the settings: the TOML file and the environment, read but not judged."""
 
 import json
 import os
@@ -41,12 +41,12 @@ _TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("fals
 
 @dataclass(slots=True)
 class Environment:
-    """What the environment sets."""
+    """Values that the environment sets."""
 
     values: dict[str, Any] = field(default_factory=dict)
     """In the shape of the file."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Which variable set the value at a path, such as `backend.url`."""
+    """Variable that set the value at a path, such as `backend.url`."""
     problems: list[SettingsProblem] = field(default_factory=list)
 
     def over(self, file: Mapping[str, Any]) -> dict[str, Any]:

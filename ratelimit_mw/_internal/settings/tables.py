@@ -55,13 +55,15 @@ class BackendSettings(Table):
     """`[backend]`: where counts are kept. Applies at restart."""
 
     url: BackendURL = SecretURL("memory://")
-    """Where it is; `settings.url.SCHEMES` lists the kinds. Default: "memory://", this process alone."""
+    """URL of the backend; `settings.url.SCHEMES` lists the kinds.
+
+    Default: "memory://", this process alone."""
     namespace: Namespace = "ratelimit"
     """Prefix of every key in the backend. Default: "ratelimit"."""
     timeout: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 0.1
     """Seconds a request may wait for the backend. Default: 0.1."""
     on_failure: OnFailure = "local"
-    """What decides while the backend is away: "local", "allow" or "deny". Default: "local"."""
+    """Decision while the backend is away: "local", "allow" or "deny". Default: "local"."""
     local_share: Share = 1.0
     """Share of each limit that one process grants while the backend is away. Default: 1.0."""
     tls_ca_file: OptionalFile = None
@@ -136,7 +138,7 @@ class IdentitySettings(Table):
     forwarded_header: HeaderToken = "X-Forwarded-For"
     """The header that names the client, or "Forwarded" (RFC 7239). Default: "X-Forwarded-For"."""
     unknown_keys: Literal["default_plan", "anonymous"] = "default_plan"
-    """What a key known nowhere is: a caller on `default_plan`, or anonymous. Default: "default_plan"."""
+    """Treatment of a key known nowhere: on `default_plan`, or as anonymous. Default: "default_plan"."""
     default_plan: PlanName = "default"
     """Plan of unknown keys. Default: "default"."""
     anonymous_plan: PlanName = "anonymous"
@@ -149,13 +151,13 @@ class ResponseSettings(Table):
     """`[response]`: what clients see."""
 
     headers: Annotated[Items[Literal["x-ratelimit", "ietf"]], AfterValidator(no_repeats)] = ("x-ratelimit",)
-    """Which headers responses carry: any of "x-ratelimit" and "ietf". Default: "x-ratelimit"."""
+    """Headers that responses carry: any of "x-ratelimit" and "ietf". Default: "x-ratelimit"."""
     reset: Literal["unix", "seconds"] = "unix"
-    """What `X-RateLimit-Reset` is: a Unix time, or seconds from now. Default: "unix"."""
+    """Value of `X-RateLimit-Reset`: a Unix time, or seconds from now. Default: "unix"."""
     body: Literal["json", "problem"] = "json"
-    """What a refusal's body is: our JSON, or RFC 9457 problem details. Default: "json"."""
+    """Body of a refusal: our JSON, or RFC 9457 problem details. Default: "json"."""
     documentation_url: OptionalURL = None
-    """Where clients can read about the limits. Default: none."""
+    """URL at which clients can read about the limits. Default: none."""
     capacity_status: Literal[429, 503] = 429
     """Status of refusals by limits that all callers share. Default: 429."""
 
@@ -164,11 +166,11 @@ class OperationsSettings(Table):
     """`[operations]`: what operators see."""
 
     usage_path: OptionalPath = None
-    """Where a caller reads its own limits and usage. Default: off."""
+    """Path at which a caller reads its own limits and usage. Default: off."""
     dashboard_path: OptionalPath = None
-    """Where the dashboard is mounted; needs `dashboard_token`. Default: off."""
+    """Path at which the dashboard is mounted; needs `dashboard_token`. Default: off."""
     dashboard_token: SecretStr = SecretStr("")
-    """What opens the dashboard. Default: none."""
+    """Token that opens the dashboard. Default: none."""
     dashboard_changes: bool = False
     """Whether plans and counters can be changed from the dashboard. Default: false."""
     logs_url: CallerURL = None
@@ -214,7 +216,7 @@ class SpendingSettings(Table):
     warn_at: Share | None = None
     """Share of a budget from which on responses carry `X-Spending-*`. Default: none."""
     on_failure: OnFailure | None = None
-    """As the backend's. Default: the plan's."""
+    """Decision about priced requests while the backend is away. Default: the route's, else the plan's."""
 
     @property
     def budget(self) -> Budget:
@@ -258,9 +260,9 @@ class PlanSettings(Table):
     shadow: bool | None = None
     """Decide and report, never refuse. Default: the global one."""
     on_failure: OnFailure | None = None
-    """As the backend's. Default: the backend's."""
+    """Decision while the backend is away, as `backend.on_failure`. Default: the backend's."""
     share: Literal["key", "account"] = "key"
-    """Who draws on the same counts: one key, or all keys of one account. Default: "key"."""
+    """Keys that draw on the same counts: one key, or all keys of one account. Default: "key"."""
     prefetch: bool = False
     """Take blocks of rate units ahead, for large limits. Default: false."""
     spending: SpendingSettings | None = None
@@ -318,7 +320,7 @@ class RouteSettings(Table):
     total: Rates = ()
     """Rates of all callers together on this route. Default: none."""
     on_failure: OnFailure | None = None
-    """As the backend's. Default: the plan's."""
+    """Decision while the backend is away, as `backend.on_failure`. Default: the plan's."""
     shadow: bool | None = None
     """Decide and report, never refuse. Default: the plan's."""
 

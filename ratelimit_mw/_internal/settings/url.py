@@ -15,7 +15,7 @@ SCHEMES = (
     *("redis", "rediss", "redis+unix", "redis+sentinel", "redis+cluster"),
     *("valkey", "valkeys", "valkey+unix", "valkey+sentinel", "valkey+cluster"),
 )
-"""What `backend.url` may begin with. Each `valkey` scheme means what its `redis` twin means."""
+"""Schemes that `backend.url` may begin with. Each `valkey` scheme means the same as its `redis` twin."""
 
 _SCHEME = re.compile(r"[a-z][a-z+]{0,20}")
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")

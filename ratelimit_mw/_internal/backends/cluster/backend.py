@@ -58,12 +58,12 @@ class ClusterBackend:
 
     @property
     def error(self) -> BackendError | None:
-        """Why one of the nodes is thought to be away; None while all are there or were not asked yet."""
+        """Error that marks a node as away; None while all nodes are there or were not asked yet."""
         return self._partitions.error
 
     @property
     def load(self) -> Load:
-        """What all nodes together have carried, and what waits."""
+        """Load of all nodes together: operations carried, and operations that wait."""
         return self._partitions.load
 
     @property
@@ -209,9 +209,9 @@ class ClusterBackend:
         return outcomes
 
     async def _stand(self, steps: Sequence["_Step"], price: int, timeout: float) -> list[Outcome]:
-        """How the limits stand that were not asked, so that the wait which is told covers them, too.
+        """Peek at the limits that were not asked, so that the wait told to the caller covers them, too.
 
-        One that can't be asked changes nothing about the refusal, and is told of as unused.
+        A limit that can't be asked changes nothing about the refusal, and is reported as unused.
         """
         try:
             async with time_limit(timeout):
@@ -265,11 +265,11 @@ class _Step(NamedTuple):
 
     charge: Charge
     places: tuple[int, ...]
-    """Where its counters stand in the whole charge."""
+    """Indexes of the step's counters in the whole charge."""
 
 
 class _Steps(tuple[_Step, ...]):
-    """What is kept of a charge of several partitions."""
+    """Cached steps of a charge of several partitions, one for each partition."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""Which node of a cluster serves which hash slot."""
+"""Map from the hash slots of a cluster to the nodes that serve them."""
 
 import asyncio
 import random
@@ -55,7 +55,11 @@ class Nodes:
         return ServerConnector(self.url_of(node), timeout=self._timeout, options=self._options)
 
     async def owners(self, known: Iterable[Address] = ()) -> Owners:
-        """Who serves what, from the first node that says so: those `known` to be there, then the seeds."""
+        """Return the node that serves each hash slot, as the first node that answers says.
+
+        The nodes `known` to be there are asked first, then the seeds. Raises `BackendError` if no node
+        answers.
+        """
         first = list(known)
         random.shuffle(first)
         nodes = dict.fromkeys([*first, *self.seeds])

@@ -58,13 +58,13 @@ class Router:
 
     @property
     def error(self) -> BackendError | None:
-        """Why one of the nodes is thought to be away."""
+        """Error that marks a node as away; None if no node is."""
         batchers = list(self._batchers.values())  # other threads ask, too
         return next((each.error for each in batchers if each.error is not None), None)
 
     @property
     def load(self) -> Load:
-        """What all nodes together have carried, and what waits."""
+        """Load of all nodes together: operations carried, and operations that wait."""
         return reduce(Load.plus, [each.load for each in list(self._batchers.values())], Load())
 
     def submit(self, operation: Operation) -> None:
@@ -233,7 +233,11 @@ class Router:
             probe.answer((0, b""))  # all that it serves is moving away: it is there, and no more can be told
 
     def _count(self, operation: Operation) -> int:
-        """How often an operation was sent again, this time included. It waits no longer in all for that."""
+        """Count another sending of an operation; return the number of them, this one included.
+
+        The first one sets a time limit: an operation that was sent again waits no longer in all than any
+        other.
+        """
         operation.tries += 1
         if operation.tries == 1 and not operation.must_arrive:
             left = operation.since + self._timeout - self._loop.time()
@@ -259,7 +263,10 @@ class Router:
 
 
 def _by_partition(operations: list[Operation]) -> Iterable[list[Operation]]:
-    """What may share a call of the script: operations on one caller's keys, those sent again excepted."""
+    """Group operations that may share a call of the script: one group for each partition.
+
+    An operation that was sent again is a group of its own.
+    """
     groups: dict[object, list[Operation]] = {}
     for operation in operations:
         group = operation if operation.tries else operation.template.tag

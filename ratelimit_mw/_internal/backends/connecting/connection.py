@@ -157,4 +157,4 @@ async def end_of_watches() -> None:
 
 
 _watches: "set[asyncio.Task[BackendError]]" = set()
-"""Those that run: an event loop alone does not keep a task."""
+"""Running watch tasks. They are referenced here, since an event loop alone does not keep a task."""

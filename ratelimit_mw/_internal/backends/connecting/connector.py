@@ -36,7 +36,7 @@ class Connector(Protocol):
 
 
 def server_options(timeout: float, options: dict[str, Any] | None) -> dict[str, Any]:
-    """What redis-py is told about every connection: its defaults wait 5 s ten times over."""
+    """Return redis-py's options for every connection. Its defaults wait 5 s ten times over."""
     return {
         "protocol": 2,
         "socket_connect_timeout": max(timeout, CONNECT_TIMEOUT),

@@ -1,4 +1,4 @@
-"""Which servers a URL leads to."""
+"""Choice of the connector for a URL: to one server, or to the primary that sentinels name."""
 
 from typing import Any
 

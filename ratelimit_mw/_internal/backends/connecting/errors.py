@@ -5,8 +5,9 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from ratelimit_mw._internal.model.charge import BackendError
 
 FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
-"""What redis-py raises where a server can't be reached, does not answer, or refuses. A RuntimeError is what
-uvloop raises for a write to a connection that has just ended."""
+"""Exceptions of redis-py for a server that can't be reached, does not answer, or refuses.
+
+uvloop raises the RuntimeError, for a write to a connection that has just ended."""
 
 
 class ConnectionEndedError(BackendError):
@@ -22,7 +23,7 @@ class ServerMovedError(BackendError):
 
 
 def as_backend_error(error: Exception) -> BackendError:
-    """What redis-py raised, or the reading of an answer, as what a backend raises."""
+    """Turn an exception of redis-py, or of reading an answer, into a `BackendError`."""
     if isinstance(error, BackendError):
         return error
     if not isinstance(error, FAILURES):
@@ -32,7 +33,7 @@ def as_backend_error(error: Exception) -> BackendError:
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong, in one text: with its type where that is no error of a server or a network."""
+    """Return the message of an error, with its type if it is no error of a server or a network."""
     if isinstance(error, (RedisError, OSError, ValueError, RuntimeError, BackendError)):
         return str(error) or "no answer in time"
     return f"{type(error).__name__}: {error}"

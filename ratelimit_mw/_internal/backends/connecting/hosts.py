@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 SENTINEL_LOGIN = ("sentinel_username", "sentinel_password")
-"""What the query of a URL may hold for the sentinels, which have users of their own."""
+"""Query parameters of a URL with the login of the sentinels, which have users of their own."""
 
 
 class Address(NamedTuple):
-    """Where a server listens."""
+    """Host and port on which a server listens."""
 
     host: str
     port: int
@@ -26,7 +26,7 @@ class SeveralHosts:
     login: str
     """User and password of the servers as the URL has them, with the `@`."""
     sentinel_login: str
-    """The same of the sentinels, which the query of the URL has."""
+    """User and password of the sentinels, taken from the query of the URL, with the `@`."""
     query: str
     sentinel_query: str
     is_encrypted: bool

@@ -1,7 +1,8 @@
-"""What is done when an event loop ends, for what nobody told to close before.
+"""Hook that closes objects at the end of their event loop, if nobody closed them before.
 
 A loop that ends in good order (`asyncio.run`, pytest's and anyio's runners) closes the asynchronous
-generators that were begun in it, and waits for them: one that does nothing but wait for that is a hook.
+generators that were begun in it, and waits for them. A generator that does nothing but wait for its end is
+such a hook.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Where the memory backend keeps states: bounded, and rid of dead ones without looking at all of them."""
+"""Bounded store of the memory backend's states, which drops dead states without looking at all."""
 
 import sys
 from collections import OrderedDict
@@ -36,7 +36,7 @@ S = TypeVar("S", bound=StoredState)
 STEPS = 4
 """Old states looked at for each new one: the dead leave faster than the living arrive."""
 MOST_STEPS = 64
-"""The same where a place is needed: as many in a row that were used may get their second chance."""
+"""Old states looked at if the store is full: so many used ones in a row may get a second chance."""
 
 
 class Store(OrderedDict[K, S]):

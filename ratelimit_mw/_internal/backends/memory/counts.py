@@ -257,7 +257,7 @@ class BudgetState(CountedState):
         self.spent = 0
         self.held = 0
         self.lapsed = 0
-        """What was held up to this time has lapsed."""
+        """Time, in microseconds, up to which held estimates have lapsed."""
         self._open: dict[int, int] = {}
         self._next = _NEVER
 
@@ -315,7 +315,7 @@ class BudgetState(CountedState):
 
 
 class Record(StoredState):
-    """What was held for one charge and what it settled at (None: not yet)."""
+    """Amount held for one charge, and the amount that the charge settled at (None: not yet)."""
 
     __slots__ = ("dies", "estimate", "lapses", "settled")
 
@@ -325,7 +325,7 @@ class Record(StoredState):
         self.estimate = estimate
         self.settled: int | None = None
         self.lapses = 0
-        """When the estimate lapses: 0 for never, -1 once it has."""
+        """Time, in microseconds, when the estimate lapses: 0 for never, -1 once it has."""
         self.dies = ends + KEPT_AFTER_END
 
     def is_dead(self, now: int) -> bool:
@@ -338,7 +338,10 @@ LAPSE_STEPS = 32
 
 
 def lapse_of(books: list[BudgetState], now: int, lease: float) -> int:
-    """When an estimate lapses that is held or renewed now, and in none of its books lapsed before."""
+    """Return the time, in microseconds, when an estimate that is held or renewed now lapses.
+
+    The time lies after every lapse that the estimate's books have seen.
+    """
     length = int(lease * SECOND)
     step = max(length // LAPSE_STEPS, 1)
     lapses = -(-(now + length) // step) * step

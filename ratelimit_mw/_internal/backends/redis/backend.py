@@ -101,19 +101,19 @@ class RedisBackend:
         self._was_away = False
         """Whether the latest of the event loops that have ended thought so."""
         self._left: list[Operation] = []
-        """What event loops that have ended owed."""
+        """Operations left by event loops that have ended: owed to the server, or perhaps to be undone."""
         self._lock = threading.Lock()  # of what ends with an event loop: several may, and others look for it
         renew_after_fork(self)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
     def error(self) -> BackendError | None:
-        """Why the server is thought to be away; None while it is there or was not asked yet."""
+        """Error that marks the server as away; None while the server is there or was not asked yet."""
         return self._batcher().error
 
     @property
     def load(self) -> Load:
-        """What the connections of all event loops have carried, and what waits."""
+        """Load of the connections of all event loops: operations carried, and operations that wait."""
         waiting = Load(owed=sum([each.waiting for each in list(self._lines.values())]))
         return reduce(
             Load.plus, [each.load for each in list(self.batchers.values())], self._past.plus(waiting)

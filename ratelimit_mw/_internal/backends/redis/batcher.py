@@ -47,7 +47,9 @@ MOST_TIME = 2**53
 logger = logging.getLogger("ratelimit_mw")
 
 Group = Callable[[list[Operation]], Iterable[list[Operation]]]
-"""Which operations of a batch may share a call of the script: on a cluster, not those of different nodes."""
+"""Function that groups the operations of a batch that may share a call of the script.
+
+On a cluster, operations of different partitions may not."""
 Redirect = Callable[[list[Operation], str], bool]
 """Asked about an error of the server: whether it takes over the operations, of which nothing was done."""
 
@@ -102,7 +104,7 @@ class Batcher:
 
     @property
     def load(self) -> Load:
-        """What it has carried, and what waits."""
+        """Load of this batcher: operations carried, and operations that wait."""
         return Load(
             self.batches,
             self.operations,
@@ -115,13 +117,13 @@ class Batcher:
 
     @property
     def owed(self) -> int:
-        """How many operations wait to be written that are sent until they arrive."""
+        """Number of operations owed to the server: those sent until they arrive, and those in doubt."""
         owed = sum([operation.must_arrive for operation in [*self._in_flight(), *self._queue]])
         return owed + len(self._doubtful)
 
     @property
     def error(self) -> BackendError | None:
-        """Why the server is thought to be away; None while it is there or was not asked yet."""
+        """Error that marks the server as away; None while the server is there or was not asked yet."""
         return self._error
 
     @property

@@ -25,9 +25,9 @@ class Batch(NamedTuple):
 
     operations: list[Operation]
     groups: list[list[Operation]]
-    """The same by template: each is one operation of the script."""
+    """Operations grouped by template: each group is one operation of the script."""
     since: float
-    """When the first of them that may time out was submitted."""
+    """Time, by the event loop's clock, when the first operation that may time out was submitted."""
     sent_at: float
     by_digest: bool
 
@@ -56,7 +56,7 @@ class Deadlines:
         self._silent_since = 0.0
         """Silence counts from here on: later than it began by the time that the loop did not run."""
         self.heard_at = 0.0
-        """When the server answered last."""
+        """Time of the server's latest answer, by the event loop's clock."""
         self.is_connected = False
         """Whether requests wait for answers; else for a connection."""
 
@@ -135,7 +135,10 @@ class Deadlines:
 
 
 def _waiting(operations: Iterable[Operation]) -> Iterable[Operation]:
-    """Those that somebody waits for. One that was sent on to another node has a time limit of its own."""
+    """Return the operations that a caller waits for.
+
+    An operation that was sent on to another node is left out: it has a time limit of its own.
+    """
     return (
         operation
         for operation in operations

@@ -17,9 +17,9 @@ class ThrottledErrorLog:
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
         self.number = 0
-        """How many operations have failed."""
+        """Number of operations that have failed."""
         self.mended = 0
-        """How many stored values could not be true, and were mended."""
+        """Number of stored values that could not be true, and were mended."""
 
     def __call__(self, error: BackendError) -> None:
         """Count an error and log it, unless one of its kind was logged just now."""

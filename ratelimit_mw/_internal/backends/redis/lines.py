@@ -55,7 +55,7 @@ class Lines:
 
     @property
     def waiting(self) -> int:
-        """How many operations wait for one before them."""
+        """Number of operations that wait for the one before them."""
         return sum([len(_all_behind(each)) for each in list(self._under_way.values())])
 
     def submit(self, operation: OrderedOperation) -> None:

@@ -23,15 +23,15 @@ def done(answer: bytes) -> bytes:
 
 
 class Sender(Protocol):
-    """What operations are handed to: the batcher of a server, or what stands before those of several."""
+    """Receiver of operations: the batcher of one server, or the router before those of several."""
 
     @property
     def error(self) -> BackendError | None:
-        """Why the server is thought to be away; None while it is there or was not asked yet."""
+        """Error that marks the server as away; None while the server is there or was not asked yet."""
 
     @property
     def load(self) -> Load:
-        """What it has carried, and what waits."""
+        """Load of this sender: operations carried, and operations that wait."""
 
     def submit(self, operation: "Operation") -> None:
         """Queue an operation; it gets an answer, or a `BackendError`."""
@@ -138,7 +138,7 @@ class Operation:
         self.is_asking = False
         """Sent after ASKING: its keys are moving to this node of a cluster."""
         self.tries = 0
-        """How often it was sent again, to another node of a cluster."""
+        """Number of times that it was sent again: to another node of a cluster, or with other periods."""
         self.since = 0.0
         """Time of its submission, by the event loop's clock."""
         self.future: asyncio.Future[Any] | None = None

@@ -1,6 +1,7 @@
-"""How charges and other operations are packed for the script `lua/batch.lua`, and what its answers mean.
+"""Packing of charges and other operations for the script `lua/batch.lua`, and reading of its answers.
 
-Whatever of a charge never changes is packed once; what charges have in common, once for all of them.
+The parts of a charge that never change are packed once; the parts that charges have in common, once for all
+of them.
 """
 
 import struct
@@ -41,7 +42,9 @@ _MAX_BODIES = 64
 NOT_RENEWED = 2
 """A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
-"""What became of a charge: with the last one the server's time lies outside a period that it names."""
+"""Codes of a charge's outcome.
+
+`OTHER_PERIOD`: the server's time lies outside a period that the charge names."""
 OVER = -1
 """In place of how many charges were admitted: their period is over by the server's clock."""
 
@@ -250,7 +253,7 @@ class ChargeOperation(Operation):
 
 
 class Undoes(Protocol):
-    """What charges need of the backend that they were made for."""
+    """Interface of the backend that a charge was made for: send the charge again, or undo it."""
 
     def ask_again(self, operation: ChargeOperation, now: int) -> None:
         """Name other periods, as the server's time is `now`, and send the charge again."""
@@ -309,7 +312,11 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
 
 
 async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
-    """What came of so many renewals in one operation."""
+    """Await the answers to so many renewals in one operation.
+
+    Each is true for a hold that was renewed, false for a lost one, or the `BackendError` if the hold was not
+    asked about.
+    """
     try:
         _, answers = await operation
     except BackendError as error:
