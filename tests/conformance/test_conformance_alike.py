@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH
-from ratelimit_mw._internal.model.charge import (
-    Charge,
-    Counter,
-    EstimateAction,
-    OperationRefusedError,
-    Outcome,
-    Reservation,
-)
+from ratelimit_mw._internal.model.backend import EstimateAction, OperationRefusedError
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Slots
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import Reservation
 from tests.conftest import StartServer
 from tests.support.conformance import Bench, eventually, new_id, slots, window
 from tests.support.oracle import Oracle

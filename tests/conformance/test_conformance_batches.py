@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.support.conformance import KINDS, Bench, SharedServer, daily, new_id, opened, slots, window

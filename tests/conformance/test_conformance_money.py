@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, EstimateAction, Reservation, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
 from tests.support.conformance import (
     KINDS,

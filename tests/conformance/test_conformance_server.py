@@ -7,16 +7,11 @@ from typing import Any
 import pytest
 import redis
 
-from ratelimit_mw._internal.model.charge import (
-    NO_LEASE_ID,
-    NO_RESERVATION,
-    BackendError,
-    Charge,
-    EstimateAction,
-    Settlement,
-)
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.support.conformance import (
     STORES,

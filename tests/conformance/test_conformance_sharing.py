@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, OperationRefusedError, Outcome
+from ratelimit_mw._internal.model.backend import OperationRefusedError
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.outcome import Outcome
 from tests.support.conformance import STORES, Bench, SharedServer, daily, new_id, opened, slots, window
 from tests.support.oracle import Oracle
 from tests.support.servers import StoreServer

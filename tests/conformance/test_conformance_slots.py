@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import SlotStatus
 from tests.support.conformance import KINDS, Bench, SharedServer, new_id, opened, slots, window
 

@@ -5,15 +5,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import (
-    NO_RESERVATION,
-    Charge,
-    EstimateAction,
-    OperationRefusedError,
-    Reservation,
-    Settlement,
-)
+from ratelimit_mw._internal.model.backend import EstimateAction, OperationRefusedError, Settlement
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from tests.support.conformance import (
     KINDS,
     Bench,

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import Charge, EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
 from tests.support.conformance import STORES, SharedServer, daily, new_id, slots, window
 

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import redis
 
-from ratelimit_mw._internal.model.charge import NO_LEASE_ID, Charge, Counter, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.support.conformance import (
     STORES,

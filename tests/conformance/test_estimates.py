@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from ratelimit_mw import Lease, Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.charge import EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction
 from tests.support.asgi import Down, FakeClock, limiter_of, start_of
 from tests.support.statuses import budget_status
 

@@ -17,9 +17,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, EstimateAction, Reservation
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
+from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.conformance import KINDS, Bench, SharedServer, instant, new_id
 from tests.support.oracle import Oracle
 

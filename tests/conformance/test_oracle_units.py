@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import Counter, EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Counter
 from ratelimit_mw._internal.model.limits import Slots, Window
 from tests.conformance.test_oracle import STARTS, Comparison, bench
 from tests.support.conformance import Bench, instant

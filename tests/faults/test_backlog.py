@@ -11,7 +11,9 @@ import pytest
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, Outcome
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.outcome import Outcome
 from tests.conftest import StartServer
 from tests.support.asgi import settings_of
 from tests.support.conformance import Waits, daily, eventually, new_id, slots, window

@@ -13,7 +13,8 @@ from ratelimit_mw._internal.backends import open_figures_store, open_key_store
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.figures_store import Question, Report
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.settings import BackendSettings
 from ratelimit_mw._internal.settings.url import SecretURL

@@ -13,14 +13,10 @@ import redis
 from ratelimit_mw._internal.backends.connecting.connection import Connection
 from ratelimit_mw._internal.backends.redis.backend import CLOSE_TIMEOUT, RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH
-from ratelimit_mw._internal.model.charge import (
-    BackendError,
-    Charge,
-    EstimateAction,
-    Outcome,
-    Reservation,
-    Settlement,
-)
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.conftest import StartServer
 from tests.support.conformance import daily, eventually, new_id, slots, ticks, window

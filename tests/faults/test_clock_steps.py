@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.support.conformance import (

@@ -11,7 +11,8 @@ import pytest
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
-from ratelimit_mw._internal.model.charge import BackendError, Charge, EstimateAction
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction
+from ratelimit_mw._internal.model.charge import Charge
 from tests.support.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.support.processes import HOST
 from tests.support.servers import StoreServer, server_binaries

@@ -10,15 +10,9 @@ import pytest
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
-from ratelimit_mw._internal.model.charge import (
-    BackendError,
-    Charge,
-    Clock,
-    Counter,
-    EstimateAction,
-    Reservation,
-    Settlement,
-)
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter
+from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.conformance import daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer
 from tests.support.statuses import acquired, peeked

@@ -14,7 +14,7 @@ import pytest
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from tests.support.processes import HOST
 from tests.support.servers import StoreServer
 from tests.support.topologies import SERVICE, Cluster, SentinelServer

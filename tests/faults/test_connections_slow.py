@@ -10,7 +10,8 @@ import pytest
 from ratelimit_mw._internal.backends import open_figures_store, open_key_store
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.settings import BackendSettings
 from ratelimit_mw._internal.settings.url import SecretURL
 from tests.conftest import StartServer

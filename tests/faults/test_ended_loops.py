@@ -15,7 +15,9 @@ from ratelimit_mw import BackendError, Limiter, Settings
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.live import resolve
 from ratelimit_mw._internal.live.key_entries import KeyEntry
-from ratelimit_mw._internal.model.charge import Charge, EstimateAction, Reservation, ReservationKey
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus
 from tests.conftest import StartServer
 from tests.faults.test_outages import CENT, is_synced, limiter_on, statuses

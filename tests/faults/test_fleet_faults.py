@@ -13,7 +13,7 @@ import redis
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.backends.figures_store import BUCKET
 from ratelimit_mw._internal.fleet import FleetView
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from tests.conftest import StartServer
 from tests.support.fleet import ask, eventually, fresh, has_seen, settings_of
 from tests.support.servers import StoreServer

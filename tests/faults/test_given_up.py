@@ -12,7 +12,8 @@ from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
 from tests.support.conformance import daily, eventually, monthly, new_id, slots, window
 from tests.support.processes import HOST

@@ -15,7 +15,9 @@ from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH
-from ratelimit_mw._internal.model.charge import BackendError, Charge, EstimateAction, Reservation, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.reservation import Reservation
 from tests.conftest import StartServer
 from tests.support.conformance import daily, eventually, new_id, slots
 from tests.support.proxy import Proxy

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge
 from tests.conftest import StartServer
 from tests.support.conformance import eventually, new_id, window
 from tests.support.processes import HOST

@@ -10,7 +10,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
-from ratelimit_mw._internal.model.charge import EstimateAction, Reservation
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.asgi import settings_of
 from tests.support.servers import StoreServer
 from tests.support.slots import held, until_async

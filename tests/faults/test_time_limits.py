@@ -12,7 +12,8 @@ import pytest
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge
 from tests.support.asgi import settings_of
 from tests.support.conformance import Waits, daily, eventually, instant, new_id, slots, window
 from tests.support.proxy import Proxy

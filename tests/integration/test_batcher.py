@@ -12,7 +12,9 @@ import redis
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH, MAX_QUEUE
 from ratelimit_mw._internal.backends.redis.operations import Operation
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, EstimateAction, Outcome
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.outcome import Outcome
 from tests.conftest import StartServer
 from tests.support.conformance import daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer

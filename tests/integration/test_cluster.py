@@ -13,7 +13,8 @@ from ratelimit_mw import Limiter, Settings
 from ratelimit_mw._internal.backends import open_key_store
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot, hash_tag
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, WindowStatus
 from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.support.conformance import Bench, daily, eventually, new_id, slots, window

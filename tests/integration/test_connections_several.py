@@ -11,7 +11,8 @@ from ratelimit_mw import Limiter, Settings
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
 from tests.integration.test_acl import users
 from tests.integration.test_connections import Certificates, complaints, decided_by
 from tests.integration.test_deploy import DEPLOY

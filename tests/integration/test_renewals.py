@@ -12,7 +12,8 @@ from ratelimit_mw import Lease, Limiter
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.lease.renewals import AT_ONCE
-from ratelimit_mw._internal.model.charge import BackendError, EstimateAction, Reservation
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction
+from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.observe.events import Event, SlotLost
 from tests.support.asgi import FakeClock, settings_of
 from tests.support.servers import StoreServer

@@ -13,7 +13,8 @@ import redis
 from ratelimit_mw import Limiter, Settings
 from ratelimit_mw._internal.backends import open_key_store
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.support.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer, server_binaries

@@ -12,13 +12,10 @@ from starlette.types import ASGIApp, Message, Scope
 
 from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.charge import (
-    Backend,
-    BackendError,
-    Charge,
-    Outcome,
-)
+from ratelimit_mw._internal.model.backend import Backend, BackendError
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.outcome import Outcome
 
 START = 1_705_312_740
 """Time at which a clock starts, in seconds since 1970."""

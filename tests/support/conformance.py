@@ -11,8 +11,9 @@ from datetime import datetime
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, Counter, Reservation
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.statuses import Answer, acquired, peeked
 from tests.support.topologies import Cluster

@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from zoneinfo import ZoneInfo
 
-from ratelimit_mw._internal.model.charge import Counter, EstimateAction, Outcome, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Counter
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 EXACT = 1_000

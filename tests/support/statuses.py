@@ -2,7 +2,8 @@
 
 from typing import Protocol
 
-from ratelimit_mw._internal.model.charge import Charge, Outcome
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.decision import LimitStatus
 

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Slots, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import SlotStatus, WindowStatus
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.responses.headers import HeaderWriter, add_headers

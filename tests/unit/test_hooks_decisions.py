@@ -14,7 +14,8 @@ from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.observers import DecisionMade
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
-from ratelimit_mw._internal.model.charge import Charge, Outcome
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.observe.events import BudgetWarning, Event
 from tests.support.asgi import Down, FakeClock, client_of, limiter_of, ok_app, settings_of, statuses
 from tests.support.statuses import counted

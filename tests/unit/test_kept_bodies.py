@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_mw._internal.cache.refusals import CachedRefusal
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, refusal_of
 from ratelimit_mw._internal.responses import refusals

@@ -7,8 +7,9 @@ import pytest
 
 from ratelimit_mw import BackendError, Lease, Limiter
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.charge import Charge, Counter, Outcome
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.status import Status
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
 from tests.support.asgi import FakeClock, settings_of

@@ -9,7 +9,8 @@ import pytest
 from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.memory.bounded_store import Store, StoredState
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.status import BudgetStatus
 from tests.support.asgi import ok_app, scope_of, settings_of, start_of
 from tests.support.conformance import Clock, daily, monthly, new_id, slots, window

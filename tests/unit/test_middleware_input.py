@@ -11,7 +11,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.charge import Charge, Outcome
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
 from tests.support.asgi import FakeClock, limiter_of
 
 Headers = list[tuple[bytes, bytes]]

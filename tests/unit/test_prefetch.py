@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.cache.prefetch import PART, Prefetch, PrefetchBatch, PrefetchState, is_taken_ahead
-from ratelimit_mw._internal.model.charge import NO_LEASE_ID, BackendError, Charge, Counter, Outcome
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID
 from tests.conformance.test_contention import most_in
 from tests.support.conformance import Clock, slots, window
 from tests.support.statuses import peeked

@@ -229,7 +229,7 @@ def test_processes_add_up_to_one_histogram(tmp_path: Path) -> None:
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from ratelimit_mw import Limiter, Settings
-from ratelimit_mw._internal.model.charge import WAITS, Load
+from ratelimit_mw._internal.model.backend import WAITS, Load
 from ratelimit_mw.prometheus import Mirror
 limiter = Limiter(Settings())
 mirror = Mirror(limiter)

@@ -12,8 +12,9 @@ from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.cache.refusals import LONGEST, MOST, RefusalCache
 from ratelimit_mw._internal.limiter.inspect_caller import forget
-from ratelimit_mw._internal.model.charge import Charge, Counter, Outcome
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Limit, Slots, Window
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.policy.decision import Decision, decision_of
 from ratelimit_mw._internal.policy.identity import Identity

@@ -15,8 +15,10 @@ from ratelimit_mw._internal.backends.redis import (
     script,
 )
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
+from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE
 from tests.support.conformance import TIMEOUT, daily, new_id, slots, window
 from tests.support.servers import StoreServer
 

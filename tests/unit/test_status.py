@@ -2,8 +2,10 @@
 
 import pytest
 
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome, row_before
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.outcome import Outcome, row_before
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.decision import LimitStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers

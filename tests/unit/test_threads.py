@@ -11,7 +11,9 @@ import pytest
 
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Outcome
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.outage import reconcile
 from ratelimit_mw._internal.policy import policy
 from tests.support.asgi import settings_of

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ratelimit_mw import LeaseError
 from ratelimit_mw._internal.lease.token import MAX_TTL, Ticket, check_ttl, read_token, write_token
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Reservation, ReservationKey
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
 
 HOLD = Reservation(
     bytes(range(16)),

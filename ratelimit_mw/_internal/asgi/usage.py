@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from ratelimit_mw._internal.limiter.inspect_caller import charges_of, look
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import BackendError, Charge, Counter, place_of
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.outage.fallback import RETRY_UNAVAILABLE

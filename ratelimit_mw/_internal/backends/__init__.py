@@ -16,7 +16,7 @@ from ratelimit_mw._internal.backends.figures_store import (
 from ratelimit_mw._internal.backends.key_store import KeyStore, MemoryKeyStore, RedisKeyStore, keys_hash
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.charge import Backend
+from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.settings.tables import BackendSettings
 
 

@@ -25,15 +25,11 @@ from functools import partial
 from operator import length_hint
 from weakref import WeakSet
 
-from ratelimit_mw._internal.model.charge import (
-    NO_LEASE_ID,
-    NO_RESERVATION,
-    Backend,
-    BackendError,
-    Charge,
-    Outcome,
-)
+from ratelimit_mw._internal.model.backend import Backend, BackendError
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION
 from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers
 

@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import Status, WindowStatus
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 

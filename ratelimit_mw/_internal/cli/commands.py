@@ -32,7 +32,7 @@ from ratelimit_mw._internal.cli.routes import routes
 from ratelimit_mw._internal.cli.top import top
 from ratelimit_mw._internal.demo import app as demo_api
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime.compiled import build_text
 from ratelimit_mw._internal.settings import SettingsError
 

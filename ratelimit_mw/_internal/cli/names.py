@@ -10,7 +10,7 @@ from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
 from ratelimit_mw._internal.fleet.reading import seen_callers
 from ratelimit_mw._internal.limiter.inspect_caller import overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ratelimit_mw._internal.backends import open_audit_store
 from ratelimit_mw._internal.cli.output import note
 from ratelimit_mw._internal.live.audit import Action, AuditLog, Entries
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.settings import Settings
 
 PATIENCE = 2.0

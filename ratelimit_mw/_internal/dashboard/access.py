@@ -18,8 +18,9 @@ from starlette.responses import Response
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.dashboard.answers import DashboardError
-from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, Counter
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE
 from ratelimit_mw._internal.model.status import WindowStatus
 
 COOKIE = "ratelimit_dashboard"

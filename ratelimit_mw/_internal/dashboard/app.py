@@ -27,7 +27,7 @@ from ratelimit_mw._internal.dashboard.compression import compress, compressed_st
 from ratelimit_mw._internal.dashboard.stream import Stream
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.settings.tables import OperationsSettings
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ratelimit_mw._internal.backends.figures_store import BUCKET
 from ratelimit_mw._internal.fleet.headline import MANY, worst_callers
 from ratelimit_mw._internal.fleet.snapshot import Outcomes, Snapshot, WorkerFigures
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 ASKED = 3
 """Callers whose habit is looked up: those that are refused most."""

@@ -25,7 +25,7 @@ from ratelimit_mw._internal.fleet.snapshot import (
     WorkerFigures,
 )
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.reporting import name_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.runtime import threads

@@ -1,5 +1,7 @@
 cimport cython
-from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.outcome cimport Outcome
+from ratelimit_mw._internal.model.reservation cimport Reservation
 from ratelimit_mw._internal.policy.policy cimport Policy
 
 @cython.final

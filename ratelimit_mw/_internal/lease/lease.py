@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Counter, Outcome
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.policy.decision import Decision, decision_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
     from ratelimit_mw._internal.cache.refusals import CachedRefusal
     from ratelimit_mw._internal.lease.manager import Leases
     from ratelimit_mw._internal.lease.renewals import Renewals
-    from ratelimit_mw._internal.model.charge import Holder
+    from ratelimit_mw._internal.model.backend import Holder
     from ratelimit_mw._internal.model.metered import Units
+    from ratelimit_mw._internal.model.outcome import Outcome
 
 
 class Lease:

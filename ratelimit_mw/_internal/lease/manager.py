@@ -14,21 +14,12 @@ from typing import Any
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.renewals import Renewals
 from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
-from ratelimit_mw._internal.model.charge import (
-    NO_RESERVATION,
-    Backend,
-    BackendError,
-    Charge,
-    Counter,
-    EstimateAction,
-    Holder,
-    Reservation,
-    Settlement,
-    new_lease_id,
-)
+from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Holder, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import format_amount, parse_amount
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, new_lease_id
 from ratelimit_mw._internal.observe.events import Notifier, SettleIgnored
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity

@@ -1,5 +1,5 @@
 cimport cython
-from ratelimit_mw._internal.model.charge cimport Reservation
+from ratelimit_mw._internal.model.reservation cimport Reservation
 from ratelimit_mw._internal.lease.lease cimport Lease
 
 cdef double _RENEW_AFTER

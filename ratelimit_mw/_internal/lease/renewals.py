@@ -13,7 +13,8 @@ from time import monotonic
 from weakref import WeakValueDictionary
 
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.model.charge import BackendError, EstimateAction, Holder, Reservation
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Holder
+from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.observe.events import Notifier, SlotLost
 
 logger = logging.getLogger("ratelimit_mw")

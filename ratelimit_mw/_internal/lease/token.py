@@ -9,9 +9,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ratelimit_mw._internal.model.charge import Reservation, ReservationKey
 from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT, Meter
+from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
 
 MAX_TTL = 30 * 86_400
 """The longest that a detached slot can wait for a worker, in seconds."""

@@ -1,5 +1,7 @@
 cimport cython
-from ratelimit_mw._internal.model.charge cimport Charge, Outcome, new_lease_id
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.outcome cimport Outcome
+from ratelimit_mw._internal.model.reservation cimport new_lease_id
 from ratelimit_mw._internal.lease.lease cimport Lease
 from ratelimit_mw._internal.lease.manager cimport Leases
 from ratelimit_mw._internal.policy.policy cimport Policy

@@ -10,19 +10,12 @@ from ratelimit_mw._internal.cache.refusals import CachedRefusal, RefusalCache
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import EXEMPT, Leases
 from ratelimit_mw._internal.live.state import Live
-from ratelimit_mw._internal.model.charge import (
-    NO_LEASE_ID,
-    Asked,
-    Backend,
-    BackendError,
-    Charge,
-    Counter,
-    OperationRefusedError,
-    Outcome,
-    new_lease_id,
-)
+from ratelimit_mw._internal.model.backend import Asked, Backend, BackendError, OperationRefusedError
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.metered import Units
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, new_lease_id
 from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts, kind_of
 from ratelimit_mw._internal.observe.refusal_log import RefusalLog

@@ -16,7 +16,8 @@ from ratelimit_mw._internal.limiter.observers import DecisionNotifier, Observer,
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
-from ratelimit_mw._internal.model.charge import Backend, Charge, Counter
+from ratelimit_mw._internal.model.backend import Backend
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts

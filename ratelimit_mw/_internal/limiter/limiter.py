@@ -9,7 +9,7 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.engine import Engine
 from ratelimit_mw._internal.limiter.observers import OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
-from ratelimit_mw._internal.model.charge import Backend
+from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.events import OnEvent

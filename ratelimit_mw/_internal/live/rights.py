@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.rights import missing_rights
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime.upkeep import Job
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.findings import Finding, say_once

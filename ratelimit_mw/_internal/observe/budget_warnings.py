@@ -2,9 +2,11 @@
 
 import asyncio
 
-from ratelimit_mw._internal.model.charge import Backend, BackendError, Charge, Counter, new_lease_id
+from ratelimit_mw._internal.model.backend import Backend, BackendError
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Slots
 from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.model.reservation import new_lease_id
 from ratelimit_mw._internal.observe.events import BudgetWarning, Notifier
 from ratelimit_mw._internal.policy.decision import Decision, NearBudget
 from ratelimit_mw._internal.policy.identity import Identity

@@ -16,7 +16,7 @@ from statistics import quantiles
 
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.figures_store import FiguresStore, Report
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.decision_counts import CallerCounts, DecisionCounts
 from ratelimit_mw._internal.observe.stats import Stats
 from ratelimit_mw._internal.runtime.compiled import is_compiled

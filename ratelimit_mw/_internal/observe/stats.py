@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from platform import python_version
 from typing import Literal
 
-from ratelimit_mw._internal.model.charge import WAITS, Load
+from ratelimit_mw._internal.model.backend import WAITS, Load
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from ratelimit_mw._internal.runtime.version import __version__
 

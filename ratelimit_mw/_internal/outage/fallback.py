@@ -10,18 +10,11 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend, wall_clock
-from ratelimit_mw._internal.model.charge import (
-    NO_RESERVATION,
-    Backend,
-    Charge,
-    Clock,
-    Counter,
-    Outcome,
-    Reservation,
-    new_lease_id,
-    place_of,
-)
+from ratelimit_mw._internal.model.backend import Backend
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Limit, Slots, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, new_lease_id
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.outage.reconcile import OutageReconciler
 from ratelimit_mw._internal.policy.decision import Decision, Refusal, decision_of

@@ -15,21 +15,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.charge import (
-    NO_LEASE_ID,
-    Backend,
-    BackendError,
-    Charge,
-    Clock,
-    Counter,
-    EstimateAction,
-    Outcome,
-    Reservation,
-    Settlement,
-    place_of,
-)
+from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.metered import Units
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, Reservation
 from ratelimit_mw._internal.outage.unsynced import ANY_COST, UnsyncedReservation, boundless, of_requests
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 

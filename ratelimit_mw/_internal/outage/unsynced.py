@@ -3,12 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ratelimit_mw._internal.model.charge import (
-    Charge,
-    Counter,
-    Reservation,
-)
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import REQUESTS, Slots, Window
+from ratelimit_mw._internal.model.reservation import Reservation
 
 ANY_COST = 2**32 - 1
 

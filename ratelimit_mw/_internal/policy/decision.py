@@ -6,9 +6,11 @@ from decimal import Decimal
 from functools import partial
 from typing import Literal, NamedTuple
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, Outcome, ReservationKey, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
 from ratelimit_mw._internal.model.limits import REQUESTS, SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.policy import Policy
 

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.model.charge import Charge, HeaderWindow, Outcome, nearest_of
+from ratelimit_mw._internal.model.charge import Charge, HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.limits import REQUESTS
 from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.runtime.leaf import digits
 from ratelimit_mw._internal.settings import ResponseSettings

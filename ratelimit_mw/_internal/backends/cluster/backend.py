@@ -16,20 +16,11 @@ from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.operations import Sender
 from ratelimit_mw._internal.backends.redis.packing import renewed
 from ratelimit_mw._internal.backends.redis.time_limit import time_limit
-from ratelimit_mw._internal.model.charge import (
-    NO_RESERVATION,
-    Asked,
-    BackendError,
-    Charge,
-    Clock,
-    EstimateAction,
-    Load,
-    Outcome,
-    Reservation,
-    ReservationKey,
-    Settlement,
-)
+from ratelimit_mw._internal.model.backend import Asked, BackendError, EstimateAction, Load, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Clock
 from ratelimit_mw._internal.model.metered import Units
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers
 

@@ -12,7 +12,7 @@ from ratelimit_mw._internal.backends.connecting.client import CONNECT_TIMEOUT, C
 from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.connecting.hosts import Address, read_hosts
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 SLOTS = 16_384
 """Hash slots of a cluster."""

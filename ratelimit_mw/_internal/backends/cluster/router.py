@@ -17,7 +17,7 @@ from ratelimit_mw._internal.backends.connecting.errors import ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address
 from ratelimit_mw._internal.backends.redis.batcher import Batcher, Group, Redirect
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template
-from ratelimit_mw._internal.model.charge import BackendError, Load
+from ratelimit_mw._internal.model.backend import BackendError, Load
 
 AT_ONCE = 3
 """Times that an operation follows a redirection without a pause."""

@@ -12,7 +12,7 @@ from redis.exceptions import MovedError, ReadOnlyError, ResponseError
 from ratelimit_mw._internal.backends.connecting.connection import silence
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError, as_backend_error
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime import threads
 
 CONNECT_TIMEOUT = 1.0

@@ -19,7 +19,7 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection
 
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 Reply = bytes | int | None | list[Any] | Exception
 OnReply = Callable[[Reply], None]

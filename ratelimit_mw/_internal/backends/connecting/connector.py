@@ -16,7 +16,7 @@ from ratelimit_mw._internal.backends.connecting.connection import Connection, st
 from ratelimit_mw._internal.backends.connecting.errors import (
     reason_of,
 )
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 _NAME = "ratelimit_mw"
 

@@ -2,7 +2,7 @@
 
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 FAILURES = (RedisError, OSError, TimeoutError, ValueError, RuntimeError)
 """Exceptions of redis-py for a server that can't be reached, does not answer, or refuses.

@@ -13,7 +13,7 @@ from ratelimit_mw._internal.backends.connecting.connection import Connection
 from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError, ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address, read_hosts
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 SENTINEL_PORT = 26_379
 CHECK_EVERY = 2.0

@@ -1,7 +1,9 @@
 cimport cython
 from ratelimit_mw._internal.backends.memory.counts cimport SlotSet
 from ratelimit_mw._internal.backends.memory.places cimport Places
-from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.outcome cimport Outcome
+from ratelimit_mw._internal.model.reservation cimport Reservation
 from ratelimit_mw._internal.runtime.leaf cimport Lock
 
 ctypedef long long i64

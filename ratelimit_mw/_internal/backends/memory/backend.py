@@ -5,38 +5,31 @@ from functools import partial
 from time import time_ns
 
 from ratelimit_mw._internal.backends.memory.bounded_store import Store
-from ratelimit_mw._internal.backends.memory.counts import (
+from ratelimit_mw._internal.backends.memory.budgets import (
     BudgetState,
-    CounterRef,
-    Name,
     Record,
-    SlotSet,
-    WindowLog,
     close,
     keep,
     open_record,
     renew_estimate,
     settle,
 )
+from ratelimit_mw._internal.backends.memory.counts import CounterRef, Name, SlotSet, WindowLog
 from ratelimit_mw._internal.backends.memory.meters import Meters
 from ratelimit_mw._internal.backends.memory.places import Places
-from ratelimit_mw._internal.model.charge import (
+from ratelimit_mw._internal.model.backend import (
     BackendError,
-    Charge,
-    Clock,
-    Counter,
     EstimateAction,
     Load,
     OperationRefusedError,
-    Outcome,
-    Reservation,
-    ReservationKey,
     Settlement,
-    place_of,
 )
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
 from ratelimit_mw._internal.model.limits import Slots, Window
 from ratelimit_mw._internal.model.metered import Units, check_amounts
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.periods import period_at
+from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.leaf import Lock, Numbers
 

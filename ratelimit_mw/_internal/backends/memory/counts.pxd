@@ -40,13 +40,3 @@ cdef class SlotSet(CountedState):
     @cython.locals(expires=i64)
     cpdef void charge(self, Numbers row, CounterRef ref, i64 now, bytes lease_id, i64 cost, i64 price) except *
     cdef void _expire(self, i64 now) except *
-
-cdef class BudgetState(CountedState):
-    cdef public i64 ends, spent, held, lapsed
-    cdef public dict _open
-    cdef public i64 _next
-    cpdef void lapse(self, i64 now) except *
-
-cdef class Record(StoredState):
-    cdef public i64 estimate, dies, lapses
-    cdef public object settled

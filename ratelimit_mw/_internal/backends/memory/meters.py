@@ -8,9 +8,10 @@ from functools import partial
 
 from ratelimit_mw._internal.backends.memory.bounded_store import Store, StoredState
 from ratelimit_mw._internal.backends.memory.counts import CounterRef, Name, WindowLog
-from ratelimit_mw._internal.model.charge import EstimateAction, Reservation, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.metered import Meter, Units
+from ratelimit_mw._internal.model.reservation import Reservation
 
 KEPT = 86_400 * SECOND
 """Microseconds that a record lives beyond its longest window where nobody settles it, and after a renewal."""

@@ -1,6 +1,7 @@
 cimport cython
 from ratelimit_mw._internal.backends.memory.counts cimport CountedState, CounterRef, WindowLog
-from ratelimit_mw._internal.model.charge cimport Charge, Outcome
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.outcome cimport Outcome
 from ratelimit_mw._internal.runtime.leaf cimport Numbers
 
 ctypedef long long i64

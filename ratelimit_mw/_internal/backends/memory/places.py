@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from ratelimit_mw._internal.backends.memory.counts import MOST_COST, CounterRef, WindowLog
-from ratelimit_mw._internal.model.charge import NO_RESERVATION, Charge, Outcome, ReservationKey
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, ReservationKey
 from ratelimit_mw._internal.runtime.leaf import Numbers
 
 

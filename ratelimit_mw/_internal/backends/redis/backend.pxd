@@ -3,7 +3,9 @@ from ratelimit_mw._internal.backends.redis.held_places cimport HeldPlaces
 from ratelimit_mw._internal.backends.redis.lines cimport Lines, OrderedOperation
 from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
 from ratelimit_mw._internal.backends.redis.packing cimport ChargeOperation, ChargeTemplate, Layout
-from ratelimit_mw._internal.model.charge cimport Charge, Reservation, Outcome
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.outcome cimport Outcome
+from ratelimit_mw._internal.model.reservation cimport Reservation
 
 ctypedef long long i64
 

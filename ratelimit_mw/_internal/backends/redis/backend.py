@@ -42,23 +42,19 @@ from ratelimit_mw._internal.backends.redis.packing import (
     renewal_on,
     renewed,
 )
-from ratelimit_mw._internal.model.charge import (
-    NO_LEASE_ID,
-    NO_RESERVATION,
+from ratelimit_mw._internal.model.backend import (
     BackendError,
-    Charge,
-    Clock,
     EstimateAction,
     Load,
     OperationRefusedError,
-    Outcome,
-    Reservation,
     Settlement,
-    place_of,
 )
+from ratelimit_mw._internal.model.charge import Charge, Clock, place_of
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Window
 from ratelimit_mw._internal.model.metered import Units, check_amounts
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.periods import period_at
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION, Reservation
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 

@@ -25,7 +25,7 @@ from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
 from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose, hand_out, take
 from ratelimit_mw._internal.backends.redis.script import load_script
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
-from ratelimit_mw._internal.model.charge import WAITS, BackendError, Load, OperationRefusedError
+from ratelimit_mw._internal.model.backend import WAITS, BackendError, Load, OperationRefusedError
 
 SCRIPT = load_script("batch").encode()
 """The script that decides, as servers get it."""

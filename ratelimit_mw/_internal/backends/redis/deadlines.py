@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from ratelimit_mw._internal.backends.redis.operations import Operation
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 GRACE = 0.005
 """Seconds given to answers that have arrived but were not read yet, where the event loop was busy."""

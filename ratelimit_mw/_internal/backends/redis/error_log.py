@@ -3,7 +3,7 @@
 import logging
 import time
 
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 logger = logging.getLogger("ratelimit_mw")
 

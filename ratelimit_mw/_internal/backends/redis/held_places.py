@@ -13,7 +13,8 @@ from ratelimit_mw._internal.backends.redis.packing import (
     SLOT,
     read_settlement,
 )
-from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, EstimateAction, Reservation
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
 
 _UNTOUCHED = EstimateAction.UNTOUCHED
 

@@ -1,5 +1,6 @@
 cimport cython
-from ratelimit_mw._internal.model.charge cimport Charge, Reservation
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.reservation cimport Reservation
 
 cdef class ChargeKeys:
     cdef bytes _text

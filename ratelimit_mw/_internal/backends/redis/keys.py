@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Charge, Counter, Reservation, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
 from ratelimit_mw._internal.model.limits import Slots, Window
 from ratelimit_mw._internal.model.metered import Meter
+from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
 
 _MAX_TAGS = 4_096
 """Partitions whose tag is remembered."""

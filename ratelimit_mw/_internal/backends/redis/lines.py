@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template
-from ratelimit_mw._internal.model.charge import BackendError
+from ratelimit_mw._internal.model.backend import BackendError
 
 Line = tuple[bytes, str]
 """The id of a lease, and the partition whose money it holds: on a cluster a lease may have several."""

@@ -11,8 +11,8 @@ from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.keys import KeyNames
 from ratelimit_mw._internal.backends.redis.operations import Template, bulk
 from ratelimit_mw._internal.backends.redis.packing import read_settlement
-from ratelimit_mw._internal.model.charge import LEASE_ID_SIZE, Reservation
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT, Units
+from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
 
 METER_HEAD = struct.Struct("<cBBB")
 AMOUNT = struct.Struct("<dB")

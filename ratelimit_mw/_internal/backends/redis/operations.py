@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Generator
 from typing import Any, Protocol
 
 from ratelimit_mw._internal.backends.redis.letters import DONE, FAILED
-from ratelimit_mw._internal.model.charge import BackendError, Load
+from ratelimit_mw._internal.model.backend import BackendError, Load
 
 
 def bulk(data: bytes) -> bytes:

@@ -1,6 +1,8 @@
 cimport cython
 from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
-from ratelimit_mw._internal.model.charge cimport Charge, Outcome, Reservation, row_before
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.outcome cimport Outcome, row_before
+from ratelimit_mw._internal.model.reservation cimport Reservation
 from ratelimit_mw._internal.runtime.leaf cimport Numbers, numbers_in
 
 ctypedef long long i64

@@ -13,19 +13,16 @@ from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.keys import ChargeKeys
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
 from ratelimit_mw._internal.backends.redis.own_costs import MOST_COST, own_head, own_limits
-from ratelimit_mw._internal.model.charge import (
+from ratelimit_mw._internal.model.backend import BackendError, Settlement
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
+from ratelimit_mw._internal.model.outcome import NUMBERS_OF_A_STATUS, Outcome, row_before
+from ratelimit_mw._internal.model.reservation import (
     LEASE_ID_SIZE,
     NO_RESERVATION,
-    NUMBERS_OF_A_STATUS,
-    BackendError,
-    Charge,
-    Outcome,
     Reservation,
     ReservationKey,
-    Settlement,
-    row_before,
 )
-from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.leaf import Numbers, numbers_in
 
