@@ -58,18 +58,20 @@ SERVERS = {
 COUNTS = "conformance_windows conformance_slots conformance_money conformance_sharing prefetch_backends"
 
 MODULES = {
+    "backends/memory/budgets": f"{COUNTS} clock_steps memory_bounds local",
     "backends/memory/counts": f"{COUNTS} clock_steps memory_bounds local",
     "backends/memory/places": f"{COUNTS} memory_bounds",
     "backends/memory/backend": f"{COUNTS} memory_bounds local limiter",
     "backends/memory/bounded_store": "memory_bounds",
     "cache/prefetch": "prefetch prefetch_backends",
     "cache/refusals": "refused",
-    "lease/lease": "slots spending jobs tokens",
-    "lease/lease_record": "slots spending refused estimates",
+    "lease/lease": "slots spending refused estimates jobs",
     "lease/manager": "slots spending jobs estimates",
     "lease/renewals": "renewals slots estimates",
     "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable",
     "model/charge": "status spending headers refused conformance_money conformance_slots",
+    "model/outcome": "status spending headers refused conformance_money conformance_slots",
+    "model/reservation": "status spending headers refused conformance_money conformance_slots",
     "model/limits": "headers refusals conformance_windows",
     "model/money": "money",
     "model/periods": "periods",
