@@ -62,7 +62,7 @@ def usage_of(prompt: str, completion: int) -> dict[str, int]:
 
 
 def head(kind: str) -> dict[str, Any]:
-    """What every answer begins with."""
+    """Return the fields that every answer begins with."""
     return {"id": "cmpl-1", "object": kind, "created": 0, "model": "parrot"}
 
 

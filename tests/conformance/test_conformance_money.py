@@ -72,7 +72,7 @@ async def test_all_or_nothing_with_budgets(bench: Bench) -> None:
 
 
 async def test_a_budget_with_just_enough_left_does_not_refuse(bench: Bench) -> None:
-    """Where another limit refuses, only a budget that has too little for the price tells that it refuses."""
+    """A budget reports a refusal only if it has too little for the price, even if another limit refuses."""
     day, month, full = daily(100), monthly(99), window(1)
     await bench.acquire(full)
     await bench.hold(day, month, price=40)
@@ -81,7 +81,7 @@ async def test_a_budget_with_just_enough_left_does_not_refuse(bench: Bench) -> N
 
 
 async def test_a_price_without_a_budget_is_held_nowhere(bench: Bench) -> None:
-    """Whoever takes a slot alone has no estimate, whatever price was named."""
+    """A charge of a slot alone has no estimate, whatever price was named."""
     hold = await bench.hold(slots(5), price=100)
     assert (hold.price, hold.periods, hold.has_estimate) == (0, (), False)
 

@@ -114,7 +114,7 @@ async def test_units_are_settled_one_by_one(bench: Bench) -> None:
 
 
 async def test_all_windows_of_a_unit_are_settled_alike(bench: Bench) -> None:
-    """Those of the caller, and those that all callers share."""
+    """A settle corrects the caller's own windows of a unit and the windows that all callers share."""
     found = [metered(1_000), metered(5_000, 60), metered(2_000, of="app", scope="app")]
     hold = await bench.hold(*found, tokens=800)
     assert await bench.used(*found) == [800] * 3
@@ -195,7 +195,7 @@ async def test_a_lapsed_estimate_is_never_revived(bench: Bench) -> None:
 
 
 async def test_a_lapsed_estimate_that_ends_takes_nothing_from_others(bench: Bench) -> None:
-    """What was given back once is not given back again."""
+    """An estimate that was given back once is not given back again."""
     hold, other = await bench.hold(TOKENS, tokens=100), await bench.hold(TOKENS, tokens=300)
     await bench.backend.keep(other)
     bench.wait(30)
@@ -217,7 +217,7 @@ async def test_a_kept_estimate_waits_for_its_settle(bench: Bench) -> None:
 
 
 async def test_a_settle_after_the_window_charges_what_the_estimate_left_out(bench: Bench) -> None:
-    """What has left the window is not counted again: only what was used above it, from now on."""
+    """A settle after the window charges only the amount used above the estimate, from now on."""
     less, more = await bench.hold(TOKENS, tokens=100), await bench.hold(TOKENS, tokens=100)
     for hold in (less, more):
         await bench.backend.keep(hold)
@@ -288,7 +288,7 @@ async def test_a_window_that_is_added_meanwhile_loses_nothing(bench: Bench) -> N
 
 
 async def test_a_reset_forgets_what_is_open(bench: Bench) -> None:
-    """What is settled afterwards is charged as it was used; what lapses afterwards takes nothing away."""
+    """A reset forgets estimates: a later settle charges the full use; a later lapse takes nothing away."""
     hold = await bench.hold(TOKENS, tokens=900)
     await bench.hold(TOKENS, tokens=50)
     await bench.backend.reset(Charge([TOKENS]))
@@ -299,7 +299,7 @@ async def test_a_reset_forgets_what_is_open(bench: Bench) -> None:
 
 
 async def test_a_charge_that_is_restored_is_charged_once(bench: Bench) -> None:
-    """What was admitted elsewhere is charged under its id, however often that is asked for."""
+    """A charge that was admitted elsewhere is charged once under its id, however often it is restored."""
     if bench.kind == "memory":
         pytest.skip("a process asks itself once")
     charge, lease_id = Charge([TOKENS, slots(5)], estimates={"tokens": 300}), new_id()

@@ -222,7 +222,7 @@ async def test_closing_waits_for_what_waits_in_line(server: StoreServer) -> None
 
 
 def test_an_event_loop_that_ends_changes_no_order(kind: str, start_server: StartServer) -> None:
-    """What one loop owed of its leases, settles and ends, the next one sends in this order."""
+    """The next event loop sends the leases, settles and ends that an ended loop owed, in this order."""
     server = start_server(kind)
     backend = RedisBackend(server.url, timeout=5)
 

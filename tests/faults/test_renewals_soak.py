@@ -19,7 +19,7 @@ from tests.support.slots import Client, held, until_async
 from tests.support.statuses import counted
 from tests.support.topologies import Cluster
 
-SLOTS = int(os.environ.get("SOAK_SLOTS", "10000"))
+SLOTS = int(os.environ.get("SOAK_SLOTS", "12000"))
 SECONDS = float(os.environ.get("RENEWALS_SECONDS", "8"))
 TIMEOUT = float(os.environ.get("SOAK_TIMEOUT", "2"))
 """Seconds that a request may wait: more than a busy machine lets this process sleep."""
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])
-async def test_ten_thousand_live_slots_are_kept(start_server: StartServer, kind: str) -> None:
+async def test_twelve_thousand_live_slots_are_kept(start_server: StartServer, kind: str) -> None:
     """They are renewed by operations of many, over several leases, while requests go on as before."""
     server = start_server(kind)
     settings = SETTINGS.format(url=server.url, timeout=TIMEOUT, lease=LEASE)

@@ -85,7 +85,7 @@ async def test_estimates_of_several_cannot_exceed_a_limit_together(server: Store
 
 
 async def test_settles_work_while_memory_is_full(server: StoreServer) -> None:
-    """What frees or corrects units is written though the server takes no new keys."""
+    """Operations that free or correct units are written even if the server takes no new keys."""
     async with limiter_on(server.url, "full", LARGE) as limiter:
         less, more, failed = [await limiter.acquire(api_key="k", path="/chat") for _ in range(3)]
         with server.client() as client:
@@ -104,7 +104,7 @@ async def test_settles_work_while_memory_is_full(server: StoreServer) -> None:
 
 @pytest.mark.parametrize("damage", ["record", "open", "window"])
 async def test_what_is_damaged_mends_itself(server: StoreServer, damage: str) -> None:
-    """Whatever stands in place of a key: nothing fails for good, and the limit holds again."""
+    """A foreign value in place of a key causes no lasting failure, and the limit holds again."""
     async with limiter_on(server.url, f"damage-{damage}", "1000/minute") as limiter:
         lease = await limiter.acquire(api_key="k", path="/chat")
         suffix = {"record": "u:", "open": "e:p:", "window": "w:p:tokens"}[damage]

@@ -131,7 +131,7 @@ def test_script_is_found_again_without_its_cache(store: StoreServer) -> None:
 def test_admin_can_set_live_keys_and_the_worker_cannot(
     store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Who may only count can't give itself a plan; the error says what is missing, and what gives it."""
+    """A user that may only count can't give itself a plan; the error names missing rights and the remedy."""
     monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
     monkeypatch.setenv("RATELIMIT_BACKEND__TIMEOUT", "5")
     for user, status in (("ratelimit", 3), ("ratelimit-admin", 0)):
@@ -150,7 +150,7 @@ def test_admin_can_set_live_keys_and_the_worker_cannot(
 def test_what_an_error_names_gives_the_rights(
     store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever gives what each error names, one after the other, comes to a command that works."""
+    """A user who is given the rights named by each error, one by one, gets a command that works."""
     monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
     monkeypatch.setenv("RATELIMIT_BACKEND__TIMEOUT", "5")
     monkeypatch.setenv("RATELIMIT_BACKEND__URL", url_of(store, "new"))

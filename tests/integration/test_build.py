@@ -89,7 +89,7 @@ def test_a_build_writes_nothing_into_its_source(source: Path, tmp_path: Path) ->
     (wheel,) = (tmp_path / "out").iterdir()
     with zipfile.ZipFile(wheel) as archive:
         (compiled,) = [name for name in archive.namelist() if name.endswith(".so")]
-    assert compiled.startswith("ratelimit_mw/leaf.")
+    assert compiled.startswith("ratelimit_mw/_internal/runtime/leaf.")
     assert not wheel.name.endswith("-none-any.whl")
     for path in (source, *source.rglob("*")):
         path.chmod(0o755)  # so that whoever runs the tests can remove it

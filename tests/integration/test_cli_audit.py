@@ -30,7 +30,7 @@ def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 def test_commands_record_what_they_change(
     commands: Commands, tmp_path: Path, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who, when, whom and what, the latest first; what only looks or is refused leaves no record."""
+    """Records name operator, time, callers and change, latest first; a mere look or a refusal leaves none."""
     plans = '[plans.default]\nrequests = ["9/hour", "5/minute"]\n[plans.pro]\n'
     text = f'backend.url = "{redis_server.url}"\n{plans}'
     file = str(written(tmp_path / "s.toml", text))
@@ -61,7 +61,7 @@ def test_memory_has_no_changes_to_show(commands: Commands, tmp_path: Path) -> No
 
 
 async def test_a_server_keeps_the_latest(server: StoreServer) -> None:
-    """As many records as are kept, in their order."""
+    """A server keeps the latest records, up to the limit `KEPT`, in their order."""
     log = AuditLog(open_audit_store(BackendSettings(url=SecretURL(server.url), timeout=5)))
     try:
         for number in range(KEPT + 3):

@@ -154,7 +154,7 @@ def test_set_refuses_what_the_file_would(
 
 
 def test_set_needs_a_plan(keys: Commands) -> None:
-    """What is left out that a command needs is wrong usage."""
+    """A missing option that a command needs is wrong usage."""
     assert "Missing option '--plan'" in keys.bad("set", "k", status=2)
 
 

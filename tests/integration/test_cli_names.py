@@ -110,7 +110,7 @@ async def test_a_caller_is_found_by_what_top_shows_of_it(commands: Any) -> None:
 
 @pytest.mark.usefixtures("limiter")
 async def test_an_account_stands_for_all_its_keys(commands: Any) -> None:
-    """Those that are counted one by one are shown one by one, under whichever of its names."""
+    """Keys of an account that are counted one by one are shown one by one, under any name of the account."""
     apart = {key_partition(hash_api_key(key, "")) for key in (b"apart-1", b"apart-2")}
     for named in (["a:apart"], ["apart"], ["--account", "apart"]):
         callers = (await commands("json", "show", *named))["callers"]
@@ -121,7 +121,7 @@ async def test_an_account_stands_for_all_its_keys(commands: Any) -> None:
 
 @pytest.mark.usefixtures("limiter")
 async def test_show_says_the_name_and_the_label(commands: Any) -> None:
-    """The same text as in `top`, with what the settings call the key."""
+    """Output of `show` has the same name of the caller as `top`, and the key's label in the settings."""
     printed = await commands("good", "show", LISTED_NAME[:9])
     assert f"caller   {LISTED_NAME}\n" in printed
     assert "label    Acme, batch\n" in printed
@@ -130,7 +130,7 @@ async def test_show_says_the_name_and_the_label(commands: Any) -> None:
 async def test_a_caller_without_news_is_found_by_its_counts(
     commands: Any, limiter: Limiter, redis_server: StoreServer
 ) -> None:
-    """Whoever has counts is known by the whole name, though no worker has told of it for long."""
+    """A caller that has counts is known by its whole name, even if no worker has reported it for long."""
     name = f"i:{'ab' * 16}"
     await (await limiter.acquire(Identity(name, "pro"))).release()
     with redis_server.client() as client:

@@ -1,4 +1,4 @@
-"""Which settings a command goes by, and what it does with a file that has mistakes."""
+"""Tests of a command's choice of settings, and of commands whose settings file has mistakes."""
 
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def test_a_file_in_this_folder_is_found_and_named(commands: Commands, tmp_path: 
 def test_option_and_environment_come_before_the_folder(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is named is not announced."""
+    """A settings file that is named by the option or the environment is not announced."""
     written(tmp_path / "ratelimit.toml", "")
     other = str(written(tmp_path / "other.toml", "[plans.other]\nconcurrent = 1"))
     assert commands.any("check", "--settings", other)[2] == ""
@@ -77,7 +77,7 @@ def test_option_and_environment_come_before_the_folder(
 
 
 def test_built_in_defaults_are_announced(commands: Commands) -> None:
-    """Whoever forgot to name a file is told that none was read, on success and in the line of an error."""
+    """A user who forgot to name a file is told that none was read, on success and in the line of an error."""
     status, _, error = commands.any("explain", "GET", "/")
     assert status == 0
     assert error.startswith("note: going by the built-in defaults: no --settings, no RATELIMIT_SETTINGS")

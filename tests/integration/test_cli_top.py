@@ -223,9 +223,10 @@ async def test_top_shows_those_who_are_looked_for(
 
 
 def watched(file: str, columns: int, steps: Sequence[tuple[str, str]] = ()) -> tuple[bytes, int]:
-    """What `top` draws on a terminal of so many columns, and its exit status.
+    """Run `top` on a terminal of `columns` columns; return its output and its exit status.
 
-    After each text that it draws, the next keys are pressed; without any it is ended after two looks.
+    Each step presses keys and then waits until `top` draws a text. Without steps, `top` is ended after two
+    looks.
     """
     command = [sys.executable, "-m", "ratelimit_mw", "top", "--interval", "0.5", "--settings", file]
     pid, terminal = pty.fork()

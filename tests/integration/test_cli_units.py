@@ -50,7 +50,7 @@ async def use(file: str, tokens: int) -> None:
 
 
 async def usage(file: str) -> Any:
-    """What the caller reads of its usage."""
+    """Return the usage that the caller reads."""
     app = RateLimitMiddleware(Starlette(), settings=file)
     try:
         transport = httpx.ASGITransport(app)

@@ -25,7 +25,7 @@ PORT = "8000"
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[dockerfile.Stage]:
-    """What the Dockerfile builds from an empty folder, in a place that any user may read.
+    """Build the Dockerfile's image from an empty folder, in a place that any user may read.
 
     One module of the package is compiled in place of all, to save a minute: the wheel has all of them.
     """
@@ -113,7 +113,7 @@ def served(image: dockerfile.Stage, port: int, folder: Path) -> Iterator[subproc
 
 
 def is_healthy(image: dockerfile.Stage, port: int) -> bool:
-    """What the image's own health check says."""
+    """Return whether the image's own health check succeeds."""
     try:
         run_inside(image, with_port(image.health_check, port))
     except subprocess.CalledProcessError:
@@ -122,7 +122,7 @@ def is_healthy(image: dockerfile.Stage, port: int) -> bool:
 
 
 def run_inside(image: dockerfile.Stage, command: list[str]) -> str:
-    """What a command prints that is run as in the container."""
+    """Run a command as in the container, and return its output."""
     return subprocess.run(
         found(image, command),
         cwd=image.folder,

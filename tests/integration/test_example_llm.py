@@ -68,7 +68,7 @@ async def test_thirty_at_once_are_bounded_by_what_they_use(
 
 
 async def test_a_customer_is_told_of_tokens(served: AppServer, redis_server: StoreServer) -> None:
-    """What is used far above the estimate is charged in full; then the client raises what it was told."""
+    """Tokens used far above the estimate are charged in full; then the client raises the refusal."""
     async with client_of(served, "greedy") as client:
         await client.chat.completions.create(
             model="parrot", messages=[{"role": "user", "content": "w " * 59_500}], max_tokens=100

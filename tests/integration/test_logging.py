@@ -76,7 +76,10 @@ class LoggingServer(ServerProcess):
 
 
 def logged(server: str, file: str, folder: Path, is_there: Callable[[str], object]) -> str:
-    """What a server writes until everything is there, while one caller asks more often than it may."""
+    """Run a server until `is_there` holds for its log, and return the log.
+
+    Meanwhile one caller sends more requests than its limit allows.
+    """
     process = LoggingServer(server, file, folder)
     process.start()
     try:
@@ -103,7 +106,7 @@ def test_each_line_has_time_level_and_logger(server: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("server", COMMANDS)
 def test_json_lines_have_the_fields_of_each_record(server: str, tmp_path: Path) -> None:
-    """What happened is told in fields, which need not be read out of a message."""
+    """A JSON line tells an event in fields, which need not be read out of a message."""
 
     def records(text: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]

@@ -151,7 +151,7 @@ def test_the_dashboard_works_with_any_data_source() -> None:
 
 
 def test_grafana_asks_for_the_data_source_at_import() -> None:
-    """Whoever imports the dashboard chooses where it reads from, and it goes by that."""
+    """An import of the dashboard asks for a data source, and the dashboard reads from the chosen one."""
     (wanted,) = DASHBOARD["__inputs"]
     assert (wanted["type"], wanted["pluginId"]) == ("datasource", "prometheus")
     (source,) = [each for each in DASHBOARD["templating"]["list"] if each["type"] == "datasource"]

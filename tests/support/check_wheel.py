@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _files(folder: Path) -> set[str]:
-    """What a wheel for any platform has of the package."""
+    """Return the files of the package that a wheel for any platform has."""
     return {
         str(path.relative_to(folder))
         for path in folder.rglob("*")

@@ -15,7 +15,7 @@ class Commands:
         self._capture = capture
 
     def good(self, *arguments: str) -> str:
-        """What a command prints that succeeds; notes about its settings are left out."""
+        """Run a command that succeeds and return its output, without the notes about its settings."""
         status, out, error = self.any(*arguments)
         assert status == 0, error
         assert [line for line in error.splitlines() if not line.startswith("note: ")] == []

@@ -5,6 +5,7 @@ Each worker prints one line of JSON: what it sees of changes that the parent mak
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -134,8 +135,7 @@ def _locks_of(limiter: Limiter) -> Iterator[Any]:
         elif isinstance(each, list | tuple | set):
             waiting += each
         elif type(each).__module__.startswith("ratelimit_mw"):
-            names = [name for kind in type(each).__mro__ for name in getattr(kind, "__slots__", ())]
-            waiting += [getattr(each, name, None) for name in [*names, *getattr(each, "__dict__", ())]]
+            waiting += gc.get_referents(each)  # those of compiled objects, too, which have no names
 
 
 def _fork(limiter: Limiter) -> int:

@@ -33,20 +33,23 @@ class Unit:
     has_left: bool = False
     """Seen outside the window: it may be forgotten, though the clock should step back."""
     more: int = 0
-    """What may be counted besides: of an estimate that was given back perhaps."""
+    """Units that may be counted besides `cost`: perhaps of an estimate that was given back."""
     estimate: "Estimate | None" = None
     """Of which it is, until that is settled or over."""
 
 
 @dataclass
 class Estimate:
-    """What one charge has estimated of one metered unit, and how long that is held."""
+    """Estimate of one charge for one metered unit, and the time for which it is held."""
 
     amount: int
     lease: int
     held_until: int
     steps: int
-    """How often the clock had stepped back: what was stored later than it shows is found no more."""
+    """Number of times that the clock had stepped back before the estimate was made.
+
+    An entry that was stored under a later time than the clock shows is found no more.
+    """
     bases: list[tuple[Place, Unit]] = field(default_factory=list)
     may_have_lapsed: bool = False
     is_kept: bool = False
@@ -116,9 +119,9 @@ class Oracle:
     estimates: dict[bytes, dict[str, Estimate]] = field(default_factory=dict)
     """Of running requests, by lease id and unit."""
     steps: int = 0
-    """How often the clock has stepped back."""
+    """Number of times that the clock has stepped back."""
     slack: dict[Place, int] = field(default_factory=dict)
-    """What may have been taken off the entries of others after the clock had stepped back."""
+    """Amount that may have been taken off other charges' entries after the clock had stepped back."""
     large: set[Place] = field(default_factory=set)
     """Windows that were ever under a quota above `EXACT`."""
 
@@ -192,11 +195,14 @@ class Oracle:
         return max(least, 0), most
 
     def _at_least(self, unit: Unit) -> int:
-        """What is counted of a unit for sure."""
+        """Return the amount of a unit that is certainly counted."""
         return 0 if unit.estimate is not None and not unit.estimate.is_held(self.now) else unit.cost
 
     def _at_most(self, place: Place, unit: Unit, *, seen: bool = False) -> int:
-        """What may be counted of it: a lapsed estimate refuses nobody, but may be `seen`."""
+        """Return the largest amount of a unit that may be counted.
+
+        A lapsed estimate refuses nobody, but may be `seen`.
+        """
         estimate = unit.estimate
         if estimate is None or seen or not estimate.has_lapsed(self.now):
             return unit.cost + unit.more
@@ -282,6 +288,10 @@ class Oracle:
             return
         live = [unit for unit in self.units.get(place, []) if unit.at + length > self.now and unit.cost]
         live = [unit for unit in live if self._at_least(unit)]
+        if self.steps and live:  # a charge of before a step back may have joined a later one, or not
+            at = [unit.at for unit in live]
+            assert min(at) <= got.reset_after_us - length + self.now <= max(at)
+            return
         assert got.reset_after_us == (live[0].at + length - self.now if live else 0)
         if refused:
             leaves = [unit.at + length for unit in live for _ in range(unit.cost)]
@@ -314,7 +324,7 @@ class Oracle:
         return self.now < began + 86_400 * SECOND and all(self.now < at + 60 * SECOND for at in settled)
 
     def settle_units(self, lease_id: bytes, units: dict[str, int], *, replace: bool) -> Settlement:
-        """What settling metered units meets."""
+        """Settle metered units, and return the expected settlement."""
         known = self.estimates.get(lease_id)
         if known is None:
             return Settlement.UNKNOWN
@@ -458,7 +468,7 @@ class Oracle:
 
 
 def need_of(counter: Counter, cost: int, units: dict[str, int]) -> int:
-    """What has to be left of a limit: of a metered unit its estimate, and at least one."""
+    """Return the amount a limit must have left: the cost; for a metered unit the estimate, at least 1."""
     limit = counter.limit
     if isinstance(limit, Window) and limit.is_metered:
         return max(units.get(limit.counts, 0), 1)

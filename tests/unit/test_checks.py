@@ -117,7 +117,7 @@ def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) ->
 
 
 def test_links_lead_to_the_documentation() -> None:
-    """Who has only the wheel can follow the link of a warning: it is a page of the documentation."""
+    """A reader who has only the wheel can follow a warning's link to a page of the documentation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"{findings.DOCS}/" == project["urls"]["Documentation"]
     finding = Finding("not-compiled", "why")

@@ -108,7 +108,7 @@ def test_check_warns_of_a_method_that_is_none(commands: Commands, tmp_path: Path
     ],
 )
 def test_check_knows_abbreviations(commands: Commands, tmp_path: Path, rate: str, nearest: str) -> None:
-    """What people write for a unit of time is understood well enough to say what to write instead."""
+    """Common spellings of a unit of time are understood well enough to suggest the right one."""
     file = str(written(tmp_path / "s.toml", f'[plans.pro]\nrequests = ["{rate}"]\n'))
     (error,) = json.loads(commands.any("check", file, "--json")[1])["errors"]
     assert error["nearest"] == nearest
@@ -235,7 +235,7 @@ def test_explain_asks_no_backend(commands: Commands) -> None:
 def test_an_error_is_one_line(
     commands: Commands, arguments: tuple[str, ...], status: int, message: str
 ) -> None:
-    """Whatever is wrong with a command: one line that says so; status 2 where it is the command's own."""
+    """Any error of a command is told in one line; the status is 2 for wrong usage."""
     assert message in commands.bad(*arguments, status=status)
 
 

@@ -1,4 +1,4 @@
-"""What the command line says of itself: examples in each help, and completions for a shell."""
+"""Tests of the command line's own help: examples in each help, and completions for a shell."""
 
 import os
 import shlex
@@ -47,7 +47,7 @@ def file(tmp_path: Path) -> str:
 
 
 def completed(*words: str) -> list[str]:
-    """What a shell offers after these words, of which the last is incomplete."""
+    """Return the completions that a shell offers after these words, the last of which is incomplete."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RATELIMIT_")}
     line = shlex.join(["ratelimit-mw", *words[:-1]]) + f" {words[-1]}"
     asked = {"_RATELIMIT_MW_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}

@@ -37,14 +37,14 @@ def app() -> RateLimitMiddleware:
 
 @pytest.fixture
 async def client(app: RateLimitMiddleware) -> AsyncIterator[httpx.AsyncClient]:
-    """Whoever has the token."""
+    """Yield a client that has the dashboard's token."""
     async with client_of(app) as client:
         client.headers = httpx.Headers({b"authorization": bearer()["Authorization"]})
         yield client
 
 
 async def post(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
-    """What a change is answered, which succeeds."""
+    """Post a change that succeeds, and return its answer."""
     answer = await client.post(f"/ops/{path}", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()

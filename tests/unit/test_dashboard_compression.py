@@ -69,7 +69,7 @@ async def test_an_open_page_is_sent_little() -> None:
     ],
 )  # fmt: skip
 def test_only_who_takes_it_is_sent_gzip(header: str, takes: bool) -> None:
-    """As the header says, weights included."""
+    """A client is sent gzip only if its Accept-Encoding header allows gzip, weights included."""
     headers = [(b"accept-encoding", header.encode())] if header else []
     assert takes_gzip(Request({"type": "http", "headers": headers})) is takes
 

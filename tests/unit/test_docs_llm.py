@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "llm.md").read_text("utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """What the page prints in a language."""
+    """Return the code blocks of the page that are in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 

@@ -108,7 +108,7 @@ def test_window_shown(windows: list[tuple[Window, int]], cost: int, limit: str, 
     cost=st.integers(1, 20),
 )
 def test_an_admitted_request_is_told_of_the_same_window(used: list[tuple[Window, int]], cost: int) -> None:
-    """What is found without any status, as for most responses, is what the decision says."""
+    """The window found without any status, as for most responses, is the window that the decision names."""
     windows = [(window, window.quota - left) for window, left in used]
     charge = Charge([Counter("k:1", "p", window) for window, _ in windows], cost)
     statuses = [WindowStatus(used, SECOND, 0) for _, used in windows]

@@ -96,7 +96,7 @@ def test_limits_that_do_their_job_are_no_alarm(
 
 
 def test_a_caller_that_is_always_refused_is_no_alarm() -> None:
-    """What goes on as it did is no news; far beyond the habit it is."""
+    """Refusals at a caller's usual rate are no alarm; refusals far beyond the habit are one."""
     assert said(fleet([ABUSER]), habits={"k:1": 450.0}) == ("notice", "caller")
     assert said(fleet([ABUSER]), habits={"k:1": 100.0}) == ("alarm", "caller")
     headline = headline_of(fleet([ABUSER]), Circumstances(SETTINGS, habits={"k:1": 100.0}))
@@ -122,7 +122,7 @@ def test_the_fleet_comes_first_then_the_backend_then_callers() -> None:
 
 
 def test_an_outage_tells_since_when_and_what_becomes_of_requests() -> None:
-    """Who reads it knows what callers see now, how many met it, and that the backend is asked again."""
+    """An outage's headline tells its effect on requests, how many met it, and that retries go on."""
     headline = headline_of(fleet([]), Circumstances(SETTINGS, Outage(NOW - 9, "Connection refused", 1234)))
     assert (headline.title, headline.since) == ("The backend is away since", NOW - 9)
     assert headline.more.startswith("Each worker counts alone: up to 2 times each limit.")

@@ -105,7 +105,7 @@ def test_key_is_read_as_bytes_without_blanks_around_it(
 
 @pytest.mark.parametrize("value", [b"Bearer A", b"Basic QTo=", b"Token A"])
 def test_only_authorization_has_schemes(value: bytes) -> None:
-    """What any other header has is the key as it stands, also where `Authorization` is not read at all."""
+    """Any header but `Authorization` has the key as it stands, even if `Authorization` is not read at all."""
     for headers in (["X-API-Key"], ["X-API-Key", "Authorization"], ["Authorization", "X-API-Key"]):
         assert ApiKeyReader(headers).read(scope(("x-api-key", value))["headers"]) == value
 

@@ -147,7 +147,7 @@ async def test_a_slot_set_is_kept_as_long_as_one_of_its_leases_lasts(
 async def test_records_of_old_days_go_though_that_of_a_month_stays(
     backend: MemoryBackend, clock: Clock
 ) -> None:
-    """What is known of charges that never ended is forgotten once they are past settling, and no earlier."""
+    """Records of charges that never ended are forgotten once they are past settling, and no earlier."""
     held = (await backend.acquire(Charge([monthly(999, of="mine")]), new_id(), 7)).hold
     for _ in range(60):
         await backend.acquire(Charge([daily(999, of="crashed")]), new_id(), 1)
@@ -200,7 +200,7 @@ async def test_what_settles_after_its_budget_was_forgotten_counts(backend: Memor
 
 
 async def test_each_backend_counts_a_charge_for_itself(clock: Clock) -> None:
-    """What one has found for a charge, to use it again, is no other's."""
+    """State that one backend has found for a charge, to use it again, is not used by another backend."""
     charge = Charge([window(2)])
     backends = [MemoryBackend(clock=clock) for _ in range(2)]
     admitted = [(await backend.acquire(charge, new_id())).admitted for _ in range(3) for backend in backends]
@@ -280,7 +280,7 @@ async def test_what_was_forgotten_counts_no_more_wherever_it_is_known(backend: M
 
 
 async def test_a_window_that_its_own_charge_pushes_out_starts_anew(clock: Clock) -> None:
-    """Where a new window of a charge takes the place of an older one, that is empty, not full for ever."""
+    """An older window that is pushed out by a new window of its own charge is empty, not full for ever."""
     backend = MemoryBackend(clock=clock, max_windows=1)
     old, new = window(5), window(5, of="app")
     await backend.acquire(Charge([old], 3), new_id())

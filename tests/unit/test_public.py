@@ -1,4 +1,7 @@
-"""What the repository's host and its contributors' tools read: workflows, templates, hooks, public pages."""
+"""Tests of files that the repository's host and contributors' tools read.
+
+The files are workflows, templates, hooks and public pages.
+"""
 
 import os
 import re

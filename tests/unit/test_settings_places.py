@@ -53,7 +53,7 @@ def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_everything_in_a_file_has_a_place(file: Path) -> None:
-    """Whatever TOML a file uses, each name, table and item is found, within the file."""
+    """Every name, table and item is found, within the file, whatever TOML the file uses."""
     text = file.read_bytes().decode("utf-8", errors="replace")
     try:
         values = tomllib.loads(text)
@@ -85,7 +85,7 @@ def test_a_path_has_its_place(path: str, place: tuple[int, int]) -> None:
 
 
 def test_every_problem_is_placed(tmp_path: Path) -> None:
-    """What is missing is placed at the table where it should be; a text begins with file, line and column."""
+    """A missing entry is placed at the table it belongs in; a text begins with file, line and column."""
     file = tmp_path / "s.toml"
     file.write_text(TEXT)
     with pytest.raises(SettingsError) as caught:

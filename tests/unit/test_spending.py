@@ -175,7 +175,7 @@ async def test_only_held_estimates_in_the_way_are_worth_a_short_wait() -> None:
 
 @pytest.mark.parametrize("path", ["/", "/free"])
 async def test_what_shadow_lets_through_settles_nothing(path: str) -> None:
-    """Where nothing was charged, with a price or without one, there is nothing to put another amount for."""
+    """A request that shadow lets through is charged nothing, priced or not, so it settles nothing."""
     text = SETTINGS.replace('requests = ["1000/minute"]', 'requests = ["1/minute"]\nshadow = true')
     limiter = limiter_of(text, FakeClock())
     async with client_of(app_of(limiter), x_api_key="k") as client:

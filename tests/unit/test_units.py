@@ -58,7 +58,7 @@ class Served:
         return await self.client.post(path, headers=headers)
 
     async def used(self, unit: str = "tokens") -> list[int]:
-        """What each window of a unit has counted of the caller."""
+        """Return the amount that each window of a unit has counted of the caller."""
         policy = self.limiter.engine.policies.match(
             self.limiter.engine.identity_of(api_key="a key"), "GET", "/else"
         )

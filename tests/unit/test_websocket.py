@@ -69,7 +69,7 @@ async def deny(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.parametrize(("app", "limit"), [(accept, 2), (deny, 9)], ids=["accepted", "denied"])
 async def test_an_accepted_socket_is_charged_its_price(app: ASGIApp, limit: int) -> None:
-    """What the app has accepted is kept as what it is estimated at; what it has denied is given back."""
+    """A socket that the app accepted keeps its estimate as charged; one that the app denied gives it back."""
     text = """
         plans.anonymous.spending.daily = "0.20"
         routes = [{path = "/", price = "0.10"}]

@@ -221,7 +221,7 @@ class LimitedApp:
     async def _ask_hooks(
         self, scope: Scope, policy: Policy, identity: Identity
     ) -> tuple[int | None, Units | None]:
-        """What the app's own hooks estimate: the price, and amounts of metered units."""
+        """Return the estimates of the app's hooks: the price, and amounts of metered units."""
         price = await self._price(scope, policy, identity)
         return price, await self._estimate(scope, policy, identity)
 
@@ -241,7 +241,7 @@ class LimitedApp:
             return None
 
     async def _estimate(self, scope: Scope, policy: Policy, identity: Identity) -> Units | None:
-        """What the app's own hook estimates of metered units; None where the route's estimates count."""
+        """Return the `estimate=` hook's amounts of metered units; None if the route's estimates count."""
         if self._estimate_hook is None or policy.is_exempt or not policy.charge.meters:
             return None
         units = await ask(self._estimate_hook, scope, identity)

@@ -1,4 +1,4 @@
-"""Where changes by operators are recorded beside the keys: the latest of them, each a text and its time."""
+"""Store for records of operators' changes, beside the keys: the latest records, each a text and its time."""
 
 from collections import deque
 from collections.abc import Callable

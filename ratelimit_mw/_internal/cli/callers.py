@@ -1,4 +1,4 @@
-"""Which caller a command is about: a name, an API key, an address or an account, as the app sees them."""
+"""Lookup of a command's caller by name, API key, address or account, as the app sees them."""
 
 import os
 import re
@@ -130,7 +130,7 @@ def without_placeholder(caller: Caller) -> Identity:
 
 
 def facts_of(caller: Caller) -> list[tuple[str, str]]:
-    """Who a caller is, for people."""
+    """Return the facts that identify a caller, as names and values for people to read."""
     identity = caller.identity
     facts = [
         ("caller", identity.partition),

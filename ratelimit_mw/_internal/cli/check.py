@@ -40,7 +40,7 @@ from ratelimit_mw._internal.settings.places import Place, located, places_of
 from ratelimit_mw._internal.settings.sources import read_file_bytes
 
 _PATH = re.compile(r"routes\[\d+\]|(?:plans|backend|identity|operations|application)\.[A-Za-z0-9_-]+")
-"""What a finding is about, where it names it."""
+"""Pattern of the path that a finding's text names: the setting that the finding is about."""
 
 
 def check(file: str | None, *, as_json: bool) -> int:
@@ -65,7 +65,7 @@ def check(file: str | None, *, as_json: bool) -> int:
 
 
 def _text(file: str | None) -> str:
-    """What a file holds, empty where it can't be read."""
+    """Return the text of a file, empty if no file is given or the file can't be read."""
     try:
         return "" if file is None else read_file_bytes(file).decode("utf-8-sig", errors="replace")
     except SettingsError:

@@ -1,4 +1,7 @@
-"""What a shell completes: settings files, plans, callers. A completion never fails and says nothing."""
+"""Shell completion of settings files, plans and callers.
+
+A completion never fails and prints no messages.
+"""
 
 import asyncio
 from pathlib import Path

@@ -150,7 +150,7 @@ class _Explained:
         return "none"
 
     def estimates(self) -> dict[str, int]:
-        """What is charged of each metered unit until it is settled."""
+        """Return the amount of each metered unit that is charged until the unit is settled."""
         return {} if self.policy.is_exempt else self.policy.charge.units
 
     def units_facts(self) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ class Caller:
 
     identity: Identity
     why: str
-    """What gave it its plan."""
+    """Source of the caller's plan, as text."""
     label: str | None = None
 
 
@@ -81,8 +81,9 @@ class Directory:
         return found
 
     async def callers(self, text: str) -> list[Caller]:
-        """Whom a name or a prefix of it stands for: one, or the keys of an account that are counted apart.
+        """Return the callers that a name or a prefix of a name stands for.
 
+        The result is one caller, or one caller for each key of an account whose keys are counted apart.
         Raises `CommandError`, `BackendError`.
         """
         name = _whole(text)
@@ -201,5 +202,5 @@ def _could_be_whole(name: str) -> bool:
 
 
 def _used(decision: Decision) -> int:
-    """How many limits something is counted of."""
+    """Return the number of limits of which something is counted."""
     return sum(each.remaining < each.limit for each in decision.limits)

@@ -78,7 +78,7 @@ def note(text: str) -> None:
 
 
 def take_notes() -> list[str]:
-    """What was noted since this was asked last."""
+    """Return the notes made since the last call, and forget them."""
     notes = [*_notes]
     _notes.clear()
     return notes

@@ -1,4 +1,4 @@
-"""How commands record what they change, for `ratelimit-mw audit` and the dashboard."""
+"""Recording of the changes that commands make, for `ratelimit-mw audit` and the dashboard."""
 
 import getpass
 import socket

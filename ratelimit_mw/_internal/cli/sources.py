@@ -1,4 +1,4 @@
-"""Which settings a command goes by: `--settings`, `RATELIMIT_SETTINGS`, `ratelimit.toml` here, or none."""
+"""Sources of a command's settings: `--settings`, `RATELIMIT_SETTINGS`, `ratelimit.toml` here, or none."""
 
 import os
 from pathlib import Path

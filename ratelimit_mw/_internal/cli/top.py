@@ -80,7 +80,7 @@ def top(  # noqa: PLR0913, PLR0917 - an option each
 
 
 class Order:
-    """Which callers are shown, in which order. Keys change it."""
+    """Filter and sort order of the callers that are shown; pressed keys change both."""
 
     def __init__(
         self, sort: Sort, number: int | None = None, text: str = "", plan: str | None = None
@@ -116,7 +116,7 @@ class Order:
         return False
 
     def help(self) -> Text:
-        """What keys do, and what is looked for."""
+        """Return the line that explains the keys and shows the filter."""
         if self.is_typing:
             return Text(f"filter: {printable(self.text)}_   Enter keeps it, Esc drops it", style="bold")
         found = f"   filter: {printable(self.text)} (Esc drops it)" if self.text else ""

@@ -55,7 +55,10 @@ def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDEST) -> Group
 
 
 def _names(callers: Sequence[CallerFigures], digits: int | None) -> list[str]:
-    """What callers are called: whole, or by so many digits where these stand for one of them alone."""
+    """Return the names of callers as they are shown: shortened if the short name is unique, else whole.
+
+    `digits` is the number of hex digits in a shortened name; None shortens no name.
+    """
     short = [_shortened(caller.caller, digits) for caller in callers]
     pairs = zip(callers, short, strict=True)
     return [printable(name if short.count(name) == 1 else caller.caller) for caller, name in pairs]

@@ -27,7 +27,7 @@ def takes_gzip(request: Request) -> bool:
 
 
 async def compressed_stream(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same events, each of them readable as soon as it is sent."""
+    """Yield the events in gzip, each of them readable as soon as it is sent."""
     compressor = zlib.compressobj(_LEVEL, wbits=_GZIP)
     async for event in events:
         yield compressor.compress(event) + compressor.flush(zlib.Z_SYNC_FLUSH)

@@ -208,7 +208,7 @@ async def _prompt(request: Request) -> str:
 
 
 def _tries(url: str) -> str:
-    """What to try in a terminal."""
+    """Return the commands to try in a terminal, for the demo at this URL."""
     return _TRIES.format(url=url, quietly=_QUIETLY)
 
 

@@ -1,7 +1,7 @@
-"""Who is counted under a partition: the keys that are set live or listed, else what workers say.
+"""Lookup of the callers counted under a partition: keys set live or listed, else callers seen by workers.
 
-A partition is also a caller's name, which is shown everywhere. An API key has a name of its own, too, where
-it draws on the counts of its account.
+A partition is also a caller's name, which is shown everywhere. An API key that draws on the counts of its
+account has a name of its own, too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -104,7 +104,7 @@ class CallerLookup:
         return self._accounts.get(hashes[0]) if hashes else self._seen.get(name, Seen()).account
 
     def _texts(self, name: str) -> Iterator[str]:
-        """What a name is found by beside itself."""
+        """Yield the texts, besides the name itself, by which a search finds a name."""
         hashes = self.key_hashes(name)
         for each in hashes:
             yield each

@@ -1,4 +1,4 @@
-"""What is remembered from one look at the fleet to the next: what is usual, and who was there."""
+"""Memory between two looks at the fleet: usual refusals of callers, and workers that were present."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
@@ -21,11 +21,11 @@ History = Callable[[str, Sequence[int]], Awaitable[list[Outcomes]]]
 
 
 class Habits:
-    """How often callers are refused as a rule."""
+    """Usual refusals a minute of the callers that are refused most."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float]] = {}
-        """When it was looked up, and refusals a minute, by caller."""
+        """Time of the lookup, in seconds since 1970, and refusals a minute, by caller."""
 
     async def of(self, snapshot: Snapshot, history: History) -> Mapping[str, float]:
         """Refusals a minute before the last minute, of the callers that are refused most now."""
@@ -60,7 +60,10 @@ class Workers:
         self.disagree_since: float | None = None
 
     def seen(self, workers: Sequence[WorkerFigures], now: float) -> tuple[WorkerFigures, ...]:
-        """Those that are there and those that are missed. A worker that ends takes leave, and is not."""
+        """Return the workers that are present and the workers that are missed.
+
+        A worker that ends takes leave, and is not missed.
+        """
         present = {worker.worker: (worker, now - worker.seen) for worker in workers}
         for name, (worker, last) in self._present.items():
             if worker.is_silent and name not in present:

@@ -1,7 +1,7 @@
-"""What whoever is on call has to know first: one sentence about the fleet, the backend or the callers.
+"""Headline for the person on call: one sentence about the fleet, the backend or the callers.
 
-The order is fixed: with no news of the workers nothing that is said of the backend holds, and without the
-backend nothing that is said of callers. Limits that do their job are no alarm.
+The order is fixed. Without news of the workers, no statement about the backend holds. Without the backend, no
+statement about callers holds. Limits that do their job are no alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,10 @@ MANY = 30
 MOST = 0.5
 """Share of a caller's requests, or of everybody's, from which on refusals are an alarm."""
 MUCH_OF_PLAN = 0.3
-"""The same of a plan, if several of its callers are refused."""
+"""Share of a plan's requests from which on refusals are an alarm.
+
+Several of the plan's callers must be refused at this share, too.
+"""
 CALLERS_OF_PLAN = 3
 CAPACITY = 0.1
 """Share of all requests that limits shared by all may refuse."""
@@ -44,7 +47,7 @@ _KINDS = {
 
 
 class Outage(NamedTuple):
-    """What is known of a backend that is away."""
+    """Facts known about a backend that is away."""
 
     since: float
     """Time at which this process first missed it, in seconds since 1970."""
@@ -55,7 +58,7 @@ class Outage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """What a snapshot doesn't tell."""
+    """Facts for the headline that a snapshot doesn't contain."""
 
     settings: Settings
     outage: Outage | None = None
@@ -72,13 +75,13 @@ def headline_of(snapshot: Snapshot, known: Circumstances) -> Headline:
 
 
 def worst_callers(callers: Iterable[CallerFigures], number: int) -> list[CallerFigures]:
-    """Those that are refused most, as far as any is."""
+    """Return the callers with the most refusals, at most `number` of them; each has at least one refusal."""
     refused = [caller for caller in callers if caller.outcomes.all_refused]
     return sorted(refused, key=lambda each: (-each.outcomes.all_refused, each.caller))[:number]
 
 
 def outage_text(settings: Settings, workers: int) -> str:
-    """What becomes of requests while the backend is away, by what the settings say."""
+    """Describe the effect on requests while the backend is away, as the settings define it."""
     usual = settings.backend.on_failure
     others: dict[str, list[str]] = {}
     for name, plan in settings.plans.items():

@@ -86,7 +86,7 @@ class CallerFigures(NamedTuple):
     plan: str | None
     account: str | None
     label: str | None
-    """As the settings or `keys set` have it."""
+    """Label of the caller in the settings or from `keys set`."""
     api_key_hash: str | None
     """Hash as `keys hash` prints it; None unless the caller is one key and its hash is known."""
     outcomes: Outcomes
@@ -247,7 +247,7 @@ class CallerDetail(NamedTuple):
     plans: tuple[str, ...]
     """The plans of the settings."""
     partial: str | None = None
-    """Why this is not how it is now."""
+    """Reason why the figures are not current; None if they are."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -28,7 +28,7 @@ class LeaseError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a token carries."""
+    """Contents of a lease token."""
 
     hold: Reservation
     give_up_at: float | None = None

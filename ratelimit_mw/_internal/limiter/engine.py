@@ -35,7 +35,7 @@ from ratelimit_mw._internal.runtime.upkeep import Job
 from ratelimit_mw._internal.settings import Settings
 
 TAKE_OVER_SECONDS = 0.5
-"""How often an event loop looks whether another one has ended and left something to do."""
+"""Seconds between two checks by an event loop for work left behind by another one that has ended."""
 
 
 class Engine:

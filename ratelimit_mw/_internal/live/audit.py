@@ -38,7 +38,7 @@ class Change:
     """Names of those who are concerned."""
     detail: str
     before: Mapping[str, str | None] | None = None
-    """What was set live for each key; None where it can't be undone."""
+    """Text that was set live for each key before the change; None if the change can't be undone."""
     after: Mapping[str, str | None] | None = None
 
     def as_dict(self) -> dict[str, Any]:

@@ -140,9 +140,9 @@ class Charge:
         self.base: Charge | None = None
         """The charge that this one was made from, by `with_estimates`; None for any other."""
         self.costs: tuple[int, ...] | None = None
-        """What each limit is charged, in their order; None where it is `cost` for all."""
+        """Cost charged to each limit, in the order of the limits; None if all are charged `cost`."""
         self.estimates: tuple[int, ...] = ()
-        """What each meter is charged."""
+        """Amount charged to each meter."""
         self._estimate(estimates or {})
         self.is_recorded = bool(self.allowances or self.meters)
         """Whether it leaves a record, by which it is settled."""
@@ -295,7 +295,7 @@ class Charge:
         return self.recorded_hold(lease_id, periods, price)
 
     def recorded_hold(self, lease_id: bytes, periods: tuple[ReservationKey, ...], price: int) -> Reservation:
-        """What this charge holds of slots, of these periods and of metered units."""
+        """Return the reservation of this charge: its slots, these budget periods and its metered units."""
         held = price if periods else 0
         return Reservation(
             lease_id, self.slots, periods, self.lease, held, self.currency, self.meters, self.estimates

@@ -29,7 +29,7 @@ DEFAULT_LEASE = 30.0
 """Seconds after which a slot that nobody renews is free again, and an estimate given back."""
 
 REQUESTS = "requests"
-"""What a window counts unless it says otherwise: requests, by the cost of their route."""
+"""Unit that a window counts by default: requests, by the cost of their route."""
 
 OnFailure = Literal["local", "allow", "deny"]
 """Way to decide while the backend is away: by this process alone, admit everybody, or refuse."""
@@ -43,7 +43,10 @@ class Window:
     multiple: int
     unit: str
     counts: str = REQUESTS
-    """What it counts: `requests`, or a metered unit such as `tokens`, which requests estimate and settle."""
+    """Unit that the window counts: `requests`, or a metered unit such as `tokens`.
+
+    Requests estimate and settle metered units.
+    """
     seconds: int = field(init=False, compare=False)
     text: str = field(init=False, compare=False)
     """The rate in its shortest notation, such as `60/minute` or `5/2 seconds`."""

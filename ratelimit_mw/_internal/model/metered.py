@@ -27,7 +27,7 @@ class Meter(NamedTuple):
 
     @property
     def open_scope(self) -> str:
-        """Where its estimates are kept that may lapse: apart for each set of windows.
+        """Scope of the meter's estimates that may lapse; each set of windows has its own.
 
         The settings may change while requests run, and an estimate is given back to the windows it is in.
         """
@@ -43,7 +43,7 @@ class Counted(Protocol):
 
     @property
     def scope(self) -> str:
-        """What tells the limits of one partition apart."""
+        """Name that tells the limits of one partition apart."""
 
     @property
     def limit(self) -> Limit:

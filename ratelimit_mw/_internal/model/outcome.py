@@ -17,7 +17,7 @@ _RESET_AFTER = 1
 _HELD = 1
 _REFUSES = 2
 NUMBERS_OF_A_STATUS = _WIDTH
-"""How many numbers of a row are one limit's."""
+"""Number of values in a row that belong to one limit."""
 
 
 def row_before(row: Numbers, steps: Sequence[int], others: int) -> Numbers:

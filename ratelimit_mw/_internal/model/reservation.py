@@ -75,7 +75,7 @@ class Reservation:
         self.meters = meters
         """Meters of the units that it settles."""
         self.estimates = estimates
-        """What each meter was charged at admission."""
+        """Amount that each meter was charged at admission."""
         self.has_price = price > 0 and periods != ()
         """Whether it holds an amount in any period."""
         self.has_estimate = self.has_price or (estimates != () and any(estimates))

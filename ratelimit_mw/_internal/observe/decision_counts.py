@@ -118,7 +118,7 @@ def _requests(policy: Policy) -> int:
 
 
 def _requests_of_caller(caller: tuple[object, tuple[Identity, dict[str, int]]]) -> int:
-    """The same of a caller's item among those that were added up."""
+    """Return the number of requests in one caller's item of the counts that were added up."""
     _, (_, counts) = caller
     return sum(counts.values())
 
@@ -137,9 +137,10 @@ def outcome_of(decision: Decision) -> str:
 
 
 def limit_name(policy: Policy, refusal: Refusal) -> str:
-    """What the limit that refused is called in figures: `60/minute`, `slots`, `daily`; "" for none.
+    """Return the name of the refusing limit in figures: `60/minute`, `slots`, `daily`; "" if there is none.
 
-    A rate or unit that a key has in place of its plan's is `own`: there may be as many of them as callers.
+    The name is `own` for a rate or unit that a key has in place of its plan's: there may be as many of those
+    limits as callers.
     """
     if refusal.limit is None:
         return ""

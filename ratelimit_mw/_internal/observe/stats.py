@@ -47,7 +47,7 @@ class Metric:
     text: str
     kind: Literal["counter", "gauge"]
     unit: str
-    """What is counted, as OpenTelemetry writes it: `s` for seconds, words in braces for things."""
+    """Unit of the values, as OpenTelemetry writes it: `s` for seconds, words in braces for things."""
     labels: tuple[str, ...]
     read: Callable[[Stats], Mapping[tuple[str, ...], float]]
     """Its values by those of the labels. A counter's only grow."""
@@ -55,14 +55,14 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How often something took how long."""
+    """Histogram of durations in seconds."""
 
     name: str
     text: str
     bounds: tuple[float, ...]
     """Upper bounds of the buckets in seconds; the last bucket, without one, comes after them."""
     read: Callable[[Stats], tuple[Sequence[int], float]]
-    """How many fell into each bucket alone, and the sum of their seconds. Both only grow."""
+    """Function that returns the count of each bucket alone and the sum in seconds. Both only grow."""
 
 
 def _plain(

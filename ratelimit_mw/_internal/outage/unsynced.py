@@ -32,7 +32,7 @@ class UnsyncedReservation:
     is_failed: bool = False
     """Whether its request failed, so that what it has not settled is given back."""
     units: dict[str, int] = field(default_factory=dict)
-    """What it has used of metered units, as far as it has settled that."""
+    """Amounts of metered units that the reservation has used, as far as they are settled."""
     is_metered_out: bool = False
     """Whether all of its units are known, and counted as units that were admitted."""
 
@@ -44,7 +44,10 @@ class UnsyncedReservation:
         return slots_gone and money_gone and (self.is_metered_out or not self.hold.meters)
 
     def counted(self, unit: str) -> int:
-        """What it counts of a metered unit."""
+        """Return the amount of a metered unit that the reservation counts.
+
+        The amount is the settled one; without a settle, 0 if the request failed, else the estimate.
+        """
         if unit in self.units:
             return self.units[unit]
         return 0 if self.is_failed else self.charge.units[unit]
@@ -57,7 +60,10 @@ class UnsyncedReservation:
 
 
 def of_requests(counter: Counter) -> Counter:
-    """The same window as one that is charged a cost and settles nothing."""
+    """Return the counter with a metered window replaced by one that is charged a cost and settles nothing.
+
+    Any other counter is returned unchanged.
+    """
     limit = counter.limit
     if not isinstance(limit, Window) or not limit.is_metered:
         return counter

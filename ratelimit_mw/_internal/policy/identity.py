@@ -202,7 +202,10 @@ def _listed(key: KeySettings, settings: Settings) -> Identity:
 
 
 def key_partition(api_key_hash: str) -> str:
-    """Where an API key is counted that doesn't share the counts of its account. It is also the key's name."""
+    """Return the partition of an API key that doesn't share the counts of its account.
+
+    The partition is also the key's name.
+    """
     return f"k:{_digits(api_key_hash)}"
 
 

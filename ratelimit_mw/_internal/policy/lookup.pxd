@@ -13,7 +13,7 @@ cdef class PolicyLookup:
     cdef object _policies
     cdef ApiKeyReader _api_keys
     cdef RouteTable _routes
-    cdef dict _latest
+    cdef readonly dict _latest
     @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)
     cpdef LookupEntry find(self, scope)
     cpdef LookupEntry find_for(self, identity, scope)

@@ -118,7 +118,7 @@ def add_headers(present: Iterable[tuple[bytes, bytes]], ours: RawHeaders) -> Raw
 
 
 def _of_unit(figures: RawHeaders, unit: str) -> RawHeaders:
-    """The same headers as of a metered unit: `X-RateLimit-Limit-Tokens`."""
+    """Rename headers to those of a metered unit, such as `X-RateLimit-Limit-Tokens`."""
     return [(b"%b-%b" % (name, unit.encode()), value) for name, value in figures]
 
 

@@ -17,7 +17,7 @@ cdef class Response:
 cdef class RefusalWriter:
     cdef object _settings
     cdef HeaderWriter _headers
-    cdef dict _bodies
+    cdef readonly dict _bodies
     @cython.locals(refused=CachedRefusal)
     cpdef answer(self, Lease lease)
     @cython.locals(headers=list, left=i64, response=Response, kept=Kept)

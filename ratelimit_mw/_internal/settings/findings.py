@@ -11,7 +11,7 @@ from typing import Literal
 from ratelimit_mw._internal.runtime.printable import printable
 
 DOCS = "https://ratelimit-mw.github.io/ratelimit-mw"
-"""Where the documentation is read by those who have nothing but the wheel."""
+"""Address of the documentation, for readers who have nothing but the wheel."""
 PAGE = f"{DOCS}/checks/"
 """The page on which every check has a section under its name: docs/checks.md."""
 

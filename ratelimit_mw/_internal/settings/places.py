@@ -75,7 +75,7 @@ class _Reader:
         self._text = text
         self._at = 0
         self._counts: dict[Path, int] = {}
-        """How many tables each array of tables has so far."""
+        """Number of tables found so far in each array of tables."""
 
     def read(self) -> Iterator[tuple[Path, int]]:
         """Every path with its offset. Raises IndexError for what is no TOML."""

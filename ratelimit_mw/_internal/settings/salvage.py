@@ -25,7 +25,7 @@ _LINE = re.compile(r"line (\d+)")
 _NEEDED = ("backend", "hash_secret")
 _TABLES = ("backend", "identity", "RATELIMIT_BACKEND", "RATELIMIT_IDENTITY")
 _NOT_THE_PLACE = ("timeout", "on_failure", "local_share")
-"""What `[backend]` says that has no part in where it is."""
+"""Names in `[backend]` that have no part in the backend's location."""
 _ENTRY = re.compile(r"(keys|routes)\[(\d+)\]")
 _PAST_THE_END = 1 << 62
 _ROUNDS = 50
@@ -33,9 +33,10 @@ _ROUNDS = 50
 
 
 def load_sound(path: str | None) -> tuple[Settings, SettingsError | None]:
-    """What can be used of a file, with what the environment sets; and what is wrong, None where nothing is.
+    """Load the usable part of a settings file, with the settings from the environment.
 
-    Raises `SettingsError` where the backend's place or the hash secret can't be told.
+    Returns the settings, and the error that lists the mistakes; the error is None if there are none. Raises
+    `SettingsError` if the backend's location or the hash secret can't be told.
     """
     try:
         return Settings.load(path), None
@@ -116,13 +117,13 @@ def _before(sections: list[str], place: int) -> int | None:
 
 
 def _without(sections: list[str], place: int) -> list[str]:
-    """The same lines with one section empty."""
+    """Return the sections with one of them emptied; the number of lines stays the same."""
     empty = "\n" * sections[place].count("\n")
     return [empty if index == place else section for index, section in enumerate(sections)]
 
 
 class _Parts:
-    """What is sound of a file, less and less of it until it fits together."""
+    """Valid parts of a settings file, reduced step by step until they fit together."""
 
     def __init__(self, data: Mapping[str, Any], identity: IdentitySettings, parts: SoundParts) -> None:
         self.identity = identity

@@ -174,7 +174,7 @@ class OperationsSettings(Table):
     dashboard_changes: bool = False
     """Whether plans and counters can be changed from the dashboard. Default: false."""
     logs_url: CallerURL = None
-    """Where the logs of a caller are, with `{caller}` in place of its name. Default: no link."""
+    """URL of a caller's logs, in which `{caller}` stands for the caller's name. Default: no link."""
 
     @model_validator(mode="after")
     def _dashboard_is_closed(self) -> Self:

@@ -358,7 +358,10 @@ def _part_of(hold: Reservation, partition: str) -> Reservation:
 
 
 def _met_by_all(met: Sequence[Settlement]) -> Settlement:
-    """What a settle has met, of what its parts have."""
+    """Combine the settlements of a reservation's parts into one: the first that is not `REPEATED`.
+
+    The result is `REPEATED` if all of them are, and `UNKNOWN` if there are no parts.
+    """
     return next(
         (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
     )

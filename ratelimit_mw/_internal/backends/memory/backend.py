@@ -125,13 +125,12 @@ class MemoryBackend:
 
     def _prepare(self, charge: Charge, now: int) -> Places:
         """The places of a charge, found once, or again where a period of it has ended."""
-        places = charge.prepared
-        if (
-            not isinstance(places, Places)
-            or places.owner is not self
-            or not places.since <= now < places.until
-        ):
-            places = charge.prepared = self._places_of(charge, now)
+        known = charge.prepared  # of another backend perhaps
+        if isinstance(known, Places):
+            places = known
+            if places.owner is self and places.since <= now < places.until:
+                return places
+        places = charge.prepared = self._places_of(charge, now)
         return places
 
     def recall(self, counter: Counter, entries: Sequence[tuple[int, int]], *, anew: bool) -> None:

@@ -37,7 +37,10 @@ class CounterRef:
         self.store = store
         self.cost = min(MOST_COST, cost)
         self.need = max(self.cost, 1)
-        """What has to be left: a window of which nothing is charged yet may not be used up."""
+        """Units that a window must have left to admit the charge: `cost`, but at least 1.
+
+        A charge that uses nothing yet is refused, too, if the window is used up.
+        """
         self.name = name
         self.make = make
         """Makes a new state, for a limit of which nothing is counted yet."""

@@ -48,7 +48,7 @@ class OpenEstimates(StoredState):
 
 
 class MeterEntry:
-    """What one charge counts of one meter."""
+    """Amounts that one charge counts under one meter."""
 
     __slots__ = ("base", "extra", "extra_at", "is_settled")
 
@@ -62,7 +62,7 @@ class MeterEntry:
 
 
 class MeterRecord(StoredState):
-    """What one charge counts of all its meters."""
+    """Amounts that one charge counts under all its meters."""
 
     __slots__ = ("at", "dies", "entries", "is_kept_open")
 
@@ -136,7 +136,7 @@ class Meters:
             if amount is not None:
                 met.add(self._settle(meter, hold, record, entry, amount, now, replace=replace))
         if all([entry.is_settled for entry in record.entries]):
-            record.dies = min(record.dies, now + _longest(hold))
+            record.dies = now + _longest(hold)
         order = (Settlement.DIFFERENT, Settlement.SETTLED, Settlement.REPEATED)
         return next((each for each in order if each in met), Settlement.UNKNOWN)
 

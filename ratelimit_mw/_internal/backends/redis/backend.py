@@ -356,9 +356,12 @@ class RedisBackend:
     def prepare(self, charge: Charge) -> ChargeTemplate:
         """A charge's keys and limits as they are sent, made once, until a period of it ends."""
         now = self._now() if charge.allowances else 0
-        packed = charge.prepared
-        if not isinstance(packed, ChargeTemplate) or packed.owner is not self or not packed.layout.holds(now):
-            packed = charge.prepared = self._pack(charge, now)
+        known = charge.prepared  # of another backend perhaps: while this one is away, memory decides
+        if isinstance(known, ChargeTemplate):
+            packed = known
+            if packed.owner is self and packed.layout.holds(now):
+                return packed
+        packed = charge.prepared = self._pack(charge, now)
         return packed
 
     def _pack(self, charge: Charge, now: int) -> ChargeTemplate:
@@ -417,7 +420,7 @@ class RedisBackend:
         return self._submit(Operation(template, hold.id), must_arrive=True)
 
     def _places_of(self, hold: Reservation) -> HeldPlaces:
-        """What is prepared for a reservation: the same for every request of a caller on a route."""
+        """Return the operation templates for a reservation, shared by all requests of a caller on a route."""
         key = (hold.slots, hold.periods) if hold.periods else hold.slots
         places = self._held_places.get(key)
         if places is None:

@@ -89,7 +89,10 @@ class Deadlines:
             self._look()
 
     def _silence(self) -> float | None:
-        """When the silence of the server began; None where nothing is expected of it."""
+        """Return the time at which the server's silence began; None if nothing is expected of the server.
+
+        The time is in seconds by the event loop's clock.
+        """
         if self._sent:
             return max(self._sent[0].sent_at, self.heard_at, self._silent_since)
         starts = [] if self.is_connected else [operation.since for operation in _waiting(self._queue)]

@@ -69,7 +69,7 @@ class ChargeKeys:
             self._places.append((partition, len(before + after)))
 
     def of(self, charge: Charge) -> bytes:
-        """Those of one of the charges."""
+        """Return the keys of one of the charges, as arguments in the Redis protocol."""
         last, tag, filled = None, b"", list[int | bytes]()
         for partition, size in self._places:
             if partition != last:

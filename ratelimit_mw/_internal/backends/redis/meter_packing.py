@@ -1,7 +1,8 @@
-"""How operations on metered units are packed for the script: what becomes of the estimates of a charge.
+"""Packing of operations on metered units for the script.
 
-Beside the windows of a charge these keys tell of its metered units: the open estimates of each meter, and a
-record of the charge. A cluster's node has those of its own partition.
+The operations decide about the estimates of a charge. Beside the windows of the charge, their keys hold its
+metered units: the open estimates of each meter, and a record of the charge. A cluster's node has the keys of
+its own partition.
 """
 
 import struct
@@ -22,7 +23,7 @@ LEAVE = -1.0
 
 
 class Mode(IntEnum):
-    """What becomes of the units of a charge. The values are the script's."""
+    """Action on the metered units of a charge. The values are the script's."""
 
     SETTLE = 0
     REPLACE = 1

@@ -1,4 +1,4 @@
-"""How a charge is packed for the script whose limits have costs of their own: metered units among them."""
+"""Packing of charges for the script if their limits have costs of their own, such as metered units."""
 
 import struct
 
