@@ -106,10 +106,12 @@ class Meters:
     def renew(self, hold: Reservation, now: int) -> None:
         """Let the estimates last for a lease from now, but for those that have lapsed or are settled."""
         record = self.records.find(hold.id)
-        if record is None or record.is_kept_open:
+        if record is None:
+            return
+        record.dies = max(record.dies, now + KEPT)
+        if record.is_kept_open:
             return
         self.lapse(hold.meters, now)
-        record.dies = max(record.dies, now + KEPT)
         for meter, entry in zip(hold.meters, record.entries, strict=True):
             estimates = self._open.get(_open_name(meter))
             if estimates is not None and hold.id in estimates.by_id:
