@@ -16,9 +16,9 @@ def docstrings(text: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(text)):
         body = getattr(node, "body", None)
         for each in body if isinstance(body, list) else ():
-            if isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant):
-                if isinstance(each.value.value, str):
-                    yield each.lineno, each.value.value.strip()
+            value = each.value if isinstance(each, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield each.lineno, value.value.strip()
 
 
 @pytest.mark.parametrize("folder", ["ratelimit_mw", "tests", "benchmarks", "examples"])

@@ -33,12 +33,12 @@ class LifeSign:
             return
         if self._descriptor is not None:  # of the process that this one was forked from
             os.close(self._descriptor)
-        while True:
-            file = self._folder / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            if _lock(self._descriptor) and file.exists():
-                break
-            os.close(self._descriptor)  # somebody was so quick as to take it for a dead one's
+        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+        # Locked under another name first: nobody can find it unlocked, and take its process for dead.
+        unlocked = self._folder / f".{name}"
+        self._descriptor = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        _lock(self._descriptor)
+        unlocked.rename(self._folder / name)
         self._pid = os.getpid()
 
     def bury_dead(self) -> set[int]:
