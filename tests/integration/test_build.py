@@ -31,6 +31,7 @@ def build(source: Path, out: Path, **variables: str) -> subprocess.CompletedProc
     """Build a wheel of a source."""
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out)]
     environment = {name: value for name, value in os.environ.items() if name != PURE} | variables
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # what Python keeps of a module is not the build's
     return subprocess.run(
         command,
         cwd=source,
