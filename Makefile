@@ -80,11 +80,11 @@ run-lowest: .venv-lowest/installed
 	  --quiet $(LOWEST)
 
 # All of them on the package as it was installed. Then once more in Python alone, which coverage is measured of,
-# without those that add nothing to that: drills of many seconds, and what runs in processes of its own.
+# without the drills of many seconds.
 tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
-	  -m "not slow and not outside" --cov --cov-report=term:skip-covered
+	  -m "not slow" --cov --cov-report=term:skip-covered
 
 # No part of `test`: it takes hours. `MODULES` in tests/mutants.py has the modules and their tests.
 mutants: .venv/installed

@@ -28,16 +28,11 @@ REAL_TIME = re.compile(
 """Modules whose tests watch several processes by the clock on the wall."""
 SEVERAL_PROCESSES = {"browser", "faults", "integration"}
 """Folders of tests that talk to servers, whose answers a busy machine may delay."""
-OUTSIDE = re.compile(
-    "_(attacks|bodies|browser|build|clients|contention|demo|deploy|examples|night|partition|pictures|processes"
-    "|proxies|readme|requests|schemathesis|soak|store|stream|suites|workers)$"
-)
-"""Modules whose tests look at the package from outside: it runs in processes of its own."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that look at the package from outside, and have those begin first that wait.
+    """Have the tests begin first that wait.
 
     In CI, whose machine is shared, a test of several processes gets a second try, which the summary tells as
     a rerun. Whoever works on the project sees a first failure: some have been faults that show seldom. Each
@@ -46,8 +41,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     waiting = {item for item in items if REAL_TIME.search(item.path.stem)}
     for item in items:
-        if OUTSIDE.search(item.path.stem) or "start_app" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.outside)
         if "CI" in os.environ and (item in waiting or SEVERAL_PROCESSES.intersection(item.path.parts)):
             item.add_marker(pytest.mark.flaky(reruns=1))
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))

@@ -99,13 +99,15 @@ class LimitedApp:
         """Error that says why the settings failed to load; None if they loaded."""
         return self._error
 
-    async def serve(  # noqa: C901, PLR0912 - the whole way: each further call would cost it
+    async def serve(  # noqa: C901, PLR0912, PLR0915 - the whole way: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Serve one connection."""
         try:
             loop = get_running_loop()
         except RuntimeError:
+            loop = None
+        if loop is None:  # outside of the handler above, whose error would be told beside ours
             await self._serve_unlimited(scope, receive, send, RuntimeError(NEEDS_ASYNCIO))
             return
         if scope["type"] not in ("http", "websocket") or self._error is not None:
