@@ -67,6 +67,7 @@ MODULES = {
     "cache/refusals": "refused",
     "lease/lease": "slots spending refused estimates jobs",
     "lease/manager": "slots spending jobs estimates",
+    "lease/settling": "spending jobs estimates",
     "lease/renewals": "renewals slots estimates",
     "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable",
     "model/charge": "status spending headers refused conformance_money conformance_slots",

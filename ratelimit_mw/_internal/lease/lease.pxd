@@ -20,3 +20,4 @@ cdef class Lease:
     cdef public bint is_acquired, is_detached, is_ended, is_lost, is_metered_out
     cpdef void repeat(self, refused, double now) except *
     cpdef void decide(self, decision) except *
+    cpdef void stop_renewing(self) except *

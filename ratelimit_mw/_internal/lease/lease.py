@@ -1,6 +1,6 @@
 """A lease: what was decided about one request, and what it holds until it ends."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION
@@ -16,11 +16,42 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ratelimit_mw._internal.cache.refusals import CachedRefusal
-    from ratelimit_mw._internal.lease.manager import Leases
-    from ratelimit_mw._internal.lease.renewals import Renewals
     from ratelimit_mw._internal.model.backend import Holder
     from ratelimit_mw._internal.model.metered import Units
     from ratelimit_mw._internal.model.outcome import Outcome
+
+
+class LeaseKeeper(Protocol):
+    """Keeper of all leases of a limiter: what a lease asks for its holder."""
+
+    async def detach(self, lease: "Lease", ttl: float) -> str:
+        """See `Lease.detach`."""
+
+    async def settle(
+        self,
+        lease: "Lease",
+        amount: "str | int | Decimal | None",
+        *,
+        units: "Units | None" = None,
+        replace: bool = False,
+    ) -> None:
+        """See `Lease.settle`."""
+
+    async def release(self, lease: "Lease") -> None:
+        """See `Lease.release`."""
+
+    def end(self, lease: "Lease", failed: bool) -> None:
+        """End a lease: `failed` gives its estimate back."""
+
+
+class LeaseRenewals(Protocol):
+    """Renewals of the leases of one event loop."""
+
+    def add(self, lease: "Lease") -> None:
+        """Renew a lease from now on."""
+
+    def remove(self, lease: "Lease") -> bool:
+        """Renew a lease no more; whether it was still renewed."""
 
 
 class Lease:
@@ -59,7 +90,7 @@ class Lease:
 
     def __init__(  # noqa: PLR0913, PLR0917 - made for every request: names would cost it
         self,
-        leases: "Leases",
+        leases: LeaseKeeper,
         backend: "Holder",
         policy: Policy,
         identity: Identity,
@@ -87,7 +118,7 @@ class Lease:
         self.repeats: CachedRefusal | None = None
         """The remembered refusal that this one repeats, at `repeated_at` by the refusals' clock."""
         self.repeated_at = 0.0
-        self.renewals: Renewals | None = None
+        self.renewals: LeaseRenewals | None = None
         """Renewals of the slots, from the admission of a request on."""
         self.renew_at = 0.0
         """Time of the next renewal, by `time.monotonic`."""
@@ -114,6 +145,11 @@ class Lease:
     def decide(self, decision: Decision) -> None:
         """Note a decision that is in words already."""
         self._decision = decision
+
+    def stop_renewing(self) -> None:
+        """Renew the slots and the estimate no more."""
+        if self.renewals is not None:
+            self.renewals.remove(self)
 
     @property
     def id(self) -> str:

@@ -9,8 +9,6 @@ cdef class Leases:
     cdef object __weakref__
     cdef public dict renewals
     cpdef void keep(self, Lease lease, Charge charge) except *
-    @cython.locals(renewals=Renewals)
-    cdef void _leave(self, Lease lease) except *
     cpdef void end(self, Lease lease, bint failed) except *
     @cython.locals(renewals=Renewals)
     cpdef Renewals renewing(self)

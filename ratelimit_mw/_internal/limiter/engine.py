@@ -73,7 +73,7 @@ class Engine:
         """Hands events to the app."""
         self.leases = Leases(self.backend, self.notify, self._secret, self.settings.backend.timeout)
         """Everything that was admitted and is not over."""
-        self.prefetch = Prefetch(self.backend, self.leases.owed)
+        self.prefetch = Prefetch(self.backend, self.leases.owed.tasks)
         self.decider = Decider(
             self.backend,
             tally=self.tally,
@@ -85,7 +85,7 @@ class Engine:
             live=self.live,
         )
         """Decides about each request."""
-        self.leases.on_uncounted = UncountedUnits(lambda: self.settings)
+        self.leases.settling.on_uncounted = UncountedUnits(lambda: self.settings)
         self.leases.holder = self.decider.local.holds  # a token may be of a hold that only this process knows
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
@@ -134,7 +134,7 @@ class Engine:
         else:
             await self.decider.local.holds.close()
         await self.backend.close()
-        await self.leases.finish()
+        await self.leases.owed.finish()
         for tell in self.at_close:
             tell()
 
@@ -152,7 +152,7 @@ class Engine:
             decisions_without_backend=dict(self.decider.local.decisions),
             leases=self.leases.number,
             slots_lost=self.leases.slots_lost,
-            settles_ignored=self.leases.settles_ignored,
+            settles_ignored=self.leases.settling.ignored,
             unsynced=len(self.decider.local.holds),
             unsynced_lost=self.decider.local.holds.lost,
             version=self.version,

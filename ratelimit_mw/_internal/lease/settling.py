@@ -1,0 +1,143 @@
+"""Settles what requests and jobs really used, in place of their estimates."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.lease.owed import OwedWork
+from ratelimit_mw._internal.lease.token import LeaseError
+from ratelimit_mw._internal.model.backend import Backend, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.limits import Allowance
+from ratelimit_mw._internal.model.metered import Units, check_amounts
+from ratelimit_mw._internal.model.money import format_amount, parse_amount
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, new_lease_id
+from ratelimit_mw._internal.observe.events import Notifier, SettleIgnored
+
+logger = logging.getLogger("ratelimit_mw")
+
+_ANY_AMOUNT = 2**53
+"""More than any budget has."""
+
+
+class Settling:
+    """The settles of one limiter's leases: of money and of metered units."""
+
+    def __init__(self, backend: Backend, owed: OwedWork, notify: Notifier) -> None:
+        self._backend = backend
+        self._owed = owed
+        self._notify = notify
+        self.ignored = 0
+        """Number of ignored settles: settled before with another amount, or unknown to the backend."""
+        self.on_uncounted: Callable[[object], None] = lambda _: None
+        """Told of each unit that is settled though no limit of the request counts it."""
+
+    async def settle(
+        self, lease: Lease, amount: str | int | Decimal | None, units: Units | None, *, replace: bool
+    ) -> None:
+        """See `Lease.settle`. Raises `LeaseError`."""
+        unpriced, price, used = lease.unpriced, None, dict[str, int]()
+        try:
+            if units is not None and lease.is_charged:
+                used = self._units_of(lease, units)
+            if amount is not None and (lease.hold.periods or unpriced is not None):
+                price = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
+        except ValueError as error:
+            raise LeaseError(f"cannot settle: {error}") from error
+        started, sent = asyncio.get_running_loop().time(), list[Coroutine[Any, Any, None]]()
+        if price is not None and (not lease.is_ended or lease.is_detached):
+            await self.open_estimate(lease)
+        if used:
+            sent.append(self._settle_units(lease, used, replace))
+        if price is not None:
+            sent.append(self._settle(lease, price, replace))
+        if sent:
+            await self._owed.arrive(_all(sent), "a settle", lease.id, started)
+
+    def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
+        """The amounts of units that limits of the request count. Raises ValueError for what is no amount.
+
+        Where none counts any, that is not looked at, as with a price where there is no budget.
+        """
+        counted = {meter.unit for meter in lease.hold.meters}
+        for unit in units.keys() - counted if isinstance(units, Mapping) else ():
+            self.on_uncounted(unit)
+        if not counted:
+            return {}
+        return {unit: used for unit, used in check_amounts(units).items() if unit in counted}
+
+    async def _settle_units(self, lease: Lease, units: Units, replace: bool) -> None:
+        if lease.is_ended and not lease.is_detached:
+            met = Settlement.UNKNOWN
+        else:
+            met = await lease.backend.settle_units(lease.hold, units, replace=replace)
+        is_all = units.keys() == {meter.unit for meter in lease.hold.meters}
+        if met is Settlement.SETTLED and is_all and lease.backend is self._backend:
+            lease.is_metered_out = True
+            if not lease.hold.slots and not lease.hold.has_price:
+                lease.stop_renewing()
+        self._tell_of_ignored(lease, met, ", ".join([f"{used} {unit}" for unit, used in units.items()]))
+
+    async def open_estimate(self, lease: Lease) -> None:
+        """Give a request that has none an estimate of nothing, never refused, to be settled later."""
+        unpriced = lease.unpriced
+        if unpriced is None:
+            return
+        if lease.opening is None or (lease.opening.done() and not lease.hold.periods):
+            lease.opening = self._owed.start(self._open(lease, unpriced), "an estimate", lease.id)
+        await asyncio.wait([lease.opening])  # not by this caller alone; the backend bounds it
+
+    async def _open(self, lease: Lease, unpriced: Charge) -> None:
+        charge = Charge(map(_without_end, unpriced.allowances))
+        lease_id = lease.hold.id if lease.hold is not NO_RESERVATION else new_lease_id()
+        opened = (await self._backend.acquire(charge, lease_id, 0)).hold
+        # Its slots may have been freed meanwhile.
+        held = lease.hold
+        lease.hold = Reservation(
+            opened.id,
+            held.slots,
+            opened.periods,
+            held.lease,
+            opened.price,
+            opened.currency,
+            held.meters,
+            held.estimates,
+        )
+
+    async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
+        met = await lease.backend.settle(lease.hold, units, replace=replace)
+        if not lease.hold.slots and (lease.is_metered_out or not any(lease.hold.estimates)):
+            lease.stop_renewing()
+        self._tell_of_ignored(lease, met, format_amount(units, lease.hold.currency))
+
+    def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:
+        if met is Settlement.DIFFERENT:
+            text = "settle ignored: lease %s was settled before with another amount"
+            self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
+        elif met is Settlement.UNKNOWN:
+            text = "settle ignored: lease %s has ended, or is too long ago"
+            self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
+
+    def _settle_ignored(self, text: str, ignored: SettleIgnored) -> None:
+        fields = {"event": "settle_ignored", "lease": ignored.lease_id, "reason": ignored.reason}
+        logger.warning(text, ignored.lease_id, extra={"ratelimit": fields})
+        self.ignored += 1
+        self._notify(ignored)
+
+
+def _without_end(budget: Counter) -> Counter:
+    """A budget as it is counted, with room for any price."""
+    if not isinstance(budget.limit, Allowance):
+        raise TypeError(f"only an allowance is spent, not {budget.limit!r}")
+    return dataclasses.replace(budget, limit=dataclasses.replace(budget.limit, amount=_ANY_AMOUNT))
+
+
+async def _all(sent: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; what one of them raises is raised when all are over."""
+    for done in await asyncio.gather(*sent, return_exceptions=True):
+        if isinstance(done, BaseException):
+            raise done
