@@ -282,7 +282,7 @@ def test_what_ended_loops_owed_is_taken_over_by_one_thread(redis_server: StoreSe
                 raise
             ready.wait()
         await backend.peek(charge)
-        load = backend.batchers[asyncio.get_running_loop()].load
+        load = backend.loops.senders[asyncio.get_running_loop()].load
         await backend.close()
         return load.operations
 

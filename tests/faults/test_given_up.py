@@ -222,7 +222,7 @@ async def test_a_charge_in_time_is_not_late_by_clocks_that_differ(redis_server: 
     charge = Charge([window(1_000)])
     for ahead in (0.0, -1_000.0, 1_000.0):
         assert (await backend.acquire(charge, new_id())).admitted
-        batcher = backend.batchers[asyncio.get_running_loop()]
+        batcher = backend.loops.senders[asyncio.get_running_loop()]
         assert isinstance(batcher, Batcher)
         clock = batcher._server_clock
         assert clock._ahead is not None

@@ -287,8 +287,8 @@ async def test_a_write_to_a_connection_that_is_gone_is_a_loss(
     """An operation fails in time if its transport can't be written to, and the connection is made anew."""
     async with limiter_on(redis_server.url) as limiter:
         assert (await limiter.acquire(api_key="a")).decision.policy == "shared"
-        batcher = limiter.engine.backend._batcher()  # type: ignore[attr-defined]
-        batcher._connection._transport = _Refusing(batcher._connection._transport)
+        batcher = limiter.engine.backend.loops.sender()  # type: ignore[attr-defined]
+        batcher._link.connection._transport = _Refusing(batcher._link.connection._transport)
         assert (await limiter.acquire(api_key="b")).decision.policy == "local"
         assert await eventually(lambda: _is_there(limiter)) < 2
     assert "Exception in callback" not in caplog.text

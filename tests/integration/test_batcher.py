@@ -89,7 +89,7 @@ async def test_only_renewals_that_nobody_waits_for_are_upkeep(
     """Renewals of running requests are upkeep; those of a detaching handler or a resuming worker are not."""
     hold = (await backend.acquire(Charge([slots(5)]), new_id())).hold
     sent: list[bool] = []
-    batcher = backend.batchers[asyncio.get_running_loop()]
+    batcher = backend.loops.senders[asyncio.get_running_loop()]
     submit = batcher.submit
 
     def noting(operation: Operation) -> None:
@@ -202,7 +202,7 @@ def test_one_backend_serves_one_event_loop_after_the_other(server: StoreServer) 
         return outcome.used(0)
 
     assert [asyncio.run(one()) for _ in range(3)] == [1, 2, 3]
-    assert len(backend.batchers) == 0
+    assert len(backend.loops.senders) == 0
 
 
 def test_one_backend_serves_event_loops_in_several_threads(server: StoreServer) -> None:

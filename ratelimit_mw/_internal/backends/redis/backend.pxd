@@ -1,7 +1,7 @@
 cimport cython
 from ratelimit_mw._internal.backends.redis.held_places cimport HeldPlaces
-from ratelimit_mw._internal.backends.redis.lines cimport Lines, OrderedOperation
-from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
+from ratelimit_mw._internal.backends.redis.loops cimport LoopSenders
+from ratelimit_mw._internal.backends.redis.operations cimport Template
 from ratelimit_mw._internal.backends.redis.packing cimport ChargeOperation, ChargeTemplate, Layout
 from ratelimit_mw._internal.model.charge cimport Charge
 from ratelimit_mw._internal.model.outcome cimport Outcome
@@ -12,8 +12,8 @@ ctypedef long long i64
 cdef class RedisBackend:
     cdef dict __dict__
     cdef object __weakref__
-    cdef public dict batchers
-    cdef dict _held_places, _lines
+    cdef public LoopSenders loops
+    cdef dict _held_places
     cdef public object _clock
     cdef public i64 _skew
     cpdef ChargeOperation ask(self, Charge charge, bytes lease_id, object price=*)
@@ -26,7 +26,3 @@ cdef class RedisBackend:
     @cython.locals(template=Template)
     cpdef object _owe_finish(self, Reservation hold, object money)
     cpdef HeldPlaces _places_of(self, Reservation hold)
-    @cython.locals(operation=OrderedOperation)
-    cpdef OrderedOperation _submit_in_line(self, Template template, Reservation hold, str line)
-    cpdef Lines _running_lines(self)
-    cpdef Operation _submit(self, Operation operation, bint must_arrive=*)

@@ -5,16 +5,12 @@ Makes operations of the script `lua/batch.lua` of charges, releases and settles,
 
 import asyncio
 import struct
-import threading
-import time
 from asyncio import Future, get_running_loop
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
-from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
 from ratelimit_mw._internal.backends.connecting.connectors import connector_to
-from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.held_places import HeldPlaces
 from ratelimit_mw._internal.backends.redis.keys import ChargeKeys, KeyNames, suffix_of
@@ -23,25 +19,31 @@ from ratelimit_mw._internal.backends.redis.letters import (
     ACQUIRE_AGAIN,
     BUDGET,
     DELETE,
-    FINISH,
     KEEP,
     PEEK,
     SETTLE,
 )
-from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
+from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
+from ratelimit_mw._internal.backends.redis.loops import LoopSenders
 from ratelimit_mw._internal.backends.redis.meter_packing import Mode, meter_template
-from ratelimit_mw._internal.backends.redis.operations import Answer, Operation, Sender, Template, probe_of
+from ratelimit_mw._internal.backends.redis.operations import (
+    Answer,
+    Operation,
+    Sender,
+    nothing_to_do,
+    probe_of,
+)
 from ratelimit_mw._internal.backends.redis.packing import (
-    FINISH_HEAD,
     LIMIT,
     ChargeOperation,
     ChargeTemplate,
     Layout,
+    give_back_on,
     operation_on,
     pack_limit,
-    renewal_on,
-    renewed,
 )
+from ratelimit_mw._internal.backends.redis.renewal_packing import renewal_on, renewed
+from ratelimit_mw._internal.backends.redis.server_clock import machine_clock
 from ratelimit_mw._internal.model.backend import (
     BackendError,
     EstimateAction,
@@ -56,10 +58,7 @@ from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION, Reservation
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
-from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds that closing waits for what is still owed to the server."""
 ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
@@ -89,129 +88,36 @@ class RedisBackend:
         self._timeout = timeout
         self._clock = clock
         self.call_observers: list[Callable[[float], None]] = []
-        self.batchers: dict[asyncio.AbstractEventLoop, Sender] = {}
-        self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
-        self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
+        self.loops = LoopSenders(self._new_sender, timeout)
         self._held_places: dict[tuple[object, ...], HeldPlaces] = {}
-        self._past = Load()
-        self._was_away = False
-        """Whether the latest of the event loops that have ended thought so."""
-        self._left: list[Operation] = []
-        """Operations left by event loops that have ended: owed to the server, or perhaps to be undone."""
-        self._lock = threading.Lock()  # of what ends with an event loop: several may, and others look for it
-        renew_after_fork(self)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
     def error(self) -> BackendError | None:
         """Error that marks the server as away; None while the server is there or was not asked yet."""
-        return self._batcher().error
+        return self.loops.sender().error
 
     @property
     def load(self) -> Load:
         """Load of the connections of all event loops: operations carried, and operations that wait."""
-        waiting = Load(owed=sum([each.waiting for each in list(self._lines.values())]))
-        return reduce(
-            Load.plus, [each.load for each in list(self.batchers.values())], self._past.plus(waiting)
-        )
+        return self.loops.load
 
     @property
     def is_away(self) -> bool:
         """Whether any event loop that runs in this process thinks so; where none does, the latest of all."""
-        batchers = list(self.batchers.items())
-        if not batchers:
-            return self._was_away
-        if not [loop for loop, each in batchers if each.error is not None]:  # nearly always, and soon found
-            return False
-        running = [each for loop, each in batchers if loop.is_running()]
-        return any([each.error is not None for each in running or [each for _, each in batchers[-1:]]])
+        return self.loops.is_away
 
     async def open(self) -> None:
         """Connect ahead of the first request. A server that is away is no error: it is tried again."""
-        await self._batcher().connect()
+        await self.loops.open()
 
     async def close(self) -> None:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
-        loop = asyncio.get_running_loop()
-        end = self._ends.pop(loop, None)
-        if end is not None:
-            await end.cancel()
-        others = [each for each in list(self.batchers) if each is not loop]
-        await self._leave(loop, CLOSE_TIMEOUT, bequeaths=any([each.is_running() for each in others]))
-
-    async def _close_with_loop(self) -> None:
-        """Close where nobody did it before the loop ends; a server that is away is not waited for."""
-        loop = asyncio.get_running_loop()
-        batcher = self.batchers.get(loop)
-        is_away = batcher is not None and batcher.error is not None
-        await self._leave(loop, 0.0 if is_away else CLOSE_TIMEOUT, bequeaths=True)
-        cancelled = [task for task in asyncio.all_tasks() if task.cancelling()]
-        if cancelled:  # an attempt to connect, which has a socket to close: nobody else waits for it now
-            await asyncio.wait(cancelled, timeout=self._timeout)
-
-    async def _leave(self, loop: asyncio.AbstractEventLoop, timeout: float, *, bequeaths: bool) -> None:
-        """Close the connection of an event loop; other loops go on with what it `bequeaths`."""
-        batcher, lines = self.batchers.get(loop), self._lines.get(loop)
-        if batcher is None:
-            return
-        deadline = loop.time() + timeout
-        if timeout:
-            self.take_over()
-        if lines is not None:
-            await lines.drain(timeout)
-        await batcher.drain(deadline - loop.time())
-        with self._lock:
-            if bequeaths:
-                self._inherit(batcher, lines)
-            if lines is not None:
-                lines.close()
-            self._forget(loop)
-        batcher.close()
-        await end_of_watches()
-        await asyncio.sleep(0)  # in which the transport goes
+        await self.loops.close()
 
     def take_over(self) -> None:
         """Send what event loops that have ended owed to the server, and undo what they left half done."""
-        with self._lock:
-            for closed in [each for each in list(self.batchers) if each.is_closed()]:
-                self._inherit(self.batchers[closed], self._lines.get(closed))
-                self._forget(closed)
-            left, self._left = self._left, []
-        for operation in left:
-            operation.future = None  # which was the ended loop's
-            if isinstance(operation, OrderedOperation):
-                self._running_lines().submit(operation)
-            elif operation.must_arrive:
-                self._submit(operation)
-            else:
-                operation.orphaned(None)
-
-    def _inherit(self, batcher: Sender, lines: Lines | None) -> None:
-        self._left += batcher.bequeath()
-        if lines is not None:
-            self._left += lines.bequeath()
-
-    def after_fork(self) -> None:
-        """Leave connections, and what is owed over them, to the parent process."""
-        for batcher in self.batchers.values():
-            batcher.leave_to_parent()
-        leave_to_parent(*self.batchers.values(), *self._lines.values(), *self._left)
-        self._lock = threading.Lock()
-        self.batchers.clear()
-        self._left = []
-        self._ends.clear()
-        self._lines.clear()
-        self._past = Load()
-        self._was_away = False
-
-    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Keep only the figures of an event loop's batcher."""
-        batcher = self.batchers.pop(loop, None)
-        self._ends.pop(loop, None)
-        self._lines.pop(loop, None)
-        if batcher is not None:
-            self._was_away = batcher.error is not None
-            self._past = self._past.plus(batcher.load._replace(owed=0))
+        self.loops.take_over()
 
     def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> ChargeOperation:
         """Send a charge of all of `charge`'s counters, or none, on its way."""
@@ -248,7 +154,7 @@ class RedisBackend:
         """Send the renewals of many holds; `renewed` waits for the answers."""
         operation = renewal_on(renewals, self._names.name)
         operation.is_upkeep = is_upkeep
-        return self._submit(operation)
+        return self.loops.submit(operation)
 
     def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
@@ -256,7 +162,7 @@ class RedisBackend:
         if hold.meters and money is not EstimateAction.UNTOUCHED:
             units = self._owe_units(Mode.KEEP if money is EstimateAction.KEEP else Mode.GIVE_BACK, hold)
         if not hold.id or not (hold.slots or hold.periods):
-            return units or _nothing_to_do()
+            return units or nothing_to_do()
         return self._owe_finish(hold, money)
 
     async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
@@ -273,7 +179,7 @@ class RedisBackend:
             units = self._owe_units(Mode.HOLD, hold)
         if hold.id and hold.has_price:
             return self._owe_price(KEEP, hold, 0)
-        return units or _nothing_to_do()
+        return units or nothing_to_do()
 
     async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
         """Put what was used of metered units in place of their estimates. Idempotent."""
@@ -288,13 +194,13 @@ class RedisBackend:
 
     def _owe_units(self, mode: Mode, hold: Reservation, units: Units | None = None) -> OrderedOperation:
         template = meter_template(mode, hold, self._names, units)
-        return self._submit_in_line(template, hold, f"u:{hold.meters[0].partition}")
+        return self.loops.submit_in_line(template, hold, f"u:{hold.meters[0].partition}")
 
     def _owe_price(
         self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
     ) -> Awaitable[Answer]:
         template = self._places_of(hold).settle(kind, amount, replace=replace)
-        return self._submit_in_line(template, hold, hold.periods[0].partition)
+        return self.loops.submit_in_line(template, hold, hold.periods[0].partition)
 
     def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
         """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
@@ -304,16 +210,16 @@ class RedisBackend:
         """Forget what was counted under the counters of `charge`."""
         keys = [self._names.of_counter(counter, self._now()) for counter in charge.counters]
         keys += [self._names.of_open(meter) for meter in charge.meters]
-        await self._submit(operation_on(keys, struct.pack("<cB", DELETE, len(keys))))
+        await self.loops.submit(operation_on(keys, struct.pack("<cB", DELETE, len(keys))))
 
     # charges ------------------------------------------------------------------------------------
 
     def _ask(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> ChargeOperation:
         operation = ChargeOperation(self, kind, charge, lease_id, price)
         self._pack_into(operation)
-        loop = get_running_loop()
-        operation.future = Future(loop=loop)  # as uvloop makes one, for half of what its own way costs
-        (self.batchers.get(loop) or self._batcher()).submit(operation)
+        # Made here as uvloop makes one, for half of what its own way costs.
+        operation.future = Future(loop=get_running_loop())
+        self.loops.submit(operation)
         return operation
 
     async def _outcome_of(self, operation: ChargeOperation) -> Outcome:
@@ -328,7 +234,7 @@ class RedisBackend:
 
     def ask_again(self, operation: ChargeOperation, now: int) -> None:
         """Name other periods, as the server's time is `now`, and send the charge again."""
-        self._skew = now - _machine_clock()
+        self._skew = now - machine_clock()
         operation.tries += 1
         if operation.tries == 1:  # once more, in what is left of the request's time
             error = BackendError(f"asked again for more than {self._timeout:g} s")
@@ -339,7 +245,7 @@ class RedisBackend:
             operation.fail(OperationRefusedError(text))
         else:
             self._pack_into(operation)
-            self._submit(operation)
+            self.loops.submit(operation)
 
     def _pack_into(self, operation: ChargeOperation) -> None:
         """Give a charge its template, and what it will hold."""
@@ -404,20 +310,16 @@ class RedisBackend:
             if isinstance(counter.limit, Window) and not counter.limit.is_metered
         ]
         if now and windows:
-            body = FINISH_HEAD.pack(FINISH, len(windows), EstimateAction.UNTOUCHED.value, now, charge.cost)
             keys = [self._names.of_counter(counter, now) for counter in windows]
-            limits = [pack_limit(counter.limit) for counter in windows]
-            operation = operation_on(keys, b"".join((body, *limits, lease_id)))
-            operation.is_once = True  # done twice, it would give back another request's units
-            self._submit(operation, must_arrive=True)
+            self.loops.submit(give_back_on(windows, keys, lease_id, now, charge.cost), must_arrive=True)
         if hold is not NO_RESERVATION:
             self.finish(hold, EstimateAction.GIVE_BACK)
 
     def _owe_finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
         template = self._places_of(hold).end(money)
         if template.record:
-            return self._submit_in_line(template, hold, hold.periods[0].partition)
-        return self._submit(Operation(template, hold.id), must_arrive=True)
+            return self.loops.submit_in_line(template, hold, hold.periods[0].partition)
+        return self.loops.submit(Operation(template, hold.id), must_arrive=True)
 
     def _places_of(self, hold: Reservation) -> HeldPlaces:
         """Return the operation templates for a reservation, shared by all requests of a caller on a route."""
@@ -430,39 +332,7 @@ class RedisBackend:
 
     # sending ------------------------------------------------------------------------------------
 
-    def _submit(self, operation: Operation, *, must_arrive: bool = False) -> Operation:
-        """Send an operation; it is under way when this returns, whether anybody awaits it or not."""
-        if must_arrive:
-            operation.must_arrive = True
-        batcher = self.batchers.get(get_running_loop()) or self._batcher()
-        batcher.submit(operation)
-        return operation
-
-    def _submit_in_line(self, template: Template, hold: Reservation, line: str) -> OrderedOperation:
-        """Send an operation on money or units until it arrives, after those before it in this line."""
-        operation = OrderedOperation(template, hold.id, (hold.id, line))
-        self._running_lines().submit(operation)
-        return operation
-
-    def _running_lines(self) -> Lines:
-        """The running loop's own."""
-        loop = asyncio.get_running_loop()
-        lines = self._lines.get(loop)
-        if lines is None:
-            lines = self._lines[loop] = Lines(self._batcher().submit)
-        return lines
-
-    def _batcher(self) -> Sender:
-        """The running loop's own: connections and futures belong to one loop."""
-        loop = asyncio.get_running_loop()
-        batcher = self.batchers.get(loop)
-        if batcher is None:
-            self._ends[loop] = LoopEnd(self._close_with_loop)
-            batcher = self.batchers[loop] = self._new_batcher()
-            self.take_over()
-        return batcher
-
-    def _new_batcher(self) -> Sender:
+    def _new_sender(self) -> Sender:
         return Batcher(
             self._connector.connect,
             timeout=self._timeout,
@@ -476,14 +346,4 @@ class RedisBackend:
 
     def _now(self) -> int:
         """The server's time in microseconds, as far as this machine can tell."""
-        return _machine_clock() + self._skew if self._clock is None else self._clock()
-
-
-def _machine_clock() -> int:
-    return time.time_ns() // 1000
-
-
-def _nothing_to_do() -> Operation:
-    operation = Operation(Template(b"", 0, b""))
-    operation.answer((0, b""))
-    return operation
+        return machine_clock() + self._skew if self._clock is None else self._clock()

@@ -9,19 +9,18 @@ its own and fills the room that requests leave. A batcher belongs to one event l
 import asyncio
 import hashlib
 import logging
-import random
 import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-from ratelimit_mw._internal.backends.connecting.client import CONNECT_TIMEOUT
 from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply, Reply
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
 from ratelimit_mw._internal.backends.redis.error_log import ThrottledErrorLog
 from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
+from ratelimit_mw._internal.backends.redis.link import Link
 from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose, hand_out, take
 from ratelimit_mw._internal.backends.redis.script import load_script
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
@@ -37,10 +36,6 @@ MAX_UPKEEP = 8
 """Operations of upkeep in one of them; one goes along where requests leave no room."""
 MAX_QUEUE = 10_000
 """Operations that may wait; one more is refused at once."""
-PROBE_WAITS = (0.05, 0.1, 0.2, 0.4, 0.5)
-"""Seconds between attempts to reach a server that is away; the last one repeats. Spread by a half."""
-STEADY = 1.0
-"""Seconds after which a connection was a good one, whether or not anything was asked over it."""
 MOST_TIME = 2**53
 """The latest time that an answer can show, in microseconds: the script counts exactly up to here."""
 
@@ -69,7 +64,6 @@ class Batcher:
         call_observers: Sequence[Callable[[float], None]] = (),
     ) -> None:
         self._call_observers = call_observers
-        self._connect = connect
         self._timeout = timeout
         self._clock_argument = clock_argument
         self._new_probe = new_probe
@@ -81,15 +75,19 @@ class Batcher:
         self._upkeep: list[Operation] = []
         self._sent: deque[Batch] = deque()
         self._doubtful = Doubtful()
-        self._connection: Connection | None = None
-        self._connecting: asyncio.Task[None] | None = None
+        self._link = Link(
+            connect,
+            self._probe,
+            timeout=timeout,
+            on_ready=self._on_ready,
+            on_lost=self._on_lost,
+            on_failed=self._disconnect,
+        )
         self._error: BackendError | None = None
         self._flush_is_due = False
         self._by_digest = True
         self._server_clock = ServerClock()
-        self._given_up_at = self._silent_until = 0.0
-        self._attempt = 0
-        self._connected_at = 0.0
+        self._given_up_at = 0.0
         self._is_closed = False
         self.complaints = ThrottledErrorLog()
         """Errors of single operations, counted."""
@@ -131,10 +129,6 @@ class Batcher:
         """Whether anything waits here or is under way."""
         return bool(self._queue or self._upkeep or self._sent or self._doubtful)
 
-    @property
-    def _is_ready(self) -> bool:
-        return self._connection is not None and self._connecting is None
-
     def submit(self, operation: Operation) -> None:
         """Queue an operation."""
         queue = self._upkeep if operation.is_upkeep else self._queue
@@ -151,9 +145,8 @@ class Batcher:
 
     async def connect(self) -> None:
         """Connect and wait for it, as long as an operation would."""
-        self._start_connecting()
-        if self._connecting is not None:
-            await asyncio.wait([self._connecting], timeout=self._timeout)
+        self._link.start()
+        await self._link.wait()
 
     async def drain(self, timeout: float) -> int:
         """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
@@ -181,15 +174,13 @@ class Batcher:
 
     def leave_to_parent(self) -> None:
         """Give up the connection in a process that was forked off."""
-        if self._connection is not None:
-            self._connection.leave_to_parent()
+        self._link.leave_to_parent()
 
     def close(self) -> None:
         """Close the connection; whoever still waits gets a `BackendError`."""
         self._is_closed = True
         self._deadlines.stop()
-        if self._connecting is not None:
-            self._connecting.cancel()
+        self._link.stop()
         lost = self.owed
         if lost:
             logger.error("%d operations that were owed to the backend are lost: it was closed", lost)
@@ -198,8 +189,8 @@ class Batcher:
     # sending ------------------------------------------------------------------------------------
 
     def _schedule(self) -> None:
-        if not self._is_ready:
-            self._start_connecting()
+        if not self._link.is_ready:
+            self._link.start()
             self._deadlines.start()
         elif len(self._sent) < IN_FLIGHT:
             # At the end of this turn of the loop: whoever else is ready rides along.
@@ -208,7 +199,7 @@ class Batcher:
 
     def _flush(self) -> None:
         self._flush_is_due = False
-        while self._is_ready and len(self._sent) < IN_FLIGHT and (batch := self._take()):
+        while self._link.is_ready and len(self._sent) < IN_FLIGHT and (batch := self._take()):
             self._send(batch, by_digest=self._by_digest)
 
     def _take(self) -> list[Operation]:
@@ -219,12 +210,13 @@ class Batcher:
         return batch
 
     def _send(self, batch: list[Operation], *, by_digest: bool) -> None:
-        if self._connection is None:
+        connection = self._link.connection
+        if connection is None:
             self._refuse(batch, self._error or BackendError("the connection is closed"))
         elif self._group is None:
-            self._connection.send(self._call_of(batch, by_digest), self._on_reply)
+            connection.send(self._call_of(batch, by_digest), self._on_reply)
         else:
-            self._send_groups(self._connection, self._group(batch), by_digest)
+            self._send_groups(connection, self._group(batch), by_digest)
         self._deadlines.start()
 
     def _send_groups(
@@ -306,9 +298,9 @@ class Batcher:
         self._send_again(late)
         if error is not None:
             self._refuse(unwritten, error)
-        elif self._attempt and self._connecting is None and not all(each[0].must_arrive for each in groups):
+        elif self._link.attempt and self._link.is_ready and not all(each[0].must_arrive for each in groups):
             # Requests are served again: the probe, which writes one key alone, says less, and so do releases.
-            self._attempt = 0
+            self._link.attempt = 0
 
     def _send_again(self, late: list[Operation]) -> None:
         """Send operations anew that came too late by the server's clock, where somebody still waits for them.
@@ -359,32 +351,8 @@ class Batcher:
 
     # being there --------------------------------------------------------------------------------
 
-    def _start_connecting(self) -> None:
-        if self._connection is None and self._connecting is None:
-            self._connecting = self._loop.create_task(self._keep_connecting(), name="ratelimit_mw connect")
-
-    async def _keep_connecting(self) -> None:
-        """Try until the server answers: at first on behalf of a request, then in its absence."""
-        while True:
-            await asyncio.sleep(self._silent_until - time.monotonic())
-            if self._attempt:
-                wait = PROBE_WAITS[min(self._attempt, len(PROBE_WAITS)) - 1]
-                await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads the workers
-            self._attempt += 1
-            try:
-                self._connection = await self._connect(self._on_lost)
-                self._connected_at = self._loop.time()
-                async with asyncio.timeout(max(self._timeout, CONNECT_TIMEOUT)):
-                    await self._probe()
-                if self._connection is not None:  # it may have been lost since the answer
-                    break
-            except ServerMovedError as error:
-                self._move(error)
-            except Exception as error:  # noqa: BLE001 - whatever it is, nobody can be asked: an outage
-                known = isinstance(error, (BackendError, TimeoutError))
-                reason = str(error) if known else f"{type(error).__name__}: {error}"
-                self._disconnect(BackendError(reason or "no answer to the first command"))
-        self._connecting = None
+    def _on_ready(self) -> None:
+        """Take in that the server answers."""
         self._deadlines.is_connected = True
         if self._error is not None:
             self._error = None
@@ -400,7 +368,7 @@ class Batcher:
 
     def _on_silence(self, error: BackendError) -> None:
         """Give up what is under way. Nothing is sent until no server executes it any more."""
-        self._silent_until = self._given_up_at
+        self._link.silent_until = self._given_up_at
         self._disconnect(error)
 
     def _on_lost(self, error: BackendError) -> None:
@@ -410,13 +378,13 @@ class Batcher:
         """
         if isinstance(error, ServerMovedError):
             self._move(error)
-        elif self._sent or self._connecting is not None or not isinstance(error, ConnectionEndedError):
+        elif self._sent or self._link.is_connecting or not isinstance(error, ConnectionEndedError):
             self._disconnect(error)
         else:
             self._forget_connection()
             if self.is_busy:
                 self._deadlines.start()
-            self._start_connecting()
+            self._link.start()
 
     def _move(self, error: ServerMovedError) -> None:
         """Go on elsewhere, with all that waits: what the old server still does, the new one never learns."""
@@ -426,16 +394,16 @@ class Batcher:
         self._forget_connection()
         sent = [operation for operation in self._in_flight() if not operation.is_answered]
         self._sent.clear()
-        if self._connecting is not None:
+        if self._link.is_connecting:
             for probe in sent:
                 probe.fail(error)  # the next attempt finds the other server
             return
         logger.warning("backend has moved: %s", error, extra={"ratelimit": {"event": "backend_moved"}})
         self._queue[0:0] = sent
-        self._attempt = 0
+        self._link.attempt = 0
         if self.is_busy:
             self._deadlines.start()
-        self._start_connecting()
+        self._link.start()
 
     def _disconnect(self, error: BackendError, owed: Sequence[Operation] = ()) -> None:
         """Give the connection up: the server is away. What is `owed` was refused, and goes first."""
@@ -459,16 +427,12 @@ class Batcher:
                 operation.orphaned(None)
         else:
             self._doubtful.add(doubtful, self._given_up_at - time.monotonic())
-            self._start_connecting()
+            self._link.start()
 
     def _forget_connection(self) -> None:
-        connection, self._connection = self._connection, None
         self._deadlines.is_connected = False
         self._server_clock.forget()
-        if connection is not None:
-            connection.close(discard=not self._is_closed)
-            if self._loop.time() >= self._connected_at + STEADY:
-                self._attempt = 0
+        self._link.drop(discard=not self._is_closed)
 
     def _in_flight(self) -> list[Operation]:
         return [operation for batch in list(self._sent) for operation in batch.operations]

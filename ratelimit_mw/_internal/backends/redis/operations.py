@@ -188,6 +188,13 @@ class Operation:
         """Undo what was done though nobody waits any more; `answer` is None where it is lost."""
 
 
+def nothing_to_do() -> Operation:
+    """Return an operation that is over: nothing was to be sent."""
+    operation = Operation(Template(b"", 0, b""))
+    operation.answer((0, b""))
+    return operation
+
+
 def probe_of(key: bytes) -> Operation:
     """A small write that changes nothing: the deletion of a key that is never written."""
     return Operation(Template(bulk(key), 1, b"D\x01"))

@@ -5,16 +5,15 @@ of them.
 """
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.keys import ChargeKeys
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
 from ratelimit_mw._internal.backends.redis.own_costs import MOST_COST, own_head, own_limits
-from ratelimit_mw._internal.model.backend import BackendError, Settlement
-from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
+from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Limit, Slots, Window
 from ratelimit_mw._internal.model.outcome import NUMBERS_OF_A_STATUS, Outcome, row_before
 from ratelimit_mw._internal.model.reservation import (
@@ -29,15 +28,10 @@ from ratelimit_mw._internal.runtime.leaf import Numbers, numbers_in
 LIMIT = struct.Struct("<cddd")
 CHARGE_HEAD = struct.Struct("<cBddd")
 FINISH_HEAD = struct.Struct("<cBBdd")
-RENEW_HEAD = struct.Struct("<cHH")
-RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBBB")
-PERIOD = struct.Struct("<Hd")
 SETTLE_HEAD = struct.Struct("<cdBB")
 SLOT = LIMIT.pack(letters.SLOTS, 0, 0, 0)
 _MAX_BODIES = 64
 """Prices for which a charge's body is kept."""
-NOT_RENEWED = 2
-"""A hold that could not be renewed, since one of its keys holds something else."""
 REFUSED, ADMITTED, OTHER_PERIOD = 0, 1, 2
 """Codes of a charge's outcome.
 
@@ -268,66 +262,15 @@ def operation_on(keys: list[bytes], body: bytes, unpack: Callable[[bytes], objec
     return Operation(Template(b"".join(map(bulk, keys)), len(keys), body, 0, unpack))
 
 
-def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[str, str], bytes]) -> Operation:
-    """The operation that renews holds, each for its own time.
-
-    `name` makes keys of partitions and suffixes.
-    """
-    renewals = list(renewals)
-    slot_sets = dict.fromkeys(held for hold, _ in renewals for held in hold.slots)
-    keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
-    places: dict[object, int] = {held: place for place, held in enumerate(slot_sets)}
-
-    def place_of(what: object, partition: str, suffix: str) -> int:
-        if what not in places:
-            places[what] = len(keys)
-            keys.append(name(partition, suffix))
-        return places[what]
-
-    entries = []
-    for hold, seconds in renewals:
-        periods = hold.periods if hold.has_price else ()
-        meters = hold.meters if any(hold.estimates) else ()
-        times = int(seconds * SECOND), int(hold.lease * SECOND)
-        slots = [places[held] for held in hold.slots]
-        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods), len(meters)))
-        entries.append(struct.pack(f"<{len(slots)}H", *slots))
-        if periods:
-            record = place_of(hold.id, periods[0].partition, f"r:{hold.id.hex()}")
-            entries.append(struct.pack("<H", record))
-        entries += [
-            PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
-        ]
-        if meters:
-            units = [place_of(("u", hold.id), meters[0].partition, f"u:{hold.id.hex()}")]
-            units += [place_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
-            entries.append(struct.pack(f"<{len(units)}H", *units))
-    body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
-    operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
-    operation.template.charges = ""
+def give_back_on(
+    windows: Sequence[Counter], keys: list[bytes], lease_id: bytes, now: int, cost: int
+) -> Operation:
+    """The operation that gives back `cost` units in each window, of a charge that was made at `now`."""
+    head = FINISH_HEAD.pack(letters.FINISH, len(windows), EstimateAction.UNTOUCHED.value, now, cost)
+    limits = [pack_limit(counter.limit) for counter in windows]
+    operation = operation_on(keys, b"".join((head, *limits, lease_id)))
+    operation.is_once = True  # done twice, it would give back another request's units
     return operation
-
-
-async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
-    """Await the answers to so many renewals in one operation.
-
-    Each is true for a hold that was renewed, false for a lost one, or the `BackendError` if the hold was not
-    asked about.
-    """
-    try:
-        _, answers = await operation
-    except BackendError as error:
-        return [error] * number
-    found: Sequence[bool | BackendError] = answers
-    return found
-
-
-def read_renewals(number: int, answer: bytes) -> Sequence[bool | BackendError]:
-    """Read what so many renewals in one operation were told: whether each is still held, or why not asked."""
-    if len(answer) < number or answer[:number].strip(b"\0\1\2"):
-        raise ValueError(f"{answer!r} says nothing about {number} renewals")
-    fault = BackendError(answer[number:].decode(errors="replace"))
-    return [fault if each == NOT_RENEWED else bool(each) for each in answer[:number]]
 
 
 def read_settlement(answer: bytes) -> Settlement:

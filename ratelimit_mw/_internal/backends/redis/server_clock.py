@@ -38,3 +38,8 @@ class ServerClock:
         if self._ahead is None:
             return WITHOUT_END
         return b"%016d" % ((time.monotonic() + self._ahead + seconds) * SECOND)
+
+
+def machine_clock() -> int:
+    """Return this machine's time in microseconds since the epoch."""
+    return time.time_ns() // 1000

@@ -1,0 +1,183 @@
+"""Connections of a backend to its server, in each event loop that uses it, and what ended loops have left.
+
+Connections and futures belong to one event loop. Where a loop ends, the others go on with what it owed.
+"""
+
+import asyncio
+import threading
+from asyncio import get_running_loop
+from collections.abc import Callable
+from functools import reduce
+
+from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
+from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
+from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
+from ratelimit_mw._internal.backends.redis.operations import Operation, Sender, Template
+from ratelimit_mw._internal.model.backend import BackendError, Load
+from ratelimit_mw._internal.model.reservation import Reservation
+from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that closing waits for what is still owed to the server."""
+
+
+class LoopSenders:
+    """The senders of one backend: one for each event loop that uses it."""
+
+    def __init__(self, new_sender: Callable[[], Sender], timeout: float) -> None:
+        """`new_sender` makes one for the running event loop; `timeout` is in seconds, for an operation."""
+        self._new_sender = new_sender
+        self._timeout = timeout
+        self.senders: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
+        self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
+        self._past = Load()
+        self._was_away = False
+        """Whether the latest of the event loops that have ended thought so."""
+        self._left: list[Operation] = []
+        """Operations left by event loops that have ended: owed to the server, or perhaps to be undone."""
+        self._lock = threading.Lock()  # of what ends with an event loop: several may, and others look for it
+        renew_after_fork(self)
+
+    @property
+    def error(self) -> BackendError | None:
+        """Error that marks the server as away; None while the server is there or was not asked yet."""
+        return self.sender().error
+
+    @property
+    def load(self) -> Load:
+        """Load of the connections of all event loops: operations carried, and operations that wait."""
+        waiting = Load(owed=sum([each.waiting for each in list(self._lines.values())]))
+        return reduce(
+            Load.plus, [each.load for each in list(self.senders.values())], self._past.plus(waiting)
+        )
+
+    @property
+    def is_away(self) -> bool:
+        """Whether any event loop that runs in this process thinks so; where none does, the latest of all."""
+        senders = list(self.senders.items())
+        if not senders:
+            return self._was_away
+        if not [loop for loop, each in senders if each.error is not None]:  # nearly always, and soon found
+            return False
+        running = [each for loop, each in senders if loop.is_running()]
+        return any([each.error is not None for each in running or [each for _, each in senders[-1:]]])
+
+    async def open(self) -> None:
+        """Connect ahead of the first request. A server that is away is no error: it is tried again."""
+        await self.sender().connect()
+
+    async def close(self) -> None:
+        """Send what is owed, for a bounded time, and close; the backend may be used again."""
+        loop = asyncio.get_running_loop()
+        end = self._ends.pop(loop, None)
+        if end is not None:
+            await end.cancel()
+        others = [each for each in list(self.senders) if each is not loop]
+        await self._leave(loop, CLOSE_TIMEOUT, bequeaths=any([each.is_running() for each in others]))
+
+    async def _close_with_loop(self) -> None:
+        """Close where nobody did it before the loop ends; a server that is away is not waited for."""
+        loop = asyncio.get_running_loop()
+        sender = self.senders.get(loop)
+        is_away = sender is not None and sender.error is not None
+        await self._leave(loop, 0.0 if is_away else CLOSE_TIMEOUT, bequeaths=True)
+        cancelled = [task for task in asyncio.all_tasks() if task.cancelling()]
+        if cancelled:  # an attempt to connect, which has a socket to close: nobody else waits for it now
+            await asyncio.wait(cancelled, timeout=self._timeout)
+
+    async def _leave(self, loop: asyncio.AbstractEventLoop, timeout: float, *, bequeaths: bool) -> None:
+        """Close the connection of an event loop; other loops go on with what it `bequeaths`."""
+        sender, lines = self.senders.get(loop), self._lines.get(loop)
+        if sender is None:
+            return
+        deadline = loop.time() + timeout
+        if timeout:
+            self.take_over()
+        if lines is not None:
+            await lines.drain(timeout)
+        await sender.drain(deadline - loop.time())
+        with self._lock:
+            if bequeaths:
+                self._inherit(sender, lines)
+            if lines is not None:
+                lines.close()
+            self._forget(loop)
+        sender.close()
+        await end_of_watches()
+        await asyncio.sleep(0)  # in which the transport goes
+
+    def take_over(self) -> None:
+        """Send what event loops that have ended owed to the server, and undo what they left half done."""
+        with self._lock:
+            for closed in [each for each in list(self.senders) if each.is_closed()]:
+                self._inherit(self.senders[closed], self._lines.get(closed))
+                self._forget(closed)
+            left, self._left = self._left, []
+        for operation in left:
+            operation.future = None  # which was the ended loop's
+            if isinstance(operation, OrderedOperation):
+                self._running_lines().submit(operation)
+            elif operation.must_arrive:
+                self.submit(operation)
+            else:
+                operation.orphaned(None)
+
+    def _inherit(self, sender: Sender, lines: Lines | None) -> None:
+        self._left += sender.bequeath()
+        if lines is not None:
+            self._left += lines.bequeath()
+
+    def after_fork(self) -> None:
+        """Leave connections, and what is owed over them, to the parent process."""
+        for sender in self.senders.values():
+            sender.leave_to_parent()
+        leave_to_parent(*self.senders.values(), *self._lines.values(), *self._left)
+        self._lock = threading.Lock()
+        self.senders.clear()
+        self._left = []
+        self._ends.clear()
+        self._lines.clear()
+        self._past = Load()
+        self._was_away = False
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Keep only the figures of an event loop's sender."""
+        sender = self.senders.pop(loop, None)
+        self._ends.pop(loop, None)
+        self._lines.pop(loop, None)
+        if sender is not None:
+            self._was_away = sender.error is not None
+            self._past = self._past.plus(sender.load._replace(owed=0))
+
+    def submit(self, operation: Operation, *, must_arrive: bool = False) -> Operation:
+        """Send an operation; it is under way when this returns, whether anybody awaits it or not."""
+        if must_arrive:
+            operation.must_arrive = True
+        sender = self.senders.get(get_running_loop()) or self.sender()
+        sender.submit(operation)
+        return operation
+
+    def submit_in_line(self, template: Template, hold: Reservation, line: str) -> OrderedOperation:
+        """Send an operation on money or units until it arrives, after those before it in this line."""
+        operation = OrderedOperation(template, hold.id, (hold.id, line))
+        self._running_lines().submit(operation)
+        return operation
+
+    def _running_lines(self) -> Lines:
+        """The running loop's own."""
+        loop = asyncio.get_running_loop()
+        lines = self._lines.get(loop)
+        if lines is None:
+            lines = self._lines[loop] = Lines(self.sender().submit)
+        return lines
+
+    def sender(self) -> Sender:
+        """The running loop's own: connections and futures belong to one loop."""
+        loop = asyncio.get_running_loop()
+        sender = self.senders.get(loop)
+        if sender is None:
+            self._ends[loop] = LoopEnd(self._close_with_loop)
+            sender = self.senders[loop] = self._new_sender()
+            self.take_over()
+        return sender

@@ -1,0 +1,89 @@
+"""Renewals of many reservations, packed into one operation of the script."""
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from ratelimit_mw._internal.backends.redis import letters
+from ratelimit_mw._internal.backends.redis.operations import Operation
+from ratelimit_mw._internal.backends.redis.packing import operation_on
+from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.reservation import (
+    LEASE_ID_SIZE,
+    Reservation,
+)
+
+RENEW_HEAD = struct.Struct("<cHH")
+
+
+RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBBB")
+
+
+PERIOD = struct.Struct("<Hd")
+
+
+NOT_RENEWED = 2
+"""A hold that could not be renewed, since one of its keys holds something else."""
+
+
+def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[str, str], bytes]) -> Operation:
+    """The operation that renews holds, each for its own time.
+
+    `name` makes keys of partitions and suffixes.
+    """
+    renewals = list(renewals)
+    slot_sets = dict.fromkeys(held for hold, _ in renewals for held in hold.slots)
+    keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
+    places: dict[object, int] = {held: place for place, held in enumerate(slot_sets)}
+
+    def place_of(what: object, partition: str, suffix: str) -> int:
+        if what not in places:
+            places[what] = len(keys)
+            keys.append(name(partition, suffix))
+        return places[what]
+
+    entries = []
+    for hold, seconds in renewals:
+        periods = hold.periods if hold.has_price else ()
+        meters = hold.meters if any(hold.estimates) else ()
+        times = int(seconds * SECOND), int(hold.lease * SECOND)
+        slots = [places[held] for held in hold.slots]
+        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods), len(meters)))
+        entries.append(struct.pack(f"<{len(slots)}H", *slots))
+        if periods:
+            record = place_of(hold.id, periods[0].partition, f"r:{hold.id.hex()}")
+            entries.append(struct.pack("<H", record))
+        entries += [
+            PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
+        ]
+        if meters:
+            units = [place_of(("u", hold.id), meters[0].partition, f"u:{hold.id.hex()}")]
+            units += [place_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
+            entries.append(struct.pack(f"<{len(units)}H", *units))
+    body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
+    operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
+    operation.template.charges = ""
+    return operation
+
+
+async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
+    """Await the answers to so many renewals in one operation.
+
+    Each is true for a hold that was renewed, false for a lost one, or the `BackendError` if the hold was not
+    asked about.
+    """
+    try:
+        _, answers = await operation
+    except BackendError as error:
+        return [error] * number
+    found: Sequence[bool | BackendError] = answers
+    return found
+
+
+def read_renewals(number: int, answer: bytes) -> Sequence[bool | BackendError]:
+    """Read what so many renewals in one operation were told: whether each is still held, or why not asked."""
+    if len(answer) < number or answer[:number].strip(b"\0\1\2"):
+        raise ValueError(f"{answer!r} says nothing about {number} renewals")
+    fault = BackendError(answer[number:].decode(errors="replace"))
+    return [fault if each == NOT_RENEWED else bool(each) for each in answer[:number]]
