@@ -9,6 +9,7 @@ from ratelimit_mw._internal.runtime.compiled import obey_environment
 obey_environment()  # before any other module is imported
 
 from ratelimit_mw._internal.asgi.middleware import Identify, Price, RateLimitMiddleware
+from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook
 from ratelimit_mw._internal.asgi.request_lease import get_lease
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.token import LeaseError
@@ -21,6 +22,7 @@ from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.events import BudgetWarning, Event, OnEvent, SettleIgnored, SlotLost
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.rate_limited import RateLimited
 from ratelimit_mw._internal.runtime.version import __version__
 from ratelimit_mw._internal.settings import Settings, SettingsError
 
@@ -41,7 +43,9 @@ __all__ = [
     "OnEvent",
     "Price",
     "RateLimitMiddleware",
+    "RateLimited",
     "Refusal",
+    "RefusalHook",
     "Resolve",
     "Settings",
     "SettingsError",

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, ask
 from ratelimit_mw._internal.asgi.lifespan import Lifespan
+from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook, close_accepted, with_own_body
 from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
 from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw._internal.dashboard import Dashboard, is_below
@@ -25,9 +26,11 @@ from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
+from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.lookup import LookupEntry
 from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.policy.rate_limited import refusal_in
 from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.responses.header_sender import Sender
 from ratelimit_mw._internal.responses.refusals import Response
@@ -45,6 +48,8 @@ Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
 Estimate = Callable[[Scope, Identity], "Units | Awaitable[Units | None] | None"]
 """A hook that estimates what a request will use of metered units; None: what the route says."""
 Amount = str | int | Decimal
+ACCEPTED = 101
+"""Status of a WebSocket that the app has accepted."""
 
 
 class LimitedApp:
@@ -59,6 +64,7 @@ class LimitedApp:
         resolve: Resolve | None = None,
         price: Price | None = None,
         estimate: Estimate | None = None,
+        refusal: RefusalHook | None = None,
         on_event: OnEvent | None = None,
         on_decision: OnDecision | None = None,
         limiter: Limiter | None = None,
@@ -67,6 +73,7 @@ class LimitedApp:
         self._identify_hook = identify
         self._price_hook = price
         self._estimate_hook = estimate
+        self._refusal_hook = refusal
         self._has_estimate_hooks = price is not None or estimate is not None
         self._error: SettingsError | None = None
         try:
@@ -141,7 +148,10 @@ class LimitedApp:
             if not isinstance(lease, Lease):
                 lease = await lease
             if lease.outcome is None and not lease.allowed:
-                await _respond(writers.refusals.answer(lease), scope, receive, send)
+                answer = writers.refusals.answer(lease)
+                if self._refusal_hook is not None:
+                    answer = await with_own_body(self._refusal_hook, scope, lease.decision, answer)
+                await _respond(answer, scope, receive, send)
                 return
             state = scope.get("state")
             if state and isinstance(outer := state.get("ratelimit"), Lease) and not outer.is_ended:
@@ -154,13 +164,31 @@ class LimitedApp:
             try:
                 await self.app(scope, receive, sender)
                 failed = sender.status >= 400
+            except Exception as error:
+                sender.refused = sender.refused or refusal_in(error)
+                if sender.refused is None or (sender.has_started and sender.status != ACCEPTED):
+                    raise
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
                 self._leases.end(lease, failed)
+            if sender.refused is not None:
+                await self._answer_raised(sender.refused.decision, sender, writers, scope, send)
         except HookError as raised:
             await answer_as(self.app, raised.cause, scope, receive, send)
         finally:
             self._lifespan.active -= 1
+
+    async def _answer_raised(
+        self, decision: Decision, sender: Sender, writers: Writers, scope: Scope, send: Send
+    ) -> None:
+        """Answer a request whose refusal was raised inside the app."""
+        if sender.has_started:
+            await close_accepted(send)
+            return
+        answer = writers.refusals(decision)
+        if self._refusal_hook is not None:
+            answer = await with_own_body(self._refusal_hook, scope, decision, answer)
+        await _respond(answer, scope, None, send)
 
     async def _serve_unlimited(
         self, scope: Scope, receive: Receive, send: Send, error: Exception | None
@@ -270,11 +298,15 @@ class RateLimitMiddleware(LimitedApp):
     __call__ = LimitedApp.serve
 
 
-async def _respond(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer instead of the app. A WebSocket gets the same, or a rejected handshake where it cannot."""
+async def _respond(response: Response, scope: Scope, receive: Receive | None, send: Send) -> None:
+    """Answer instead of the app. A WebSocket gets the same, or a rejected handshake where it cannot.
+
+    `receive` is None where the app has begun to read what the client sends.
+    """
     start, body = "http.response.start", "http.response.body"
     if scope["type"] == "websocket":
-        await receive()  # the handshake, which a server wants to be asked for first
+        if receive is not None:
+            await receive()  # the handshake, which a server wants to be asked for first
         if "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": 1013, "reason": ""})
             return

@@ -7,6 +7,7 @@ from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.policy.decision import Decision, decision_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.policy.rate_limited import RateLimited
 
 if TYPE_CHECKING:
     import asyncio
@@ -190,6 +191,11 @@ class Lease:
             return None
         charge = self.policy.priced_charge
         return charge if charge.allowances else None
+
+    def raise_for_refusal(self) -> None:
+        """Raise `RateLimited` unless the request is let through."""
+        if not self.allowed:
+            raise RateLimited(self.decision)
 
     async def detach(self, *, ttl: float) -> str:
         """Keep slot and price beyond the response; returns the token by which any process goes on.

@@ -7,7 +7,8 @@ cdef class Sender:
     cdef HeaderWriter _writer
     cdef Lease _lease
     cdef int _left
-    cdef bint _has_started
+    cdef readonly bint has_started
+    cdef public object refused
     cdef readonly int status
     @cython.locals(ours=list, changed=dict)
     cdef _started(self, message)
