@@ -7,7 +7,7 @@ BENCH_PYTHON ?= .venv-bench/bin/python
 PROCESSES ?= 6
 
 BIN := .venv/bin
-SOURCES := $(wildcard ratelimit_mw tests examples benchmarks)
+SOURCES := $(wildcard ratelimit_mw tests tools examples benchmarks)
 # Modules with a .pxd file beside them are compiled: made again when one of them changes.
 TYPES := $(shell find ratelimit_mw -name "*.pxd" 2> /dev/null)
 COMPILED := hatch_build.py $(TYPES) $(wildcard $(TYPES:.pxd=.py) $(TYPES:.pxd=.pyx))
@@ -16,13 +16,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What Python compiles is kept: each of the many processes that tests start would compile it anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-quick format check-format lint types imports wheel lowest run-lowest tests mutants bench clean
+.PHONY: help demo test test-quick format check-format lint types imports wheel lowest run-lowest tests docs mutants bench clean
 
 help:
 	@echo "make demo        run the sample API with its dashboard, and print what to try"
 	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, oldest neighbours, all tests"
 	@echo "make test-quick  the tests without the slow drills and without coverage"
 	@echo "make format      format and fix the code"
+	@echo "make docs        the pages that are made of the code"
 	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money policy/policy\")"
 	@echo "make bench       the load test, in an environment of its own"
 	@echo "make clean       remove what all of these made"
@@ -85,6 +86,9 @@ tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
 	  -m "not slow" --cov --cov-report=term:skip-covered
+
+docs: .venv/installed
+	$(BIN)/python -m tools.settings_reference
 
 # No part of `test`: it takes hours. `MODULES` in tests/mutants.py has the modules and their tests.
 mutants: .venv/installed

@@ -13,8 +13,8 @@ from tests.support.processes import free_port
 from tests.support.settings_files import written
 
 COMMANDS = [
-    (), ("check",), ("explain",), ("show",), ("reset",), ("top",), ("routes",), ("demo",), ("keys",),
-    ("keys", "set"), ("keys", "list"), ("keys", "remove"), ("keys", "hash"),
+    (), ("check",), ("schema",), ("explain",), ("show",), ("reset",), ("top",), ("routes",), ("demo",),
+    ("keys",), ("keys", "set"), ("keys", "list"), ("keys", "remove"), ("keys", "hash"),
 ]  # fmt: skip
 
 NAME = "k:ca978112ca1bbdcafac231b39a23dc4d"

@@ -5,39 +5,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from pydantic import Secret
 
 from ratelimit_mw import Settings
-from ratelimit_mw._internal.model.limits import Slots
-from ratelimit_mw._internal.settings import (
-    ApplicationSettings,
-    BackendSettings,
-    IdentitySettings,
-    KeySettings,
-    OperationsSettings,
-    PlanSettings,
-    ResponseSettings,
-    RouteSettings,
-    SpendingSettings,
-)
-from ratelimit_mw._internal.settings.limits import SlotsTable
-from ratelimit_mw._internal.settings.values import Table
 from tests.support.apps import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 WRAPPED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))]
 PRIVATE = ROOT / "ratelimit_mw" / "_internal"
 HOW_IT_WORKS = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
-TABLES: dict[str, type[Table]] = {
-    "[backend]": BackendSettings,
-    "[identity]": IdentitySettings,
-    "[response]": ResponseSettings,
-    "[operations]": OperationsSettings,
-    "[application]": ApplicationSettings,
-    "[plans.NAME]": PlanSettings,
-    "[[keys]]": KeySettings,
-    "[[routes]]": RouteSettings,
-}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -134,50 +109,7 @@ def test_every_folder_of_tests_is_explained() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_reference_has_every_setting_and_no_other() -> None:
-    """Each table of the settings is a section, with a row for each of its names."""
-    reference = _reference()
-    assert set(reference) == {"Top level", *(f"`{name}`" for name in TABLES)}
-    for name, table in TABLES.items():
-        expected = set(table.names_in_file())
-        if table is PlanSettings:
-            expected |= {f"concurrent.{each}" for each in SlotsTable.model_fields}
-            expected |= {f"spending.{each}" for each in SpendingSettings.model_fields}
-        assert set(reference[f"`{name}`"]) == expected
-    assert set(reference["Top level"]) == {"shadow"}
-
-
-def test_the_reference_has_the_defaults() -> None:
-    """A default that is written as a value is the one that holds."""
-    reference = _reference()
-    checked = 0
-    for name, table in TABLES.items():
-        for setting, default in reference[f"`{name}`"].items():
-            written = re.fullmatch(r"`(.*)`", default)
-            if written and setting in table.model_fields:
-                value = table.model_fields[setting].get_default(call_default_factory=True)
-                value = list(value) if isinstance(value, tuple) else value
-                value = value.get_secret_value() if isinstance(value, Secret) else value
-                assert value == tomllib.loads(f"x = {written[1]}")["x"], setting
-                checked += 1
-    assert checked > 20
-    assert Slots(1).lease == 30
-    assert SpendingSettings.model_fields["timezone"].default == "UTC"
-
-
 def _anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def _reference() -> dict[str, dict[str, str]]:
-    """The default of each setting, by section and name."""
-    sections: dict[str, dict[str, str]] = {}
-    for section in re.split(
-        r"^## ", (ROOT / "docs" / "settings.md").read_text(encoding="utf-8"), flags=re.MULTILINE
-    ):
-        rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \| ", section, re.MULTILINE)
-        if rows:
-            sections[section.partition("\n")[0]] = dict(rows)
-    return sections

@@ -17,7 +17,7 @@ from ratelimit_mw._internal.backends.key_store import KeyStore, MemoryKeyStore, 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import Backend
-from ratelimit_mw._internal.settings.tables import BackendSettings
+from ratelimit_mw._internal.settings.backend import BackendSettings
 
 
 def open_backend(settings: BackendSettings) -> Backend:

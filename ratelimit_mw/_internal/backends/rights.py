@@ -3,7 +3,7 @@
 import re
 from urllib.parse import unquote, urlsplit
 
-from ratelimit_mw._internal.settings.tables import BackendSettings
+from ratelimit_mw._internal.settings.backend import BackendSettings
 
 WORKER = (
     "auth", "client|setname", "select", "ping", "evalsha", "eval", "time", "get", "set", "getrange",

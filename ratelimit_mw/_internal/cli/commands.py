@@ -35,6 +35,7 @@ from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime.compiled import build_text
 from ratelimit_mw._internal.settings import SettingsError
+from ratelimit_mw._internal.settings.schema import json_schema
 
 app = typer.Typer(
     help="Check the rate limits of an app; see and clear what it has counted.",
@@ -175,6 +176,15 @@ def check(
 ) -> None:
     """Check a settings file as the app would load it."""
     raise typer.Exit(check_command.check(sources.settings_file(file or settings), as_json=json))
+
+
+@app.command(**with_examples("schema"))
+def schema() -> None:
+    """Print the JSON schema of the settings file, for editors.
+
+    A file whose first line is `#:schema ./ratelimit.schema.json` is completed and checked by it.
+    """
+    print_json(json_schema())
 
 
 @app.command(**with_examples("explain"))

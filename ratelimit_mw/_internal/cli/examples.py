@@ -4,6 +4,7 @@ from typing import Any
 
 _EXAMPLES = {
     "check": ("check ratelimit.toml", "check ratelimit.toml --json"),
+    "schema": ("schema > ratelimit.schema.json",),
     "explain": (
         "explain POST /v1/predictions --key k:621bf7aa",
         "explain GET /v1/models --address 192.0.2.1",

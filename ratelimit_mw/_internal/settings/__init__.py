@@ -1,10 +1,10 @@
 """The settings: what the file and the environment say, checked as a whole."""
 
+from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem
 from ratelimit_mw._internal.settings.loader import Settings
 from ratelimit_mw._internal.settings.tables import (
     ApplicationSettings,
-    BackendSettings,
     IdentitySettings,
     KeySettings,
     OperationsSettings,

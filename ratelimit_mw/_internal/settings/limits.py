@@ -6,12 +6,20 @@ from decimal import Decimal
 from typing import Annotated, Self
 
 import limits as notation
-from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
 
 from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Slots, Window
 from ratelimit_mw._internal.model.money import parse_amount, plain_text
 from ratelimit_mw._internal.settings.errors import fault, faults, kind_of, nearest_name, shown
-from ratelimit_mw._internal.settings.values import Items, Label, Table
+from ratelimit_mw._internal.settings.values import Items, Label, Table, any_case, text
 
 MAX_QUOTA = 10**9
 """The largest quota and cost: what the backends count exactly, with room to spare."""
@@ -21,6 +29,9 @@ MAX_SLOTS = 10**6
 """The most slots that one limit may have."""
 MAX_SECONDS = 10 * UNIT_SECONDS["year"]
 """The longest window, lease and hold."""
+
+RATE = "rate"
+"""Title of a rate in the JSON schema and in the reference."""
 
 MAX_RATE = 100
 """Characters of the longest rate: the pattern of the `limits` package takes its square in steps."""
@@ -104,14 +115,15 @@ def _one_per_length(windows: tuple[Window, ...]) -> tuple[Window, ...]:
 
 
 class SlotsTable(Table):
-    """`concurrent` as a table; a bare number is its `limit`."""
+    """`concurrent`: slots as a table. A whole number in its place is its `limit`."""
 
     limit: Annotated[int, Field(ge=1, le=MAX_SLOTS)]
-    """Number of requests or jobs that may run at once."""
+    """Requests or jobs that may run at once."""
     unit: Label = "request"
-    """Name of the work that takes a slot, for the refusal's message. Default: "request"."""
+    """Name of what takes a slot, as refusals call it. Default: "request"."""
     lease: Annotated[float, Field(ge=1, le=MAX_SECONDS, allow_inf_nan=False)] | None = None
-    """Seconds after which a dead holder's slot is free again. Default: 30, or `max_hold` if shorter."""
+    """Seconds after which the slot of a dead process is free, and its estimate given back. Live processes
+    renew both. Default: 30, or `max_hold` if shorter."""
     max_hold: Annotated[float, Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False)] | None = None
     """Seconds after which a slot is freed though its work goes on. Default: none."""
 
@@ -143,6 +155,13 @@ def parse_slots(concurrent: object) -> Slots:
     return Slots(concurrent)
 
 
+class _SlotsSchema:
+    """JSON schema of `concurrent`, for which pydantic sees a function alone."""
+
+    def __get_pydantic_json_schema__(self, _: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [_WHOLE, handler(SlotsTable.__pydantic_core_schema__)]}
+
+
 def parse_amount_of(amount: object, currency: str) -> int:
     """Return an amount in units of `currency`."""
     return parse_amount(money_text(amount, currency), currency)
@@ -163,7 +182,13 @@ def parse_price(price: object) -> Decimal:
     return Decimal(money_text(price, ""))
 
 
-Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str)]
+_WHOLE = {"type": "integer", "minimum": 1, "maximum": MAX_SLOTS}
+_UNITS = "|".join(map(any_case, UNIT_SECONDS))
+_RATE_TEXT = rf"^\s*0*[1-9][0-9]*\s*(/|{any_case('per')})\s*(0*[1-9][0-9]*)?\s*({_UNITS})[Ss]?\s*$"
+MONEY = text("amount of money", r"^\s*\+?[0-9_]*[.]?[0-9_]*([eE][+-]?[0-9]+)?\s*$")
+"""JSON schema of an amount: more than the forms that `Decimal` reads, and no negative one."""
+
+Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str), text(RATE, _RATE_TEXT)]
 Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
-Concurrent = Annotated[Slots, PlainValidator(parse_slots), PlainSerializer(asdict, dict)]
-Price = Annotated[Decimal, PlainValidator(parse_price)]
+Concurrent = Annotated[Slots, PlainValidator(parse_slots), PlainSerializer(asdict, dict), _SlotsSchema()]
+Price = Annotated[Decimal, PlainValidator(parse_price), MONEY]

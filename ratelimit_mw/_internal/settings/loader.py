@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic.functional_validators import ModelWrapValidatorHandler
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.checks import SoundParts, cross_check, sound_parts
 from ratelimit_mw._internal.settings.errors import (
     SettingsError,
@@ -34,7 +35,6 @@ from ratelimit_mw._internal.settings.sources import ENVIRONMENT, Environment, re
 from ratelimit_mw._internal.settings.tables import (
     BUILT_IN_PLANS,
     ApplicationSettings,
-    BackendSettings,
     IdentitySettings,
     KeySettings,
     OperationsSettings,

@@ -13,11 +13,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.checks import SoundParts, sound_parts
 from ratelimit_mw._internal.settings.errors import SettingsError
 from ratelimit_mw._internal.settings.loader import Settings, prepared
 from ratelimit_mw._internal.settings.sources import parse, read_environment, read_file_bytes
-from ratelimit_mw._internal.settings.tables import BackendSettings, IdentitySettings, PlanSettings
+from ratelimit_mw._internal.settings.tables import IdentitySettings, PlanSettings
 from ratelimit_mw._internal.settings.values import PlanName
 
 _SECTION = re.compile(r"^[ \t]*\[[^\[\],]+\]|^[ \t]*\[\[[^\[\],]+\]\]", re.MULTILINE)

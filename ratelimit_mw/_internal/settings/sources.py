@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from ratelimit_mw._internal.runtime.threads import start
+from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem, nearest_name, one_of, shown
 from ratelimit_mw._internal.settings.tables import (
-    BackendSettings,
     IdentitySettings,
     OperationsSettings,
     ResponseSettings,

@@ -1,19 +1,27 @@
 """The tables of the settings file: each name with its meaning, unit and default.
 
-What a value may be is in `settings.values`, `settings.limits` and `settings.url`; checks that need more
-than one table are in `settings.checks`.
+What a value may be is in `settings.values` and `settings.limits`; checks that need more than one table are in
+`settings.checks`. `settings.schema` makes the descriptions in the JSON schema and in the reference of what is
+written below each name: its meaning, and then, after "Default:", what holds without it.
 """
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ratelimit_mw._internal.model.limits import Budget, OnFailure, Slots, Window
 from ratelimit_mw._internal.settings.errors import fault, faults
 from ratelimit_mw._internal.settings.limits import (
     MAX_QUOTA,
+    MONEY,
     Concurrent,
     Price,
     Rates,
@@ -21,8 +29,6 @@ from ratelimit_mw._internal.settings.limits import (
     parse_amount_of,
 )
 from ratelimit_mw._internal.settings.units import Estimates, UnitRates
-from ratelimit_mw._internal.settings.url import BackendURL, SecretURL, may_use_tls, options_of
-from ratelimit_mw._internal.settings.url_options import check_tls, kind_of_url
 from ratelimit_mw._internal.settings.values import (
     Account,
     CallerURL,
@@ -33,131 +39,59 @@ from ratelimit_mw._internal.settings.values import (
     KeyHash,
     KeyLabel,
     Methods,
-    Namespace,
     Network,
-    OptionalFile,
     OptionalPath,
     OptionalURL,
     PlanName,
     RoutePath,
+    Share,
     Table,
     TimeZone,
     no_repeats,
 )
-
-TLS_FILES = {"tls_ca_file": "ssl_ca_certs", "tls_cert_file": "ssl_certfile", "tls_key_file": "ssl_keyfile"}
-"""The TLS files among the settings, with redis-py's names for them."""
-
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-
-
-class BackendSettings(Table):
-    """`[backend]`: where counts are kept. Applies at restart."""
-
-    url: BackendURL = SecretURL("memory://")
-    """URL of the backend; `settings.url.SCHEMES` lists the kinds.
-
-    Default: "memory://", this process alone."""
-    namespace: Namespace = "ratelimit"
-    """Prefix of every key in the backend. Default: "ratelimit"."""
-    timeout: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] = 0.1
-    """Seconds a request may wait for the backend. Default: 0.1."""
-    on_failure: OnFailure = "local"
-    """Decision while the backend is away: "local", "allow" or "deny". Default: "local"."""
-    local_share: Share = 1.0
-    """Share of each limit that one process grants while the backend is away. Default: 1.0."""
-    tls_ca_file: OptionalFile = None
-    """Certificates to trust. Default: the system's."""
-    tls_cert_file: OptionalFile = None
-    """Client certificate; needs `tls_key_file`. Default: none."""
-    tls_key_file: OptionalFile = None
-    """Key of the client certificate. Default: none."""
-
-    @property
-    def safe_url(self) -> str:
-        """The URL without user, password and query, for logs and messages."""
-        return str(self.url)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether several processes can count there together."""
-        return not self.safe_url.startswith("memory:")
-
-    @property
-    def tls_options(self) -> dict[str, str]:
-        """The TLS files under redis-py's names for them."""
-        return {option: file for name, option in TLS_FILES.items() if (file := getattr(self, name))}
-
-    @property
-    def is_encrypted(self) -> bool:
-        """Whether connections use TLS: by the URL's scheme, or by TLS options or files for several hosts."""
-        url = self.url.get_secret_value()
-        if not may_use_tls(url):
-            return False
-        options = {**options_of(url), **self.tls_options}
-        return kind_of_url(url.partition("://")[0]) == "server with TLS" or any(
-            name.startswith("ssl_") for name in options
-        )
-
-    @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
-        files = [name for name in TLS_FILES if getattr(self, name)]
-        if files and not may_use_tls(self.safe_url):
-            found = fault("has no effect, since the backend's URL has no TLS", 'a URL such as "rediss://…"')
-            raise faults([((files[0],), found)])
-        if self.tls_cert_file and not self.tls_key_file:
-            raise faults([(("tls_key_file",), fault("is missing", "the key of tls_cert_file"))])
-        if self.tls_key_file and not self.tls_cert_file:
-            raise faults([(("tls_cert_file",), fault("is missing", "the certificate of tls_key_file"))])
-        if may_use_tls(self.safe_url):
-            self._check_tls(files)
-        return self
-
-    def _check_tls(self, files: Sequence[str]) -> None:
-        options = options_of(self.url.get_secret_value())
-        for name in files:
-            if TLS_FILES[name] in options:
-                found = fault(f"is set by option '{TLS_FILES[name]}' of the URL, too", "one of the two")
-                raise faults([((name,), found)])
-        options |= self.tls_options
-        try:
-            check_tls(options)
-        except PydanticCustomError as error:
-            raise faults([((files[0] if files else "url",), error)]) from None
 
 
 class IdentitySettings(Table):
     """`[identity]`: who is calling."""
 
     api_key_headers: HeaderNames = ("X-API-Key", "Authorization")
-    """Headers that carry an API key. Default: "X-API-Key" and "Authorization"."""
+    """Headers that may carry an API key. In `Authorization`: `Bearer KEY`, `Basic` with the key as user name,
+    or a value without blanks. Two headers with different keys are answered 400. Default: "X-API-Key" and
+    "Authorization"."""
     hash_secret: SecretStr = SecretStr("")
-    """Secret under which API keys are hashed and tokens signed. Applies at restart. Default: none."""
+    """Secret under which API keys are hashed and tokens signed, best set as
+    `RATELIMIT_IDENTITY__HASH_SECRET`. A new one starts all counts of keys anew and makes old tokens invalid.
+    Applies at restart. Default: none."""
     trusted_proxies: Items[Network] = ()
-    """Networks whose `forwarded_header` is believed; "unix" is a peer without an address. Default: none."""
+    """Networks or addresses of proxies whose `forwarded_header` is believed; "unix" stands for a peer without
+    an address. Default: none."""
     forwarded_header: HeaderToken = "X-Forwarded-For"
-    """The header that names the client, or "Forwarded" (RFC 7239). Default: "X-Forwarded-For"."""
+    """Header that names the client, read from the right past trusted addresses: "X-Forwarded-For",
+    "Forwarded" (RFC 7239), or another one that holds addresses. Default: "X-Forwarded-For"."""
     unknown_keys: Literal["default_plan", "anonymous"] = "default_plan"
-    """Treatment of a key known nowhere: on `default_plan`, or as anonymous. Default: "default_plan"."""
+    """Treatment of a key that is listed nowhere: "default_plan" counts it as a caller of its own on that
+    plan, "anonymous" counts it by its address. Default: "default_plan"."""
     default_plan: PlanName = "default"
     """Plan of unknown keys. Default: "default"."""
     anonymous_plan: PlanName = "anonymous"
-    """Plan of callers without a key, counted by address. Default: "anonymous"."""
+    """Plan of callers without a key, who are counted by address: IPv6 by /64, and as the IPv4 address where
+    it carries one. Default: "anonymous"."""
     per_address: Rates = ()
-    """Cap on what one address sends anonymously and under unknown keys together. Default: none."""
+    """Rates that cap what one address sends without a key and under unknown keys together. Default: none."""
 
 
 class ResponseSettings(Table):
     """`[response]`: what clients see."""
 
     headers: Annotated[Items[Literal["x-ratelimit", "ietf"]], AfterValidator(no_repeats)] = ("x-ratelimit",)
-    """Headers that responses carry: any of "x-ratelimit" and "ietf". Default: "x-ratelimit"."""
+    """Headers that responses carry: "x-ratelimit", and "ietf" (draft 10 of the RateLimit fields). Default:
+    "x-ratelimit"."""
     reset: Literal["unix", "seconds"] = "unix"
-    """Value of `X-RateLimit-Reset`: a Unix time, or seconds from now. Default: "unix"."""
+    """Form of `X-RateLimit-Reset`: a Unix time, or seconds from now. Default: "unix"."""
     body: Literal["json", "problem"] = "json"
-    """Body of a refusal: our JSON, or RFC 9457 problem details. Default: "json"."""
+    """Body of a refusal: "json", our own, or "problem" (RFC 9457). Default: "json"."""
     documentation_url: OptionalURL = None
-    """URL at which clients can read about the limits. Default: none."""
+    """URL at which clients read about the limits; goes into every refusal. Default: none."""
     capacity_status: Literal[429, 503] = 429
     """Status of refusals by limits that all callers share. Default: 429."""
 
@@ -166,15 +100,16 @@ class OperationsSettings(Table):
     """`[operations]`: what operators see."""
 
     usage_path: OptionalPath = None
-    """Path at which a caller reads its own limits and usage. Default: off."""
+    """Path at which a caller reads its own limits and usage, free of charge. Default: off."""
     dashboard_path: OptionalPath = None
-    """Path at which the dashboard is mounted; needs `dashboard_token`. Default: off."""
+    """Path of the dashboard; needs `dashboard_token`. Default: off."""
     dashboard_token: SecretStr = SecretStr("")
-    """Token that opens the dashboard. Default: none."""
+    """Token that opens the dashboard, best set as `RATELIMIT_OPERATIONS__DASHBOARD_TOKEN`. Default: none."""
     dashboard_changes: bool = False
     """Whether plans and counters can be changed from the dashboard. Default: false."""
     logs_url: CallerURL = None
-    """URL of a caller's logs, in which `{caller}` stands for the caller's name. Default: no link."""
+    """URL of a caller's logs, in which `{caller}` stands for the caller's name: a link on the caller's page
+    of the dashboard. Default: none."""
 
     @model_validator(mode="after")
     def _dashboard_is_closed(self) -> Self:
@@ -195,28 +130,33 @@ class ApplicationSettings(Table):
     """`[application]`: limits that all callers share, to protect the service itself."""
 
     requests: Rates = ()
-    """Rates for all callers together. Default: none."""
+    """Rates of all callers together. Default: none."""
     concurrent: Concurrent | None = None
-    """Slots for all callers together. Default: none."""
+    """Slots of all callers together. Default: none."""
     units: UnitRates = Field(default_factory=dict)
-    """Rates of metered units, such as tokens, for all callers together. Default: none."""
+    """Rates of metered units, such as tokens, of all callers together. Default: none."""
 
 
 class SpendingSettings(Table):
     """`spending`: a budget per calendar day, per calendar month, or both."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["daily"]}, {"required": ["monthly"]}]}
+    )
+
     currency: Currency = "USD"
-    """A currency's code in capitals, or "token" for whole tokens. Default: "USD"."""
+    """Code of a currency in capitals, or "token" for whole tokens. Default: "USD"."""
     timezone: TimeZone = "UTC"
     """IANA name of the zone whose days and months count. Default: "UTC"."""
-    daily: str | None = None
-    """Most that may be spent in a day, as a decimal string. Default: none."""
-    monthly: str | None = None
-    """Most that may be spent in a month, as a decimal string. Default: none."""
+    daily: Annotated[str, MONEY] | None = None
+    """Most that may be spent in a calendar day. Default: none."""
+    monthly: Annotated[str, MONEY] | None = None
+    """Most that may be spent in a calendar month. Default: none."""
     warn_at: Share | None = None
-    """Share of a budget from which on responses carry `X-Spending-*`. Default: none."""
+    """Share of a budget, such as 0.8, from which on responses carry `X-Spending-*`. Default: none."""
     on_failure: OnFailure | None = None
-    """Decision about priced requests while the backend is away. Default: the route's, else the plan's."""
+    """Decision about requests with a price while the backend is away. Default: the route's, else the
+    plan's."""
 
     @property
     def budget(self) -> Budget:
@@ -252,28 +192,42 @@ class PlanSettings(Table):
     """`[plans.NAME]`: the limits that a caller has. What a plan doesn't write it doesn't limit."""
 
     requests: Rates = ()
-    """Rates. Default: none."""
+    """Rates of each caller. Default: none."""
     units: UnitRates = Field(default_factory=dict)
-    """Rates of metered units, such as tokens, by the unit's name. Default: none."""
+    """Rates of metered units, which requests estimate and settle, by the unit's name: a small letter and up
+    to 31 small letters, digits and hyphens, not `requests`. Default: none."""
     concurrent: Concurrent | None = None
-    """Slots. Default: none."""
+    """Slots of each caller: a whole number, or a table. Default: none."""
     shadow: bool | None = None
-    """Decide and report, never refuse. Default: the global one."""
+    """Whether to decide and report, and never refuse. Default: the global one."""
     on_failure: OnFailure | None = None
     """Decision while the backend is away, as `backend.on_failure`. Default: the backend's."""
     share: Literal["key", "account"] = "key"
-    """Keys that draw on the same counts: one key, or all keys of one account. Default: "key"."""
+    """Keys that draw on the same counts: each key on its own, or all keys of one "account". Default:
+    "key"."""
     prefetch: bool = False
-    """Take blocks of rate units ahead, for large limits. Default: false."""
+    """Whether workers take units of its rates ahead, so that most requests ask no backend; for large limits.
+    It works for requests that need nothing but the caller's own rates. Default: false."""
     spending: SpendingSettings | None = None
-    """Budget. Default: none."""
+    """Budget of each caller. Default: none."""
+
+
+def _schema_with_key(schema: dict[str, Any]) -> None:
+    """Add the key in the clear, which the file may have in place of its hash, to the JSON schema."""
+    text = "The key in the clear; it is hashed when the file is read, and forgotten. Default: this or `hash`."
+    key = {"title": "text", "type": "string", "minLength": 1, "description": text}
+    schema["properties"] = {"key": key, **schema["properties"]}
+    schema["required"] = [name for name in schema["required"] if name != "hash"]
+    schema["oneOf"] = [{"required": ["hash"]}, {"required": ["key"]}]
 
 
 class KeySettings(Table):
     """`[[keys]]`: one API key. What it writes replaces that entry of its plan.
 
-    The file may have the key itself as `key`; `Settings` hashes it and forgets it.
+    The file may have the key itself as `key`: `Settings` hashes it and forgets it.
     """
+
+    model_config = ConfigDict(json_schema_extra=_schema_with_key)
 
     @classmethod
     def names_in_file(cls) -> tuple[str, ...]:
@@ -281,13 +235,14 @@ class KeySettings(Table):
         return ("key", *cls.model_fields)
 
     hash: KeyHash
-    """The key as `ratelimit-mw keys hash` prints it."""
+    """The key as `ratelimit-mw keys hash` prints it. Default: this or `key`."""
     plan: PlanName
-    """The plan it has."""
+    """Name of its plan."""
     account: Account | None = None
-    """The account it belongs to. Default: none."""
+    """Account that it belongs to. Where the plan has `share = "account"`, keys of one account have one plan
+    and no limits of their own. Default: none."""
     label: KeyLabel | None = None
-    """Text that is shown beside the key's name. Default: none."""
+    """Text that is shown beside the key's name, such as "Acme, batch". Default: none."""
     requests: Rates | None = None
     """Rates in place of the plan's. Default: the plan's."""
     units: UnitRates | None = None
@@ -295,34 +250,37 @@ class KeySettings(Table):
     concurrent: Concurrent | None = None
     """Slots in place of the plan's. Default: the plan's."""
     spending: SpendingSettings | None = None
-    """Its own budget, in place of the plan's. Default: the plan's."""
+    """Budget in place of the plan's. Default: the plan's."""
 
 
 class RouteSettings(Table):
     """`[[routes]]`: what a path costs and the limits it has on top of the plan's. The first match wins."""
 
     path: RoutePath
-    """A path in Starlette's notation, such as "/v1/predictions/{id}"."""
+    """Path in Starlette's notation, such as "/v1/predictions/{id}" and "/files/{rest:path}"; without the
+    `root_path`."""
     methods: Methods | None = None
-    """The methods it is for. Default: all."""
+    """Methods that it is for. A WebSocket handshake counts as a GET, and so does HEAD. Default: all."""
     exempt: bool = False
-    """No limit, no header, no round trip. Default: false."""
+    """Whether its requests are free: no limit, no header, no round trip. Default: false."""
     cost: Annotated[int, Field(ge=1, le=MAX_QUOTA)] = 1
-    """Units of rate that a request uses. Default: 1."""
+    """Units of each rate that a request uses. Default: 1."""
     price: Price | None = None
-    """Estimate of what a request spends, as a decimal string, charged until settled. Default: none."""
+    """Estimate of what a request spends, held until it is settled or the request ends. Without effect for
+    callers without a budget. Default: none."""
     units: Estimates = Field(default_factory=dict)
-    """Estimate of what a request uses of metered units, charged until settled. Default: none."""
+    """Estimates of what a request uses of metered units, charged until they are settled. Without effect for
+    callers whose plan doesn't limit the unit. Default: none."""
     slot: bool = True
     """Whether a request takes a slot. Default: true."""
     requests: Rates = ()
-    """Rates of each caller on this route. Default: none."""
+    """Rates of each caller on this route, on top of its plan's. Default: none."""
     total: Rates = ()
     """Rates of all callers together on this route. Default: none."""
     on_failure: OnFailure | None = None
     """Decision while the backend is away, as `backend.on_failure`. Default: the plan's."""
     shadow: bool | None = None
-    """Decide and report, never refuse. Default: the plan's."""
+    """Whether to decide and report, and never refuse. Default: the plan's."""
 
     @model_validator(mode="after")
     def _exempt_has_no_limits(self) -> Self:

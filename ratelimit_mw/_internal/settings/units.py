@@ -9,6 +9,7 @@ from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT
 from ratelimit_mw._internal.settings.errors import fault, shown
 from ratelimit_mw._internal.settings.limits import MAX_RATES, Rates
+from ratelimit_mw._internal.settings.values import text
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
@@ -38,7 +39,7 @@ def _counting_units(units: dict[str, tuple[Window, ...]]) -> dict[str, tuple[Win
     }
 
 
-UnitName = Annotated[str, AfterValidator(_unit_name)]
+UnitName = Annotated[str, AfterValidator(_unit_name), text("name", f"^{_NAME.pattern}$")]
 UnitRates = Annotated[
     dict[UnitName, Annotated[Rates, AfterValidator(_some_rates)]], AfterValidator(_counting_units)
 ]

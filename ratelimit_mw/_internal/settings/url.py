@@ -9,6 +9,7 @@ from pydantic import AfterValidator, PlainSerializer, Secret
 
 from ratelimit_mw._internal.settings.errors import fault, nearest_name, one_of
 from ratelimit_mw._internal.settings.url_options import check_options, kind_of_url
+from ratelimit_mw._internal.settings.values import text
 
 SCHEMES = (
     *("memory", "unix"),
@@ -149,4 +150,9 @@ def _shown(url: SecretURL) -> str:
 
 
 # With a serializer of its own, as before pydantic 2.8 no secret but its own two can be written as JSON.
-BackendURL = Annotated[SecretURL, AfterValidator(_checked), PlainSerializer(_shown, when_used="json")]
+BackendURL = Annotated[
+    SecretURL,
+    AfterValidator(_checked),
+    PlainSerializer(_shown, when_used="json"),
+    text("URL", f"^({'|'.join(map(re.escape, SCHEMES))})://"),
+]

@@ -13,10 +13,12 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetPydanticSchema,
     PlainValidator,
     Strict,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
@@ -231,6 +233,18 @@ def _caller_url(url: str) -> str:
     return url
 
 
+def text(title: str, pattern: str = "", **more: object) -> WithJsonSchema:
+    """Return the JSON schema of a text: what editors call it, and a pattern that no good text fails."""
+    return WithJsonSchema(
+        {"title": title, "type": "string"} | ({"pattern": pattern} if pattern else {}) | more
+    )
+
+
+def any_case(word: str) -> str:
+    """Return the pattern of a word in small or capital letters, which JSON schema has no flag for."""
+    return "".join([f"[{letter.upper()}{letter}]" for letter in word])
+
+
 def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
     """Return `names`, if no two are the same but for case."""
     folded = [name.casefold() for name in names]
@@ -241,26 +255,44 @@ def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
     return names
 
 
+_PRINTABLE = f"^[ -~]{{1,{MAX_NAME}}}$"
+_TOKEN = f"^{_HEADER_TOKEN.pattern}$"
+_ANY_HASH = f"^({any_case('hmac')}-)?{any_case('sha')}256:[0-9a-fA-F]{{64}}$"
+_NETWORK = (
+    "^(unix|[0-9]{1,3}([.][0-9]{1,3}){3}(/[0-9.]+)?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^/]+)?(/[0-9]{1,3})?)$"
+)
+_WEB = f"{any_case('http')}[Ss]?://[!-~]"
+
 Items = Annotated[tuple[_T, ...], Strict(False)]
 """A list in the file, a tuple here."""
-Label = Annotated[str, AfterValidator(_label)]
-PlanName = Annotated[str, AfterValidator(_plan_name)]
-Account = Annotated[str, AfterValidator(_account)]
-KeyLabel = Annotated[str, AfterValidator(_key_label)]
-Namespace = Annotated[str, AfterValidator(_namespace)]
-HeaderToken = Annotated[str, AfterValidator(_header_token)]
-KeyHash = Annotated[str, AfterValidator(_hash)]
-Currency = Annotated[str, AfterValidator(_currency)]
-TimeZone = Annotated[str, AfterValidator(_timezone)]
-Network = Annotated[IPv4Network | IPv6Network | Literal["unix"], PlainValidator(_network)]
-RoutePath = Annotated[str, AfterValidator(_route_path)]
-HeaderNames = Annotated[Items[HeaderToken], AfterValidator(_some_header)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Label = Annotated[str, AfterValidator(_label), text("name", _PRINTABLE)]
+PlanName = Annotated[str, AfterValidator(_plan_name), text("plan name", minLength=1, maxLength=MAX_NAME)]
+Account = Annotated[str, AfterValidator(_account), text("text", minLength=1, maxLength=4 * MAX_NAME)]
+KeyLabel = Annotated[str, AfterValidator(_key_label), text("text", minLength=1, maxLength=4 * MAX_NAME)]
+Namespace = Annotated[str, AfterValidator(_namespace), text("name", f"^[!-z|~]{{1,{MAX_NAME}}}$")]
+HeaderToken = Annotated[str, AfterValidator(_header_token), text("header name", _TOKEN)]
+KeyHash = Annotated[str, AfterValidator(_hash), text("hash", _ANY_HASH)]
+Currency = Annotated[str, AfterValidator(_currency), text("currency", f"^({_CURRENCY.pattern}|{TOKEN})$")]
+TimeZone = Annotated[str, AfterValidator(_timezone), text("time zone")]
+Network = Annotated[
+    IPv4Network | IPv6Network | Literal["unix"],
+    PlainValidator(_network),
+    text("network", _NETWORK),
+]
+RoutePath = Annotated[str, AfterValidator(_route_path), text("path", "^/", maxLength=MAX_PATH)]
+HeaderNames = Annotated[
+    Items[HeaderToken], AfterValidator(_some_header), Field(json_schema_extra={"minItems": 1})
+]
 Method = Annotated[HeaderToken, AfterValidator(str.upper)]
 # `Strict(False)`, which pydantic takes on a set from 2.9 on only.
 _AnyCollection = GetPydanticSchema(lambda source, handler: {**handler(source), "strict": False})
-Methods = Annotated[frozenset[Method], _AnyCollection, AfterValidator(_some_method)]
+_METHODS = {"type": "array", "minItems": 1, "items": {"title": "method", "type": "string", "pattern": _TOKEN}}
+Methods = Annotated[frozenset[Method], _AnyCollection, AfterValidator(_some_method), WithJsonSchema(_METHODS)]
 _Off = BeforeValidator(_off_if_empty)
-OptionalFile = Annotated[Annotated[str, AfterValidator(_file)] | None, _Off]
-OptionalPath = Annotated[Annotated[str, AfterValidator(_path)] | None, _Off]
-OptionalURL = Annotated[Annotated[str, AfterValidator(_web_url)] | None, _Off]
-CallerURL = Annotated[Annotated[str, AfterValidator(_caller_url)] | None, _Off]
+OptionalFile = Annotated[Annotated[str, AfterValidator(_file), text("file")] | None, _Off]
+OptionalPath = Annotated[Annotated[str, AfterValidator(_path), text("path", r"^(/[^?#{} ]*)?$")] | None, _Off]
+OptionalURL = Annotated[Annotated[str, AfterValidator(_web_url), text("URL", f"^({_WEB}.*)?$")] | None, _Off]
+CallerURL = Annotated[
+    Annotated[str, AfterValidator(_caller_url), text("URL", f"^({_WEB}.*\\{{caller\\}}.*)?$")] | None, _Off
+]

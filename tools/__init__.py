@@ -1,0 +1,1 @@
+"""Tools of the documentation: they make pages of the code, and the site of the pages."""
