@@ -15,13 +15,13 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.token import LeaseError
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionMade, OnDecision
-from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.events import BudgetWarning, Event, OnEvent, SettleIgnored, SlotLost
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.policy.rate_limited import RateLimited
 from ratelimit_mw._internal.runtime.version import __version__
 from ratelimit_mw._internal.settings import Settings, SettingsError

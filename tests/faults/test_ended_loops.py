@@ -14,11 +14,11 @@ import pytest
 from ratelimit_mw import BackendError, Limiter, Settings
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.live import resolve
-from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from tests.conftest import StartServer
 from tests.faults.test_outages import CENT, is_synced, limiter_on, statuses
 from tests.support.conformance import eventually, new_id, window

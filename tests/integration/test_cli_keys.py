@@ -297,7 +297,7 @@ async def test_a_key_set_by_command_is_one_that_an_app_reads(keys: Commands) -> 
     """Both sides hash under the same secret."""
     await asyncio.to_thread(keys.good, "set", "k", "--plan", "pro", "--concurrent", "4")
     async with Limiter.from_settings(keys.file) as limiter:
-        overrides = limiter.engine.identity_of(api_key="k").overrides
+        overrides = limiter.engine.identity_of(api_key="k").limits
         assert overrides is not None
         assert overrides.concurrent is not None
         assert overrides.concurrent.limit == 4

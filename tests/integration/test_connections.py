@@ -11,7 +11,7 @@ import pytest
 import trustme
 
 from ratelimit_mw import Limiter, Settings
-from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from tests.conftest import StartServer
 from tests.support.conformance import eventually
 from tests.support.processes import HOST

@@ -401,7 +401,7 @@ async def test_the_rest_of_a_limit_is_the_plans() -> None:
     """A number of slots keeps the plan's unit and lease, an amount its currency and time zone."""
     async with Limiter(settings_of(PLANS)) as limiter:
         await limiter.engine.live.set_keys({K: KeyEntry("pro", concurrent=3, daily="1.00")})
-        key = limiter.engine.identity_of(api_key="k").overrides
+        key = limiter.engine.identity_of(api_key="k").limits
     assert key is not None
     assert key.requests is None
     assert key.concurrent == Slots(3, "prediction", 20.0, 40.0)

@@ -12,7 +12,7 @@ import pytest
 
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.live import registry, reload
-from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from tests.integration.test_reload import file, heard, limits, quick, quota_of, remove, reported, settle
 from tests.support.apps import ROOT
 from tests.support.live import replace_file
@@ -99,7 +99,7 @@ def test_a_process_ends_while_the_disk_hangs(tmp_path: Path) -> None:
 import asyncio, pathlib, sys, threading
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.live import registry, reload
-from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 reload.POLL_SECONDS = reload.READ_SECONDS = 0.05
 
 async def main():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ratelimit_mw import Limiter
-from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from tests.support.live import replace_file
 
 WORKERS = 2

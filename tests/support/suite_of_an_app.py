@@ -19,7 +19,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 
 from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
-from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from tests.support.asgi import ok
 from tests.support.served import echo
 from tests.support.statuses import counted

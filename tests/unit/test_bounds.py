@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import Limiter, RateLimitMiddleware, Settings, SettingsError
-from ratelimit_mw._internal.live.key_entries import KeyEntry, key_settings
+from ratelimit_mw._internal.live.key_entries import key_settings
 from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.settings.limits import MAX_QUOTA, MAX_RATES, MAX_SLOTS
 from ratelimit_mw._internal.settings.tables import PlanSettings
 from tests.support.asgi import client_of, ok_app

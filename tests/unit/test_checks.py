@@ -23,8 +23,8 @@ from ratelimit_mw._internal.checks.plain import findings as findings_of
 from ratelimit_mw._internal.checks.startup import log_findings
 from ratelimit_mw._internal.checks.surroundings import server_findings, worker_count
 from ratelimit_mw._internal.live import reload, state
-from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.policy.client_address import AddressReader
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.compiled import PURE
 from ratelimit_mw._internal.settings import findings
 from ratelimit_mw._internal.settings.findings import Finding, say_once

@@ -21,10 +21,10 @@ from tests.support.asgi import client_of, ok, ok_app, settings_of
 
 SETTINGS = """
 operations = { usage_path = "/limits" }
-plans.default = { requests = ["9/minute"], spending = { daily = "9.00" } }
+plans.default = { requests = ["9/minute"], spending = { daily = "9.00" }, units = { tokens = ["99/minute"] } }
 routes = [{ path = "/health", exempt = true }, { path = "/{rest:path}", price = "0.01" }]
 """
-HOOKS = ["identify", "price", "resolve"]
+HOOKS = ["identify", "price", "estimate", "resolve"]
 
 
 class CachedRefusal(Exception):  # noqa: N818 - as an app may call it

@@ -1,4 +1,4 @@
-"""Identification of callers: keys in headers, listed and unknown, accounts, and answers of hooks."""
+"""Identification of callers: keys in headers, listed and unknown, and accounts."""
 
 import base64
 import unicodedata
@@ -17,7 +17,6 @@ from ratelimit_mw._internal.policy.identity import (
     Identifier,
     Identity,
     account_partition,
-    adopt,
     partition_of,
 )
 from ratelimit_mw._internal.settings import Settings
@@ -202,9 +201,9 @@ def test_listed_key_has_its_plan_and_limits_and_no_address() -> None:
     plain, own = (identify(scope(("x-api-key", key))) for key in ("A", "B"))
     digest = hash_api_key(b"A", "")
     assert plain == Identity(f"k:{digest[7:39]}", "pro", digest, account="acme")
-    assert own.overrides is not None
-    assert own.overrides.requests is not None
-    assert own.overrides.requests[0].text == "5/second"
+    assert own.limits is not None
+    assert own.limits.requests is not None
+    assert own.limits.requests[0].text == "5/second"
     assert identify(scope(("x-api-key", "A"), peer="192.0.2.9")) is plain
 
 
@@ -318,33 +317,3 @@ def test_name_that_a_hook_gives_is_safe_in_a_backend_key(name: str) -> None:
     assert set(partition[2:]) <= set("0123456789abcdef")
     assert partition != partition_of(name, "t")
     assert partition != partition_of(name + "x", "s")
-
-
-def test_adopted_identity_keeps_what_it_says_but_not_its_partition() -> None:
-    """An identity of a hook is counted under a hash of its name, with plan, account and limits kept."""
-    own = settings(keys=[{"key": "A", "plan": "pro", "requests": ["5/second"]}]).keys[0]
-    digest = hash_api_key(b"A", "")
-    given_by_hook = Identity("user:42", "pro", digest, "acme", "2001:db8:1:2::9", own)
-    assert adopt(given_by_hook, settings()) == Identity(
-        partition_of("user:42", ""), "pro", digest, "acme", "2001:db8:1:2::/64", own
-    )
-
-
-def test_adopted_identity_never_carries_a_key_in_the_clear() -> None:
-    """A hook that mistakes the key for its hash doesn't bring it into logs and metrics."""
-    adopted = adopt(Identity("A", "pro", api_key_hash="my-key"), settings())
-    assert adopted.api_key_hash == hash_api_key(b"my-key", "")
-
-
-def test_adopted_identity_shares_its_account() -> None:
-    """On a plan that shares by account a hook's callers draw on the account's counts, like listed keys."""
-    assert adopt(Identity("user-42", "team", account="acme"), settings()).partition == "a:acme"
-    assert adopt(Identity("user-42", "team"), settings()).partition == partition_of("user-42", "")
-
-
-def test_adopted_identity_needs_a_plan_that_exists() -> None:
-    """A hook's typing error is named with the nearest plan, not counted on some other."""
-    with pytest.raises(ValueError, match=r"plan 'Pro', which doesn't exist; did you mean 'pro'\?"):
-        adopt(Identity("user-42", "Pro"), settings())
-    with pytest.raises(ValueError, match=r"plan 'zzz', which doesn't exist$"):
-        adopt(Identity("user-42", "zzz"), settings())

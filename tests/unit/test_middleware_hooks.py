@@ -57,16 +57,6 @@ async def test_identify_may_be_async() -> None:
         assert shown(await client.get("/"))[:2] == ("99", "98")
 
 
-async def test_identify_none_is_anonymous() -> None:
-    """A caller whom the hook doesn't know is anonymous, counted by address, whatever key was sent."""
-    app = limited(PLANS, FakeClock(), identify=always(None))
-    for key, expected in [("a", "19"), ("b", "18")]:
-        async with client_of(app, x_api_key=key) as client:
-            assert shown(await client.get("/"))[:2] == ("20", expected)
-    async with client_of(app, address="192.0.2.9") as client:
-        assert shown(await client.get("/"))[:2] == ("20", "19")
-
-
 async def test_identify_on_an_unknown_plan_is_the_apps_error() -> None:
     """A plan that doesn't exist is an error that names the nearest one, not a quota of some other plan."""
     app = limited(PLANS, FakeClock(), identify=always(Identity("ann", "glod")))

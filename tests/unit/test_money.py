@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ratelimit_mw._internal.live.key_entries import KeyEntry, key_settings, write_entry
+from ratelimit_mw._internal.live.key_entries import key_settings, write_entry
 from ratelimit_mw._internal.model.money import MAX_UNITS, format_amount, parse_amount
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.settings import (
     PlanSettings,
     RouteSettings,

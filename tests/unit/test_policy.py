@@ -372,7 +372,7 @@ def test_a_hook_may_make_its_callers_anew_each_time() -> None:
         own = KeySettings.model_validate(
             {"hash": f"sha256:{64 * '0'}", "plan": "default", "requests": [requests]}
         )
-        return policies.match(Identity("i:1", "default", overrides=own), "GET", "/")
+        return policies.match(Identity("i:1", "default", limits=own), "GET", "/")
 
     first = match("5/minute")
     assert match("5/minute") is first
@@ -407,7 +407,7 @@ async def test_a_policy_made_from_another_is_as_if_it_was_made_alone(
     policies = Policies(settings)
     key = KeySettings(hash=f"sha256:{'0' * 64}", plan="default", requests=own) if own else None
     others = [Identity(f"k:{number}", "default", address="203.0.113.4") for number in range(3)]
-    identity = Identity(partition, "default", address=address, overrides=key)
+    identity = Identity(partition, "default", address=address, limits=key)
     for index in (None, 0):
         for stranger in others:
             policies.at(stranger, index)
@@ -489,7 +489,7 @@ def test_limits_of_keys_are_compiled_in_bounded_memory(monkeypatch: pytest.Monke
     policies = Policies(settings_of(""))
     for number in range(1, 50):
         own = KeySettings(hash=f"sha256:{'0' * 64}", plan="default", requests=(Window(number, 1, "minute"),))
-        policy = policies.at(Identity(f"k:{number}", "default", overrides=own), None)
+        policy = policies.at(Identity(f"k:{number}", "default", limits=own), None)
         assert policy.charge.counters[0].limit == Window(number, 1, "minute")
     assert 0 < len(policies._models) <= 10
 

@@ -42,7 +42,7 @@ from ratelimit_mw._internal.settings.findings import say_once
 logger = logging.getLogger("ratelimit_mw")
 
 Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
-"""A hook that says who is calling; None for nobody it knows, who then counts as anonymous."""
+"""A hook that says who is calling; None: whoever the request's headers say, as without the hook."""
 Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
 """A hook that estimates what a request will cost, in the caller's currency; None: what the route says."""
 Estimate = Callable[[Scope, Identity], "Units | Awaitable[Units | None] | None"]
@@ -233,20 +233,19 @@ class LimitedApp:
     async def _identify(self, scope: Scope) -> Identity:
         """Identify the caller; may await the app's `identify=` hook or the look-up of a key.
 
-        A caller whom the hook doesn't know is anonymous, by address.
+        A caller whom the hook doesn't know is whoever the headers say.
         """
+        if self._identify_hook is not None:
+            identity = await ask(self._identify_hook, scope)
+            if identity is not None:
+                return self.limiter.engine.live.rules.adopted(identity)
         resolver = self.limiter.engine.live.resolver
-        if self._identify_hook is None:
-            if resolver is None:
-                return self.limiter.engine.identify(scope)
-            try:
-                return await resolver.caller(scope)
-            except HTTPException as error:  # what the hook says to this key
-                raise HookError(error) from error
-        identity = await ask(self._identify_hook, scope)
-        if identity is None:
-            return self.limiter.engine.identify.anonymous(scope)
-        return self.limiter.engine.live.rules.adopted(identity)
+        if resolver is None:
+            return self.limiter.engine.identify(scope)
+        try:
+            return await resolver.caller(scope)
+        except HTTPException as error:  # what the hook says to this key
+            raise HookError(error) from error
 
     async def _ask_hooks(
         self, scope: Scope, policy: Policy, identity: Identity

@@ -189,7 +189,7 @@ class _Explained:
 
     def _spending(self) -> tuple[SpendingSettings | None, str]:
         """The caller's budget, and where it is written."""
-        key = self.policy.identity.overrides
+        key = self.policy.identity.limits
         if key is not None and key.spending is not None:
             return key.spending, f"{key_place(self.settings, key)}.spending"
         return self._plan.spending, f"{self._plan_place}.spending"

@@ -9,7 +9,7 @@ from ratelimit_mw._internal.cli.completion import complete_caller, complete_plan
 from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
 from ratelimit_mw._internal.cli.sources import load_usable
-from ratelimit_mw._internal.live.key_entries import KeyEntry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 
 Keys = Annotated[
     list[str],

@@ -18,10 +18,11 @@ from ratelimit_mw._internal.cli.output import (
     without_unused,
 )
 from ratelimit_mw._internal.cli.recording import PATIENCE, record
-from ratelimit_mw._internal.live.key_entries import KeyEntry, sound_entries
+from ratelimit_mw._internal.live.key_entries import sound_entries
 from ratelimit_mw._internal.live.registry import Registry, shown_hash
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
 
 T = TypeVar("T")

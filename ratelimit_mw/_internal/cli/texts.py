@@ -81,7 +81,7 @@ def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
     unit = f".{counter.limit.counts}" if name == "units" and isinstance(counter.limit, Window) else ""
     if counter.partition == "app":
         return f"application.{name}{unit}"
-    key = identity.overrides
+    key = identity.limits
     if key is not None and getattr(key, name) is not None:
         return f"{key_place(settings, key)}.{name}{unit}"
     return f"plans.{identity.plan}.{name}{unit}"

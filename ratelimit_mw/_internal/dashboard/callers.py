@@ -11,9 +11,9 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.inspect_caller import forget
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.live.audit import Action, Change, Entries, entries_of
-from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import SettingsError
 

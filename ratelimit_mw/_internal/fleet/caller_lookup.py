@@ -48,7 +48,9 @@ class CallerLookup:
         seen = self._seen.get(partition, Seen())
         kind, _, rest = partition.partition(":")
         address = rest if kind == "ip" and self._limiter.settings.identity.per_address else None
-        return Identity(partition, plan, _hash_of(partition, seen), seen.account, address)
+        return Identity(
+            partition, plan, _hash_of(partition, seen), seen.account, address, counted_as=partition
+        )
 
     def hashes(self, partition: str) -> tuple[str, ...]:
         """Hashes of the API keys that are counted so, as far as they are known."""

@@ -111,9 +111,10 @@ class Limiter:
     ) -> Lease:
         """Decide as about a request: for an identity, an API key or an address, on a method and path.
 
-        `cost`, `price` and `units`, its estimates of metered units, take the place of the route's. The lease
-        says whether it was admitted; leave it with `async with` or `await lease.release()`. Raises ValueError
-        for a cost below 1, a price or an estimate that is malformed, or when nobody is named.
+        An `identity` is counted as one that the `identify=` hook returned. `cost`, `price` and `units`, its
+        estimates of metered units, take the place of the route's. The lease says whether it was admitted;
+        leave it with `async with` or `await lease.release()`. Raises ValueError for a cost below 1, a price
+        or an estimate that is malformed, an identity on a plan that doesn't exist, or when nobody is named.
         """
         estimates = None if units is None else check_amounts(units)
         if running_loop() not in self.engine.live.ready:
@@ -121,6 +122,7 @@ class Limiter:
         if (
             identity is None
             and self.engine.live.resolver is not None
+            and not self.engine.policies.is_exempt(method, path)
             and (known := self.engine.hashed(api_key))
         ):
             identity = await self.engine.live.resolver.of_key(*known)

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ratelimit_mw._internal.backends.audit_store import AuditStore
-from ratelimit_mw._internal.live.key_entries import KeyEntry, read_entry, write_entry
+from ratelimit_mw._internal.live.key_entries import read_entry, write_entry
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.printable import printable
 
 logger = logging.getLogger("ratelimit_mw")

@@ -1,60 +1,16 @@
 """Entries of API keys outside the settings file, from `keys set` or from the app's `resolve=` hook."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from decimal import Decimal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from pydantic import ValidationError
 
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
 from ratelimit_mw._internal.settings.errors import problems_of
 from ratelimit_mw._internal.settings.keys import check_hash_kind, check_keys, unknown_plan
-
-
-@dataclass(frozen=True, slots=True)
-class KeyEntry:
-    """The plan of an API key and what it has in place of that plan's limits.
-
-    As an entry of `[[keys]]`, with the rest of a limit taken from the plan: the unit and the lease of its
-    slots, the currency and the time zone of its budget.
-    """
-
-    plan: str
-    """Name of a plan in the settings."""
-    account: str | None = None
-    """The account that the key belongs to."""
-    requests: Iterable[str] | None = None
-    """Rates in place of the plan's, such as `("100/minute",)`."""
-    concurrent: int | None = None
-    """Slots in place of the plan's."""
-    daily: str | int | Decimal | None = None
-    """Amount that may be spent in a day. With either amount, the plan's own budget is replaced as a whole."""
-    monthly: str | int | Decimal | None = None
-    """Amount that may be spent in a calendar month."""
-    label: str | None = None
-    """Text that is shown beside the key's name."""
-    units: Mapping[str, Iterable[str]] | None = None
-    """Rates of metered units in place of all of the plan's, such as `{"tokens": ("200000/minute",)}`."""
-
-    def __post_init__(self) -> None:
-        if self.requests is not None and not isinstance(self.requests, str):
-            object.__setattr__(self, "requests", tuple(self.requests))
-        if isinstance(self.units, Mapping):
-            units = {unit: _rates(rates) for unit, rates in self.units.items()}
-            object.__setattr__(self, "units", units)
-        for name in ("daily", "monthly"):
-            amount = getattr(self, name)
-            if isinstance(amount, int | Decimal) and not isinstance(amount, bool):
-                object.__setattr__(self, name, str(amount))
-
-
-def _rates(rates: Iterable[str]) -> Iterable[str]:
-    """Rates as an entry keeps them; what can't be any is left for the settings to refuse."""
-    is_plain = isinstance(rates, str) or not isinstance(rates, Iterable)
-    return rates if is_plain else tuple(rates)
-
 
 _NAMES = frozenset(field.name for field in fields(KeyEntry))
 

@@ -7,9 +7,10 @@ from threading import Lock
 
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.key_store import KeyStore
-from ratelimit_mw._internal.live.key_entries import KeyEntry, Known, read_entry, sound_entries, write_entry
+from ratelimit_mw._internal.live.key_entries import Known, read_entry, sound_entries, write_entry
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
 
-from ratelimit_mw._internal.live.key_entries import KeyEntry, sound_entry
+from ratelimit_mw._internal.live.key_entries import sound_entry
 from ratelimit_mw._internal.live.rules import Rules
 from ratelimit_mw._internal.policy.client_address import Scope
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw._internal.settings import Settings, SettingsError
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ratelimit_mw._internal.policy.identity import Identifier, Identity, adopt
+from ratelimit_mw._internal.live.adoption import adopt
+from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.lookup import PolicyLookup
 from ratelimit_mw._internal.policy.policy import Policies
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
@@ -36,18 +37,20 @@ class Rules:
         self.identify = Identifier(settings, registered)
         self.lookup = PolicyLookup(self.identify, policies)
         """Finds the policy of a request."""
-        self._adopted: dict[Identity, Identity] = {}
-        """Identities as hooks returned them lately, and as they were made safe."""
+        self._adopted: dict[tuple[Identity, str], Identity] = {}
+        """Identities as the app named them lately, each with its `counted_as`, and as they were made safe."""
 
     def adopted(self, identity: Identity) -> Identity:
-        """An identity that a hook returned, made safe; see `adopt`."""
-        if identity.overrides is not None:
-            return adopt(identity, self.settings)  # settings of a key have no hash
-        known = self._adopted.get(identity)
+        """An identity that the app named, made safe; see `adopt`."""
+        try:
+            place = (identity, identity.counted_as)
+            known = self._adopted.get(place)
+        except (AttributeError, TypeError):
+            return adopt(identity, self.settings)  # which says what is wrong with it
         if known is None:
             known = adopt(identity, self.settings)
             evict_oldest(self._adopted, MAX_ADOPTED)
-            self._adopted[identity] = known
+            self._adopted[place] = known
         return known
 
     @classmethod

@@ -9,12 +9,12 @@ from ratelimit_mw._internal.backends import open_audit_store, open_key_store
 from ratelimit_mw._internal.checks.startup import log_findings
 from ratelimit_mw._internal.live import registry, reload
 from ratelimit_mw._internal.live.audit import AuditLog
-from ratelimit_mw._internal.live.key_entries import KeyEntry
 from ratelimit_mw._internal.live.registry import Registry
 from ratelimit_mw._internal.live.reload import FileWatch
 from ratelimit_mw._internal.live.resolve import Resolve, Resolver
 from ratelimit_mw._internal.live.rights import RightsCheck
 from ratelimit_mw._internal.live.rules import Rules
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.printable import printable

@@ -146,9 +146,9 @@ def limit_name(policy: Policy, refusal: Refusal) -> str:
         return ""
     counter = refusal.limit.counter
     if isinstance(counter.limit, Window):
-        overrides = policy.identity.overrides
-        if overrides is not None and counter.scope.startswith(PLAN_SCOPE):
-            own = overrides.units if counter.limit.is_metered else overrides.requests
+        limits = policy.identity.limits
+        if limits is not None and counter.scope.startswith(PLAN_SCOPE):
+            own = limits.units if counter.limit.is_metered else limits.requests
             if own is not None:
                 return "own"
     return refusal.limit.name

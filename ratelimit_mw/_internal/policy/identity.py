@@ -7,14 +7,14 @@ its hash leaves this module; `read` alone returns the key, for the app's `resolv
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.api_key_reader import ApiKeyReader
-from ratelimit_mw._internal.policy.client_address import AddressReader, Scope, canonical_address
+from ratelimit_mw._internal.policy.client_address import AddressReader, Scope
+from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import KeySettings, Settings
-from ratelimit_mw._internal.settings.errors import nearest_name
 
 _MAX_REMEMBERED = 16_384
 _LONGEST_REMEMBERED = 256
@@ -24,13 +24,17 @@ HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Identity of a caller, as the limits see it. An `identify=` hook returns one to name its caller."""
+    """Identity of a caller. An `identify=` hook returns one, and `Limiter.acquire` takes one.
+
+    An app's own identity needs a name for its caller as `partition`, and a plan. The name is any text that is
+    the caller's alone, such as `"user:42"`. The caller is counted under a hash of it.
+    """
 
     partition: str
-    """Partition that the caller is counted under.
+    """Name of the caller; in an identity that the package hands out, the partition that counts the caller.
 
     `k:<hex>` is a key, `a:<name>` or `ah:<hex>` an account, `ip:<address>` an address, `i:<hex>` a caller
-    that a hook named."""
+    that the app named."""
     plan: str
     """Name of a plan in the settings."""
     api_key_hash: str | None = None
@@ -39,8 +43,14 @@ class Identity:
     """The account that the caller belongs to."""
     address: str | None = None
     """The client address, set where `identity.per_address` caps it: anonymous callers and unknown keys."""
-    overrides: KeySettings | None = None
-    """Limits that a listed key has in place of its plan's."""
+    overrides: KeyEntry | None = None
+    """Limits in place of the plan's. The entry names the same plan."""
+    limits: KeySettings | None = field(default=None, kw_only=True, hash=False, repr=False)
+    """Limits in place of the plan's as the settings have them. The package sets this, and no app."""
+    counted_as: str = field(default="", kw_only=True, compare=False, repr=False)
+    """The partition, if the package made it. The package sets this, and no app.
+
+    Any other text in `partition` is the app's name for its caller."""
 
 
 class Identifier:
@@ -122,14 +132,16 @@ class Identifier:
             partition, plan = address_partition(address), self._anonymous_plan
         else:
             partition, plan = key_partition(api_key_hash), self._default_plan
-        return self._remember(Identity(partition, plan, api_key_hash, address=address), api_key_hash, address)
+        identity = Identity(partition, plan, api_key_hash, address=address, counted_as=partition)
+        return self._remember(identity, api_key_hash, address)
 
     def of_address(self, address: str) -> Identity:
         """The caller without a key. Takes an address as `canonical_address` writes it."""
         known = self._unlisted.get(("", address))
         if known is not None:
             return known
-        anonymous = Identity(address_partition(address), self._anonymous_plan, address=address)
+        partition = address_partition(address)
+        anonymous = Identity(partition, self._anonymous_plan, address=address, counted_as=partition)
         return self._remember(anonymous, "", address)
 
     def _remember(self, identity: Identity, api_key_hash: str, address: str) -> Identity:
@@ -167,30 +179,6 @@ def partition_of(name: str, secret: str) -> str:
     return f"i:{_digits(hash_api_key(name.encode('utf-8', 'surrogatepass'), secret))}"
 
 
-def adopt(identity: Identity, settings: Settings) -> Identity:
-    """Make the identity that a hook returned safe: nothing of it is taken for a partition as it is.
-
-    Raises ValueError for a plan that doesn't exist.
-    """
-    plan = settings.plans.get(identity.plan)
-    if plan is None:
-        nearest = nearest_name(identity.plan, settings.plans)
-        hint = f"; did you mean {nearest!r}?" if nearest else ""
-        raise ValueError(
-            f"identify= returned an identity on the plan {identity.plan!r}, which doesn't exist{hint}"
-        )
-    secret = settings.identity.hash_secret.get_secret_value()
-    if plan.share == "account" and identity.account is not None:
-        partition = account_partition(identity.account)
-    else:
-        partition = partition_of(identity.partition, secret)
-    api_key_hash = identity.api_key_hash
-    if api_key_hash is not None and not HASH.fullmatch(api_key_hash):
-        api_key_hash = hash_api_key(api_key_hash.encode("utf-8", "surrogatepass"), secret)
-    address = None if identity.address is None else canonical_address(identity.address)
-    return Identity(partition, identity.plan, api_key_hash, identity.account, address, identity.overrides)
-
-
 def _listed(key: KeySettings, settings: Settings) -> Identity:
     if settings.plans[key.plan].share == "account" and key.account is not None:
         partition = account_partition(key.account)
@@ -198,7 +186,8 @@ def _listed(key: KeySettings, settings: Settings) -> Identity:
         partition = key_partition(key.hash)
     limits = (key.requests, key.units, key.concurrent, key.spending)
     own = any(each is not None for each in limits)
-    return Identity(partition, key.plan, key.hash, key.account, overrides=key if own else None)
+    own_limits = key if own else None
+    return Identity(partition, key.plan, key.hash, key.account, limits=own_limits, counted_as=partition)
 
 
 def key_partition(api_key_hash: str) -> str:

@@ -195,12 +195,12 @@ class Policies:
         address = "" if identity.address is None else address_partition(identity.address)
         # Who is counted by address alone has one partition for both kinds of limit.
         caller = _ADDRESS if identity.partition == address else _CALLER
-        own = identity.overrides
+        own = identity.limits
         limits = own and (own.requests, own.concurrent, own.spending, _frozen(own.units))
         key = (identity.plan, index, cost, caller, not address, limits)
         model = self._models.get(key)
         if model is None:
-            anybody = Identity(caller, identity.plan, address="address" if address else None, overrides=own)
+            anybody = Identity(caller, identity.plan, address="address" if address else None, limits=own)
             model = self._compile(anybody, index, cost)
             for charge in (model.charge, model.priced_charge):
                 charge.caller, charge.address = caller, _ADDRESS
@@ -282,7 +282,7 @@ def _is_same(known: Identity, identity: Identity) -> bool:
         and known.address == identity.address
         and known.account == identity.account
         and _told_apart(known) == _told_apart(identity)
-        and known.overrides == identity.overrides
+        and known.limits == identity.limits
     )
 
 
@@ -313,7 +313,7 @@ def route_scope(route: RouteSettings) -> str:
 
 def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
     """A plan with the limits that a key has in place of it."""
-    key = identity.overrides
+    key = identity.limits
     if key is None:
         return plan
     own = {
