@@ -12,6 +12,7 @@ from ratelimit_mw._internal.backends.redis import (
     meter_packing,
     own_costs,
     packing,
+    renewal_packing,
     script,
 )
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
@@ -141,8 +142,9 @@ def test_letters_sizes_and_answers_are_those_of_the_packing() -> None:
     for name, packed in sizes.items():
         assert int(lua[name]) == packed.size, name
     assert int(lua["ID_SIZE"]) == LEASE_ID_SIZE
-    for name in ("REFUSED", "ADMITTED", "OTHER_PERIOD", "NOT_RENEWED", "MOST_COST"):
+    for name in ("REFUSED", "ADMITTED", "OTHER_PERIOD", "MOST_COST"):
         assert int(lua[name]) == getattr(packing, name), name
+    assert int(lua["NOT_RENEWED"]) == renewal_packing.NOT_RENEWED
     assert {f"MONEY_{each.name}": str(each.value) for each in EstimateAction}.items() <= lua.items()
     assert int(lua["OWN_SIZE"]) == packing.LIMIT.size + own_costs.OWN_COST.size
     assert {f"UNITS_{each.name}": str(each.value) for each in meter_packing.Mode}.items() <= lua.items()
