@@ -17,7 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
@@ -160,7 +160,7 @@ class Comparison(RuleBasedStateMachine):
         hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.periods]))
         past = min(held.ends for held in hold.periods) + KEPT_AFTER_END
         if self.oracle.now < past and self.oracle.can_be_settled(hold.id):
-            met = self.runner.run(self.backend().settle(hold, amount, replace=replace))
+            met = self.runner.run(self._settle(hold, amount, replace=replace))
             assert met is self.oracle.settle(hold.id, amount, replace=replace)
 
     @precondition(lambda self: any(hold.meters for hold in self.holds))
@@ -176,7 +176,7 @@ class Comparison(RuleBasedStateMachine):
 
     def settle_hold(self, hold: Reservation, units: dict[str, int], *, replace: bool) -> None:
         """Settle units of one charge."""
-        met = self.runner.run(self.backend().settle_units(hold, units, replace=replace))
+        met = self.runner.run(self._settle_units(hold, units, replace=replace))
         assert met is self.oracle.settle_units(hold.id, units, replace=replace)
 
     @precondition(lambda self: any(hold.meters for hold in self.holds))
@@ -238,6 +238,14 @@ class Comparison(RuleBasedStateMachine):
 
     async def _keep(self, hold: Reservation) -> None:
         await self.backend().keep(hold)
+
+    async def _settle(self, hold: Reservation, amount: int, *, replace: bool) -> Settlement:
+        met: Settlement = await self.backend().settle(hold, amount, replace=replace)
+        return met
+
+    async def _settle_units(self, hold: Reservation, units: dict[str, int], *, replace: bool) -> Settlement:
+        met: Settlement = await self.backend().settle_units(hold, units, replace=replace)
+        return met
 
     async def _finish(self, hold: Reservation, money: EstimateAction) -> None:
         await self.backend().finish(hold, money)

@@ -15,7 +15,7 @@ from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, Serv
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
-from tests.support.conformance import daily, eventually, monthly, new_id, slots, window
+from tests.support.conformance import daily, eventually, metered, monthly, new_id, slots, window
 from tests.support.processes import HOST
 from tests.support.servers import StoreServer
 from tests.support.statuses import peeked
@@ -163,6 +163,32 @@ async def test_a_charge_that_outlives_its_connection_is_given_back_after_it(
 
     await eventually(is_undone, 5)
     await (closing or backend.close())
+    await observer.close()
+
+
+async def test_closing_gives_back_what_it_cannot_wait_for(
+    proxy: Holding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends while a lost charge may still come leaves no slot, estimate or money behind."""
+    monkeypatch.setattr("ratelimit_mw._internal.backends.redis.loops.CLOSE_TIMEOUT", 1.0)
+    backend = RedisBackend(proxy.url, timeout=60)
+    observer = RedisBackend(proxy.url, timeout=5)
+    charge = Charge([slots(9), daily(1_000), metered(1_000)], estimates={"tokens": 300})
+    await backend.peek(charge)
+    proxy.holds = True
+    charged = asyncio.create_task(backend.acquire(charge, new_id(), 100))
+    await asyncio.sleep(0.02)
+    proxy.cut()
+    with pytest.raises(BackendError):
+        await charged
+    proxy.holds = False
+    await proxy.deliver()
+    await observer.open()
+    answer = await peeked(observer, charge)
+    assert (answer.counted, answer.held(1)) == ([1, 0, 300], 100)
+    await backend.close()
+    answer = await peeked(observer, charge)
+    assert (answer.counted, answer.held(1)) == ([0, 0, 0], 0)
     await observer.close()
 
 

@@ -29,16 +29,10 @@ class OwedWork:
         self.add(task)
         return task
 
-    async def arrive(
-        self, sent: Awaitable[object], what: str, lease_id: str, started: float | None = None
-    ) -> None:
-        """Wait for the backend as long as a request would. The work goes on when the wait is over.
-
-        The time counts from `started`, where something was waited for before.
-        """
+    async def arrive(self, sent: Awaitable[object], what: str, lease_id: str) -> None:
+        """Wait for the backend as long as a request would. The work goes on when the wait is over."""
         task = self.start(sent, what, lease_id)
-        waited = 0.0 if started is None else asyncio.get_running_loop().time() - started
-        done, _ = await asyncio.wait([task], timeout=max(self._timeout - waited, 0))
+        done, _ = await asyncio.wait([task], timeout=self._timeout)
         if not done:
             logger.warning("%s of lease %s waits for the backend", what, lease_id)
 

@@ -3,14 +3,14 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.owed import OwedWork
 from ratelimit_mw._internal.lease.token import LeaseError
-from ratelimit_mw._internal.model.backend import Backend, Settlement
+from ratelimit_mw._internal.model.backend import Backend, Known, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.metered import Units, check_amounts
@@ -48,15 +48,17 @@ class Settling:
                 price = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
-        started, sent = asyncio.get_running_loop().time(), list[Coroutine[Any, Any, None]]()
-        if price is not None and (not lease.is_ended or lease.is_detached):
-            await self.open_estimate(lease)
+        sent = list[Coroutine[Any, Any, None]]()
         if used:
-            sent.append(self._settle_units(lease, used, replace))
-        if price is not None:
-            sent.append(self._settle(lease, price, replace))
+            sent.append(self._take_in_units(lease, used, self._send_units(lease, used, replace)))
+        if price is not None and unpriced is not None and (not lease.is_ended or lease.is_detached):
+            sent.append(self._open_and_settle(lease, price, replace))
+        elif price is not None:
+            # Sent here and not in a task of its own, so that no end of the request comes before it.
+            met = lease.backend.settle(lease.hold, price, replace=replace)
+            sent.append(self._take_in_price(lease, price, met))
         if sent:
-            await self._owed.arrive(_all(sent), "a settle", lease.id, started)
+            await self._owed.arrive(_all(sent), "a settle", lease.id)
 
     def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
         """The amounts of units that limits of the request count. Raises ValueError for what is no amount.
@@ -70,11 +72,13 @@ class Settling:
             return {}
         return {unit: used for unit, used in check_amounts(units).items() if unit in counted}
 
-    async def _settle_units(self, lease: Lease, units: Units, replace: bool) -> None:
+    def _send_units(self, lease: Lease, units: Units, replace: bool) -> Awaitable[Settlement]:
         if lease.is_ended and not lease.is_detached:
-            met = Settlement.UNKNOWN
-        else:
-            met = await lease.backend.settle_units(lease.hold, units, replace=replace)
+            return Known(Settlement.UNKNOWN)
+        return lease.backend.settle_units(lease.hold, units, replace=replace)
+
+    async def _take_in_units(self, lease: Lease, units: Units, sent: Awaitable[Settlement]) -> None:
+        met = await sent
         is_all = units.keys() == {meter.unit for meter in lease.hold.meters}
         if met is Settlement.SETTLED and is_all and lease.backend is self._backend:
             lease.is_metered_out = True
@@ -108,8 +112,12 @@ class Settling:
             held.estimates,
         )
 
-    async def _settle(self, lease: Lease, units: int, replace: bool) -> None:
-        met = await lease.backend.settle(lease.hold, units, replace=replace)
+    async def _open_and_settle(self, lease: Lease, price: int, replace: bool) -> None:
+        await self.open_estimate(lease)
+        await self._take_in_price(lease, price, lease.backend.settle(lease.hold, price, replace=replace))
+
+    async def _take_in_price(self, lease: Lease, units: int, sent: Awaitable[Settlement]) -> None:
+        met = await sent
         if not lease.hold.slots and (lease.is_metered_out or not any(lease.hold.estimates)):
             lease.stop_renewing()
         self._tell_of_ignored(lease, met, format_amount(units, lease.hold.currency))

@@ -2,12 +2,27 @@
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from enum import Enum, IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import Reservation
+
+T = TypeVar("T")
+
+
+class Known(Generic[T]):
+    """An answer that is known already. Awaiting it waits for nothing."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[None, None, T]:
+        yield from ()
+        return self.value
 
 
 class EstimateAction(IntEnum):
@@ -94,13 +109,19 @@ class Holder(Protocol):
         It is under way when this returns, whatever becomes of the caller; awaiting waits for the backend.
         """
 
-    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
-        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
+    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
+        """Put the actual price in place of the estimate, in the periods of the admission. Idempotent.
 
-    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+        It is under way when this returns, as `finish` is: so it takes effect before an end that comes later.
+        """
+
+    def settle_units(
+        self, hold: Reservation, units: Units, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent.
 
-        Of a unit that was settled before the first amount stands, unless `replace` says otherwise.
+        Of a unit that was settled before the first amount stands, unless `replace` says otherwise. It is
+        under way when this returns.
         """
 
     def keep(self, hold: Reservation) -> Awaitable[object]:

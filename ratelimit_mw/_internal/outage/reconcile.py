@@ -20,8 +20,13 @@ from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, Reservation
-from ratelimit_mw._internal.outage.unsynced import ANY_COST, UnsyncedReservation, boundless, of_requests
+from ratelimit_mw._internal.model.reservation import Reservation
+from ratelimit_mw._internal.outage.unsynced import (
+    UNTOUCHED,
+    UnsyncedReservation,
+    UnsyncedWindow,
+    boundless,
+)
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
@@ -53,8 +58,7 @@ class OutageReconciler:
         self._books = books
         self._clock = clock
         self._on_told = on_synced
-        self._windows: dict[Counter, int] = {}
-        self._syncing: dict[Counter, int] = {}
+        self._windows: dict[Counter, UnsyncedWindow] = {}
         self._owed: dict[bytes, UnsyncedReservation] = {}
         self._budgets: dict[Counter, None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -72,7 +76,6 @@ class OutageReconciler:
         leave_to_parent(self._task)
         self._task, self._is_closing, self.lost = None, False, 0
         self._windows.clear()
-        self._syncing.clear()
         self._owed.clear()
         self._budgets.clear()
 
@@ -82,7 +85,8 @@ class OutageReconciler:
 
     def unsynced(self, counter: Counter) -> int:
         """Units that were admitted here under a window, and that the backend doesn't know of."""
-        units = self._windows.get(counter, 0) + self._syncing.get(counter, 0)
+        waiting = self._windows.get(counter)
+        units = 0 if waiting is None else waiting.units(self._clock())
         if isinstance(counter.limit, Window) and counter.limit.is_metered:
             for unsynced in self._owed.values():
                 units += sum([used for window, used in unsynced.metered() if window == counter])
@@ -92,16 +96,26 @@ class OutageReconciler:
         """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
         for counter in charge.counters:
             if isinstance(counter.limit, Window) and not counter.limit.is_metered:
-                self._windows[counter] = self._windows.get(counter, 0) + charge.cost
+                self._count(counter, counter.limit, charge.cost)
         if hold.id:
             self._owed[hold.id] = UnsyncedReservation(charge, hold, price)
             if len(self._budgets) < MAX_OWED:
                 self._budgets.update(dict.fromkeys(charge.allowances))
-        for waiting in (self._windows, self._owed):
-            if len(waiting) > MAX_OWED:
-                self._give_up(waiting)
+            if len(self._owed) > MAX_OWED:
+                self._forget(self._owed.pop(next(iter(self._owed))))
+                self._note_lost()
         self._loops.add(asyncio.get_running_loop())
         self._start()
+
+    def _count(self, counter: Counter, window: Window, cost: int) -> None:
+        """Count units that were admitted here, which the backend has to be told of."""
+        waiting = self._windows.get(counter)
+        if waiting is None:
+            waiting = self._windows[counter] = UnsyncedWindow(counter, window)
+            if len(self._windows) > MAX_OWED:
+                self._windows.pop(next(iter(self._windows))).forget_on(self._shared)
+                self._note_lost()
+        waiting.add(self._clock(), cost)
 
     # a hold's life, by whichever books it is in ---------------------------------------------------
 
@@ -137,40 +151,36 @@ class OutageReconciler:
                 self._forget(owed)
             return self._books.finish(hold, money)
 
-    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
+    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
-        owed = self._owed.get(hold.id)
-        if owed is None:
-            return await self._shared.settle(hold, amount, replace=replace)
-        met = await self._books.settle(hold, amount, replace=replace)
-        if met is Settlement.SETTLED:
-            with self.lock:
-                owed.price, owed.is_settled = amount, True
-                is_synced = self._owed.get(hold.id) is not owed
-            if is_synced:  # by another thread meanwhile, which may not have seen this
-                return await self._shared.settle(hold, amount, replace=replace)
-        return met
-
-    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
-        """Put what was used of metered units in place of their estimates. Idempotent."""
-        owed = self._owed.get(hold.id)
-        if owed is None:
-            return await self._shared.settle_units(hold, units, replace=replace)
-        met = await self._books.settle_units(hold, units, replace=replace)
         with self.lock:
+            owed = self._owed.get(hold.id)
+            if owed is None:
+                return self._shared.settle(hold, amount, replace=replace)
+            met = self._books.settle(hold, amount, replace=replace)
+            if met.value is Settlement.SETTLED:
+                owed.price, owed.is_settled = amount, True
+            return met
+
+    def settle_units(
+        self, hold: Reservation, units: Units, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
+        """Put what was used of metered units in place of their estimates. Idempotent."""
+        with self.lock:
+            owed = self._owed.get(hold.id)
+            if owed is None:
+                return self._shared.settle_units(hold, units, replace=replace)
+            met = self._books.settle_units(hold, units, replace=replace)
             for unit, used in units.items():
                 if replace or unit not in owed.units:
                     owed.units[unit] = used
-            is_synced = self._owed.get(hold.id) is not owed
-        if is_synced:  # by another thread meanwhile, which may not have seen this
-            return await self._shared.settle_units(hold, units, replace=replace)
-        return met
+            return met
 
     def _count_units(self, owed: UnsyncedReservation) -> None:
         """Count what an ended request has used like units that were admitted: nothing changes it any more."""
         for counter, used in owed.metered():
-            if used:
-                self._windows[counter] = self._windows.get(counter, 0) + used
+            if used and isinstance(counter.limit, Window):
+                self._count(counter, counter.limit, used)
         owed.is_metered_out = True
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
@@ -195,8 +205,10 @@ class OutageReconciler:
                 # Not cancelled: the backend would take back what it is being told, under the same lease id.
                 if task is not None:
                     await asyncio.wait([task])
-                if len(self):
+                while len(self):
                     await self.sync()
+                    if len(self):  # it is away, and may be back in time
+                        await asyncio.sleep(LOOK_EVERY)
         except TimeoutError:
             if task is not None:
                 task.cancel()
@@ -210,6 +222,8 @@ class OutageReconciler:
                 logger.error(text, len(self))
                 for owed in self._owed.values():
                     self._forget(owed)
+                for waiting in self._windows.values():
+                    waiting.forget_on(self._shared)
                 self._windows.clear()
                 self._owed.clear()
 
@@ -282,25 +296,24 @@ class OutageReconciler:
     async def _sync_window(self, counter: Counter) -> bool:
         """Charge what was admitted here and has not left the window, however full it is by now."""
         with self.lock:
-            cost = self._windows.pop(counter, 0)
-            live = self._books.decide(Charge([counter]), None, 0).used(0)
-            counted = min(cost, live, ANY_COST)
-            if counted:
-                self._syncing[counter] = counted
-        if counted:
+            waiting = self._windows.get(counter)
+            charge = None if waiting is None else waiting.to_tell(self._clock())
+        if waiting is not None and charge is not None:
             try:
-                charge = Charge([of_requests(boundless(counter))], counted)
-                outcome = await self._shared.acquire(charge, NO_LEASE_ID)
-            except (BackendError, asyncio.CancelledError) as failure:
+                outcome = await self._shared.restore(charge, waiting.lease_id, 0)
+            except BackendError:
                 with self.lock:
-                    self._windows[counter] = self._windows.get(counter, 0) + counted  # now the last in turn
-                if isinstance(failure, BackendError):
-                    return False
-                raise
-            finally:
-                self._syncing.pop(counter, None)
+                    if self._windows.pop(counter, None) is not None:
+                        self._windows[counter] = waiting  # now the last in turn
+                return False
+            # Its record goes with the window, so that it is known until then.
+            self._shared.settle_units(outcome.hold, charge.units)
             self._on_told(Charge([counter]), outcome)
         with self.lock:
+            if waiting is not None:
+                waiting.told(charge)
+                if waiting.is_over and self._windows.get(counter) is waiting:
+                    del self._windows[counter]
             if counter not in self._windows:
                 await self._books.reset(Charge([counter]))  # which never waits
         return True
@@ -308,12 +321,13 @@ class OutageReconciler:
     async def _sync_reservation(self, owed: UnsyncedReservation) -> bool:
         """Open the hold in the shared books, in the state that it has here."""
         lease_id = owed.hold.id
-        if self._owed.get(lease_id) is not owed:
-            return True
-        charge = Charge(self._counters_of(owed), lease=owed.hold.lease, estimates=owed.charge.units)
+        with self.lock:
+            if self._owed.get(lease_id) is not owed:
+                return True
+            charge = Charge(self._counters_of(owed), lease=owed.hold.lease, estimates=owed.charge.units)
+            price = owed.price
+            owed.is_synced = owed.is_synced or bool(charge.counters)
         if charge.counters:
-            price, slotless = owed.price, owed.is_slotless
-            owed.is_synced = True
             try:
                 outcome = await self._shared.restore(charge, lease_id, price)
             except BackendError:
@@ -322,34 +336,36 @@ class OutageReconciler:
                         self._owed[lease_id] = owed  # now the last in turn
                 return False
             self._on_told(charge, outcome)
-            with self.lock:  # from here on whoever has the lease talks to the shared books
-                self._owed.pop(lease_id, None)
-            await self._catch_up(owed, outcome.hold, slots_are_over=owed.is_slotless and not slotless)
+            await self._catch_up(owed, outcome.hold)
         with self.lock:
             self._owed.pop(lease_id, None)
         await self._books.finish(owed.hold, EstimateAction.GIVE_BACK)
         return True
 
-    async def _catch_up(self, owed: UnsyncedReservation, hold: Reservation, *, slots_are_over: bool) -> None:
-        """Do in the shared books what was done here, before or while the hold was opened there."""
-        try:
-            if owed.is_settled:
-                await self._shared.settle(hold, owed.price)
-            if owed.units and hold.meters:
-                await self._shared.settle_units(hold, owed.units)
-            if owed.is_kept:
-                await self._shared.keep(hold)
-            if owed.is_ended:
-                await self._shared.finish(
-                    hold, EstimateAction.GIVE_BACK if owed.is_failed else EstimateAction.KEEP
+    async def _catch_up(self, owed: UnsyncedReservation, hold: Reservation) -> None:
+        """Do in the shared books what was done here, before or while the hold was opened there.
+
+        Until nothing more has been done here meanwhile: only then whoever has the lease talks to the shared
+        books, so that no end gets there before a settle.
+        """
+        done = UNTOUCHED
+        while True:
+            with self.lock:
+                fate = owed.fate
+                if fate == done:
+                    self._owed.pop(hold.id, None)
+                    return
+                sent = owed.repeat_on(self._shared, hold)
+            done = fate
+            try:
+                for each in sent:
+                    await each
+            except BackendError as error:
+                self.lost += 1
+                logger.error(  # noqa: TRY400 - the reason says it all
+                    "what lease %s spent without the backend could not be written: %s", hold.id.hex(), error
                 )
-            elif slots_are_over:
-                await self._shared.finish(hold, EstimateAction.UNTOUCHED)
-        except BackendError as error:
-            self.lost += 1
-            logger.error(  # noqa: TRY400 - the reason says it all
-                "what lease %s spent without the backend could not be written: %s", hold.id.hex(), error
-            )
+                return
 
     def _counters_of(self, owed: UnsyncedReservation) -> list[Counter]:
         """Return the counters that the hold still takes: slots that run, periods that are not over."""
@@ -368,10 +384,7 @@ class OutageReconciler:
         if owed.is_synced:
             self._shared.finish(owed.hold, EstimateAction.GIVE_BACK)
 
-    def _give_up(self, waiting: "dict[Counter, int] | dict[bytes, UnsyncedReservation]") -> None:
-        oldest = waiting.pop(next(iter(waiting)))  # type: ignore[call-overload]
-        if isinstance(oldest, UnsyncedReservation):
-            self._forget(oldest)
+    def _note_lost(self) -> None:
         self.lost += 1
         if self.lost % 1000 == 1:
             logger.error("the backend will not be told of %d counts of this process: too many", self.lost)

@@ -1,16 +1,89 @@
-"""Reservations of this process alone, until the backend knows of them."""
+"""Counts and reservations of this process alone, until the backend knows of them."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field, replace
 
+from ratelimit_mw._internal.model.backend import Backend, EstimateAction
 from ratelimit_mw._internal.model.charge import Charge, Counter
-from ratelimit_mw._internal.model.limits import REQUESTS, Slots, Window
-from ratelimit_mw._internal.model.reservation import Reservation
+from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.metered import MAX_AMOUNT
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, Reservation, new_lease_id
 
 ANY_COST = 2**32 - 1
-
-
 ANY_AMOUNT = 2**53
+STEPS = 16
+"""Parts of a window that share an entry, under the latest time."""
+_TOLD = "told"
+"""In place of requests: the backend keeps a record of a charge of metered units alone."""
+
+
+class UnsyncedWindow:
+    """Units that were admitted here under one window, until the backend was told of them.
+
+    The charge that tells it leaves a record, as metered units do. So it counts once, however often it is
+    sent.
+    """
+
+    __slots__ = ("_counter", "_entries", "_length", "_newest", "_unit", "charge", "lease_id")
+
+    def __init__(self, counter: Counter, window: Window) -> None:
+        self._length = window.length
+        self._unit = window.counts if window.is_metered else _TOLD
+        self._counter = boundless(counter, self._unit)
+        self._entries: list[tuple[int, int]] = []
+        """Times and amounts that no charge has told of yet."""
+        self._newest = 0
+        """Time of the latest units in `charge`."""
+        self.charge: Charge | None = None
+        """Charge that tells the backend, from its making until its answer."""
+        self.lease_id = NO_LEASE_ID
+        """Id of that charge."""
+
+    def add(self, now: int, cost: int) -> None:
+        """Count units that were admitted at `now`."""
+        step = self._length // STEPS
+        if self._entries and self._entries[-1][0] // step == now // step:
+            cost += self._entries.pop()[1]
+        self._entries.append((now, cost))
+
+    def units(self, now: int) -> int:
+        """Return the units that have not left the window, and that the backend may not know of."""
+        units = sum([cost for at, cost in self._entries if at > now - self._length])
+        return units if self.charge is None else units + self.charge.estimates[0]
+
+    def to_tell(self, now: int) -> Charge | None:
+        """Return the charge that tells the backend, the same one until it is `told`; None if nothing is left.
+
+        What has left the window by `now` is told no more.
+        """
+        horizon = now - self._length
+        if self.charge is None or self._newest <= horizon:
+            self.charge = None
+            live = [entry for entry in self._entries if entry[0] > horizon]
+            left = sum([cost for _, cost in live])
+            cost = min(left, MAX_AMOUNT)
+            self._entries = [(live[-1][0], left - cost)] if left > cost else []
+            if cost:
+                self._newest, self.lease_id = live[-1][0], new_lease_id()
+                # Never given back: by then it has left the window.
+                lease = self._length / 1_000_000
+                self.charge = Charge([self._counter], lease=lease, estimates={self._unit: cost})
+        return self.charge
+
+    def told(self, charge: Charge | None) -> None:
+        """Note that the backend knows of a charge."""
+        if self.charge is charge:
+            self.charge = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the backend knows of everything."""
+        return self.charge is None and not self._entries
+
+    def forget_on(self, shared: Backend) -> None:
+        """Take back what the backend may have been told, where it will never be told the rest."""
+        if self.charge is not None:
+            shared.finish(self.charge.recorded_hold(self.lease_id, (), 0), EstimateAction.GIVE_BACK)
 
 
 @dataclass(slots=True)
@@ -58,25 +131,44 @@ class UnsyncedReservation:
             if isinstance(counter.limit, Window) and counter.limit.is_metered:
                 yield counter, self.counted(counter.limit.counts)
 
+    @property
+    def fate(self) -> tuple[object, ...]:
+        """What has become of it since its admission, as a value that differs where more has."""
+        settled = self.price if self.is_settled else None
+        return settled, tuple(self.units.items()), self.is_kept, self.is_ended, self.is_slotless
 
-def of_requests(counter: Counter) -> Counter:
-    """Return the counter with a metered window replaced by one that is charged a cost and settles nothing.
+    def repeat_on(self, shared: Backend, hold: Reservation) -> list[Awaitable[object]]:
+        """Do to its copy in the shared books all that was done to it here, in order.
 
-    Any other counter is returned unchanged.
+        All of it is under way when this returns.
+        """
+        sent = list[Awaitable[object]]()
+        if self.is_settled:
+            sent.append(shared.settle(hold, self.price, replace=True))
+        if self.units and hold.meters:
+            sent.append(shared.settle_units(hold, self.units, replace=True))
+        if self.is_kept:
+            sent.append(shared.keep(hold))
+        if self.is_ended:
+            action = EstimateAction.GIVE_BACK if self.is_failed else EstimateAction.KEEP
+            sent.append(shared.finish(hold, action))
+        elif self.is_slotless:
+            sent.append(shared.finish(hold, EstimateAction.UNTOUCHED))
+        return sent
+
+
+UNTOUCHED: tuple[object, ...] = (None, (), False, False, False)
+"""Fate of a reservation to which nothing has happened since its admission."""
+
+
+def boundless(counter: Counter, counts: str | None = None) -> Counter:
+    """Return the counter at the same place without a limit, for charges that are already done.
+
+    A window counts the unit `counts`, if there is one.
     """
     limit = counter.limit
-    if not isinstance(limit, Window) or not limit.is_metered:
-        return counter
-    plain = replace(limit, counts=REQUESTS)
-    object.__setattr__(plain, "granule", limit.granule)  # new, and as exact as what it stands for
-    return replace(counter, limit=plain)
-
-
-def boundless(counter: Counter) -> Counter:
-    """Return the counter at the same place without a limit, for charges that are already done."""
-    limit = counter.limit
     if isinstance(limit, Window):
-        boundless = replace(limit, quota=ANY_COST)
+        boundless = replace(limit, quota=ANY_COST, counts=counts or limit.counts)
         object.__setattr__(boundless, "granule", limit.granule)  # new, and as exact as what it stands for
         return replace(counter, limit=boundless)
     if isinstance(limit, Slots):

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from ratelimit_mw._internal.backends.cluster.nodes import Nodes
 from ratelimit_mw._internal.backends.cluster.router import Router
 from ratelimit_mw._internal.backends.cluster.steps import (
+    MetByAll,
     Step,
     admission,
     in_order_of,
-    met_by_all,
     partitions_of,
     parts_of,
     status_without,
@@ -173,17 +173,17 @@ class ClusterBackend:
         finished.add_done_callback(lambda done: done.cancelled() or done.exception())
         return finished
 
-    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
+    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         parts = [part for part in parts_of(hold) if part.periods]
-        met = await _all([self._partitions.settle(part, amount, replace=replace) for part in parts])
-        return met_by_all(met)
+        return MetByAll([self._partitions.settle(part, amount, replace=replace) for part in parts])
 
-    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+    def settle_units(
+        self, hold: Reservation, units: Units, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         parts = [part for part in parts_of(hold) if any(meter.unit in units for meter in part.meters)]
-        met = await _all([self._partitions.settle_units(part, units, replace=replace) for part in parts])
-        return met_by_all(met)
+        return MetByAll([self._partitions.settle_units(part, units, replace=replace) for part in parts])
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""

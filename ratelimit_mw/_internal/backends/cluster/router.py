@@ -92,6 +92,11 @@ class Router:
         left = await asyncio.gather(*[each.drain(0) for each in self._batchers.values()])
         return len(self._paused) + sum(left)
 
+    def undo_doubtful(self) -> None:
+        """Undo now what may have been done and whose answer was lost, though it may still be on its way."""
+        for batcher in list(self._batchers.values()):
+            batcher.undo_doubtful()
+
     def bequeath(self) -> list[Operation]:
         """Hand out what is owed, and what was sent and may have to be undone."""
         left = [each for batcher in self._batchers.values() for each in batcher.bequeath()]

@@ -1,9 +1,9 @@
 """Steps of a charge on a cluster: one for each partition, and how their answers are put together."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Generator, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from ratelimit_mw._internal.model.backend import Settlement
+from ratelimit_mw._internal.model.backend import BackendError, Settlement
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
@@ -116,7 +116,25 @@ def _part_of(hold: Reservation, partition: str) -> Reservation:
     )
 
 
-def met_by_all(met: Sequence[Settlement]) -> Settlement:
+class MetByAll:
+    """The settles of a reservation's parts, under way. Awaiting it tells what they have met together."""
+
+    def __init__(self, sent: Sequence[Awaitable[Settlement]]) -> None:
+        self._sent = sent
+
+    def __await__(self) -> Generator[Any, None, Settlement]:
+        met, error = list[Settlement](), None
+        for each in self._sent:
+            try:
+                met.append((yield from each.__await__()))
+            except BackendError as failure:
+                error = failure
+        if error is not None:
+            raise error
+        return _met_by_all(met)
+
+
+def _met_by_all(met: Sequence[Settlement]) -> Settlement:
     """Combine the settlements of a reservation's parts into one: the first that is not `REPEATED`.
 
     The result is `REPEATED` if all of them are, and `UNKNOWN` if there are no parts.

@@ -1,6 +1,6 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import time_ns
 
@@ -20,6 +20,7 @@ from ratelimit_mw._internal.backends.memory.places import Places
 from ratelimit_mw._internal.model.backend import (
     BackendError,
     EstimateAction,
+    Known,
     Load,
     OperationRefusedError,
     Settlement,
@@ -192,20 +193,20 @@ class MemoryBackend:
             self.lock.release()
         return _DONE
 
-    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
+    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Known[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
             raise OperationRefusedError(f"an amount is at least 0, not {amount!r}")
         with self.lock:
             now, record = self.clock(), self._records.find(hold.id)
             if record is None or record.is_dead(now):
-                return Settlement.UNKNOWN
-            return settle(record, self._periods(hold), amount, now, replace=replace)
+                return Known(Settlement.UNKNOWN)
+            return Known(settle(record, self._periods(hold), amount, now, replace=replace))
 
-    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+    def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Known[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         with self.lock:
-            return self._meters.settle(hold, checked(units), self.clock(), replace=replace)
+            return Known(self._meters.settle(hold, checked(units), self.clock(), replace=replace))
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
@@ -289,14 +290,7 @@ def checked(units: Units) -> Units:
         raise OperationRefusedError(str(error)) from None
 
 
-class _Done:
-    """Awaits nothing: what was asked for is done."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield from ()
-
-
-_DONE = _Done()
+_DONE = Known(None)
 
 
 def _name(held: ReservationKey) -> Name:

@@ -27,7 +27,7 @@ from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
 from ratelimit_mw._internal.backends.redis.loops import LoopSenders
 from ratelimit_mw._internal.backends.redis.meter_packing import Mode, meter_template
 from ratelimit_mw._internal.backends.redis.operations import (
-    Answer,
+    Met,
     Operation,
     Sender,
     nothing_to_do,
@@ -47,6 +47,7 @@ from ratelimit_mw._internal.backends.redis.server_clock import machine_clock
 from ratelimit_mw._internal.model.backend import (
     BackendError,
     EstimateAction,
+    Known,
     Load,
     OperationRefusedError,
     Settlement,
@@ -165,12 +166,11 @@ class RedisBackend:
             return units or nothing_to_do()
         return self._owe_finish(hold, money)
 
-    async def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Settlement:
+    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not hold.id or not hold.periods:
-            return Settlement.UNKNOWN
-        _, met = await self._owe_price(SETTLE, hold, amount, replace=replace)
-        return Settlement(met)
+            return Known(Settlement.UNKNOWN)
+        return Met(self._owe_price(SETTLE, hold, amount, replace=replace))
 
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
@@ -181,16 +181,17 @@ class RedisBackend:
             return self._owe_price(KEEP, hold, 0)
         return units or nothing_to_do()
 
-    async def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Settlement:
+    def settle_units(
+        self, hold: Reservation, units: Units, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         try:
             units = check_amounts(units)
         except ValueError as error:
             raise OperationRefusedError(str(error)) from None
         if not any([meter.unit in units for meter in hold.meters]):
-            return Settlement.UNKNOWN
-        _, met = await self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, hold, units)
-        return Settlement(met)
+            return Known(Settlement.UNKNOWN)
+        return Met(self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, hold, units))
 
     def _owe_units(self, mode: Mode, hold: Reservation, units: Units | None = None) -> OrderedOperation:
         template = meter_template(mode, hold, self._names, units)
@@ -198,7 +199,7 @@ class RedisBackend:
 
     def _owe_price(
         self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Answer]:
+    ) -> OrderedOperation:
         template = self._places_of(hold).settle(kind, amount, replace=replace)
         return self.loops.submit_in_line(template, hold, hold.periods[0].partition)
 

@@ -155,6 +155,11 @@ class Batcher:
             await asyncio.sleep(0.005)
         return len(self._queue) + len(self._upkeep) + len(self._in_flight()) + len(self._doubtful)
 
+    def undo_doubtful(self) -> None:
+        """Undo now what may have been done and whose answer was lost, though it may still be on its way."""
+        for operation in self._doubtful.take():
+            operation.orphaned(None)
+
     def withdraw(self) -> list[Operation]:
         """Take back what was not sent yet."""
         queued = [*self._queue, *self._upkeep]

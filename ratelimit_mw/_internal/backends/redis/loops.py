@@ -20,6 +20,9 @@ from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fo
 CLOSE_TIMEOUT = 2.0
 """Seconds that closing waits for what is still owed to the server."""
 
+UNDO_SHARE = 0.25
+"""Share of that time for giving back charges whose answers were lost, though the server may have them."""
+
 
 class LoopSenders:
     """The senders of one backend: one for each event loop that uses it."""
@@ -94,9 +97,9 @@ class LoopSenders:
         deadline = loop.time() + timeout
         if timeout:
             self.take_over()
-        if lines is not None:
-            await lines.drain(timeout)
-        await sender.drain(deadline - loop.time())
+        await _drain(sender, lines, deadline - UNDO_SHARE * timeout)
+        sender.undo_doubtful()  # if it comes even later, it lasts no longer than its lease
+        await _drain(sender, lines, deadline)
         with self._lock:
             if bequeaths:
                 self._inherit(sender, lines)
@@ -181,3 +184,11 @@ class LoopSenders:
             sender = self.senders[loop] = self._new_sender()
             self.take_over()
         return sender
+
+
+async def _drain(sender: Sender, lines: Lines | None, deadline: float) -> None:
+    """Wait until all that is owed has been answered, until `deadline` at most."""
+    now = get_running_loop().time
+    if lines is not None:
+        await lines.drain(deadline - now())
+    await sender.drain(deadline - now())

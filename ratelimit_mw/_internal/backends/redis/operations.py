@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Generator
 from typing import Any, Protocol
 
 from ratelimit_mw._internal.backends.redis.letters import DONE, FAILED
-from ratelimit_mw._internal.model.backend import BackendError, Load
+from ratelimit_mw._internal.model.backend import BackendError, Load, Settlement
 
 
 def bulk(data: bytes) -> bytes:
@@ -41,6 +41,9 @@ class Sender(Protocol):
 
     async def drain(self, timeout: float) -> int:
         """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
+
+    def undo_doubtful(self) -> None:
+        """Undo now what may have been done and whose answer was lost, though it may still be on its way."""
 
     def close(self) -> None:
         """Close; whoever still waits gets a `BackendError`."""
@@ -186,6 +189,19 @@ class Operation:
 
     def orphaned(self, answer: Any) -> None:
         """Undo what was done though nobody waits any more; `answer` is None where it is lost."""
+
+
+class Met:
+    """A settle that is under way. Awaiting it tells what it has met."""
+
+    __slots__ = ("_operation",)
+
+    def __init__(self, operation: Operation) -> None:
+        self._operation = operation
+
+    def __await__(self) -> Generator[Any, None, Settlement]:
+        _, met = yield from self._operation.__await__()
+        return Settlement(met)
 
 
 def nothing_to_do() -> Operation:
