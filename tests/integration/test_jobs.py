@@ -471,7 +471,7 @@ async def test_a_settle_that_cannot_be_written_before_the_close_is_reported(
     start_server: StartServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At shutdown what is owed is tried for a bounded time, and what is lost then is logged."""
-    monkeypatch.setattr("ratelimit_mw._internal.backends.redis.backend.CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr("ratelimit_mw._internal.backends.redis.loops.CLOSE_TIMEOUT", 0.2)
     server = start_server("redis")
     async with limiter_on(server.url) as limiter:
         token = await job_of(limiter)
