@@ -23,7 +23,7 @@ help:
 	@echo "make test        everything that CI runs: format, lint, types, layers, wheel, oldest neighbours, all tests"
 	@echo "make test-quick  the tests without the slow drills and without coverage"
 	@echo "make format      format and fix the code"
-	@echo "make docs        the pages that are made of the code"
+	@echo "make docs        the documentation: pages that are made of the code, and the site in site/"
 	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money policy/policy\")"
 	@echo "make bench       the load test, in an environment of its own"
 	@echo "make clean       remove what all of these made"
@@ -87,8 +87,10 @@ tests: .venv/installed
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
 	  -m "not slow" --cov --cov-report=term:skip-covered
 
+# Strictly: a broken link or anchor is an error. The tests build it as well.
 docs: .venv/installed
 	$(BIN)/python -m tools.settings_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # No part of `test`: it takes hours. `MODULES` in tests/mutants.py has the modules and their tests.
 mutants: .venv/installed
@@ -100,7 +102,7 @@ bench: .venv-bench/installed
 
 clean:
 	rm -rf .venv .venv-wheel .venv-lowest .venv-bench .venv-demo .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf dist build .coverage .coverage.*
+	rm -rf dist build site .coverage .coverage.*
 	find ratelimit_mw -name "*.so" -delete
 
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.

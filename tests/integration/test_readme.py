@@ -1,12 +1,8 @@
 """The README, word for word: its files load, its commands run and print what it says."""
 
-import os
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -15,21 +11,13 @@ from ratelimit_mw import Settings
 from ratelimit_mw._internal.cli.commands import run
 from tests.conftest import StartApp
 from tests.support.apps import ROOT
+from tests.support.pages import Shell, blocks
 from tests.support.servers import StoreServer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-class PrefetchBatch(NamedTuple):
-    """A fenced block."""
-
-    language: str
-    text: str
-
-
-BLOCKS = [
-    PrefetchBatch(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-]
+BLOCKS = blocks(README)
 
 
 def test_every_link_leads_somewhere() -> None:
@@ -98,72 +86,4 @@ def test_the_app_behaves_as_printed(
     """A reader who types in the README, from top to bottom, sees the output that it shows."""
     monkeypatch.chdir(tmp_path)
     shell = Shell(tmp_path, f"127.0.0.1:{redis_server.port}")
-    for block in BLOCKS:
-        if block.language in ("python", "toml"):
-            shell.write(block.text)
-        elif block.language == "console":
-            shell.check(block.text)
-        elif "uvicorn app:app" in block.text:
-            shell.export(block.text)
-            shell.port = start_app("app:app", "--app-dir", str(tmp_path), environment=shell.environment).port
-
-
-class Shell:
-    """Place in which a reader types: a folder, an environment and an app."""
-
-    def __init__(self, folder: Path, redis: str) -> None:
-        self.folder = folder
-        self.commands = folder / "bin"
-        self.commands.mkdir()
-        # The project need not be installed where its tests run.
-        command = self.commands / "ratelimit-mw"
-        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ratelimit_mw "$@"\n')
-        command.chmod(0o755)
-        self.redis = redis
-        self.port = 0
-        self.environment = {"PYTHONPATH": str(ROOT)}
-
-    def write(self, text: str) -> None:
-        """Write a file, if its first line names one."""
-        named = re.match(r"# (app\.py|ratelimit\.toml)\n", text)
-        if named:
-            (self.folder / named[1]).write_text(text, encoding="utf-8")
-
-    def export(self, text: str) -> None:
-        """Set what a block exports."""
-        for name, value in re.findall(r"^export (\w+)=(.*)$", text, re.MULTILINE):
-            self.environment[name] = self._here(value)
-
-    def check(self, text: str) -> None:
-        """Run each command of a block and compare what it prints: `…` stands for anything."""
-        for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
-            printed = self._run(self._here(command))
-            assert re.fullmatch(_pattern(self._here(expected)), printed), f"{command} printed:\n{printed}"
-
-    def _here(self, text: str) -> str:
-        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}").replace("127.0.0.1:6379", self.redis)
-
-    def _run(self, command: str) -> str:
-        path = f"{self.commands}{os.pathsep}{os.environ['PATH']}"
-        environment = {**os.environ, "PATH": path, **self.environment}
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.returncode == 0, f"{command} failed:\n{done.stderr}"
-        return _plain(done.stdout)
-
-
-def _pattern(expected: str) -> str:
-    """Times pass: any time since 1970 is as good as the one that is printed."""
-    pattern = re.escape(_plain(expected))
-    return re.sub(r"1795\d{6}", r"\\d{10}", pattern).replace("…", r"[\s\S]*?")
-
-
-def _plain(text: str) -> str:
-    """Without what depends on the longest value of a table."""
-    return re.sub(" {2,}", " ", re.sub("─+", "─", "\n".join(map(str.rstrip, text.rstrip().splitlines()))))
+    shell.follow(README, start_app)
