@@ -1,6 +1,6 @@
 """Server-side rate limiting for ASGI apps: exact request windows, concurrency slots and budgets.
 
-Users import from here, from `ratelimit_mw.openapi`, `ratelimit_mw.otel` and `ratelimit_mw.prometheus`. The
+Users import from here, and from `ratelimit_mw.openapi`, `otel`, `prometheus` and `testing` beside it. The
 modules below `ratelimit_mw._internal` are private and change without notice.
 """
 

@@ -13,7 +13,7 @@ cdef class LimitedApp:
     cdef public Writers writers
     cdef object _identify_hook, _price_hook, _estimate_hook, _refusal_hook, _error
     cdef bint _has_estimate_hooks
-    cdef readonly object _usage, _dashboard
+    cdef public object _usage, _dashboard
     cdef readonly Lifespan _lifespan
     cdef Live _live
     cdef Decider _decider

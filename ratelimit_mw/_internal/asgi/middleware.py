@@ -90,16 +90,18 @@ class LimitedApp:
             self.limiter.engine.observe(DecisionNotifier(on_decision))
         self.writers = Writers(self.limiter.settings)
         self._lifespan = Lifespan(self.limiter)
-        self._live, self._decider, self._leases = (
-            self.limiter.engine.live,
-            self.limiter.engine.decider,
-            self.limiter.engine.leases,
-        )
-        self._usage = UsageEndpoint(self.limiter)
-        self._dashboard = Dashboard(self.limiter)
+        self.follow()
+        self.limiter.followers.add(self)
         routers = router_findings(app, self.limiter.settings)
         for finding in (*app_findings(app, RateLimitMiddleware), *routers):
             say_once(finding)
+
+    def follow(self) -> None:
+        """Take the parts of the limiter's present engine."""
+        engine = self.limiter.engine
+        self._live, self._decider, self._leases = engine.live, engine.decider, engine.leases
+        self._usage = UsageEndpoint(self.limiter)
+        self._dashboard = Dashboard(self.limiter)
 
     @property
     def settings_error(self) -> SettingsError | None:

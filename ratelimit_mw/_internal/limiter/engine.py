@@ -138,6 +138,17 @@ class Engine:
         for tell in self.at_close:
             tell()
 
+    def with_settings(self, settings: Settings) -> "Engine":
+        """Return another engine with these settings, counts of its own, and the hooks of this one."""
+        resolver = self.live.resolver
+        other = Engine(settings, resolve=None if resolver is None else resolver.hook)
+        for hook in self.notify.hooks:
+            other.notify.add(hook)
+        other.decider.observers = self.decider.observers
+        other.backend.call_observers += self.backend.call_observers
+        other.at_close += self.at_close
+        return other
+
     async def _take_over(self) -> None:
         """Go on with what event loops that have ended owed to the backend."""
         self.backend.take_over()

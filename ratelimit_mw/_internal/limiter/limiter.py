@@ -3,7 +3,8 @@
 import os
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
-from typing import Self
+from typing import Protocol, Self
+from weakref import WeakSet
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.engine import Engine
@@ -20,6 +21,13 @@ from ratelimit_mw._internal.settings import Settings
 
 TAKE_OVER_SECONDS = 0.5
 """Seconds between two looks of an event loop whether another has ended and left something to do."""
+
+
+class Follower(Protocol):
+    """Keeper of parts of a limiter's engine."""
+
+    def follow(self) -> None:
+        """Take the parts of the limiter's present engine."""
 
 
 class Limiter:
@@ -42,6 +50,8 @@ class Limiter:
             settings, backend=backend, on_event=on_event, on_decision=on_decision, resolve=resolve
         )
         """Parts of the limiter, for this package alone: no public interface."""
+        self.followers: WeakSet[Follower] = WeakSet()
+        """Keepers of parts of the engine, for this package alone."""
 
     @property
     def settings(self) -> Settings:
@@ -75,6 +85,12 @@ class Limiter:
         """
         loaded = settings if isinstance(settings, Settings) else Settings.load(settings)
         return cls(loaded, on_event=on_event, on_decision=on_decision, resolve=resolve)
+
+    def use(self, engine: Engine) -> None:
+        """Work with other parts from now on, for this package alone."""
+        self.engine = engine
+        for follower in list(self.followers):
+            follower.follow()
 
     async def __aenter__(self) -> Self:
         await self.open()

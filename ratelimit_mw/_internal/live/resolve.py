@@ -74,7 +74,8 @@ class Resolver:
     """
 
     def __init__(self, resolve: Resolve, rules: Callable[[], Rules]) -> None:
-        self._resolve = resolve
+        self.hook = resolve
+        """The app's function that looks keys up."""
         self._rules = rules
         self._found: OrderedDict[str, _Found] = OrderedDict()
         self._missed: OrderedDict[str, _Missed] = OrderedDict()
@@ -169,7 +170,7 @@ class Resolver:
         entry: Any
         try:
             async with limit:
-                found: Any = self._resolve(api_key.decode("utf-8", "surrogateescape"))
+                found: Any = self.hook(api_key.decode("utf-8", "surrogateescape"))
                 entry = await found if inspect.isawaitable(found) else found
         except HTTPException as answer:
             with self._lock:

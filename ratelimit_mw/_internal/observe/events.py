@@ -75,6 +75,11 @@ class Notifier:
         check_plain(on_event, "on_event")
         self._hooks += (on_event,)
 
+    @property
+    def hooks(self) -> tuple[OnEvent, ...]:
+        """The hooks that events are handed to."""
+        return self._hooks
+
     def __call__(self, event: Event) -> None:
         """Hand `event` over at the end of this turn of the event loop."""
         for on_event in self._hooks:
