@@ -162,9 +162,10 @@ async def _see(limiter: Limiter) -> dict[str, Any]:
     deadline = time.monotonic() + PATIENCE
     async with limiter:
         while time.monotonic() < deadline:
-            async with await limiter.acquire(api_key="a", path=f"/{os.getpid()}") as lease:
-                ids.append(lease.id)
-                policy = lease.decision.policy
+            lease = await limiter.acquire(api_key="a", path=f"/{os.getpid()}")
+            ids.append(lease.id)
+            policy = lease.decision.policy
+            await lease.release()
             if HASH in limiter.engine.live.rules.registered and _quota(limiter) == QUOTA:
                 break
             await asyncio.sleep(0.02)

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Scope
 
-from ratelimit_mw import Identity, Limiter, RateLimitMiddleware
+from ratelimit_mw import Identity, Limiter, RateLimited, RateLimitMiddleware
 from tests.support.asgi import client_of, ok, ok_app, settings_of
 
 SETTINGS = """
@@ -145,6 +145,48 @@ async def test_exempt_routes_ask_no_hook(name: str) -> None:
     async with client_of(app, x_api_key="a") as client:
         assert (await client.get("/health")).status_code == 200
         assert (await client.get("/x")).status_code == 401
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("make", [fastapi_app, lambda: bare_app])
+async def test_a_hook_may_refuse_by_a_limit(name: str, make: Callable[[], Any]) -> None:
+    """`RateLimited` that a hook raises is answered as the middleware's own refusals are."""
+    limiter = Limiter(settings_of('plans.anonymous.requests = ["1/minute"]'))
+
+    async def hook(*_: object) -> None:
+        (await limiter.acquire(address="192.0.2.7")).raise_for_refusal()
+
+    async with client_of(limited(make, {name: hook}, outside=True), x_api_key="a") as client:
+        assert (await client.get("/first")).status_code == 200
+        async with client_of(limited(make, {name: hook}, outside=True), x_api_key="b") as other:
+            response = await other.get("/x")
+    assert response.status_code == 429
+    assert response.json()["error"]["code"] == "RATE_LIMIT_EXCEEDED"
+    assert 0 < int(response.headers["retry-after"]) <= 60
+    assert response.headers["cache-control"] == "no-store"
+
+
+async def test_an_app_s_own_handler_answers_a_hook_s_refusal() -> None:
+    """An app's handler for `RateLimited`, or its `refusal=` hook, says what a refused hook is answered."""
+    limiter = Limiter(settings_of('plans.anonymous.requests = ["1/minute"]'))
+    await limiter.acquire(address="192.0.2.7")
+
+    async def hook(_: Scope) -> None:
+        (await limiter.acquire(address="192.0.2.7")).raise_for_refusal()
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RateLimited)
+        return JSONResponse({"own": error.decision.limit}, 429)
+
+    own = Starlette(routes=[Route("/{rest:path}", ok)], exception_handlers={RateLimited: answer})
+    async with client_of(RateLimitMiddleware(own, identify=hook)) as client:
+        assert (await client.get("/x")).json() == {"own": 1}
+    body = PlainTextResponse("mine")
+    hooked = RateLimitMiddleware(starlette_app(), identify=hook, refusal=lambda *_: body)
+    async with client_of(hooked) as client:
+        response = await client.get("/x")
+    assert (response.status_code, response.text) == (429, "mine")
+    assert "retry-after" in response.headers
 
 
 async def test_what_a_look_up_raises_is_remembered_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

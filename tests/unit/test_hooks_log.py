@@ -90,7 +90,8 @@ async def test_a_flood_is_one_line_a_second_with_its_number(caplog: pytest.LogCa
 async def test_reasons_have_lines_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     """A flood of one kind doesn't hide another."""
     limiter = limiter_at(Clock())
-    async with await limiter.acquire(api_key="a"), await limiter.acquire(api_key="a"):
+    async with await limiter.acquire(api_key="a"):
+        await limiter.acquire(api_key="a")
         await limiter.acquire(api_key="a", cost=3)
     assert [(each["reason"], each["limit"]) for each in fields(caplog)] == [
         ("concurrency", "slots"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ratelimit_mw import BackendError, Decision, Lease, LeaseError, Limiter, RateLimitMiddleware
+from ratelimit_mw import BackendError, Decision, Lease, LeaseError, Limiter, RateLimited, RateLimitMiddleware
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from tests.support.asgi import Counting, Down, FakeClock, client_of, limiter_of, ok_app, settings_of, shown
 from tests.support.statuses import counted
@@ -153,14 +153,29 @@ async def test_lease_is_left_with_async_with() -> None:
     assert (await limiter.acquire(api_key="a")).allowed
 
 
+async def test_a_refused_lease_runs_no_body() -> None:
+    """`async with` raises `RateLimited` with the decision in place of running the body of a refused lease."""
+    limiter = limiter_of(ONE_SLOT, FakeClock())
+    held = await limiter.acquire(api_key="a")
+    with pytest.raises(RateLimited) as raised:
+        async with await limiter.acquire(api_key="a"):
+            pytest.fail("the body of a refused lease runs")
+    assert raised.value.decision.refusal is not None
+    assert raised.value.decision.refusal.reason == "concurrency"
+    assert limiter.engine.leases.number == 1
+    await held.release()
+    async with await limiter.acquire(api_key="a") as lease:
+        assert lease.allowed
+
+
 async def test_refused_lease_holds_nothing() -> None:
     """Leaving, releasing, settling or detaching a refused lease takes nothing from whoever has the slot."""
     limiter = limiter_of(ONE_SLOT, FakeClock())
     await limiter.acquire(api_key="a")
-    async with await limiter.acquire(api_key="a") as refused:
-        await refused.settle("1")
-        await refused.release()
-        await limiter.release(await refused.detach(ttl=60))
+    refused = await limiter.acquire(api_key="a")
+    await refused.settle("1")
+    await refused.release()
+    await limiter.release(await refused.detach(ttl=60))
     assert (refused.allowed, refused.id) == (False, "")
     assert not (await limiter.acquire(api_key="a")).allowed
 

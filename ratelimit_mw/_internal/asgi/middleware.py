@@ -30,7 +30,7 @@ from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.lookup import LookupEntry
 from ratelimit_mw._internal.policy.policy import Policy
-from ratelimit_mw._internal.policy.rate_limited import refusal_in
+from ratelimit_mw._internal.policy.rate_limited import RateLimited, refusal_in
 from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.responses.header_sender import Sender
 from ratelimit_mw._internal.responses.refusals import Response
@@ -176,9 +176,26 @@ class LimitedApp:
             if sender.refused is not None:
                 await self._answer_raised(sender.refused.decision, sender, writers, scope, send)
         except HookError as raised:
-            await answer_as(self.app, raised.cause, scope, receive, send)
+            await self._answer_hook(raised.cause, scope, receive, send)
         finally:
             self._lifespan.active -= 1
+
+    async def _answer_hook(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer what a hook raised as the app does; a refusal that it has no handler for, as any refusal."""
+        try:
+            await answer_as(self.app, error, scope, receive, send)
+        except RateLimited as refused:
+            if refused is not error:
+                raise
+            answer = await self._refusal_of(refused.decision, self.writers, scope)
+            await _respond(answer, scope, receive, send)
+
+    async def _refusal_of(self, decision: Decision, writers: Writers, scope: Scope) -> Response:
+        """Return the answer to a refusal, with the app's own body where its `refusal=` hook has one."""
+        answer = writers.refusals(decision)
+        if self._refusal_hook is not None:
+            answer = await with_own_body(self._refusal_hook, scope, decision, answer)
+        return answer
 
     async def _answer_raised(
         self, decision: Decision, sender: Sender, writers: Writers, scope: Scope, send: Send
@@ -187,10 +204,7 @@ class LimitedApp:
         if sender.has_started:
             await close_accepted(send)
             return
-        answer = writers.refusals(decision)
-        if self._refusal_hook is not None:
-            answer = await with_own_body(self._refusal_hook, scope, decision, answer)
-        await _respond(answer, scope, None, send)
+        await _respond(await self._refusal_of(decision, writers, scope), scope, None, send)
 
     async def _serve_unlimited(
         self, scope: Scope, receive: Receive, send: Send, error: Exception | None
@@ -246,7 +260,7 @@ class LimitedApp:
             return self.limiter.engine.identify(scope)
         try:
             return await resolver.caller(scope)
-        except HTTPException as error:  # what the hook says to this key
+        except (HTTPException, RateLimited) as error:  # what the hook says to this key
             raise HookError(error) from error
 
     async def _ask_hooks(

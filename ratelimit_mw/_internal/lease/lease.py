@@ -58,6 +58,8 @@ class LeaseRenewals(Protocol):
 class Lease:
     """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
 
+    `async with lease:` runs its body only if the lease was admitted, and releases it at the end.
+
     Where nothing was charged, its methods do nothing. It is released when the app has returned from the
     request; a detached one by `Limiter.resume` or `Limiter.release`.
     """
@@ -228,6 +230,8 @@ class Lease:
         await self._leases.release(self)
 
     async def __aenter__(self) -> "Self":
+        """Begin the work. Raises `RateLimited` where the lease was refused, so that the body doesn't run."""
+        self.raise_for_refusal()
         return self
 
     async def __aexit__(

@@ -128,8 +128,9 @@ class Limiter:
         """Decide as about a request: for an identity, an API key or an address, on a method and path.
 
         An `identity` is counted as one that the `identify=` hook returned. `cost`, `price` and `units`, its
-        estimates of metered units, take the place of the route's. The lease says whether it was admitted;
-        leave it with `async with` or `await lease.release()`. Raises ValueError for a cost below 1, a price
+        estimates of metered units, take the place of the route's. The lease says whether it was admitted:
+        ask `lease.allowed`, or enter it with `async with`, which raises `RateLimited` where it was not. Leave
+        it by that or by `await lease.release()`. Raises ValueError for a cost below 1, a price
         or an estimate that is malformed, an identity on a plan that doesn't exist, or when nobody is named.
         """
         estimates = None if units is None else check_amounts(units)

@@ -18,6 +18,7 @@ from ratelimit_mw._internal.live.rules import Rules
 from ratelimit_mw._internal.policy.client_address import Scope
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
+from ratelimit_mw._internal.policy.rate_limited import RateLimited
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw._internal.settings import Settings, SettingsError
 
@@ -49,7 +50,7 @@ class _Missed(NamedTuple):
     """A key that the app doesn't know, or wants to answer itself."""
 
     until: float
-    answer: HTTPException | None = None
+    answer: HTTPException | RateLimited | None = None
     """Exception that the hook raised as its answer to whoever sends the key; None without one."""
 
 
@@ -70,7 +71,8 @@ _NOT_MISSED = _Missed(0.0)
 class Resolver:
     """Tells who is calling where a look-up may be needed.
 
-    An `HTTPException` that the hook raises is its answer to the key, and raised to all who send it.
+    An `HTTPException` that the hook raises is its answer to the key, and raised to all who send it; so is
+    `RateLimited`.
     """
 
     def __init__(self, resolve: Resolve, rules: Callable[[], Rules]) -> None:
@@ -172,7 +174,7 @@ class Resolver:
             async with limit:
                 found: Any = self.hook(api_key.decode("utf-8", "surrogateescape"))
                 entry = await found if inspect.isawaitable(found) else found
-        except HTTPException as answer:
+        except (HTTPException, RateLimited) as answer:
             with self._lock:
                 self._found.pop(api_key_hash, None)
                 self._miss(api_key_hash, time.monotonic(), answer)
@@ -215,8 +217,11 @@ class Resolver:
             else:
                 found.fresh_until = now + MISS_SECONDS
 
-    def _miss(self, api_key_hash: str, now: float, answer: HTTPException | None = None) -> None:
-        self._missed[api_key_hash] = _Missed(now + MISS_SECONDS, answer)
+    def _miss(self, api_key_hash: str, now: float, answer: HTTPException | RateLimited | None = None) -> None:
+        seconds = MISS_SECONDS
+        if isinstance(answer, RateLimited):  # its promise holds: at that moment the hook is asked again
+            seconds = min(seconds, answer.retry_after or seconds)
+        self._missed[api_key_hash] = _Missed(now + seconds, answer)
         self._missed.move_to_end(api_key_hash)
         if len(self._missed) > MAX_MISSED:
             self._missed.popitem(last=False)
