@@ -183,7 +183,9 @@ async def test_without_rights_the_page_says_what_gives_them(
     async with browser_page() as page:
         await log_in(page, server)
         await ask(server, "greedy", 40)
-        await expect(page.locator("#rights")).to_contain_text("ACL SETUSER worker +hset +hdel +multi +exec")
+        await expect(page.locator("#rights")).to_contain_text(
+            "ACL SETUSER worker +hget +hset +hdel +multi +exec"
+        )
         await expect(page.locator("#callers tbody tr")).to_have_count(1)
         assert await page.get_by_role("button", name="Act on").count() == 0
         await page.locator("#callers tbody a").click()

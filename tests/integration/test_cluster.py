@@ -310,13 +310,20 @@ async def test_settings_name_a_cluster(scheme: str, redis_cluster: Cluster) -> N
         assert lease.decision.policy == "shared"
     store = open_key_store(backend)
     await store.write({"hash": b"entry", "other": b"entry"})
+    before = await store.version()
+    assert before is not None
     await store.write({"other": None})
     assert await store.entries() == {"hash": b"entry"}
+    assert await store.changes(before) == (await store.version(), {"other": None})
     slot = hash_slot(b"keys")
     redis_cluster.migrate(slot, elsewhere(redis_cluster, slot))
     with contextlib.suppress(BackendError):
         await store.entries()
     assert await store.entries() == {"hash": b"entry"}
+    await store.write({"hash": b"another"})
+    changes = await store.changes(before)
+    assert changes is not None
+    assert changes.entries == {"other": None, "hash": b"another"}
     await store.close()
 
 

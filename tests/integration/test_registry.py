@@ -224,8 +224,8 @@ async def test_keys_never_expire_and_are_no_secret(redis_server: StoreServer) ->
         await limiter.engine.live.set_keys({K: KeyEntry("pro")})
     with redis_server.client() as client:
         keys = sorted(client.keys("*keys*"))
-        assert keys == [b"ratelimit:{keys}", b"ratelimit:{keys}:version"]
-        assert [client.ttl(key) for key in keys] == [-1, -1]
+        assert keys == [b"ratelimit:{keys}", b"ratelimit:{keys}:changes", b"ratelimit:{keys}:version"]
+        assert [client.ttl(key) for key in keys] == [-1, -1, -1]
         assert client.hgetall("ratelimit:{keys}") == {K.encode(): b'{"plan":"pro"}'}
 
 

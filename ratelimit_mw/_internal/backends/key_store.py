@@ -1,20 +1,36 @@
-"""Store of live keys, kept beside the counts: raw entries by hash, and a version that changes with them.
+"""Store of live keys, kept beside the counts: raw entries by hash, a version, and a log of what has changed.
 
 Unlike counts, entries never expire: they are configuration.
 """
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.clients import Clients
+from ratelimit_mw._internal.backends.redis.script import load_script
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime import threads
 
 PAGE = 1_000
-"""Entries read or written in one command, so that none takes the server long."""
+"""Entries written in one command, so that none takes the server long."""
+READ_PAGE = 250
+"""Entries read in one command, so that neither the server nor an event loop is held long."""
+LOGGED = 2_000
+"""Records that the log of changes keeps: one for each entry that has changed, and one for each change."""
+_CHANGES = load_script("changes")
+
+
+class Changes(NamedTuple):
+    """Changes between two versions."""
+
+    version: bytes
+    """The later of the two."""
+    entries: dict[str, bytes | None]
+    """Every entry that has changed, as it is at that version; None for one that was removed."""
 
 
 class KeyStore(Protocol):
@@ -25,6 +41,9 @@ class KeyStore(Protocol):
 
     async def version(self) -> bytes | None:
         """Return the version, which changes with every entry; None before the first, and if all was lost."""
+
+    async def changes(self, since: bytes) -> Changes | None:
+        """Return all that has changed since a version, whole changes only; None where that isn't known."""
 
     async def entries(self) -> dict[str, bytes]:
         """All entries by hash. Whoever reads the version first never misses a change."""
@@ -52,6 +71,9 @@ class MemoryKeyStore:
         """Return the version, which changes whenever an entry does."""
         return self._version
 
+    async def changes(self, since: bytes) -> Changes | None:
+        """Nothing is logged: all entries are at hand."""
+
     async def entries(self) -> dict[str, bytes]:
         """All entries by hash."""
         return dict(self._entries)
@@ -75,8 +97,9 @@ class MemoryKeyStore:
 class RedisKeyStore:
     """Keys in one hash of a Redis or Valkey.
 
-    `<namespace>:{keys}` has a field for each API key's hash; `<namespace>:{keys}:version` is written in
-    the same transaction as any of them. The braces keep both on one node of a cluster.
+    `<namespace>:{keys}` has a field for each API key's hash; `<namespace>:{keys}:version` and
+    `<namespace>:{keys}:changes` are written in the same transaction as any of them. The braces keep all on
+    one node of a cluster.
     """
 
     is_shared = True
@@ -84,6 +107,7 @@ class RedisKeyStore:
     def __init__(self, new_client: Callable[[], Client], namespace: str) -> None:
         self._hash = keys_hash(namespace)
         self._version_key = f"{self._hash}:version"
+        self._log = f"{self._hash}:changes"
         self._clients = Clients(new_client)
 
     async def version(self) -> bytes | None:
@@ -93,17 +117,42 @@ class RedisKeyStore:
             return version
         raise BackendError(f"{version!r} is no version of live keys")
 
+    async def changes(self, since: bytes) -> Changes | None:
+        """Return all that has changed since a version, whole changes only; None where that isn't known.
+
+        As long as the log has the record of that version, it has every later one: the oldest go first.
+        """
+        client, known = self._clients.get(), b"v" + since
+        async with client.reading():
+            (place,) = await client.ask([("ZSCORE", self._log, known)])
+            records: list[bytes] = []
+            while place is not None:
+                later = (f"({int(place)}", "+inf", "BYSCORE", "LIMIT", 0, READ_PAGE, "WITHSCORES")
+                version, page, is_logged = await client.ask(
+                    [("GET", self._version_key), ("ZRANGE", self._log, *later), ("ZSCORE", self._log, known)]
+                )
+                records += page[::2]
+                if is_logged is None:
+                    break
+                if len(page) < 2 * READ_PAGE:
+                    return _read_records(records, since, version)
+                place = page[-1]
+        return None
+
     async def entries(self) -> dict[str, bytes]:
-        """All entries by hash."""
+        """All entries by hash. Between two pages the server has as much time for others as for each page."""
         entries: dict[str, bytes] = {}
         cursor = 0
         client = self._clients.get()
+        loop = asyncio.get_running_loop()
         async with client.reading():
             while True:
-                cursor, page = await client.execute("HSCAN", self._hash, cursor, "COUNT", PAGE)
-                entries |= {field.decode(errors="replace"): bytes(value) for field, value in page.items()}
+                start = loop.time()
+                cursor, page = await client.execute("HSCAN", self._hash, cursor, "COUNT", READ_PAGE)
+                entries.update({_text(field): bytes(value) for field, value in page.items()})
                 if not int(cursor):
                     return entries
+                await asyncio.sleep(loop.time() - start)
 
     async def write(self, entries: Mapping[str, bytes | None]) -> None:
         """Set these entries, and remove those that are None, in one transaction."""
@@ -114,21 +163,25 @@ class RedisKeyStore:
         commands = [
             ("HDEL", self._hash, "-"),
             ("HSET", self._hash, "-", "-"),
+            ("EVAL", "return 0", 3, self._hash, self._log, self._version_key),
+            ("HGET", self._hash, "-"),
             ("SET", self._version_key, "-"),
         ]
         await self._clients.get().try_out(commands)
 
-    def _commands(self, entries: Mapping[str, bytes | None]) -> list[tuple[str | bytes, ...]]:
-        """Return the commands that write entries, many of them in one command, and set a new version."""
-        commands: list[tuple[str | bytes, ...]] = []
+    def _commands(self, entries: Mapping[str, bytes | None]) -> list[tuple[str | bytes | int, ...]]:
+        """Return the commands that write entries, many in one command, log the change and set a version."""
+        commands: list[tuple[str | bytes | int, ...]] = []
         removed = iter([each for each, entry in entries.items() if entry is None])
         while hashes := tuple(islice(removed, PAGE)):
             commands.append(("HDEL", self._hash, *hashes))
         kept = iter([(each, entry) for each, entry in entries.items() if entry is not None])
         while page := tuple(islice(kept, PAGE)):
             commands.append(("HSET", self._hash, *[part for item in page for part in item]))
-        # Random, not counted: a server that lost its data must not come back to a number known before.
-        return [*commands, ("SET", self._version_key, _new_version())]
+        keys = (self._hash, self._log, self._version_key)
+        too_many = len(entries) >= LOGGED
+        names = () if too_many else tuple(entries)
+        return [*commands, ("EVAL", _CHANGES, 3, *keys, _new_version(), LOGGED, int(too_many), *names)]
 
     async def close(self) -> None:
         """Close the connection of the running event loop."""
@@ -140,5 +193,27 @@ def keys_hash(namespace: str) -> str:
     return f"{namespace}:{{keys}}"
 
 
+def _read_records(records: list[bytes], since: bytes, version: Any) -> Changes | None:
+    """Read what the log has of the changes since a version; None where it lacks one that was set before."""
+    entries: dict[str, bytes | None] = {}
+    versions = [since]
+    for each in records:
+        kind, text = each[:1], each[1:]
+        if kind == b"v":
+            versions.append(text)
+        elif kind == b"=":
+            name, _, entry = text.partition(b"\0")
+            entries[_text(name)] = entry
+        else:
+            entries[_text(text)] = None
+    # Others may set a version and log nothing.
+    return Changes(versions[-1], entries) if version in versions else None
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
 def _new_version() -> bytes:
+    """Make a version: random, since a server that lost data must not come back to one that was known."""
     return secrets.token_hex(8).encode()

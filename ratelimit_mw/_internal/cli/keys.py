@@ -18,7 +18,6 @@ from ratelimit_mw._internal.cli.output import (
     without_unused,
 )
 from ratelimit_mw._internal.cli.recording import PATIENCE, record
-from ratelimit_mw._internal.live.key_entries import sound_entries
 from ratelimit_mw._internal.live.registry import Registry, shown_hash
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
@@ -179,7 +178,7 @@ def _as_options(problem: SettingsProblem) -> SettingsProblem:
 
 async def _live(registry: Registry, settings: Settings) -> list[dict[str, Any]]:
     await registry.read()
-    sound, wrong = sound_entries(registry.entries, settings)
+    sound, wrong = registry.checked_under(settings)
     rows = []
     for api_key_hash in sorted(registry.hashes):
         problems = [str(problem) for problem in wrong.get(api_key_hash, ())]

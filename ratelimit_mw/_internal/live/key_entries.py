@@ -1,7 +1,7 @@
 """Entries of API keys outside the settings file, from `keys set` or from the app's `resolve=` hook."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -56,35 +56,36 @@ def sound_entry(entry: KeyEntry, api_key_hash: str, settings: Settings) -> KeySe
     return key
 
 
-Known = dict[str, tuple[KeyEntry, KeySettings]]
-"""Entries as the settings have them, made before under the same settings."""
+def fitting_key(entry: KeyEntry, api_key_hash: str, settings: Settings) -> KeySettings:
+    """An entry as the settings would have it, checked by itself; an unknown plan is told first.
+
+    Raises `SettingsError`.
+    """
+    try:
+        return key_settings(entry, api_key_hash, settings)
+    except SettingsError as error:
+        if any(problem.path == "plan" for problem in error.problems):
+            raise
+        raise SettingsError([*_plan_problems(entry.plan, settings), *error.problems]) from None
 
 
 def sound_entries(
-    entries: Mapping[str, KeyEntry], settings: Settings, known: Known | None = None
+    entries: Mapping[str, KeyEntry], settings: Settings
 ) -> tuple[dict[str, KeySettings], dict[str, list[SettingsProblem]]]:
     """Return the entries, by hash, that can be used under these settings, and the problems of the others.
 
     Entries are checked together with the keys of the file, except for the keys that they replace. If two
-    contradict each other, the later one is wrong. An entry found in `known` is not made again.
+    contradict each other, the later one is wrong.
     """
-    known = {} if known is None else known
     sound: dict[str, KeySettings] = {}
     wrong: dict[str, list[SettingsProblem]] = {}
     for api_key_hash, entry in entries.items():
-        before = known.get(api_key_hash)
-        if before is not None and before[0] is entry:
-            sound[api_key_hash] = before[1]
-            continue
         try:
-            sound[api_key_hash] = key_settings(entry, api_key_hash, settings)
+            sound[api_key_hash] = fitting_key(entry, api_key_hash, settings)
         except SettingsError as error:
             wrong[api_key_hash] = list(error.problems)
-            if not any(problem.path == "plan" for problem in error.problems):
-                wrong[api_key_hash][:0] = _plan_problems(entry.plan, settings)
-    known.clear()
-    known.update((each, (entries[each], key)) for each, key in sound.items())
-    for api_key_hash, problem in _contradictions(sound, settings):
+    listed = [key for key in settings.keys if key.hash not in sound]
+    for api_key_hash, problem in contradictions(sound, listed, settings):
         wrong.setdefault(api_key_hash, []).append(problem)
     return {each: key for each, key in sound.items() if each not in wrong}, wrong
 
@@ -93,11 +94,11 @@ def _plan_problems(plan: str, settings: Settings) -> list[SettingsProblem]:
     return [] if plan in settings.plans else [unknown_plan(("plan",), plan, settings.plans)]
 
 
-def _contradictions(
-    sound: Mapping[str, KeySettings], settings: Settings
+def contradictions(
+    sound: Mapping[str, KeySettings], listed: Iterable[KeySettings], settings: Settings
 ) -> Iterator[tuple[str, SettingsProblem]]:
-    """Yield the problems between keys, and between keys and plans, each with the hash of its key."""
-    listed = [key for key in settings.keys if key.hash not in sound]
+    """Yield the problems of keys with others, with those of the file and with plans, each with its hash."""
+    listed = [*listed]
     keys = dict(enumerate([*listed, *sound.values()]))
     places = dict.fromkeys(range(len(listed), len(keys)), "hash")
     found = [*check_keys(keys, places, settings.plans)]

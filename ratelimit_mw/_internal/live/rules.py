@@ -26,7 +26,12 @@ class Rules:
     __slots__ = ("_adopted", "identify", "lookup", "policies", "registered", "settings", "version")
 
     def __init__(
-        self, settings: Settings, policies: Policies, registered: Mapping[str, KeySettings], version: str
+        self,
+        settings: Settings,
+        policies: Policies,
+        registered: Mapping[str, KeySettings],
+        version: str,
+        listed: dict[str, KeySettings] | None = None,
     ) -> None:
         self.settings = settings
         self.policies = policies
@@ -34,7 +39,7 @@ class Rules:
         """The keys that are set live, by hash; those left out that don't fit the settings."""
         self.version = version
         """Twelve hex digits that any two processes with the same settings agree on."""
-        self.identify = Identifier(settings, registered)
+        self.identify = Identifier(settings, registered, listed=listed)
         self.lookup = PolicyLookup(self.identify, policies)
         """Finds the policy of a request."""
         self._adopted: dict[tuple[Identity, str], Identity] = {}
@@ -60,7 +65,7 @@ class Rules:
 
     def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
         """Return the rules with other live keys; policies of callers whose keys stay are kept."""
-        return Rules(self.settings, self.policies, registered, self.version)
+        return Rules(self.settings, self.policies, registered, self.version, self.identify.listed)
 
 
 def version_of(settings: Settings) -> str:

@@ -4,7 +4,9 @@ cdef class Identifier:
     cdef bint _unknown_are_anonymous, _unknown_by_address
     cdef readonly object _read_address
     cdef readonly dict _by_key, _unlisted
-    cdef dict _listed, _keys
+    cdef readonly dict listed
+    cdef dict _listed
+    cdef object _registered
     cpdef object caller(self, api_key, scope)
     cpdef bint remembers(self, api_key)
     cpdef object counted_address(self, identity, scope)

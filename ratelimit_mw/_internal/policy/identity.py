@@ -59,8 +59,17 @@ class Identifier:
     Returns the same object for a caller seen before, as long as it is remembered.
     """
 
-    def __init__(self, settings: Settings, registered: Mapping[str, KeySettings] | None = None) -> None:
-        """`registered` are the keys, by hash, that are set live; they come before those of the file."""
+    def __init__(
+        self,
+        settings: Settings,
+        registered: Mapping[str, KeySettings] | None = None,
+        *,
+        listed: dict[str, KeySettings] | None = None,
+    ) -> None:
+        """`registered` are the keys, by hash, that are set live; they come before those of the file.
+
+        Those may be given as `listed`, where they are known from another identifier.
+        """
         identity = settings.identity
         self._settings = settings
         self._default_plan = identity.default_plan
@@ -71,7 +80,9 @@ class Identifier:
         self.api_keys = ApiKeyReader(identity.api_key_headers)
         self._secret = identity.hash_secret.get_secret_value()
         self._read_address = AddressReader(identity)
-        self._keys = {key.hash: key for key in settings.keys} | dict(registered or {})
+        self._registered = {} if registered is None else registered
+        self.listed = {key.hash: key for key in settings.keys} if listed is None else listed
+        """The keys of the file, by hash."""
         self._listed: dict[str, Identity] = {}
         self._by_key: dict[bytes, Identity | str] = {}
         """Keys seen lately: who has them, or the hash of those that are not listed."""
@@ -114,10 +125,12 @@ class Identifier:
 
     def of_key(self, api_key_hash: str) -> Identity | None:
         """The caller with a key that is set live or listed in the settings, None for any other."""
-        listed = self._listed.get(api_key_hash)
-        if listed is None and api_key_hash in self._keys:
-            listed = self._listed[api_key_hash] = self.of_settings(self._keys[api_key_hash])
-        return listed
+        known = self._listed.get(api_key_hash)
+        if known is None:
+            key = self._registered.get(api_key_hash) or self.listed.get(api_key_hash)
+            if key is not None:
+                known = self._listed[api_key_hash] = self.of_settings(key)
+        return known
 
     def of_settings(self, key: KeySettings) -> Identity:
         """The caller with a key of which these settings hold."""

@@ -7,11 +7,18 @@ waiting; and a process that is forked off lacks none.
 
 import asyncio
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
+
+PIECE = 64
+"""Items that are worked on between two pauses."""
+PAUSE_SECONDS = 0.000_2
+"""Seconds of a pause: in a shorter one no other thread would wake up and take over the interpreter."""
+_here = threading.local()
 
 
 def start(function: Callable[[], T]) -> "Future[T]":
@@ -19,6 +26,7 @@ def start(function: Callable[[], T]) -> "Future[T]":
     future: Future[T] = Future()
 
     def run() -> None:
+        _here.is_beside = True
         future.set_running_or_notify_cancel()
         try:
             result = function()
@@ -34,3 +42,16 @@ def start(function: Callable[[], T]) -> "Future[T]":
 async def call(function: Callable[[], T]) -> T:
     """Call a function in a new thread and wait for it."""
     return await asyncio.wrap_future(start(function))
+
+
+def in_pieces(items: Iterable[T], size: int = PIECE) -> Iterator[T]:
+    """Yield items, and pause after every few of them where this is done beside the event loops.
+
+    An event loop that has something to do has to wait for no more than a piece: without a pause, Python would
+    let it wait for 5 ms, again and again.
+    """
+    is_beside = getattr(_here, "is_beside", False)
+    for number, item in enumerate(items, 1):
+        yield item
+        if is_beside and not number % size:
+            time.sleep(PAUSE_SECONDS)
