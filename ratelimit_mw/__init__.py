@@ -8,6 +8,7 @@ from ratelimit_mw._internal.runtime.compiled import obey_environment
 
 obey_environment()  # before any other module is imported
 
+from ratelimit_mw._internal.asgi.marks import limited
 from ratelimit_mw._internal.asgi.middleware import Identify, Price, RateLimitMiddleware
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook
 from ratelimit_mw._internal.asgi.request_lease import get_lease
@@ -19,6 +20,8 @@ from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.events import BudgetWarning, Event, OnEvent, SettleIgnored, SlotLost
+from ratelimit_mw._internal.policy import by
+from ratelimit_mw._internal.policy.code_limits import Limit
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
@@ -37,6 +40,7 @@ __all__ = [
     "KeyEntry",
     "Lease",
     "LeaseError",
+    "Limit",
     "LimitStatus",
     "Limiter",
     "OnDecision",
@@ -52,6 +56,8 @@ __all__ = [
     "SettleIgnored",
     "SlotLost",
     "__version__",
+    "by",
     "get_lease",
     "hash_api_key",
+    "limited",
 ]

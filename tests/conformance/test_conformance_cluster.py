@@ -6,6 +6,7 @@ import pytest
 
 from tests.conformance import (
     test_conformance_batches,
+    test_conformance_code_limits,
     test_conformance_money,
     test_conformance_slots,
     test_conformance_units,
@@ -28,6 +29,7 @@ for suite in (
     test_conformance_money,
     test_conformance_units,
     test_conformance_batches,
+    test_conformance_code_limits,
 ):
     rules = {name: test for name, test in vars(suite).items() if name.startswith("test_")}
     globals().update({name: test for name, test in rules.items() if name not in BY_ITS_CLOCK})

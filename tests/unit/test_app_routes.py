@@ -17,7 +17,8 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket as StarletteSocket
 
 from ratelimit_mw import Limiter, RateLimitMiddleware, SettingsError
-from ratelimit_mw._internal.asgi.app_routes import Mounted, app_routes, cover, find_app
+from ratelimit_mw._internal.asgi.app_routes import Mounted, cover, find_app
+from ratelimit_mw._internal.asgi.route_walk import app_routes
 from ratelimit_mw._internal.cli.commands import run
 from tests.support.apps import ROOT
 from tests.support.asgi import settings_of

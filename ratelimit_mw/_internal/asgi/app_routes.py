@@ -1,41 +1,16 @@
-"""The routes of a real app, and which rule of the settings each of their requests falls under.
+"""A real app with its settings, and which rule of these each of its routes falls under."""
 
-Apps are read from outside, by what Starlette and FastAPI show of themselves: neither is called, and FastAPI
-is not imported unless the app has done so.
-"""
-
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from starlette.routing import Host, Mount, Route, WebSocketRoute
+from typing import Any
 
 from ratelimit_mw._internal.asgi.middleware import RateLimitMiddleware
+from ratelimit_mw._internal.asgi.route_walk import ANY, MAX_LAYERS, AppRoute, routes_of
 from ratelimit_mw._internal.checks.routes import OTHER_METHOD
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.policy.routing import RouteTable
 from ratelimit_mw._internal.policy.sample_paths import samples
 from ratelimit_mw._internal.settings import Settings
-
-MAX_LAYERS = 50
-"""Wrappers around an app beyond which no routes are looked for."""
-ANY = "*"
-"""Stands for every method, where an app takes them all."""
-
-Kind = Literal["http", "websocket", "app"]
-
-
-@dataclass(frozen=True, slots=True)
-class AppRoute:
-    """One route of the app."""
-
-    path: str
-    """Its pattern, with those of the mounts that it lies under."""
-    methods: tuple[str, ...]
-    """In order; `("*",)` where it takes all, `("GET",)` for a WebSocket."""
-    kind: Kind = "http"
-    """An `app` is mounted and has no routes of Starlette's to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +44,10 @@ def find_app(app: Any) -> Mounted:
             if app.settings_error is not None:
                 raise app.settings_error
             settings = settings or app.limiter.settings
-        elif _routes_of(app) is not None:
+        elif routes_of(app) is not None:
             return Mounted(app, settings or _added(app))
         app = getattr(app, "app", None)
     raise LookupError("it has no routes that Starlette or FastAPI made")
-
-
-def app_routes(app: Any) -> Iterator[AppRoute]:
-    """Every route of an app, those of mounted apps in the place of the mount."""
-    yield from _walk(_routes_of(app) or (), "")
 
 
 def cover(routes: Iterable[AppRoute], settings: Settings) -> Iterator[Covered]:
@@ -111,47 +81,3 @@ def _added(app: Any) -> Settings | None:
             given = middleware.args[0] if middleware.args else middleware.kwargs.get("settings")
             return given if isinstance(given, Settings) else Settings.load(given)
     return None
-
-
-def _routes_of(app: Any) -> list[Any] | None:
-    routes = getattr(app, "routes", None)
-    return list(routes) if isinstance(routes, list | tuple) else None
-
-
-def _walk(routes: Sequence[Any], prefix: str) -> Iterator[AppRoute]:
-    for shown, route in _flat(routes):
-        path = f"{prefix}{shown.path}" if isinstance(getattr(shown, "path", None), str) else prefix
-        if isinstance(route, Route):
-            yield AppRoute(path, tuple(sorted(shown.methods)) if shown.methods else (ANY,))
-        elif isinstance(route, WebSocketRoute):
-            yield AppRoute(path, ("GET",), "websocket")
-        elif isinstance(route, Mount):
-            yield from _mounted(shown.app, path)
-        elif isinstance(route, Host):
-            yield from _walk(_routes_of(shown) or (), prefix)
-        elif (inner := _routes_of(route)) is not None:
-            yield from _walk(inner, path + getattr(shown, "frontend_prefix", ""))
-        else:
-            yield _all_below(path)
-
-
-def _mounted(app: Any, path: str) -> Iterator[AppRoute]:
-    for _ in range(MAX_LAYERS):
-        routes = _routes_of(app)
-        if routes is not None:
-            yield from _walk(routes, path)
-            return
-        app = getattr(app, "app", None)
-    yield _all_below(path)
-
-
-def _all_below(path: str) -> AppRoute:
-    return AppRoute(f"{path.rstrip('/')}/{{rest:path}}", (ANY,), "app")
-
-
-def _flat(routes: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """Each route as requests meet it, and as it was made: FastAPI's routers give theirs another path."""
-    flatten: Callable[[Sequence[Any]], Iterable[Any]] | None
-    flatten = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
-    for route in routes if flatten is None else flatten(routes):
-        yield route, getattr(route, "original_route", route)

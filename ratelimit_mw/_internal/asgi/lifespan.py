@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,10 +17,12 @@ CLOSE_TIMEOUT = 2.0
 class Lifespan:
     """Opens the limiter before the app starts and closes it after the last request."""
 
-    def __init__(self, limiter: Limiter) -> None:
+    def __init__(self, limiter: Limiter, on_started: Callable[[], object]) -> None:
+        """`on_started` is called when the app has started, before its first request."""
         self.active = 0
         """Number of requests inside the middleware and the app."""
         self._limiter = limiter
+        self._on_started = on_started
         self._reported = False
 
     def report_once(self, error: Exception | None) -> None:
@@ -48,6 +51,8 @@ class Lifespan:
             return message
 
         async def close_and_send(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self._on_started()
             if message["type"].startswith("lifespan.shutdown."):
                 # What the app itself ended in its shutdown, such as jobs, has slots to give back, too.
                 await self._limiter.close()
@@ -64,6 +69,7 @@ class Lifespan:
     async def _serve_alone(self, receive: Receive, send: Send) -> None:
         """For an app that knows no lifespan. The server would leave it at that; we still have to close."""
         await receive()
+        self._on_started()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self._close()

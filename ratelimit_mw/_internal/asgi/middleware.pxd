@@ -11,7 +11,7 @@ cdef class LimitedApp:
     cdef object __weakref__
     cdef public object app, limiter
     cdef public Writers writers
-    cdef object _identify_hook, _price_hook, _estimate_hook, _refusal_hook, _error
+    cdef object _identify_hook, _price_hook, _estimate_hook, _refusal_hook, _error, _marked
     cdef bint _has_estimate_hooks
     cdef public object _usage, _dashboard
     cdef readonly Lifespan _lifespan

@@ -14,6 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, ask
 from ratelimit_mw._internal.asgi.lifespan import Lifespan
+from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
+from ratelimit_mw._internal.asgi.marks import Mark
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook, close_accepted, with_own_body
 from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
 from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
@@ -89,7 +91,8 @@ class LimitedApp:
         if on_decision is not None:
             self.limiter.engine.observe(DecisionNotifier(on_decision))
         self.writers = Writers(self.limiter.settings)
-        self._lifespan = Lifespan(self.limiter)
+        self._lifespan = Lifespan(self.limiter, self.read_marks)
+        self._marked: MarkedRoutes | None = None
         self.follow()
         self.limiter.followers.add(self)
         routers = router_findings(app, self.limiter.settings)
@@ -107,6 +110,13 @@ class LimitedApp:
     def settings_error(self) -> SettingsError | None:
         """Error that says why the settings failed to load; None if they loaded."""
         return self._error
+
+    def read_marks(self) -> MarkedRoutes:
+        """Learn which limits in code are on the app's routes, and log what the start-up checks find there."""
+        marked = self._marked = MarkedRoutes(self.app)
+        for finding in marked.findings:
+            say_once(finding)
+        return marked
 
     async def serve(  # noqa: C901, PLR0912, PLR0915 - the whole way: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
@@ -143,10 +153,16 @@ class LimitedApp:
                     await _respond(writers.refusals.unidentified(unclear), scope, receive, send)
                     return
                 found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
+            policy, marked = found.policy, self._marked
+            if marked is None or marked.made != Mark.made:
+                marked = self.read_marks()
+            if marked.has_limits:
+                extended = marked.policy_of(policy, found.identity, scope, rules)
+                policy = extended if isinstance(extended, Policy) else await extended
             price = units = None
             if self._has_estimate_hooks:
-                price, units = await self._ask_hooks(scope, found.policy, found.identity)
-            lease = self._decider.decide(found.policy, found.identity, price, units)
+                price, units = await self._ask_hooks(scope, policy, found.identity)
+            lease = self._decider.decide(policy, found.identity, price, units)
             if not isinstance(lease, Lease):
                 lease = await lease
             if lease.outcome is None and not lease.allowed:

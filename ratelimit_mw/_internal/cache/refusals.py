@@ -105,8 +105,9 @@ class RefusalCache:
                 self._forget(next(iter(self.kept)))
             self.kept[charge] = refused
             self._by_caller.setdefault(charge.own_partition, []).append(charge)
-            for _, counter, _ in _shared_windows(charge):
-                self._by_shared.setdefault(counter, {}).setdefault(charge.cost, {})[charge] = None
+            for place, counter, _ in _shared_windows(charge):
+                by_cost = self._by_shared.setdefault(counter, {})
+                by_cost.setdefault(charge.cost_at(place), {})[charge] = None
 
     def admitted(self, charge: Charge, outcome: Outcome) -> None:
         """A charge was admitted: what was refused of its caller before has other figures now.
@@ -136,12 +137,13 @@ class RefusalCache:
             others = [each for each in self._by_caller.pop(caller, ()) if each is not charge]
             if others:
                 self._by_caller[caller] = others
-            for _, counter, _ in _shared_windows(charge):
+            for place, counter, _ in _shared_windows(charge):
                 by_cost = self._by_shared.get(counter, {})
-                alike = by_cost.get(charge.cost, {})
+                cost = charge.cost_at(place)
+                alike = by_cost.get(cost, {})
                 alike.pop(charge, None)
                 if not alike:
-                    by_cost.pop(charge.cost, None)
+                    by_cost.pop(cost, None)
                 if not by_cost:
                     self._by_shared.pop(counter, None)
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from uvicorn.importer import ImportFromStringError, import_from_string
 
-from ratelimit_mw._internal.asgi.app_routes import AppRoute, Covered, Mounted, app_routes, cover, find_app
+from ratelimit_mw._internal.asgi.app_routes import Covered, Mounted, cover, find_app
+from ratelimit_mw._internal.asgi.route_walk import AppRoute, app_routes
 from ratelimit_mw._internal.cli.output import CommandError, console, print_json, print_table
 from ratelimit_mw._internal.cli.sources import load
 from ratelimit_mw._internal.cli.texts import limit_json, rates_text, route_text

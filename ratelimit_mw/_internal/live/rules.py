@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ratelimit_mw._internal.live.adoption import adopt
+from ratelimit_mw._internal.policy.extended import CodeLimits
 from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.lookup import PolicyLookup
 from ratelimit_mw._internal.policy.policy import Policies
@@ -23,18 +24,29 @@ _SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
 class Rules:
     """Rules in force. A request's policy comes from one object of rules, and holds to the request's end."""
 
-    __slots__ = ("_adopted", "identify", "lookup", "policies", "registered", "settings", "version")
+    __slots__ = (
+        "_adopted",
+        "code_limits",
+        "identify",
+        "lookup",
+        "policies",
+        "registered",
+        "settings",
+        "version",
+    )
 
     def __init__(
         self,
         settings: Settings,
         policies: Policies,
+        code_limits: CodeLimits,
         registered: Mapping[str, KeySettings],
         version: str,
         listed: dict[str, KeySettings] | None = None,
     ) -> None:
         self.settings = settings
         self.policies = policies
+        self.code_limits = code_limits
         self.registered = registered
         """The keys that are set live, by hash; those left out that don't fit the settings."""
         self.version = version
@@ -61,11 +73,13 @@ class Rules:
     @classmethod
     def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
         """The rules of these settings and live keys."""
-        return cls(settings, Policies(settings), registered, version_of(settings))
+        return cls(settings, Policies(settings), CodeLimits(settings), registered, version_of(settings))
 
     def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
         """Return the rules with other live keys; policies of callers whose keys stay are kept."""
-        return Rules(self.settings, self.policies, registered, self.version, self.identify.listed)
+        return Rules(
+            self.settings, self.policies, self.code_limits, registered, self.version, self.identify.listed
+        )
 
 
 def version_of(settings: Settings) -> str:

@@ -22,9 +22,11 @@ cdef class Charge:
     cdef public dict unit_windows
     cdef public Charge model, base
     cdef public Outcome last
+    cdef public tuple keys
     cdef tuple _counters
+    cdef dict _own_costs
     @cython.locals(made=Charge)
-    cpdef Charge for_caller(self, str caller, str address)
+    cpdef Charge for_caller(self, str caller, str address, tuple keys=*)
     cpdef str partition_of(self, str partition)
     cpdef Charge with_estimates(self, units)
     cpdef object cost_at(self, Py_ssize_t place)

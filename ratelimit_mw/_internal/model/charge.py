@@ -25,6 +25,8 @@ MOST_UNITS = 2**62
 """More than any limit grants; what is larger is compared as this."""
 MAX_AHEAD = 2**32 - 1
 """Microseconds: what the header of a window has room for."""
+CODE_SCOPE = "c:"
+"""Beginning of the scope of a limit that the app declares in code; its name follows."""
 
 
 @dataclass(slots=True, unsafe_hash=True)
@@ -39,8 +41,13 @@ class Counter:
     scope: str
     """Name that tells the limits of one partition apart, besides the window's length: a plan, a route."""
     limit: Limit
-    owner: Literal["caller", "address", "everyone"] = "caller"
-    """Owner of the limit. All callers share a limit of `everyone`."""
+    owner: Literal["caller", "address", "key", "everyone"] = "caller"
+    """Owner of the limit: all callers share a limit of `everyone`, those with one key a limit of a `key`."""
+
+    @property
+    def name(self) -> str:
+        """Name of a limit that the app declares in code; "" of any other."""
+        return self.scope[len(CODE_SCOPE) :] if self.scope.startswith(CODE_SCOPE) else ""
 
 
 class HeaderWindow:
@@ -63,7 +70,8 @@ class Charge:
     """The limits that decide about a request, all together, and the cost that each window is charged.
 
     That is one cost for all, but for windows of a metered unit: these are charged the request's estimate of
-    the unit. Where it has none nothing is charged, and one unit has to be left.
+    the unit. Where it has none nothing is charged, and one unit has to be left. And a limit that the app
+    declares in code may have a cost of its own.
 
     Made once for a caller and a route, and used for every request. The caller's own counters come first,
     those that all callers share last.
@@ -71,6 +79,7 @@ class Charge:
 
     __slots__ = (
         "_counters",
+        "_own_costs",
         "address",
         "ahead",
         "allowances",
@@ -83,6 +92,7 @@ class Charge:
         "is_held",
         "is_of_one",
         "is_recorded",
+        "keys",
         "last",
         "lease",
         "max_hold",
@@ -108,13 +118,16 @@ class Charge:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
         taken, at most an eighth of each window and `MAX_AHEAD`; they leave it a window's length after the end
         of that time. `lease` is how many seconds the estimate of a charge without slots lasts. `estimates`
-        are of metered units; of one that is left out nothing is charged until it is settled.
+        are of metered units; of one that is left out nothing is charged until it is settled. Those with a
+        scope in place of a unit are the costs of limits in code.
         """
         self._counters: tuple[Counter, ...] | None = tuple(counters)
         self.model: Charge | None = None
         """The charge that this one was made from, by `for_caller`; None for one made of counters."""
         self.caller = self.address = ""
         """Partitions of a model that each charge made from it replaces by its own caller's."""
+        self.keys: tuple[str, ...] = ()
+        """Partitions of a model for limits that count by another key, replaced in the same way."""
         self.cost = cost
         self.ahead = ahead
         if ahead and not all([isinstance(each.limit, Window) for each in self.counters]):
@@ -143,6 +156,8 @@ class Charge:
         """Cost charged to each limit, in the order of the limits; None if all are charged `cost`."""
         self.estimates: tuple[int, ...] = ()
         """Amount charged to each meter."""
+        self._own_costs: dict[str, int] = {}
+        """Cost of each limit in code that has one of its own, by its scope."""
         self._estimate(estimates or {})
         self.is_recorded = bool(self.allowances or self.meters)
         """Whether it leaves a record, by which it is settled."""
@@ -167,19 +182,20 @@ class Charge:
         self.last: Outcome | None = None
         """The latest outcome: where this process starts from while the backend is away."""
 
-    def for_caller(self, caller: str, address: str) -> "Charge":
-        """Make the same charge for another caller, with other partitions for `self.caller` and `.address`.
+    def for_caller(self, caller: str, address: str, keys: tuple[str, ...] = ()) -> "Charge":
+        """Make the same charge for another caller, with its partitions in place of the model's.
 
         What doesn't differ is shared, and counters are made only if somebody looks at them.
         """
         made = Charge.__new__(Charge)
         made._counters = made.prepared = made.last = None  # noqa: SLF001 - its own
-        made.model, made.caller, made.address = self, caller, address
+        made.model, made.caller, made.address, made.keys = self, caller, address, keys
         made.cost, made.ahead = self.cost, self.ahead
         made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
         made.is_of_one, made.windows, made.currency = self.is_of_one, self.windows, self.currency
         made.warn_amounts = self.warn_amounts
         made.base, made.costs, made.estimates = None, self.costs, self.estimates
+        made._own_costs = self._own_costs  # noqa: SLF001 - its own
         made.unit_windows, made.is_recorded = self.unit_windows, self.is_recorded
         made.meter_places = self.meter_places
         made.slots = made.allowances = made.meters = ()
@@ -195,7 +211,7 @@ class Charge:
 
     def with_estimates(self, units: Units) -> "Charge":
         """Make the same charge with other estimates of its metered units."""
-        made = self.for_caller(self.caller, self.address)
+        made = self.for_caller(self.caller, self.address, self.keys)
         made._counters = self.counters  # noqa: SLF001 - its own
         made.model, made.base = None, self
         made.slots, made.allowances, made.meters = self.slots, self.allowances, self.meters
@@ -204,11 +220,17 @@ class Charge:
         return made
 
     def _estimate(self, units: Units) -> None:
-        """Charge meters these amounts."""
+        """Charge meters these amounts, and limits in code the costs of their own."""
+        own = self._own_costs = self._own_costs | {name: cost for name, cost in units.items() if ":" in name}
         if self.meters:
-            self.estimates = tuple([units.get(meter.unit, 0) for meter in self.meters])
+            self.estimates = tuple([own.get(meter.scope, units.get(meter.unit, 0)) for meter in self.meters])
+        if self.meters or any([cost != self.cost for cost in own.values()]):
+            numbers = self.meter_places or [0] * len(self.counters)
             self.costs = tuple(
-                [self.estimates[number - 1] if number else self.cost for number in self.meter_places]
+                [
+                    self.estimates[number - 1] if number else own.get(counter.scope, self.cost)
+                    for number, counter in zip(numbers, self.counters, strict=True)
+                ]
             )
 
     def _header_windows(self) -> "tuple[list[HeaderWindow], dict[str, list[HeaderWindow]]]":
@@ -222,8 +244,13 @@ class Charge:
 
     @property
     def units(self) -> dict[str, int]:
-        """The estimates by unit."""
-        return {meter.unit: cost for meter, cost in zip(self.meters, self.estimates, strict=True)}
+        """The estimates by unit, and the costs of limits in code by scope."""
+        estimates = {
+            meter.unit: cost
+            for meter, cost in zip(self.meters, self.estimates, strict=True)
+            if meter.scope not in self._own_costs
+        }
+        return estimates | self._own_costs
 
     @property
     def too_small(self) -> Counter | None:
@@ -267,6 +294,8 @@ class Charge:
             return partition
         if partition == self.model.caller:
             return self.caller
+        if self.keys and partition in self.model.keys:
+            return self.keys[self.model.keys.index(partition)]
         return self.address if partition == self.model.address else partition
 
     def nearest_window(self, outcome: "Outcome") -> HeaderWindow | None:

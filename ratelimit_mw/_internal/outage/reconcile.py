@@ -94,9 +94,9 @@ class OutageReconciler:
 
     def add(self, charge: Charge, hold: Reservation, price: int) -> None:
         """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
-        for counter in charge.counters:
+        for place, counter in enumerate(charge.counters):
             if isinstance(counter.limit, Window) and not counter.limit.is_metered:
-                self._count(counter, counter.limit, charge.cost)
+                self._count(counter, counter.limit, charge.cost_at(place))
         if hold.id:
             self._owed[hold.id] = UnsyncedReservation(charge, hold, price)
             if len(self._budgets) < MAX_OWED:

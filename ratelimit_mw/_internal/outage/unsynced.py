@@ -116,20 +116,21 @@ class UnsyncedReservation:
         money_gone = not self.hold.periods or (self.is_ended and not self.price)
         return slots_gone and money_gone and (self.is_metered_out or not self.hold.meters)
 
-    def counted(self, unit: str) -> int:
+    def counted(self, unit: str, estimate: int) -> int:
         """Return the amount of a metered unit that the reservation counts.
 
         The amount is the settled one; without a settle, 0 if the request failed, else the estimate.
         """
         if unit in self.units:
             return self.units[unit]
-        return 0 if self.is_failed else self.charge.units[unit]
+        return 0 if self.is_failed else estimate
 
     def metered(self) -> Iterator[tuple[Counter, int]]:
         """The windows that count its metered units, and what it counts in each."""
-        for counter in self.charge.counters if self.hold.meters and not self.is_metered_out else ():
+        counters = self.charge.counters if self.hold.meters and not self.is_metered_out else ()
+        for place, counter in enumerate(counters):
             if isinstance(counter.limit, Window) and counter.limit.is_metered:
-                yield counter, self.counted(counter.limit.counts)
+                yield counter, self.counted(counter.limit.counts, self.charge.cost_at(place))
 
     @property
     def fate(self) -> tuple[object, ...]:

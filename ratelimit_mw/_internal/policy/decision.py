@@ -33,8 +33,13 @@ class LimitStatus(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the limit, as figures call it: `60/minute`, `9 tokens/minute`, `slots`, `daily`."""
+        """Name of the limit, as figures call it: `60/minute`, `9 tokens/minute`, `slots`, `daily`.
+
+        A limit in code has the name that it was declared with.
+        """
         limit = self.counter.limit
+        if self.counter.name:
+            return self.counter.name
         if isinstance(limit, Window):
             return limit.name
         return "slots" if isinstance(limit, Slots) else limit.period
@@ -165,15 +170,22 @@ class Decision(NamedTuple):
 
     def windows(self, unit: str = REQUESTS) -> Iterator[tuple[Window, WindowStatus]]:
         """The caller's own windows that count requests, or a metered unit, those of the plan first."""
-        for limit, status, _ in self._windows_of(unit):
-            yield limit, status
+        for limit_status in self._own_of(unit):
+            if limit_status.window is not None:
+                yield limit_status.window
 
-    def _windows_of(self, unit: str) -> Iterator[tuple[Window, WindowStatus, int]]:
-        """The caller's own windows that count a unit, and what the request needs of each."""
+    def named_windows(self, unit: str = REQUESTS) -> Iterator[tuple[str, Window, WindowStatus]]:
+        """The caller's own windows that count a unit, with the name of a limit in code, else ""."""
+        for limit_status in self._own_of(unit):
+            if limit_status.window is not None:
+                yield limit_status.counter.name, *limit_status.window
+
+    def _own_of(self, unit: str) -> Iterator[LimitStatus]:
+        """The caller's own windows that count a unit."""
         for limit_status in self.limits:
             window = limit_status.window
             if window is not None and limit_status.counter.owner == "caller" and window[0].counts == unit:
-                yield *window, self.cost_of(limit_status)
+                yield limit_status
 
     def units(self) -> list[str]:
         """Metered units that the caller's own windows count, in their order."""
@@ -192,7 +204,9 @@ class Decision(NamedTuple):
             is_own = self.refusal.limit.counter.owner == "caller"
             if window is not None and is_own and window[0].counts == unit:
                 return window
-        windows = self._windows_of(unit)
+        windows = [
+            (*each.window, self.cost_of(each)) for each in self._own_of(unit) if each.window is not None
+        ]
         nearest = min(windows, key=lambda each: _left(each[0], each[1].used, each[2]), default=None)
         return None if nearest is None else nearest[:2]
 

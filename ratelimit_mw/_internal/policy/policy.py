@@ -92,12 +92,15 @@ class Policy:
         self.refused: dict[tuple[str, str], int] | None = None
         """Number of requests refused since then, by outcome and limit; None for none."""
 
-    def for_caller(self, identity: Identity, address: str) -> "Policy":
-        """Make the same policy for another caller; `address` is the partition that counts its address."""
-        charge = self.charge.for_caller(identity.partition, address)
+    def for_caller(self, identity: Identity, address: str, keys: tuple[str, ...] = ()) -> "Policy":
+        """Make the same policy for another caller; `address` is the partition that counts its address.
+
+        `keys` are those that count limits in code by other keys.
+        """
+        charge = self.charge.for_caller(identity.partition, address, keys)
         priced = charge
         if self.priced_charge is not self.charge:
-            priced = self.priced_charge.for_caller(identity.partition, address)
+            priced = self.priced_charge.for_caller(identity.partition, address, keys)
         too_small = self.too_small
         if too_small is not None:
             too_small = priced.counters[self.priced_charge.counters.index(too_small)]

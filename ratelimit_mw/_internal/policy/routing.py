@@ -6,7 +6,7 @@ asking, so that a look-up costs the same with one rule and with a thousand.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.convertors import (
     CONVERTOR_TYPES,
@@ -16,8 +16,6 @@ from starlette.convertors import (
     UUIDConvertor,
 )
 from starlette.routing import PARAM_REGEX, compile_path
-
-from ratelimit_mw._internal.settings import RouteSettings
 
 _ONE_SEGMENT = {kind.regex for kind in (StringConvertor, IntegerConvertor, FloatConvertor, UUIDConvertor)}
 """Expressions of parameters that never reach past a slash.
@@ -39,14 +37,26 @@ def route_path(scope: Mapping[str, Any]) -> str:
     return rest if not rest or rest[0] == "/" else path
 
 
+class HasRoute(Protocol):
+    """A rule for a path, such as one of the settings or a route of the app."""
+
+    @property
+    def path(self) -> str:
+        """Pattern of its paths."""
+
+    @property
+    def methods(self) -> frozenset[str] | None:
+        """The methods that it is for; None for all."""
+
+
 class RouteTable:
-    """The route rules of the settings, indexed once.
+    """Route rules, indexed once.
 
     Patterns are Starlette's and must start with a slash (ValueError). As in Starlette, a rule for
     `GET` holds for `HEAD` too, and methods are compared as they are sent.
     """
 
-    def __init__(self, routes: Sequence[RouteSettings]) -> None:
+    def __init__(self, routes: Sequence[HasRoute]) -> None:
         self._none = len(routes)
         self.has_rules = bool(routes)
         self._methods: set[str] = set()
@@ -179,7 +189,7 @@ class _Node:
         return nodes
 
 
-def _patterns(routes: Sequence[RouteSettings]) -> list[_Pattern]:
+def _patterns(routes: Sequence[HasRoute]) -> list[_Pattern]:
     """One entry for each distinct pattern, in order of its first rule."""
     rules: dict[tuple[str | None, ...], list[int]] = {}
     for index, route in enumerate(routes):
@@ -191,7 +201,7 @@ def _patterns(routes: Sequence[RouteSettings]) -> list[_Pattern]:
     return [_pattern(routes, indexes) for indexes in rules.values()]
 
 
-def _pattern(routes: Sequence[RouteSettings], indexes: list[int]) -> _Pattern:
+def _pattern(routes: Sequence[HasRoute], indexes: list[int]) -> _Pattern:
     by_method: dict[str, int] = {}
     other = len(routes)
     for index in indexes:

@@ -5,9 +5,10 @@ from fractions import Fraction
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.model.charge import Charge, HeaderWindow, nearest_of
-from ratelimit_mw._internal.model.limits import REQUESTS
+from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.outcome import Outcome
+from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.runtime.leaf import digits
 from ratelimit_mw._internal.settings import ResponseSettings
@@ -124,12 +125,14 @@ def _of_unit(figures: RawHeaders, unit: str) -> RawHeaders:
 
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
     """`RateLimit-Policy` and `RateLimit` of draft-ietf-httpapi-ratelimit-headers-10, an item a limit."""
-    windows = [(window.text, window, status) for window, status in decision.windows()]
-    names = {name for name, _, _ in windows}
-    for unit in decision.units():
-        for window, status in decision.windows(unit):
-            windows.append((window.name if window.text in names else window.text, window, status))
-            names.add(window.text)
+    windows, names = list[tuple[str, Window, WindowStatus]](), set[str]()
+    for unit in (REQUESTS, *decision.units()):
+        for own_name, window, status in decision.named_windows(unit):
+            name = _quotable(own_name) or window.text
+            if name in names and (own_name or window.is_metered):
+                name = f"{name} {window.text}" if own_name else window.name
+            windows.append((name, window, status))
+            names.add(name)
     if not windows:
         return
     policies = ", ".join(
@@ -143,6 +146,11 @@ def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:
     )
     yield b"ratelimit-policy", policies.encode()
     yield b"ratelimit", limits.encode()
+
+
+def _quotable(name: str) -> str:
+    """A name as it can stand between quotes in a header."""
+    return "".join([each if " " <= each <= "~" and each not in '"\\' else "?" for each in name])
 
 
 def _seconds(microseconds: int) -> int:

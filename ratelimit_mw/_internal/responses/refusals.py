@@ -186,7 +186,7 @@ def _waiting(wait: int | None) -> RawHeaders:
 def _violated(decision: Decision) -> list[str]:
     """Every rate of the caller's that refused, also those that are not the one named."""
     return [
-        counter.limit.text
+        counter.name or counter.limit.text
         for counter, status in decision.limits
         if isinstance(counter.limit, Window) and counter.owner != "everyone" and status.refuses
     ]
@@ -206,12 +206,14 @@ def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> di
         return _too_large(decision, limit_status)
     if refusal.reason == "capacity":
         message = "The service is at capacity. Please try again later."
-        details = {"retry_after": _whole_seconds(refusal.retry_after_us or 0)}
+        details: dict[str, Any] = {"retry_after": _whole_seconds(refusal.retry_after_us or 0)}
+        if limit_status.counter.name:
+            details["policy"] = limit_status.counter.name
         return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
     if limit_status.window is not None:
         return _rate(decision, limit_status, *limit_status.window, headers)
     if limit_status.slots is not None:
-        return _concurrency(*limit_status.slots)
+        return _concurrency(*limit_status.slots, limit_status.counter.name)
     if limit_status.budget is not None:
         period_ends = place_of(limit_status.counter, decision.now_us).ends
         return _spending(decision, *limit_status.budget, period_ends, headers)
@@ -223,7 +225,7 @@ def _rate(
 ) -> dict[str, Any]:
     used, cost = status.used, decision.cost_of(standing)
     details: dict[str, Any] = {
-        "policy": window.text,
+        "policy": standing.counter.name or window.text,
         "limit": window.quota,
         "remaining": max(window.quota - used, 0),
         "window": window.seconds,
@@ -238,11 +240,13 @@ def _rate(
     return _error("rate_limit_error", "RATE_LIMIT_EXCEEDED", f"{message}.", details)
 
 
-def _concurrency(slots: Slots, status: SlotStatus) -> dict[str, Any]:
+def _concurrency(slots: Slots, status: SlotStatus, name: str) -> dict[str, Any]:
     active = status.active
     units = slots.unit if slots.limit == 1 else f"{slots.unit}s"
     message = f"Concurrent {slots.unit} limit exceeded. {active}/{slots.limit} {units} running."
-    details = {"limit": slots.limit, "active": active}
+    details: dict[str, Any] = {"limit": slots.limit, "active": active}
+    if name:
+        details["policy"] = name
     return _error("rate_limit_error", "CONCURRENT_LIMIT_EXCEEDED", message, details)
 
 
@@ -282,7 +286,8 @@ def _too_large(decision: Decision, limit_status: LimitStatus) -> dict[str, Any]:
         details = {"period": limit.period, "limit": amount, "currency": limit.currency, "price": price}
         message = f"This request needs {price} {limit.currency}; the {limit.period} limit is {amount}."
     elif isinstance(limit, Window) and limit_status.counter.owner != "everyone":
-        details = {"policy": limit.text, "limit": limit.quota, "window": limit.seconds, "cost": cost}
+        policy = limit_status.counter.name or limit.text
+        details = {"policy": policy, "limit": limit.quota, "window": limit.seconds, "cost": cost}
         if limit.is_metered:
             details["unit"] = limit.counts
         message = f"This request needs {cost} {unit}; the limit is {limit.quota} in {limit.phrase}."

@@ -33,10 +33,12 @@ def _counting_units(units: dict[str, tuple[Window, ...]]) -> dict[str, tuple[Win
     number = sum(map(len, units.values()))
     if number > MAX_RATES:
         raise fault(f"has {number} rates", f"at most {MAX_RATES}")
-    return {
-        unit: tuple([Window(each.quota, each.multiple, each.unit, unit) for each in windows])
-        for unit, windows in units.items()
-    }
+    return {unit: counting(unit, windows) for unit, windows in units.items()}
+
+
+def counting(unit: str, windows: tuple[Window, ...]) -> tuple[Window, ...]:
+    """Return windows of the same rates that count a unit."""
+    return tuple([Window(each.quota, each.multiple, each.unit, unit) for each in windows])
 
 
 UnitName = Annotated[str, AfterValidator(_unit_name), text("name", f"^{_NAME.pattern}$")]

@@ -52,7 +52,7 @@ from ratelimit_mw._internal.model.backend import (
     OperationRefusedError,
     Settlement,
 )
-from ratelimit_mw._internal.model.charge import Charge, Clock, place_of
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Window
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -305,14 +305,13 @@ class RedisBackend:
 
     def undo(self, charge: Charge, lease_id: bytes, hold: Reservation, now: int) -> None:
         """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
-        windows = [
-            counter
-            for counter in charge.counters
-            if isinstance(counter.limit, Window) and not counter.limit.is_metered
-        ]
-        if now and windows:
+        by_cost: dict[int, list[Counter]] = {}
+        for place, counter in enumerate(charge.counters) if now else ():
+            if isinstance(counter.limit, Window) and not counter.limit.is_metered:
+                by_cost.setdefault(charge.cost_at(place), []).append(counter)
+        for cost, windows in by_cost.items():
             keys = [self._names.of_counter(counter, now) for counter in windows]
-            self.loops.submit(give_back_on(windows, keys, lease_id, now, charge.cost), must_arrive=True)
+            self.loops.submit(give_back_on(windows, keys, lease_id, now, cost), must_arrive=True)
         if hold is not NO_RESERVATION:
             self.finish(hold, EstimateAction.GIVE_BACK)
 

@@ -1,0 +1,170 @@
+"""Limits in code that requests meet, learnt from the app's own routes."""
+
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import compile_path
+from starlette.types import Scope
+
+from ratelimit_mw._internal.asgi.asked_limits import asked_as, asked_by, differs
+from ratelimit_mw._internal.asgi.marks import Mark
+from ratelimit_mw._internal.asgi.route_walk import ANY, MAX_LAYERS, AppRoute, app_routes, routes_of
+from ratelimit_mw._internal.live.rules import Rules
+from ratelimit_mw._internal.policy.by import PathPart
+from ratelimit_mw._internal.policy.code_limits import MAX_NAME, Limit
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.policy.routing import RouteTable, route_path
+from ratelimit_mw._internal.settings.findings import Finding
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.policy.extended import Asked, CodeLimits
+
+
+class MarkedRoute:
+    """One route of the app, with its limits in code."""
+
+    __slots__ = ("_pattern", "asked", "is_plain", "limits", "methods", "parameters", "path")
+
+    def __init__(self, route: AppRoute) -> None:
+        """Raises what Starlette raises for a path that it can't read."""
+        self.path = route.path
+        self.methods = None if route.methods == (ANY,) else frozenset(route.methods)
+        self.limits = tuple(_limits_of(route))
+        self._pattern, _, self.parameters = compile_path(route.path)
+        self.is_plain = not any(map(differs, self.limits))
+        """Whether all requests meet the same limits, whatever they say."""
+        self.asked: dict[CodeLimits, Asked] = {}
+        """Limits as all requests meet them, by the settings in force."""
+
+    def read(self, path: str, name: str) -> str | None:
+        """Return the parameter of a path as it stands there; None where the route has none of this name."""
+        found = self._pattern.match(path)
+        return None if found is None else found.groupdict().get(name)
+
+
+class MarkedRoutes:
+    """The limits in code of one app, by route."""
+
+    def __init__(self, app: Any) -> None:
+        """Read the routes of an app, as they are now."""
+        self.made = Mark.made
+        self.findings: list[Finding] = []
+        """Findings about routes that can't be read, and about limits that never apply."""
+        self._entries: dict[str, list[MarkedRoute]] = {"http": [], "websocket": []}
+        app = _with_routes(app)
+        routes = [] if app is None else list(app_routes(app))
+        self.has_limits = any([route.marks for route in routes])
+        """Whether any route has a limit in code."""
+        if self.has_limits:
+            for route in routes:
+                self._add(route)
+        self._tables = {kind: RouteTable(entries) for kind, entries in self._entries.items()}
+        if self.made:
+            self.findings += _unreadable(app, routes)
+
+    @property
+    def limits(self) -> Iterator[Limit]:
+        """Every limit on a route."""
+        for entries in self._entries.values():
+            for entry in entries:
+                yield from entry.limits
+
+    def at(self, scope: Scope) -> MarkedRoute | None:
+        """Find the route of a request; None where no limit in code is on it."""
+        return self.find(scope["type"], scope.get("method", "GET"), route_path(scope))
+
+    def find(self, kind: str, method: str, path: str) -> MarkedRoute | None:
+        """Find the route of a kind of connection, a method and a path; None where it has no limit in code."""
+        index = self._tables[kind].match(method, path)
+        if index is None:
+            return None
+        entry = self._entries[kind][index]
+        return entry if entry.limits else None
+
+    def policy_of(
+        self, policy: Policy, identity: Identity, scope: Scope, rules: Rules
+    ) -> Policy | Awaitable[Policy]:
+        """Return the policy of a request with the limits in code of its route, or what to await for it.
+
+        Raises `HookError` for what a function of the app raises.
+        """
+        route = self.at(scope)
+        if route is None or policy.is_exempt:
+            return policy
+        asked = route.asked.get(rules.code_limits)
+        if asked is None:
+            if not route.is_plain:
+                return _policy_of(route, policy, identity, scope, rules)
+            asked = tuple([asked_as(limit, rules.code_limits) for limit in route.limits])
+            route.asked = {rules.code_limits: asked}  # of the settings in force alone
+        return rules.code_limits.extend(policy, asked)
+
+    def _add(self, route: AppRoute) -> None:
+        try:
+            entry = MarkedRoute(route)
+            RouteTable([entry])
+        except (ValueError, KeyError, AssertionError) as error:
+            if route.marks:
+                text = f"{route.path}: its limits in code don't apply, since its path can't be read: {error}"
+                self.findings.append(Finding("limits-not-learnt", text))
+            return
+        for limit in entry.limits:
+            if isinstance(limit.by, PathPart) and limit.by.name not in entry.parameters:
+                text = (
+                    f"{limit.name} never applies on {route.path}, which has no {limit.by.name!r} to count by."
+                )
+                self.findings.append(Finding("limits-not-learnt", text))
+        kinds: Iterable[str] = self._entries if route.kind == "app" else (route.kind,)
+        for kind in kinds:
+            self._entries[kind].append(entry)
+
+
+async def _policy_of(
+    route: MarkedRoute, policy: Policy, identity: Identity, scope: Scope, rules: Rules
+) -> Policy:
+    """Return a policy with the limits of its route that this request meets."""
+    asked = []
+    for limit in route.limits:
+        met = await asked_by(limit, scope, identity, rules, partial(route.read, route_path(scope)))
+        if met is not None:
+            asked.append(met)
+    return rules.code_limits.extend(policy, tuple(asked)) if asked else policy
+
+
+def _limits_of(route: AppRoute) -> Iterator[Limit]:
+    """The limits of a route, each once; rates as one limit that is named by methods and path."""
+    rates = list[str]()
+    limits = list[Limit]()
+    for mark in route.marks:
+        for limit in mark.limits:
+            if isinstance(limit, Limit):
+                limits.append(limit)
+            else:
+                rates.append(limit)
+    yield from dict.fromkeys(limits)
+    name = f"{','.join(route.methods)} {route.path}"[:MAX_NAME]
+    yield from [Limit(name, rate) for rate in dict.fromkeys(rates)]
+
+
+def _with_routes(app: Any) -> Any:
+    """The app with routes inside its wrappers; None where nothing shows any."""
+    for _ in range(MAX_LAYERS):
+        if app is None or routes_of(app) is not None:
+            return app
+        app = getattr(app, "app", None)
+    return None
+
+
+def _unreadable(app: Any, routes: Sequence[AppRoute]) -> Iterator[Finding]:
+    """Findings about what may have marks that nobody can see."""
+    if app is None:
+        text = "the app shows no routes of Starlette's or FastAPI's: limits in code don't apply."
+        yield Finding("limits-not-learnt", text)
+    for route in routes:
+        if route.kind == "app":
+            text = (
+                f"{route.path} shows no routes of Starlette's or FastAPI's: limits in code don't apply there."
+            )
+            yield Finding("limits-not-learnt", text, "note")

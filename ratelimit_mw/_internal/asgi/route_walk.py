@@ -1,0 +1,85 @@
+"""The routes of a real app, read from outside, by what Starlette and FastAPI show of themselves.
+
+Neither is called, and FastAPI is not imported unless the app has done so.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.routing import Host, Mount, Route, WebSocketRoute
+
+from ratelimit_mw._internal.asgi.marks import Mark, marks_of
+
+MAX_LAYERS = 50
+"""Wrappers around an app beyond which no routes are looked for."""
+ANY = "*"
+"""Stands for every method, where an app takes them all."""
+
+Kind = Literal["http", "websocket", "app"]
+
+
+@dataclass(frozen=True, slots=True)
+class AppRoute:
+    """One route of the app."""
+
+    path: str
+    """Its pattern, with those of the mounts that it lies under."""
+    methods: tuple[str, ...]
+    """In order; `("*",)` where it takes all, `("GET",)` for a WebSocket."""
+    kind: Kind = "http"
+    """An `app` is mounted and has no routes of Starlette's to look at."""
+    marks: tuple[Mark, ...] = ()
+    """Limits in code that are on it: on its endpoint, and on what FastAPI's dependencies it has."""
+
+
+def app_routes(app: Any) -> Iterator[AppRoute]:
+    """Every route of an app, those of mounted apps in the place of the mount."""
+    yield from _walk(routes_of(app) or (), "")
+
+
+def routes_of(app: Any) -> list[Any] | None:
+    """Return the routes of an app or a router; None where it shows none."""
+    routes = getattr(app, "routes", None)
+    return list(routes) if isinstance(routes, list | tuple) else None
+
+
+def _walk(routes: Sequence[Any], prefix: str) -> Iterator[AppRoute]:
+    for shown, route in _flat(routes):
+        path = f"{prefix}{shown.path}" if isinstance(getattr(shown, "path", None), str) else prefix
+        if isinstance(route, Route):
+            methods = tuple(sorted(shown.methods)) if shown.methods else (ANY,)
+            yield AppRoute(path, methods, marks=marks_of(shown))
+        elif isinstance(route, WebSocketRoute):
+            yield AppRoute(path, ("GET",), "websocket", marks_of(shown))
+        elif isinstance(route, Mount):
+            yield from _mounted(shown.app, path)
+        elif isinstance(route, Host):
+            yield from _walk(routes_of(shown) or (), prefix)
+        elif (inner := routes_of(route)) is not None:
+            yield from _walk(inner, path + getattr(shown, "frontend_prefix", ""))
+        else:
+            yield _all_below(path)
+
+
+def _mounted(app: Any, path: str) -> Iterator[AppRoute]:
+    for _ in range(MAX_LAYERS):
+        routes = routes_of(app)
+        if routes is not None:
+            yield from _walk(routes, path)
+            return
+        app = getattr(app, "app", None)
+    yield _all_below(path)
+
+
+def _all_below(path: str) -> AppRoute:
+    return AppRoute(f"{path.rstrip('/')}/{{rest:path}}", (ANY,), "app")
+
+
+def _flat(routes: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each route as requests meet it, and as it was made: FastAPI's routers give theirs another path."""
+    flatten: Callable[[Sequence[Any]], Iterable[Any]] | None
+    flatten = getattr(sys.modules.get("fastapi.routing"), "iter_route_contexts", None)
+    for route in routes if flatten is None else flatten(routes):
+        yield route, getattr(route, "original_route", route)

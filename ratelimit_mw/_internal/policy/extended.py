@@ -1,0 +1,184 @@
+"""Policies with limits in code: those of plan and route, and those that the app declares, as one charge."""
+
+import hashlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter
+from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
+from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, partition_of_key
+from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.settings import Settings
+
+MAX_POLICIES = 16_384
+"""Policies kept for callers and keys seen before; those made first go first."""
+MAX_MODELS = 4_096
+"""Policies kept that others are made from, and limits as they count."""
+MAX_LIMITS = 255
+"""The most limits of one charge, as the script counts them in a byte."""
+
+
+class CodeLimit:
+    """One declared limit as it counts under the settings in force."""
+
+    __slots__ = ("cost", "limits", "name")
+
+    def __init__(self, name: str, limits: Sequence[Window | Slots], cost: int) -> None:
+        self.name = name
+        self.limits = limits
+        self.cost = cost
+
+
+class AskedLimit(NamedTuple):
+    """A limit in code that a request meets."""
+
+    limit: CodeLimit
+    owner: Literal["caller", "address", "key", "everyone"]
+    partition: str
+    """Partition that counts it; "" for the caller's own."""
+
+
+Asked = tuple[AskedLimit, ...]
+
+
+class CodeLimits:
+    """Puts limits in code together with policies, under one state of the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._secret = settings.identity.hash_secret.get_secret_value()
+        self._chosen: dict[tuple[object, ...], CodeLimit] = {}
+        self._models: dict[tuple[object, ...], Policy] = {}
+        self._extended: dict[tuple[Policy, Asked, bool], Policy] = {}
+        self._lock = threading.Lock()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Have a lock that no thread of the parent process holds."""
+        self._lock = threading.Lock()
+
+    def partition_of(self, key: str) -> str:
+        """Return the partition that counts by a key."""
+        return partition_of_key(key, self._secret)
+
+    def choose(self, limit: Limit, rates: tuple[Window, ...] | None = None, cost: int = 1) -> CodeLimit:
+        """Return a limit as it counts, with other rates than its own perhaps."""
+        key = (limit, rates, cost)
+        chosen = self._chosen.get(key)
+        if chosen is None:
+            slots = () if limit.concurrent is None else (limit.concurrent,)
+            chosen = CodeLimit(limit.name, (*(limit.rates if rates is None else rates), *slots), cost)
+            with self._lock:
+                evict_oldest(self._chosen, MAX_MODELS)
+                self._chosen[key] = chosen
+        return chosen
+
+    def asked_on(self, keyed: KeyedLimit, rates: tuple[Window, ...] | None) -> AskedLimit:
+        """Return a limit with its key as a request meets it. Raises ValueError for an unknown cost."""
+        limit, cost = keyed.limit, keyed.cost
+        if cost is None:
+            if callable(limit.cost):
+                raise ValueError(
+                    f"{limit!r} has a function for its cost: name the cost, as in .on(key, cost=1)"
+                )
+            cost = limit.cost
+        return AskedLimit(self.choose(limit, rates, cost), "key", self.partition_of(keyed.key))
+
+    def extend(self, policy: Policy, asked: Asked, *, alone: bool = False) -> Policy:
+        """Return a policy with these limits beside its own, or with these `alone`.
+
+        Raises ValueError for more limits than one charge can have.
+        """
+        place = (policy, asked, alone)
+        extended = self._extended.get(place)
+        if extended is None:
+            extended = self._extend(policy, asked, alone)
+            with self._lock:
+                for forgotten in evict_oldest(self._extended, MAX_POLICIES):
+                    forgotten.charge.prepared = forgotten.charge.last = None
+                self._extended[place] = extended
+        return extended
+
+    def _extend(self, policy: Policy, asked: Asked, alone: bool) -> Policy:
+        keys = tuple(dict.fromkeys([each.partition for each in asked if each.partition]))
+        placed = tuple(
+            [(each.limit, each.owner, keys.index(each.partition) if each.partition else -1) for each in asked]
+        )
+        base = policy.charge.model or policy.charge
+        place = (base, policy.priced_charge.model, placed, alone)  # which are of one plan and rule
+        model = self._models.get(place)
+        if model is None:
+            model = _model_of(policy, base, placed, alone)
+            with self._lock:
+                evict_oldest(self._models, MAX_MODELS)
+                self._models[place] = model
+        return model.for_caller(policy.identity, policy.charge.address, keys)
+
+
+Placed = tuple[tuple[CodeLimit, Literal["caller", "address", "key", "everyone"], int], ...]
+"""Limits in code with whose each is, and the number of its key; -1 for the caller's own."""
+
+
+def everyones_partition(name: str) -> str:
+    """Return the partition of a limit that all callers share."""
+    return f"t:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Policy:
+    """Return the policy that those of all callers and keys are made from."""
+    keys = tuple([f"key:{number}" for number in range(max([number for _, _, number in placed]) + 1)])
+    counters = list(_counters_of(placed, base.caller, keys))
+    costs: dict[str, int] = {}
+    for limit, _, _ in placed:
+        scope = f"{CODE_SCOPE}{limit.name}"
+        costs[scope] = max(limit.cost, costs.get(scope, 0))
+    priced = policy.priced_charge.model or policy.priced_charge
+    charges = []
+    for own in (base, priced):
+        limits = () if alone else own.counters
+        mine = [*limits, *counters]
+        mine.sort(key=lambda counter: counter.owner == "everyone")  # last, in their order
+        if len(mine) > MAX_LIMITS:
+            raise ValueError(f"a request meets at most {MAX_LIMITS} limits, not {len(mine)}")
+        cost = 1 if alone else own.cost
+        charge = Charge(mine, cost, lease=own.lease, estimates=costs if alone else own.units | costs)
+        charge.caller, charge.address, charge.keys = base.caller, base.address, keys
+        charges.append(charge)
+    charge, priced = charges
+    is_priced = not alone and policy.priced_charge is not policy.charge
+    return Policy(
+        identity=policy.identity,
+        route=policy.route,
+        charge=charge,
+        priced_charge=priced if is_priced else charge,
+        price=None if alone else policy.price,
+        currency=None if alone else policy.currency,
+        too_small=charge.too_small,
+        on_failure=policy.on_failure,
+        on_failure_priced=policy.on_failure_priced,
+        shadow=policy.shadow,
+        is_exempt=False,
+        stock=None,
+    )
+
+
+def _counters_of(placed: Placed, caller: str, keys: Sequence[str]) -> Iterator[Counter]:
+    """The counters of limits in code; of two in one place the stricter one."""
+    strictest: dict[tuple[str, str, int], Counter] = {}
+    for code_limit, owner, number in placed:
+        partition = caller if number < 0 else keys[number]
+        scope = f"{CODE_SCOPE}{code_limit.name}"
+        for limit in code_limit.limits:
+            place = (partition, scope, limit.length if isinstance(limit, Window) else 0)
+            known = strictest.get(place)
+            if known is None or _amount(limit) < _amount(known.limit):
+                strictest[place] = Counter(partition, scope, limit, owner)
+    yield from strictest.values()
+
+
+def _amount(limit: Window | Slots | Allowance) -> int:
+    if isinstance(limit, Window):
+        return limit.quota
+    return limit.limit if isinstance(limit, Slots) else limit.amount
