@@ -43,7 +43,7 @@ async def _nothing(_charge: Charge) -> None:
 
 
 class Faults:
-    """What a test does to a backend: take it away, lose answers of what it has done."""
+    """Faults of a backend that a test controls: it is away, or answers of what it has done are lost."""
 
     def __init__(self) -> None:
         self.is_gone = True

@@ -213,7 +213,7 @@ async def test_telling_goes_on_after_what_it_was_not_made_for(
 
     await limiter.acquire(api_key="a")
     with monkeypatch.context() as patched:
-        patched.setattr(backend, "acquire", broken)
+        patched.setattr(backend, "restore", broken)
         async with asyncio.timeout(SECONDS):
             while "tried again" not in caplog.text:
                 await asyncio.sleep(0.01)

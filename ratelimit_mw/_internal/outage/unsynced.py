@@ -134,7 +134,7 @@ class UnsyncedReservation:
 
     @property
     def fate(self) -> tuple[object, ...]:
-        """What has become of it since its admission, as a value that differs where more has."""
+        """Value that changes with everything that becomes of it after its admission."""
         settled = self.price if self.is_settled else None
         return settled, tuple(self.units.items()), self.is_kept, self.is_ended, self.is_slotless
 
