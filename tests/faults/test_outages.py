@@ -156,7 +156,8 @@ async def test_full_memory_is_said_once_a_minute(
 
 def test_a_limiter_made_before_the_fork(server: StoreServer) -> None:
     """Workers that are forked around a limiter share its counts, each over a connection of its own."""
-    command = [sys.executable, "-W", "error", "-m", "tests.support.prefork", server.url]
+    redis_py = "ignore:'asyncio.iscoroutinefunction' is deprecated"  # on Python 3.14
+    command = [sys.executable, "-W", "error", "-W", redis_py, "-m", "tests.support.prefork", server.url]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (result.stdout, result.stderr) == ("10\n", "")
 

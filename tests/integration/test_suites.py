@@ -13,6 +13,8 @@ from tests.support.topologies import Cluster
 
 ABOUT_HTTPX = "Using `httpx` with"
 """Start of Starlette's advice to take another client, which is nothing of ours."""
+ABOUT_REDIS = "'asyncio.iscoroutinefunction' is deprecated"
+"""Start of redis-py's warning on Python 3.14."""
 
 
 def connections(server: StoreServer) -> int:
@@ -32,6 +34,8 @@ def test_a_suite_with_warnings_as_errors_passes(
         "error",
         "-W",
         f"ignore:{ABOUT_HTTPX}",
+        "-W",
+        f"ignore:{ABOUT_REDIS}",
         "-p",
         "no:cacheprovider",
         "-p",

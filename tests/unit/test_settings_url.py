@@ -6,6 +6,7 @@ import pytest
 
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.settings import BackendSettings, Settings, SettingsError, url_options
+from ratelimit_mw._internal.settings.url import split_url
 from ratelimit_mw._internal.settings.url_options import OPTIONS
 from tests.support.settings_files import problems, written
 
@@ -22,6 +23,7 @@ from tests.support.settings_files import problems, written
         "redis+sentinel://h1:26379,h2:26379/mymaster",
         "redis+sentinel://user:pass@h1:26379,[::1]/mymaster/3",
         "redis+cluster://h1:6379,h2:6379",
+        "redis+cluster://[::1]:7000,h2,[2001:db8::2]:7001",
         "valkey://localhost",
         "valkeys://localhost",
         "valkey+unix:///run/valkey.sock",
@@ -120,6 +122,21 @@ def test_a_documented_option_is_taken(url: str, options: str) -> None:
     Limiter(settings)
 
 
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("redis+sentinel://u:p@h1:26379,[::1]/m/3?db=1", ("u:p@h1:26379,[::1]", "/m/3", "db=1", "")),
+        ("redis+cluster://[::1]:7000,h2", ("[::1]:7000,h2", "", "", "")),
+        ("unix:///run/redis.sock?db=1", ("", "/run/redis.sock", "db=1", "")),
+        ("redis://u:p@h?x=/@#/?", ("u:p@h", "", "x=/@", "/?")),
+        ("redis://h/0#x", ("h", "/0", "", "x")),
+    ],
+)
+def test_a_url_of_several_hosts_has_parts(url: str, parts: tuple[str, ...]) -> None:
+    """Brackets around the address of one of several hosts are no error, whatever Python's own parser says."""
+    assert split_url(url)[1:] == parts
+
+
 def test_every_option_is_documented() -> None:
     """The reference names each option of the URL."""
     text = (Path(__file__).parents[2] / "docs" / "settings.md").read_text("utf-8")
@@ -166,7 +183,7 @@ def test_tls_files_that_cannot_be_used_are_errors(tmp_path: Path) -> None:
         ("redis://:hunter2/x@h", "names no host"),
         ("redis://h:99999", "names no host"),
         ("redis://h/zero", "names no database"),
-        ("redis://[::1", "is no URL"),
+        ("redis://[::1", "names no host"),
         ("redis://h\\u007f", "blanks or control"),
         ("unix://", "names no socket"),
         ("redis+sentinel://h1,h2", "names no service"),

@@ -1,9 +1,10 @@
 """Rights on a server that has users: whether one was missing, and what would give it."""
 
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from ratelimit_mw._internal.settings.backend import BackendSettings
+from ratelimit_mw._internal.settings.url import split_url
 
 WORKER = (
     "auth", "client|setname", "select", "ping", "evalsha", "eval", "time", "get", "set", "getrange",
@@ -38,8 +39,5 @@ def missing_rights(reason: str, backend: BackendSettings) -> str | None:
 
 def _user(backend: BackendSettings) -> str:
     """The user that the URL logs in as."""
-    try:
-        name = urlsplit(backend.url.get_secret_value()).username
-    except ValueError:
-        name = None
+    name = split_url(backend.url.get_secret_value()).username
     return unquote(name) if name else "default"

@@ -15,6 +15,7 @@ from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.findings import Finding
 from ratelimit_mw._internal.settings.tables import BUILT_IN_PLANS, PlanSettings
+from ratelimit_mw._internal.settings.url import split_url
 
 WIDEST_IPV4, WIDEST_IPV6 = 8, 7
 """Shortest prefixes of networks that anybody owns: `10.0.0.0/8` and `fc00::/7`."""
@@ -71,7 +72,7 @@ def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
 
 def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
     url = settings.backend.safe_url
-    hosts = [] if settings.backend.is_encrypted else urlsplit(url).netloc.split(",")
+    hosts = [] if settings.backend.is_encrypted else split_url(url).netloc.split(",")
     far = [host for host in hosts if host and not _is_this_machine(host)]
     if far:
         text = (

@@ -3,7 +3,7 @@
 import re
 from ipaddress import AddressValueError, IPv6Address
 from typing import Annotated
-from urllib.parse import SplitResult, unquote_to_bytes, urlsplit
+from urllib.parse import SplitResult, unquote_to_bytes
 
 from pydantic import AfterValidator, PlainSerializer, Secret
 
@@ -30,22 +30,31 @@ def check_url(url: str) -> None:
     if scheme not in SCHEMES:
         name = f"scheme '{scheme}'" if _SCHEME.fullmatch(scheme) else "scheme"
         raise fault(f"unknown {name}", one_of(SCHEMES), nearest_name(scheme, SCHEMES))
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        raise fault("is no URL", "brackets around an IPv6 address only") from None
     if not url.isprintable() or " " in url:
         raise fault("holds blanks or control characters", "a URL with such characters percent-encoded")
     try:
         unquote_to_bytes(url).decode()
     except UnicodeDecodeError:
         raise fault("holds percent-encoded bytes that are no UTF-8 text", "percent-encoded UTF-8") from None
+    parts = split_url(url)
     _check_parts(scheme, parts)
     if "#" in url:
         raise fault("holds a '#', behind which nothing is read", "'%23' in its place")
     options = check_options(scheme, parts.query)
     if "db" in options and _database_of(scheme, parts.path):
         raise fault("names a database twice", "one, in the path or as option 'db'")
+
+
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a backend's URL, which may name several hosts.
+
+    Late releases of `urllib` take the brackets of an IPv6 address around the only host and nowhere else.
+    """
+    scheme, _, rest = url.partition("://")
+    rest, _, fragment = rest.partition("#")
+    rest, _, query = rest.partition("?")
+    netloc, slash, path = rest.partition("/")
+    return SplitResult(scheme, netloc, slash + path, query, fragment)
 
 
 def may_use_tls(url: str) -> bool:
@@ -55,7 +64,7 @@ def may_use_tls(url: str) -> bool:
 
 def options_of(url: str) -> dict[str, str]:
     """Return the options in the query of a URL that was checked."""
-    return check_options(url.partition("://")[0], urlsplit(url).query)
+    return check_options(url.partition("://")[0], split_url(url).query)
 
 
 def without_credentials(url: str) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+from ratelimit_mw._internal.settings.url import split_url
+
 SENTINEL_LOGIN = ("sentinel_username", "sentinel_password")
 """Query parameters of a URL with the login of the sentinels, which have users of their own."""
 
@@ -47,7 +49,7 @@ class SeveralHosts:
 
 def read_hosts(url: str, default_port: int, options: dict[str, Any] | None) -> SeveralHosts:
     """Take a URL apart. With TLS among its options, or files for it in `options`, all connections use it."""
-    parts = urlsplit(url)
+    parts = split_url(url)
     login, at, hosts = parts.netloc.rpartition("@")
     query = dict(parse_qsl(parts.query))
     user, password = [quote(query.pop(name, ""), safe="") for name in SENTINEL_LOGIN]
