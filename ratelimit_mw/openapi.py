@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from ratelimit_mw._internal.asgi.app_routes import find_app
+from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.policy.routing import RouteTable
 from ratelimit_mw._internal.policy.sample_paths import samples
 from ratelimit_mw._internal.settings import ResponseSettings, Settings
@@ -79,7 +80,7 @@ def add_rate_limit_responses(app: HasOpenAPI, settings: Settings | None = None) 
 
 
 def _with_refusals(schema: Schema, settings: Settings) -> Schema:
-    schema, rules = copy.deepcopy(schema), RouteTable(settings.routes)
+    schema, rules = copy.deepcopy(schema), route_table(settings)
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {})[ERROR_SCHEMA] = _error_schema(settings.response)
     components.setdefault("responses", {})[RESPONSE] = _response(settings.response)

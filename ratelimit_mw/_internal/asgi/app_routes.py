@@ -8,6 +8,7 @@ from ratelimit_mw._internal.asgi.middleware import RateLimitMiddleware
 from ratelimit_mw._internal.asgi.route_walk import ANY, MAX_LAYERS, AppRoute, routes_of
 from ratelimit_mw._internal.checks.routes import OTHER_METHOD
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.policy.routing import RouteTable
 from ratelimit_mw._internal.policy.sample_paths import samples
 from ratelimit_mw._internal.settings import Settings
@@ -52,7 +53,7 @@ def find_app(app: Any) -> Mounted:
 
 def cover(routes: Iterable[AppRoute], settings: Settings) -> Iterator[Covered]:
     """Yield the route rules that each route falls under, with its methods grouped by those rules."""
-    table = RouteTable(settings.routes)
+    table = route_table(settings)
     listed = sorted(set().union(*[rule.methods or () for rule in settings.routes]))
     for route in routes:
         # What takes every method may fall under another rule for each method that a rule lists.

@@ -109,13 +109,13 @@ def app_findings(app: Any, ours: type) -> Iterator[Finding]:
 
 def router_findings(app: Any, settings: Settings) -> Iterator[Finding]:
     """Routers inside the app, of other frameworks than Starlette, that rules for routes are written for."""
-    if not settings.routes:
+    if not settings.routes or settings.paths == "loose":
         return
     for name in dict.fromkeys(_other_routers(app)):
         text = (
             f"{name} is inside, and may run a route for other spellings of its path (a trailing or a double "
             "slash, other case) than [[routes]] match, which is as Starlette's router would: such a request "
-            "counts under its plan alone."
+            'counts under its plan alone. paths = "loose" has the rules hold for those, too.'
         )
         yield Finding("other-router", text)
 

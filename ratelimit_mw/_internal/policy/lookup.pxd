@@ -2,7 +2,7 @@ cimport cython
 from ratelimit_mw._internal.policy.api_key_reader cimport ApiKeyReader
 from ratelimit_mw._internal.policy.identity cimport Identifier
 from ratelimit_mw._internal.policy.policy cimport Policy
-from ratelimit_mw._internal.policy.routing cimport RouteTable, route_path
+from ratelimit_mw._internal.policy.routing cimport RouteTable
 
 cdef class LookupEntry:
     cdef readonly Policy policy
@@ -17,5 +17,4 @@ cdef class PolicyLookup:
     @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)
     cpdef LookupEntry find(self, scope)
     cpdef LookupEntry find_for(self, identity, scope)
-    @cython.locals(routes=RouteTable)
     cdef _index_of(self, scope)

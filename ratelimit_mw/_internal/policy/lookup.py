@@ -3,7 +3,6 @@
 from ratelimit_mw._internal.policy.client_address import Scope
 from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.policy import Policies, Policy
-from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 
 MAX_REMEMBERED = 16_384
@@ -67,5 +66,4 @@ class PolicyLookup:
 
     def _index_of(self, scope: Scope) -> int | None:
         """Index of the rule that holds for a request; None for none. A WebSocket handshake is a GET."""
-        routes = self._routes
-        return routes.match(scope.get("method", "GET"), route_path(scope)) if routes.has_rules else None
+        return self._routes.of_scope(scope)

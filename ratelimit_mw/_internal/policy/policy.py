@@ -10,7 +10,7 @@ from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, OnFailure, Slots, Window
 from ratelimit_mw._internal.model.money import parse_amount
 from ratelimit_mw._internal.policy.identity import Identity, address_partition
-from ratelimit_mw._internal.policy.routing import RouteTable
+from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import Settings
@@ -125,7 +125,7 @@ class Policies:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.routes = RouteTable(settings.routes)
+        self.routes = route_table(settings)
         self._models: dict[tuple[object, ...], Policy] = {}
         self._others: dict[tuple[object, ...], Policy] = {}
         """Policies that have no place in `latest`: another one has it, or their cost is their own."""

@@ -7,5 +7,6 @@ cdef class RouteTable:
     cdef object _index
     cdef readonly dict literal
     cpdef match(self, str method, str path)
+    cpdef of_scope(self, scope)
     cdef tuple _by_method(self, str path)
     cdef _search(self, str method, str path)

@@ -4,6 +4,7 @@ Starlette's own pattern decides every match. The index in front of it only choos
 asking, so that a look-up costs the same with one rule and with a thousand.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -56,13 +57,14 @@ class RouteTable:
     `GET` holds for `HEAD` too, and methods are compared as they are sent.
     """
 
-    def __init__(self, routes: Sequence[HasRoute]) -> None:
+    def __init__(self, routes: Sequence[HasRoute], flags: int = 0) -> None:
+        """`flags` are those of `re`, for the patterns of the rules."""
         self._none = len(routes)
         self.has_rules = bool(routes)
         self._methods: set[str] = set()
         self._index = _Node()
         self._depth = 0
-        for pattern in _patterns(routes):
+        for pattern in _patterns(routes, flags):
             self._methods.update(pattern.by_method)
             self._depth = max(self._depth, self._index.add(pattern))
         self.literal = {
@@ -79,6 +81,10 @@ class RouteTable:
             by_method, other = literal
             return by_method.get(method, other)
         return self._search(method, path)
+
+    def of_scope(self, scope: Mapping[str, Any]) -> int | None:
+        """Index of the rule that holds for an `http` or `websocket` scope, or None."""
+        return self.match(scope.get("method", "GET"), route_path(scope)) if self._none else None
 
     def _by_method(self, path: str) -> tuple[dict[str, int | None], int | None]:
         """The answer for each method that any rule lists, and the one for all other methods."""
@@ -189,7 +195,7 @@ class _Node:
         return nodes
 
 
-def _patterns(routes: Sequence[HasRoute]) -> list[_Pattern]:
+def _patterns(routes: Sequence[HasRoute], flags: int) -> list[_Pattern]:
     """One entry for each distinct pattern, in order of its first rule."""
     rules: dict[tuple[str | None, ...], list[int]] = {}
     for index, route in enumerate(routes):
@@ -198,10 +204,10 @@ def _patterns(routes: Sequence[HasRoute]) -> list[_Pattern]:
         parts = PARAM_REGEX.split(route.path)
         del parts[1::3]  # the parameters' names
         rules.setdefault(tuple(parts), []).append(index)
-    return [_pattern(routes, indexes) for indexes in rules.values()]
+    return [_pattern(routes, indexes, flags) for indexes in rules.values()]
 
 
-def _pattern(routes: Sequence[HasRoute], indexes: list[int]) -> _Pattern:
+def _pattern(routes: Sequence[HasRoute], indexes: list[int], flags: int) -> _Pattern:
     by_method: dict[str, int] = {}
     other = len(routes)
     for index in indexes:
@@ -213,7 +219,10 @@ def _pattern(routes: Sequence[HasRoute], indexes: list[int]) -> _Pattern:
             by_method.setdefault(method, index)
     path = routes[indexes[0]].path
     segments, tail = _segments(path)
-    return _Pattern(segments, tail, compile_path(path)[0].match, by_method, other)
+    expression = compile_path(path)[0]
+    if flags:
+        expression = re.compile(expression.pattern, flags)
+    return _Pattern(segments, tail, expression.match, by_method, other)
 
 
 def _segments(path: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, str] | None]:

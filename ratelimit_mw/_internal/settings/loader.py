@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import (
     Field,
@@ -56,6 +56,10 @@ class Settings(BaseSettings):
 
     shadow: bool = False
     """Decide and report, never refuse. Default: false."""
+    paths: Literal["exact", "loose"] = "exact"
+    """Spellings of a path that a route's rule is for: "exact", as Starlette's router reads it, or "loose",
+    with trailing and double slashes and letters of any case, for routers that run a route for those.
+    Default: "exact"."""
     backend: BackendSettings = BackendSettings()
     """Backend that keeps the counts."""
     identity: IdentitySettings = IdentitySettings()

@@ -34,7 +34,9 @@ SECTIONS: dict[str, type[Table]] = {
     "response": ResponseSettings,
     "operations": OperationsSettings,
 }
-"""The tables whose values can be set by environment; `shadow` is the one value outside a table that can."""
+"""The tables whose values can be set by environment."""
+SINGLE: dict[str, type] = {"SHADOW": bool, "PATHS": str}
+"""Values outside of tables that can be, and what they are read as."""
 
 _TRUTHS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
@@ -141,8 +143,9 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
     """Return what variables such as `RATELIMIT_BACKEND__URL` set; names without `__` are not ours."""
     environment = Environment()
     for variable in sorted(variables):
-        if variable == f"{PREFIX}SHADOW":
-            _set(environment, variable, ("shadow",), variables[variable], bool)
+        single = variable.removeprefix(PREFIX)
+        if variable.startswith(PREFIX) and single in SINGLE:
+            _set(environment, variable, (single.lower(),), variables[variable], SINGLE[single])
         elif variable.startswith(PREFIX) and "__" in variable:
             section, _, name = variable.removeprefix(PREFIX).lower().partition("__")
             table = SECTIONS.get(section)
