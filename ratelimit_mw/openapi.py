@@ -17,6 +17,7 @@ Schema = dict[str, Any]
 
 ERROR_SCHEMA = "RateLimitError"
 RESPONSE = "RateLimited"
+BLOCKED_RESPONSE = "CallerBlocked"
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 _WHOLE = {"type": "integer", "minimum": 0}
@@ -49,6 +50,7 @@ _CODES = [
     "SPENDING_LIMIT_EXCEEDED",
     "COST_EXCEEDS_LIMIT",
     "CAPACITY_EXCEEDED",
+    "CALLER_BLOCKED",
 ]
 
 
@@ -64,6 +66,7 @@ class HasOpenAPI(Protocol):
 def add_rate_limit_responses(app: HasOpenAPI, settings: Settings | None = None) -> None:
     """Document the 429 and its headers in the OpenAPI schema of a FastAPI app, on every limited operation.
 
+    Where the settings can block callers, the 403 of these is described, too.
     Exempt routes are left out, and headers and body described as they are set: in `settings`, or else in
     those of the middleware that was added to the app. An operation that describes a 429 of its own keeps
     it. The schema is made when it is first asked for, and may raise `SettingsError` then.
@@ -83,11 +86,17 @@ def _with_refusals(schema: Schema, settings: Settings) -> Schema:
     schema, rules = copy.deepcopy(schema), route_table(settings)
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {})[ERROR_SCHEMA] = _error_schema(settings.response)
-    components.setdefault("responses", {})[RESPONSE] = _response(settings.response)
+    described = components.setdefault("responses", {})
+    described[RESPONSE] = _response(settings.response)
+    can_block = any(plan.blocked for plan in settings.plans.values()) or settings.identity.blocked_networks
+    if can_block:
+        described[BLOCKED_RESPONSE] = _blocked_response(settings.response)
     for path, method, operation in _operations(schema):
         if not _is_exempt(settings, rules, method, path):
             responses = operation.setdefault("responses", {})
             responses.setdefault("429", {"$ref": f"#/components/responses/{RESPONSE}"})
+            if can_block:
+                responses.setdefault("403", {"$ref": f"#/components/responses/{BLOCKED_RESPONSE}"})
     return schema
 
 
@@ -116,12 +125,18 @@ def _response(response: ResponseSettings) -> Schema:
         headers["X-RateLimit-Reset"] = {"description": _RESETS[response.reset], "schema": _WHOLE}
     if "ietf" in response.headers:
         headers |= _IETF_HEADERS
+    return _described("Too many requests, too many at once, or a budget is used up.", headers, response)
+
+
+def _blocked_response(response: ResponseSettings) -> Schema:
+    headers = {"x-should-retry": _REFUSAL_HEADERS["x-should-retry"]}
+    return _described("The caller, or the network it calls from, is blocked.", headers, response)
+
+
+def _described(description: str, headers: Schema, response: ResponseSettings) -> Schema:
     media_type = "application/json" if response.body == "json" else "application/problem+json"
-    return {
-        "description": "Too many requests, too many at once, or a budget is used up.",
-        "headers": headers,
-        "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{ERROR_SCHEMA}"}}},
-    }
+    schema = {"$ref": f"#/components/schemas/{ERROR_SCHEMA}"}
+    return {"description": description, "headers": headers, "content": {media_type: {"schema": schema}}}
 
 
 def _error_schema(response: ResponseSettings) -> Schema:
@@ -133,7 +148,7 @@ def _error_schema(response: ResponseSettings) -> Schema:
         violated = {"type": "array", "items": text}
         names |= {"violated-policies": violated, "details": details, "documentation_url": url}
         return _object(names, "type", "title", "status", "detail", "code")
-    kind = {"type": "string", "enum": ["rate_limit_error", "capacity_error"]}
+    kind = {"type": "string", "enum": ["rate_limit_error", "capacity_error", "permission_error"]}
     error = _object(
         {"type": kind, "code": code, "message": text, "details": details, "documentation_url": url},
         *("type", "code", "message", "details"),

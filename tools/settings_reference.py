@@ -32,6 +32,7 @@ _ORDER = (
     "Slots",
     "Spending",
     "Key",
+    "Address",
     "Route",
 )
 _TYPES = {

@@ -48,6 +48,9 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ('identity = { trusted_proxies = ["0.0.0.0/0"] }', "everyone-trusted", "trusted_proxies[0]"),
         ('identity = { trusted_proxies = ["10.0.0.0/8", "::/0"] }', "everyone-trusted", "trusted_proxies[1]"),
+        ('identity = { blocked_networks = ["::/0"] }', "everyone-blocked", "every caller of IPv6"),
+        ('[[addresses]]\nnetwork = "10.0.0.0/8"\nplan = "default"', "network-of-proxies", "plan default"),
+        ("[plans.no]\nblocked = true\nconcurrent = 1", "no-effect", "[plans.no] is blocked"),
         ('backend = { url = "redis://127.0.0.1/0" }', "no-hash-secret", "hash_secret"),
         ('backend = { url = "redis://:pw@db.example:6379" }', "redis-without-tls", "db.example:6379 is"),
         ('backend = { url = "valkey+cluster://127.0.0.1,far:7" }', "redis-without-tls", "far:7 is"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy import identity
 from ratelimit_mw._internal.policy.api_key_reader import ApiKeyReader, IdentityError
-from ratelimit_mw._internal.policy.client_address import AddressReader
+from ratelimit_mw._internal.policy.client_address import AddressReader, Hop
 from ratelimit_mw._internal.policy.identity import (
     Identifier,
     Identity,
@@ -239,11 +239,11 @@ def test_address_is_read_only_where_it_counts(monkeypatch: pytest.MonkeyPatch) -
     """A listed key costs no look at the address."""
     read: list[object] = []
 
-    def noted(_: AddressReader, request: object) -> str:
+    def noted(_: AddressReader, request: object) -> Hop:
         read.append(request)
-        return PEER
+        return Hop(PEER)
 
-    monkeypatch.setattr(AddressReader, "__call__", noted)
+    monkeypatch.setattr(AddressReader, "hop", noted)
     identify = identifier(keys=[{"key": "k" * 300, "plan": "pro"}])
     identify(scope(("x-api-key", "k" * 300)))
     assert not read

@@ -411,7 +411,7 @@ async def test_a_policy_made_from_another_is_as_if_it_was_made_alone(
     for index in (None, 0):
         for stranger in others:
             policies.at(stranger, index)
-        made, alone = policies.at(identity, index), policies._compile(identity, index, None)
+        made, alone = policies.at(identity, index), policies._compile(identity, index, None, is_blocked=False)
         backend = RedisBackend("redis://127.0.0.1:1")
         for one, other in ((made.charge, alone.charge), (made.priced_charge, alone.priced_charge)):
             assert one.counters == other.counters

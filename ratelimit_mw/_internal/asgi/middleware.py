@@ -12,7 +12,7 @@ from decimal import Decimal
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, ask
+from ratelimit_mw._internal.asgi.hook_errors import POLICY_VIOLATION, HookError, answer_as, ask
 from ratelimit_mw._internal.asgi.lifespan import Lifespan
 from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
 from ratelimit_mw._internal.asgi.marks import Mark
@@ -52,6 +52,9 @@ Estimate = Callable[[Scope, Identity], "Units | Awaitable[Units | None] | None"]
 Amount = str | int | Decimal
 ACCEPTED = 101
 """Status of a WebSocket that the app has accepted."""
+FORBIDDEN = 403
+TRY_AGAIN_LATER = 1013
+"""Code of a WebSocket that is closed because of a limit."""
 
 
 class LimitedApp:
@@ -236,26 +239,33 @@ class LimitedApp:
 
     async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer a request to the dashboard or to the usage path; false where it is to neither."""
-        operations = writers.settings.operations
+        operations, lookup = writers.settings.operations, self._live.rules.lookup
         path = route_path(scope)
+        found = lookup.find_blocked(scope) if lookup.blocks_networks else None
         if operations.dashboard_path is not None and is_below(path, operations.dashboard_path):
-            await self._dashboard(scope, receive, send)
+            if found is None or found.policy.shadow:
+                await self._dashboard(scope, receive, send)
+            else:
+                refused = await self.limiter.engine.charge(found.policy, found.identity)
+                await _respond(writers.refusals(refused.decision), scope, receive, send)
             return True
         if operations.usage_path is None or not asks_for_usage(scope, operations.usage_path):
             return False
         try:
-            identity = await self._identify(scope)
+            if found is None:
+                found = lookup.find_for(await self._identify(scope), scope)
         except IdentityError as error:
             answer = writers.refusals.unidentified(error)
         else:
-            policy = self.limiter.engine.policies.match(identity, scope["method"], path)
-            answer = await self._usage(scope["method"], policy, writers)
+            answer = await self._usage(scope["method"], found.policy, writers)
         await _respond(answer, scope, receive, send)
         return True
 
     async def _look_up(self, scope: Scope) -> LookupEntry:
         """Find the policy of a request by the rules in force once it is known who is calling."""
         rules = self._live.rules
+        if rules.lookup.blocks_networks and (blocked := rules.lookup.find_blocked(scope)) is not None:
+            return blocked
         if rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
             identity = rules.identify.anonymous(scope)  # and nobody has to be asked
         else:
@@ -339,7 +349,8 @@ async def _respond(response: Response, scope: Scope, receive: Receive | None, se
         if receive is not None:
             await receive()  # the handshake, which a server wants to be asked for first
         if "websocket.http.response" not in (scope.get("extensions") or {}):
-            await send({"type": "websocket.close", "code": 1013, "reason": ""})
+            code = POLICY_VIOLATION if response.status == FORBIDDEN else TRY_AGAIN_LATER
+            await send({"type": "websocket.close", "code": code, "reason": ""})
             return
         start, body = f"websocket.{start}", f"websocket.{body}"
     await send({"type": start, "status": response.status, "headers": response.headers})

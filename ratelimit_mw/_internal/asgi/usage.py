@@ -16,9 +16,10 @@ from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.outage.fallback import RETRY_UNAVAILABLE
+from ratelimit_mw._internal.policy.counters import PLAN_SCOPE, route_scope
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity, address_partition
-from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, Policy, route_scope
+from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.responses.headers import HeaderWriter
 from ratelimit_mw._internal.responses.refusals import Response
@@ -61,7 +62,7 @@ class UsageEndpoint:
 
     async def __call__(self, method: str, policy: Policy, writers: Writers) -> Response:
         """The answer to the caller of `policy`: its usage, or why not. Never raises `BackendError`."""
-        if method not in _METHODS:
+        if method not in _METHODS and not policy.is_blocked:
             message = "Usage is read with GET."
             answer = writers.refusals.error(405, "invalid_request_error", "METHOD_NOT_ALLOWED", message)
             return Response(
@@ -95,11 +96,12 @@ class UsageEndpoint:
                 self._questions.clear()
             path = self._limiter.settings.operations.usage_path or "/"
             charges = charges_of(self._limiter, policy.identity)
-            question = self._questions[policy] = _Question(_gate_of(policy.identity, path), charges)
+            question = self._questions[policy] = _Question(_gate_of(policy, path), charges)
         return question
 
 
-def _gate_of(identity: Identity, path: str) -> Policy:
+def _gate_of(policy: Policy, path: str) -> Policy:
+    identity = policy.identity
     counters = [Counter(identity.partition, _CALLER_SCOPE, EACH_CALLER)]
     if identity.address is not None:
         address = address_partition(identity.address)
@@ -117,6 +119,7 @@ def _gate_of(identity: Identity, path: str) -> Policy:
         on_failure_priced="local",
         shadow=False,
         is_exempt=False,
+        is_blocked=policy.is_blocked and not policy.shadow,
         stock=None,
     )
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 from ratelimit_mw._internal.checks.amounts import cost_above_limit, estimate_above_limit, price_above_budget
+from ratelimit_mw._internal.checks.networks import network_findings
 from ratelimit_mw._internal.checks.routes import route_findings
 from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import Settings
@@ -33,6 +34,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
             cost_above_limit,
             estimate_above_limit,
             price_above_budget,
+            network_findings,
             _unreachable_plans,
             _without_effect,
             _not_compiled,
@@ -92,11 +94,12 @@ def _is_this_machine(host: str) -> bool:
 
 def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
     identity = settings.identity
-    used = {key.plan for key in settings.keys} | {identity.anonymous_plan}
+    used = {key.plan for key in settings.keys} | {entry.plan for entry in settings.addresses}
+    used.add(identity.anonymous_plan)
     if identity.unknown_keys == "default_plan":
         used.add(identity.default_plan)
     for name, plan in settings.plans.items():
-        if name not in used and plan != BUILT_IN_PLANS.get(name):
+        if name not in used and not plan.blocked and plan != BUILT_IN_PLANS.get(name):
             text = (
                 f"[plans.{name}]: nobody in this file has this plan; only a key that was set live or a hook "
                 "of the app can give it."

@@ -142,6 +142,21 @@ def facts_of(caller: Caller) -> list[tuple[str, str]]:
     return [(name, value) for name, value in facts if value]
 
 
+def block_of(limiter: Limiter, identity: Identity, address: str | None = None) -> str | None:
+    """The setting by which every request of a caller is refused; None where none does.
+
+    `address` is where it calls from, if that is not the caller's name.
+    """
+    kind, _, rest = identity.partition.partition(":")
+    text = address or (rest if kind == "ip" else "")
+    blocked = limiter.engine.identify.hop_at(text).blocked if text else None
+    if blocked is not None:
+        index = limiter.settings.identity.blocked_networks.index(blocked)
+        return f"identity.blocked_networks[{index}]: {blocked}"
+    plan = limiter.settings.plans.get(identity.plan)
+    return f"plans.{identity.plan}.blocked" if plan is not None and plan.blocked else None
+
+
 async def _find(limiter: Limiter, named: Named, *, needs_backend: bool) -> tuple[list[Caller], str | None]:
     named.check()
     key = None if named.key is None else read_key(named.key)
@@ -151,7 +166,7 @@ async def _find(limiter: Limiter, named: Named, *, needs_backend: bool) -> tuple
     )
     unread = None
     directory = Directory(limiter)
-    if name or key or caller or named.account:
+    if name or key or caller or named.account or named.address:
         directory, unread = await open_directory(limiter, needed=needs_backend)
     if name is not None:
         return await directory.callers(name), unread
@@ -160,13 +175,13 @@ async def _find(limiter: Limiter, named: Named, *, needs_backend: bool) -> tuple
         if caller in accounts:
             return _of_account(limiter, directory, caller), unread
         if not canonical_address(caller).startswith("peer:"):
-            return [_of_address(limiter, canonical_address(caller))], unread
+            return [_of_address(limiter, directory, caller)], unread
         key = caller
     if named.account is not None:
         return _of_account(limiter, directory, named.account), unread
     address = None if named.address is None else _address(named.address)
     if key is None:
-        return [_of_address(limiter, address)], unread
+        return [_of_address(limiter, directory, address)], unread
     return [_of_key(limiter, directory, hash_of(key, limiter.settings), address)], unread
 
 
@@ -174,7 +189,7 @@ def _address(text: str) -> str:
     address = canonical_address(text)
     if address.startswith("peer:") and not text.startswith("peer:"):
         raise UsageError(f"{text!r} is no address: expected one such as 192.0.2.1 or 2001:db8::1, or unix")
-    return address
+    return text
 
 
 def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: str | None) -> Caller:
@@ -186,14 +201,17 @@ def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: 
         why = 'a key known nowhere: identity.unknown_keys = "anonymous"'
     else:
         why = "a key known nowhere: identity.default_plan"
-    return Caller(
-        _placed(limiter.engine.identify.of_unknown(api_key_hash, address or "unknown"), address), why
-    )
+    hop = limiter.engine.identify.hop_at(address or "unknown")
+    identity = limiter.engine.identify.of_unknown(api_key_hash, hop)
+    if identity.plan == hop.plan and identity.partition.startswith("ip:"):
+        why = f"a key known nowhere, counted by its address: {directory.place_of_network(address or '')}"
+    return Caller(_placed(identity, address), why)
 
 
-def _of_address(limiter: Limiter, address: str | None) -> Caller:
+def _of_address(limiter: Limiter, directory: Directory, address: str | None) -> Caller:
     identity = _placed(limiter.engine.identify.of_address(address or "unknown"), address)
-    return Caller(identity, "no API key: identity.anonymous_plan")
+    place = directory.place_of_network(address or "")
+    return Caller(identity, f"no API key: {place or 'identity.anonymous_plan'}")
 
 
 def _placed(identity: Identity, address: str | None) -> Identity:

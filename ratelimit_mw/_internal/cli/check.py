@@ -43,6 +43,10 @@ _PATH = re.compile(r"routes\[\d+\]|(?:plans|backend|identity|operations|applicat
 """Pattern of the path that a finding's text names: the setting that the finding is about."""
 
 
+_SHOWN = 10
+"""Networks of a kind that are printed; of the others only their number is told."""
+
+
 def check(file: str | None, *, as_json: bool) -> int:
     """Print a summary of the settings, or every error; returns the exit status."""
     file = file or os.environ.get("RATELIMIT_SETTINGS") or None
@@ -115,6 +119,7 @@ def _summary(settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
         },
         "plans": {name: _plan(plan) for name, plan in settings.plans.items()},
         "keys": len(settings.keys),
+        "addresses": [{"network": str(each.network), "plan": each.plan} for each in settings.addresses],
         "routes": [_route(route) for route in settings.routes],
         "warnings": [_warning_json(finding, settings.source, places) for finding in findings(settings)],
     }
@@ -133,7 +138,7 @@ def _units(units: Mapping[str, tuple[Window, ...]]) -> dict[str, Any]:
 
 def _plan(plan: PlanSettings) -> dict[str, Any]:
     allowances = plan.spending.budget.allowances if plan.spending else ()
-    others = plan.model_dump(include={"shadow", "on_failure", "share", "prefetch"})
+    others = plan.model_dump(include={"shadow", "on_failure", "share", "prefetch", "blocked"})
     spending = [limit_json(allowance) for allowance in allowances]
     limits = _limits(plan.requests, plan.concurrent)
     return {**limits, "units": _units(plan.units), "spending": spending, **others}
@@ -183,6 +188,14 @@ def _facts(settings: Settings) -> list[tuple[str, str]]:
         ("no key", f"plan {identity.anonymous_plan}, counted by address"),
         ("proxies", ", ".join(map(str, identity.trusted_proxies)) or "none trusted"),
     ]
+    if settings.addresses:
+        plans = ", ".join(f"{each.network} has plan {each.plan}" for each in settings.addresses[:_SHOWN])
+        more = f" and {len(settings.addresses) - _SHOWN} more" if len(settings.addresses) > _SHOWN else ""
+        facts.append(("networks", plans + more))
+    if identity.blocked_networks:
+        networks = ", ".join(map(str, identity.blocked_networks[:_SHOWN]))
+        number = len(identity.blocked_networks)
+        facts.append(("blocked", networks + (f" and {number - _SHOWN} more" if number > _SHOWN else "")))
     if identity.per_address:
         facts.append(("per address", rates_text(identity.per_address)))
     if application.requests or application.concurrent:
@@ -204,9 +217,9 @@ def _unknown_keys(settings: Settings) -> str:
 def _plan_row(settings: Settings, name: str) -> tuple[object, ...]:
     plan = settings.plans[name]
     keys = sum(key.plan == name for key in settings.keys)
-    shadow = f"{name} (shadow)" if plan.shadow else name
+    notes = [note for note, holds in (("blocked", plan.blocked), ("shadow", plan.shadow)) if holds]
     return (
-        shadow,
+        f"{name} ({', '.join(notes)})" if notes else name,
         rates_text(plan.requests),
         units_text(plan.units),
         _slots(plan.concurrent),

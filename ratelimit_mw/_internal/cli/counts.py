@@ -5,8 +5,15 @@ from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from ratelimit_mw._internal.cli.callers import Named, facts_of, find_callers, is_placed, without_placeholder
-from ratelimit_mw._internal.cli.names import Caller
+from ratelimit_mw._internal.cli.callers import (
+    Named,
+    block_of,
+    facts_of,
+    find_callers,
+    is_placed,
+    without_placeholder,
+)
+from ratelimit_mw._internal.cli.names import Caller, is_name
 from ratelimit_mw._internal.cli.output import (
     CommandError,
     UsageError,
@@ -38,12 +45,15 @@ def show(settings: Settings, named: Named, *, as_json: bool) -> None:
     limiter = patient_limiter(settings)
     found = run_with(limiter, _look(limiter, named))
     if as_json:
-        print_json({"callers": [_caller_json(settings, *each) for each in found]})
+        callers = [
+            {**_caller_json(settings, *each), "blocked": _block(limiter, named, each[0])} for each in found
+        ]
+        print_json({"callers": callers})
         return
     for index, (caller, decision) in enumerate(found):
         if index:
             console.print()
-        _print(settings, caller, decision)
+        _print(settings, caller, decision, _block(limiter, named, caller))
 
 
 def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
@@ -149,11 +159,18 @@ def _status_json(limit_status: LimitStatus, now: int) -> dict[str, Any]:
     raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
-def _print(settings: Settings, caller: Caller | None, decision: Decision) -> None:
+def _block(limiter: Limiter, named: Named, caller: Caller | None) -> str | None:
+    """The setting by which every request of a caller is refused; None where none does."""
+    address = named.address if named.address and not is_name(named.address) else None
+    return None if caller is None else block_of(limiter, caller.identity, address)
+
+
+def _print(settings: Settings, caller: Caller | None, decision: Decision, blocked: str | None) -> None:
     if caller is None:
         print_facts([("caller", "all of them together")])
     else:
-        print_facts(facts_of(caller))
+        refused = [("blocked", f"every request is refused with 403 ({blocked})")] if blocked else []
+        print_facts([*facts_of(caller), *refused])
     console.print()
     if not decision.limits:
         console.print("no limits")

@@ -3,9 +3,9 @@
 from typing import Any
 from urllib.parse import unquote
 
-from ratelimit_mw._internal.cli.callers import Named, facts_of, find_caller
+from ratelimit_mw._internal.cli.callers import Named, block_of, facts_of, find_caller
 from ratelimit_mw._internal.cli.counts import run_with
-from ratelimit_mw._internal.cli.names import Caller
+from ratelimit_mw._internal.cli.names import Caller, is_name
 from ratelimit_mw._internal.cli.output import UsageError, console, print_facts, print_json, print_table
 from ratelimit_mw._internal.cli.texts import (
     SHARED_BY,
@@ -32,9 +32,11 @@ def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json
     if not path.startswith("/"):
         raise UsageError(f"{path!r} is no path: it begins with a slash")
     caller, unread = run_with(limiter, find_caller(limiter, named))
-    explained = _Explained(
-        limiter.settings, caller, limiter.engine.policies.match(caller.identity, method, path)
-    )
+    address = named.address if named.address and not is_name(named.address) else None
+    blocked_by = block_of(limiter, caller.identity, address)
+    policy = limiter.engine.policy_of(caller.identity, method, path, address=address or _address_in(caller))
+    explained = _Explained(limiter.settings, caller, policy)
+    explained.blocked_by = blocked_by
     explained.live_keys_unread = unread
     if as_json:
         print_json({"method": method, "path": path, **explained.json()})
@@ -57,6 +59,8 @@ class _Explained:
         self.route_place = ""
         self.live_keys_unread: str | None = None
         """Reason why it is unknown whether the key has another plan live; None if it is known."""
+        self.blocked_by: str | None = None
+        """The setting by which every request is refused; None where none does."""
         if policy.route is not None:
             self.route_place = f"routes[{_place(settings, policy)}]"
 
@@ -86,6 +90,7 @@ class _Explained:
             "live_keys_unread": self.live_keys_unread,
             "route": {"rule": route_text(policy.route), "from": self.route_place} if policy.route else None,
             "exempt": policy.is_exempt,
+            "blocked": {"value": policy.is_blocked, "from": self.blocked_by},
             "cost": policy.charge.cost,
             "price": self.price_json(),
             "units": self.estimates(),
@@ -109,6 +114,10 @@ class _Explained:
         if self.live_keys_unread:
             facts.append(("live keys", f"unknown: {self.live_keys_unread}"))
         facts.append(("route", self.route()))
+        if policy.is_blocked:
+            shadow, shadow_from = self.shadow()
+            only = f", but for shadow mode ({shadow_from})" if shadow else ""
+            return [*facts, ("blocked", f"every request is refused with 403 ({self.blocked_by}){only}")]
         if policy.is_exempt:
             return [*facts, ("limits", f"none: the route is exempt ({self.route_place})")]
         facts.append(("cost", f"{policy.charge.cost}{self.never()}"))
@@ -193,6 +202,11 @@ class _Explained:
         if key is not None and key.spending is not None:
             return key.spending, f"{key_place(self.settings, key)}.spending"
         return self._plan.spending, f"{self._plan_place}.spending"
+
+
+def _address_in(caller: Caller) -> str | None:
+    kind, _, rest = caller.identity.partition.partition(":")
+    return rest if kind == "ip" else None
 
 
 def _place(settings: Settings, policy: Policy) -> int:

@@ -66,6 +66,16 @@ class Directory:
             each: ("live", key) for each, key in self._limiter.engine.live.rules.registered.items()
         }
 
+    def place_of_network(self, address: str) -> str:
+        """The place of the entry that gives an address its plan: `live`, or one in the file; "" for none."""
+        engine = self._limiter.engine
+        network = engine.identify.hop_at(address).network if address else None
+        if network is None:
+            return ""
+        listed = [each.network for each in self._limiter.settings.addresses]
+        is_live = network in [each.network for each in engine.live.rules.networks]
+        return f"{'live' if is_live else f'addresses[{listed.index(network)}]'}: {network}"
+
     def label(self, name: str) -> str | None:
         """The label of a key or of an account's keys."""
         return self._people.label(name)
@@ -128,7 +138,8 @@ class Directory:
         if identity is None or identity.plan not in self._limiter.settings.plans:
             plan = None if identity is None else identity.plan
             raise CommandError(f"{name} was seen with the plan {plan!r}, which the settings don't have")
-        return [Caller(identity, "as a worker told lately")]
+        address = name.partition(":")[2] if name.startswith("ip:") else ""
+        return [Caller(identity, self.place_of_network(address) or "as a worker told lately")]
 
     async def _by_counts(self, name: str) -> Caller | None:
         """A caller of whom nothing is known but what is counted of it; None where nothing is."""
@@ -144,10 +155,11 @@ class Directory:
     def _assumed(self, name: str) -> Iterable[tuple[str, str]]:
         """The plans that such a caller may have, the likeliest first."""
         identity = self._limiter.settings.identity
-        assumed = {
-            "k": (identity.default_plan, "identity.default_plan"),
-            "ip": (identity.anonymous_plan, "identity.anonymous_plan"),
-        }.get(name.partition(":")[0])
+        kind, _, rest = name.partition(":")
+        assumed = {"k": (identity.default_plan, "identity.default_plan")}.get(kind)
+        if kind == "ip":
+            plan = self._limiter.engine.identify.of_address(rest).plan
+            assumed = (plan, self.place_of_network(rest) or "identity.anonymous_plan")
         first = [assumed] if assumed else []
         others = [plan for plan in self._limiter.settings.plans if not assumed or plan != assumed[0]]
         return [*first, *((plan, "a guess, by what is counted") for plan in others)]

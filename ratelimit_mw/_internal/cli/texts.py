@@ -7,8 +7,8 @@ from ratelimit_mw._internal.model.charge import Counter
 from ratelimit_mw._internal.model.limit_text import limit_text
 from ratelimit_mw._internal.model.limits import Limit, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.policy.counters import route_scope
 from ratelimit_mw._internal.policy.identity import Identity
-from ratelimit_mw._internal.policy.policy import route_scope
 from ratelimit_mw._internal.settings import KeySettings, RouteSettings, Settings, SpendingSettings
 
 SHARED_BY = {"caller": "this caller", "address": "its address", "everyone": "all callers"}

@@ -38,7 +38,7 @@ class CallerLookup:
         if known:
             return known[0]
         seen = self._seen.get(partition, Seen())
-        plan = seen.plan or self._assumed_plan(partition)
+        plan = self._network_plan(partition) or seen.plan or self._assumed_plan(partition)
         if plan is None:
             return None
         return self.of_plan(partition, plan)
@@ -141,6 +141,11 @@ class CallerLookup:
         for key in keys:
             if key.account is not None:
                 self._by_account.setdefault(account_partition(key.account), []).append(key.hash)
+
+    def _network_plan(self, partition: str) -> str | None:
+        """The plan of the network that an address is in."""
+        kind, _, rest = partition.partition(":")
+        return self._limiter.engine.identify.hop_at(rest).plan if kind == "ip" else None
 
     def _assumed_plan(self, partition: str) -> str | None:
         """The plan of whom no worker has told of lately."""

@@ -43,6 +43,7 @@ _KINDS = {
     "cost": "cost above the limit",
     "capacity": "shared limit",
     "unavailable": "backend away",
+    "blocked": "blocked",
 }
 
 

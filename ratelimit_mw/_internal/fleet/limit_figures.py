@@ -13,9 +13,9 @@ from ratelimit_mw._internal.model.limit_text import limit_text
 from ratelimit_mw._internal.model.limits import SECOND, Allowance
 from ratelimit_mw._internal.model.money import TOKEN, format_amount
 from ratelimit_mw._internal.model.status import BudgetStatus
+from ratelimit_mw._internal.policy.counters import PLAN_SCOPE, route_scope
 from ratelimit_mw._internal.policy.decision import LimitStatus
 from ratelimit_mw._internal.policy.identity import Identity
-from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, route_scope
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.live.rules import Rules

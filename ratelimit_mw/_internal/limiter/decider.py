@@ -20,7 +20,7 @@ from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts, kind_of
 from ratelimit_mw._internal.observe.refusal_log import RefusalLog
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
-from ratelimit_mw._internal.policy.decision import Decision, decision_of
+from ratelimit_mw._internal.policy.decision import Decision, blocked, decision_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 
@@ -79,10 +79,8 @@ class Decider:
         of its estimates of metered units. Raises nothing for a backend that is away: then the settings say
         what becomes of the request.
         """
-        if policy.is_exempt:
-            lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
-            lease.decide(EXEMPT)
-            return lease
+        if policy.is_decided:
+            return self._decided(policy, identity)
         if price is None:
             if policy.stock is not None:
                 in_hand = self._prefetch.spend(policy.stock)
@@ -112,6 +110,15 @@ class Decider:
         if isinstance(answer, Outcome):
             return self.answered(lease, answer, sent)
         return PendingDecision(self, lease, answer, sent)
+
+    def _decided(self, policy: Policy, identity: Identity) -> Lease:
+        """Exempt a request, or refuse one of a blocked caller."""
+        lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
+        if policy.is_blocked:
+            self._refuse(lease, blocked(shadow=policy.shadow))
+        else:
+            lease.decide(EXEMPT)
+        return lease
 
     def answered(self, lease: Lease, outcome: Outcome, sent: float) -> Lease:
         """Have a lease say what the backend answered to a request that was sent at that time."""

@@ -26,7 +26,6 @@ from ratelimit_mw._internal.observe.reporting import Reporter
 from ratelimit_mw._internal.observe.stats import Stats
 from ratelimit_mw._internal.observe.uncounted_units import UncountedUnits
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
-from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.decision import Decision, decision_of
 from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.policy import Policies, Policy
@@ -188,12 +187,20 @@ class Engine:
             listed = self.identify.of_key(hashed)
             if listed is not None:
                 return listed
-            unknown = self.identify.of_unknown(hashed, canonical_address(address or "unknown"))
+            unknown = self.identify.of_unknown(hashed, self.identify.hop_at(address or "unknown"))
             # A cap on no address at all would be one on all callers together.
             return unknown if address else replace(unknown, address=None)
         if not address:
             raise ValueError("acquire needs an identity, an api_key or an address")
-        return self.identify.of_address(canonical_address(address))
+        return self.identify.of_address(address)
+
+    def policy_of(
+        self, caller: Identity, method: str, path: str, cost: int | None = None, address: str | None = None
+    ) -> Policy:
+        """Return the policy of a caller on this path; `address` is where it calls from, if that is known."""
+        if address and self.identify.blocks_networks and self.identify.hop_at(address).blocked is not None:
+            return self.policies.blocked(caller, self.policies.routes.match(method, path))
+        return self.policies.match(caller, method, path, cost)
 
     def hashed(self, api_key: str | bytes | None) -> tuple[bytes, str] | None:
         """The bytes and the hash of a key; None where it is empty, which is no key in a request either."""

@@ -144,7 +144,7 @@ class Limiter:
         ):
             identity = await self.engine.live.resolver.of_key(*known)
         caller = self.engine.identity_of(identity, api_key, address)
-        policy = self.engine.policies.match(caller, method, path, _check_cost(cost))
+        policy = self.engine.policy_of(caller, method, path, _check_cost(cost), address)
         amount = None
         if price is not None and policy.currency is not None:
             amount = parse_estimate(price, policy.currency)

@@ -104,7 +104,7 @@ class Resolver:
         known = identify.of_key(api_key_hash) or await self._look_up(api_key, api_key_hash)
         # Asked anew: the rules may have changed meanwhile.
         identify = self._rules().identify
-        return known or identify.of_unknown(api_key_hash, identify.address_of(scope))
+        return known or identify.of_unknown(api_key_hash, identify.hop(scope))
 
     async def of_key(self, api_key: bytes, api_key_hash: str) -> Identity | None:
         """The caller with a key, None where nobody knows it."""

@@ -1,7 +1,7 @@
 """All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,7 +12,7 @@ from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.lookup import PolicyLookup
 from ratelimit_mw._internal.policy.policy import Policies
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
-from ratelimit_mw._internal.settings import KeySettings, Settings
+from ratelimit_mw._internal.settings import AddressSettings, KeySettings, Settings
 
 MAX_ADOPTED = 16_384
 """Identities of hooks that are remembered; those made first go first."""
@@ -29,19 +29,22 @@ class Rules:
         "code_limits",
         "identify",
         "lookup",
+        "networks",
         "policies",
         "registered",
         "settings",
         "version",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that is in force together
         self,
         settings: Settings,
         policies: Policies,
         code_limits: CodeLimits,
         registered: Mapping[str, KeySettings],
         version: str,
+        networks: Sequence[AddressSettings] = (),
+        *,
         listed: dict[str, KeySettings] | None = None,
     ) -> None:
         self.settings = settings
@@ -49,9 +52,11 @@ class Rules:
         self.code_limits = code_limits
         self.registered = registered
         """The keys that are set live, by hash; those left out that don't fit the settings."""
+        self.networks = networks
+        """The plans of networks that are set live."""
         self.version = version
         """Twelve hex digits that any two processes with the same settings agree on."""
-        self.identify = Identifier(settings, registered, listed=listed)
+        self.identify = Identifier(settings, registered, networks, listed=listed)
         self.lookup = PolicyLookup(self.identify, policies)
         """Finds the policy of a request."""
         self._adopted: dict[tuple[Identity, str], Identity] = {}
@@ -78,7 +83,13 @@ class Rules:
     def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
         """Return the rules with other live keys; policies of callers whose keys stay are kept."""
         return Rules(
-            self.settings, self.policies, self.code_limits, registered, self.version, self.identify.listed
+            self.settings,
+            self.policies,
+            self.code_limits,
+            registered,
+            self.version,
+            self.networks,
+            listed=self.identify.listed,
         )
 
 

@@ -3,9 +3,10 @@
 from heapq import nlargest
 
 from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.policy.counters import PLAN_SCOPE
 from ratelimit_mw._internal.policy.decision import Decision, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
-from ratelimit_mw._internal.policy.policy import PLAN_SCOPE, Policy
+from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.leaf import Lock
 

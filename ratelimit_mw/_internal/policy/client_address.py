@@ -7,13 +7,15 @@ into that header stands to the left of what the first trusted proxy saw, so it n
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
+from ratelimit_mw._internal.policy.networks import Address, NetworkTable
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
-from ratelimit_mw._internal.settings import IdentitySettings
+from ratelimit_mw._internal.settings import AddressSettings, IdentitySettings
 from ratelimit_mw._internal.settings.findings import Finding, say_once
+from ratelimit_mw._internal.settings.values import IPNetwork
 
 Scope = Mapping[str, Any]
 """An ASGI scope, which is only read here."""
@@ -45,11 +47,14 @@ _PAIR = re.compile(
 class AddressReader:
     """Reads the client address of a scope, as the `identity` table of the settings has it."""
 
-    def __init__(self, identity: IdentitySettings) -> None:
+    def __init__(self, identity: IdentitySettings, plans: Iterable[AddressSettings] = ()) -> None:
+        """`plans` are the plans of callers by the networks that they call from; the last of one counts."""
         self._trusts_unix = UNIX in identity.trusted_proxies
         self._networks = [
             _by_bits(network) for network in identity.trusted_proxies if not isinstance(network, str)
         ]
+        self._plans = NetworkTable([(each.network, each) for each in plans])
+        self._blocked = NetworkTable([(network, network) for network in identity.blocked_networks])
         self._header = identity.forwarded_header
         self._name = identity.forwarded_header.lower().encode("latin-1")
         self.hops: dict[str, Hop | None] = {}
@@ -62,32 +67,44 @@ class AddressReader:
         self._hops_before: set[str] = set()
 
     def __call__(self, scope: Scope) -> str:
-        """The text that the caller's address is counted under.
+        """The text that the caller's address is counted under; see `Hop.text`."""
+        return self.hop(scope).text
 
-        `192.0.2.1`, `2001:db8:1:2::/64`, `unix`, or `peer:<name>` where the server knows no more than a name.
-        """
+    def hop(self, scope: Scope) -> "Hop":
+        """The caller's address: the peer's, or the one that trusted proxies tell."""
         client = scope.get("client")
         host: str | None = client[0] if client else None
         peer = (self.hops.get(host) or self._hop(host)) if host else Hop(UNIX, self._trusts_unix)
         if peer is not None and peer.trusted:
-            return self._forwarded(scope) or peer.text
+            return self._forwarded(scope, peer)
         if self.looks:
             self._look_for_proxy(scope, host)
-        return canonical_address(host or UNIX) if peer is None else peer.text
+        return Hop(canonical_address(host or UNIX)) if peer is None else peer
 
-    def _forwarded(self, scope: Scope) -> str | None:
-        """Return the address that the trusted proxies tell; None if there is none or it makes no sense."""
+    def written(self, text: str) -> "Hop":
+        """An address that somebody has written by hand, or as it is counted under."""
+        hop = self._hop(text.removesuffix("/64")) or Hop("")
+        return hop._replace(text=canonical_address(text))
+
+    def _forwarded(self, scope: Scope, peer: "Hop") -> "Hop":
+        """Return the address that the trusted proxies tell; the peer's if there is none or it makes no sense.
+
+        What makes no sense may be a client's doing, so that it gets no plan of the proxy's network by it.
+        """
         lines = self._lines(scope)
         header = ",".join(lines)
         if not header.strip(", \t"):
             say_once(_no_header(self._header))
-            return None
-        if len(header) > MAX_HEADER:
-            return None
-        if self._name != b"forwarded":
-            return self._client(header.split(","))
-        # Line by line: a quote that a client left open must not swallow what a proxy added below.
-        return self._client([hop for line in lines for hop in _forwarded_elements(line)])
+            return peer
+        client = None
+        if len(header) <= MAX_HEADER:
+            # Line by line: a quote that a client left open must not swallow what a proxy added below.
+            by_line = self._name == b"forwarded"
+            hops = (
+                [hop for line in lines for hop in _forwarded_elements(line)] if by_line else header.split(",")
+            )
+            client = self._client(hops)
+        return peer._replace(plan=None) if client is None else client
 
     def _lines(self, scope: Scope) -> list[str]:
         name = self._name
@@ -117,9 +134,9 @@ class AddressReader:
             self.chains = 0
             say_once(_balancer_appended(self._header, counted))
 
-    def _client(self, hops: list[str]) -> str | None:
+    def _client(self, hops: list[str]) -> "Hop | None":
         """The first address from the right that is not trusted, else the left-most."""
-        text = None
+        hop = None
         for hop_text in hops[: -MAX_HOPS - 1 : -1]:
             hop = self._hop(hop_text)
             if hop is None:
@@ -127,9 +144,8 @@ class AddressReader:
             if not hop.trusted:
                 if self.chains:
                     self._look_at_end(hops, hop.text)
-                return hop.text
-            text = hop.text
-        return text if len(hops) <= MAX_HOPS else None
+                return hop
+        return hop if len(hops) <= MAX_HOPS else None
 
     def _hop(self, text: str) -> "Hop | None":
         """An address as a server or a proxy writes it, or None where it is none."""
@@ -140,11 +156,19 @@ class AddressReader:
         address = _parse(text)
         hop = None
         if address is not None:
-            hop = Hop(_counted(address), any(address in network for network in self._networks))
+            hop = self._found(address)
         if len(text) <= _LONGEST_ADDRESS:
             evict_oldest(self.hops, _MAX_HOSTS)
             self.hops[text] = hop
         return hop
+
+    def _found(self, address: Address) -> "Hop":
+        trusted = any(address in network for network in self._networks)
+        carried = None if isinstance(address, IPv4Address) else _carried(address)
+        ways = (address,) if carried is None else (address, carried)
+        hop = Hop(_counted(address), trusted, blocked=self._blocked.find(*ways))
+        entry = self._plans.find(*ways)
+        return hop if entry is None else hop._replace(plan=entry.plan, network=entry.network)
 
 
 def canonical_address(text: str) -> str:
@@ -167,18 +191,32 @@ def canonical_address(text: str) -> str:
 
 
 class Hop(NamedTuple):
-    """A peer or a proxy: what it is counted under, and whether the settings trust what it says."""
+    """A client, a peer or a proxy, and what the settings say of its address."""
 
     text: str
-    trusted: bool
+    """The text that callers there are counted under: `192.0.2.1`, `2001:db8:1:2::/64`, `unix`, or
+    `peer:<name>` where the server knows no more than a name."""
+    trusted: bool = False
+    """Whether it is believed what it says of who came before it."""
+    plan: str | None = None
+    """The plan of the network that it is in; None where it is in none."""
+    network: IPNetwork | None = None
+    """The network that has this plan."""
+    blocked: IPNetwork | None = None
+    """The blocked network that it is in; None where it is in none."""
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """All that a caller's limits depend on: of one /64 some addresses may have a plan of their own."""
+        return self.text, self.plan
 
 
-def _counted(address: IPv4Address | IPv6Address) -> str:
+def _counted(address: Address) -> str:
     carried = address if isinstance(address, IPv4Address) else _carried(address)
     return _network(address) if carried is None else str(carried)
 
 
-def _network(address: IPv4Address | IPv6Address) -> str:
+def _network(address: Address) -> str:
     return str(IPv6Network((int(address) >> 64 << 64, 64)))
 
 
@@ -196,7 +234,7 @@ def _carried(address: IPv6Address) -> IPv4Address | None:
     return address.sixtofour
 
 
-def _parse(text: str) -> IPv4Address | IPv6Address | None:
+def _parse(text: str) -> Address | None:
     """`192.0.2.1`, `2001:db8::1`, each also with a port, as `192.0.2.1:80` and `[2001:db8::1]:80`."""
     host = text.strip(" \t")
     if len(host) > _LONGEST_ADDRESS:

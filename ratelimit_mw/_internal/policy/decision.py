@@ -1,6 +1,7 @@
 """Decision about a request, and the status of its limits."""
 
 import random
+import time
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from functools import partial
@@ -14,11 +15,12 @@ from ratelimit_mw._internal.model.reservation import ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.policy import Policy
 
-Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable"]
+Reason = Literal["rate", "concurrency", "spending", "cost", "capacity", "unavailable", "blocked"]
 """Reason for a refusal.
 
 `rate`, `concurrency` and `spending` are kinds of limit. `cost`: the cost never fits. `capacity`: a limit
-that everyone shares refused. `unavailable`: the backend is away and the settings say to refuse."""
+that everyone shares refused. `unavailable`: the backend is away and the settings say to refuse. `blocked`:
+the caller's plan or network is blocked."""
 
 SLOT_HINT = (1.0, 3.0)
 """Seconds, from and to, before another try for a slot; spread so that callers don't return in step."""
@@ -255,6 +257,11 @@ def decision_of(
     allowed = refusal is None or policy.shadow
     now = outcome.now
     return Decision(allowed, now, charge.cost, price, limit_statuses, refusal, policy.shadow, by, costs)
+
+
+def blocked(*, shadow: bool) -> Decision:
+    """Make the decision about a request of a blocked caller, of whom nothing is counted."""
+    return Decision(shadow, time.time_ns() // 1000, refusal=Refusal("blocked", None, None), shadow=shadow)
 
 
 _limit_status = partial(tuple.__new__, LimitStatus)  # one for each limit of a request: no Python in between

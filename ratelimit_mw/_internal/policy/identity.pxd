@@ -2,6 +2,7 @@ cdef class Identifier:
     cdef dict __dict__
     cdef object __weakref__
     cdef bint _unknown_are_anonymous, _unknown_by_address
+    cdef readonly bint blocks_networks
     cdef readonly object _read_address
     cdef readonly dict _by_key, _unlisted
     cdef readonly dict listed
@@ -9,9 +10,12 @@ cdef class Identifier:
     cdef object _registered
     cpdef object caller(self, api_key, scope)
     cpdef bint remembers(self, api_key)
-    cpdef object counted_address(self, identity, scope)
+    cpdef object counted_place(self, identity, scope)
+    cpdef object place_of(self, scope)
+    cpdef object blocked_caller(self, scope)
     cpdef object of_key(self, api_key_hash)
-    cpdef object of_unknown(self, api_key_hash, address)
+    cpdef object of_unknown(self, api_key_hash, hop)
     cpdef object of_address(self, address)
-    cdef object _remember(self, identity, api_key_hash, address)
+    cpdef object at_hop(self, hop)
+    cdef object _remember(self, identity, api_key_hash, hop)
     cdef object _look_up(self, api_key)

@@ -6,15 +6,15 @@ its hash leaves this module; `read` alone returns the key, for the app's `resolv
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.api_key_reader import ApiKeyReader
-from ratelimit_mw._internal.policy.client_address import AddressReader, Scope
+from ratelimit_mw._internal.policy.client_address import AddressReader, Hop, Scope
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
-from ratelimit_mw._internal.settings import KeySettings, Settings
+from ratelimit_mw._internal.settings import AddressSettings, KeySettings, Settings
 
 _MAX_REMEMBERED = 16_384
 _LONGEST_REMEMBERED = 256
@@ -63,12 +63,13 @@ class Identifier:
         self,
         settings: Settings,
         registered: Mapping[str, KeySettings] | None = None,
+        networks: Iterable[AddressSettings] = (),
         *,
         listed: dict[str, KeySettings] | None = None,
     ) -> None:
-        """`registered` are the keys, by hash, that are set live; they come before those of the file.
+        """Take the keys, by hash, and the networks that are set live; they come before those of the file.
 
-        Those may be given as `listed`, where they are known from another identifier.
+        The keys of the file may be given as `listed`, where they are known from another identifier.
         """
         identity = settings.identity
         self._settings = settings
@@ -79,14 +80,16 @@ class Identifier:
         self._unknown_by_address = self._unknown_are_anonymous or self._caps_addresses
         self.api_keys = ApiKeyReader(identity.api_key_headers)
         self._secret = identity.hash_secret.get_secret_value()
-        self._read_address = AddressReader(identity)
+        self._read_address = AddressReader(identity, (*settings.addresses, *networks))
+        self.blocks_networks = bool(identity.blocked_networks)
+        """Whether any network is blocked."""
         self._registered = {} if registered is None else registered
         self.listed = {key.hash: key for key in settings.keys} if listed is None else listed
         """The keys of the file, by hash."""
         self._listed: dict[str, Identity] = {}
         self._by_key: dict[bytes, Identity | str] = {}
         """Keys seen lately: who has them, or the hash of those that are not listed."""
-        self._unlisted: dict[tuple[str, str], Identity] = {}
+        self._unlisted: dict[tuple[str, str, str | None], Identity] = {}
 
     def __call__(self, scope: Scope) -> Identity:
         """The caller of an `http` or `websocket` scope.
@@ -98,17 +101,30 @@ class Identifier:
     def caller(self, api_key: bytes, scope: Scope) -> Identity:
         """The caller with this key, as it was sent; without a key, the one at the scope's address."""
         if not api_key:
-            return self.of_address(self._read_address(scope))
+            return self.at_hop(self._read_address.hop(scope))
         known = self._by_key.get(api_key) or self._look_up(api_key)
-        return self.of_unknown(known, self._read_address(scope)) if isinstance(known, str) else known
+        return self.of_unknown(known, self._read_address.hop(scope)) if isinstance(known, str) else known
 
     def remembers(self, api_key: bytes) -> bool:
         """Whether this key was met lately."""
         return api_key in self._by_key
 
-    def counted_address(self, identity: Identity, scope: Scope) -> str | None:
-        """The address that a caller's limits depend on; None where they are the same from anywhere."""
-        return self._read_address(scope) if self._unknown_by_address and identity.address else None
+    def counted_place(self, identity: Identity, scope: Scope) -> tuple[str, str | None] | None:
+        """The `place_of` a caller, if its limits depend on it; None if they are the same from anywhere."""
+        return self.place_of(scope) if self._unknown_by_address and identity.address else None
+
+    def place_of(self, scope: Scope) -> tuple[str, str | None]:
+        """The client address of a scope, as it is counted under, and the plan of its network."""
+        return self._read_address.hop(scope).place
+
+    def blocked_caller(self, scope: Scope) -> Identity | None:
+        """The caller at an address in a blocked network, as one without a key; None for anybody else."""
+        hop = self._read_address.hop(scope)
+        return None if hop.blocked is None else self.at_hop(hop)
+
+    def hop_at(self, address: str) -> Hop:
+        """Look up what the settings say of an address, however it is written."""
+        return self._read_address.written(address)
 
     def read(self, scope: Scope) -> tuple[bytes, str] | None:
         """The API key of a scope and its hash, None where it has none. Raises IdentityError."""
@@ -119,9 +135,13 @@ class Identifier:
         """The client address of a scope, as it is counted under."""
         return self._read_address(scope)
 
+    def hop(self, scope: Scope) -> Hop:
+        """The client address of a scope, and what the settings say of it."""
+        return self._read_address.hop(scope)
+
     def anonymous(self, scope: Scope) -> Identity:
         """The caller as one without a key, whatever the headers say."""
-        return self.of_address(self._read_address(scope))
+        return self.at_hop(self._read_address.hop(scope))
 
     def of_key(self, api_key_hash: str) -> Identity | None:
         """The caller with a key that is set live or listed in the settings, None for any other."""
@@ -136,30 +156,33 @@ class Identifier:
         """The caller with a key of which these settings hold."""
         return _listed(key, self._settings)
 
-    def of_unknown(self, api_key_hash: str, address: str) -> Identity:
-        """The caller with a key that is known nowhere."""
-        known = self._unlisted.get((api_key_hash, address))
+    def of_unknown(self, api_key_hash: str, hop: Hop) -> Identity:
+        """The caller with a key that is known nowhere, at an address."""
+        known = self._unlisted.get((api_key_hash, hop.text, hop.plan))
         if known is not None:
             return known
         if self._unknown_are_anonymous:
-            partition, plan = address_partition(address), self._anonymous_plan
+            partition, plan = address_partition(hop.text), hop.plan or self._anonymous_plan
         else:
             partition, plan = key_partition(api_key_hash), self._default_plan
-        identity = Identity(partition, plan, api_key_hash, address=address, counted_as=partition)
-        return self._remember(identity, api_key_hash, address)
+        identity = Identity(partition, plan, api_key_hash, address=hop.text, counted_as=partition)
+        return self._remember(identity, api_key_hash, hop)
 
     def of_address(self, address: str) -> Identity:
-        """The caller without a key. Takes an address as `canonical_address` writes it."""
-        known = self._unlisted.get(("", address))
+        """The caller without a key at an address, however it is written."""
+        return self.at_hop(self.hop_at(address))
+
+    def at_hop(self, hop: Hop) -> Identity:
+        """The caller without a key at an address."""
+        known = self._unlisted.get(("", hop.text, hop.plan))
         if known is not None:
             return known
-        partition = address_partition(address)
-        anonymous = Identity(partition, self._anonymous_plan, address=address, counted_as=partition)
-        return self._remember(anonymous, "", address)
+        partition, plan = address_partition(hop.text), hop.plan or self._anonymous_plan
+        return self._remember(Identity(partition, plan, address=hop.text, counted_as=partition), "", hop)
 
-    def _remember(self, identity: Identity, api_key_hash: str, address: str) -> Identity:
+    def _remember(self, identity: Identity, api_key_hash: str, hop: Hop) -> Identity:
         evict_oldest(self._unlisted, _MAX_REMEMBERED)
-        self._unlisted[api_key_hash, address] = identity
+        self._unlisted[api_key_hash, hop.text, hop.plan] = identity
         return identity
 
     def _look_up(self, api_key: bytes) -> Identity | str:

@@ -6,7 +6,7 @@ from ratelimit_mw._internal.policy.routing cimport RouteTable
 
 cdef class LookupEntry:
     cdef readonly Policy policy
-    cdef readonly object identity, index, address
+    cdef readonly object identity, index, place
 
 cdef class PolicyLookup:
     cdef Identifier _identify
@@ -14,7 +14,9 @@ cdef class PolicyLookup:
     cdef ApiKeyReader _api_keys
     cdef RouteTable _routes
     cdef readonly dict _latest
+    cdef readonly bint blocks_networks
     @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)
     cpdef LookupEntry find(self, scope)
+    cpdef LookupEntry find_blocked(self, scope)
     cpdef LookupEntry find_for(self, identity, scope)
     cdef _index_of(self, scope)

@@ -12,25 +12,31 @@ MAX_REMEMBERED = 16_384
 class LookupEntry:
     """Policy of a caller on a route, and the caller of this very request."""
 
-    __slots__ = ("address", "identity", "index", "policy")
+    __slots__ = ("identity", "index", "place", "policy")
 
-    def __init__(self, policy: Policy, identity: Identity, index: int | None, address: str | None) -> None:
+    def __init__(
+        self, policy: Policy, identity: Identity, index: int | None, place: tuple[str, str | None] | None
+    ) -> None:
         self.policy = policy
         self.identity = identity
         """Keys of one account, and unknown keys of one address, share a policy and differ in this."""
         self.index = index
         """Index of the route's rule, None where none matched."""
-        self.address = address
-        """The client address that this was found for; None where it is the same for any address."""
+        self.place = place
+        """The client address that this was found for, and the plan of its network.
+
+        None where it is the same for any address."""
 
 
 class PolicyLookup:
     """Finds policies under one state of the settings and the live keys."""
 
-    __slots__ = ("_api_keys", "_identify", "_latest", "_policies", "_routes")
+    __slots__ = ("_api_keys", "_identify", "_latest", "_policies", "_routes", "blocks_networks")
 
     def __init__(self, identify: Identifier, policies: Policies) -> None:
         self._identify = identify
+        self.blocks_networks = identify.blocks_networks
+        """Whether `find_blocked` may find anything."""
         self._policies = policies
         self._routes = policies.routes
         self._api_keys = identify.api_keys
@@ -39,6 +45,8 @@ class PolicyLookup:
 
     def find(self, scope: Scope) -> LookupEntry:
         """Find the policy of an `http` or `websocket` scope. Raises IdentityError."""
+        if self.blocks_networks and (blocked := self.find_blocked(scope)) is not None:
+            return blocked
         api_key = self._api_keys.read(scope["headers"])
         index = self._index_of(scope) if self._routes.has_rules else None
         entry = self._latest.get(api_key)
@@ -46,18 +54,26 @@ class PolicyLookup:
             entry is not None
             and entry.index == index
             and entry.policy.is_latest
-            and (entry.address is None or entry.address == self._identify.address_of(scope))
+            and (entry.place is None or entry.place == self._identify.place_of(scope))
         ):
             return entry
         is_known = self._identify.remembers(api_key)
         identity = self._identify.caller(api_key, scope)
-        address = self._identify.counted_address(identity, scope)
-        entry = LookupEntry(self._policies.at(identity, index), identity, index, address)
+        place = self._identify.counted_place(identity, scope)
+        entry = LookupEntry(self._policies.at(identity, index), identity, index, place)
         if is_known:  # a key that comes again may come often
             if api_key not in self._latest:
                 evict_oldest(self._latest, MAX_REMEMBERED)
             self._latest[api_key] = entry
         return entry
+
+    def find_blocked(self, scope: Scope) -> LookupEntry | None:
+        """Find the policy of a scope from a blocked network; None for any other. Reads no API key."""
+        identity = self._identify.blocked_caller(scope)
+        if identity is None:
+            return None
+        index = self._index_of(scope)
+        return LookupEntry(self._policies.blocked(identity, index), identity, index, None)
 
     def find_for(self, identity: Identity, scope: Scope) -> LookupEntry:
         """Find the policy of a caller whom a hook named."""

@@ -1,14 +1,14 @@
 """Policies: the limits that a request meets, from its caller's plan and its route, made once and kept."""
 
-import hashlib
 import threading
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
 from ratelimit_mw._internal.model.charge import Charge, Counter
-from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, OnFailure, Slots, Window
+from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, OnFailure, Window
 from ratelimit_mw._internal.model.money import parse_amount
+from ratelimit_mw._internal.policy.counters import route_counters
 from ratelimit_mw._internal.policy.identity import Identity, address_partition
 from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
@@ -16,8 +16,6 @@ from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.tables import PlanSettings, RouteSettings
 
-PLAN_SCOPE = "p"
-"""Scope of what a plan limits. Not the plan's name: changing plans keeps what was counted."""
 MAX_POLICIES = 16_384
 """Policies kept for callers seen before; those made first go first."""
 MAX_MODELS = 4_096
@@ -36,6 +34,8 @@ class Policy:
         "charge",
         "currency",
         "identity",
+        "is_blocked",
+        "is_decided",
         "is_exempt",
         "is_latest",
         "on_failure",
@@ -63,6 +63,7 @@ class Policy:
         on_failure_priced: OnFailure,
         shadow: bool,
         is_exempt: bool,
+        is_blocked: bool = False,
         stock: PrefetchState | None,
     ) -> None:
         self.identity = identity
@@ -83,6 +84,10 @@ class Policy:
         self.shadow = shadow
         self.is_exempt = is_exempt
         """Whether nothing limits this request and nothing is counted."""
+        self.is_blocked = is_blocked
+        """Whether this request is refused, whatever is counted."""
+        self.is_decided = is_exempt or is_blocked
+        """Whether the request is decided about without asking anybody."""
         self.stock = stock
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
         self.is_latest = False
@@ -116,6 +121,7 @@ class Policy:
             on_failure_priced=self.on_failure_priced,
             shadow=self.shadow,
             is_exempt=self.is_exempt,
+            is_blocked=self.is_blocked,
             stock=None if self.stock is None else PrefetchState(charge),
         )
 
@@ -170,6 +176,16 @@ class Policies:
             self.latest[place] = policy
         return policy
 
+    def blocked(self, identity: Identity, index: int | None) -> Policy:
+        """Return the policy of a caller from a blocked network under the route rule of this index."""
+        key = (*_key(identity, index, None), "blocked")
+        policy = self._others.get(key)
+        if policy is None or not _is_same(policy.identity, identity):
+            policy = self._make(identity, index, None, is_blocked=True)
+            with self._lock:
+                self._keep(key, policy)
+        return policy
+
     def _keep(self, key: tuple[object, ...], policy: Policy) -> None:
         if key not in self._others:
             _make_room(self._others)
@@ -190,21 +206,25 @@ class Policies:
         plan = _effective(self._settings.plans[identity.plan], identity)
         rules = (_ANY_ROUTE, *self._settings.routes)
         return tuple(
-            dict.fromkeys(counter for rule in rules for counter in self._counters(identity, plan, rule))
+            dict.fromkeys(
+                counter for rule in rules for counter in route_counters(self._settings, identity, plan, rule)
+            )
         )
 
-    def _make(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
+    def _make(
+        self, identity: Identity, index: int | None, cost: int | None, *, is_blocked: bool = False
+    ) -> Policy:
         """A caller's policy, of the model of all whose limits are the same."""
         address = "" if identity.address is None else address_partition(identity.address)
         # Who is counted by address alone has one partition for both kinds of limit.
         caller = _ADDRESS if identity.partition == address else _CALLER
         own = identity.limits
         limits = own and (own.requests, own.concurrent, own.spending, _frozen(own.units))
-        key = (identity.plan, index, cost, caller, not address, limits)
+        key = (identity.plan, index, cost, caller, not address, limits, is_blocked)
         model = self._models.get(key)
         if model is None:
             anybody = Identity(caller, identity.plan, address="address" if address else None, limits=own)
-            model = self._compile(anybody, index, cost)
+            model = self._compile(anybody, index, cost, is_blocked=is_blocked)
             for charge in (model.charge, model.priced_charge):
                 charge.caller, charge.address = caller, _ADDRESS
             with self._lock:
@@ -212,11 +232,15 @@ class Policies:
                 self._models[key] = model
         return model.for_caller(identity, address)
 
-    def _compile(self, identity: Identity, index: int | None, cost: int | None) -> Policy:
+    def _compile(
+        self, identity: Identity, index: int | None, cost: int | None, *, is_blocked: bool
+    ) -> Policy:
         route = None if index is None else self._settings.routes[index]
         rule = route or _ANY_ROUTE
         plan = _effective(self._settings.plans[identity.plan], identity)
-        counters = tuple(self._counters(identity, plan, rule))
+        if is_blocked:
+            plan = plan.model_copy(update={"blocked": True})
+        counters = tuple(route_counters(self._settings, identity, plan, rule))
         cost = rule.cost if cost is None else cost
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
@@ -240,26 +264,10 @@ class Policies:
             # Money first: what is said of it means every priced request.
             on_failure_priced=(plan.spending.on_failure if plan.spending else None) or on_failure,
             shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
-            is_exempt=rule.exempt,
+            is_exempt=rule.exempt and not plan.blocked,
+            is_blocked=plan.blocked,
             stock=PrefetchState(charge) if ahead else None,
         )
-
-    def _counters(self, identity: Identity, plan: PlanSettings, rule: RouteSettings) -> Iterator[Counter]:
-        """The caller's own limits first, those that everyone shares last."""
-        settings, caller, scope = self._settings, identity.partition, route_scope(rule)
-        limits: list[Limit] = [*plan.requests, *_slots(plan.concurrent, rule)]
-        if plan.spending is not None:
-            limits += plan.spending.budget.allowances
-        yield from (Counter(caller, PLAN_SCOPE, limit) for limit in limits)
-        yield from unit_counters(caller, PLAN_SCOPE, plan.units)
-        yield from (Counter(caller, scope, window) for window in rule.requests)
-        if identity.address is not None:
-            address = address_partition(identity.address)
-            yield from (Counter(address, "a", window, "address") for window in settings.identity.per_address)
-        yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
-        limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
-        yield from (Counter("app", "app", limit, "everyone") for limit in limits)
-        yield from unit_counters("app", "app", settings.application.units, "everyone")
 
 
 def _make_room(policies: dict[Any, Policy]) -> None:
@@ -289,29 +297,8 @@ def _is_same(known: Identity, identity: Identity) -> bool:
     )
 
 
-def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:
-    return (slots,) if slots is not None and rule.slot else ()
-
-
-def unit_counters(
-    partition: str,
-    scope: str,
-    units: Mapping[str, tuple[Window, ...]],
-    owner: Literal["caller", "everyone"] = "caller",
-) -> Iterator[Counter]:
-    """The counters of metered units, each unit in a scope of its own."""
-    for unit, windows in units.items():
-        yield from (Counter(partition, f"{scope}:{unit}", window, owner) for window in windows)
-
-
 def _frozen(units: Mapping[str, tuple[Window, ...]] | None) -> tuple[object, ...] | None:
     return None if units is None else tuple(units.items())
-
-
-def route_scope(route: RouteSettings) -> str:
-    """Return the scope of a route's own limits: by its path and methods, not by its place in the file."""
-    methods = "*" if route.methods is None else ",".join(sorted(route.methods))
-    return f"r:{hashlib.sha256(f'{methods} {route.path}'.encode()).hexdigest()[:16]}"
 
 
 def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:

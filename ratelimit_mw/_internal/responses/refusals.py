@@ -59,7 +59,8 @@ class RefusalWriter:
         refusal = decision.refusal
         if refusal is None:
             raise ValueError("the request was not refused")
-        status = {"capacity": self._settings.capacity_status, "unavailable": 503}.get(refusal.reason, 429)
+        statuses = {"capacity": self._settings.capacity_status, "unavailable": 503, "blocked": 403}
+        status = statuses.get(refusal.reason, 429)
         headers = [*_waiting(refusal.retry_after_us), *self._headers(decision)]
         figures = self._figures(decision, refusal)
         body = None if figures is None else self._bodies.get(figures)
@@ -113,8 +114,10 @@ class RefusalWriter:
         return self._body(status, error, _violated(decision))
 
     def _figures(self, decision: Decision, refusal: Refusal) -> tuple[object, ...] | None:
-        """All that the body of a refusal by a rate tells; who goes on is told it again and again."""
+        """All that the body of a refusal by a rate, or of a block, tells; who goes on is told it again."""
         limit_status, wait = refusal.limit, refusal.retry_after_us
+        if refusal.reason == "blocked":
+            return (refusal.reason,)
         if refusal.reason != "rate" or limit_status is None or limit_status.window is None or wait is None:
             return None
         window, status = limit_status.window
@@ -199,6 +202,8 @@ def _whole_seconds(wait: int) -> int:
 def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> dict[str, Any]:
     """Type, code, message and details of the error, in that order."""
     limit_status = refusal.limit
+    if refusal.reason == "blocked":
+        return _error("permission_error", "CALLER_BLOCKED", "This caller is blocked.", {})
     if limit_status is None:  # nobody could be asked
         message = "Rate limits cannot be checked at the moment. Please try again."
         return _error("rate_limit_unavailable", "RATE_LIMIT_UNAVAILABLE", message, {})

@@ -3,6 +3,7 @@
 from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem
 from ratelimit_mw._internal.settings.loader import Settings
+from ratelimit_mw._internal.settings.networks import AddressSettings
 from ratelimit_mw._internal.settings.tables import (
     ApplicationSettings,
     IdentitySettings,
@@ -16,6 +17,7 @@ from ratelimit_mw._internal.settings.tables import (
 from ratelimit_mw._internal.settings.url import SecretURL
 
 __all__ = [
+    "AddressSettings",
     "ApplicationSettings",
     "BackendSettings",
     "IdentitySettings",

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from ratelimit_mw._internal.model.money import TOKEN
 from ratelimit_mw._internal.settings.errors import SettingsProblem, path_of
 from ratelimit_mw._internal.settings.keys import ListedKeys, check_hash_kind, check_keys, unknown_plan
+from ratelimit_mw._internal.settings.networks import AddressSettings, check_addresses
 from ratelimit_mw._internal.settings.tables import IdentitySettings, KeySettings, PlanSettings, RouteSettings
 from ratelimit_mw._internal.settings.values import Table
 
@@ -27,6 +28,7 @@ class SoundParts:
     """Every plan there is, `None` where nothing of it could be read; empty where no plan could."""
     keys: Mapping[int, KeySettings]
     routes: Mapping[int, RouteSettings]
+    addresses: Mapping[int, AddressSettings]
 
 
 def sound_parts(data: Mapping[str, Any]) -> SoundParts:
@@ -36,6 +38,7 @@ def sound_parts(data: Mapping[str, Any]) -> SoundParts:
         plans={name: _sound(PlanSettings, plan) for name, plan in _dict(data.get("plans")).items()},
         keys=_sound_entries(KeySettings, data.get("keys")),
         routes=_sound_entries(RouteSettings, data.get("routes")),
+        addresses=_sound_entries(AddressSettings, data.get("addresses")),
     )
 
 
@@ -45,6 +48,7 @@ def cross_check(parts: SoundParts, listed: ListedKeys) -> Iterator[SettingsProbl
         yield from _check_identity_plans(parts.identity, parts.plans)
         yield from check_hash_kind(parts.keys, listed.places, bool(parts.identity.hash_secret))
     yield from check_keys(parts.keys, listed.places, parts.plans)
+    yield from check_addresses(parts.addresses, parts.plans)
     yield from _check_prices(parts)
 
 

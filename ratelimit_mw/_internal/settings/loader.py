@@ -31,6 +31,7 @@ from ratelimit_mw._internal.settings.errors import (
     problems_of,
 )
 from ratelimit_mw._internal.settings.keys import ListedKeys, hash_listed_keys
+from ratelimit_mw._internal.settings.networks import AddressSettings
 from ratelimit_mw._internal.settings.sources import ENVIRONMENT, Environment, read_environment, read_file
 from ratelimit_mw._internal.settings.tables import (
     BUILT_IN_PLANS,
@@ -74,6 +75,8 @@ class Settings(BaseSettings):
     """The limits that callers have, by name; always has "default" and "anonymous"."""
     keys: Items[KeySettings] = ()
     """API keys with a plan, an account or limits of their own."""
+    addresses: Items[AddressSettings] = ()
+    """Plans of callers who are counted by an address, by network; the longest prefix counts."""
     routes: Items[RouteSettings] = ()
     """Route rules: costs of paths, and limits on top of the plan's; the first match wins."""
 
@@ -124,7 +127,7 @@ class Settings(BaseSettings):
 
     def _parts(self) -> SoundParts:
         keys, routes = dict(enumerate(self.keys)), dict(enumerate(self.routes))
-        return SoundParts(self.identity, self.plans, keys, routes)
+        return SoundParts(self.identity, self.plans, keys, routes, dict(enumerate(self.addresses)))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Self:
@@ -216,7 +219,7 @@ def _in_file_order(problems: list[SettingsProblem], data: dict[str, Any]) -> lis
     def place(problem: SettingsProblem) -> tuple[int, int]:
         table, _, rest = problem.path.partition("[")
         table, index = table.partition(".")[0], rest.partition("]")[0]
-        entry = int(index) if table in ("keys", "routes") and index.isdigit() else 0
+        entry = int(index) if table in ("keys", "addresses", "routes") and index.isdigit() else 0
         return tables.index(table) if table in tables else len(tables), entry
 
     return sorted(problems, key=place)

@@ -27,7 +27,7 @@ _NEEDED = ("backend", "hash_secret")
 _TABLES = ("backend", "identity", "RATELIMIT_BACKEND", "RATELIMIT_IDENTITY")
 _NOT_THE_PLACE = ("timeout", "on_failure", "local_share")
 """Names in `[backend]` that have no part in the backend's location."""
-_ENTRY = re.compile(r"(keys|routes)\[(\d+)\]")
+_ENTRY = re.compile(r"(keys|routes|addresses)\[(\d+)\]")
 _PAST_THE_END = 1 << 62
 _ROUNDS = 50
 """Times that the settings are put together at most, each without what was wrong the time before."""
@@ -129,7 +129,11 @@ class _Parts:
     def __init__(self, data: Mapping[str, Any], identity: IdentitySettings, parts: SoundParts) -> None:
         self.identity = identity
         self.plans = {name: plan or PlanSettings() for name, plan in parts.plans.items()}
-        self.entries: dict[str, dict[int, Any]] = {"keys": {**parts.keys}, "routes": {**parts.routes}}
+        self.entries: dict[str, dict[int, Any]] = {
+            "keys": {**parts.keys},
+            "addresses": {**parts.addresses},
+            "routes": {**parts.routes},
+        }
         own = {"backend", "identity", "plans", *self.entries}
         self.others = {name: data[name] for name in Settings.model_fields if name in data and name not in own}
 
@@ -140,6 +144,7 @@ class _Parts:
             identity=self.identity,
             plans=self.plans,
             keys=tuple(self.entries["keys"].values()),
+            addresses=tuple(self.entries["addresses"].values()),
             routes=tuple(self.entries["routes"].values()),
             **self.others,
         )

@@ -43,6 +43,7 @@ from ratelimit_mw._internal.settings.values import (
     OptionalPath,
     OptionalURL,
     PlanName,
+    Proxy,
     RoutePath,
     Share,
     Table,
@@ -62,7 +63,7 @@ class IdentitySettings(Table):
     """Secret under which API keys are hashed and tokens signed, best set as
     `RATELIMIT_IDENTITY__HASH_SECRET`. A new one starts all counts of keys anew and makes old tokens invalid.
     Applies at restart. Default: none."""
-    trusted_proxies: Items[Network] = ()
+    trusted_proxies: Items[Proxy] = ()
     """Networks or addresses of proxies whose `forwarded_header` is believed; "unix" stands for a peer without
     an address. Default: none."""
     forwarded_header: HeaderToken = "X-Forwarded-For"
@@ -78,6 +79,9 @@ class IdentitySettings(Table):
     it carries one. Default: "anonymous"."""
     per_address: Rates = ()
     """Rates that cap what one address sends without a key and under unknown keys together. Default: none."""
+    blocked_networks: Items[Network] = ()
+    """Networks or addresses from which every request is refused with 403, with a key or without. Default:
+    none."""
 
 
 class ResponseSettings(Table):
@@ -208,6 +212,9 @@ class PlanSettings(Table):
     prefetch: bool = False
     """Whether workers take units of its rates ahead, so that most requests ask no backend; for large limits.
     It works for requests that need nothing but the caller's own rates. Default: false."""
+    blocked: bool = False
+    """Refuse every request with 403, before anything is charged and without asking the backend. Default:
+    false."""
     spending: SpendingSettings | None = None
     """Budget of each caller. Default: none."""
 

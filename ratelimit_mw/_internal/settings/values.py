@@ -1,8 +1,9 @@
 """Types of single values in the settings: each takes what the file says, or says what is wrong with it."""
 
 import re
+from collections.abc import Sequence
 from functools import cache, lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +43,7 @@ MAX_NAME = 64
 MAX_PATH = 2_000
 """Characters of the longest path of a route."""
 
+IPNetwork = IPv4Network | IPv6Network
 _T = TypeVar("_T")
 _S = TypeVar("_S", bound=str)
 _HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
@@ -149,25 +151,46 @@ def _zones() -> frozenset[str]:
     return frozenset(available_timezones())
 
 
-def _network(text: object) -> IPv4Network | IPv6Network | Literal["unix"]:
-    if isinstance(text, IPv4Network | IPv6Network) or text == "unix":
+def _proxy(text: object) -> IPNetwork | Literal["unix"]:
+    if text == "unix":
+        return "unix"
+    return _network(text, f'{_NETWORK}, or "unix"', ["unix"])
+
+
+def parse_network(text: object) -> IPNetwork:
+    """Return the network that a text stands for; one of IPv4-mapped addresses is the IPv4 network it is."""
+    network = _network(text, _NETWORK)
+    mapped = network.network_address
+    if isinstance(mapped, IPv6Address) and mapped.ipv4_mapped is not None and network.prefixlen >= _MAPPED:
+        return IPv4Network((mapped.ipv4_mapped, network.prefixlen - _MAPPED))
+    return network
+
+
+def _network(text: object, expected: str, others: Sequence[str] = ()) -> IPNetwork:
+    if isinstance(text, IPv4Network | IPv6Network):
         return text
-    expected = 'a network or address, such as "10.0.0.0/8", or "unix"'
     if not isinstance(text, str):
         raise fault(f"is {kind_of(text)}", expected)
+    if "%" in text:
+        raise fault(f"{shown(text)} has a zone", expected, re.sub("%[^/]*", "", text))
     try:
         return ip_network(text)
     except ValueError:
-        nearest = _network_around(text)
+        nearest = _network_around(text, others)
     what = "has bits set beyond its prefix" if "/" in nearest else "is no network"
     raise fault(f"{shown(text)} {what}", expected, nearest)
 
 
-def _network_around(text: str) -> str:
+def _network_around(text: str, others: Sequence[str]) -> str:
     try:
         return str(ip_network(text, strict=False))
     except ValueError:
-        return nearest_name(text, ["unix"])
+        return nearest_name(text, others)
+
+
+_NETWORK = 'a network or address, such as "10.0.0.0/8"'
+_MAPPED = 96
+"""Bits before the IPv4 address in an IPv4-mapped one (RFC 4291, section 2.5.5.2)."""
 
 
 def _off_if_empty(value: object) -> object:
@@ -258,9 +281,7 @@ def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
 _PRINTABLE = f"^[ -~]{{1,{MAX_NAME}}}$"
 _TOKEN = f"^{_HEADER_TOKEN.pattern}$"
 _ANY_HASH = f"^({any_case('hmac')}-)?{any_case('sha')}256:[0-9a-fA-F]{{64}}$"
-_NETWORK = (
-    "^(unix|[0-9]{1,3}([.][0-9]{1,3}){3}(/[0-9.]+)?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^/]+)?(/[0-9]{1,3})?)$"
-)
+_IP_NETWORK = "[0-9]{1,3}([.][0-9]{1,3}){3}(/[0-9.]+)?|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*(%[^/]+)?(/[0-9]{1,3})?"
 _WEB = f"{any_case('http')}[Ss]?://[!-~]"
 
 Items = Annotated[tuple[_T, ...], Strict(False)]
@@ -275,11 +296,10 @@ HeaderToken = Annotated[str, AfterValidator(_header_token), text("header name", 
 KeyHash = Annotated[str, AfterValidator(_hash), text("hash", _ANY_HASH)]
 Currency = Annotated[str, AfterValidator(_currency), text("currency", f"^({_CURRENCY.pattern}|{TOKEN})$")]
 TimeZone = Annotated[str, AfterValidator(_timezone), text("time zone")]
-Network = Annotated[
-    IPv4Network | IPv6Network | Literal["unix"],
-    PlainValidator(_network),
-    text("network", _NETWORK),
+Proxy = Annotated[
+    IPNetwork | Literal["unix"], PlainValidator(_proxy), text("network", f"^(unix|{_IP_NETWORK})$")
 ]
+Network = Annotated[IPNetwork, PlainValidator(parse_network), text("network", f"^({_IP_NETWORK})$")]
 RoutePath = Annotated[str, AfterValidator(_route_path), text("path", "^/", maxLength=MAX_PATH)]
 HeaderNames = Annotated[
     Items[HeaderToken], AfterValidator(_some_header), Field(json_schema_extra={"minItems": 1})

@@ -19,6 +19,7 @@ export const KINDS = {
   cost: "cost above the limit",
   capacity: "shared limit",
   unavailable: "backend away",
+  blocked: "blocked",
 };
 export const kind = (name) => KINDS[name] ?? name;
 

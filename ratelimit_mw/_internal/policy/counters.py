@@ -1,0 +1,56 @@
+"""Counters of a request: where each limit of a plan, a route and the application is counted."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from ratelimit_mw._internal.model.charge import Counter
+from ratelimit_mw._internal.model.limits import Limit, Slots, Window
+from ratelimit_mw._internal.policy.identity import Identity, address_partition
+from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Settings
+
+PLAN_SCOPE = "p"
+"""Scope of what a plan limits. Not the plan's name: changing plans keeps what was counted."""
+
+
+def route_counters(
+    settings: Settings, identity: Identity, plan: PlanSettings, rule: RouteSettings
+) -> Iterator[Counter]:
+    """Yield the limits of a caller under a route rule: its own first, those that everyone shares last."""
+    if plan.blocked:
+        return
+    caller, scope = identity.partition, route_scope(rule)
+    limits: list[Limit] = [*plan.requests, *_slots(plan.concurrent, rule)]
+    if plan.spending is not None:
+        limits += plan.spending.budget.allowances
+    yield from (Counter(caller, PLAN_SCOPE, limit) for limit in limits)
+    yield from _unit_counters(caller, PLAN_SCOPE, plan.units)
+    yield from (Counter(caller, scope, window) for window in rule.requests)
+    if identity.address is not None:
+        address = address_partition(identity.address)
+        yield from (Counter(address, "a", window, "address") for window in settings.identity.per_address)
+    yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
+    limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
+    yield from (Counter("app", "app", limit, "everyone") for limit in limits)
+    yield from _unit_counters("app", "app", settings.application.units, "everyone")
+
+
+def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:
+    return (slots,) if slots is not None and rule.slot else ()
+
+
+def _unit_counters(
+    partition: str,
+    scope: str,
+    units: Mapping[str, tuple[Window, ...]],
+    owner: Literal["caller", "everyone"] = "caller",
+) -> Iterator[Counter]:
+    """The counters of metered units, each unit in a scope of its own."""
+    for unit, windows in units.items():
+        yield from (Counter(partition, f"{scope}:{unit}", window, owner) for window in windows)
+
+
+def route_scope(route: RouteSettings) -> str:
+    """Return the scope of a route's own limits: by its path and methods, not by its place in the file."""
+    methods = "*" if route.methods is None else ",".join(sorted(route.methods))
+    return f"r:{hashlib.sha256(f'{methods} {route.path}'.encode()).hexdigest()[:16]}"
