@@ -50,6 +50,17 @@ async def test_estimates_cannot_exceed_a_limit_together(bench: Bench) -> None:
     assert await bench.used(TOKENS) == [900]
 
 
+async def test_an_estimate_that_has_left_its_window_takes_nothing_off_others(bench: Bench) -> None:
+    """It lapses under a raised quota, by which charges of one thousandth of the window share an entry."""
+    small, large = metered(40), metered(2_000)
+    await bench.hold(small, tokens=3)
+    bench.wait(microseconds=1)
+    settled = await bench.hold(small, tokens=5)
+    assert await bench.backend.settle_units(settled, {"tokens": 5}) is SETTLED
+    bench.wait(60, microseconds=-1)
+    assert await bench.used(large) == [5]
+
+
 async def test_what_was_not_used_is_given_back_to_the_moment_of_admission(bench: Bench) -> None:
     """A settle for less leaves at the old moment what was used, and makes room for the rest at once."""
     hold = await bench.hold(TOKENS, tokens=900)

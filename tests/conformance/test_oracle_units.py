@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-from collections.abc import Sequence
 
 import pytest
 
@@ -17,11 +16,13 @@ from tests.support.oracle import Oracle
 __all__ = ["bench"]
 
 AMOUNTS = (0, 1, 3, 3, 9, 40)
+QUOTAS = (10, 10, 40, 2_000)
+"""Under the last one charges of a thousandth of the window share an entry."""
 
 
-def limits_of(chance: random.Random, quotas: Sequence[int]) -> list[Counter]:
+def limits_of(chance: random.Random) -> list[Counter]:
     """Some limits of one charge, at least one of tokens."""
-    caller, quota = chance.choice(["a", "a", "b"]), chance.choice(quotas)
+    caller, quota = chance.choice(["a", "a", "b"]), chance.choice(QUOTAS)
     found = (
         [Counter(caller, "p", Window(chance.choice([3, 40]), 1, "minute"))] if chance.random() < 0.3 else []
     )
@@ -37,24 +38,16 @@ def limits_of(chance: random.Random, quotas: Sequence[int]) -> list[Counter]:
     return found
 
 
-EXACT = (10, 10, 40)
-"""Quotas of windows in which each charge leaves to the microsecond."""
-
-
-def drive(state: Comparison, chance: random.Random, steps: int, *, plain: bool) -> None:
-    """Do so many things at random with a backend and with the oracle.
-
-    `plain` leaves out clocks that are set back, and one window under quotas of both kinds: there the backends
-    may differ from the oracle by what is charged in the same granule or at the moment of the step.
-    """
-    steps_back, quotas = chance.random() < 0.3 and not plain, EXACT if plain else (*EXACT, 2_000)
+def drive(state: Comparison, chance: random.Random, steps: int) -> None:
+    """Do so many things at random with a backend and with the oracle, some with a clock that is set back."""
+    steps_back = chance.random() < 0.3
     for _ in range(steps):
         what = chance.random()
         running = [hold for hold in state.holds if hold.meters and state.oracle.knows_units(hold.id)]
         if what < 0.35:
             charges = [
                 (
-                    limits_of(chance, quotas),
+                    limits_of(chance),
                     chance.choice([1, 2]),
                     0,
                     {unit: chance.choice(AMOUNTS) for unit in units},
@@ -75,7 +68,7 @@ def drive(state: Comparison, chance: random.Random, steps: int, *, plain: bool) 
         elif what < 0.8 and running:
             state.renew_hold(chance.choice(running), 30.0)
         elif what < 0.85:
-            state.peek(limits_of(chance, quotas), 1, 0, {"tokens": chance.choice(AMOUNTS)})
+            state.peek(limits_of(chance), 1, 0, {"tokens": chance.choice(AMOUNTS)})
         elif what < 0.88 and steps_back:
             state.step_back(chance.choice([1, 1_000, 5_000_000]))
         elif what < 0.93:
@@ -85,16 +78,14 @@ def drive(state: Comparison, chance: random.Random, steps: int, *, plain: bool) 
             state.wait(chance.choice([0, 1, 1_000, 1_000_000, 20_000_000, 61_000_000]))
 
 
-def compare_units(
-    bench: tuple[Bench, asyncio.Runner], examples: range, steps: int, *, plain: bool = False
-) -> None:
+def compare_units(bench: tuple[Bench, asyncio.Runner], examples: range, steps: int) -> None:
     """Compare a backend and the oracle, with counts of its own in each example."""
     for example in examples:
         state = Comparison(*bench, f"units {example}")
         assert state.oracle == Oracle(0)
         state.set_clock(instant(STARTS[0]))
         try:
-            drive(state, random.Random(example), steps, plain=plain)
+            drive(state, random.Random(example), steps)
         except AssertionError as error:
             error.add_note(f"in example {example}")
             raise
@@ -109,4 +100,4 @@ def test_metered_units_and_the_oracle_give_the_same_answers(bench: tuple[Bench, 
 def test_the_same_of_units_for_much_longer(bench: tuple[Bench, asyncio.Runner]) -> None:
     """With `ORACLE_EXAMPLES` other examples each time."""
     first = random.randrange(10**6, 10**9)
-    compare_units(bench, range(first, first + int(os.environ.get("ORACLE_EXAMPLES", "80"))), 120, plain=True)
+    compare_units(bench, range(first, first + int(os.environ.get("ORACLE_EXAMPLES", "80"))), 120)

@@ -13,6 +13,7 @@ from tests.support.conformance import (
     SharedServer,
     daily,
     instant,
+    metered,
     monthly,
     opened,
     slots,
@@ -123,3 +124,16 @@ async def test_a_budget_outlasts_a_step_of_a_day(bench: Bench) -> None:
     assert (await bench.acquire(day, price=100)).admitted
     bench.wait(86_400)
     assert not (await bench.acquire(day, price=1)).admitted
+
+
+@pytest.mark.parametrize("back", [1, 2])
+async def test_a_charge_after_a_step_back_is_given_back_whole(bench: Bench, back: int) -> None:
+    """It shares an entry with all that was counted later than the clock shows, and none with what was not."""
+    tokens = metered(100)
+    for amount in (5, 2, 3):
+        await bench.hold(tokens, tokens=amount)
+        bench.wait(1)
+    bench.wait(-1 - back)
+    hold = await bench.hold(tokens, tokens=40)
+    assert await bench.backend.settle_units(hold, {"tokens": 0}) is Settlement.SETTLED
+    assert await bench.used(tokens) == [10]

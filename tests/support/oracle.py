@@ -29,6 +29,7 @@ class Unit:
     """A charge on a window."""
 
     at: int
+    """Time under which it is stored at the latest."""
     cost: int
     has_left: bool = False
     """Seen outside the window: it may be forgotten, though the clock should step back."""
@@ -36,6 +37,14 @@ class Unit:
     """Units that may be counted besides `cost`: perhaps of an estimate that was given back."""
     estimate: "Estimate | None" = None
     """Of which it is, until that is settled or over."""
+    since: int = field(init=False)
+    """Time under which it is stored at the earliest.
+
+    Whatever is done to its window after the clock has stepped back may have moved it there.
+    """
+
+    def __post_init__(self) -> None:
+        self.since = self.at
 
 
 @dataclass
@@ -156,7 +165,8 @@ class Oracle:
         """Note everything that is over by now, since any charge may have a backend forget it."""
         for place, units in self.units.items():
             for unit in units:
-                unit.has_left = unit.has_left or unit.at + int(place[-1]) * SECOND <= self.now
+                unit.since = min(unit.since, self.now)
+                unit.has_left = unit.has_left or unit.since + int(place[-1]) * SECOND <= self.now
         for leases in self.leases.values():
             for lease in leases.values():
                 lease.has_expired = lease.has_expired or lease.expires <= self.now
@@ -189,7 +199,7 @@ class Oracle:
         for unit in self.units.get(place, []):
             unit.at = min(unit.at, self.now)
         units = self.units.get(place, [])
-        live = [unit for unit in units if unit.at + length > self.now and not unit.has_left]
+        live = [unit for unit in units if unit.since + length > self.now and not unit.has_left]
         least = sum(self._at_least(unit) for unit in live) - self.slack.get(place, 0)
         most = sum(self._at_most(place, unit) for unit in units if unit.at + length + late > self.now)
         return max(least, 0), most
@@ -289,8 +299,8 @@ class Oracle:
         live = [unit for unit in self.units.get(place, []) if unit.at + length > self.now and unit.cost]
         live = [unit for unit in live if self._at_least(unit)]
         if self.steps and live:  # a charge of before a step back may have joined a later one, or not
-            at = [unit.at for unit in live]
-            assert min(at) <= got.reset_after_us - length + self.now <= max(at)
+            stored = got.reset_after_us - length + self.now
+            assert min(unit.since for unit in live) <= stored <= max(unit.at for unit in live)
             return
         assert got.reset_after_us == (live[0].at + length - self.now if live else 0)
         if refused:
@@ -321,10 +331,11 @@ class Oracle:
         known = self.estimates.get(lease_id, {})
         settled = [estimate.settled_at for estimate in known.values() if estimate.settled is not None]
         began = min([estimate.held_until - estimate.lease for estimate in known.values()], default=0)
-        return self.now < began + 86_400 * SECOND and all(self.now < at + 60 * SECOND for at in settled)
+        return self.latest < began + 86_400 * SECOND and all(self.latest < at + 60 * SECOND for at in settled)
 
     def settle_units(self, lease_id: bytes, units: dict[str, int], *, replace: bool) -> Settlement:
         """Settle metered units, and return the expected settlement."""
+        self._notice_what_is_over()
         known = self.estimates.get(lease_id)
         if known is None:
             return Settlement.UNKNOWN
@@ -364,6 +375,7 @@ class Oracle:
 
     def keep_units(self, lease_id: bytes) -> None:
         """Hold estimates until they are settled."""
+        self._notice_what_is_over()
         for estimate in self.estimates.get(lease_id, {}).values():
             if not estimate.is_held(self.now):
                 self._doubt(estimate)
@@ -376,6 +388,7 @@ class Oracle:
 
     def finish_units(self, lease_id: bytes, money: EstimateAction) -> None:
         """End what is not settled."""
+        self._notice_what_is_over()
         for estimate in self.estimates.pop(lease_id, {}).values():
             if estimate.settled is not None:
                 continue

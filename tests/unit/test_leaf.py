@@ -75,7 +75,11 @@ def _changed(entries: Any, pairs: list[list[int]], what: str, number: int, cost:
         return stay
     if what == "cap":
         entries.cap_times(number)
-        return [[min(time, number), each] for time, each in pairs]
+        early = pairs
+        while early and early[-1][0] >= number:
+            early = early[:-1]
+        late = sum(each for _, each in pairs[len(early) :])
+        return pairs if early == pairs else [*early, [number, late]]
     if what == "clear":
         entries.clear()
         return []

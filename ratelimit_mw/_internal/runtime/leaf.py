@@ -55,10 +55,14 @@ class Entries:
         return -1
 
     def cap_times(self, latest: int) -> None:
-        """Give every pair that is later this time."""
-        numbers = self._numbers
-        for at in range(self._head, len(numbers), 2):
-            numbers[at] = min(numbers[at], latest)
+        """Put every pair that is as late or later into one of this time."""
+        numbers, end, cost = self._numbers, len(self._numbers), 0
+        while end > self._head and numbers[end - 2] >= latest:
+            end -= 2
+            cost += numbers[end + 1]
+        if end < len(numbers):
+            del numbers[end:]
+            self.append(latest, cost)
 
     def take(self, since: int, until: int, cost: int) -> int:
         """Take up to `cost` off the first pair from `since` on, and return how much that was.

@@ -55,10 +55,14 @@ cdef class Entries:
         return -1
 
     cpdef int cap_times(self, i64 latest) except -1:
-        cdef Py_ssize_t at
-        for at in range(self._head, self._end):
-            if self._pairs[at].time > latest:
-                self._pairs[at].time = latest
+        cdef i64 cost = 0
+        cdef Py_ssize_t end = self._end
+        while end > self._head and self._pairs[end - 1].time >= latest:
+            end -= 1
+            cost += self._pairs[end].cost
+        if end < self._end:
+            self._pairs[end].time, self._pairs[end].cost = latest, cost
+            self._end = end + 1
         return 0
 
     cpdef i64 take(self, i64 since, i64 until, i64 cost) except? -1:

@@ -154,8 +154,14 @@ class WindowLog(CountedState):
         ref.granule = granule
 
     def give_back(self, ref: CounterRef, now: int, at: int, cost: int) -> None:
-        """Take `cost` off the entry that a charge at `at` went into, if it is still there."""
+        """Take `cost` off the entry that a charge at `at` went into, if it is still there.
+
+        What has left the window takes nothing off an entry that it may have shared: whether it did is not
+        known here.
+        """
         self.admits(ref, now, cost, 0)  # which steps over what has left the window
+        if at <= now - self.length:
+            return
         granule = ref.granule
         last = at if granule == 0 else at - at % granule + granule - 1
         taken = self._entries.take(at, last, cost)

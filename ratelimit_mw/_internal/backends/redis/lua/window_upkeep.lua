@@ -102,7 +102,7 @@ local function step_back(w)
   -- The server's clock went back: what was stored as later happened now at the latest, in one entry. What
   -- was taken ahead is used as much later as it could be when it was taken.
   local latest, total = now + w.ahead, 0
-  local first = first_since(w, latest + 1)
+  local first = first_since(w, latest)
   for _, cost in each(w, first) do total = total + cost end
   w.ring = min(w.ring, first)
   w.stage, w.later = slice(w.stage, 1, (first - w.ring) * ENTRY_SIZE), first - w.ring + 1
@@ -139,8 +139,10 @@ local function retry_after(key, limit, raw, cost)
 end
 
 local function give_back(key, limit, raw, time, cost)
-  -- Takes `cost` off the entry that the charge at `time` went into, if it is still there.
+  -- Takes `cost` off the entry that the charge at `time` went into, if it is still there. What has left the window
+  -- takes nothing off an entry that it may have shared: whether it did is not known here.
   local w = window(key, limit, refreshed(key, limit, raw))
+  if time <= now - w.length then return raw_of(w) end
   local i, last, granule = first_since(w, time), w.ring + w.later - 1, limit.granule
   if i > last then return nil end
   local stored, spent = unpack(ENTRY, (entries(w, i, 1)))
