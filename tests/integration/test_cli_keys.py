@@ -108,6 +108,7 @@ def test_set_writes_what_it_is_told(keys: Commands, redis_server: StoreServer) -
         "set": [K],
         "callers": [K_NAME],
         "plan": "default",
+        "for": None,
     }
     assert stored(redis_server) == {K: KeyEntry("default")}
 
@@ -198,7 +199,8 @@ def test_list_tells_live_keys_and_listed_ones(keys: Commands, redis_server: Stor
     keys.good("set", "listed", "--plan", "pro", "--concurrent", "2", "--daily", "1")
     live, team = keys.json("list")["keys"]
     assert live == {
-        "hash": LISTED, "caller": LISTED_NAME, "plan": "pro", "account": None,
+        "hash": LISTED, "network": None, "caller": LISTED_NAME, "plan": "pro", "account": None,
+        "until": None, "then": None,
         "label": None, "requests": None, "units": None, "concurrent": 2, "daily": "1",
         "monthly": None, "currency": "EUR", "from": "live", "problems": [],
     }  # fmt: skip

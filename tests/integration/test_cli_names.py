@@ -190,7 +190,7 @@ async def test_keys_are_set_by_what_is_shown(commands: Any, redis_server: StoreS
     await commands("good", "keys", "remove", "a:bolt")
     await commands("good", "keys", "remove", SEEN_NAME[:8])
     assert stored(redis_server) == {}
-    assert "is no API key" in await commands("bad", "keys", "set", "ip:192.0.2.7", "--plan", "pro")
+    assert "is no API key" in await commands("bad", "keys", "hash", "ip:192.0.2.7")
 
 
 @pytest.mark.usefixtures("limiter")

@@ -18,6 +18,7 @@ import time_machine
 from starlette.types import Message, Receive, Scope, Send
 
 from ratelimit_mw import Limiter, RateLimitMiddleware
+from ratelimit_mw._internal.live.registry import LiveTables
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import KeySettings
@@ -121,7 +122,7 @@ async def test_what_is_set_live_counts_at_once(monkeypatch: pytest.MonkeyPatch, 
     live, digest = app.limiter.engine.live, hash_api_key(b"one", "")
     told: list[bytes] = []
     for keys in ({}, {digest: KeySettings(hash=digest, plan="pro")}, {}):
-        live._put(live.rules.with_registered(keys))
+        live._put(live.rules.with_registered(LiveTables(keys)))
         starts = [await start_of(app, key) for key in (b"one", b"two", b"three")]
         told += [dict(start["headers"])[b"x-ratelimit-limit"] for start in starts]
     assert told == [b"5"] * 3 + [b"50"] + [b"5"] * 5

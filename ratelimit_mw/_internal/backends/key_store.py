@@ -5,6 +5,7 @@ Unlike counts, entries never expire: they are configuration.
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +22,7 @@ READ_PAGE = 250
 """Entries read in one command, so that neither the server nor an event loop is held long."""
 LOGGED = 2_000
 """Records that the log of changes keeps: one for each entry that has changed, and one for each change."""
-_CHANGES = load_script("changes")
+_CHANGES, _REPLACE = load_script("changes"), load_script("replace_entries")
 
 
 class Changes(NamedTuple):
@@ -31,6 +32,10 @@ class Changes(NamedTuple):
     """The later of the two."""
     entries: dict[str, bytes | None]
     """Every entry that has changed, as it is at that version; None for one that was removed."""
+
+
+Over = Mapping[str, tuple[bytes, bytes | None]]
+"""Entries that are over, by name: each as it was read, and what comes after it; None for nothing."""
 
 
 class KeyStore(Protocol):
@@ -48,8 +53,14 @@ class KeyStore(Protocol):
     async def entries(self) -> dict[str, bytes]:
         """All entries by hash. Whoever reads the version first never misses a change."""
 
-    async def write(self, entries: Mapping[str, bytes | None]) -> None:
-        """Set these entries, and remove those that are None, all at once."""
+    async def write(self, entries: Mapping[str, bytes | None], over: Over | None = None) -> None:
+        """Set these entries, and remove those that are None, all at once.
+
+        Of entries that are `over`, those still as they were read are replaced, by what comes after them.
+        """
+
+    async def time(self) -> float:
+        """Seconds since 1970, by the clock that the ends of entries go by."""
 
     async def try_write(self) -> None:
         """Raise what `write` would fail with for want of rights. Nothing is written."""
@@ -78,14 +89,19 @@ class MemoryKeyStore:
         """All entries by hash."""
         return dict(self._entries)
 
-    async def write(self, entries: Mapping[str, bytes | None]) -> None:
+    async def write(self, entries: Mapping[str, bytes | None], over: Over | None = None) -> None:
         """Set these entries, and remove those that are None."""
-        for api_key_hash, entry in entries.items():
+        after = {name: then for name, (read, then) in (over or {}).items() if self._entries.get(name) == read}
+        for name, entry in {**after, **entries}.items():
             if entry is None:
-                self._entries.pop(api_key_hash, None)
+                self._entries.pop(name, None)
             else:
-                self._entries[api_key_hash] = entry
+                self._entries[name] = entry
         self._version = _new_version()
+
+    async def time(self) -> float:
+        """Seconds since 1970, by this machine's clock."""
+        return time.time()
 
     async def try_write(self) -> None:
         """Nobody needs rights here."""
@@ -154,9 +170,14 @@ class RedisKeyStore:
                     return entries
                 await asyncio.sleep(loop.time() - start)
 
-    async def write(self, entries: Mapping[str, bytes | None]) -> None:
+    async def write(self, entries: Mapping[str, bytes | None], over: Over | None = None) -> None:
         """Set these entries, and remove those that are None, in one transaction."""
-        await self._clients.get().transact(await threads.call(lambda: self._commands(entries)))
+        await self._clients.get().transact(await threads.call(lambda: self._commands(entries, over or {})))
+
+    async def time(self) -> float:
+        """Seconds since 1970, by the server's clock."""
+        seconds, microseconds = await self._clients.get().execute("TIME")
+        return int(seconds) + int(microseconds) / 1_000_000
 
     async def try_write(self) -> None:
         """Raise what `write` would fail with for want of rights. Nothing is written."""
@@ -169,9 +190,15 @@ class RedisKeyStore:
         ]
         await self._clients.get().try_out(commands)
 
-    def _commands(self, entries: Mapping[str, bytes | None]) -> list[tuple[str | bytes | int, ...]]:
+    def _commands(
+        self, entries: Mapping[str, bytes | None], over: Over
+    ) -> list[tuple[str | bytes | int, ...]]:
         """Return the commands that write entries, many in one command, log the change and set a version."""
         commands: list[tuple[str | bytes | int, ...]] = []
+        over = {name: each for name, each in over.items() if name not in entries}
+        old = iter([(name.encode(), read, then or b"") for name, (read, then) in over.items()])
+        while some := tuple(islice(old, PAGE)):
+            commands.append(("EVAL", _REPLACE, 1, self._hash, *[part for item in some for part in item]))
         removed = iter([each for each, entry in entries.items() if entry is None])
         while hashes := tuple(islice(removed, PAGE)):
             commands.append(("HDEL", self._hash, *hashes))
@@ -179,8 +206,8 @@ class RedisKeyStore:
         while page := tuple(islice(kept, PAGE)):
             commands.append(("HSET", self._hash, *[part for item in page for part in item]))
         keys = (self._hash, self._log, self._version_key)
-        too_many = len(entries) >= LOGGED
-        names = () if too_many else tuple(entries)
+        too_many = len(entries) + len(over) >= LOGGED
+        names = () if too_many else (*entries, *over)
         return [*commands, ("EVAL", _CHANGES, 3, *keys, _new_version(), LOGGED, int(too_many), *names)]
 
     async def close(self) -> None:

@@ -1,7 +1,6 @@
 """`ratelimit-mw audit`: the latest changes by operators."""
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from ratelimit_mw._internal.cli.output import console, print_json, print_table
 from ratelimit_mw._internal.cli.recording import PATIENCE
 from ratelimit_mw._internal.cli.sources import load_usable
 from ratelimit_mw._internal.live.audit import AuditLog, Change
+from ratelimit_mw._internal.live.timed_entries import time_text
 from ratelimit_mw._internal.settings import Settings
 
 
@@ -44,5 +44,4 @@ async def _latest(settings: Settings, number: int) -> list[Change]:
 
 
 def _row(change: Change) -> tuple[str, ...]:
-    when = datetime.fromtimestamp(change.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return when, ", ".join(change.callers), change.detail, change.who
+    return time_text(change.at), ", ".join(change.callers), change.detail, change.who

@@ -6,15 +6,19 @@ import sys
 from dataclasses import dataclass, replace
 from getpass import getpass
 
+from pydantic_core import PydanticCustomError
+
 from ratelimit_mw._internal.cli.names import Caller, Directory, is_name, open_directory
 from ratelimit_mw._internal.cli.output import CommandError, UsageError
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.live.network_entries import network_at
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.errors import nearest_name
 from ratelimit_mw._internal.settings.keys import unusable
+from ratelimit_mw._internal.settings.values import parse_network
 
 _HASH = re.compile(r"(?:hmac-)?sha256:[0-9a-f]{64}")
 _NOWHERE = "ADDRESS"
@@ -68,8 +72,8 @@ async def find_callers(limiter: Limiter, named: Named) -> list[Caller]:
     return callers
 
 
-async def find_hashes(limiter: Limiter, keys: list[str]) -> dict[str, str | None]:
-    """The hashes of API keys, in their order, each with the account whose name stood for it.
+async def find_entries(limiter: Limiter, keys: list[str]) -> dict[str, str | None]:
+    """The hashes of API keys, and networks, in their order; a key with the account whose name stood for it.
 
     Raises `CommandError`, `BackendError`.
     """
@@ -79,11 +83,41 @@ async def find_hashes(limiter: Limiter, keys: list[str]) -> dict[str, str | None
         await directory.read()
     hashes: dict[str, str | None] = {}
     for text in texts:
-        if is_name(text):
+        network = await _network_of(limiter, directory, text)
+        if network is not None:
+            hashes[network] = None
+        elif is_name(text):
             hashes |= {each: directory.account(text, each) for each in directory.hashes(text)}
         else:
             hashes[hash_of(text, limiter.settings)] = None
     return hashes
+
+
+async def _network_of(limiter: Limiter, directory: Directory, text: str) -> str | None:
+    """The network that a network, an address or the name of a caller at one stands for; None for other texts.
+
+    Raises `CommandError` for what is nearly a network, and for the name of nobody; `BackendError`.
+    """
+    if not text.startswith("ip:"):
+        return _network_in(text)
+    entry = network_at(text)
+    if entry is not None and entry in limiter.engine.live.in_force:
+        return entry
+    (caller,) = await directory.callers(text)
+    entry = network_at(caller.identity.partition)
+    if entry is None:
+        raise CommandError(f"{text} calls from no network")
+    return entry
+
+
+def _network_in(text: str) -> str | None:
+    try:
+        return str(parse_network(text.strip()))
+    except PydanticCustomError as error:
+        told = error.context or {}
+    if "has bits" in told["what"]:
+        raise CommandError(f"{told['what']}; did you mean {told['nearest']!r}?")
+    return None
 
 
 def hash_of(key: str, settings: Settings) -> str:

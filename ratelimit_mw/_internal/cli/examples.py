@@ -20,9 +20,10 @@ _EXAMPLES = {
         "keys set k:621bf7aa --plan trickle",
         'keys set - --plan pro --account acme --label "Acme, batch" --requests 200/minute',
         "keys set a:acme --plan enterprise",
+        "keys set 203.0.113.0/24 --plan blocked --for 2h",
     ),
     "list": ("keys list", "keys list --json"),
-    "remove": ("keys remove k:621bf7aa",),
+    "remove": ("keys remove k:621bf7aa", "keys remove 203.0.113.0/24"),
     "keys": ("keys list", "keys set k:621bf7aa --plan pro"),
     "": ("check ratelimit.toml", "top", "show k:621bf7aa", "keys set k:621bf7aa --plan pro"),
 }

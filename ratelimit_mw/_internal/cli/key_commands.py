@@ -6,6 +6,7 @@ import typer
 
 from ratelimit_mw._internal.cli import keys
 from ratelimit_mw._internal.cli.completion import complete_caller, complete_plan
+from ratelimit_mw._internal.cli.durations import parse_duration
 from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.options import Json, SettingsFile
 from ratelimit_mw._internal.cli.sources import load_usable
@@ -16,8 +17,8 @@ Keys = Annotated[
     typer.Argument(
         metavar="KEY",
         autocompletion=complete_caller,
-        help="API keys, their hashes, names of callers or beginnings of them, or - to read one from standard "
-        "input.",
+        help="API keys, their hashes, names of callers or beginnings of them, networks or addresses, or - to "
+        "read one from standard input.",
     ),
 ]
 
@@ -70,22 +71,31 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
             "repeat it for several.",
         ),
     ] = None,
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="DURATION",
+            help="How long it holds, such as 30m, 2h or 1d12h; then it goes back to what held before.",
+        ),
+    ] = None,
     settings: SettingsFile = None,
     json: Json = False,
 ) -> None:
-    """Give API keys a plan and limits of their own, live.
+    """Give API keys a plan and limits of their own, or callers of a network a plan, live.
 
     Replaces what was set before, and what the settings say of the same keys. Every worker goes by it within
     2 seconds; what was counted is kept. Several keys are set all at once.
     """
+    seconds = None if for_ is None else parse_duration(for_)
     entry = KeyEntry(
         plan, account, requests or None, concurrent, daily, monthly, label, keys.read_units(units)
     )
-    keys.set_keys(load_usable(settings), keys_, entry, as_json=json)
+    keys.set_keys(load_usable(settings), keys_, entry, seconds, as_json=json)
 
 
 def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
-    """List the API keys that are set live and those in the settings.
+    """List the API keys and networks that are set live and those in the settings.
 
     What they have in place of their plan's limits is shown beside them.
     """
@@ -93,7 +103,7 @@ def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
 
 
 def remove_keys(keys_: Keys, settings: SettingsFile = None, json: Json = False) -> None:
-    """Take back what was set live for API keys.
+    """Take back what was set live for API keys or networks.
 
     They are then what the settings say, or unknown. What was counted is kept.
     """

@@ -7,18 +7,21 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from ratelimit_mw._internal.backends import open_key_store
-from ratelimit_mw._internal.cli.callers import find_hashes, hash_of, read_key
+from ratelimit_mw._internal.cli.callers import find_entries, hash_of, read_key
 from ratelimit_mw._internal.cli.counts import patient_limiter, run_with
 from ratelimit_mw._internal.cli.names import is_name
 from ratelimit_mw._internal.cli.output import (
     CommandError,
     console,
+    note,
     print_json,
     print_table,
     without_unused,
 )
 from ratelimit_mw._internal.cli.recording import PATIENCE, record
+from ratelimit_mw._internal.live.network_entries import network_of, shown_name
 from ratelimit_mw._internal.live.registry import Registry, shown_hash
+from ratelimit_mw._internal.live.timed_entries import TimedEntry, time_text, until_text
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.policy.identity import HASH, key_partition
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
@@ -33,42 +36,51 @@ def hash_key(settings: Settings, key: str) -> str:
     What comes from standard input is a key, whatever it looks like.
     """
     if key != "-" and is_name(key):
-        (api_key_hash, *others) = _hashes(settings, [key])
+        (api_key_hash, *others) = _names(settings, [key])
+        if not HASH.fullmatch(api_key_hash):
+            raise CommandError(f"{key} is no API key, and no account of known keys")
         if others:
             raise CommandError(f"{key} has several keys: see ratelimit-mw keys list")
         return api_key_hash
     return hash_of(read_key(key), settings)
 
 
-def set_keys(settings: Settings, keys: Sequence[str], entry: KeyEntry, *, as_json: bool) -> None:
-    """Give API keys a plan and limits of their own, all of them or none.
+def set_keys(
+    settings: Settings, keys: Sequence[str], entry: KeyEntry, seconds: float | None, *, as_json: bool
+) -> None:
+    """Give API keys a plan and limits of their own, or networks a plan, all of them or none.
 
-    Raises `CommandError` and `BackendError`.
+    With `seconds` it goes back by itself after so long. Raises `CommandError` and `BackendError`.
     """
-    hashes = _hashes(settings, keys)
+    names = _names(settings, keys)
     # Keys that an account's name stands for stay that account's, unless another is named.
     entries = {
         each: entry if entry.account is not None else replace(entry, account=account)
-        for each, account in hashes.items()
+        for each, account in names.items()
     }
 
-    async def change(registry: Registry) -> None:
+    async def change(registry: Registry) -> str:
         await registry.read()
         before = {each: registry.entries.get(each) for each in entries}
-        await registry.set(entries, settings)
-        await record(settings, "plan", _names(entries), f"plan {entry.plan}", (before, entries))
+        after = entries if seconds is None else await registry.for_a_while(entries, seconds)
+        await registry.set(after, settings)
+        until = until_text(after)
+        await record(settings, "plan", _shown(entries), f"plan {entry.plan}{until}", (before, after))
+        return until
 
     try:
-        _run(settings, change)
+        until = _run(settings, change)
     except SettingsError as error:
         problems = dict.fromkeys(_as_options(problem) for problem in error.problems)
         raise CommandError("; ".join(map(str, problems))) from None
     if as_json:
-        print_json({"set": list(hashes), "callers": _names(hashes), "plan": entry.plan})
+        print_json({"set": list(names), "callers": _shown(names), "plan": entry.plan, "for": seconds})
         return
     label = f" ({entry.label})" if entry.label else ""
-    for name in _names(hashes):
-        console.print(f"{name}{label}: plan {entry.plan}, in force within 2 seconds", soft_wrap=True)
+    for name in _shown(names):
+        console.print(f"{name}{label}: plan {entry.plan}{until}, in force within 2 seconds", soft_wrap=True)
+    if settings.plans[entry.plan].blocked and any(network_of(each) is not None for each in names):
+        note("callers with an API key keep their own plans; identity.blocked_networks refuses these, too")
 
 
 def read_units(options: Sequence[str] | None) -> dict[str, list[str]] | None:
@@ -88,29 +100,35 @@ def read_units(options: Sequence[str] | None) -> dict[str, list[str]] | None:
 
 def remove_keys(settings: Settings, keys: Sequence[str], *, as_json: bool) -> None:
     """Take back what was set live. Raises `CommandError` and `BackendError`."""
-    named = _hashes(settings, keys)
+    named = _names(settings, keys)
 
     async def remove(registry: Registry) -> list[str]:
         await registry.read()
         # Of an account's keys, those that are listed in the file alone have nothing to take back.
-        hashes = [each for each, account in named.items() if account is None or each in registry.hashes]
+        present = registry.hashes
+        hashes = [each for each, account in named.items() if account is None or each in present]
         for each in hashes or named:
-            if each not in registry.hashes:
+            if each not in present:
                 raise CommandError(_not_set(settings, each))
         before = {each: registry.entries.get(each) for each in hashes}
         await registry.remove(hashes)
         entries = (before, dict.fromkeys(hashes))
-        await record(settings, "take-back", _names(hashes), "what was set live is taken back", entries)
+        await record(settings, "take-back", _shown(hashes), "what was set live is taken back", entries)
         return hashes
 
     removed = _run(settings, remove)
     if as_json:
-        print_json({"removed": removed, "callers": _names(removed)})
+        print_json({"removed": removed, "callers": _shown(removed)})
         return
-    for api_key_hash in removed:
-        after = next((key.plan for key in settings.keys if key.hash == api_key_hash), None)
-        plan = f"plan {after} again, as the settings say" if after else "known nowhere from now on"
-        console.print(f"{key_partition(api_key_hash)}: {plan}", soft_wrap=True)
+    listed = {key.hash: key.plan for key in settings.keys}
+    listed |= {str(entry.network): entry.plan for entry in settings.addresses}
+    for name in removed:
+        plan = (
+            f"plan {listed[name]} again, as the settings say"
+            if name in listed
+            else "known nowhere from now on"
+        )
+        console.print(f"{shown_name(name)}: {plan}", soft_wrap=True)
 
 
 def list_keys(settings: Settings, *, as_json: bool) -> None:
@@ -118,8 +136,8 @@ def list_keys(settings: Settings, *, as_json: bool) -> None:
     rows = _in_settings(settings)
     if settings.backend.is_shared:
         live = _run(settings, lambda registry: _live(registry, settings))
-        replaced = {row["hash"] for row in live if not row["problems"]}
-        rows = [*live, *(row for row in rows if row["hash"] not in replaced)]
+        replaced = {row["hash"] or row["network"] for row in live if not row["problems"]}
+        rows = [*live, *(row for row in rows if (row["hash"] or row["network"]) not in replaced)]
     if as_json:
         print_json({"keys": rows})
     elif not rows:
@@ -152,21 +170,21 @@ def _check_shared(settings: Settings) -> None:
         )
 
 
-def _hashes(settings: Settings, keys: Sequence[str]) -> dict[str, str | None]:
-    """The keys by hash, each with the account whose name stood for it."""
+def _names(settings: Settings, keys: Sequence[str]) -> dict[str, str | None]:
+    """The hashes and networks of entries; a key with the account whose name stood for it."""
     _check_shared(settings)
     limiter = patient_limiter(settings)
-    return run_with(limiter, find_hashes(limiter, list(keys)))
+    return run_with(limiter, find_entries(limiter, list(keys)))
 
 
-def _names(hashes: Iterable[str]) -> list[str]:
-    return [key_partition(each) for each in hashes]
+def _shown(names: Iterable[str]) -> list[str]:
+    return [shown_name(each) for each in names]
 
 
-def _not_set(settings: Settings, api_key_hash: str) -> str:
-    listed = any(key.hash == api_key_hash for key in settings.keys)
+def _not_set(settings: Settings, name: str) -> str:
+    listed = name in {key.hash for key in settings.keys} | {str(each.network) for each in settings.addresses}
     where = f"; it is listed in {settings.source}" if listed else ""
-    return f"{key_partition(api_key_hash)} is not set live{where}"
+    return f"{shown_name(name)} is not set live{where}"
 
 
 def _as_options(problem: SettingsProblem) -> SettingsProblem:
@@ -178,41 +196,51 @@ def _as_options(problem: SettingsProblem) -> SettingsProblem:
 
 async def _live(registry: Registry, settings: Settings) -> list[dict[str, Any]]:
     await registry.read()
-    sound, wrong = registry.checked_under(settings)
+    entries = registry.in_force()
+    (sound, _), wrong = registry.checked_under(settings)
     rows = []
-    for api_key_hash in sorted(registry.hashes):
-        problems = [str(problem) for problem in wrong.get(api_key_hash, ())]
-        if api_key_hash in registry.unreadable:
-            problems.append(registry.unreadable[api_key_hash])
-        key = sound.get(api_key_hash)
-        row = {
-            "hash": shown_hash(api_key_hash),
-            "caller": _name(api_key_hash),
-            **(_facts(key) if key is not None else _NO_FACTS),
-        }
-        entry = registry.entries.get(api_key_hash)
+    for name in sorted(registry.hashes):
+        problems = [str(problem) for problem in wrong.get(name, ())]
+        if name in registry.unreadable:
+            problems.append(registry.unreadable[name])
+        key, entry = sound.get(name), entries.get(name)
+        row = {**_of_name(name), **(_facts(key) if key is not None else _NO_FACTS)}
         if entry is not None:
             row |= {"plan": entry.plan, "account": entry.account, "label": entry.label}
+        end = entry if isinstance(entry, TimedEntry) else None
+        then = None if end is None or end.then is None else end.then.plan
+        row |= {"until": end and end.until, "then": then}
         rows.append({**row, "from": "live", "problems": problems})
     return rows
 
 
-def _name(name: str) -> str | None:
-    """The name that a key's caller is shown by; None where an entry's name is no hash."""
-    return key_partition(name) if HASH.fullmatch(name) else None
+def _of_name(name: str) -> dict[str, Any]:
+    """Return the columns that identify an entry; of one whose name is neither hash nor network, nothing."""
+    is_network = network_of(name) is not None
+    return {
+        "hash": None if is_network else shown_hash(name),
+        "network": name if is_network else None,
+        "caller": key_partition(name) if HASH.fullmatch(name) else None,
+    }
 
 
 def _in_settings(settings: Settings) -> list[dict[str, Any]]:
-    return [
-        {
-            "hash": key.hash,
-            "caller": key_partition(key.hash),
-            **_facts(key),
-            "from": f"keys[{index}]",
-            "problems": [],
-        }
+    sound: dict[str, Any] = {"until": None, "then": None, "problems": []}
+    keys = [
+        {**_of_name(key.hash), **_facts(key), "from": f"keys[{index}]", **sound}
         for index, key in enumerate(settings.keys)
     ]
+    networks = [
+        {
+            **_of_name(str(each.network)),
+            **_NO_FACTS,
+            "plan": each.plan,
+            "from": f"addresses[{index}]",
+            **sound,
+        }
+        for index, each in enumerate(settings.addresses)
+    ]
+    return [*keys, *networks]
 
 
 def _facts(key: KeySettings) -> dict[str, Any]:
@@ -241,8 +269,25 @@ def _texts(windows: Iterable[Window]) -> list[str]:
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
     amounts = [(row["daily"], "a day"), (row["monthly"], "a month")]
     spending = ", ".join(f"{amount} {row['currency']} {period}" for amount, period in amounts if amount)
-    place = row["from"] if not row["problems"] else f"{row['from']}, ignored: {'; '.join(row['problems'])}"
+    place = row["from"] + _end_text(row)
+    if row["problems"]:
+        place += f", ignored: {'; '.join(row['problems'])}"
     rates = ", ".join(row["requests"] or ()) or "-"
     units = ", ".join(f"{unit}={rate}" for unit, each in (row["units"] or {}).items() for rate in each)
     limits = (rates, units or "-", row["concurrent"] or "-", spending or "-")
-    return row["hash"], row["label"] or "-", row["plan"] or "-", row["account"] or "-", *limits, place
+    return (
+        row["hash"] or row["network"],
+        row["label"] or "-",
+        row["plan"] or "-",
+        row["account"] or "-",
+        *limits,
+        place,
+    )
+
+
+def _end_text(row: dict[str, Any]) -> str:
+    """The end of an entry that goes back by itself, and what comes then."""
+    if row["until"] is None:
+        return ""
+    then = f"plan {row['then']}" if row["then"] else "as the settings say"
+    return f" until {time_text(row['until'])}, then {then}"

@@ -10,6 +10,7 @@ from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
 from ratelimit_mw._internal.fleet.reading import seen_callers
 from ratelimit_mw._internal.limiter.inspect_caller import overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.live.timed_entries import TimedEntry, time_text
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.decision import Decision
@@ -62,9 +63,13 @@ class Directory:
     def keys(self) -> dict[str, tuple[str, KeySettings]]:
         """Return each known key by its hash, with its place: `live`, or a place in the file."""
         keys = {key.hash: (f"keys[{index}]", key) for index, key in enumerate(self._limiter.settings.keys)}
-        return keys | {
-            each: ("live", key) for each, key in self._limiter.engine.live.rules.registered.items()
-        }
+        registered = self._limiter.engine.live.rules.registered
+        return keys | {each: (self._live_place(each), key) for each, key in registered.items()}
+
+    def _live_place(self, name: str) -> str:
+        """The place `live` of an entry, with its end if it goes back by itself."""
+        entry = self._limiter.engine.live.in_force.get(name)
+        return f"live until {time_text(entry.until)}" if isinstance(entry, TimedEntry) else "live"
 
     def place_of_network(self, address: str) -> str:
         """The place of the entry that gives an address its plan: `live`, or one in the file; "" for none."""
@@ -73,8 +78,9 @@ class Directory:
         if network is None:
             return ""
         listed = [each.network for each in self._limiter.settings.addresses]
-        is_live = network in [each.network for each in engine.live.rules.networks]
-        return f"{'live' if is_live else f'addresses[{listed.index(network)}]'}: {network}"
+        if network in [each.network for each in engine.live.rules.networks]:
+            return f"{self._live_place(str(network))}: {network}"
+        return f"addresses[{listed.index(network)}]: {network}"
 
     def label(self, name: str) -> str | None:
         """The label of a key or of an account's keys."""

@@ -33,6 +33,9 @@ from ratelimit_mw._internal.settings.tables import OperationsSettings
 
 Handler = Callable[[Request, OperationsSettings], Awaitable[Response]]
 
+LONGEST_CHANGE = 10 * 365 * 86_400
+"""Seconds of the longest change that goes back by itself."""
+
 _LOGIN_AGAIN = "Log in, or send the token as Authorization: Bearer."
 
 
@@ -189,7 +192,7 @@ class Dashboard:
             hashes = await self._callers.keys_of(_text(values, "caller"))
         else:
             hashes = (_text(values, "key"),)
-        change = await self._callers.set_plan(hashes, plan, self._who(request))
+        change = await self._callers.set_plan(hashes, plan, self._who(request), _seconds(values))
         return json_response({"plan": plan, "change": change.as_dict()})
 
     async def _undo(self, request: Request, operations: OperationsSettings) -> Response:
@@ -240,6 +243,20 @@ def _text(values: dict[str, object], name: str) -> str:
     if not isinstance(value, str) or not _is_unicode(value):
         raise DashboardError(400, f"{name} must be a text.")
     return value
+
+
+def _seconds(values: dict[str, object]) -> float | None:
+    """Return the seconds that a change holds; None for good."""
+    seconds = values.get("for")
+    if seconds is None:
+        return None
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 1 <= seconds <= LONGEST_CHANGE
+    ):
+        raise DashboardError(400, f"for must be a number of seconds, from 1 to {LONGEST_CHANGE}.")
+    return float(seconds)
 
 
 def _is_unicode(text: str) -> bool:

@@ -1,6 +1,7 @@
 """One caller on the dashboard: how it stands, and what can be done about it."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.inspect_caller import forget
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.live.audit import Action, Change, Entries, entries_of
+from ratelimit_mw._internal.live.network_entries import network_at, network_of, shown_name
+from ratelimit_mw._internal.live.timed_entries import next_end, until_text
 from ratelimit_mw._internal.model.backend import BackendError
-from ratelimit_mw._internal.policy.identity import HASH, key_partition
+from ratelimit_mw._internal.policy.identity import HASH
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import SettingsError
@@ -57,16 +60,23 @@ class Callers:
         detail = f"{cleared} counter{'' if cleared == 1 else 's'} cleared"
         return cleared, await self._audit.add(who, "reset", [caller], detail)
 
-    async def set_plan(self, hashes: Sequence[str], plan: str | None, who: str) -> Change:
-        """Give keys a plan, live; None takes back what was set live. They keep their accounts and labels.
+    async def set_plan(
+        self, names: Sequence[str], plan: str | None, who: str, seconds: float | None = None
+    ) -> Change:
+        """Give keys or networks a plan, live; None takes back what was set live. Keys keep account and label.
 
-        Limits of their own are replaced by the plan's, as by `keys set`. Raises `BackendError`.
+        Limits of their own are replaced by the plan's, as by `keys set`. With `seconds` all goes back by
+        itself after so long. Raises `BackendError`.
         """
-        if not hashes or not all(map(HASH.fullmatch, hashes)):
-            raise DashboardError(400, "key must be the hash of an API key.")
-        entries = {each: None if plan is None else self._entry(each, plan) for each in hashes}
-        detail = "what was set live is taken back" if plan is None else f"plan {plan}"
-        return await self._change(entries, who, "plan" if plan else "take-back", detail)
+        if not names or not all(HASH.fullmatch(each) or network_of(each) for each in names):
+            raise DashboardError(400, "key must be the hash of an API key, or a network.")
+        if plan is None:
+            return await self._change(
+                dict.fromkeys(names), who, "take-back", "what was set live is taken back"
+            )
+        return await self._change(
+            {each: self._entry(each, plan) for each in names}, who, "plan", f"plan {plan}", seconds
+        )
 
     async def undo(self, change_id: str, who: str) -> Change:
         """Set live keys as they were before a change, unless they were changed again since."""
@@ -84,26 +94,40 @@ class Callers:
 
     async def keys_of(self, caller: str) -> tuple[str, ...]:
         """The hashes of all keys that are counted as this caller. Raises `BackendError`."""
+        network = network_at(caller)
+        if network is not None:
+            return (network,)
         hashes = (await self._view.caller(caller)).known_as
         if not hashes:
             raise DashboardError(
-                404, "Only an API key has a plan of its own, and none of this caller is known."
+                404,
+                "Only an API key or an address has a plan of its own, and no key of this caller is known.",
             )
         return hashes
 
-    async def _change(self, entries: Entries, who: str, action: Action, detail: str) -> Change:
+    async def _change(
+        self, entries: Entries, who: str, action: Action, detail: str, seconds: float | None = None
+    ) -> Change:
         live = self._limiter.engine.live
         await live.read_keys()
         before = {each: live.keys.get(each) for each in entries}
         try:
+            if seconds is not None:
+                given = {each: entry for each, entry in entries.items() if entry is not None}
+                entries = await live.for_a_while(given, seconds)
+                detail += until_text(entries)
             await live.set_keys(entries)
         except SettingsError as error:
             raise DashboardError(422, "; ".join(map(str, error.problems))) from None
         self._kept.clear()
-        return await self._audit.add(who, action, map(key_partition, entries), detail, (before, entries))
+        return await self._audit.add(who, action, map(shown_name, entries), detail, (before, entries))
 
     def _entry(self, api_key_hash: str, plan: str) -> KeyEntry:
-        rules = self._limiter.engine.live.rules
+        live = self._limiter.engine.live
+        if network_of(api_key_hash) is not None:
+            known = live.in_force.get(api_key_hash)
+            return KeyEntry(plan, label=known.label if known is not None else None)
+        rules = live.rules
         key = rules.registered.get(api_key_hash)
         key = key or next((each for each in rules.settings.keys if each.hash == api_key_hash), None)
         return KeyEntry(plan) if key is None else KeyEntry(plan, key.account, label=key.label)
@@ -118,12 +142,21 @@ class Callers:
             why = f"the backend is away: {error}; this is how it was last seen"
             return {**known, "partial": why}
         snapshot = await self._view.read()
-        set_live = [each for each in detail.known_as if each in self._limiter.engine.live.keys]
-        values = {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "set_live": set_live}
+        network = network_at(caller)
+        entries = self._limiter.engine.live.in_force
+        set_live = [each for each in (*detail.known_as, *([network] if network else [])) if each in entries]
+        values = {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "network": network}
+        values |= {"set_live": set_live, "until": _until(entries, set_live)}
         if detail.partial is None:
             evict_oldest(self._last, MAX_KEPT)
             self._last[caller] = values
         return values
+
+
+def _until(entries: Entries, names: Sequence[str]) -> float | None:
+    """The time at which the first of these entries goes back by itself."""
+    end = next_end({each: entry for each in names if (entry := entries[each]) is not None})
+    return end if math.isfinite(end) else None
 
 
 def _looked_at(task: "asyncio.Task[dict[str, Any]]") -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ratelimit_mw._internal.backends.audit_store import AuditStore
-from ratelimit_mw._internal.live.key_entries import read_entry, write_entry
+from ratelimit_mw._internal.live.timed_entries import read_live, write_live
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime.printable import printable
 
@@ -94,11 +94,11 @@ class AuditLog:
 
 def entries_of(texts: Mapping[str, str | None]) -> dict[str, KeyEntry | None]:
     """Entries as a change has them. Raises ValueError for what is none."""
-    return {each: None if text is None else read_entry(text.encode()) for each, text in texts.items()}
+    return {each: None if text is None else read_live(text.encode()) for each, text in texts.items()}
 
 
 def _texts(entries: Entries) -> dict[str, str | None]:
-    return {each: None if entry is None else write_entry(entry).decode() for each, entry in entries.items()}
+    return {each: None if entry is None else write_live(entry).decode() for each, entry in entries.items()}
 
 
 def _change(text: bytes) -> Change | None:

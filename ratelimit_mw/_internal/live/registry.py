@@ -2,28 +2,48 @@
 
 import asyncio
 import logging
+import math
 import random
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
-from ratelimit_mw._internal.backends.key_store import Changes, KeyStore
-from ratelimit_mw._internal.live.key_entries import read_entry, sound_entries, write_entry
+from ratelimit_mw._internal.backends.key_store import PAGE, Changes, KeyStore
+from ratelimit_mw._internal.live.key_entries import sound_entries
+from ratelimit_mw._internal.live.known_entries import KnownEntries, changed, differences
+from ratelimit_mw._internal.live.network_entries import network_of, shown_name, sound_networks
 from ratelimit_mw._internal.live.sound_keys import SoundKeys
+from ratelimit_mw._internal.live.timed_entries import (
+    EntriesAt,
+    TimedEntry,
+    entry_at,
+    next_end,
+    timed,
+    write_live,
+)
 from ratelimit_mw._internal.model.backend import BackendError
-from ratelimit_mw._internal.policy.identity import HASH, key_partition
+from ratelimit_mw._internal.policy.identity import HASH
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
-from ratelimit_mw._internal.runtime.layered import Layered
-from ratelimit_mw._internal.settings import KeySettings, Settings, SettingsError, SettingsProblem
+from ratelimit_mw._internal.settings import (
+    AddressSettings,
+    KeySettings,
+    Settings,
+    SettingsError,
+    SettingsProblem,
+)
 
 logger = logging.getLogger("ratelimit_mw")
 
 POLL_SECONDS = 0.7
 """Seconds between two requests for the version: all processes see a change within two seconds."""
+
+CLOCK_SECONDS = 60.0
+"""Seconds between two looks at the backend's clock."""
 
 READ_AGAIN = 3
 """Times that all entries are read where some are written meanwhile and the log doesn't tell which."""
@@ -34,16 +54,12 @@ SPREAD_PER_ENTRY = 0.000_1
 """Seconds of that for each entry: few entries are read at once."""
 
 
-class _Known(NamedTuple):
-    """Entries as this process knows them, at one version. Replaced as a whole, never changed."""
+class LiveTables(NamedTuple):
+    """Live entries as the settings have them."""
 
-    version: bytes | None = None
-    raw: Layered[bytes] = Layered()
-    """Every entry as it is stored, by hash."""
-    entries: Layered[KeyEntry] = Layered()
-    """Every readable entry."""
-    unreadable: Mapping[str, str] = {}
-    """Errors of the others."""
+    keys: Mapping[str, KeySettings] = {}
+    """By hash."""
+    networks: Sequence[AddressSettings] = ()
 
 
 class Registry:
@@ -54,12 +70,19 @@ class Registry:
         self._store = store
         self._lock = Lock()
         renew_after_fork(self)
-        self._known = _Known()
+        self._known = KnownEntries()
         self._sound: SoundKeys | None = None
         self._unchecked: set[str] = set()
         """Hashes of entries that have changed since `_sound` looked at them."""
         self._reported: set[str] = set()
         self._failure = ""
+        self._ahead: float | None = None
+        """The backend's clock, less this process's steady one; None where it is not known."""
+        self._ahead_at = 0.0
+        self._checked_at = 0.0
+        """Time, by the backend's clock, at which `_sound` looked at the entries last."""
+        self._next_end = math.inf
+        """Time, by that clock, at which the first of the entries in force then is over."""
 
     def after_fork(self) -> None:
         """Have a lock that no thread of the parent process holds."""
@@ -72,7 +95,7 @@ class Registry:
 
     @property
     def entries(self) -> Mapping[str, KeyEntry]:
-        """Every readable entry by hash, also those that don't fit the settings."""
+        """Every readable entry by hash or network, also those that don't fit the settings or are over."""
         return self._known.entries
 
     @property
@@ -82,8 +105,40 @@ class Registry:
 
     @property
     def hashes(self) -> frozenset[str]:
-        """The hashes of all keys that are set live, readable or not."""
-        return frozenset(self._known.raw)
+        """The hashes and networks of all entries in force, readable or not."""
+        return frozenset([*self.in_force(), *self.unreadable])
+
+    def in_force(self) -> Mapping[str, KeyEntry]:
+        """The readable entries that hold now, by hash or network."""
+        return EntriesAt(self.entries, self._now())
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether an entry is over that was in force when `sound_under` was asked last."""
+        return self._next_end <= self._now()
+
+    async def for_a_while(self, entries: Mapping[str, KeyEntry], seconds: float) -> dict[str, KeyEntry]:
+        """Make the entries go back by themselves to what is known to hold now, after so many seconds.
+
+        Raises `SettingsError`, `BackendError`.
+        """
+        until = round(await self._store.time() + seconds, 6)
+        try:
+            return {name: timed(entry, until, self.entries.get(name)) for name, entry in entries.items()}
+        except ValueError as error:
+            raise SettingsError([SettingsProblem("", "for", str(error))]) from None
+
+    def _now(self) -> float:
+        """Time by the backend's clock, as far as it is known."""
+        return time.time() if self._ahead is None else time.monotonic() + self._ahead
+
+    async def _look_at_clock(self) -> None:
+        """Learn the backend's time, if there are entries whose ends go by it, now and then."""
+        is_due = self._ahead is None or time.monotonic() >= self._ahead_at + CLOCK_SECONDS
+        if is_due and any(isinstance(entry, TimedEntry) for entry in self._known.special.values()):
+            now = await self._store.time()
+            self._ahead_at = time.monotonic()
+            self._ahead = now - self._ahead_at
 
     async def read(self, *, spread: bool = False) -> bool:
         """Read what has changed; whether anything has. Raises `BackendError`.
@@ -94,6 +149,7 @@ class Registry:
             known = self._known
             version = await self._store.version()
             if version == known.version:
+                await self._look_at_clock()
                 return False
             if version is None:
                 # No command removes the version: the backend lost what it had. Customers keep their plans.
@@ -109,8 +165,9 @@ class Registry:
                     most = min(SPREAD_SECONDS, SPREAD_PER_ENTRY * len(known.raw))
                     await asyncio.sleep(random.uniform(0, most))  # noqa: S311 - spreads the workers
                 every = await self._read_all()
-                changes = await threads.call(partial(_differences, known.raw, every))
-            if self._put(known, await threads.call(partial(_changed, known, changes)), changes.entries):
+                changes = await threads.call(partial(differences, known.raw, every))
+            if self._put(known, await threads.call(partial(changed, known, changes)), changes.entries):
+                await self._look_at_clock()
                 return True
 
     async def _read_all(self) -> Changes:
@@ -126,7 +183,7 @@ class Registry:
                 return Changes(version, entries)
         raise BackendError("live keys were set again and again while they were read")
 
-    def _put(self, before: _Known, now: _Known, changed: Iterable[str]) -> bool:
+    def _put(self, before: KnownEntries, now: KnownEntries, changed: Iterable[str]) -> bool:
         """Put what was read in force, unless another event loop has read meanwhile; whether it is."""
         with self._lock:
             if self._known is not before:
@@ -155,13 +212,25 @@ class Registry:
         Raises `SettingsError` for what the settings file would not take, `BackendError`.
         """
         await self.read()
-        await self._store.write(await threads.call(partial(_written, entries, self.entries, settings)))
+        present = self.in_force()
+        await self._store.write(
+            await threads.call(partial(_written, entries, present, settings)), self._over()
+        )
         await self.read()
 
     async def remove(self, hashes: Iterable[str]) -> None:
         """Remove the entries of these hashes; nothing happens where there is none. Raises `BackendError`."""
-        await self._store.write(dict.fromkeys(hashes))
+        await self._store.write(dict.fromkeys(hashes), self._over())
         await self.read()
+
+    def _over(self) -> dict[str, tuple[bytes, bytes | None]]:
+        """Entries that are over, as they are stored, and what comes after them: a page to be cleared."""
+        now, found = self._now(), dict[str, tuple[bytes, bytes | None]]()
+        for name, entry in self._known.special.items():
+            then = entry_at(entry, now)
+            if then is not entry and len(found) < PAGE:
+                found[name] = (self._known.raw[name], None if then is None else write_live(then))
+        return found
 
     async def try_write(self) -> None:
         """Raise the `BackendError` that a change would fail with for want of rights."""
@@ -171,35 +240,38 @@ class Registry:
         """Close what the running event loop has opened."""
         await self._store.close()
 
-    def sound_under(self, settings: Settings) -> Mapping[str, KeySettings]:
-        """Return the keys that can be used under these settings. Problems of the others are logged once."""
-        keys, wrong = self.checked_under(settings)
+    def sound_under(self, settings: Settings) -> LiveTables:
+        """Return the entries that can be used under these settings; problems of others are logged once."""
+        tables, wrong = self.checked_under(settings)
         said = {
-            f"key {shown_name(each)} is set live and ignored: {problem}"
+            f"{_kind(each)} {shown_name(each)} is set live and ignored: {problem}"
             for each, problems in wrong.items()
             for problem in problems
         }
         said |= {
-            f"key {shown_name(each)} is set live and ignored: it {what}"
+            f"{_kind(each)} {shown_name(each)} is set live and ignored: it {what}"
             for each, what in self.unreadable.items()
         }
         for text in sorted(said - self._reported):
             logger.warning("%s", text)
         self._reported = said
-        return keys
+        return tables
 
-    def checked_under(
-        self, settings: Settings
-    ) -> tuple[Mapping[str, KeySettings], Mapping[str, list[SettingsProblem]]]:
-        """Return the keys that can be used under these settings, and the problems of the others, by hash."""
+    def checked_under(self, settings: Settings) -> tuple[LiveTables, Mapping[str, list[SettingsProblem]]]:
+        """Return the entries that can be used under these settings, and the problems of the others."""
         with self._lock:  # one limiter serves the event loops of several threads
-            known, names = self._known, self._unchecked
+            known, names, now = self._known, self._unchecked, self._now()
             sound = self._sound
             if sound is None or sound.settings is not settings:
                 sound, names = SoundKeys(settings), set(known.entries)
-            sound.update(known.entries, names)
+            held, before = EntriesAt(known.special, now), EntriesAt(known.special, self._checked_at)
+            names |= {each for each in known.special if held.get(each) is not before.get(each)}
+            sound.update(EntriesAt(known.entries, now), [each for each in names if network_of(each) is None])
             self._sound, self._unchecked = sound, set()
-            return sound.keys, dict(sound.problems)
+            self._checked_at, self._next_end = now, next_end(held)
+            networks = {each: entry for each, entry in held.items() if network_of(each) is not None}
+            of_networks, wrong = sound_networks(networks, settings)
+            return LiveTables(sound.keys, of_networks), {**sound.problems, **wrong}
 
 
 def shown_hash(name: str) -> str:
@@ -207,9 +279,16 @@ def shown_hash(name: str) -> str:
     return name if HASH.fullmatch(name) else "(no hash)"
 
 
-def shown_name(name: str) -> str:
-    """The name that the key of an entry is shown by, with the same exception."""
-    return key_partition(name) if HASH.fullmatch(name) else "(no hash)"
+def _kind(name: str) -> str:
+    return "key" if network_of(name) is None else "network"
+
+
+def _by_kind(entries: Mapping[str, KeyEntry]) -> tuple[dict[str, KeyEntry], dict[str, KeyEntry]]:
+    """The entries of keys, and those of networks."""
+    keys, networks = dict[str, KeyEntry](), dict[str, KeyEntry]()
+    for name, entry in entries.items():
+        (keys if network_of(name) is None else networks)[name] = entry
+    return keys, networks
 
 
 def _written(
@@ -226,36 +305,10 @@ def _written(
         for each, entry in threads.in_pieces(present.items(), 5_000)
         if entry.account in accounts and each not in entries
     }
-    _, wrong = sound_entries({**others, **kept}, settings)
+    networks = {each: entry for each, entry in kept.items() if network_of(each) is not None}
+    keys = {each: entry for each, entry in kept.items() if each not in networks}
+    wrong = sound_entries({**others, **keys}, settings)[1] | sound_networks(networks, settings)[1]
     problems = [problem for each in kept for problem in wrong.get(each, ())]
     if problems:
         raise SettingsError(problems)
-    return {each: None if entry is None else write_entry(entry) for each, entry in entries.items()}
-
-
-def _differences(before: Mapping[str, bytes], now: Changes) -> Changes:
-    """Find the changes, where all entries were read."""
-    changed = {
-        each: text for each, text in threads.in_pieces(now.entries.items(), 5_000) if before.get(each) != text
-    }
-    removed = [each for each in threads.in_pieces(before, 5_000) if each not in now.entries]
-    return Changes(now.version, changed | dict.fromkeys(removed))
-
-
-def _changed(known: _Known, changes: Changes) -> _Known:
-    """The entries once these are changed."""
-    entries: dict[str, KeyEntry | None] = {}
-    unreadable = {each: what for each, what in known.unreadable.items() if each not in changes.entries}
-    for api_key_hash, text in threads.in_pieces(changes.entries.items()):
-        entries[api_key_hash] = None
-        if text is not None:
-            try:
-                entries[api_key_hash] = read_entry(text)
-            except ValueError as error:
-                unreadable[api_key_hash] = str(error)
-    return _Known(
-        changes.version,
-        known.raw.with_changes(changes.entries),
-        known.entries.with_changes(entries),
-        unreadable,
-    )
+    return {each: None if entry is None else write_live(entry) for each, entry in entries.items()}

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ratelimit_mw._internal.live.adoption import adopt
+from ratelimit_mw._internal.live.registry import LiveTables
 from ratelimit_mw._internal.policy.extended import CodeLimits
 from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.lookup import PolicyLookup
@@ -76,19 +77,20 @@ class Rules:
         return known
 
     @classmethod
-    def of(cls, settings: Settings, registered: Mapping[str, KeySettings]) -> "Rules":
-        """The rules of these settings and live keys."""
-        return cls(settings, Policies(settings), CodeLimits(settings), registered, version_of(settings))
+    def of(cls, settings: Settings, live: LiveTables) -> "Rules":
+        """The rules of these settings and live entries."""
+        limits = CodeLimits(settings)
+        return cls(settings, Policies(settings), limits, live.keys, version_of(settings), live.networks)
 
-    def with_registered(self, registered: Mapping[str, KeySettings]) -> "Rules":
-        """Return the rules with other live keys; policies of callers whose keys stay are kept."""
+    def with_registered(self, live: LiveTables) -> "Rules":
+        """Return the rules with other live entries; policies of callers whose keys stay are kept."""
         return Rules(
             self.settings,
             self.policies,
             self.code_limits,
-            registered,
+            live.keys,
             self.version,
-            self.networks,
+            live.networks,
             listed=self.identify.listed,
         )
 

@@ -9,7 +9,7 @@ from ratelimit_mw._internal.backends import open_audit_store, open_key_store
 from ratelimit_mw._internal.checks.startup import log_findings
 from ratelimit_mw._internal.live import registry, reload
 from ratelimit_mw._internal.live.audit import AuditLog
-from ratelimit_mw._internal.live.registry import Registry
+from ratelimit_mw._internal.live.registry import LiveTables, Registry
 from ratelimit_mw._internal.live.reload import FileWatch
 from ratelimit_mw._internal.live.resolve import Resolve, Resolver
 from ratelimit_mw._internal.live.rights import RightsCheck
@@ -35,7 +35,7 @@ class Live:
     ) -> None:
         """`others` are jobs to do beside, wherever something is watched."""
         self._registry = Registry(open_key_store(settings.backend))
-        self.rules = Rules.of(settings, {})
+        self.rules = Rules.of(settings, LiveTables())
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
@@ -46,9 +46,9 @@ class Live:
         if settings.file is not None:
             self._watch = FileWatch(settings.file)
             jobs.append(Job("watching the settings", reload.POLL_SECONDS, self._look_at_file))
+        run, close = self._look_at_keys, self._registry.close
+        jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
         if self._registry.is_shared:
-            run, close = self._look_at_keys, self._registry.close
-            jobs.append(Job("watching the keys", registry.POLL_SECONDS, run, close))
             jobs.append(self.rights.job())
         self._upkeep = Upkeep(jobs)
         self.ready: set[asyncio.AbstractEventLoop] = set()
@@ -61,8 +61,13 @@ class Live:
 
     @property
     def keys(self) -> Mapping[str, KeyEntry]:
-        """The live keys by hash, also those that don't fit the settings."""
+        """The live entries by hash or network, also those that don't fit the settings or are over."""
         return self._registry.entries
+
+    @property
+    def in_force(self) -> Mapping[str, KeyEntry]:
+        """The live entries that hold now, by hash or network."""
+        return self._registry.in_force()
 
     def resolve_by(self, resolve: Resolve) -> None:
         """Ask this hook about keys that are neither set live nor in the settings."""
@@ -76,8 +81,15 @@ class Live:
         kept = settings.with_backend_of(self.rules.settings)
         self._put(Rules.of(kept, self._registry.sound_under(kept)))
 
+    async def for_a_while(self, entries: Mapping[str, KeyEntry], seconds: float) -> dict[str, KeyEntry]:
+        """Make entries that go back by themselves, after so many seconds, to what is known to hold now.
+
+        Raises `SettingsError` and `BackendError`.
+        """
+        return await self._registry.for_a_while(entries, seconds)
+
     async def set_keys(self, entries: Mapping[str, KeyEntry | None]) -> None:
-        """Set live keys by their hashes, and remove those that are None, all or none.
+        """Set live entries by hash or network, and remove those that are None, all or none.
 
         Raises `SettingsError` and `BackendError`.
         """
@@ -129,7 +141,7 @@ class Live:
             await threads.call(partial(log_findings, settings))  # in force already: nobody waits for it
 
     async def _look_at_keys(self) -> None:
-        if await self._registry.poll():
+        if await self._registry.poll() or self._registry.is_outdated:
             await self._relist()
 
     async def _relist(self) -> None:

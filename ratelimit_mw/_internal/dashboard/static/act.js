@@ -1,7 +1,7 @@
 // What can be done about a caller from anywhere on the page: ask first, say what was done, offer to undo it.
 
 import { find, keepRows, make, plain, setText, shortCaller } from "./dom.js";
-import { clock } from "./format.js";
+import { chosenSeconds, clock } from "./format.js";
 import { callerLink, knownAs } from "./overview.js";
 
 const AUDIT_MS = 5000;
@@ -12,7 +12,7 @@ export class Actions {
     this.ask = ask;
     this.allowed = false;
     this.plans = [];
-    find("act-give").addEventListener("click", () => this.do("plan", { caller: this.caller, plan: find("act-plan").value }));
+    find("act-give").addEventListener("click", () => this.do("plan", { caller: this.caller, plan: find("act-plan").value, for: chosenSeconds("act-for") }));
     find("act-reset").addEventListener("click", () => this.do("reset", { caller: this.caller }));
     find("toast-undo").addEventListener("click", () => this.undo(this.last));
     find("toast-close").addEventListener("click", () => { find("toast").hidden = true; });
@@ -45,6 +45,7 @@ export class Actions {
     setText(find("act-error"), "");
     const others = this.plans.filter((plan) => plan !== figures.plan);
     find("act-plan").replaceChildren(...others.map((plan) => make("option", { value: plan, text: plain(plan) })));
+    find("act-for").value = "";
     find("act").showModal();
   }
 

@@ -2,7 +2,7 @@
 
 import { bar, find, keepRows, make, plain, setBar, setText } from "./dom.js";
 import { Chart } from "./chart.js";
-import { count, outlook, rate, reasons, total, used } from "./format.js";
+import { chosenSeconds, count, outlook, rate, reasons, total, used } from "./format.js";
 
 const EVERY_MS = 2000;
 
@@ -57,6 +57,7 @@ export class CallerPage {
     const facts = [
       ...(detail.label ? [["Label", plain(detail.label)]] : []),
       ["Plan", plain(detail.plan ?? "–")],
+      ...(detail.until ? [["Its plan holds until", new Date(detail.until * 1000).toLocaleString("en-GB")]] : []),
       ["Account", detail.account ? plain(detail.account) : "–"],
       ["Requests a second", rate(detail.rate)],
       ["Admitted in the last minute", count(detail.admitted)],
@@ -91,10 +92,11 @@ export class CallerPage {
 
   changes(detail) {
     find("changes").hidden = !detail.changes || Boolean(detail.missing_rights);
-    find("plan-form").hidden = !detail.known_as.length;
-    find("no-key").hidden = detail.known_as.length > 0;
+    const names = detail.network ? [detail.network] : detail.known_as;
+    find("plan-form").hidden = names.length === 0;
+    find("no-key").hidden = names.length > 0;
     this.detail = detail;
-    fillSelect(find("plan-key"), detail.known_as, null);
+    fillSelect(find("plan-key"), names, null);
     // What somebody is choosing at this moment is left alone.
     const isNew = this.chosen !== detail.plan;
     this.chosen = detail.plan;
@@ -108,9 +110,10 @@ export class CallerPage {
 
   async setPlan(plan) {
     const key = find("plan-key").value;
-    const what = plan === null ? "Take back what was set live for this API key?" : `Give this API key the plan ${plain(plan)}?`;
+    const whom = key.includes("/") ? plain(key) : "this API key";
+    const what = plan === null ? `Take back what was set live for ${whom}?` : `Give ${whom} the plan ${plain(plan)}?`;
     if (!(await confirmed(what))) return;
-    const answer = await this.ask("plan", { key, plan });
+    const answer = await this.ask("plan", { key, plan, for: plan === null ? null : chosenSeconds("plan-for") });
     this.say(answer, plan === null ? "Taken back" : `Plan ${plain(plan)} is set`, "every worker goes by it within 2 seconds");
   }
 

@@ -55,3 +55,9 @@ export function outlook(limit) {
   const again = limit.reset_after ? `${limit.kind === "window" ? "grows" : "starts again"} in ${duration(limit.reset_after)}` : "–";
   return limit.share >= 1 ? `used up, ${again}` : again;
 }
+
+// How long a change holds, as a select says; null for good.
+export function chosenSeconds(id) {
+  const { value } = document.getElementById(id);
+  return value === "" ? null : Number(value);
+}
