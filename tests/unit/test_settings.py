@@ -87,7 +87,8 @@ def test_the_reference_file_means_what_its_comments_say() -> None:
     assert spending is not None
     assert spending.budget == Budget(25_000_000, 500_000_000, "USD", "UTC", 0.8)
     assert spending.on_failure == "deny"
-    health, predictions, prediction, batch, rest = loaded.routes
+    chat, health, predictions, prediction, batch, rest = loaded.routes
+    assert chat.units == {"tokens": 2000}
     assert (health.exempt, health.methods, rest.slot) == (True, None, False)
     assert (predictions.methods, predictions.price) == (frozenset({"POST"}), Decimal("0.02"))
     assert prediction.requests == (Window(10, 1, "second"),)

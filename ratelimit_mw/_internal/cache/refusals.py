@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND, Window
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION
@@ -22,6 +22,9 @@ LONGEST = 1.0
 """Seconds that a refusal is remembered at most."""
 MOST = 10_000
 """Charges of which a refusal is remembered; beyond it the one remembered first is forgotten."""
+
+_Place = tuple[str, str, int]
+"""Partition, scope and length of a window."""
 
 SteadyClock = Callable[[], float]
 """Seconds that never go back."""
@@ -68,8 +71,9 @@ class RefusalCache:
         self.kept: dict[Charge, CachedRefusal] = {}
         """Cached refusals that `find` looks in; empty if nobody was refused lately."""
         self._by_caller: dict[str, list[Charge]] = {}
-        self._by_shared: dict[Counter, dict[int, dict[Charge, None]]] = {}
-        """Charges of cached refusals, by the windows that others draw on as well, and by cost."""
+        self._by_shared: dict[_Place, dict[int, dict[Charge, None]]] = {}
+        """Charges of cached refusals, by the windows that others draw on as well, and by the most that may be
+        used there for the charge to fit."""
         self._lock = threading.Lock()  # one limiter serves the event loops of several threads
         renew_after_fork(self)
 
@@ -105,9 +109,8 @@ class RefusalCache:
                 self._forget(next(iter(self.kept)))
             self.kept[charge] = refused
             self._by_caller.setdefault(charge.own_partition, []).append(charge)
-            for place, counter, _ in _shared_windows(charge):
-                by_cost = self._by_shared.setdefault(counter, {})
-                by_cost.setdefault(charge.cost_at(place), {})[charge] = None
+            for _, place, room in _shared_windows(charge):
+                self._by_shared.setdefault(place, {}).setdefault(room, {})[charge] = None
 
     def admitted(self, charge: Charge, outcome: Outcome) -> None:
         """A charge was admitted: what was refused of its caller before has other figures now.
@@ -117,11 +120,11 @@ class RefusalCache:
         with self._lock:
             for refused in list(self._by_caller.get(charge.own_partition, ())):
                 self._forget(refused)
-            for place, counter, quota in _shared_windows(charge) if self._by_shared else ():
-                left = quota - outcome.used(place)
-                by_cost = self._by_shared.get(counter, {})
-                for cost in [cost for cost in by_cost if cost > left]:
-                    for refused in list(by_cost[cost]):
+            for index, place, _ in _shared_windows(charge) if self._by_shared else ():
+                used = outcome.used(index)
+                by_room = self._by_shared.get(place, {})
+                for room in [room for room in by_room if used > room]:
+                    for refused in list(by_room[room]):
                         self._forget(refused)
 
     def clear(self) -> None:
@@ -137,15 +140,14 @@ class RefusalCache:
             others = [each for each in self._by_caller.pop(caller, ()) if each is not charge]
             if others:
                 self._by_caller[caller] = others
-            for place, counter, _ in _shared_windows(charge):
-                by_cost = self._by_shared.get(counter, {})
-                cost = charge.cost_at(place)
-                alike = by_cost.get(cost, {})
+            for _, place, room in _shared_windows(charge):
+                by_room = self._by_shared.get(place, {})
+                alike = by_room.get(room, {})
                 alike.pop(charge, None)
                 if not alike:
-                    by_cost.pop(cost, None)
-                if not by_cost:
-                    self._by_shared.pop(counter, None)
+                    by_room.pop(room, None)
+                if not by_room:
+                    self._by_shared.pop(place, None)
 
 
 def _changes(statuses: Iterable[Status]) -> Iterator[int]:
@@ -155,9 +157,13 @@ def _changes(statuses: Iterable[Status]) -> Iterator[int]:
             yield status.next_change
 
 
-def _shared_windows(charge: Charge) -> Iterator[tuple[int, Counter, int]]:
-    """The windows that others than the caller draw on: the place of each in the charge, and its quota."""
+def _shared_windows(charge: Charge) -> Iterator[tuple[int, _Place, int]]:
+    """The windows that others than the caller draw on: index, place, and the most used there if it is to fit.
+
+    A quota may be a plan's share; the place is the same for all.
+    """
     caller = charge.own_partition
-    for place, counter in enumerate(charge.counters):
+    for index, counter in enumerate(charge.counters):
         if counter.partition != caller and isinstance(counter.limit, Window):
-            yield place, counter, counter.limit.quota
+            place = (counter.partition, counter.scope, counter.limit.length)
+            yield index, place, counter.limit.quota - charge.cost_at(index)

@@ -36,12 +36,26 @@ def cost_above_limit(settings: Settings) -> Iterator[Finding]:
     shared += [("identity.per_address", settings.identity.per_address)]
     shared += [(f"plans.{name}", plan.requests) for name, plan in settings.plans.items()]
     shared += [(f"keys[{index}]", key.requests or ()) for index, key in enumerate(settings.keys)]
+    shares = _shares(settings)
+    shared += [
+        (
+            f"application.requests {text}",
+            tuple([each.at_share(share) for each in settings.application.requests]),
+        )
+        for share, text in shares
+    ]
     limits = _sorted((window.quota, _rate(window, owner)) for owner, rates in shared for window in rates)
     for index, route in enumerate(settings.routes):
         if route.exempt:
             continue
         own = [_rate(each, "its own requests") for each in route.requests if route.cost > each.quota]
         own += [_rate(each, "its total") for each in route.total if route.cost > each.quota]
+        own += [
+            _rate(each.at_share(share), f"its total {text}")
+            for each in route.total
+            for share, text in shares
+            if each.at_share(share).quota < route.cost <= each.quota
+        ]
         place = place_of_route(settings.routes, index)
         for text in (*own, *limits.below(route.cost)):
             said = f"{place}: its cost of {route.cost} never fits into {text}."
@@ -51,6 +65,16 @@ def cost_above_limit(settings: Settings) -> Iterator[Finding]:
 def estimate_above_limit(settings: Settings) -> Iterator[Finding]:
     """Find routes whose estimate of a unit is larger than a limit, or of a unit that nothing limits."""
     owners = [("application", settings.application.units)]
+    owners += [
+        (
+            f"application {text}",
+            {
+                unit: tuple([each.at_share(share) for each in rates])
+                for unit, rates in settings.application.units.items()
+            },
+        )
+        for share, text in _shares(settings)
+    ]
     owners += [(f"plans.{name}", plan.units) for name, plan in settings.plans.items()]
     owners += [(f"keys[{index}]", key.units or {}) for index, key in enumerate(settings.keys)]
     rates: dict[str, list[tuple[int, str]]] = {}
@@ -93,6 +117,15 @@ def price_above_budget(settings: Settings) -> Iterator[Finding]:
         for text in texts:
             said = f"{place}: its price of {route.price} never fits into {text}."
             yield Finding("price-above-budget", said)
+
+
+def _shares(settings: Settings) -> list[tuple[float, str]]:
+    """Shares of shared limits that plans leave to others, each with the words that name it."""
+    return [
+        (plan.application_share, f"at plans.{name}.application_share")
+        for name, plan in settings.plans.items()
+        if plan.application_share < 1 and not plan.blocked
+    ]
 
 
 def _sorted(limits: "Iterator[tuple[int, str]] | list[tuple[int, str]]") -> _Limits:

@@ -138,7 +138,9 @@ def _units(units: Mapping[str, tuple[Window, ...]]) -> dict[str, Any]:
 
 def _plan(plan: PlanSettings) -> dict[str, Any]:
     allowances = plan.spending.budget.allowances if plan.spending else ()
-    others = plan.model_dump(include={"shadow", "on_failure", "share", "prefetch", "blocked"})
+    others = plan.model_dump(
+        include={"shadow", "on_failure", "share", "prefetch", "blocked", "application_share"}
+    )
     spending = [limit_json(allowance) for allowance in allowances]
     limits = _limits(plan.requests, plan.concurrent)
     return {**limits, "units": _units(plan.units), "spending": spending, **others}
@@ -218,6 +220,8 @@ def _plan_row(settings: Settings, name: str) -> tuple[object, ...]:
     plan = settings.plans[name]
     keys = sum(key.plan == name for key in settings.keys)
     notes = [note for note, holds in (("blocked", plan.blocked), ("shadow", plan.shadow)) if holds]
+    if plan.application_share < 1:
+        notes.append(f"{plan.application_share:g} of shared limits")
     return (
         f"{name} ({', '.join(notes)})" if notes else name,
         rates_text(plan.requests),

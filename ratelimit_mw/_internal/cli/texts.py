@@ -7,6 +7,7 @@ from ratelimit_mw._internal.model.charge import Counter
 from ratelimit_mw._internal.model.limit_text import limit_text
 from ratelimit_mw._internal.model.limits import Limit, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
+from ratelimit_mw._internal.outage.unsynced import unshared
 from ratelimit_mw._internal.policy.counters import route_scope
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.settings import KeySettings, RouteSettings, Settings, SpendingSettings
@@ -19,15 +20,14 @@ def limit_json(limit: Limit) -> dict[str, Any]:
     """A limit with its kind and figures."""
     if isinstance(limit, Window):
         rate = {"kind": "rate", "policy": limit.text, "limit": limit.quota, "window": limit.seconds}
+        if limit.whole:
+            rate["of"] = limit.whole
         return {**rate, "unit": limit.counts} if limit.is_metered else rate
     if isinstance(limit, Slots):
-        return {
-            "kind": "concurrency",
-            "limit": limit.limit,
-            "unit": limit.unit,
-            "lease": limit.lease,
-            "max_hold": limit.max_hold,
-        }
+        slots = {"kind": "concurrency", "limit": limit.limit, "unit": limit.unit}
+        if limit.whole:
+            slots["of"] = limit.whole
+        return {**slots, "lease": limit.lease, "max_hold": limit.max_hold}
     return {
         "kind": "spending",
         "period": limit.period,
@@ -71,6 +71,9 @@ def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
     """The place in the settings that a caller's limit comes from, such as `plans.pro.requests`."""
     if counter.scope == "a":
         return "identity.per_address"
+    if isinstance(counter.limit, Window | Slots) and counter.limit.whole:
+        whole = source_of(settings, identity, unshared(counter))
+        return f"{whole}, at plans.{identity.plan}.application_share"
     if counter.scope[:2] == "r:" or counter.scope == "t":
         name, digest = (
             ("total", counter.partition[2:]) if counter.scope == "t" else ("requests", counter.scope[2:])

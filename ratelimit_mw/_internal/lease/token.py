@@ -116,7 +116,7 @@ class _Fields(BaseModel):
 
 
 def _meter_fields(meter: Meter, estimate: int) -> _MeterFields:
-    windows = [(each.quota, each.multiple, each.unit) for each in meter.windows]
+    windows = [(each.whole or each.quota, each.multiple, each.unit) for each in meter.windows]
     return (meter.partition, meter.scope, meter.unit, tuple(windows), estimate)
 
 

@@ -42,11 +42,7 @@ async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
 
 async def shared_overview(limiter: Limiter) -> Decision:
     """Return the status of the limits that all callers share. Charges nothing. Raises `BackendError`."""
-    anybody = limiter.engine.identify.of_address("unix")
-    counters = [
-        counter for counter in limiter.engine.policies.counters_of(anybody) if counter.owner == "everyone"
-    ]
-    return await look(limiter, map(Charge, _parts(counters)))
+    return await look(limiter, map(Charge, _parts(limiter.engine.policies.shared_counters())))
 
 
 async def forget(limiter: Limiter, identity: Identity) -> int:

@@ -4,7 +4,8 @@ Nothing here knows who is calling, HTTP or a backend. Times are whole microsecon
 Lua and the tests compare the same integers.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Literal
 
 SECOND = 1_000_000
@@ -31,6 +32,12 @@ DEFAULT_LEASE = 30.0
 REQUESTS = "requests"
 """Unit that a window counts by default: requests, by the cost of their route."""
 
+
+def part_of(amount: int, share: float) -> int:
+    """A share of an amount: rounded down, and at least 1."""
+    return max(int(Decimal(repr(share)) * amount), 1)  # as the settings wrote it: 0.29 of 100 is 29
+
+
 OnFailure = Literal["local", "allow", "deny"]
 """Way to decide while the backend is away: by this process alone, admit everybody, or refuse."""
 
@@ -47,6 +54,8 @@ class Window:
 
     Requests estimate and settle metered units.
     """
+    whole: int = 0
+    """Quota of all callers together, where `quota` is a plan's share of it; 0 where it is all of it."""
     seconds: int = field(init=False, compare=False)
     text: str = field(init=False, compare=False)
     """The rate in its shortest notation, such as `60/minute` or `5/2 seconds`."""
@@ -59,10 +68,15 @@ class Window:
         seconds = self.multiple * UNIT_SECONDS[self.unit]
         object.__setattr__(self, "seconds", seconds)
         object.__setattr__(self, "length", seconds * SECOND)
-        granule = 0 if self.quota <= EXACT_QUOTA else seconds * SECOND // EXACT_QUOTA
+        # All who share a count write it alike.
+        granule = 0 if (self.whole or self.quota) <= EXACT_QUOTA else seconds * SECOND // EXACT_QUOTA
         object.__setattr__(self, "granule", granule)
         length = self.unit if self.multiple == 1 else f"{self.multiple} {self.unit}s"
         object.__setattr__(self, "text", f"{self.quota}/{length}")
+
+    def at_share(self, share: float) -> "Window":
+        """The part of a shared window that callers of a plan may use: rounded down, and at least 1."""
+        return self if share == 1 else replace(self, quota=part_of(self.quota, share), whole=self.quota)
 
     @property
     def is_metered(self) -> bool:
@@ -93,6 +107,12 @@ class Slots:
     lease: float = DEFAULT_LEASE
     max_hold: float | None = None
     """Seconds after which a slot is no longer renewed, though its work may go on."""
+    whole: int = 0
+    """Slots of all callers together, where `limit` is a plan's share of them; 0 where it is all of them."""
+
+    def at_share(self, share: float) -> "Slots":
+        """The part of shared slots that callers of a plan may hold: rounded down, and at least 1."""
+        return self if share == 1 else replace(self, limit=part_of(self.limit, share), whole=self.limit)
 
 
 @dataclass(frozen=True, slots=True)

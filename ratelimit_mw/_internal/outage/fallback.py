@@ -148,13 +148,13 @@ class LocalPolicy:
         counter = charge.counters[index]
         limit: Limit = counter.limit
         if isinstance(limit, Slots):
-            return replace(counter, limit=replace(limit, limit=math.ceil(limit.limit * share)))
+            return replace(counter, limit=replace(limit, limit=_local_part(limit.limit, limit.whole, share)))
         known = self._known.get(_place(counter))
         last = charge.last
         if last is not None and (known is None or last.now >= known.at):
             known = _Known(last.status(index, limit), last.now)
         if isinstance(limit, Window):
-            local = replace(counter, limit=replace(limit, quota=math.ceil(limit.quota * share)))
+            local = replace(counter, limit=replace(limit, quota=_local_part(limit.quota, limit.whole, share)))
             if known is not None and isinstance(known.status, WindowStatus):
                 entries = _entries(limit, known.status, known.at, share, self._clock())
                 self._seed(local, counter, known.at, entries)
@@ -180,6 +180,13 @@ class LocalPolicy:
         self._books.recall(local, entries, anew=is_news)
 
 
+def _local_part(granted: int, whole: int, share: Decimal) -> int:
+    """The part of a limit that is granted here; of a shared one, a plan's share of what is granted to all."""
+    if not whole:
+        return math.ceil(granted * share)
+    return max(math.ceil(whole * share) * granted // whole, 1)
+
+
 def _place(counter: Counter) -> tuple[str, str, int]:
     limit = counter.limit
     if isinstance(limit, Allowance):
@@ -195,7 +202,8 @@ def _entries(
 
     What it had counted is taken to have come evenly since the oldest, whose time is known.
     """
-    counted = math.ceil(window.quota * share) - math.ceil(max(window.quota - status.used, 0) * share)
+    quota = window.whole or window.quota  # what is counted is counted for all
+    counted = math.ceil(quota * share) - math.ceil(max(quota - status.used, 0) * share)
     oldest, horizon = known_at + status.reset_after_us - window.length, now - window.length
     steps = min(STEPS, counted)
     entries = []

@@ -26,6 +26,7 @@ from ratelimit_mw._internal.outage.unsynced import (
     UnsyncedReservation,
     UnsyncedWindow,
     boundless,
+    unshared,
 )
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
@@ -85,6 +86,7 @@ class OutageReconciler:
 
     def unsynced(self, counter: Counter) -> int:
         """Units that were admitted here under a window, and that the backend doesn't know of."""
+        counter = unshared(counter)
         waiting = self._windows.get(counter)
         units = 0 if waiting is None else waiting.units(self._clock())
         if isinstance(counter.limit, Window) and counter.limit.is_metered:
@@ -109,6 +111,7 @@ class OutageReconciler:
 
     def _count(self, counter: Counter, window: Window, cost: int) -> None:
         """Count units that were admitted here, which the backend has to be told of."""
+        counter = unshared(counter)
         waiting = self._windows.get(counter)
         if waiting is None:
             waiting = self._windows[counter] = UnsyncedWindow(counter, window)

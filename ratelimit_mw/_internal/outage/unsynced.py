@@ -130,7 +130,7 @@ class UnsyncedReservation:
         counters = self.charge.counters if self.hold.meters and not self.is_metered_out else ()
         for place, counter in enumerate(counters):
             if isinstance(counter.limit, Window) and counter.limit.is_metered:
-                yield counter, self.counted(counter.limit.counts, self.charge.cost_at(place))
+                yield unshared(counter), self.counted(counter.limit.counts, self.charge.cost_at(place))
 
     @property
     def fate(self) -> tuple[object, ...]:
@@ -160,6 +160,16 @@ class UnsyncedReservation:
 
 UNTOUCHED: tuple[object, ...] = (None, (), False, False, False)
 """Fate of a reservation to which nothing has happened since its admission."""
+
+
+def unshared(counter: Counter) -> Counter:
+    """Return the counter of a shared limit as a whole, of which this one may be a plan's share."""
+    limit = counter.limit
+    if isinstance(limit, Window) and limit.whole:
+        return replace(counter, limit=replace(limit, quota=limit.whole, whole=0))
+    if isinstance(limit, Slots) and limit.whole:
+        return replace(counter, limit=replace(limit, limit=limit.whole, whole=0))
+    return counter
 
 
 def boundless(counter: Counter, counts: str | None = None) -> Counter:

@@ -29,10 +29,23 @@ def route_counters(
     if identity.address is not None:
         address = address_partition(identity.address)
         yield from (Counter(address, "a", window, "address") for window in settings.identity.per_address)
-    yield from (Counter(f"t:{scope[2:]}", "t", window, "everyone") for window in rule.total)
-    limits = [*settings.application.requests, *_slots(settings.application.concurrent, rule)]
-    yield from (Counter("app", "app", limit, "everyone") for limit in limits)
-    yield from _unit_counters("app", "app", settings.application.units, "everyone")
+    yield from shared_counters(settings, rule, plan.application_share)
+
+
+def shared_counters(settings: Settings, rule: RouteSettings, share: float = 1.0) -> Iterator[Counter]:
+    """Yield the limits that all callers share under a route rule, at the share of them that a plan may use.
+
+    Whatever the share is, the count is one.
+    """
+    total, application = f"t:{route_scope(rule)[2:]}", settings.application
+    yield from (Counter(total, "t", window.at_share(share), "everyone") for window in rule.total)
+    slots = _slots(application.concurrent, rule)
+    yield from (Counter("app", "app", limit.at_share(share), "everyone") for limit in application.requests)
+    yield from (Counter("app", "app", limit.at_share(share), "everyone") for limit in slots)
+    units = {
+        unit: tuple([each.at_share(share) for each in rates]) for unit, rates in application.units.items()
+    }
+    yield from _unit_counters("app", "app", units, "everyone")
 
 
 def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:

@@ -8,7 +8,7 @@ from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, OnFailure, Window
 from ratelimit_mw._internal.model.money import parse_amount
-from ratelimit_mw._internal.policy.counters import route_counters
+from ratelimit_mw._internal.policy.counters import route_counters, shared_counters
 from ratelimit_mw._internal.policy.identity import Identity, address_partition
 from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
@@ -210,6 +210,11 @@ class Policies:
                 counter for rule in rules for counter in route_counters(self._settings, identity, plan, rule)
             )
         )
+
+    def shared_counters(self) -> tuple[Counter, ...]:
+        """Every counter that all callers share, on whichever route; each once, and whole."""
+        rules = (_ANY_ROUTE, *self._settings.routes)
+        return tuple(dict.fromkeys(each for rule in rules for each in shared_counters(self._settings, rule)))
 
     def _make(
         self, identity: Identity, index: int | None, cost: int | None, *, is_blocked: bool = False

@@ -1,9 +1,8 @@
 """The limits in the settings: rates, slots and amounts, as the file writes them and as values."""
 
 import re
-from dataclasses import asdict
 from decimal import Decimal
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import limits as notation
 from pydantic import (
@@ -140,10 +139,15 @@ class SlotsTable(Table):
         return Slots(self.limit, self.unit, lease, self.max_hold)
 
 
+def _slots_table(slots: Slots) -> dict[str, Any]:
+    """Slots as the file would have them."""
+    return {name: getattr(slots, name) for name in SlotsTable.model_fields}
+
+
 def parse_slots(concurrent: object) -> Slots:
     """Return the limit that `concurrent` stands for: a whole number, or a table with at least a `limit`."""
     if isinstance(concurrent, Slots):
-        concurrent = asdict(concurrent)
+        concurrent = _slots_table(concurrent)
     if isinstance(concurrent, dict):
         return SlotsTable.model_validate(concurrent).slots()
     if isinstance(concurrent, bool) or not isinstance(concurrent, int):
@@ -190,5 +194,7 @@ MONEY = text("amount of money", r"^\s*\+?[0-9_]*[.]?[0-9_]*([eE][+-]?[0-9]+)?\s*
 
 Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str), text(RATE, _RATE_TEXT)]
 Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
-Concurrent = Annotated[Slots, PlainValidator(parse_slots), PlainSerializer(asdict, dict), _SlotsSchema()]
+Concurrent = Annotated[
+    Slots, PlainValidator(parse_slots), PlainSerializer(_slots_table, dict), _SlotsSchema()
+]
 Price = Annotated[Decimal, PlainValidator(parse_price), MONEY]

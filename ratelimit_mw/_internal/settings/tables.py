@@ -215,6 +215,9 @@ class PlanSettings(Table):
     blocked: bool = False
     """Refuse every request with 403, before anything is charged and without asking the backend. Default:
     false."""
+    application_share: Share = 1.0
+    """Share of each limit of `[application]`, and of a route's `total`, that callers of this plan may use:
+    rounded down, at least 1. The rest is left to others. Default: 1.0."""
     spending: SpendingSettings | None = None
     """Budget of each caller. Default: none."""
 

@@ -41,7 +41,9 @@ def meter_template(mode: Mode, hold: Reservation, names: KeyNames, units: Units 
         keys += [names.of_open(meter), *names.of_windows(meter)]
         amount = LEAVE if units is None else min(units.get(meter.unit, LEAVE), MAX_AMOUNT)
         parts.append(AMOUNT.pack(amount, len(meter.windows)))
-        parts += [METER_WINDOW.pack(each.quota, each.length, each.granule) for each in meter.windows]
+        parts += [
+            METER_WINDOW.pack(each.whole or each.quota, each.length, each.granule) for each in meter.windows
+        ]
     n_keys = len(keys) + 1
     body = METER_HEAD.pack(letters.METER, n_keys, mode, len(hold.meters)) + b"".join(parts)
     record = names.record_argument(hold.meters[0].partition, "u")
