@@ -1,0 +1,89 @@
+"""The page "Coming from another limiter": its apps before and after, run as they are printed."""
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+from ratelimit_mw import Limiter, Settings
+from ratelimit_mw.testing import fresh
+from tests.support.apps import ROOT
+from tests.support.asgi import client_of, shown, statuses
+
+PAGE = (ROOT / "docs" / "coming-from.md").read_text("utf-8")
+
+
+@pytest.fixture(autouse=True)
+def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The settings of the page, in the working folder."""
+    (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "ratelimit.toml"
+    file.write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return file
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    """Modules of the page, made by name."""
+    made: list[str] = []
+
+    def module(name: str) -> Any:
+        (code,) = re.findall(rf"^ *```python\n( *# {name}\.py\n.*?)^ *```$", PAGE, re.MULTILINE | re.DOTALL)
+        found = sys.modules[name] = types.ModuleType(name)
+        made.append(name)
+        exec(compile(dedent(code), f"{name}.py", "exec"), vars(found))
+        return found
+
+    yield module
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("name", ["before", "after"])
+async def test_the_app_before_and_after(page: Any, name: str) -> None:
+    """Both refuse the sixth search of a minute, and nobody's health check."""
+    async with client_of(page(name).app) as client:
+        assert await statuses(client, 6, "/search") == [200] * 5 + [429]
+        assert await statuses(client, 70, "/health") == [200] * 70
+
+
+async def test_both_side_by_side(page: Any) -> None:
+    """In shadow mode the old limiter alone refuses; with it off and the shadow gone, the new one does."""
+    before = page("before")
+    both = page("both").app
+    async with client_of(both) as client:
+        responses = [await client.get("/search") for _ in range(6)]
+        assert [response.status_code for response in responses] == [200] * 5 + [429]
+        assert "error" in responses[-1].json()
+        assert "code" not in responses[-1].json()["error"]  # slowapi's own body
+    assert [each for each in both.limiter.stats().totals if "shadow" in str(each)]
+    before.limiter.enabled = False
+    with fresh(both):
+        both.limiter.apply(Settings.load("ratelimit.toml"))
+        async with client_of(both) as client:
+            responses = [await client.get("/search") for _ in range(6)]
+    assert [response.status_code for response in responses] == [200] * 5 + [429]
+    assert responses[-1].json()["error"]["code"] == "RATE_LIMIT_EXCEEDED"
+
+
+async def test_headers_of_the_old_limiter_stay(page: Any) -> None:
+    """Headers that slowapi sets are neither doubled nor replaced."""
+    before = page("before")
+    before.limiter._headers_enabled = True
+    async with client_of(page("both").app) as client:
+        response = await client.get("/anything")
+    assert shown(response)[0] == "60"
+    assert len(response.headers.get_list("x-ratelimit-limit")) == 1
+
+
+async def test_the_worker_by_hand(page: Any, settings_file: Path) -> None:
+    """A user of the worker has the plan's sixty jobs of a minute."""
+    limiter = Limiter(Settings.load(settings_file))
+    answers = [await page("worker").may_send(limiter, "ann") for _ in range(61)]
+    assert answers == [True] * 60 + [False]
