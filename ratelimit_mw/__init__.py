@@ -9,7 +9,7 @@ from ratelimit_mw._internal.runtime.compiled import obey_environment
 obey_environment()  # before any other module is imported
 
 from ratelimit_mw._internal.asgi.marks import limited
-from ratelimit_mw._internal.asgi.middleware import Identify, Price, RateLimitMiddleware
+from ratelimit_mw._internal.asgi.middleware import Estimate, Identify, Price, RateLimitMiddleware
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook
 from ratelimit_mw._internal.asgi.request_lease import get_lease
 from ratelimit_mw._internal.lease.lease import Lease
@@ -34,6 +34,7 @@ __all__ = [
     "BudgetWarning",
     "Decision",
     "DecisionMade",
+    "Estimate",
     "Event",
     "Identify",
     "Identity",
