@@ -131,9 +131,15 @@ def _without_limits(settings: Settings) -> Settings:
         "application": ApplicationSettings(),
         "plans": {name: PlanSettings() for name in settings.plans},
         "keys": tuple(map(_without_own_limits, settings.keys)),
-        "identity": settings.identity.model_copy(update={"per_address": ()}),
+        "identity": settings.identity.model_copy(update=dict.fromkeys(_addresses_limits(settings), ())),
     }
     return _in_memory(settings).model_copy(update=not_limited)
+
+
+def _addresses_limits(settings: Settings) -> list[str]:
+    """Return the names under which the settings limit or refuse addresses."""
+    names = type(settings.identity).model_fields
+    return [name for name in ("per_address", "blocked_networks") if name in names]
 
 
 def _without_own_limits(key: KeySettings) -> KeySettings:

@@ -57,6 +57,51 @@ async def test_with_httpx(in_memory):
 """
 
 
+WITH_ASYNC_FIXTURES = """
+import httpx
+import pytest
+import pytest_asyncio
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from ratelimit_mw import RateLimitMiddleware, Settings
+
+pytest_plugins = ["ratelimit_mw.testing"]
+
+async def ok(request):
+    return PlainTextResponse("ok")
+
+made = Starlette(routes=[Route("/", ok)])
+settings = Settings.model_validate({"plans": {"anonymous": {"requests": ["1/minute"]}}})
+made.add_middleware(RateLimitMiddleware, settings=settings)
+
+@pytest_asyncio.fixture
+async def app():
+    return made
+
+@pytest_asyncio.fixture
+async def client(app):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        yield client
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("time", [1, 2])
+async def test_fresh(client, fresh, time):
+    assert [(await client.get("/")).status_code for _ in range(2)] == [200, 429]
+
+@pytest.mark.asyncio
+async def test_disabled(client, disabled):
+    assert [(await client.get("/")).status_code for _ in range(3)] == [200] * 3
+
+@pytest.mark.usefixtures("fresh")
+class TestThem:
+    @pytest.mark.asyncio
+    @pytest.mark.parametrize("time", [1, 2])
+    async def test_it(self, client, time):
+        assert (await client.get("/")).status_code == 200
+"""
+
+
 def run(folder: Path, **environment: str) -> str:
     """Run the suite in a folder in a pytest of its own, with warnings as errors; return its output."""
     options = ["-X", "dev", "-m", "pytest", "-W", "error", "-W", f"ignore:{ABOUT_HTTPX}"]
@@ -91,6 +136,12 @@ def test_the_suite_of_the_page_passes(tmp_path: Path) -> None:
     output = run(tmp_path)
     for test in re.findall(r"def (test_\w+)", PAGE):
         assert re.search(rf"{test}\b.* PASSED", output), test
+
+
+def test_fixtures_of_an_app_may_be_async(tmp_path: Path) -> None:
+    """The fixtures work on an `app` that is an async fixture, in functions and for a whole class."""
+    (tmp_path / "test_app.py").write_text(WITH_ASYNC_FIXTURES, encoding="utf-8")
+    assert "5 passed" in run(tmp_path)
 
 
 def test_counts_are_fresh_on_redis_too(tmp_path: Path, redis_server: StoreServer) -> None:
