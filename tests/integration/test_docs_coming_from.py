@@ -53,6 +53,18 @@ async def test_the_app_before_and_after(page: Any, name: str) -> None:
         assert await statuses(client, 70, "/health") == [200] * 70
 
 
+async def test_limits_that_stay_in_code(page: Any) -> None:
+    """Decorators and dependencies become limits in code: of one route, of several, and of a router."""
+    app = page("in_code").app
+    async with client_of(app, x_tenant="acme") as client:
+        assert await statuses(client, 6, "/find") == [200] * 5 + [429]
+        assert await statuses(client, 2, "/reports/daily") == [200, 200]
+        assert await statuses(client, 2, "/reports/weekly") == [200, 429]
+        assert await statuses(client, 3, "/users") == [200, 200, 429]
+    async with client_of(app, x_tenant="globex") as client:
+        assert await statuses(client, 1, "/reports/daily") == [200]
+
+
 async def test_both_side_by_side(page: Any) -> None:
     """In shadow mode the old limiter alone refuses; with it off and the shadow gone, the new one does."""
     before = page("before")

@@ -17,7 +17,7 @@ from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Scope
 
-from ratelimit_mw import Identity, Limiter, RateLimitMiddleware, Settings, SettingsError
+from ratelimit_mw import Identity, Limiter, RateLimitMiddleware, Settings, SettingsError, limited
 from ratelimit_mw.testing import disabled, fresh
 from tests.support.asgi import client_of, ok, settings_of
 from tests.support.served import echo
@@ -122,6 +122,33 @@ async def test_disabled_limits_nothing(make: Callable[[], ASGIApp], headers: dic
     if headers != {"x_api_key": "own"}:
         return
     assert await asked(app, 3, **headers) == [200, 200, 429]
+
+
+async def test_limits_in_code_are_fresh_or_disabled() -> None:
+    """Limits that mark endpoints begin at nothing, too, and don't hold where nothing limits the app."""
+
+    @limited("2/minute")
+    async def endpoint(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/marked", endpoint)])
+    app.add_middleware(RateLimitMiddleware, settings=Settings())
+    for _ in range(2):
+        with fresh(app):
+            assert await asked(app, 3, "/marked") == [200, 200, 429]
+        with disabled(app):
+            assert await asked(app, 30, "/marked") == [200] * 30
+    assert await asked(app, 3, "/marked") == [200, 200, 429]
+
+
+async def test_blocks_hold_under_fresh_alone() -> None:
+    """Blocked callers and networks are refused under `fresh`, and are not where nothing limits the app."""
+    text = TEXT + "\nplans.blocked.blocked = true\n" + 'identity.blocked_networks = ["192.0.2.0/24"]'
+    app = RateLimitMiddleware(Starlette(routes=routes()), settings=settings_of(text))
+    with fresh(app):
+        assert await asked(app, 1) == [403]
+    with disabled(app):
+        assert await asked(app, 1) == [200]
 
 
 async def test_disabled_asks_no_hook() -> None:
