@@ -14,6 +14,8 @@ from ratelimit_mw import __version__
 from ratelimit_mw._internal.settings.schema import SCHEMA_URL, json_schema
 
 _OUTSIDE = re.compile(r"(!?)(\[[^\]]*\])\(\.\./([^)\s]+)\)")
+_FILE = re.compile(r"\[([\w-]+\.md)\]\((?=\1[)#])")
+"""A link to a page that is called by its file's name, as on a code host."""
 _REPOSITORY = "https://github.com/ratelimit-mw/ratelimit-mw"
 
 
@@ -33,13 +35,17 @@ def on_files(files: Files, *, config: MkDocsConfig) -> None:
     guides += [page.src_uri for page in files.documentation_pages() if f"'{page.src_uri}'" not in named]
 
 
-def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
-    """Lead links out of docs/ to the repository; add public names that the page of the API lacks."""
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Lead links out of docs/ to the repository, and call pages by their titles.
+
+    The page of the API gets the public names that it lacks.
+    """
     if page.file.src_uri == "api.md":
         lacking = [name for name in public_names() if not re.search(rf"^::: {name}$", markdown, re.MULTILINE)]
         further = "".join([f"\n::: {name}\n" for name in lacking])
         markdown += f"\n## Further names\n{further}" if further else ""
-    return _OUTSIDE.sub(_absolute, markdown)
+    titled = _FILE.sub(lambda link: f"[{_title(Path(config.docs_dir, link[1]))}](", markdown)
+    return _OUTSIDE.sub(_absolute, titled)
 
 
 def public_names() -> list[str]:
@@ -47,6 +53,10 @@ def public_names() -> list[str]:
     names = [f"ratelimit_mw.{name}" for name in ratelimit_mw.__all__ if not name.startswith("_")]
     modules = [module.stem for module in Path(ratelimit_mw.__path__[0]).glob("[!_]*.py")]
     return names + [f"ratelimit_mw.{name}" for name in sorted(modules)]
+
+
+def _title(page: Path) -> str:
+    return page.read_text("utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def _absolute(link: re.Match[str]) -> str:
