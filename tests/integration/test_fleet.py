@@ -249,3 +249,19 @@ async def test_old_points_are_read_once(redis_server: StoreServer, monkeypatch: 
             client.config_resetstat()
             await view.read()
             assert client.info("commandstats")["cmdstat_zrange"]["calls"] < 20
+
+
+async def test_a_report_is_sent_by_the_digest_of_its_script(server: StoreServer) -> None:
+    """A server gets the script once, and again after it has lost it; else 40 bytes stand for 2,000."""
+    store = open_figures_store(settings_of(server.url).backend)
+    with server.client() as client:
+        client.script_flush()
+        client.config_resetstat()
+        for _ in range(3):
+            await store.write(Report("w:1", "{}"))
+        client.script_flush()
+        await store.write(Report("w:1", "{}"))
+        calls = {name: figures["calls"] for name, figures in client.info("commandstats").items()}
+    await store.close()
+    assert calls["cmdstat_eval"] == 2
+    assert calls["cmdstat_evalsha"] == 4

@@ -8,6 +8,7 @@ import os
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,7 +20,7 @@ from ratelimit_mw._internal.asgi.marks import Mark
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook, close_accepted, with_own_body
 from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
 from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
-from ratelimit_mw._internal.dashboard import Dashboard, is_below
+from ratelimit_mw._internal.dashboard import is_below, open_dashboard
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, OnDecision
@@ -37,6 +38,7 @@ from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.responses.header_sender import Sender
 from ratelimit_mw._internal.responses.refusals import Response
 from ratelimit_mw._internal.responses.writers import Writers
+from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.event_loop import NEEDS_ASYNCIO
 from ratelimit_mw._internal.settings import Settings, SettingsError
 from ratelimit_mw._internal.settings.findings import say_once
@@ -107,7 +109,8 @@ class LimitedApp:
         engine = self.limiter.engine
         self._live, self._decider, self._leases = engine.live, engine.decider, engine.leases
         self._usage = UsageEndpoint(self.limiter)
-        self._dashboard = Dashboard(self.limiter)
+        has_dashboard = self.limiter.settings.operations.dashboard_path is not None
+        self._dashboard = open_dashboard(self.limiter) if has_dashboard else None
 
     @property
     def settings_error(self) -> SettingsError | None:
@@ -244,6 +247,8 @@ class LimitedApp:
         found = lookup.find_blocked(scope) if lookup.blocks_networks else None
         if operations.dashboard_path is not None and is_below(path, operations.dashboard_path):
             if found is None or found.policy.shadow:
+                if self._dashboard is None:  # it was switched on while the app runs
+                    self._dashboard = await threads.call(partial(open_dashboard, self.limiter))
                 await self._dashboard(scope, receive, send)
             else:
                 refused = await self.limiter.engine.charge(found.policy, found.identity)

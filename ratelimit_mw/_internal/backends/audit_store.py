@@ -1,12 +1,15 @@
 """Store for records of operators' changes, beside the keys: the latest records, each a text and its time."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.clients import Clients
 from ratelimit_mw._internal.backends.key_store import keys_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ratelimit_mw._internal.backends.connecting.client import Client
 
 KEPT = 500
 """Records that are kept."""
@@ -46,7 +49,7 @@ class MemoryAuditStore:
 class RedisAuditStore:
     """Records in a sorted set of a Redis or Valkey, `<namespace>:{keys}:audit`, by their times."""
 
-    def __init__(self, new_client: Callable[[], Client], namespace: str) -> None:
+    def __init__(self, new_client: "Callable[[], Client]", namespace: str) -> None:
         self._key = f"{keys_hash(namespace)}:audit"
         self._clients = Clients(new_client)
 

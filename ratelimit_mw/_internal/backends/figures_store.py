@@ -10,11 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.clients import Clients
-from ratelimit_mw._internal.backends.redis.script import load_script
+from ratelimit_mw._internal.backends.redis.script import get_script
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.backends.connecting.client import Client
 
 BUCKET = 5
 """Seconds of a bucket."""
@@ -31,7 +33,6 @@ PAGE = 240
 
 Counts = Mapping[str, int]
 """Numbers by name. What the names mean is the business of who writes and reads them."""
-_SCRIPT = load_script("figures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ class RedisFiguresStore:
 
     is_shared = True
 
-    def __init__(self, new_client: Callable[[], Client], namespace: str) -> None:
+    def __init__(self, new_client: "Callable[[], Client]", namespace: str) -> None:
         self._prefix = fleet_prefix(namespace)
         self._clients = Clients(new_client)
         self._ahead: float | None = None
@@ -181,11 +182,8 @@ class RedisFiguresStore:
         names = [self._prefix + key for key in keys]
         client = self._clients.get()
         async with client.reading():
-            self._set_clock(
-                await client.execute(
-                    "EVAL", _SCRIPT, len(names), *names, *head, *sizes, *counts, *report.identities
-                )
-            )
+            arguments = (len(names), *names, *head, *sizes, *counts, *report.identities)
+            self._set_clock(await client.run(*get_script("figures"), arguments))
 
     async def leave(self, worker: str) -> None:
         """A worker ends."""

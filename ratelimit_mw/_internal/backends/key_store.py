@@ -8,13 +8,15 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.backends.connecting.clients import Clients
-from ratelimit_mw._internal.backends.redis.script import load_script
+from ratelimit_mw._internal.backends.redis.script import get_script
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime import threads
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.backends.connecting.client import Client
 
 PAGE = 1_000
 """Entries written in one command, so that none takes the server long."""
@@ -22,7 +24,6 @@ READ_PAGE = 250
 """Entries read in one command, so that neither the server nor an event loop is held long."""
 LOGGED = 2_000
 """Records that the log of changes keeps: one for each entry that has changed, and one for each change."""
-_CHANGES, _REPLACE = load_script("changes"), load_script("replace_entries")
 
 
 class Changes(NamedTuple):
@@ -120,7 +121,7 @@ class RedisKeyStore:
 
     is_shared = True
 
-    def __init__(self, new_client: Callable[[], Client], namespace: str) -> None:
+    def __init__(self, new_client: "Callable[[], Client]", namespace: str) -> None:
         self._hash = keys_hash(namespace)
         self._version_key = f"{self._hash}:version"
         self._log = f"{self._hash}:changes"
@@ -198,7 +199,15 @@ class RedisKeyStore:
         over = {name: each for name, each in over.items() if name not in entries}
         old = iter([(name.encode(), read, then or b"") for name, (read, then) in over.items()])
         while some := tuple(islice(old, PAGE)):
-            commands.append(("EVAL", _REPLACE, 1, self._hash, *[part for item in some for part in item]))
+            commands.append(
+                (
+                    "EVAL",
+                    get_script("replace_entries").text,
+                    1,
+                    self._hash,
+                    *[part for item in some for part in item],
+                )
+            )
         removed = iter([each for each, entry in entries.items() if entry is None])
         while hashes := tuple(islice(removed, PAGE)):
             commands.append(("HDEL", self._hash, *hashes))
@@ -208,7 +217,10 @@ class RedisKeyStore:
         keys = (self._hash, self._log, self._version_key)
         too_many = len(entries) + len(over) >= LOGGED
         names = () if too_many else (*entries, *over)
-        return [*commands, ("EVAL", _CHANGES, 3, *keys, _new_version(), LOGGED, int(too_many), *names)]
+        return [
+            *commands,
+            ("EVAL", get_script("changes").text, 3, *keys, _new_version(), LOGGED, int(too_many), *names),
+        ]
 
     async def close(self) -> None:
         """Close the connection of the running event loop."""

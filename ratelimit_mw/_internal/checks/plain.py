@@ -15,7 +15,7 @@ from ratelimit_mw._internal.checks.routes import route_findings
 from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.findings import Finding
-from ratelimit_mw._internal.settings.tables import BUILT_IN_PLANS, PlanSettings
+from ratelimit_mw._internal.settings.tables import PlanSettings, built_in_plans
 from ratelimit_mw._internal.settings.url import split_url
 
 WIDEST_IPV4, WIDEST_IPV6 = 8, 7
@@ -98,8 +98,9 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
     used.add(identity.anonymous_plan)
     if identity.unknown_keys == "default_plan":
         used.add(identity.default_plan)
+    built_in = built_in_plans()
     for name, plan in settings.plans.items():
-        if name not in used and not plan.blocked and plan != BUILT_IN_PLANS.get(name):
+        if name not in used and not plan.blocked and plan != built_in.get(name):
             text = (
                 f"[plans.{name}]: nobody in this file has this plan; only a key that was set live or a hook "
                 "of the app can give it."

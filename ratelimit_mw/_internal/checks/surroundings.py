@@ -3,7 +3,6 @@
 Pure but for `worker_findings` and the defaults of `server_findings`, which are about this process.
 """
 
-import multiprocessing
 import os
 import re
 import sys
@@ -75,7 +74,8 @@ def worker_count(arguments: Sequence[str], environment: Mapping[str, str]) -> in
         concurrency = environment.get(name, "")
         if concurrency.isascii() and concurrency.isdigit():
             return int(concurrency)
-    if multiprocessing.parent_process() is None or "--reload" in arguments:
+    multiprocessing = sys.modules.get("multiprocessing")  # whose children have it loaded
+    if multiprocessing is None or multiprocessing.parent_process() is None or "--reload" in arguments:
         return 1
     number = multiprocessing.current_process().name.rpartition("-")[2]
     return int(number) if number.isascii() and number.isdigit() else 1

@@ -39,11 +39,6 @@ LONGEST_CHANGE = 10 * 365 * 86_400
 _LOGIN_AGAIN = "Log in, or send the token as Authorization: Bearer."
 
 
-def is_below(path: str, dashboard_path: str) -> bool:
-    """Whether a path is the dashboard's or lies under it."""
-    return path.startswith(dashboard_path) and path[len(dashboard_path) :][:1] in ("", "/")
-
-
 class Dashboard:
     """Answers every request under the dashboard's path. What it does costs no caller's limits."""
 

@@ -95,7 +95,7 @@ _MeterFields = tuple[
 class _Fields(BaseModel):
     """The payload of a token, under short names since tokens go into queues and databases."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     i: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
     """The lease's id."""

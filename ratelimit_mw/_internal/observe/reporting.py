@@ -12,7 +12,6 @@ from asyncio import timeout
 from collections import deque
 from collections.abc import Callable, Mapping
 from heapq import nlargest
-from statistics import quantiles
 
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.figures_store import FiguresStore, Report
@@ -195,11 +194,18 @@ def _callers(counts: CallerCounts) -> tuple[dict[str, int], list[str]]:
 
 def _percentiles(seconds: deque[float]) -> tuple[float | None, float | None]:
     """The median and the 99th percentile, in milliseconds."""
-    if len(seconds) < 2:
-        only = round(1_000 * seconds[0], 3) if seconds else None
-        return only, only
-    cuts = quantiles(seconds, n=100, method="inclusive")
-    return round(1_000 * cuts[49], 3), round(1_000 * cuts[98], 3)
+    ordered = sorted(seconds)
+    return _percentile(ordered, 0.5), _percentile(ordered, 0.99)
+
+
+def _percentile(ordered: list[float], share: float) -> float | None:
+    """The value in milliseconds below which a share of these seconds is, between the two nearest."""
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return round(1_000 * (ordered[below] + (place - below) * (ordered[above] - ordered[below])), 3)
 
 
 def _host() -> str:

@@ -1,8 +1,8 @@
 """Figures of a limiter in one process, of work done and work that waits, and their names in monitoring."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from platform import python_version
 from typing import Literal
 
 from ratelimit_mw._internal.model.backend import WAITS, Load
@@ -179,7 +179,7 @@ METRICS = (
         "gauge",
         "{process}",
         ("version", "python", "compiled"),
-        lambda _: {(__version__, python_version(), str(is_compiled()).lower()): 1.0},
+        lambda _: {(__version__, sys.version.partition(" ")[0], str(is_compiled()).lower()): 1.0},
     ),
 )
 """Every figure that is exported. Labels are names from the settings, never a caller."""

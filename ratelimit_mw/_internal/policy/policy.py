@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
@@ -23,7 +24,6 @@ MAX_MODELS = 4_096
 
 _CALLER, _ADDRESS = "caller", "ip:address"
 """The partitions of a model: nothing that everyone shares is called so."""
-_ANY_ROUTE = RouteSettings(path="/{rest:path}")
 
 
 class Policy:
@@ -204,7 +204,7 @@ class Policies:
     def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
         """Every counter that a request of this caller can meet, on whichever route; each once."""
         plan = _effective(self._settings.plans[identity.plan], identity)
-        rules = (_ANY_ROUTE, *self._settings.routes)
+        rules = (_any_route(), *self._settings.routes)
         return tuple(
             dict.fromkeys(
                 counter for rule in rules for counter in route_counters(self._settings, identity, plan, rule)
@@ -241,7 +241,7 @@ class Policies:
         self, identity: Identity, index: int | None, cost: int | None, *, is_blocked: bool
     ) -> Policy:
         route = None if index is None else self._settings.routes[index]
-        rule = route or _ANY_ROUTE
+        rule = route or _any_route()
         plan = _effective(self._settings.plans[identity.plan], identity)
         if is_blocked:
             plan = plan.model_copy(update={"blocked": True})
@@ -273,6 +273,11 @@ class Policies:
             is_blocked=plan.blocked,
             stock=PrefetchState(charge) if ahead else None,
         )
+
+
+@cache
+def _any_route() -> RouteSettings:
+    return RouteSettings(path="/{rest:path}")
 
 
 def _make_room(policies: dict[Any, Policy]) -> None:

@@ -5,10 +5,8 @@ uncompiled with `RATELIMIT_PURE_PYTHON=1` in the environment.
 """
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
 
@@ -19,7 +17,7 @@ PURE = "RATELIMIT_PURE_PYTHON"
 _PACKAGE = "ratelimit_mw."
 
 
-class _SourceFinder(MetaPathFinder):
+class _SourceFinder:
     """Finds modules of this package as source files only, though compiled ones may lie beside them."""
 
     def find_spec(
@@ -48,5 +46,7 @@ def is_compiled() -> bool:
 
 def build_text() -> str:
     """The version of this package, the Python that runs it, and whether it is compiled, for a person."""
+    import platform  # noqa: PLC0415 - for commands alone
+
     python = f"{platform.python_implementation()} {platform.python_version()}"
     return f"{__version__}, {python}, {'compiled' if is_compiled() else 'not compiled'}"

@@ -4,7 +4,6 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Self
 
-import limits as notation
 from pydantic import (
     AfterValidator,
     Field,
@@ -13,7 +12,6 @@ from pydantic import (
     PlainValidator,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
 
 from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Slots, Window
 from ratelimit_mw._internal.model.money import parse_amount, plain_text
@@ -60,6 +58,8 @@ def parse_rate(rate: object) -> Window:
         raise fault(f"is {kind_of(rate)}", _RATE)
     if len(rate) > MAX_RATE:
         raise fault(f"{shown(rate)} is too long for a rate", f"at most {MAX_RATE} characters")
+    import limits as notation  # noqa: PLC0415 - by those who set a rate: it has much beside the notation
+
     try:
         parsed = notation.parse_many(rate) if rate.isascii() else []
     except ValueError:  # no such notation, or too many digits to read
@@ -162,7 +162,7 @@ def parse_slots(concurrent: object) -> Slots:
 class _SlotsSchema:
     """JSON schema of `concurrent`, for which pydantic sees a function alone."""
 
-    def __get_pydantic_json_schema__(self, _: object, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, _: object, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"anyOf": [_WHOLE, handler(SlotsTable.__pydantic_core_schema__)]}
 
 

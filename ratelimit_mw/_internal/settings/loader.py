@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -18,7 +20,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.functional_validators import ModelWrapValidatorHandler
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.checks import SoundParts, cross_check, sound_parts
@@ -26,15 +27,12 @@ from ratelimit_mw._internal.settings.errors import (
     SettingsError,
     SettingsProblem,
     in_our_words,
-    one_of,
-    path_of,
     problems_of,
 )
 from ratelimit_mw._internal.settings.keys import ListedKeys, hash_listed_keys
 from ratelimit_mw._internal.settings.networks import AddressSettings
 from ratelimit_mw._internal.settings.sources import ENVIRONMENT, Environment, read_environment, read_file
 from ratelimit_mw._internal.settings.tables import (
-    BUILT_IN_PLANS,
     ApplicationSettings,
     IdentitySettings,
     KeySettings,
@@ -42,17 +40,18 @@ from ratelimit_mw._internal.settings.tables import (
     PlanSettings,
     ResponseSettings,
     RouteSettings,
+    built_in_plans,
 )
 from ratelimit_mw._internal.settings.values import Items, PlanName
 
 _BUILT_IN = "built-in defaults"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set. Immutable; equal if everything in it is."""
 
-    model_config = SettingsConfigDict(
-        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, case_sensitive=True
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True
     )
 
     shadow: bool = False
@@ -61,17 +60,17 @@ class Settings(BaseSettings):
     """Spellings of a path that a route's rule is for: "exact", as Starlette's router reads it, or "loose",
     with trailing and double slashes and letters of any case, for routers that run a route for those.
     Default: "exact"."""
-    backend: BackendSettings = BackendSettings()
+    backend: BackendSettings = Field(default_factory=BackendSettings)
     """Backend that keeps the counts."""
-    identity: IdentitySettings = IdentitySettings()
+    identity: IdentitySettings = Field(default_factory=IdentitySettings)
     """Identification of callers."""
-    response: ResponseSettings = ResponseSettings()
+    response: ResponseSettings = Field(default_factory=ResponseSettings)
     """Responses to clients."""
-    operations: OperationsSettings = OperationsSettings()
+    operations: OperationsSettings = Field(default_factory=OperationsSettings)
     """Usage path and dashboard."""
-    application: ApplicationSettings = ApplicationSettings()
+    application: ApplicationSettings = Field(default_factory=ApplicationSettings)
     """Limits that all callers share."""
-    plans: dict[PlanName, PlanSettings] = Field(default_factory=BUILT_IN_PLANS.copy)
+    plans: dict[PlanName, PlanSettings] = Field(default_factory=built_in_plans)
     """The limits that callers have, by name; always has "default" and "anonymous"."""
     keys: Items[KeySettings] = ()
     """API keys with a plan, an account or limits of their own."""
@@ -157,27 +156,11 @@ class Settings(BaseSettings):
         self._file = None if named is None else str(Path(named).absolute())
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the environment to `load`, whose errors name the variable."""
-        return (init_settings,)
-
-    @classmethod
     def _checked(cls, values: dict[str, Any]) -> tuple[Self | None, list[SettingsProblem]]:
-        # Names with an underscore are arguments of the constructor of `BaseSettings`, and no settings.
-        strange = [name for name in values if name.startswith("_")]
-        names = one_of(cls.model_fields)
-        problems = [SettingsProblem("", path_of((name,)), "unknown name", names) for name in strange]
         try:
-            return cls(**{name: value for name, value in values.items() if name not in strange}), problems
+            return cls.model_validate(values), []
         except SettingsError as error:
-            return None, _in_file_order([*problems, *error.problems], values)
+            return None, _in_file_order(list(error.problems), values)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -209,7 +192,7 @@ def prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
     listed = hash_listed_keys(data.get("keys", ()), secret if isinstance(secret, str) else "")
     data["keys"] = listed.entries
     if isinstance(data.setdefault("plans", {}), dict):
-        data["plans"] = BUILT_IN_PLANS | data["plans"]
+        data["plans"] = built_in_plans() | data["plans"]
     return data, listed
 
 

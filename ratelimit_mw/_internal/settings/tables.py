@@ -305,8 +305,9 @@ class RouteSettings(Table):
         return self
 
 
-BUILT_IN_PLANS = {
-    "default": PlanSettings(requests=(Window(60, 1, "minute"),), concurrent=Slots(5)),
-    "anonymous": PlanSettings(requests=(Window(20, 1, "minute"),), concurrent=Slots(1)),
-}
-"""The plans that exist without a file; a table of the same name replaces the whole plan."""
+def built_in_plans() -> dict[str, PlanSettings]:
+    """Make the plans that exist without a file; a table of the same name replaces the whole plan."""
+    return {
+        "default": PlanSettings(requests=(Window(60, 1, "minute"),), concurrent=Slots(5)),
+        "anonymous": PlanSettings(requests=(Window(20, 1, "minute"),), concurrent=Slots(1)),
+    }

@@ -6,7 +6,6 @@ that the backend speaks is none.
 """
 
 import functools
-import importlib.metadata
 import re
 import ssl
 from collections.abc import Callable, Mapping
@@ -113,6 +112,8 @@ _OWN = frozenset(
 
 @functools.cache
 def _redis_version() -> tuple[int, ...]:
+    import importlib.metadata  # noqa: PLC0415 - for those who have a URL with options
+
     return tuple(map(int, re.findall(r"\d+", importlib.metadata.version("redis"))[:3]))
 
 

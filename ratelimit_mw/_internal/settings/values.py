@@ -56,7 +56,9 @@ _CURRENCY = re.compile(r"[A-Z]{3,12}")
 class Table(BaseModel):
     """A table of the settings file: immutable, no names but its own, no conversion between types."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True
+    )
 
     @classmethod
     def names_in_file(cls) -> tuple[str, ...]:

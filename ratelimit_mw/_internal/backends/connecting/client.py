@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import MovedError, ReadOnlyError, ResponseError
+from redis.exceptions import MovedError, NoScriptError, ReadOnlyError, ResponseError
 
 from ratelimit_mw._internal.backends.connecting.connection import silence
-from ratelimit_mw._internal.backends.connecting.errors import ReplyError, as_backend_error
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError
+from ratelimit_mw._internal.backends.connecting.failures import as_backend_error
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime import threads
@@ -48,6 +49,14 @@ class Client:
         """Send one command; its answer as redis-py gives it, texts as bytes."""
         async with self._connected() as redis:
             return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def run(self, text: str, digest: str, arguments: Sequence[str | bytes | int]) -> Any:
+        """Run a script by its digest, and send its text where the server lacks it; its answer."""
+        async with self._connected() as redis:
+            try:
+                return await redis.execute_command("EVALSHA", digest, *arguments)  # type: ignore[no-untyped-call]
+            except NoScriptError:
+                return await redis.execute_command("EVAL", text, *arguments)  # type: ignore[no-untyped-call]
 
     async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
         """Send commands that take effect all at once (MULTI)."""

@@ -1,16 +1,20 @@
 """A client for each event loop: connections belong to the loop that opened them."""
 
 import asyncio
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from ratelimit_mw._internal.backends.connecting.client import Client
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ratelimit_mw._internal.backends.connecting.client import Client  # which redis-py comes with
 
 
 class Clients:
     """Makes a client when an event loop first asks for one."""
 
-    def __init__(self, new_client: Callable[[], Client]) -> None:
+    def __init__(self, new_client: "Callable[[], Client]") -> None:
         self._new_client = new_client
         self._clients: dict[asyncio.AbstractEventLoop, Client] = {}
         renew_after_fork(self)
@@ -22,7 +26,7 @@ class Clients:
         leave_to_parent(*self._clients.values())
         self._clients.clear()
 
-    def get(self) -> Client:
+    def get(self) -> "Client":
         """The client of the running event loop."""
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)

@@ -13,9 +13,7 @@ from redis.exceptions import ResponseError
 
 from ratelimit_mw._internal.backends.connecting.client import CONNECT_TIMEOUT, Client
 from ratelimit_mw._internal.backends.connecting.connection import Connection, stay_cancelled
-from ratelimit_mw._internal.backends.connecting.errors import (
-    reason_of,
-)
+from ratelimit_mw._internal.backends.connecting.failures import reason_of
 from ratelimit_mw._internal.model.backend import BackendError
 
 _NAME = "ratelimit_mw"

@@ -5,15 +5,32 @@ value, in capitals) are written where they are used, and comments are left out: 
 time.
 """
 
+import hashlib
 import re
-from importlib.resources import files
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
-_FOLDER = files(__package__).joinpath("lua")
+_FOLDER = Path(__file__).with_name("lua")
 _INCLUDE = re.compile(r"^ *-- include (\w+)\n", re.MULTILINE)
 _CONSTANT = re.compile(r"^local ([A-Z_]+) = (?:byte\('(.)'\)|(\S+))(?: --.*)?\n", re.MULTILINE)
 _TOKEN = re.compile(r"(?P<string>'[^']*')|(?P<comment> *--.*)|\b(?P<name>[A-Z_]+)\b")
 _INDENTATION = re.compile(r"^\s+", re.MULTILINE)
 """Blanks before a line, and empty lines."""
+
+
+class Script(NamedTuple):
+    """A script, and the name that a server has for it."""
+
+    text: str
+    digest: str
+
+
+@cache
+def get_script(name: str) -> Script:
+    """Return a script, put together when it is first asked for."""
+    text = load_script(name)
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 def load_script(name: str) -> str:

@@ -1,0 +1,96 @@
+"""Imports: the package loads what every app needs, and the rest when a setting asks for it."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.support.apps import ROOT
+
+SELDOM = {
+    "argcomplete",
+    "click",
+    "cryptography",
+    "hiredis",
+    "limits",
+    "opentelemetry",
+    "prometheus_client",
+    "pydantic_settings",
+    "redis",
+    "rich",
+    "statistics",
+    "typer",
+    "uvicorn",
+}
+"""Packages that only some settings or commands need."""
+OWN = (
+    "cli",
+    "dashboard.app",
+    "demo",
+    "fleet",
+    "backends.redis.backend",
+    "backends.cluster",
+    "backends.servers",
+)
+"""Parts of this package of which the same holds."""
+
+
+def loaded(code: str) -> set[str]:
+    """Return the modules that a process has loaded once it has run this."""
+    program = f"{textwrap.dedent(code)}\nimport sys\nprint(*sys.modules)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+    return set(done.stdout.split())
+
+
+def seldom_needed(modules: set[str]) -> set[str]:
+    """Return those of these modules that only some settings or commands need."""
+    own = tuple(f"ratelimit_mw._internal.{part}" for part in OWN)
+    found = {each.partition(".")[0] for each in modules} & SELDOM
+    return found | {each for each in modules for part in own if each == part or each.startswith(f"{part}.")}
+
+
+def test_a_plain_import_loads_only_what_every_app_needs() -> None:
+    """A process that serves no dashboard, asks no server and runs no command has none of their modules."""
+    assert seldom_needed(loaded("import ratelimit_mw")) == set()
+
+
+def test_an_import_builds_no_model_of_the_settings() -> None:
+    """A table is compiled when the first settings are made: a job that only reads tokens has no need."""
+    code = """
+        import ratelimit_mw
+        from ratelimit_mw._internal.settings.tables import PlanSettings
+        assert not ratelimit_mw.Settings.__pydantic_complete__
+        assert not PlanSettings.__pydantic_complete__
+        assert ratelimit_mw.Settings().plans["default"].requests
+    """
+    assert "ratelimit_mw" in loaded(code)
+
+
+OF_REDIS_PY = {"cryptography", "opentelemetry"}
+"""Packages that redis-py loads where they are installed."""
+APP = """
+    from ratelimit_mw import RateLimitMiddleware, Settings
+    tables = {tables}
+    RateLimitMiddleware(None, settings=Settings.model_validate(tables))
+"""
+
+
+@pytest.mark.parametrize(
+    ("tables", "needed"),
+    [
+        ({}, set()),
+        ({"plans": {"default": {"requests": ["5/minute"]}}}, {"limits"}),
+        ({"backend": {"url": "redis://127.0.0.1:1"}}, {"redis", "hiredis"}),
+        ({"operations": {"dashboard_path": "/ops", "dashboard_token": "t"}}, set()),
+    ],
+    ids=["defaults", "rates", "a server", "a dashboard"],
+)
+def test_settings_load_what_they_ask_for(tables: dict[str, object], needed: set[str]) -> None:
+    """Beside what every app needs, an app has only the packages that its own settings are about."""
+    modules = loaded(APP.format(tables=tables))
+    packages = {each for each in seldom_needed(modules) if "." not in each}
+    assert packages - needed <= (OF_REDIS_PY if "redis" in needed else set())
+    assert needed <= packages
+    assert ("ratelimit_mw._internal.dashboard.app" in modules) == ("operations" in tables)
