@@ -5,9 +5,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Window
-from tests.support.conformance import KINDS, Bench, SharedServer, metered, new_id, opened, slots, window
+from tests.support.conformance import (
+    KINDS,
+    Bench,
+    SharedServer,
+    daily,
+    metered,
+    new_id,
+    opened,
+    slots,
+    window,
+)
 
 PLAN = window(100)
 LOGIN = Counter("l:0123", "c:login", Window(5, 1, "minute"), "key")
@@ -77,3 +88,37 @@ async def test_a_charge_is_made_for_each_key(bench: Bench) -> None:
     made = model.for_caller("k:a", "", ("l:1",))
     assert [counter.partition for counter in made.counters] == ["k:a", "l:1"]
     assert await bench.used(*made.counters) == [2, 4]
+
+
+async def test_a_charge_is_given_back(bench: Bench) -> None:
+    """An admitted charge can be undone: windows at each cost, units, money and slots, and nobody else's."""
+    slot, money = slots(5), daily(1_000)
+    counters = [PLAN, slot, money, TOKENS, SEARCH, LOGIN]
+    charge = Charge(counters, 4, estimates={"tokens": 300, "c:search": 10, "c:login": 1})
+    kept = await bench.backend.acquire(charge, new_id(), 100)
+    bench.wait(microseconds=7)
+    undone = await bench.backend.acquire(charge, new_id(), 100)
+    assert kept.admitted
+    assert undone.admitted
+    assert await bench.used(*counters) == [8, 2, 0, 600, 20, 2]
+    bench.backend.give_back(charge, undone.hold, undone.times or (undone.now,))
+    await until(bench, [4, 1, 0, 300, 10, 1], *counters)
+    assert not (await bench.acquire(money, price=901)).admitted
+    assert (await bench.acquire(money, price=900)).admitted
+    await bench.backend.finish(kept.hold, EstimateAction.KEEP)
+
+
+async def test_given_back_twice_at_once(bench: Bench) -> None:
+    """Equal charges that are given back at the same time are each given back once."""
+    charge = Charge([PLAN, SEARCH, LOGIN], 2, estimates={"c:search": 3, "c:login": 1})
+    outcomes = await asyncio.gather(*[bench.backend.acquire(charge, new_id()) for _ in range(5)])
+    for outcome in outcomes[:3]:
+        bench.backend.give_back(charge, outcome.hold, outcome.times or (outcome.now,))
+    await until(bench, [4, 6, 2], PLAN, SEARCH, LOGIN)
+
+
+async def until(bench: Bench, expected: list[int], *counters: Counter) -> None:
+    """Wait until so much is counted: what is given back is on its way."""
+    async with asyncio.timeout(20):
+        while await bench.used(*counters) != expected:
+            await asyncio.sleep(0.01)

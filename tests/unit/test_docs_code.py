@@ -3,11 +3,12 @@
 import re
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 
-from ratelimit_mw import Limit, RateLimitMiddleware
+from ratelimit_mw import Limit, RateLimited, RateLimitMiddleware
 from tests.support.apps import ROOT
-from tests.support.asgi import FakeClock, client_of, limiter_of, statuses
+from tests.support.asgi import FakeClock, client_of, limiter_of, ok_app, statuses
 
 PAGE = (ROOT / "docs" / "limits-in-code.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -43,6 +44,31 @@ async def test_limits_of_routes_and_routers() -> None:
         assert await statuses(client, 1, "/projects/2/files", "POST") == [200]
         for path in ("/reports/daily", "/reports/weekly"):
             assert await statuses(client, 3, path) == [200, 200, 429]
+
+
+async def test_keys_that_only_the_handler_knows() -> None:
+    """Each e-mail address has its count, and a job is refused by either key."""
+    names = run(2)
+    async with client_of(names["app"], x_api_key="a") as client:
+        for email, expected in [("a@x", [200] * 3 + [429]), ("b@x", [200])]:
+            sent = [await client.post("/invitations", json={"email": email}) for _ in expected]
+            assert [answer.status_code for answer in sent] == expected
+    limiter = limiter_of(PLANS, FakeClock())
+    assert [await names["render"](limiter, "m", "c@x") for _ in range(3)] == ["rendered"] * 3
+    with pytest.raises(RateLimited):
+        await names["render"](limiter, "m", "c@x")
+
+
+async def test_a_body_of_the_apps_own() -> None:
+    """Pages get a page, and the API the standard body; status and headers are the same."""
+    hook = run(3)["refusal"]
+    app = RateLimitMiddleware(ok_app(), limiter=limiter_of("", FakeClock()), refusal=hook)
+    async with client_of(app) as client:
+        await statuses(client, 20)
+        page, api = await client.get("/"), await client.get("/api/x")
+    assert (page.status_code, page.text.startswith("<h1>")) == (429, True)
+    assert (api.status_code, api.json()["error"]["code"]) == (429, "RATE_LIMIT_EXCEEDED")
+    assert page.headers["retry-after"] == api.headers["retry-after"]
 
 
 def test_amounts_of_a_limit() -> None:

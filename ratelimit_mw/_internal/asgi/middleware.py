@@ -194,6 +194,8 @@ class LimitedApp:
                     raise
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
+                if sender.refused is not None:
+                    self._leases.undo(lease)
                 self._leases.end(lease, failed)
             if sender.refused is not None:
                 await self._answer_raised(sender.refused.decision, sender, writers, scope, send)

@@ -293,7 +293,9 @@ def _outcome(charge: Charge, block: PrefetchBatch, left: int, now: float) -> Out
         row.append(used - unspent)
         row.append(reset_after - age)
         row.append(0)
-    return Outcome(True, block.decided + age, row, NO_RESERVATION)
+    outcome = Outcome(True, block.decided + age, row, NO_RESERVATION)
+    outcome.times = (0,)
+    return outcome
 
 
 _all: WeakSet[Prefetch] = WeakSet()

@@ -9,10 +9,11 @@ from ratelimit_mw._internal.policy.policy cimport Policy
 cdef class Lease:
     cdef object __weakref__
     cdef readonly Policy policy
-    cdef readonly Charge charge
+    cdef readonly Charge asked
     cdef readonly object identity, price, unsatisfiable
     cdef public Reservation hold
     cdef public object backend, give_up_at, repeats, token, opening, renewals, holders
+    cdef public tuple late
     cdef object _decision
     cdef readonly object _leases
     cdef public Outcome outcome

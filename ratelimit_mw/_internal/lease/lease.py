@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ratelimit_mw._internal.model.backend import Holder
     from ratelimit_mw._internal.model.metered import Units
     from ratelimit_mw._internal.model.outcome import Outcome
+    from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 
 
 class LeaseKeeper(Protocol):
@@ -37,6 +38,9 @@ class LeaseKeeper(Protocol):
         replace: bool = False,
     ) -> None:
         """See `Lease.settle`."""
+
+    async def charge(self, lease: "Lease", limits: "Sequence[KeyedLimit | Limit]") -> None:
+        """See `Lease.charge`."""
 
     async def release(self, lease: "Lease") -> None:
         """See `Lease.release`."""
@@ -68,8 +72,8 @@ class Lease:
         "__weakref__",
         "_decision",
         "_leases",
+        "asked",
         "backend",
-        "charge",
         "give_up_at",
         "hold",
         "holders",
@@ -79,6 +83,7 @@ class Lease:
         "is_ended",
         "is_lost",
         "is_metered_out",
+        "late",
         "opening",
         "outcome",
         "policy",
@@ -108,7 +113,8 @@ class Lease:
         self.policy = policy
         self.identity = identity
         """The caller of this very request; others may share its policy."""
-        self.charge = charge
+        self.asked = charge
+        """Limits that decide about it, and their costs."""
         self.price = price
         """Estimate in units of the caller's currency; 0 without one."""
         self.unsatisfiable = unsatisfiable
@@ -135,6 +141,8 @@ class Lease:
         """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
         self.is_metered_out = False
         """Whether all its metered units are settled, so that its end has to say nothing of them."""
+        self.late: tuple[Lease, ...] = ()
+        """Leases of what the handler has charged by `charge`: they end with this one."""
         self.token = ""
         self.holders: Sequence[Lease] = ()
         """All leases that go on with the same job in this process; empty for a request."""
@@ -168,7 +176,7 @@ class Lease:
                 outcome = self.repeats.outcome_at(self.repeated_at)
             if outcome is None:
                 raise ValueError("the lease has no decision yet")
-            self._decision = decision_of(self.policy, self.charge, outcome, self.price, None)
+            self._decision = decision_of(self.policy, self.asked, outcome, self.price, None)
         return self._decision
 
     @property
@@ -198,6 +206,17 @@ class Lease:
         """Raise `RateLimited` unless the request is let through."""
         if not self.allowed:
             raise RateLimited(self.decision)
+
+    async def charge(self, *limits: "KeyedLimit | Limit") -> None:
+        """Charge limits in code that only the handler can name, all of them in one step or none.
+
+            await request.state.ratelimit.charge(login_email.on(form.email))
+
+        Raises `RateLimited` where one refuses; then all that the request was charged is given back. Slots and
+        estimates of these limits end with the request. Raises TypeError for a limit that needs a key, and
+        `LeaseError` where the request is over.
+        """
+        await self._leases.charge(self, limits)
 
     async def detach(self, *, ttl: float) -> str:
         """Keep slot and price beyond the response; returns the token by which any process goes on.

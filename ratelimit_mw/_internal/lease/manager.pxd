@@ -9,6 +9,7 @@ cdef class Leases:
     cdef object __weakref__
     cdef public dict renewals
     cpdef void keep(self, Lease lease, Charge charge) except *
+    cpdef void undo(self, Lease lease) except *
     cpdef void end(self, Lease lease, bint failed) except *
     @cython.locals(renewals=Renewals)
     cpdef Renewals renewing(self)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from asyncio import get_running_loop
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from time import monotonic
@@ -13,12 +13,13 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.owed import OwedWork
 from ratelimit_mw._internal.lease.renewals import Renewals
 from ratelimit_mw._internal.lease.settling import Settling
-from ratelimit_mw._internal.lease.token import Ticket, check_ttl, read_token, write_token
+from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Holder
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.observe.events import Notifier
+from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
@@ -48,8 +49,11 @@ _KEEP, _GIVE_BACK = (
     EstimateAction.KEEP,
     EstimateAction.GIVE_BACK,
 )  # to look one up in the enumeration costs as much as all else
-_ANY_AMOUNT = 2**53
-"""More than any budget has."""
+ChargeLate = Callable[[Lease, Sequence[KeyedLimit | Limit]], Awaitable[None]]
+
+
+async def _charge_nothing(lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> None:
+    raise LeaseError(f"{limits!r} can't be charged: no limiter decides about lease {lease.id}")
 
 
 class Leases:
@@ -68,6 +72,8 @@ class Leases:
         self.owed = OwedWork(timeout)
         self.settling = Settling(backend, self.owed, notify)
         self._slots_lost = 0
+        self.charge_late: ChargeLate = _charge_nothing
+        """Decides about what a handler charges while its request runs."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -110,6 +116,8 @@ class Leases:
 
         A detached lease is left to whoever has its token. Only the first end counts.
         """
+        for late in lease.late:
+            self.end(late, failed)
         if lease.is_ended:
             return
         lease.is_ended = True
@@ -119,9 +127,31 @@ class Leases:
             if hold is not NO_RESERVATION:
                 lease.backend.finish(hold, _GIVE_BACK if failed else _KEEP)
 
+    async def charge(self, lease: Lease, limits: "Sequence[KeyedLimit | Limit]") -> None:
+        """See `Lease.charge`."""
+        await self.charge_late(lease, limits)
+
+    def undo(self, lease: Lease) -> None:
+        """Give back all that a request was charged, since it is refused after all. Waits for nothing."""
+        for late in lease.late:
+            self.undo(late)
+        if lease.is_ended:
+            return
+        lease.is_ended = True
+        hold, outcome = lease.hold, lease.outcome
+        lease.hold, lease.outcome = NO_RESERVATION, None
+        if outcome is None and lease.decision.policy != "local":
+            return  # nothing was charged
+        lease.stop_renewing()
+        now = lease.decision.now_us if outcome is None else outcome.now
+        times = (now,) if outcome is None else outcome.times or (now,)
+        lease.backend.give_back(lease.asked, hold, times)
+
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
         lease = self._given(lease)
+        for late in lease.late:
+            await self.release(late)
         hold = lease.hold
         if hold.slots:
             is_last = True

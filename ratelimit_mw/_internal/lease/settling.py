@@ -57,6 +57,10 @@ class Settling:
             # Sent here and not in a task of its own, so that no end of the request comes before it.
             met = lease.backend.settle(lease.hold, price, replace=replace)
             sent.append(self._take_in_price(lease, price, met))
+        for late in lease.late:
+            if late_used := {} if units is None else self._units_of(late, units):
+                late_sent = self._send_units(late, late_used, replace)
+                sent.append(self._take_in_units(late, late_used, late_sent))
         if sent:
             await self._owed.arrive(_all(sent), "a settle", lease.id)
 
@@ -66,7 +70,8 @@ class Settling:
         Where none counts any, that is not looked at, as with a price where there is no budget.
         """
         counted = {meter.unit for meter in lease.hold.meters}
-        for unit in units.keys() - counted if isinstance(units, Mapping) else ():
+        elsewhere = {meter.unit for each in lease.late for meter in each.hold.meters}
+        for unit in units.keys() - counted - elsewhere if isinstance(units, Mapping) else ():
             self.on_uncounted(unit)
         if not counted:
             return {}

@@ -12,6 +12,7 @@ from ratelimit_mw._internal.checks.startup import LOOK_SECONDS, WorkerCheck, log
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.limiter.decider import Decider
+from ratelimit_mw._internal.limiter.late import LateCharges
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, Observer, Observers, OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.live.state import Live
@@ -84,6 +85,7 @@ class Engine:
             live=self.live,
         )
         """Decides about each request."""
+        self.leases.charge_late = LateCharges(self.decider, self.leases, self.live).charge
         self.leases.settling.on_uncounted = UncountedUnits(lambda: self.settings)
         self.leases.holder = self.decider.local.holds  # a token may be of a hold that only this process knows
         if on_decision is not None:

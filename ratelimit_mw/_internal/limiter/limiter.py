@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.engine import Engine
+from ratelimit_mw._internal.limiter.late import asked_late, first_partition, policy_with
 from ratelimit_mw._internal.limiter.observers import OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.model.backend import Backend
@@ -15,6 +16,7 @@ from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.observe.stats import Stats
+from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.runtime.event_loop import running_loop
 from ratelimit_mw._internal.settings import Settings
@@ -115,8 +117,8 @@ class Limiter:
 
     async def acquire(  # noqa: PLR0913 - who, on what, at what cost: all by name
         self,
+        *limits: KeyedLimit | Limit | Identity,
         identity: Identity | None = None,
-        *,
         api_key: str | bytes | None = None,
         address: str | None = None,
         method: str = "GET",
@@ -127,12 +129,16 @@ class Limiter:
     ) -> Lease:
         """Decide as about a request: for an identity, an API key or an address, on a method and path.
 
+        `limits` are limits in code with their keys, decided in the same step; alone, where nobody is named.
         An `identity` is counted as one that the `identify=` hook returned. `cost`, `price` and `units`, its
         estimates of metered units, take the place of the route's. The lease says whether it was admitted:
         ask `lease.allowed`, or enter it with `async with`, which raises `RateLimited` where it was not. Leave
         it by that or by `await lease.release()`. Raises ValueError for a cost below 1, a price
-        or an estimate that is malformed, an identity on a plan that doesn't exist, or when nobody is named.
+        or an estimate that is malformed, an identity on a plan that doesn't exist, or when nobody and no
+        limit is named, and TypeError for a limit without its key.
         """
+        keyed = [each for each in limits if not isinstance(each, Identity)]
+        identity = next((each for each in limits if isinstance(each, Identity)), identity)
         estimates = None if units is None else check_amounts(units)
         if running_loop() not in self.engine.live.ready:
             await self.engine.live.get_ready()
@@ -143,8 +149,16 @@ class Limiter:
             and (known := self.engine.hashed(api_key))
         ):
             identity = await self.engine.live.resolver.of_key(*known)
-        caller = self.engine.identity_of(identity, api_key, address)
+        code_limits = self.engine.live.rules.code_limits
+        is_nobody = bool(keyed) and identity is None and not api_key and not address
+        if is_nobody:  # who is called by the first key
+            partition = first_partition(keyed[0], code_limits)
+            caller = Identity(partition, self.settings.identity.anonymous_plan)
+        else:
+            caller = self.engine.identity_of(identity, api_key, address)
+        asked = await asked_late(keyed, caller, code_limits)
         policy = self.engine.policy_of(caller, method, path, _check_cost(cost), address)
+        policy = policy_with(policy, asked, code_limits, alone=is_nobody)
         amount = None
         if price is not None and policy.currency is not None:
             amount = parse_estimate(price, policy.currency)

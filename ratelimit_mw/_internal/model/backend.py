@@ -124,6 +124,12 @@ class Holder(Protocol):
         under way when this returns.
         """
 
+    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time, or its times on several nodes; the rest by its hold.
+
+        A time of 0 is not known. Waits for nothing. To be called once.
+        """
+
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.
 

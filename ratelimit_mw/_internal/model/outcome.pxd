@@ -14,6 +14,7 @@ cdef class Outcome:
     cdef readonly bint admitted
     cdef readonly i64 now
     cdef readonly Reservation hold
+    cdef public tuple times
     cdef Numbers _row
     @cython.locals(row=Numbers, at=Py_ssize_t)
     cpdef object status(self, Py_ssize_t place, limit)

@@ -34,7 +34,7 @@ def row_before(row: Numbers, steps: Sequence[int], others: int) -> Numbers:
 class Outcome:
     """A backend's answer to a charge: whether it was admitted, and how each limit stands afterwards."""
 
-    __slots__ = ("_row", "admitted", "hold", "now")
+    __slots__ = ("_row", "admitted", "hold", "now", "times")
 
     def __init__(self, admitted: bool, now: int, row: Numbers, hold: Reservation) -> None:
         """`row` has the status of each counter of the charge, in their order, as `_WIDTH` numbers: it is made
@@ -45,6 +45,11 @@ class Outcome:
         """Time of the decision by the backend's clock, in microseconds since 1970."""
         self._row = row
         self.hold = hold
+        self.times: tuple[int, ...] = ()
+        """Times of the charge on a cluster, one for each of its partitions; empty if `now` is the only one.
+
+        A time of 0 stands for units that were charged before, such as those taken ahead.
+        """
 
     @classmethod
     def from_statuses(cls, admitted: bool, now: int, statuses: Iterable[Status], hold: Reservation) -> Self:

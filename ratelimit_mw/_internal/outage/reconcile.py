@@ -20,12 +20,13 @@ from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.model.reservation import Reservation
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.outage.unsynced import (
     UNTOUCHED,
     UnsyncedReservation,
     UnsyncedWindow,
     boundless,
+    exact,
     unshared,
 )
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
@@ -119,6 +120,16 @@ class OutageReconciler:
                 self._windows.pop(next(iter(self._windows))).forget_on(self._shared)
                 self._note_lost()
         waiting.add(self._clock(), cost)
+
+    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
+        """Undo a charge that was admitted here, as far as the backend was not told of it."""
+        with self.lock:
+            for place, counter in enumerate(charge.counters):
+                waiting, cost = self._windows.get(counter), charge.cost_at(place)
+                if waiting is not None and waiting.take_back(cost):
+                    self._books.give_back(Charge([exact(counter)], cost), NO_RESERVATION, times)
+        if hold is not NO_RESERVATION:
+            self.finish(hold, EstimateAction.GIVE_BACK)
 
     # a hold's life, by whichever books it is in ---------------------------------------------------
 

@@ -46,6 +46,17 @@ class UnsyncedWindow:
             cost += self._entries.pop()[1]
         self._entries.append((now, cost))
 
+    def take_back(self, cost: int) -> bool:
+        """Count so many of the latest units no more; false where the backend may know of them."""
+        if sum([units for _, units in self._entries]) < cost:
+            return False
+        while cost:
+            at, units = self._entries.pop()
+            if units > cost:
+                self._entries.append((at, units - cost))
+            cost -= min(units, cost)
+        return True
+
     def units(self, now: int) -> int:
         """Return the units that have not left the window, and that the backend may not know of."""
         units = sum([cost for at, cost in self._entries if at > now - self._length])
@@ -156,6 +167,12 @@ class UnsyncedReservation:
         elif self.is_slotless:
             sent.append(shared.finish(hold, EstimateAction.UNTOUCHED))
         return sent
+
+
+def exact(counter: Counter) -> Counter:
+    """Return the counter of a window at the same place that counts each charge by itself."""
+    limit = counter.limit
+    return replace(counter, limit=replace(limit, quota=1)) if isinstance(limit, Window) else counter
 
 
 UNTOUCHED: tuple[object, ...] = (None, (), False, False, False)

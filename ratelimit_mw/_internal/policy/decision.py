@@ -264,6 +264,22 @@ def blocked(*, shadow: bool) -> Decision:
     return Decision(shadow, time.time_ns() // 1000, refusal=Refusal("blocked", None, None), shadow=shadow)
 
 
+def without_charge(decision: Decision, charge: Charge) -> Decision:
+    """Return an admission with its limits as they stand once its charge is given back."""
+    limits = []
+    for place, limit_status in enumerate(decision.limits):
+        status = limit_status.status
+        if isinstance(status, WindowStatus):
+            used = max(status.used - charge.cost_at(place), 0)
+            status = WindowStatus(used, status.reset_after_us if used else 0, 0)
+        elif isinstance(status, SlotStatus):
+            status = SlotStatus(max(status.active - 1, 0), is_full=False)
+        else:
+            status = status._replace(held=max(status.held - decision.price_micros, 0))
+        limits.append(limit_status._replace(status=status))
+    return decision._replace(limits=tuple(limits))
+
+
 _limit_status = partial(tuple.__new__, LimitStatus)  # one for each limit of a request: no Python in between
 
 

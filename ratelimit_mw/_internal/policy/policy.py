@@ -213,7 +213,7 @@ class Policies:
 
     def shared_counters(self) -> tuple[Counter, ...]:
         """Every counter that all callers share, on whichever route; each once, and whole."""
-        rules = (_ANY_ROUTE, *self._settings.routes)
+        rules = (_any_route(), *self._settings.routes)
         return tuple(dict.fromkeys(each for rule in rules for each in shared_counters(self._settings, rule)))
 
     def _make(

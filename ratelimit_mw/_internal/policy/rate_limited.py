@@ -9,7 +9,7 @@ MAX_CAUSES = 20
 
 
 class RateLimited(Exception):  # noqa: N818 - the name of the answer, as an app's own handlers are registered for it
-    """A limit refused. Raised by `Lease.raise_for_refusal`.
+    """A limit refused. Raised by `Lease.charge` and `Lease.raise_for_refusal`.
 
     A handler need not catch it: `RateLimitMiddleware` answers it as it answers any refusal. An app may
     register an exception handler of its own for it.

@@ -60,7 +60,7 @@ class HeaderWriter:
         outcome = lease.outcome
         if not self.is_plain or outcome is None:
             return self(lease.decision)
-        charge = lease.charge
+        charge = lease.asked
         if charge.warn_amounts and charge.nears_budget(outcome):
             return self(lease.decision)
         window = charge.nearest_window(outcome)

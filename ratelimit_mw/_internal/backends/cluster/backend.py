@@ -31,7 +31,7 @@ from ratelimit_mw._internal.model.backend import Asked, BackendError, EstimateAc
 from ratelimit_mw._internal.model.charge import Charge, Clock
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION, Reservation
 from ratelimit_mw._internal.runtime.leaf import Numbers
 
 T = TypeVar("T")
@@ -185,6 +185,13 @@ class ClusterBackend:
         parts = [part for part in parts_of(hold) if any(meter.unit in units for meter in part.meters)]
         return MetByAll([self._partitions.settle_units(part, units, replace=replace) for part in parts])
 
+    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time on each node, the rest by its hold."""
+        for step, time in zip(steps_of(charge), times, strict=True):
+            self._partitions.undo(step.charge, hold.id or NO_LEASE_ID, NO_RESERVATION, time)
+        if hold is not NO_RESERVATION:
+            self.finish(hold, EstimateAction.GIVE_BACK)
+
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         kept = asyncio.gather(*[self._partitions.keep(part) for part in parts_of(hold)])
@@ -228,7 +235,7 @@ class ClusterBackend:
     def _give_back(self, steps: Sequence[Step], lease_id: bytes, outcomes: Iterable[Outcome]) -> None:
         for step, outcome in zip(steps, outcomes, strict=False):
             if outcome.admitted:
-                self._partitions.give_back(step.charge, lease_id, outcome)
+                self._partitions.undo(step.charge, lease_id, outcome.hold, outcome.now)
 
 
 class _Partitions(RedisBackend):

@@ -63,7 +63,9 @@ def admission(
         priced = price if periods else 0
         hold = Reservation(lease_id, slots, periods, charge.lease, priced, charge.currency, meters, estimates)
     statuses = in_order_of(charge, steps, statuses_met(steps, outcomes))
-    return Outcome.from_statuses(True, outcomes[0].now, statuses, hold)
+    outcome = Outcome.from_statuses(True, outcomes[0].now, statuses, hold)
+    outcome.times = tuple([each.now for each in outcomes])
+    return outcome
 
 
 def statuses_met(steps: Sequence[Step], outcomes: Sequence[Outcome]) -> list[list[Status]]:

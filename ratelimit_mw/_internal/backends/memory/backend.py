@@ -208,6 +208,20 @@ class MemoryBackend:
         with self.lock:
             return Known(self._meters.settle(hold, checked(units), self.clock(), replace=replace))
 
+    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time, the rest by its hold."""
+        with self.lock:
+            now = self.clock()
+            for place, counter in enumerate(charge.counters) if times[0] else ():
+                limit, name = counter.limit, (counter.partition, counter.scope)
+                if isinstance(limit, Window) and not limit.is_metered:
+                    logs = self._logs_of(limit.length)
+                    log = logs.find(name)
+                    if log is not None:
+                        ref = CounterRef(logs, name, limit, partial(WindowLog, limit.length))
+                        log.give_back(ref, now, times[0], charge.cost_at(place))
+        self.finish(hold, EstimateAction.GIVE_BACK)
+
     def keep(self, hold: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:

@@ -203,9 +203,9 @@ class RedisBackend:
         template = self._places_of(hold).settle(kind, amount, replace=replace)
         return self.loops.submit_in_line(template, hold, hold.periods[0].partition)
 
-    def give_back(self, charge: Charge, lease_id: bytes, outcome: Outcome) -> None:
-        """Undo an admitted charge: windows by its time, slots and money by its id. Waits for nothing."""
-        self.undo(charge, lease_id, outcome.hold, outcome.now)
+    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time, the rest by its hold. Waits for nothing."""
+        self.undo(charge, hold.id or NO_LEASE_ID, hold, times[0])
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""

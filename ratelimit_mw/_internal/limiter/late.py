@@ -1,0 +1,108 @@
+"""Limits in code that are charged while a request runs, or for a job: by keys that only the app knows."""
+
+import inspect
+from collections.abc import Sequence
+
+from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.lease.manager import Leases
+from ratelimit_mw._internal.lease.token import LeaseError
+from ratelimit_mw._internal.limiter.decider import Decider
+from ratelimit_mw._internal.live.state import Live
+from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.policy.by import Whose
+from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, rates_of
+from ratelimit_mw._internal.policy.decision import Decision, without_charge
+from ratelimit_mw._internal.policy.extended import Asked, AskedLimit, CodeLimits, everyones_partition
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.policy.rate_limited import RateLimited
+
+
+class LateCharges:
+    """Charges limits in code on behalf of requests that were admitted."""
+
+    def __init__(self, decider: Decider, leases: Leases, live: Live) -> None:
+        self._decider = decider
+        self._leases = leases
+        self._live = live
+
+    async def charge(self, lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> None:
+        """Charge all of these limits in one step or, where one refuses, nothing at all of the request.
+
+        Raises `RateLimited`, TypeError and `LeaseError` as `Lease.charge` says.
+        """
+        asked = await asked_late(limits, lease.identity, self._live.rules.code_limits)
+        if lease.policy.is_exempt or not asked:
+            return
+        lease.raise_for_refusal()
+        if lease.is_ended:
+            raise LeaseError("the request is over: nothing more can be charged for it")
+        policy = self._live.rules.code_limits.extend(lease.policy, asked, alone=True)
+        decided = self._decider.decide(policy, lease.identity)
+        late = decided if isinstance(decided, Lease) else await decided
+        if late.allowed:
+            self._join(lease, late)
+            return
+        decision = _refused(lease, late.decision)
+        self._leases.undo(lease)
+        lease.decide(decision)
+        raise RateLimited(decision)
+
+    def _join(self, lease: Lease, late: Lease) -> None:
+        """Let a late charge end with its request."""
+        if lease.is_ended:  # meanwhile
+            self._leases.end(late, failed=False)
+        else:
+            lease.late = (*lease.late, late)
+
+
+def _refused(lease: Lease, late: Decision) -> Decision:
+    """Return the decision about a request that a late charge refused: with all limits as they stand then."""
+    early = lease.decision
+    if lease.is_charged:
+        early = without_charge(early, lease.asked)
+    costs = [early.cost_of(each) for each in early.limits] + [late.cost_of(each) for each in late.limits]
+    return late._replace(limits=early.limits + late.limits, costs=tuple(costs))
+
+
+async def asked_late(
+    limits: Sequence[KeyedLimit | Limit], identity: Identity, code_limits: CodeLimits
+) -> Asked:
+    """Return limits as they count, by the keys that the app gave. Raises TypeError for one without a key."""
+    asked = []
+    for each in limits:
+        keyed = each if isinstance(each, KeyedLimit) else None
+        limit = each.limit if isinstance(each, KeyedLimit) else each
+        if not isinstance(limit, Limit):
+            raise TypeError(f"a limit is charged as limit.on(key), not {each!r:.80}")
+        rates = await _rates(limit, identity)
+        if keyed is not None:
+            asked.append(code_limits.asked_on(keyed, rates))
+            continue
+        cost = 1 if callable(limit.cost) else limit.cost
+        chosen = code_limits.choose(limit, rates, cost)
+        if limit.by is Whose.CALLER:
+            asked.append(AskedLimit(chosen, "caller", ""))
+        elif limit.by is Whose.EVERYONE:
+            asked.append(AskedLimit(chosen, "everyone", everyones_partition(limit.name)))
+        else:
+            raise TypeError(f"{limit!r} needs a key here: charge it as limit.on(key)")
+    return tuple(dict.fromkeys(asked))
+
+
+async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
+    """Return the rates that a limit has for this caller alone; None for its own. Raises ValueError."""
+    rates: object = None if limit.rates_for is None else limit.rates_for(identity)
+    if inspect.isawaitable(rates):
+        rates = await rates
+    return None if rates is None else rates_of(rates, limit.unit, limit.name)
+
+
+def first_partition(limit: KeyedLimit | Limit, code_limits: CodeLimits) -> str:
+    """Return the partition of a key, by which a job that nobody is named for is called."""
+    return code_limits.partition_of(limit.key if isinstance(limit, KeyedLimit) else "")
+
+
+def policy_with(policy: Policy, asked: Asked, code_limits: CodeLimits, *, alone: bool) -> Policy:
+    """Return a policy with limits in code, or of these `alone`; an exempt one as it is."""
+    return policy if policy.is_exempt or not asked else code_limits.extend(policy, asked, alone=alone)
