@@ -11,14 +11,22 @@ from tests.support.apps import ROOT
 from tests.support.asgi import FakeClock, client_of, limiter_of, ok_app, statuses
 
 PAGE = (ROOT / "docs" / "limits-in-code.md").read_text("utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+LOGINS = (ROOT / "docs" / "logins.md").read_text("utf-8")
+
+
+def blocks_of(page: str) -> list[str]:
+    """Return the blocks of Python on a page."""
+    return re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of(PAGE)
 PLANS = """
     plans.default.requests = ["1000/minute"]
 """
 
 
-def run(number: int) -> dict[str, Any]:
-    """Run a block of the page; return the names that it defines."""
+def run(number: int, blocks: list[str] = BLOCKS) -> dict[str, Any]:
+    """Run a block of a page; return the names that it defines."""
     original = FastAPI.add_middleware
 
     def add(app: Any, kind: Any, **options: Any) -> None:
@@ -28,7 +36,7 @@ def run(number: int) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "page"}
     FastAPI.add_middleware = add  # type: ignore[method-assign,assignment]
     try:
-        exec(BLOCKS[number], names)
+        exec(blocks[number], names)
     finally:
         FastAPI.add_middleware = original  # type: ignore[method-assign]
     return names
@@ -61,7 +69,7 @@ async def test_keys_that_only_the_handler_knows() -> None:
 
 async def test_a_body_of_the_apps_own() -> None:
     """Pages get a page, and the API the standard body; status and headers are the same."""
-    hook = run(3)["refusal"]
+    hook = run(4)["refusal"]
     app = RateLimitMiddleware(ok_app(), limiter=limiter_of("", FakeClock()), refusal=hook)
     async with client_of(app) as client:
         await statuses(client, 20)
@@ -74,3 +82,20 @@ async def test_a_body_of_the_apps_own() -> None:
 def test_amounts_of_a_limit() -> None:
     """The declaration is one that can be made."""
     assert isinstance(run(1)["exports"], Limit)
+    assert isinstance(run(3)["sign_ups"], Limit)
+
+
+async def test_the_login_of_the_other_page() -> None:
+    """Five wrong passwords close an account for everybody, right ones count nowhere."""
+    names = run(0, blocks_of(LOGINS))
+
+    async def is_right(email: str, password: str) -> bool:
+        return password == "right"
+
+    names["is_right"] = is_right
+    async with client_of(names["app"], x_api_key="a") as client:
+        forms = [
+            {"email": "Ann@x ", "password": word} for word in ["right", "right", *["wrong"] * 5, "right"]
+        ]
+        found = [(await client.post("/login", json=form)).status_code for form in forms]
+    assert found == [200, 200, *[401] * 5, 429]

@@ -35,7 +35,7 @@ from ratelimit_mw._internal.policy.lookup import LookupEntry
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.rate_limited import RateLimited, refusal_in
 from ratelimit_mw._internal.policy.routing import route_path
-from ratelimit_mw._internal.responses.header_sender import Sender
+from ratelimit_mw._internal.responses.header_sender import SERVER_ERROR, Sender
 from ratelimit_mw._internal.responses.refusals import Response
 from ratelimit_mw._internal.responses.writers import Writers
 from ratelimit_mw._internal.runtime import threads
@@ -184,10 +184,11 @@ class LimitedApp:
             # server's, since middleware around this one reads in it which route the app has found.
             scope["state"] = {**state, "ratelimit": lease} if state else {"ratelimit": lease}
             sender = Sender(send, writers.headers, lease)
-            failed = True
+            failed, status = True, SERVER_ERROR
             try:
                 await self.app(scope, receive, sender)
-                failed = sender.status >= 400
+                status = sender.status
+                failed = status >= 400
             except Exception as error:
                 sender.refused = sender.refused or refusal_in(error)
                 if sender.refused is None or (sender.has_started and sender.status != ACCEPTED):
@@ -196,7 +197,7 @@ class LimitedApp:
                 # Nothing is awaited here: a second cancellation could not be survived.
                 if sender.refused is not None:
                     self._leases.undo(lease)
-                self._leases.end(lease, failed)
+                self._leases.end(lease, failed, status)
             if sender.refused is not None:
                 await self._answer_raised(sender.refused.decision, sender, writers, scope, send)
         except HookError as raised:

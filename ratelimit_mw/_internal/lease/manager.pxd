@@ -10,6 +10,6 @@ cdef class Leases:
     cdef public dict renewals
     cpdef void keep(self, Lease lease, Charge charge) except *
     cpdef void undo(self, Lease lease) except *
-    cpdef void end(self, Lease lease, bint failed) except *
+    cpdef void end(self, Lease lease, bint failed, int status=*) except *
     @cython.locals(renewals=Renewals)
     cpdef Renewals renewing(self)

@@ -16,6 +16,7 @@ from ratelimit_mw._internal.lease.settling import Settling
 from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Holder
 from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.limits import ANSWERS
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.observe.events import Notifier
@@ -50,6 +51,22 @@ _KEEP, _GIVE_BACK = (
     EstimateAction.GIVE_BACK,
 )  # to look one up in the enumeration costs as much as all else
 ChargeLate = Callable[[Lease, Sequence[KeyedLimit | Limit]], Awaitable[None]]
+
+
+_SUCCEEDED, _FAILED = 200, 500
+"""In place of the status of an answer, where there is none."""
+
+
+def _verdicts(policy: Policy, status: int) -> dict[str, bool]:
+    """Whether an answer of a status counts, for each unit that counts requests by their answers."""
+    verdicts = {}
+    for unit, counts in (policy.answers or {}).items():
+        try:
+            verdicts[unit] = bool(counts(status))
+        except Exception:
+            logger.exception("count= of %s failed; the request counts", unit.removeprefix(ANSWERS))
+            verdicts[unit] = True
+    return verdicts
 
 
 async def _charge_nothing(lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> None:
@@ -111,21 +128,44 @@ class Leases:
             renewals = self.renewing()
         renewals.add(lease)
 
-    def end(self, lease: Lease, failed: bool) -> None:
+    def end(self, lease: Lease, failed: bool, status: int = 0) -> None:
         """The request is over: free its slots; give its estimate back where it failed. Waits for nothing.
 
-        A detached lease is left to whoever has its token. Only the first end counts.
+        A detached lease is left to whoever has its token. Only the first end counts. `status` is that of the
+        answer; 0 where there is none.
         """
         for late in lease.late:
-            self.end(late, failed)
+            self.end(late, failed, status)
         if lease.is_ended:
             return
         lease.is_ended = True
+        if lease.policy.answers is not None and lease.hold is not NO_RESERVATION:
+            failed = self._judge(lease, failed, status)
         if lease.hold is not NO_RESERVATION and not lease.is_detached:
             lease.stop_renewing()
             hold = lease.hold.without_meters() if lease.is_metered_out else lease.hold
             if hold is not NO_RESERVATION:
                 lease.backend.finish(hold, _GIVE_BACK if failed else _KEEP)
+
+    def _judge(self, lease: Lease, failed: bool, status: int) -> bool:
+        """Settle the windows that count some answers alone; whether the rest is to be given back.
+
+        Where there is no rest, that alone says what becomes of them: one operation in place of two.
+        """
+        hold, status = lease.hold, status or (_FAILED if failed else _SUCCEEDED)
+        verdicts = _verdicts(lease.policy, status)
+        others = [meter for meter in hold.meters if meter.unit not in verdicts]
+        said = set(verdicts.values())
+        if not others and not hold.has_price and len(said) == 1 and not lease.is_detached:
+            return not said.pop()
+        units = {
+            meter.unit: estimate if verdicts[meter.unit] else 0
+            for meter, estimate in zip(hold.meters, hold.estimates, strict=True)
+            if meter.unit in verdicts and (verdicts[meter.unit] == failed or lease.is_detached)
+        }
+        if units:
+            lease.backend.settle_units(hold, units)  # under way, whether somebody waits or not
+        return failed
 
     async def charge(self, lease: Lease, limits: "Sequence[KeyedLimit | Limit]") -> None:
         """See `Lease.charge`."""

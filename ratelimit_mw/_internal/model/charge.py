@@ -238,6 +238,8 @@ class Charge:
         for place, counter in enumerate(self.counters):
             if counter.owner == "caller" and isinstance(counter.limit, Window):
                 unit = counter.limit.counts
+                if counter.limit.counts_answers:
+                    continue  # headers tell of requests, whatever comes of them
                 kept = of_units.setdefault(unit, []) if counter.limit.is_metered else windows
                 kept.append(HeaderWindow(place, counter.limit, self.cost_at(place)))
         return windows, of_units

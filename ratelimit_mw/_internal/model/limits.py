@@ -32,6 +32,11 @@ DEFAULT_LEASE = 30.0
 REQUESTS = "requests"
 """Unit that a window counts by default: requests, by the cost of their route."""
 
+ANSWERS = "answers:"
+"""Begins the unit of a window that counts requests by their answers, such as failures; a name follows.
+
+It is charged as a metered unit is, and settled when the answer is known."""
+
 
 def part_of(amount: int, share: float) -> int:
     """A share of an amount: rounded down, and at least 1."""
@@ -84,9 +89,19 @@ class Window:
         return self.counts != REQUESTS
 
     @property
+    def counts_answers(self) -> bool:
+        """Whether it counts requests by their answers."""
+        return self.counts.startswith(ANSWERS)
+
+    @property
+    def counted(self) -> str:
+        """Word for what it counts, as callers are told."""
+        return REQUESTS if self.counts_answers else self.counts
+
+    @property
     def name(self) -> str:
         """The rate with the unit that it counts, where that is not requests: `100000 tokens/minute`."""
-        if not self.is_metered:
+        if self.counted == REQUESTS:
             return self.text
         quota, _, length = self.text.partition("/")
         return f"{quota} {self.counts}/{length}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
@@ -13,6 +13,7 @@ from ratelimit_mw._internal.model.limits import REQUESTS, Slots, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT
 from ratelimit_mw._internal.policy.by import By, HeaderValue, Key, PathPart, Whose
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Counts
 from ratelimit_mw._internal.settings.errors import in_our_words
 from ratelimit_mw._internal.settings.limits import Concurrent, Rates
 from ratelimit_mw._internal.settings.units import UnitName, counting
@@ -54,13 +55,16 @@ class Limit:
         unit: str = REQUESTS,
         concurrent: int | Mapping[str, Any] | None = None,
         cost: int | CostFunction = 1,
+        count: Literal["all", "failures"] | Counts = "all",
         rates_for: RatesFunction | None = None,
         when: Condition | None = None,
     ) -> None:
         """`by` is whose count it is: see `ratelimit_mw.by`. `unit` is what the rates count: requests, or a
         metered unit such as `tokens`, which is settled. `concurrent` is a number of slots, or a table as in
-        the settings. `cost` is how many units a request uses. `rates_for` gives some callers other rates,
-        and `when` says whether the limit applies to a request.
+        the settings. `cost` is how many units a request uses. `count` says which requests count: all,
+        failures (status 400 and above, or an exception), or those for whose status it returns true. A request
+        is charged when it comes, and given back when its answer doesn't count. `rates_for` gives some callers
+        other rates, and `when` says whether the limit applies to a request.
         """
         self.name: str = _checked_name(name)
         self.unit: str = unit if unit == REQUESTS else valid(_UNIT, unit, f"{name}: unit")
@@ -77,6 +81,7 @@ class Limit:
                 raise ValueError(f"{name}: {what} is a function, not {function!r:.60}")
         self.by: By = by
         self.cost: int | CostFunction = cost if callable(cost) else self.check_cost(cost)
+        self.count: Literal["all", "failures"] | Counts = self._check_count(count)
         self.rates_for: RatesFunction | None = rates_for
         self.when: Condition | None = when
         declared.add(self)
@@ -97,10 +102,30 @@ class Limit:
             )
         return cost
 
+    @property
+    def counts(self) -> Counts | None:
+        """Whether an answer of a status counts; None if all do."""
+        if self.count == "all":
+            return None
+        return is_failure if self.count == "failures" else self.count
+
+    def _check_count(self, count: Literal["all", "failures"] | Counts) -> Literal["all", "failures"] | Counts:
+        if count != "all" and self.unit != REQUESTS:
+            raise ValueError(f"{self.name}: {self.unit} are settled by the app; count is for requests")
+        if count not in ("all", "failures") and not callable(count):
+            raise ValueError(f"{self.name}: count is 'all', 'failures' or a function, not {count!r:.60}")
+        return count
+
     def is_like(self, other: "Limit") -> bool:
         """Whether another declaration of the name says the same of amounts."""
         mine, others = (each.__dict__.copy() for each in (self, other))
-        for name in ("by", "cost", "rates_for", "when"):  # functions are others after each reload of a module
+        for name in (
+            "by",
+            "cost",
+            "count",
+            "rates_for",
+            "when",
+        ):  # functions are others after each reload of a module
             del mine[name], others[name]
         return mine == others
 
@@ -119,6 +144,11 @@ class KeyedLimit:
 
     def __repr__(self) -> str:  # without the key, which may be an e-mail address
         return f"{self.limit!r}.on(...)"
+
+
+def is_failure(status: int) -> bool:
+    """Whether a request has failed, by the status of its answer."""
+    return status >= 400
 
 
 def _checked_name(name: object) -> str:

@@ -192,7 +192,7 @@ class Decision(NamedTuple):
     def units(self) -> list[str]:
         """Metered units that the caller's own windows count, in their order."""
         windows = [each.window for each in self.limits if each.counter.owner == "caller"]
-        counted = [window[0].counts for window in windows if window is not None]
+        counted = [window[0].counted for window in windows if window is not None]
         return [unit for unit in dict.fromkeys(counted) if unit != REQUESTS]
 
     def nearest(self, unit: str = REQUESTS) -> tuple[Window, WindowStatus] | None:

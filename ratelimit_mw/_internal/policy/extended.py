@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter
-from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
+from ratelimit_mw._internal.model.limits import ANSWERS, Allowance, Slots, Window
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, partition_of_key
-from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.policy.policy import Counts, Policy
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import Settings
+from ratelimit_mw._internal.settings.units import counting
 
 MAX_POLICIES = 16_384
 """Policies kept for callers and keys seen before; those made first go first."""
@@ -24,12 +25,16 @@ MAX_LIMITS = 255
 class CodeLimit:
     """One declared limit as it counts under the settings in force."""
 
-    __slots__ = ("cost", "limits", "name")
+    __slots__ = ("cost", "counts", "limits", "name")
 
-    def __init__(self, name: str, limits: Sequence[Window | Slots], cost: int) -> None:
+    def __init__(
+        self, name: str, limits: Sequence[Window | Slots], cost: int, counts: Counts | None = None
+    ) -> None:
         self.name = name
         self.limits = limits
         self.cost = cost
+        self.counts = counts
+        """Whether an answer of a status counts; None if all do."""
 
 
 class AskedLimit(NamedTuple):
@@ -68,8 +73,7 @@ class CodeLimits:
         key = (limit, rates, cost)
         chosen = self._chosen.get(key)
         if chosen is None:
-            slots = () if limit.concurrent is None else (limit.concurrent,)
-            chosen = CodeLimit(limit.name, (*(limit.rates if rates is None else rates), *slots), cost)
+            chosen = _chosen(limit, limit.rates if rates is None else rates, cost)
             with self._lock:
                 evict_oldest(self._chosen, MAX_MODELS)
                 self._chosen[key] = chosen
@@ -117,6 +121,14 @@ class CodeLimits:
         return model.for_caller(policy.identity, policy.charge.address, keys)
 
 
+def _chosen(limit: Limit, rates: tuple[Window, ...], cost: int) -> CodeLimit:
+    """Return a limit with these rates."""
+    slots = () if limit.concurrent is None else (limit.concurrent,)
+    if limit.counts is not None:
+        rates = counting(f"{ANSWERS}{limit.name}", rates)
+    return CodeLimit(limit.name, (*rates, *slots), cost, limit.counts)
+
+
 Placed = tuple[tuple[CodeLimit, Literal["caller", "address", "key", "everyone"], int], ...]
 """Limits in code with whose each is, and the number of its key; -1 for the caller's own."""
 
@@ -147,6 +159,9 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         charge.caller, charge.address, charge.keys = base.caller, base.address, keys
         charges.append(charge)
     charge, priced = charges
+    answers = {f"{ANSWERS}{limit.name}": limit.counts for limit, _, _ in placed if limit.counts is not None}
+    if not alone:
+        answers |= policy.answers or {}
     is_priced = not alone and policy.priced_charge is not policy.charge
     return Policy(
         identity=policy.identity,
@@ -161,6 +176,7 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         shadow=policy.shadow,
         is_exempt=False,
         stock=None,
+        answers=answers or None,
     )
 
 

@@ -1,7 +1,7 @@
 """Policies: the limits that a request meets, from its caller's plan and its route, made once and kept."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -26,11 +26,16 @@ _CALLER, _ADDRESS = "caller", "ip:address"
 """The partitions of a model: nothing that everyone shares is called so."""
 
 
+Counts = Callable[[int], bool]
+"""Whether an answer with this status counts."""
+
+
 class Policy:
     """The limits of one caller on one route. They never change; the tally counts decisions on it."""
 
     __slots__ = (
         "admitted",
+        "answers",
         "charge",
         "currency",
         "identity",
@@ -65,6 +70,7 @@ class Policy:
         is_exempt: bool,
         is_blocked: bool = False,
         stock: PrefetchState | None,
+        answers: Mapping[str, Counts] | None = None,
     ) -> None:
         self.identity = identity
         self.route = route
@@ -90,6 +96,8 @@ class Policy:
         """Whether the request is decided about without asking anybody."""
         self.stock = stock
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
+        self.answers = answers
+        """For each unit that counts requests by their answers, whether an answer of a status counts."""
         self.is_latest = False
         """Whether `Policies.latest` has it."""
         self.admitted = 0
@@ -123,6 +131,7 @@ class Policy:
             is_exempt=self.is_exempt,
             is_blocked=self.is_blocked,
             stock=None if self.stock is None else PrefetchState(charge),
+            answers=self.answers,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ratelimit_mw._internal.cache.refusals import CachedRefusal
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.model.charge import place_of
-from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
+from ratelimit_mw._internal.model.limits import REQUESTS, SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, WindowStatus
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
@@ -236,9 +236,9 @@ def _rate(
         "window": window.seconds,
         "reset": headers.reset(decision.now_us, status.reset_after_us),
     }
-    if window.is_metered:
+    if window.counted != REQUESTS:
         details["unit"] = window.counts
-    message = f"Rate limit exceeded. {used}/{window.quota} {window.counts} used in {window.phrase}"
+    message = f"Rate limit exceeded. {used}/{window.quota} {window.counted} used in {window.phrase}"
     if cost > 1:
         details["cost"] = cost
         message += f"; this request needs {cost}"
@@ -284,7 +284,7 @@ def _too_large(decision: Decision, limit_status: LimitStatus) -> dict[str, Any]:
     """A request that no waiting helps. What everyone shares is not told."""
     limit, details = limit_status.counter.limit, dict[str, Any]()
     cost = decision.cost_of(limit_status)
-    unit = limit.counts if isinstance(limit, Window) and limit.is_metered else "units"
+    unit = limit.counts if isinstance(limit, Window) and limit.counted != REQUESTS else "units"
     if isinstance(limit, Allowance):
         price = format_amount(decision.price_micros, limit.currency)
         amount = format_amount(limit.amount, limit.currency)
@@ -293,7 +293,7 @@ def _too_large(decision: Decision, limit_status: LimitStatus) -> dict[str, Any]:
     elif isinstance(limit, Window) and limit_status.counter.owner != "everyone":
         policy = limit_status.counter.name or limit.text
         details = {"policy": policy, "limit": limit.quota, "window": limit.seconds, "cost": cost}
-        if limit.is_metered:
+        if limit.counted != REQUESTS:
             details["unit"] = limit.counts
         message = f"This request needs {cost} {unit}; the limit is {limit.quota} in {limit.phrase}."
     else:
