@@ -56,7 +56,7 @@ def test_check_prints_a_summary(commands: Commands) -> None:
     printed = commands.good("check", FULL)
     assert printed.startswith(f"{FULL}: good\n")
     assert commands.json("check", FULL)["compiled"] is is_compiled()
-    for said in ("redis://127.0.0.1:6379/0", "3 listed", "1000/minute, 20000/hour", "/v1/predictions/{id}"):
+    for said in ("redis://127.0.0.1:6379/0", "4 listed", "1000/minute, 20000/hour", "/v1/predictions/{id}"):
         assert said in printed
 
 
@@ -158,7 +158,7 @@ def test_explain_says_what_applies_and_why(commands: Commands) -> None:
         "explain", "post", "/v1/predictions?x=1", "--key", "demo-research", "--settings", FULL
     )
     assert said["plan"] == {"name": "research", "from": "keys[2]"}
-    assert said["route"] == {"rule": "POST /v1/predictions", "from": "routes[1]"}
+    assert said["route"] == {"rule": "POST /v1/predictions", "from": "routes[2]"}
     assert said["price"] == {"amount": "0.02", "currency": "USD"}
     assert said["shadow"] == {"value": False, "from": "plans.research.shadow"}
     assert said["on_failure"] == {"value": "allow", "from": "plans.research.on_failure"}
@@ -168,16 +168,18 @@ def test_explain_says_what_applies_and_why(commands: Commands) -> None:
         "keys[2].spending",
         "application.requests",
         "application.concurrent",
+        "application.units.tokens",
     ]
 
 
 def test_explain_follows_route_before_plan(commands: Commands) -> None:
     """A route's own shadow and failure settings hold before those of its caller's plan."""
-    said = commands.json("explain", "GET", "/v1/batch", "--address", "192.0.2.1", "--settings", FULL)
-    assert said["shadow"] == {"value": True, "from": "routes[3].shadow"}
-    assert said["on_failure"] == {"value": "deny", "from": "routes[3].on_failure"}
-    assert said["identity"]["partition"] == "ip:192.0.2.1"
-    assert {"routes[3].total", "identity.per_address"} <= {limit["from"] for limit in said["limits"]}
+    said = commands.json("explain", "GET", "/v1/batch", "--address", "198.51.100.1", "--settings", FULL)
+    assert said["shadow"] == {"value": True, "from": "routes[4].shadow"}
+    assert said["on_failure"] == {"value": "deny", "from": "routes[4].on_failure"}
+    assert said["identity"]["partition"] == "ip:198.51.100.1"
+    places = {limit["from"] for limit in said["limits"]}
+    assert {"routes[4].total, at plans.anonymous.application_share", "identity.per_address"} <= places
 
 
 def test_explain_says_that_money_goes_first(commands: Commands) -> None:
@@ -191,7 +193,7 @@ def test_explain_says_that_money_goes_first(commands: Commands) -> None:
 
 def test_explain_prints_for_people(commands: Commands) -> None:
     """Explain prints a page for people: exempt routes, estimates, prices that nobody is charged."""
-    assert "none: the route is exempt (routes[0])" in commands.good(
+    assert "none: the route is exempt (routes[1])" in commands.good(
         "explain", "GET", "/health", "--settings", FULL
     )
     anonymous = commands.good("explain", "POST", "/v1/predictions", "--settings", FULL)

@@ -121,6 +121,7 @@ async def test_many_who_look_at_one_caller_ask_once(monkeypatch: pytest.MonkeyPa
     """An open page of a caller costs the backend no more than one, however many there are."""
     app = RateLimitMiddleware(ok_app(), settings=settings())
     asked: list[str] = []
+    assert app._dashboard is not None
     view = app._dashboard._callers._view
     ask = view.caller
 

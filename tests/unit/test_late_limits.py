@@ -279,7 +279,7 @@ async def test_a_limit_that_needs_a_key_says_so() -> None:
     for limit in (Limit("a", "1/minute", by=by.address), Limit("b", "1/minute", by=lambda *_: "x")):
         with pytest.raises(TypeError, match="needs a key here"):
             await lease.charge(limit)
-    with pytest.raises(TypeError, match=r"a limit is charged as limit\.on\(key\), not '1/minute'"):
+    with pytest.raises(TypeError, match=r"expected limit\.on\(key\), .* not by str"):
         await lease.charge("1/minute")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has a function for its cost"):
         await lease.charge(Limit("c", "1/minute", cost=lambda *_: 1).on("x"))

@@ -74,7 +74,7 @@ async def asked_late(
         keyed = each if isinstance(each, KeyedLimit) else None
         limit = each.limit if isinstance(each, KeyedLimit) else each
         if not isinstance(limit, Limit):
-            raise TypeError(f"a limit is charged as limit.on(key), not {each!r:.80}")
+            raise TypeError(f"expected limit.on(key), or decide by an Identity, not by {type(each).__name__}")
         rates = await _rates(limit, identity)
         if keyed is not None:
             asked.append(code_limits.asked_on(keyed, rates))
