@@ -12,7 +12,7 @@ from ratelimit_mw import RateLimitMiddleware
 from ratelimit_mw.testing import fresh
 from tests.support.apps import ROOT
 from tests.support.asgi import client_of, settings_of, shown, statuses
-from tests.support.framework_apps import APPS, RAN, start
+from tests.support.framework_apps import APPS, RAN, quart_app, start
 
 RULES = """
 plans.anonymous = { requests = ["50/minute"], concurrent = 1 }
@@ -107,3 +107,13 @@ async def test_the_example_of_the_page_serves() -> None:
     exec(compile(code, "servers.md", "exec"), names)
     for spelling in ("/v1/x", "/v1/x/", "//v1/x"):
         assert (await sent(names["app"], spelling)).text == "x"
+
+
+async def test_quart_may_have_the_middleware_as_its_asgi_app() -> None:
+    """`app.asgi_app = RateLimitMiddleware(app.asgi_app)` limits the app, and `fresh` finds it there."""
+    app: Any = quart_app()
+    app.asgi_app = RateLimitMiddleware(app.asgi_app, settings=settings_of(RULES))
+    for _ in range(2):
+        with fresh(app):
+            async with client_of(app) as client:
+                assert await statuses(client, 4, "/v1/x") == [200, 200, 200, 429]
