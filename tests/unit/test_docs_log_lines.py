@@ -104,3 +104,13 @@ def test_every_check_has_a_section() -> None:
     names = {name for source in sources for name in re.findall(r"\bFinding\(\s*\"([a-z-]+)\"", source)}
     assert len(names) > 20
     assert [name for name in names if f"### {name}\n" not in checks] == []
+
+
+def test_every_code_of_an_answer_is_explained() -> None:
+    """Each code that an answer may have is on the page, with its cause."""
+    answers = PAGE[PAGE.index("## Answers") : PAGE.index("## Effects")]
+    folders = [ROOT / "ratelimit_mw" / "_internal" / name for name in ("asgi", "policy", "responses")]
+    sources = [module.read_text("utf-8") for folder in folders for module in folder.rglob("*.py")]
+    codes = {code for source in sources for code in re.findall(r"\"([A-Z]+(?:_[A-Z]+)+)\"", source)}
+    assert len(codes) > 8
+    assert sorted(code for code in codes if f"code `{code}` | " not in answers) == []
