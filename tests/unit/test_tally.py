@@ -1,9 +1,11 @@
 """Decisions of one process."""
 
+import asyncio
 import tomllib
+from itertools import pairwise
 
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.observe.decision_counts import MAX_CALLERS
+from ratelimit_mw._internal.observe.decision_counts import MAX_CALLERS, MAX_TOUCHED, PIECE
 from ratelimit_mw._internal.settings import Settings
 
 SETTINGS = Settings(
@@ -70,3 +72,25 @@ async def test_of_very_many_callers_the_busiest_are_kept() -> None:
     assert len(taken) <= MAX_CALLERS
     assert {"admitted": 2, "rate": 1} in [counts for _, counts in taken]
     assert sum(limiter.engine.tally.totals().values()) == 12_003
+
+
+async def test_a_report_adds_up_thousands_of_callers_in_pieces() -> None:
+    """No turn of the event loop adds up more than a piece, neither of a report nor of the requests before."""
+    engine = Limiter(SETTINGS).engine
+    tally = engine.tally
+    most = 0
+    for number in range(10_000):
+        identity = engine.identity_of(api_key=f"caller {number}", address="10.0.0.1")
+        tally.admit(engine.policies.match(identity, "GET", "/v2"))
+        most = max(most, tally.waiting)
+    assert PIECE < most <= MAX_TOUCHED
+    waiting = [tally.waiting]
+
+    async def look() -> None:
+        while waiting[-1]:
+            await asyncio.sleep(0)
+            waiting.append(tally.waiting)
+
+    await asyncio.gather(look(), engine.reporter.report())
+    assert max(before - after for before, after in pairwise(waiting)) == PIECE
+    assert sum(tally.totals().values()) == 10_000

@@ -10,10 +10,12 @@ from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.leaf import Lock
 
-MAX_CALLERS = 2_000
+MAX_CALLERS = 1_000
 """Callers counted apart between two readings. Beyond it those with the fewest requests are left out."""
-MAX_TOUCHED = 10_000
-"""Policies counted on before somebody has to add them up."""
+MAX_TOUCHED = 1_000
+"""Policies counted on before somebody has to add some up."""
+PIECE = 250
+"""Policies added up at once, so that no turn of an event loop takes long, however many callers there are."""
 
 ADMITTED = "admitted"
 """Outcome of a request that no limit refused."""
@@ -67,16 +69,29 @@ class DecisionCounts:
         finally:
             self._lock.release()
 
+    @property
+    def waiting(self) -> int:
+        """Policies that were counted on and are not added up yet."""
+        return len(self._touched)
+
+    def add_up_some(self) -> bool:
+        """Add up a piece of what was counted, for a reader to come; whether anything is left."""
+        with self._lock:
+            self._add_up()
+            return bool(self._touched)
+
     def totals(self) -> Totals:
         """Every number since the limiter was made."""
         with self._lock:
-            self._add_up()
+            while self._touched:
+                self._add_up()
             return self._totals.copy()
 
     def take_callers(self) -> CallerCounts:
         """Return the counts of each caller since the last call. Only one reader may call it."""
         with self._lock:
-            self._add_up()
+            while self._touched:
+                self._add_up()
             callers, self._callers = self._callers, {}
             return list(callers.values())
 
@@ -88,10 +103,10 @@ class DecisionCounts:
             self._touched.append(policy)
 
     def _add_up(self) -> None:
-        touched, self._touched = self._touched, []
+        touched = self._touched[-PIECE:]
+        del self._touched[-PIECE:]
         if len(self._callers) + len(touched) > MAX_CALLERS:
-            # Of a crowd most are not worth a place: those who ask most are counted first.
-            touched.sort(key=_requests, reverse=True)
+            # Of a crowd most are not worth a place: those who ask most keep theirs.
             self._callers = dict(nlargest(MAX_CALLERS // 2, self._callers.items(), key=_requests_of_caller))
         for policy in touched:
             admitted, policy.admitted = policy.admitted, 0
@@ -107,15 +122,8 @@ class DecisionCounts:
         self._totals[what] = self._totals.get(what, 0) + number
         caller = self._callers.get((identity.partition, identity.plan))
         if caller is None:
-            if len(self._callers) >= MAX_CALLERS:
-                return
             caller = self._callers[identity.partition, identity.plan] = (identity, {})
         caller[1][outcome] = caller[1].get(outcome, 0) + number
-
-
-def _requests(policy: Policy) -> int:
-    """Return the number of requests counted on a policy since its counts were added up."""
-    return policy.admitted if policy.refused is None else policy.admitted + sum(policy.refused.values())
 
 
 def _requests_of_caller(caller: tuple[object, tuple[Identity, dict[str, int]]]) -> int:

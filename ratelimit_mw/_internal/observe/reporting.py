@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from asyncio import timeout
+from asyncio import sleep, timeout
 from collections import deque
 from collections.abc import Callable, Mapping
 from heapq import nlargest
@@ -77,9 +77,12 @@ class Reporter:
 
     async def report(self) -> None:
         """Report what was counted since the last time."""
+        while self._tally.add_up_some():  # in several turns of the event loop, so that none takes long
+            await sleep(0)
         report = self._take()
         if report is None:
             return
+        await sleep(0)
         start = time.perf_counter()
         try:
             await self.store.write(report)
