@@ -40,6 +40,11 @@ def bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
+def integer(number: int) -> bytes:
+    """An integer of the Redis protocol."""
+    return b":%d\r\n" % number
+
+
 def array(*parts: bytes) -> bytes:
     """An array of the Redis protocol."""
     return b"*%d\r\n%b" % (len(parts), b"".join(parts))
@@ -67,28 +72,29 @@ NONSENSE = {
 """In place of an answer, of the time, or of the whole reply."""
 TIMES = {
     "text": bulk(b"soon"),
-    "negative": bulk(b"-1763900000000000"),
-    "a fraction": bulk(b"1763900000000000.5"),
-    "huge": bulk(b"9" * 400),
-    "a little too late": bulk(b"%d" % (2**53 + 1)),
-    "infinite": bulk(b"inf"),
-    "not a number": bulk(b"nan"),
-    "blank": bulk(b" 1763900000000000"),
+    "digits": bulk(b"1763900000000000"),
+    "negative": integer(-1763900000000000),
+    "a fraction": b",1763900000000000.5\r\n",
+    "huge": integer(2**63 - 1),
+    "a little too late": integer(2**53 + 1),
+    "infinite": b",inf\r\n",
+    "not a number": b",nan\r\n",
+    "a big number": b"(1763900000000000\r\n",
 }
 
-Spoil = Callable[[bytes, list[bytes]], bytes]
+Spoil = Callable[[int, list[bytes]], bytes]
 """Makes another reply of the time and the answers of a right one."""
 
 
-def _with_answer(wrong: bytes, time: bytes, answers: list[bytes]) -> bytes:
-    return array(bulk(time), *map(bulk, answers[:-1]), wrong)
+def _with_answer(wrong: bytes, time: int, answers: list[bytes]) -> bytes:
+    return array(integer(time), *map(bulk, answers[:-1]), wrong)
 
 
-def _with_time(wrong: bytes, _time: bytes, answers: list[bytes]) -> bytes:
+def _with_time(wrong: bytes, _time: int, answers: list[bytes]) -> bytes:
     return array(wrong, *map(bulk, answers))
 
 
-def _with_all(wrong: bytes, _time: bytes, _answers: list[bytes]) -> bytes:
+def _with_all(wrong: bytes, _time: int, _answers: list[bytes]) -> bytes:
     return wrong
 
 
@@ -97,22 +103,23 @@ def spoilt_answers() -> dict[str, Spoil]:
     kinds: dict[str, Spoil] = {}
     for name, wrong in NONSENSE.items():
         kinds[f"{name} for an answer"] = partial(_with_answer, wrong)
-        kinds[f"{name} for the time"] = partial(_with_time, wrong)
+        if name != "an integer":
+            kinds[f"{name} for the time"] = partial(_with_time, wrong)
         kinds[f"{name} for all"] = partial(_with_all, wrong)
     for name, wrong in TIMES.items():
         kinds[f"a time that is {name}"] = partial(_with_time, wrong)
     return kinds | {
-        "one answer too few": lambda time, answers: array(bulk(time), *map(bulk, answers[1:])),
-        "one answer too many": lambda time, answers: array(bulk(time), *map(bulk, [*answers, b"\1"])),
+        "one answer too few": lambda time, answers: array(integer(time), *map(bulk, answers[1:])),
+        "one answer too many": lambda time, answers: array(integer(time), *map(bulk, [*answers, b"\1"])),
         "no time": lambda _time, answers: array(*map(bulk, answers)),
         "a push of the right length": lambda time, answers: (
-            b">%d\r\n" % (1 + len(answers)) + b"".join(map(bulk, [time, *answers]))
+            b">%d\r\n" % (1 + len(answers)) + b"".join([integer(time), *map(bulk, answers)])
         ),
         "another letter": lambda time, answers: array(
-            bulk(time), *[bulk(b"\7" + each[1:]) for each in answers]
+            integer(time), *[bulk(b"\7" + each[1:]) for each in answers]
         ),
-        "a byte more": lambda time, answers: array(bulk(time), *[bulk(each + b"\0") for each in answers]),
-        "a byte less": lambda time, answers: array(bulk(time), *[bulk(each[:-1]) for each in answers]),
+        "a byte more": lambda time, answers: array(integer(time), *[bulk(each + b"\0") for each in answers]),
+        "a byte less": lambda time, answers: array(integer(time), *[bulk(each[:-1]) for each in answers]),
         "no protocol": lambda _time, _answers: b"?!\r\n",
         "a length that is none": lambda _time, _answers: b"*x\r\n",
     }
@@ -143,7 +150,7 @@ class Spoiler:
                 self.spoilt += 1
                 sent += self._spoil(reply[0], reply[1:])
             else:
-                sent += array(*map(bulk, reply))
+                sent += array(integer(reply[0]), *map(bulk, reply[1:]))
         return sent
 
 
@@ -215,9 +222,9 @@ async def _check_wrong_answer(server: StoreServer, spoil: Spoil, charges: str) -
 async def test_no_more_are_admitted_than_were_asked_for(proxy: Proxy, flag: int, admitted: int) -> None:
     """An answer fails unless its number of admitted charges fits the charges sent and the first outcome."""
 
-    def spoil(time: bytes, answers: list[bytes]) -> bytes:
+    def spoil(time: int, answers: list[bytes]) -> bytes:
         wrong = [bytes([flag]) + each[1:-2] + admitted.to_bytes(2, "little") for each in answers]
-        return array(bulk(time), *map(bulk, wrong))
+        return array(integer(time), *map(bulk, wrong))
 
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
     await backend.open()

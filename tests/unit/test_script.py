@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -72,14 +73,78 @@ def test_a_file_is_lua_by_itself(path: Path, server: StoreServer) -> None:
         assert client.script_load(path.read_text("utf-8"))
 
 
-def test_every_file_is_a_part_of_one_script_once() -> None:
-    """No file is left over, and none is put in twice."""
-    included = [
-        name
-        for path in FILES
-        for name in re.findall(r"^ *-- include (\w+)$", path.read_text("utf-8"), re.MULTILINE)
-    ]
-    assert sorted([*included, *SCRIPTS]) == [path.stem for path in FILES]
+def included(name: str) -> set[str]:
+    """The files that one includes, and those that these include."""
+    text = FOLDER.joinpath(f"{name}.lua").read_text("utf-8")
+    names = set(re.findall(r"^ *-- include (\w+)$", text, re.MULTILINE))
+    return names.union(*map(included, names))
+
+
+def test_every_file_is_a_part_of_a_script() -> None:
+    """No file is left over."""
+    assert set.union(SCRIPTS, *map(included, SCRIPTS)) == {path.stem for path in FILES}
+
+
+def test_one_operation_and_several_are_decided_by_the_same_files() -> None:
+    """A call of one operation has a way of its own, and no rule of its own."""
+    lone, several = included("lone"), included("batch") - {"lone"} - included("operations")
+    assert lone <= several | included("operations")
+    assert {"decide", "windows", "slots", "charges", "charge_answers", "releases"} <= lone
+
+
+def globals_in(chunk: bytes) -> tuple[set[bytes], set[bytes]]:  # noqa: C901 - one format, read in its order
+    """The globals that a compiled chunk of Lua 5.1 reads and writes."""
+    found: tuple[set[bytes], set[bytes]] = set(), set()
+    at = 12  # behind the header: sizes of eight bytes, integers of four
+
+    def number(kind: str) -> int:
+        nonlocal at
+        (value,) = struct.unpack_from(f"<{kind}", chunk, at)
+        at += struct.calcsize(kind)
+        return int(value) if kind != "d" else 0
+
+    def text() -> bytes:
+        nonlocal at
+        size = number("Q")
+        at += size
+        return chunk[at - size : at - 1]
+
+    def function() -> None:
+        nonlocal at
+        text()
+        at += 12
+        code = [number("I") for _ in range(number("i"))]
+        constants = list[bytes]()
+        for _ in range(number("i")):
+            kind = number("B")
+            constants.append(text() if kind == 4 else b"")
+            if kind in {1, 3}:
+                number("Bd"[kind == 3])
+        for _ in range(number("i")):
+            function()
+        for _ in range(number("i")):
+            number("i")
+        for _ in range(number("i")):
+            text()
+            at += 8
+        for _ in range(number("i")):
+            text()
+        for instruction in code:
+            if instruction & 63 in {5, 7}:  # GETGLOBAL, SETGLOBAL
+                found[instruction & 63 == 7].add(constants[instruction >> 14])
+
+    function()
+    return found
+
+
+def test_a_script_has_no_globals_but_those_of_the_server(redis_server: StoreServer) -> None:
+    """Every name stands for something: a misspelt one would fail when it is first met."""
+    with redis_server.client() as client:
+        chunk = client.eval("return string.dump(loadstring(ARGV[1]))", 0, script.load_script("batch"))
+    read, written = globals_in(chunk)
+    assert not written
+    functions = b"error ipairs pcall tonumber tostring type unpack"
+    assert read == set(b"ARGV KEYS math redis string struct table".split() + functions.split())
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))

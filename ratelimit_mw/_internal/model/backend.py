@@ -61,7 +61,7 @@ class Load(NamedTuple):
     """Load of a backend's connections: operations carried, and operations that wait."""
 
     batches: int = 0
-    """Calls of the script, and in `operations` what they were for."""
+    """Calls of the script and plain commands, and in `operations` what they were for."""
     operations: int = 0
     owed: int = 0
     """Releases and settles that wait to be written, and are sent until they arrive."""

@@ -2,7 +2,8 @@
 
 While `IN_FLIGHT` batches are on their way, operations queue up; the next answer sends what has gathered.
 There is no timer to wait for and, when idle, no wait. Those that differ in their ids alone travel as one:
-what a busy caller's requests cost the server is shared by a batch. Upkeep, such as renewals, has a queue of
+what a busy caller's requests cost the server is shared by a batch. A release alone leaves as a plain command,
+if there is one that does exactly the same. Upkeep, such as renewals, has a queue of
 its own and fills the room that requests leave. A batcher belongs to one event loop.
 """
 
@@ -19,7 +20,7 @@ from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedErr
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
 from ratelimit_mw._internal.backends.redis.error_log import ThrottledErrorLog
-from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
+from ratelimit_mw._internal.backends.redis.letters import DISJOINT, DONE, SHARED
 from ratelimit_mw._internal.backends.redis.link import Link
 from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose, hand_out, take
 from ratelimit_mw._internal.backends.redis.script import load_script
@@ -214,18 +215,18 @@ class Batcher:
             batch += take(self._upkeep, min(max(MAX_BATCH - len(batch), 1), MAX_UPKEEP))
         return batch
 
-    def _send(self, batch: list[Operation], *, by_digest: bool) -> None:
+    def _send(self, batch: list[Operation], *, by_digest: bool, by_script: bool = False) -> None:
         connection = self._link.connection
         if connection is None:
             self._refuse(batch, self._error or BackendError("the connection is closed"))
         elif self._group is None:
-            connection.send(self._call_of(batch, by_digest), self._on_reply)
+            connection.send(self._call_of(batch, by_digest, by_script), self._on_reply)
         else:
-            self._send_groups(connection, self._group(batch), by_digest)
+            self._send_groups(connection, self._group(batch), by_digest, by_script)
         self._deadlines.start()
 
     def _send_groups(
-        self, connection: Connection, groups: Iterable[list[Operation]], by_digest: bool
+        self, connection: Connection, groups: Iterable[list[Operation]], by_digest: bool, by_script: bool
     ) -> None:
         """Send a call for each group, all of them in one write."""
         commands: list[bytes] = []
@@ -234,23 +235,26 @@ class Batcher:
             if group[0].is_asking:
                 commands.append(_ASKING)
                 on_replies.append(_ignore)
-            commands.append(self._call_of(group, by_digest))
+            commands.append(self._call_of(group, by_digest, by_script))
             on_replies.append(self._on_reply)
         connection.send(b"".join(commands), *on_replies)
 
-    def _call_of(self, batch: list[Operation], by_digest: bool) -> bytes:
-        """The call of the script for a batch, which counts as sent from now on."""
+    def _call_of(self, batch: list[Operation], by_digest: bool, by_script: bool) -> bytes:
+        """The call of the script for a batch, or a command, which counts as sent from now on."""
         groups, n_keys, keys, arguments, is_shared = compose(batch)
-        head = b"*%d\r\n%b" % (4 + n_keys + len(groups), _BY_DIGEST if by_digest else _BY_TEXT)
+        command = groups[0][0].template.command if len(groups) == 1 and not by_script else b""
         now = self._loop.time()
         # What must arrive may have waited long for the server to be back.
         since = next((operation.since for operation in batch if not operation.must_arrive), now)
-        self._sent.append(Batch(batch, groups, since, now, by_digest))
+        self._sent.append(Batch(batch, groups, since, now, by_digest, bool(command)))
         self.batches += 1
         self.operations += len(batch)
+        self._given_up_at = time.monotonic() + self._timeout + GRACE
+        if command:
+            return b"*%d\r\n%b%b" % (2 + len(batch), command, b"".join([bulk(each.id) for each in batch]))
         clock = self._clock_argument()
         until = WITHOUT_END if clock else self._server_clock.in_(self._timeout + GRACE)
-        self._given_up_at = time.monotonic() + self._timeout + GRACE
+        head = b"*%d\r\n%b" % (4 + n_keys + len(groups), _BY_DIGEST if by_digest else _BY_TEXT)
         shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)
         return b"".join((head, bulk(b"%d" % n_keys), keys, shares_and_time, arguments))
 
@@ -262,6 +266,11 @@ class Batcher:
         try:
             if isinstance(reply, Exception):
                 self._on_error(batch, BackendError(str(reply)))
+            elif batch.is_command:
+                _read_number(reply)
+                for operation in batch.operations:
+                    operation.answer((0, DONE))
+                self._count(batch)
             else:
                 now, answers, mended = _read(reply, len(batch.groups))
                 if mended:
@@ -323,7 +332,9 @@ class Batcher:
         text = str(error)
         if self._redirect is not None and self._redirect(batch.operations, text):
             return
-        if text.startswith("NOSCRIPT"):
+        if batch.is_command and text.startswith(("WRONGTYPE", "NOPERM")):
+            self._send(batch.operations, by_digest=self._by_digest, by_script=True)  # which mends it
+        elif text.startswith("NOSCRIPT"):
             self._send(batch.operations, by_digest=False)  # which makes the server remember it, too
         elif text.startswith("NOPERM") and batch.by_digest:
             self._by_digest = False
@@ -459,9 +470,15 @@ def _read(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:
     mended = answers.pop() if len(answers) > number else b""
     if mended.__class__ is not bytes:
         raise ValueError(f"{mended!r} in place of what was mended")
-    if told.__class__ is not bytes or not told.isdigit() or (now := int(told)) > MOST_TIME:
+    if told.__class__ is not int or not 0 <= told <= MOST_TIME:
         raise ValueError(f"{told!r} in place of the time")
-    return now, answers, mended
+    return told, answers, mended
+
+
+def _read_number(reply: Reply) -> None:
+    """Raise for a reply that a command which counts what it has done can't give."""
+    if reply.__class__ is not int:
+        raise ValueError(f"{reply!r} in place of a number")
 
 
 _TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")

@@ -21,7 +21,7 @@ TICKS = 4
 
 
 class Batch(NamedTuple):
-    """Operations in one call of the script, on their way."""
+    """Operations in one call of the script, or one command, on their way."""
 
     operations: list[Operation]
     groups: list[list[Operation]]
@@ -30,6 +30,8 @@ class Batch(NamedTuple):
     """Time, by the event loop's clock, when the first operation that may time out was submitted."""
     sent_at: float
     by_digest: bool
+    is_command: bool
+    """Whether a plain command is on its way in place of the script."""
 
 
 class Deadlines:

@@ -17,6 +17,8 @@ from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
 
 _UNTOUCHED = EstimateAction.UNTOUCHED
+_REMOVE = bulk(b"ZREM")
+"""The command that frees slots of one set."""
 
 
 class HeldPlaces(Template):
@@ -31,6 +33,8 @@ class HeldPlaces(Template):
         slot_keys = b"".join(map(bulk, names.of_slots(hold)))
         Template.__init__(self, slot_keys, n_slots, body, LEASE_ID_SIZE, head=head)
         self.charges = ""
+        if n_slots == 1:
+            self.command = _REMOVE + slot_keys
         self._period_keys = self._records = b""
         self._period_ends: tuple[int, ...] = ()
         self._ends: dict[int, Template] | None = None

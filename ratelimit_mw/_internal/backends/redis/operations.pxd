@@ -4,6 +4,7 @@ ctypedef long long i64
 
 cdef class Template:
     cdef readonly bytes keys, head, record
+    cdef public bytes command
     cdef readonly Py_ssize_t n_keys
     cdef readonly object unpack
     cdef public str charges

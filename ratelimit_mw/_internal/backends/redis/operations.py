@@ -66,7 +66,7 @@ class Template:
     not where each has a record, a key of its own that is named by its id.
     """
 
-    __slots__ = ("_body", "charges", "head", "keys", "n_keys", "record", "slot", "tag", "unpack")
+    __slots__ = ("_body", "charges", "command", "head", "keys", "n_keys", "record", "slot", "tag", "unpack")
 
     def __init__(  # noqa: PLR0913 - a value
         self,
@@ -95,6 +95,11 @@ class Template:
         self.slot = 0
         self.charges: str | None = None
         """The one partition whose windows and slots it charges, "" for none; None for any other."""
+        self.command = b""
+        """A command's name and first arguments that does the same, followed by the ids; empty for none.
+
+        It has to be exact: done whole or not at all, in a batch and out of it, and answered by a number.
+        """
 
     def several(self, ids: Collection[bytes]) -> bytes:
         """The argument that stands for an operation of each id."""

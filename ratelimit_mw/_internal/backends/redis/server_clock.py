@@ -4,11 +4,13 @@ Whoever gives a call up cannot take it back: a kernel or a proxy may deliver it 
 its own give-back. So each call says how long it is waited for, and charges nothing later.
 """
 
+import struct
 import time
 
 from ratelimit_mw._internal.model.limits import SECOND
 
-WITHOUT_END = b"9" * 16
+_TIME = struct.Struct("<d")
+WITHOUT_END = _TIME.pack(float("inf"))
 """In place of a time, as long as the server's clock is not known."""
 DRIFT = 0.001
 """Share of the time by which two clocks may drift apart, so that one set back is followed in the end."""
@@ -34,10 +36,10 @@ class ServerClock:
         self._ahead, self._seen_at = ahead, here
 
     def in_(self, seconds: float) -> bytes:
-        """Write what it will show in so many seconds: sixteen digits, in microseconds."""
+        """Pack what it will show in so many seconds, in microseconds, as the script reads it."""
         if self._ahead is None:
             return WITHOUT_END
-        return b"%016d" % ((time.monotonic() + self._ahead + seconds) * SECOND)
+        return _TIME.pack((time.monotonic() + self._ahead + seconds) * SECOND)
 
 
 def machine_clock() -> int:

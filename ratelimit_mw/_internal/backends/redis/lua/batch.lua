@@ -1,4 +1,4 @@
--- batch.lua: decides a batch of operations in one atomic step.
+-- batch.lua: decides a batch of operations, or one alone, in one atomic step.
 --
 -- Guarantee: an operation is done whole or not at all, and one that fails (no memory) fails alone.
 -- Releases, renewals and settles run before charges, and work when memory is full: their first write is one
@@ -6,8 +6,8 @@
 -- what was read.
 --
 -- KEYS   the keys of every operation, one operation after the other
--- ARGV   [1] D where no two charges have a key in common and none has a period, else S; sixteen digits: the time
---        after which the call is given up, and charges, renews and deletes nothing; and the time in microseconds,
+-- ARGV   [1] D where no two charges have a key in common and none has a period, else S; a double: the time after
+--        which the call is given up, and charges, renews and deletes nothing; and the digits of the time in microseconds,
 --        or nothing for the server's own TIME; [2..] an operation each, a letter and packed little-endian fields:
 --        A P  acquire, peek: n, cost, price, lease of its estimate (0: no record), n limits, ids;
 --             keys: one for each limit, then the record
@@ -34,7 +34,7 @@
 --             as if each were an operation of its own, one after the other. Not where money moves.
 --        A limit is a letter and three doubles: W quota, length, granule; C limit, lease, 0; B limit, start
 --        and end of the period. Times are in microseconds, amounts in micro-units.
--- Reply  [1] the time; then a string for each operation, and after them, where stored values were mended, how
+-- Reply  [1] the time, an integer; then a string for each operation, and after them, where stored values were mended, how
 --        many, a blank and the key of the first:
 --        A P O T a p o  a byte: 1 admitted, 0 refused, 2 TIME lies outside the period (nothing was charged); then
 --             three 8-byte integers for each limit, as they are after the charge: W used, reset_after, retry_after;
@@ -57,75 +57,58 @@
 --
 -- The loader puts the files together here, where a line says `include`, writes constants where they are used
 -- (each `local NAME = value`), and leaves comments out. Every file says what it needs of the others and gives
--- them. A call makes its functions and tables anew and pays for each, so what few calls need is made when it is
--- first asked for, by `upkeep` and `rare`. What is read of a limit stays in local variables, as a table would cost
--- more than the commands: to decide one limit a function calls itself for the next, and then charges its own.
+-- them. A call makes its functions and tables anew and pays for each, and for each variable that a function finds
+-- outside of it. So what few calls need is made when it is first asked for, by `upkeep` and `rare`, and one operation
+-- alone, as most calls bring, is done by lone.lua with less than a batch takes. Both include the same files.
 
 -- include constants
 
-local ARGV, KEYS = ARGV, KEYS
-local call, pack, slice, byte = redis.call, struct.pack, string.sub, string.byte
-local spread, unpack = unpack, struct.unpack
+local call, pack, parse, slice, byte = redis.call, struct.pack, struct.unpack, string.sub, string.byte
 
-local function run() -- its functions find those above without a search
-
-local time = slice(ARGV[1], 18)
-if time == '' then
+local flags, now = ARGV[1], nil
+if #flags > FLAGS_SIZE then
+  now = tonumber(slice(flags, FLAGS_SIZE + 1))
+else
   local parts = call('TIME')
-  time = parts[1] .. slice('00000' .. parts[2], -6)
+  now = parts[1] * 1000000 + parts[2]
 end
-local now = tonumber(time)
-local is_late = now > tonumber(slice(ARGV[1], 2, 17))
+local is_late = now > parse('<d', flags, 2)
 
--- Of the keys of charges: true where one charge needs it, false where several do; else what was read of it and
--- changed since, to be written at the end, in this order. Whether any may be needed by several, and whether one is.
-local states, order, looks, shares = {}, {}, byte(ARGV[1]) ~= DISJOINT, false
+local decide -- defined below
 
-local texts = {} -- numbers as arguments: the same few times and places come again and again
+-- Of a call: how many stored values were mended, `damaged`, and the key of the `first`; where it brings several
+-- operations, also the `states` of keys of charges: true where one charge needs it, false where several do; else what
+-- was read of it and changed since, to be written at the end, in this `order`.
+local context
 
-local function text(number)
-  local known = texts[number]
-  if not known then
-    known = string.format('%.0f', number)
-    texts[number] = known
-  end
-  return known
-end
-
-local damaged, first_damaged = 0, nil -- how many stored values were mended, and the key of the first
-
-local decide, upkeep, rare -- defined below
-
-local reply = {0, 0, 0, 0, 0, 0, 0, 0, 0} -- the figures of the charge in hand
-
--- include windows
--- include slots
--- include charges
--- include operations
-
-local made_upkeep, made_rare
+local upkeep, rare
 
 function upkeep()
   -- What becomes of windows beside a charge.
-  if made_upkeep then return made_upkeep end
+  local redis, call, pack, parse, slice = redis, redis.call, struct.pack, struct.unpack, string.sub
   local floor, min, max = math.floor, math.min, math.max
 
+  -- include texts
   -- include window_entries
   -- include window_upkeep
 
-  made_upkeep = {refreshed = refreshed, written = written, retry_after = retry_after}
-  made_upkeep.give_back = give_back
-  return made_upkeep
+  local made = {refreshed = refreshed, written = written, retry_after = retry_after, give_back = give_back}
+  function upkeep() return made end
+  return made
 end
 
 function rare()
   -- What several charges share, spending, damage, and operations other than charges and plain releases.
-  if made_rare then return made_rare end
-  local max = math.max
+  local KEYS, redis, call, pack, parse, unpack = KEYS, redis, redis.call, struct.pack, struct.unpack, unpack
+  local slice, byte, max = string.sub, string.byte, math.max
+  context = context or {}
+  local states, order = context.states, context.order
 
+  -- include texts
   -- include faults
   -- include window_repair
   -- include slot_repair
+  -- include slot_sets
   -- include sharing
   -- include records
   -- include budgets
@@ -137,24 +120,40 @@ function rare()
   -- include settle
   -- include delete
 
-  made_rare = {
+  local made = {
     shared = shared, flush = flush, decide_period = decide_period, finish = finish, sentence = sentence,
-    repaired = repaired, shorten = shorten, drop_foreign = drop_foreign, mend_slots = mend_slots,
-    open = open, forget = forget, own_plan = own_plan, decide_metered = decide_metered, open_meters = open_meters,
+    repaired = repaired, shorten = shorten, drop_foreign = drop_foreign, mended_slots = mended_slots,
+    hold_slots = hold_slots, lengthen = lengthen, open = open, money_plan = money_plan, forget = forget,
+    own_plan = own_plan,
+    decide_metered = decide_metered, open_meters = open_meters,
     [DELETE] = delete, [KEEP] = keep, [RENEW] = renew, [SETTLE] = settle, [METER] = meter,
   }
-  return made_rare
+  function rare() return made end
+  return made
 end
+
+if #ARGV == 2 then
+  -- include lone
+end
+
+local states, order = {}, {}
+context = {states = states, order = order}
+
+-- include decide
+-- include releases
+-- include operations
 
 for pass = 1, 2 do -- an operation that fails, fails alone
   local step = pass == 1 and all_but_charges or all_charges
-  place = 2
+  place, shared_states = 2, any_shared and states or nil
   while place <= #ARGV do
     local ok, fault = pcall(step)
-    local said = not ok and rare().sentence(fault)
-    local mended = said and pass == 2 and said:find('^WRONGTYPE') and rare().mend_slots(ARGV[place], firsts[place])
-    if said then rare().forget() end
-    if said and not mended then replies[place], place = FAILED .. said, place + 1 end
+    if not ok then
+      rare().forget()
+      if pass == 1 or not rare().mended_slots(fault, ARGV[place], firsts[place]) then
+        replies[place], place = FAILED .. rare().sentence(fault), place + 1
+      end
+    end
   end
 end
 
@@ -171,9 +170,5 @@ for i = 2, failed and #ARGV or 0 do
     if type(state) == 'table' and state.failed then replies[i] = FAILED .. state.failed end
   end
 end
-if damaged > 0 then replies[#ARGV + 1] = damaged .. ' ' .. first_damaged end
+if context.damaged then replies[#ARGV + 1] = context.damaged .. ' ' .. context.first end
 return replies
-
-end
-
-return run()

@@ -5,8 +5,9 @@
 -- of 32 parts of its lease. Nothing is held after `lapsed` under a time up to it.
 --
 -- Needs   records.lua, flush (sharing.lua), note_damage (faults.lua), `decide`. A part of `rare`
--- Gives   decide_period(plan, limit, key, j, alone, admitted): as decide_window of windows.lua
---         open(plan, at): makes the record of a charge under the key at this place, before anything is held for it
+-- Gives   money_plan(op, first, price, lease): what there is more to a charge (charges.lua) that moves money
+--         decide_period(key, amount, since, ends, ...): as decide of decide.lua, for a period; `at` is the next limit's
+--         open(more, place): makes the record of a charge under the key at this place, before anything is held for it
 --         load_period(key, ends): a period `p`, read once in a batch; change(p, spent, held, at): spends and holds more
 --         shift(p, amount, before, at): lets what is held lapse at another time; lapse_of(p, lease): when it lapses
 --         forget(): drops what is known of a charge that failed
@@ -22,7 +23,7 @@ local function are_open(p)
   -- Whether what is open can be true: amounts in the order of their times, no more than is held.
   local last, sum = p.lapsed, 0
   for place = 1, #p.open, PAIR_SIZE do
-    local at, amount = unpack('<dd', p.open, place)
+    local at, amount = parse('<dd', p.open, place)
     if not (is_amount(at) and at > last and is_amount(amount)) then return false end
     last, sum = at, sum + amount
   end
@@ -32,7 +33,7 @@ end
 local function lapse(p)
   -- Holds nothing any more of what has lapsed by now.
   while p.open ~= '' do
-    local at, amount = unpack('<dd', p.open)
+    local at, amount = parse('<dd', p.open)
     if at > now then break end
     p.held, p.lapsed, p.open = max(p.held - amount, 0), max(p.lapsed, at), slice(p.open, PAIR_SIZE + 1)
   end
@@ -43,10 +44,10 @@ local function hold(p, amount, at)
   if at ~= 0 then
     if at <= p.lapsed then return end
     local place, found = #p.open - PAIR_SIZE + 1, 0
-    while place > 0 and unpack('<d', p.open, place) > at do place = place - PAIR_SIZE end
+    while place > 0 and parse('<d', p.open, place) > at do place = place - PAIR_SIZE end
     local before, after = slice(p.open, 1, max(place + PAIR_SIZE - 1, 0)), slice(p.open, max(place + PAIR_SIZE, 1))
-    if place > 0 and unpack('<d', p.open, place) == at then
-      found, before = unpack('<d', p.open, place + 8), slice(p.open, 1, place - 1)
+    if place > 0 and parse('<d', p.open, place) == at then
+      found, before = parse('<d', p.open, place + 8), slice(p.open, 1, place - 1)
     end
     amount = max(amount, -found)
     p.open = before .. (found + amount > 0 and pack('<dd', at, found + amount) or '') .. after
@@ -61,12 +62,12 @@ local function lapse_of(p, lease)
 end
 
 local function load_period(key, ends)
-  local p = states[key]
+  local p = not states or states[key]
   if type(p) == 'table' then return p end
   local raw = get_numbers(key)
   p = {key = key, letter = BUDGET, alone = p, ends = ends, spent = 0, held = 0, changed = false, lapsed = 0, open = ''}
   if raw and (#raw == PERIOD_SIZE or #raw % PAIR_SIZE == 8 and #raw > PERIOD_SIZE) then
-    p.spent, p.held = unpack('<dd', raw)
+    p.spent, p.held = parse('<dd', raw)
   elseif raw then
     p.spent = 0 / 0
   end
@@ -74,7 +75,7 @@ local function load_period(key, ends)
   if not (is_amount(p.spent) and is_amount(p.held)) then
     p.spent, p.held = 2 * MOST_MONEY, 0
   elseif raw and #raw > PERIOD_SIZE then
-    p.lapsed, p.open = unpack('<d', raw, PERIOD_SIZE + 1), slice(raw, PERIOD_SIZE + 9)
+    p.lapsed, p.open = parse('<d', raw, PERIOD_SIZE + 1), slice(raw, PERIOD_SIZE + 9)
     if are_open(p) then
       lapse(p)
     else -- held until it is settled, or the period ends
@@ -98,37 +99,48 @@ local function shift(p, amount, before, at)
   change(p, 0, amount, at)
 end
 
-local function open(plan, at)
-  -- Makes the record of a charge, before anything is held for it.
-  local key = KEYS[at]
-  is_open = plan.again and get_record(key) ~= nil
+local function open(more, place)
+  local key = KEYS[place]
+  is_open = more.again and get_record(key) ~= nil
   if is_open then return end
   local ends = 0
-  for j = 1, plan.n do
-    if plan[j].letter == BUDGET then ends = max(ends, plan[j].granule) end
+  for j = 1, more.n do
+    local letter, _, _, period_ends = parse('<Bddd', more.op, more.head + 1 + (j - 1) * more.limit_size)
+    if letter == BUDGET then ends = max(ends, period_ends) end
   end
   local life = math.floor((ends - now + KEPT_AFTER_END) / 1000)
-  call('SET', key, pack('<ddd', plan.price, -1, lapses), 'PX', text(life))
+  call('SET', key, pack('<ddd', more.price, -1, lapses), 'PX', text(life))
 end
 
-local function decide_period(plan, limit, key, j, alone, admitted)
-  if now < limit.length or now >= limit.granule then return nil end
-  local p = load_period(key, limit.granule)
+local function money_plan(op, first, price, lease)
+  local kind, n = byte(op, 1, 2)
+  return {
+    op = op, first = first, n = n, head = CHARGE_HEAD, limit_size = LIMIT_SIZE, again = kind == ACQUIRE_AGAIN,
+    price = price, lease = lease, opens = lease > 0 and kind ~= PEEK and open,
+  }
+end
+
+local function decide_period(
+  key, amount, since, ends, more, figures, op, first, n, number, cost, charges, j, at, alone, admitted
+)
+  if now < since or now >= ends then return nil end
+  local price, p = more and more.price or 0, load_period(key, ends)
   if p.spent > MOST_MONEY then
     note_damage(key)
-    change(p, limit.quota - p.spent, 0, 0)
+    change(p, amount - p.spent, 0, 0)
   end
-  if p.spent + p.held + plan.price > limit.quota then admitted = 0 end
+  if p.spent + p.held + price > amount then admitted = 0 end
   local is_first = lapses == 0
-  if plan.price > 0 then lapses = max(lapses, lapse_of(p, plan.lease)) end
-  admitted = decide(plan, j + 1, alone, admitted)
-  local at = lapses
+  if price > 0 then lapses = max(lapses, lapse_of(p, more.lease)) end
+  if j < n or more then
+    admitted = decide(more, figures, op, first, n, number, cost, charges, j + 1, at, alone, admitted)
+  end
+  local lapses_at, place = lapses, 3 * j
   if is_first then lapses = 0 end
   if not admitted then return nil end
-  if admitted > 0 and plan.charges and not is_open then change(p, 0, plan.price, at) end
-  local is_over = p.spent + p.held + plan.price > limit.quota
-  at = 3 * j
-  reply[at - 2], reply[at - 1], reply[at] = p.spent, p.held, admitted < plan.number and is_over and 1 or 0
+  if admitted > 0 and charges and not is_open then change(p, 0, price, lapses_at) end
+  local is_short = admitted < number and p.spent + p.held + price > amount
+  figures[place - 2], figures[place - 1], figures[place] = p.spent, p.held, is_short and 1 or 0
   return admitted
 end
 

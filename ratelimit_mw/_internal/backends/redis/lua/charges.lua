@@ -1,53 +1,26 @@
--- charges.lua: asks all limits of a charge, and charges them if all admit it.
+-- charges.lua: reads a charge.
 --
--- Needs   decide_window, decide_slots and, from `rare`, decide_period: each decides its limit, calls `decide` for the
---         next, and charges its own on the way back; open (budgets.lua) makes the record of a charge; own_plan
---         (own_costs.lua)
--- Gives   plan_of(said): the unpacked charge, kept in `plans` for the next ones that differ in their ids alone.
---         A limit has a `cost` (what has to be left of a window, and what it is charged), and whether it `charges`
---         decide(plan, j, alone, admitted): see below
+-- Needs   op, kind and first: the operation, its letter, the number of keys before its own; from `rare` own_plan
+--         (own_costs.lua), money_plan (budgets.lua)
+-- Gives   n: its limits; at: the place of the first; cost; whether it `charges`; number: of its ids
+--         more: nil for most; else a table: what windows are taken `ahead`; of money see budgets.lua, of costs of its own
+--         own_costs.lua; `states`, where others share keys with it
+--         fault: why it is not done
 
-local plans = {} -- what charges say but for their ids, which is the same for most of a batch
-
-local function plan_of(said)
-  if byte(said) >= OWN_COSTS then return rare().own_plan(said) end
-  local kind, n, cost, price, lease, position = unpack('<BBddd', said)
-  if not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then -- no NaN
-    error('ERR a cost is a whole number from 1, a price one from 0', 0)
-  end
-  local charges = kind ~= PEEK
-  local plan = {
-    charges = charges, price = kind ~= TAKE_AHEAD and price or 0, ahead = kind == TAKE_AHEAD and price or 0,
-    lease = lease, again = kind == ACQUIRE_AGAIN, answer = '<B' .. string.rep('i8i8i8', n), size = #said, n = n,
-    number = 0, op = '', first = 0, opens = lease > 0 and charges and rare().open,
-  }
-  for j = 1, n do
-    local letter, quota, length, granule
-    letter, quota, length, granule, position = unpack('<Bddd', said, position)
-    local decision = letter == WINDOW and decide_window or letter == SLOTS and decide_slots or rare().decide_period
-    plan[j] = {
-      quota = quota, length = length, granule = granule, decide = decision, letter = letter, cost = cost,
-      charges = charges,
-    }
-  end
-  plans[said] = plan
-  return plan
-end
-
-function decide(plan, j, alone, admitted)
-  -- Decides the limits from the j-th on, and once all have been asked, charges them, the last one first: those
-  -- of no other operation, which are written at once, before those that others share. So where memory is full
-  -- nothing is charged that is shared. Returns how many are admitted, nil where TIME lies outside a period.
-  local limit = plan[j]
-  if limit then
-    local key = KEYS[plan.first + j]
-    if not shares or (states[key] == true) == alone then
-      return limit.decide(plan, limit, key, j, alone, admitted)
-    end
-    return decide(plan, j + 1, alone, admitted)
-  elseif not alone then
-    return decide(plan, 1, true, admitted)
-  end
-  if plan.opens and admitted > 0 then plan.opens(plan, plan.first + j) end
-  return admitted
+local _, n, cost, price, lease = parse('<BBddd', op)
+local at, charges, more, fault = CHARGE_HEAD + 1, kind ~= PEEK and kind ~= PEEK_OWN, nil, nil
+local number = (#op - CHARGE_HEAD - n * LIMIT_SIZE) / ID_SIZE
+if is_late and charges then
+  fault = LATE
+elseif kind >= OWN_COSTS then
+  at, number = OWN_HEAD + 1, (#op - OWN_HEAD - n * OWN_SIZE) / ID_SIZE
+  more, fault = rare().own_plan(op, first)
+elseif cost == 1 and price == 0 and lease == 0 then
+  more = nil -- as nearly all are
+elseif not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then -- no NaN
+  fault = 'ERR a cost is a whole number from 1, a price one from 0'
+elseif kind == TAKE_AHEAD then
+  more = {ahead = price}
+else
+  more = rare().money_plan(op, first, price, lease)
 end

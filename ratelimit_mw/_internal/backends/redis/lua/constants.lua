@@ -28,6 +28,7 @@ local BUDGET = byte('B')
 -- Flags of a batch: in which no two charges share a key, and none has a budget; and any other
 local DISJOINT = byte('D')
 local SHARED = byte('S')
+local FLAGS_SIZE = 9 -- of the flag and a time
 
 -- Modes of a finish: what becomes of the estimate
 local MONEY_UNTOUCHED = 0
@@ -74,6 +75,7 @@ local WITH_STAGE = '<ddddI4I4I2I2I2I2c0'
 local WITH_ENTRY = '<ddddI4I4I2I2I2I2c0dI4'
 local ENTRY = '<dI4'
 local HEADER_SIZE = 48
+local EMPTY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' -- a header
 local ENTRY_SIZE = 12
 local STAGED = 5
 local RING = 108 -- where it begins, behind the stage

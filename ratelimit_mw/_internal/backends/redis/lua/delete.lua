@@ -7,7 +7,7 @@ local function delete(op, first)
   for j = 1, byte(op, 2) do
     local key = KEYS[first + j]
     call('DEL', key)
-    local s = states[key]
+    local s = states and states[key]
     if type(s) == 'table' then s.changed, states[key] = false, false end
   end
   return DONE

@@ -10,5 +10,5 @@ local function sentence(fault)
 end
 
 local function note_damage(key)
-  damaged, first_damaged = damaged + 1, first_damaged or key
+  context.damaged, context.first = (context.damaged or 0) + 1, context.first or key
 end

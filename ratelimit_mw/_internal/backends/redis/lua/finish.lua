@@ -2,17 +2,17 @@
 --
 -- Needs   records.lua, load_period and change (budgets.lua), upkeep().give_back (window_upkeep.lua), repaired
 --         (window_repair.lua). A part of `rare`
--- Gives   finish(op, first, n, mode); take_off(key, limit, time, cost): gives back to one window what a charge at
---         `time` was charged
+-- Gives   finish(op, first, n, mode)
+--         take_off(key, quota, length, granule, time, cost): gives back to one window what a charge at `time` was charged
 
-local function take_off(key, limit, time, cost)
-  local s = states[key]
+local function take_off(key, quota, length, granule, time, cost)
+  local s = states and states[key]
   local shared = type(s) == 'table' and s.raw and s
   local raw = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
   if raw == '' then return end
-  local ok, changed = pcall(upkeep().give_back, key, limit, raw, time, cost)
+  local ok, changed = pcall(upkeep().give_back, key, quota, length, granule, raw, time, cost)
   if not ok then
-    changed = repaired(changed, key, limit, raw)
+    changed = repaired(changed, key, quota, length, granule, raw)
   elseif changed and not shared then
     call('SETRANGE', key, '0', changed)
   end
@@ -21,14 +21,14 @@ end
 
 local function finish(op, first, n, mode)
   -- All of a finish but its slots.
-  local _, _, time, cost, position = unpack('<BBdd', op, 2)
+  local _, _, time, cost, position = parse('<BBdd', op, 2)
   local record, held, settled, at, periods = mode ~= MONEY_UNTOUCHED and KEYS[first + n + 1], nil, nil, 0, {}
   if record then held, settled, at = get_record(record) end
   if held and settled >= 0 then held = nil end
   for j = 1, n do
-    local key, kind, quota, length, granule = KEYS[first + j], unpack('<Bddd', op, position)
+    local key, kind, quota, length, granule = KEYS[first + j], parse('<Bddd', op, position)
     if kind == WINDOW and time > 0 then
-      take_off(key, {quota = quota, length = length, granule = granule}, time, cost)
+      take_off(key, quota, length, granule, time, cost)
     elseif kind == BUDGET and held then
       periods[#periods + 1] = load_period(key, granule)
     end

@@ -4,7 +4,7 @@
 -- meter what counts at that time, what counts besides, and since when (-1: not settled yet).
 --
 -- Needs   member_of and on_set (estimates.lua), get_numbers (records.lua), note_damage (faults.lua), take_off
---         (finish.lua), decide_window. A part of `rare`
+--         (finish.lua), decide (decide.lua). A part of `rare`
 -- Gives   meter(op, first): the answer
 --         renew_meters(id, record, sets, lease): lets the estimates of a lease last
 -- Cost    four commands for a settle, and two or three for each window
@@ -14,19 +14,25 @@ local RECORD_HEAD = 16
 local ENTRY_OF_METER = 24
 local MANY_ENTRIES = 1002 -- more than a window has, where what was used is what was estimated at most
 
+local function take_off_all(windows, first, at, cost)
+  for j, w in ipairs(windows) do take_off(KEYS[first + j], w.quota, w.length, w.granule, at, cost) end
+end
 
 local function use(windows, first, cost)
-  -- Charges windows with what was used, also beyond their limits. A window counts up to MOST_COST.
+  -- Charges windows with what was used, also beyond their limits: each by a charge of one limit. A window counts up to
+  -- MOST_COST.
   for j, window in ipairs(windows) do
     local key, granule, units = KEYS[first + j], window.granule, cost
     local raw = redis.pcall('GETRANGE', key, '0', LAST_STAGED)
     if type(raw) == 'string' and #raw >= HEADER_SIZE then
-      local sum, _, _, _, _, _, _, _, ring = unpack(HEADER, raw)
+      local sum, _, _, _, _, _, _, _, ring = parse(HEADER, raw)
       if ring > MANY_ENTRIES then granule = max(granule, math.floor(window.length / 1000)) end
       if sum >= 0 then units = math.min(cost, MOST_COST - sum) end
     end
-    local limit = {quota = MOST_COST, length = window.length, granule = granule, cost = units, charges = true}
-    if units > 0 then decide_window({ahead = 0, number = 1}, limit, key, 1, true, 1) end
+    if units > 0 then
+      local op = pack('<Bddd', WINDOW, MOST_COST, window.length, granule)
+      decide(nil, {}, op, first + j - 1, 1, 1, units, true, 1, 1, true, 1)
+    end
   end
 end
 
@@ -36,14 +42,12 @@ local function settle_meter(id, at, open, windows, first, entry, amount, mode)
   if extra_at >= 0 then
     if base + extra == amount then return REPEATED end
     if mode ~= UNITS_REPLACE then return DIFFERENT end
-    for j, window in ipairs(windows) do
-      if extra > 0 then take_off(KEYS[first + j], window, extra_at, extra) end
-    end
+    if extra > 0 then take_off_all(windows, first, extra_at, extra) end
   elseif open and base > 0 and on_set('ZREM', open, member_of(id, at, base)) == 0 then
     base = 0 -- it has lapsed, and was given back
   end
   if amount < base then
-    for j, window in ipairs(windows) do take_off(KEYS[first + j], window, at, base - amount) end
+    take_off_all(windows, first, at, base - amount)
     base = amount
   elseif amount > base then
     use(windows, first, amount - base)
@@ -59,7 +63,7 @@ local function end_meter(id, at, open, windows, first, entry, mode)
   if open and on_set('ZREM', open, member_of(id, at, base)) == 0 then
     entry[1] = 0
   elseif mode == UNITS_GIVE_BACK then
-    for j, window in ipairs(windows) do take_off(KEYS[first + j], window, at, base) end
+    take_off_all(windows, first, at, base)
   end
 end
 
@@ -74,25 +78,25 @@ local function read_record(record)
 end
 
 local function meter(op, first)
-  local n_keys, mode, n = unpack('<BBB', op, 2)
+  local n_keys, mode, n = parse('<BBB', op, 2)
   local id = slice(op, -ID_SIZE)
   local record, position, key = KEYS[first + n_keys], METER_HEAD + 1, first
   local raw = read_record(record)
   if not raw or #raw ~= RECORD_HEAD + n * ENTRY_OF_METER then return UNKNOWN end
   local ends, longest, all_settled = mode >= UNITS_KEEP, 0, true
   if ends then call('DEL', record) else call('PEXPIRE', record, text(KEPT_FOR)) end -- works when memory is full
-  local at, is_open = unpack('<dd', raw)
+  local at, is_open = parse('<dd', raw)
   local parts, met = {slice(raw, 1, RECORD_HEAD)}, UNKNOWN
   for i = 1, n do
     local amount, n_windows, windows = nil, nil, {}
-    amount, n_windows, position = unpack('<dB', op, position)
+    amount, n_windows, position = parse('<dB', op, position)
     for j = 1, n_windows do
       local quota, length, granule
-      quota, length, granule, position = unpack('<ddd', op, position)
+      quota, length, granule, position = parse('<ddd', op, position)
       windows[j], longest = {quota = quota, length = length, granule = granule}, max(longest, length)
     end
     local open = is_open == 1 and KEYS[key + 1]
-    local entry = {unpack('<ddd', raw, RECORD_HEAD + 1 + (i - 1) * ENTRY_OF_METER)}
+    local entry = {parse('<ddd', raw, RECORD_HEAD + 1 + (i - 1) * ENTRY_OF_METER)}
     if mode > UNITS_REPLACE then
       end_meter(id, at, open, windows, key + 1, entry, mode)
     elseif amount >= 0 and amount <= MOST_COST then
@@ -113,11 +117,11 @@ local function renew_meters(id, record, sets, lease)
   -- Lets the estimates of a lease last, but for those that have lapsed or are settled.
   local raw = read_record(record)
   if not raw then return end
-  local at, is_open = unpack('<dd', raw)
+  local at, is_open = parse('<dd', raw)
   if is_open ~= 1 then return end
   call('PEXPIRE', record, text(max(call('PTTL', record), KEPT_FOR)))
   for i, open in ipairs(sets) do
-    local base, _, settled_at = unpack('<ddd', raw, RECORD_HEAD + 1 + (i - 1) * ENTRY_OF_METER)
+    local base, _, settled_at = parse('<ddd', raw, RECORD_HEAD + 1 + (i - 1) * ENTRY_OF_METER)
     if settled_at < 0 and base > 0 then
       local member = member_of(id, at, base)
       local lapses = on_set('ZSCORE', open, member)

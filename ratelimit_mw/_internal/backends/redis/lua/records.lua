@@ -30,8 +30,8 @@ local function get_record(key)
   local raw = get_numbers(key)
   if not raw then return nil end
   local estimate, settled, at = 0 / 0, -1, 0
-  if #raw == WITHOUT_LAPSE then estimate, settled = unpack('<dd', raw) end
-  if #raw == RECORD_SIZE then estimate, settled, at = unpack('<ddd', raw) end
+  if #raw == WITHOUT_LAPSE then estimate, settled = parse('<dd', raw) end
+  if #raw == RECORD_SIZE then estimate, settled, at = parse('<ddd', raw) end
   if not (is_amount(estimate) and (settled == -1 or is_amount(settled)) and (at == -1 or is_amount(at))) then
     note_damage(key)
     return 0, -1, 0

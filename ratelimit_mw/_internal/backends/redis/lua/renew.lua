@@ -1,6 +1,6 @@
 -- renew.lua: lets slots and estimates that are still held last longer.
 --
--- Needs   records.lua, budgets.lua, keep_alive (slots.lua), drop_foreign (slot_repair.lua), sentence (faults.lua),
+-- Needs   records.lua, budgets.lua, keep_alive (slot_sets.lua), drop_foreign (slot_repair.lua), sentence (faults.lua),
 --         renew_meters (meters.lua). A part of `rare`
 -- Gives   renew(op, first): the answer
 -- Cost    three commands for a slot set, one for each slot, four for an estimate, five for one of units
@@ -23,7 +23,7 @@ local function renew_estimate(record, periods, lease)
 end
 
 local function renew(op, first)
-  local _, slot_sets, position = unpack('<I2I2', op, 2)
+  local _, slot_sets, position = parse('<I2I2', op, 2)
   local sets, answers, fault = {}, {}, ''
   for j = 1, slot_sets do
     local purged = redis.pcall('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
@@ -32,10 +32,10 @@ local function renew(op, first)
   end
   while position <= #op do
     local id, lease, estimate_lease, number, n_periods, n_meters, place, record, units
-    id, lease, estimate_lease, number, n_periods, n_meters, position = unpack('<c16ddBBB', op, position)
+    id, lease, estimate_lease, number, n_periods, n_meters, position = parse('<c16ddBBB', op, position)
     local answer, expires, periods, open = RENEWED, text(now + lease), {}, {}
     for _ = 1, number do
-      place, position = unpack('<I2', op, position)
+      place, position = parse('<I2', op, position)
       local set = sets[place + 1]
       if set.fault then
         answer, fault = answer == RENEWED and NOT_RENEWED or answer, set.fault
@@ -46,20 +46,20 @@ local function renew(op, first)
         answer = LOST
       end
     end
-    if n_periods > 0 then record, position = unpack('<I2', op, position) end
+    if n_periods > 0 then record, position = parse('<I2', op, position) end
     for j = 1, n_periods do
       local ends
-      place, ends, position = unpack('<I2d', op, position)
+      place, ends, position = parse('<I2d', op, position)
       periods[j] = {KEYS[first + place + 1], ends}
     end
-    if n_meters > 0 then units, position = unpack('<I2', op, position) end
+    if n_meters > 0 then units, position = parse('<I2', op, position) end
     for j = 1, n_meters do
-      place, position = unpack('<I2', op, position)
+      place, position = parse('<I2', op, position)
       open[j] = KEYS[first + place + 1]
     end
     if record or units then
       local ok, said = pcall(function()
-        for j, period in ipairs(periods) do periods[j] = load_period(spread(period)) end
+        for j, period in ipairs(periods) do periods[j] = load_period(unpack(period)) end
         if record then renew_estimate(KEYS[first + record + 1], periods, estimate_lease) end
         if units then renew_meters(id, KEYS[first + units + 1], open, estimate_lease) end
       end)
@@ -69,7 +69,7 @@ local function renew(op, first)
   end
   for j, set in ipairs(sets) do
     if set.n > 0 then
-      call('ZADD', KEYS[first + j], 'XX', spread(set.added, 1, set.n))
+      call('ZADD', KEYS[first + j], 'XX', unpack(set.added, 1, set.n))
       keep_alive(KEYS[first + j], set.lease)
     end
   end

@@ -8,7 +8,7 @@ local KEPT = '\1'
 local KEPT_BEFORE = '\2'
 
 local function settle(op, first)
-  local amount, replace, n, position = unpack('<dBB', op, AMOUNT_AT)
+  local amount, replace, n, position = parse('<dBB', op, AMOUNT_AT)
   if not (amount >= 0 and amount <= MOST_MONEY) then error('ERR an amount is a number from 0', 0) end
   local record = KEYS[first + n + 1]
   local estimate, settled, at = get_record(record)
@@ -18,7 +18,7 @@ local function settle(op, first)
   local periods = {}
   for j = 1, n do
     local ends
-    ends, position = unpack('<d', op, position)
+    ends, position = parse('<d', op, position)
     periods[j] = load_period(KEYS[first + j], ends)
   end
   local life = math.min(touch(record), SETTLED_FOR)
@@ -28,7 +28,7 @@ local function settle(op, first)
 end
 
 local function keep(op, first)
-  local n, position = unpack('<B', op, SETTLE_HEAD)
+  local n, position = parse('<B', op, SETTLE_HEAD)
   local record = KEYS[first + n + 1]
   local estimate, settled, at = get_record(record)
   if not estimate then return UNKNOWN end
@@ -36,7 +36,7 @@ local function keep(op, first)
   local periods = {}
   for j = 1, n do
     local ends
-    ends, position = unpack('<d', op, position)
+    ends, position = parse('<d', op, position)
     periods[j] = load_period(KEYS[first + j], ends)
   end
   touch(record)

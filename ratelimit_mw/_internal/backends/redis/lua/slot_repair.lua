@@ -1,8 +1,8 @@
 -- slot_repair.lua: mends slot sets.
 --
--- Needs   note_damage (faults.lua). A part of `rare`
+-- Needs   sentence and note_damage (faults.lua). A part of `rare`
 -- Gives   drop_foreign(key): deletes what is no slot set; whether it was none
---         mend_slots(op, first): the same for all slot sets of a charge
+--         mended_slots(fault, op, first): the same for all slot sets of a charge that failed
 --         shorten(key, lease): ends leases a lease from now that are longer than any can be
 
 local LONGEST_LEASE = 2592000000000 -- thirty days in microseconds: the longest that a detached slot waits
@@ -26,11 +26,13 @@ local function shorten(key, lease)
   note_damage(key)
 end
 
-local function mend_slots(op, first)
-  -- Deletes what is none of all the slot sets that a charge needs; whether there was any.
-  local any = false
+local function mended_slots(fault, op, first)
+  -- Deletes what is none of all the slot sets that a charge needs, if its fault tells of such; whether there was any.
+  if not sentence(fault):find('^WRONGTYPE') then return false end
+  local any, head, limit_size = false, CHARGE_HEAD, LIMIT_SIZE
+  if byte(op) >= OWN_COSTS then head, limit_size = OWN_HEAD, OWN_SIZE end
   for j = 1, byte(op, 2) do
-    local is_slots = byte(op, CHARGE_HEAD + 1 + (j - 1) * LIMIT_SIZE) == SLOTS
+    local is_slots = byte(op, head + 1 + (j - 1) * limit_size) == SLOTS
     any = is_slots and drop_foreign(KEYS[first + j]) or any
   end
   return any

@@ -1,7 +1,7 @@
 -- window_entries.lua: reads and writes entries of a window, wherever they are stored.
 --
 -- Needs   nothing but what batch.lua defines. A part of `upkeep`
--- Gives   window(key, limit, raw): the unpacked window `w`, or the error DAMAGED; raw_of(w): packs it again
+-- Gives   window(key, quota, length, granule, raw): the unpacked window `w`, or the error DAMAGED; raw_of(w): packs it again
 --         entries(w, first, number), each(w, first): entries from a place on, as bytes, or one after the other
 --         first_since(w, time): the place of the first entry at a time or later
 --         write_ring(w, first, raw): writes entries to the ring
@@ -10,12 +10,12 @@
 local CHUNK = 32 -- entries that `each` reads at once
 local MOST_OUTSIDE = 99 -- more than a batch puts outside of the ring
 
-local function window(key, limit, raw)
+local function window(key, quota, length, granule, raw)
   local w = { -- every field at once, as a table that grows costs more
-    key = key, quota = limit.quota, length = limit.length, granule = limit.granule, stage = '',
+    key = key, quota = quota, length = length, granule = granule, stage = '',
     sum = 0, oldest = 0, newest = 0, dies = 0, cost = 0, ahead = 0, head = 0, cap = 0, ring = 0, later = 0,
   }
-  w.sum, w.oldest, w.newest, w.dies, w.cost, w.ahead, w.head, w.cap, w.ring, w.later = unpack(HEADER, raw)
+  w.sum, w.oldest, w.newest, w.dies, w.cost, w.ahead, w.head, w.cap, w.ring, w.later = parse(HEADER, raw)
   w.stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (w.later - 1) * ENTRY_SIZE)
   local is_empty = w.later == 0 and w.ring == 0 and w.sum == 0
   local is_whole = w.later > 0 and w.later <= MOST_OUTSIDE and #w.stage == (w.later - 1) * ENTRY_SIZE
@@ -56,7 +56,7 @@ local function each(w, first)
       raw, number = entries(w, first, CHUNK)
     end
     i = i + 1
-    return unpack(ENTRY, raw, i * ENTRY_SIZE - 11)
+    return parse(ENTRY, raw, i * ENTRY_SIZE - 11)
   end
 end
 
@@ -64,11 +64,11 @@ local function first_since(w, time)
   -- The place of the first entry at `time` or later; the count where there is none.
   local low, high = 0, w.ring + w.later
   if w.later > 0 and w.ring > 0 then -- nothing has to be read of what lies outside the ring
-    if unpack(ENTRY, (entries(w, w.ring, 1))) < time then low = w.ring + 1 else high = w.ring end
+    if parse(ENTRY, (entries(w, w.ring, 1))) < time then low = w.ring + 1 else high = w.ring end
   end
   while low < high do
     local middle = floor((low + high) / 2)
-    if unpack(ENTRY, (entries(w, middle, 1))) < time then low = middle + 1 else high = middle end
+    if parse(ENTRY, (entries(w, middle, 1))) < time then low = middle + 1 else high = middle end
   end
   return low
 end

@@ -3,10 +3,10 @@
 -- All functions that `upkeep` gives take a window as `raw`, and raise DAMAGED where it can't be as it is stored.
 --
 -- Needs   window_entries.lua. A part of `upkeep`
--- Gives   refreshed(key, limit, raw): the window without what has left it
---         written(key, limit, raw): writes it after a charge, with room for the next one and a life
---         retry_after(key, limit, raw, cost): microseconds until a cost fits
---         give_back(key, limit, raw, time, cost): takes a cost off again; the header to write, nil for none
+-- Gives   refreshed(key, quota, length, granule, raw): the window without what has left it
+--         written(key, quota, length, granule, raw): writes it after a charge, with room for the next one and a life
+--         retry_after(key, quota, length, granule, raw, cost): microseconds until a cost fits
+--         give_back(key, quota, length, granule, raw, time, cost): takes a cost off again; the header to write, nil for none
 
 local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
 local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
@@ -46,7 +46,7 @@ local function rewrite(w, moved)
     local all = table.concat(parts)
     parts, ring = {}, 0
     for at = 1, #all, ENTRY_SIZE do
-      if unpack('<I4', all, at + 8) > 0 then
+      if parse('<I4', all, at + 8) > 0 then
         ring = ring + 1
         parts[ring] = slice(all, at, at + ENTRY_SIZE - 1)
       end
@@ -63,9 +63,9 @@ local function rewrite(w, moved)
   return raw
 end
 
-local function written(key, limit, raw)
+local function written(key, quota, length, granule, raw)
   -- Writes a window after a charge: with a full stage moved to the ring, in a ring that fits, and with a life.
-  local w = window(key, limit, raw)
+  local w = window(key, quota, length, granule, raw)
   local moved, room = w.later > STAGED + 1 and w.later - 2 or 0, 1.5 * (w.ring + w.later) + 2
   local lives = w.dies >= w.newest + w.length and w.dies <= w.newest + 2 * w.length
   local fits = w.ring + moved <= w.cap and w.cap <= room
@@ -112,12 +112,12 @@ local function step_back(w)
   call('SETRANGE', w.key, '0', raw_of(w))
 end
 
-local function refreshed(key, limit, raw)
+local function refreshed(key, quota, length, granule, raw)
   -- The window without what has left it.
-  local horizon = now - limit.length
-  local _, oldest, newest = unpack(HEADER, raw)
-  if newest <= horizon and oldest <= newest then return string.rep('\0', HEADER_SIZE) end
-  local w = window(key, limit, raw)
+  local horizon = now - length
+  local _, oldest, newest = parse(HEADER, raw)
+  if newest <= horizon and oldest <= newest then return EMPTY end
+  local w = window(key, quota, length, granule, raw)
   local dies = w.dies
   if w.newest <= now then w.ahead = 0 end
   if w.later > 0 and w.newest > now + w.ahead then step_back(w) end
@@ -126,9 +126,9 @@ local function refreshed(key, limit, raw)
   return raw_of(w)
 end
 
-local function retry_after(key, limit, raw, cost)
+local function retry_after(key, quota, length, granule, raw, cost)
   -- Microseconds until `cost` fits: when the oldest entries that make room for it have left. 0 where it does.
-  local w = window(key, limit, raw)
+  local w = window(key, quota, length, granule, raw)
   local needed = w.sum + cost - w.quota
   if needed <= 0 then return 0 end
   for time, spent in each(w, 0) do
@@ -138,14 +138,14 @@ local function retry_after(key, limit, raw, cost)
   return w.length
 end
 
-local function give_back(key, limit, raw, time, cost)
+local function give_back(key, quota, length, granule, raw, time, cost)
   -- Takes `cost` off the entry that the charge at `time` went into, if it is still there. What has left the window
   -- takes nothing off an entry that it may have shared: whether it did is not known here.
-  local w = window(key, limit, refreshed(key, limit, raw))
-  if time <= now - w.length then return raw_of(w) end
-  local i, last, granule = first_since(w, time), w.ring + w.later - 1, limit.granule
+  local w = window(key, quota, length, granule, refreshed(key, quota, length, granule, raw))
+  if time <= now - length then return raw_of(w) end
+  local i, last = first_since(w, time), w.ring + w.later - 1
   if i > last then return nil end
-  local stored, spent = unpack(ENTRY, (entries(w, i, 1)))
+  local stored, spent = parse(ENTRY, (entries(w, i, 1)))
   if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return nil end
   cost = min(cost, spent)
   w.sum = w.sum - cost

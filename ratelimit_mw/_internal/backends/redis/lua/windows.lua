@@ -1,4 +1,4 @@
--- windows.lua: decides and charges windows.
+-- windows.lua: decides and charges a window.
 --
 -- A window is a string: a header, a stage for five entries of (time, cost), and a ring of them. The header is sum,
 -- oldest, newest, when the key dies, cost of the newest, ahead, head, room in the ring, entries in the ring, entries
@@ -7,93 +7,77 @@
 -- or granules need. Times never decrease from entry to entry; one of units taken ahead lies up to `ahead` later than
 -- they were taken. Header and stage as one string are called `raw`.
 --
--- Needs   `decide`, which decides the next limit; `upkeep` (window_upkeep.lua) where more is to do than to write a
---         header; `rare` (sharing.lua, window_repair.lua) where several charges share a window or one is damaged
--- Gives   decide_window(plan, limit, key, j, alone, admitted): how many of the charges all limits admit, nil where TIME
---         lies outside a period; the figures are in `reply`
+-- Needs   what `decide` knows of a limit (charges.lua); `upkeep` (window_upkeep.lua) where more is to do than to write
+--         a header; `rare` (sharing.lua, window_repair.lua) where several charges share a window or one is damaged. A
+--         part of `decide`
+-- Gives   `admitted`: how many of the charges all limits admit, once it has asked the next ones; it leaves `decide` with
+--         nil where TIME lies outside a period. Its figures
 -- Cost    two commands, and one more for every fifth entry
 
-local function without_few(key, length, raw)
-  -- A window without what has left it, where those are a few of its ring; nil where there is more to do, as when
-  -- the end of its life has come to the next multiple of three quarters of a length: then it is audited.
-  local sum, _, newest, dies, newest_cost, _, head, cap, ring, later = unpack(HEADER, raw)
-  local ends, period = now + length + (length < 8000000 and 1000000 or length / 8), 0.75 * length
-  if not (newest <= now and ring > 0 and ring <= cap and head < cap) or dies - dies % period ~= ends - ends % period
-  then
-    return nil
-  end
-  local from = RING + head * ENTRY_SIZE
-  local piece = call('GETRANGE', key, text(from), text(from + math.min(ring, cap - head, 4) * ENTRY_SIZE - 1))
-  for at = 1, #piece - ENTRY_SIZE + 1, ENTRY_SIZE do
-    local time, cost = unpack(ENTRY, piece, at)
-    if time > now - length and cost > 0 then
-      if time > newest or not (sum >= cost) then return nil end -- damaged
-      local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
-      return pack(WITH_STAGE, sum, time, newest, dies, newest_cost, 0, head, cap, ring, later, stage)
-    end
-    sum, head, ring = sum - cost, head + 1, ring - 1
-  end
+local shared = not alone and rare().shared(key, letter, quota, length, granule)
+local read = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
+if #read < HEADER_SIZE then
+  read = read == '' and EMPTY or rare().repaired(DAMAGED, key, quota, length, granule, read)
 end
-
-local function decide_window(plan, limit, key, j, alone, admitted)
-  local shared = not alone and rare().shared(key, limit)
-  local read = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
-  if #read < HEADER_SIZE then
-    read = read == '' and string.rep('\0', HEADER_SIZE) or rare().repaired(DAMAGED, key, limit, read)
+local raw, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = read, parse(HEADER, read)
+if newest <= now and oldest > now - length and oldest <= newest and ring <= cap and sum >= 0 then
+  ahead = 0
+elseif newest <= now - length and oldest <= newest then
+  raw = EMPTY
+  sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+else
+  -- include window_start
+  if not raw then
+    local ok, fresh = pcall(upkeep().refreshed, key, quota, length, granule, read)
+    raw = ok and fresh or rare().repaired(fresh, key, quota, length, granule, read)
   end
-  local raw, length, cost, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later =
-    read, limit.length, limit.cost, unpack(HEADER, read)
-  if newest <= now and oldest > now - length and oldest <= newest and ring <= cap and sum >= 0 then
-    ahead = 0
-  else
-    raw = without_few(key, length, read)
-    if not raw then
-      local ok, fresh = pcall(upkeep().refreshed, key, limit, read)
-      raw = ok and fresh or rare().repaired(fresh, key, limit, read)
-    end
-    sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = unpack(HEADER, raw)
-  end
-  if later == 0 then read = raw end -- who only looks writes nothing
-  if shared and not shared.raw then shared.raw, shared.read = raw, read end
-  if sum + admitted * cost > limit.quota then admitted = math.max(math.floor((limit.quota - sum) / cost), 0) end
+  sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = parse(HEADER, raw)
+end
+if later == 0 then read = raw end -- who only looks writes nothing
+if shared and not shared.raw then shared.raw, shared.read = raw, read end
+if sum + admitted * cost > quota then admitted = math.max(math.floor((quota - sum) / cost), 0) end
 
-  admitted = decide(plan, j + 1, alone, admitted)
+if j < n or more then
+  admitted = decide(more, figures, op, first, n, number, charge_cost, charges, j + 1, next_at, alone, admitted)
   if not admitted then return nil end
-  if admitted > 0 and limit.charges then
-    local stamp, last, last_cost, granule, format = now + plan.ahead, newest, newest_cost, limit.granule, WITH_STAGE
-    local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
-    if later > 0 and newest > stamp then stamp = newest end -- of what another has taken ahead
-    newest, newest_cost = stamp, admitted * cost
-    sum = sum + newest_cost
-    if plan.ahead > ahead then ahead = plan.ahead end
-    if later == 0 then
-      oldest, later = stamp, 1
-    elseif last == stamp or granule > 0 and last >= stamp - stamp % granule then
-      newest_cost = newest_cost + last_cost
-      if ring + later == 1 then oldest = stamp end
-    else
-      format, later = WITH_ENTRY, later + 1
-    end
-    raw = pack(format, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later, stage, last, last_cost)
-    if shared then
-      shared.raw = raw
-    elseif not (dies >= newest + length) or dies > newest + 2 * length or later > STAGED + 1
-      or cap > 1.5 * (ring + later) + 2
-    then
-      local ok, written = pcall(upkeep().written, key, limit, raw)
-      raw = ok and written or rare().repaired(written, key, limit, raw)
-    else
-      call('SETRANGE', key, '0', raw)
-    end
-  elseif alone and raw ~= read then
-    redis.pcall('SETRANGE', key, '0', raw) -- steps that can't be written down are taken again
+end
+if admitted > 0 and pays then
+  local in_advance, last, last_cost, format = more and more.ahead or 0, newest, newest_cost, WITH_STAGE
+  local stamp = now + in_advance
+  local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + (later - 1) * ENTRY_SIZE)
+  if later > 0 and newest > stamp then stamp = newest end -- of what another has taken ahead
+  newest, newest_cost = stamp, admitted * cost
+  sum = sum + newest_cost
+  if in_advance > ahead then ahead = in_advance end
+  if later == 0 then
+    oldest, later = stamp, 1
+  elseif last == stamp or granule > 0 and last >= stamp - stamp % granule then
+    newest_cost = newest_cost + last_cost
+    if ring + later == 1 then oldest = stamp end
+  else
+    format, later = WITH_ENTRY, later + 1
   end
-  local at = 3 * j
-  reply[at - 2], reply[at - 1] = sum, later > 0 and oldest + length - now or 0
-  reply[at] = 0
-  if admitted < plan.number then
-    local ok, wait = pcall(upkeep().retry_after, key, limit, raw, cost)
-    reply[at] = ok and wait or length -- a damaged one is repaired as soon as something leaves it
+  local is_due, life = later > STAGED + 1 or cap > 1.5 * (ring + later) + 2, nil -- for upkeep; lengthened without
+  if not (shared or is_due or dies >= newest + length and dies <= newest + 2 * length) then
+    -- include window_life
+    if is_audited then dies, life = ends, ends - now else is_due = true end
   end
-  return admitted
+  raw = pack(format, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later, stage, last, last_cost)
+  if shared then
+    shared.raw = raw
+  elseif is_due then
+    local ok, written = pcall(upkeep().written, key, quota, length, granule, raw)
+    raw = ok and written or rare().repaired(written, key, quota, length, granule, raw)
+  else
+    call('SETRANGE', key, '0', raw)
+    if life then call('PEXPIRE', key, math.floor(life / 1000)) end
+  end
+elseif alone and raw ~= read then
+  redis.pcall('SETRANGE', key, '0', raw) -- steps that can't be written down are taken again
+end
+local place = 3 * j
+figures[place - 2], figures[place - 1], figures[place] = sum, later > 0 and oldest + length - now or 0, 0
+if admitted < number then
+  local ok, wait = pcall(upkeep().retry_after, key, quota, length, granule, raw, cost)
+  figures[place] = ok and wait or length -- a damaged one is repaired as soon as something leaves it
 end

@@ -1,0 +1,104 @@
+"""Instructions of Redis for operations that come alone in a call: `python -m benchmarks.alone`.
+
+Counted by callgrind, which has to be installed (valgrind), for so many callers in turn, each with a charge or
+a release in a call of its own. `redis` is Redis 6.2, and `valkey` Valkey 9.1.
+"""
+
+import argparse
+import asyncio
+import re
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks.instructions import CALLGRIND
+from benchmarks.stored import PATIENCE
+from ratelimit_mw._internal.backends.redis.backend import RedisBackend
+from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.outcome import Outcome
+from tests.support.conformance import new_id
+from tests.support.servers import StoreServer, server_binaries
+
+LARGE = 1_000_000
+Ask = Callable[[], Awaitable[object]]
+
+
+class CountedStore(StoreServer):
+    """A server under callgrind that does nothing by itself meanwhile."""
+
+    def command(self) -> list[str]:
+        """Return the server's command, under the tool that counts its instructions."""
+        out = f"--callgrind-out-file={self.folder}/out"
+        return [*CALLGRIND, out, *super().command(), "--hz", "1", "--activerehashing", "no"]
+
+    async def count(self, asked: Sequence[Ask]) -> float:
+        """Instructions for each of so many questions, one after the other."""
+        self._control("-i", "on")
+        self._control("-z")
+        for ask in asked:
+            await ask()
+        self._control("-d")
+        self._control("-i", "off")
+        newest = max(self.folder.glob("out.*"), key=lambda path: int(path.suffix[1:]))
+        return int(re.findall(r"^(?:totals|summary): (\d+)", newest.read_text(), re.MULTILINE)[-1]) / len(
+            asked
+        )
+
+    def _control(self, *setting: str) -> None:
+        subprocess.run(["callgrind_control", *setting, str(self.pid)], check=True, capture_output=True)
+
+
+def limits_of(caller: str, quota: int, *, slots: bool) -> list[Counter]:
+    """An hour's window of a caller, or two windows and slots."""
+    window = Counter(caller, "p", Window(quota, 1, "hour"))
+    others = [Counter(caller, "p", Window(LARGE, 1, "day")), Counter(caller, "p", Slots(100))]
+    return [window, *others] if slots else [window]
+
+
+async def measure(server: CountedStore, callers: int) -> None:
+    """Print the instructions of each kind of operation."""
+    backend = RedisBackend(server.url, timeout=PATIENCE)
+    await backend.open()
+
+    async def charge(charge: Charge, held: list[Outcome]) -> None:
+        held.append(await backend.acquire(charge, new_id()))
+
+    async def row(name: str, asked: Sequence[Ask]) -> None:
+        print(f"{name:<60}{await server.count(asked):>10,.0f}", flush=True)
+
+    for name, slots in (("one window", False), ("two windows and a slot", True)):
+        charges = [Charge(limits_of(f"{name} {i}", LARGE, slots=slots)) for i in range(callers)]
+        for turn in ("the first charge of a caller", "a charge"):
+            held: list[Outcome] = []
+            await row(f"{turn}, {name}", [partial(charge, each, held) for each in charges])
+            ends = [partial(backend.finish, each.hold, EstimateAction.UNTOUCHED) for each in held]
+            if slots:
+                await row(f"the release of its slot after {turn}", ends)
+        full = [Charge(limits_of(f"full {name} {i}", 1, slots=slots)) for i in range(callers)]
+        for each in full:
+            await charge(each, [])
+        await row(f"a refusal, {name}", [partial(charge, each, []) for each in full])
+    await backend.close()
+
+
+def main() -> None:
+    """Parse the command line, and count."""
+    parser = argparse.ArgumentParser(prog="benchmarks.alone", description=__doc__)
+    parser.add_argument("--server", choices=sorted(server_binaries()), default="redis")
+    parser.add_argument("--callers", type=int, default=500, metavar="N")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        server = CountedStore(arguments.server, Path(folder))
+        server.start()
+        try:
+            asyncio.run(measure(server, arguments.callers))
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

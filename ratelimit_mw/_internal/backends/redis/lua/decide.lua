@@ -1,0 +1,45 @@
+-- decide.lua: asks all limits of a charge, and charges them if all admit it.
+--
+-- What is read of a limit stays in local variables, and what is known of the charge in parameters, since a table would
+-- cost more than the commands: to decide one limit `decide` calls itself for the next, and then charges its own. The
+-- parts that it includes know of a limit its key, letter, quota, length, granule and cost (what has to be left of it),
+-- and whether the charge `pays` that.
+--
+-- Needs   a charge (charges.lua); from `rare` decide_period (budgets.lua)
+-- Gives   decide(...): see below
+
+function decide(more, figures, op, first, n, number, charge_cost, charges, j, at, alone, admitted)
+  -- Decides the limits of a charge from the j-th of `n` on, which is at a place of the operation, and once all have been
+  -- asked, charges them, the last one first: those of no other operation (`alone`), which are written at once, before
+  -- those that others share. So where memory is full nothing is charged that is shared. Returns how many of `number`
+  -- are admitted, nil where TIME lies outside a period. A limit has three figures.
+  if j > n then
+    if not alone then
+      at = more.is_own and OWN_HEAD + 1 or CHARGE_HEAD + 1
+      return decide(more, figures, op, first, n, number, charge_cost, charges, 1, at, true, admitted)
+    end
+    if more.opens and admitted > 0 then more.opens(more, first + j) end
+    return admitted
+  end
+  local key, letter, quota, length, granule, next_at = KEYS[first + j], parse('<Bddd', op, at)
+  local cost, pays = charge_cost, charges
+  if more then
+    if more.is_own then
+      local meter
+      cost, meter, next_at = parse('<dB', op, next_at)
+      cost, pays = math.max(cost, 1), charges and cost > 0 and not (more.is_charged and meter > 0)
+    end
+    if more.states and (more.states[key] == true) ~= alone then
+      return decide(more, figures, op, first, n, number, charge_cost, charges, j + 1, next_at, alone, admitted)
+    end
+  end
+  if letter == WINDOW then
+    -- include windows
+  elseif letter == SLOTS then
+    -- include slots
+  else
+    return rare().decide_period(key, quota, length, granule, more, figures, op, first, n, number, charge_cost, charges, j,
+      next_at, alone, admitted)
+  end
+  return admitted
+end
