@@ -8,8 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.types import Scope
 
-from ratelimit_mw import Identity, Limiter, RateLimitMiddleware
+from ratelimit_mw import Identity, Limit, Limiter, RateLimitMiddleware
+from ratelimit_mw import limited as limited_by
 from ratelimit_mw._internal.policy.client_address import AddressReader
 from ratelimit_mw._internal.policy.networks import NetworkTable
 from ratelimit_mw._internal.settings.values import parse_network
@@ -354,6 +360,36 @@ async def test_a_key_of_a_blocked_plan_draws_on_no_limits() -> None:
     async with client_of(limited(text, FakeClock(), backend=backend), x_api_key="a") as client:
         assert [(await client.get("/")).status_code for _ in range(3)] == [403] * 3
     assert backend.asked == 0
+
+
+@pytest.mark.parametrize("headers", [{"x_api_key": "stolen"}, {}])
+async def test_limits_in_code_let_no_blocked_caller_in(headers: dict[str, str]) -> None:
+    """A block holds on routes with limits in code, and no function of theirs and no price hook is asked."""
+    asked: list[object] = []
+
+    def key(scope: Scope, identity: Identity) -> str:
+        asked.append(identity)
+        return "everyone"
+
+    def price(scope: Scope, identity: Identity) -> str:
+        asked.append(identity)
+        return "1"
+
+    @limited_by("10/minute")
+    async def plain(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    @limited_by(Limit("by-key", "10/minute", by=key))
+    async def keyed(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    routes = [Route("/plain", plain), Route("/keyed", keyed)]
+    text = BLOCKED.replace("blocked = true", 'blocked = true\nspending = { daily = "5" }')
+    app = limited(text, FakeClock(), Starlette(routes=routes), price=price)
+    address = "198.51.100.1" if headers else "192.0.2.1"
+    async with client_of(app, address=address, **headers) as client:
+        assert [(await client.get(path)).status_code for path in ("/plain", "/keyed")] == [403, 403]
+    assert not asked
 
 
 async def test_a_change_of_the_settings_blocks_and_frees() -> None:

@@ -91,7 +91,7 @@ class MarkedRoutes:
         Raises `HookError` for what a function of the app raises.
         """
         route = self.at(scope)
-        if route is None or policy.is_exempt:
+        if route is None or policy.is_decided:
             return policy
         asked = route.asked.get(rules.code_limits)
         if asked is None:

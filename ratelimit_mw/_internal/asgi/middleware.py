@@ -310,7 +310,7 @@ class LimitedApp:
         The hook is told the caller's identity, since several callers may share a policy: the keys of one
         account, and the unknown keys of one address.
         """
-        if self._price_hook is None or policy.currency is None or policy.is_exempt:
+        if self._price_hook is None or policy.currency is None or policy.is_decided:
             return None
         amount = await ask(self._price_hook, scope, identity)
         try:
@@ -321,7 +321,7 @@ class LimitedApp:
 
     async def _estimate(self, scope: Scope, policy: Policy, identity: Identity) -> Units | None:
         """Return the `estimate=` hook's amounts of metered units; None if the route's estimates count."""
-        if self._estimate_hook is None or policy.is_exempt or not policy.charge.meters:
+        if self._estimate_hook is None or policy.is_decided or not policy.charge.meters:
             return None
         units = await ask(self._estimate_hook, scope, identity)
         try:
