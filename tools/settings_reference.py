@@ -4,6 +4,7 @@ A setting has its name, type, default and meaning from `ratelimit_mw._internal.s
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ _ORDER = (
     "Identity",
     "Response",
     "Operations",
+    "Operator",
     "Application",
     "Plan",
     "Slots",
@@ -96,11 +98,13 @@ def _type(field: dict[str, Any], shared: dict[str, Any]) -> str:
         if "properties" not in part:
             return _type(part, shared)
         heading = part["description"].partition(": ")[0]
-        return f"table [{heading}](#{heading.strip('`')})"
+        return f"table [{heading}](#{re.sub(r'[^0-9a-z_ -]', '', heading)})"
     if "enum" in field:
         return ", ".join([f"`{json.dumps(value)}`" for value in field["enum"]])
     if field["type"] == "array":
         inner = _type(field["items"], shared)
+        if inner.startswith("table "):
+            return f"list of {inner.replace('table', 'tables', 1)}"
         return f"list of {inner}" + ("" if inner.startswith("`") else "s")
     if field["type"] == "object":
         (inner,) = field.get("patternProperties", {"": field.get("additionalProperties")}).values()

@@ -26,6 +26,7 @@ FILES = sorted([*(ROOT / "tests" / "settings_good").glob("*.toml"), *(ROOT / "ex
 BAD = sorted((ROOT / "tests" / "settings_bad").glob("*.toml"))
 NEED_THE_WHOLE = {
     "accounts",  # one plan for the keys of an account
+    "dashboard_tokens_twice",  # a name and a token for each operator
     "backend_certificate",  # a certificate needs its key
     "backend_key",
     "dashboard_everywhere",

@@ -9,6 +9,8 @@ import hmac
 import os
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import ceil
 from urllib.parse import urlsplit
 
@@ -22,6 +24,7 @@ from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE
 from ratelimit_mw._internal.model.status import WindowStatus
+from ratelimit_mw._internal.settings.tables import OperationsSettings
 
 COOKIE = "ratelimit_dashboard"
 SESSION_SECONDS = 12 * 3600
@@ -36,26 +39,53 @@ MAX_ADDRESSES = 10_000
 _FORWARDED_BY_HTTPS = re.compile(r"(?:^|;)[ \t]*proto=\"?https\"?[ \t]*(?:;|$)", re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """Somebody who may open the dashboard."""
+
+    name: str
+    """The name that changes bear: that of the token, or `dashboard` for `operations.dashboard_token`."""
+    token: str
+    may_change: bool
+
+    def is_same(self, other: "Operator") -> bool:
+        """Whether both are one operator with one token, whatever it may do."""
+        return (self.name, self.token) == (other.name, other.token)
+
+
+def operators_of(operations: OperationsSettings) -> list[Operator]:
+    """Everybody who may open the dashboard, as the settings have them."""
+    can_change = operations.dashboard_changes
+    found = [
+        Operator(each.name, each.token.get_secret_value(), can_change and each.changes)
+        for each in operations.dashboard_tokens
+    ]
+    token = operations.dashboard_token.get_secret_value()
+    return [Operator("dashboard", token, can_change), *found] if token.strip() else found
+
+
 class Access:
-    """Tells who has the token. What is asked of it costs the callers' limits nothing."""
+    """Tells who has a token. What is asked of it costs the callers' limits nothing."""
 
     def __init__(self) -> None:
         self._wrong = MemoryBackend(max_windows=MAX_ADDRESSES)
 
-    async def is_granted(self, request: Request, token: str, address: str) -> bool:
-        """Whether a request carries a session or the token itself.
+    async def granted(self, request: Request, operators: Sequence[Operator], address: str) -> Operator | None:
+        """The operator whose session or token a request carries; None for nobody.
 
         Raises `DashboardError` where too many wrong tokens came from its address.
         """
-        if is_session(request.cookies.get(COOKIE, ""), token):
-            return True
+        cookie = request.cookies.get(COOKIE, "")
+        for operator in operators:
+            if is_session(cookie, operator.token):
+                return operator
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            return False
-        return await self.is_token(credentials.encode("latin-1"), token, address)
+            return None
+        return await self.by_token(credentials.encode("latin-1"), operators, address)
 
-    async def is_token(self, given: bytes, token: str, address: str) -> bool:
-        """Whether this is the token. Raises `DashboardError` where too many wrong ones came from there."""
+    async def by_token(self, given: bytes, operators: Sequence[Operator], address: str) -> Operator | None:
+        """The operator with this token. Raises `DashboardError` where too many wrong ones came from there."""
         charge = Charge([Counter(address, "dashboard", WRONG_TOKENS)])
         outcome = await self._wrong.peek(charge)
         if not outcome.admitted:
@@ -66,10 +96,12 @@ class Access:
             message = f"Too many wrong tokens from your address. Try again in {seconds} s."
             # Still 401, as anything without the token.
             raise DashboardError(401, message, {**CHALLENGE, "Retry-After": seconds})
-        if hmac.compare_digest(given.strip(), token.strip().encode()):
-            return True
+        token = given.strip()
+        found = [each for each in operators if hmac.compare_digest(token, each.token.strip().encode())]
+        if found:
+            return found[0]
         await self._wrong.acquire(charge, os.urandom(LEASE_ID_SIZE))
-        return False
+        return None
 
 
 def start_session(response: Response, request: Request, token: str) -> None:

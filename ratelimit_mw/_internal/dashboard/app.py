@@ -10,7 +10,15 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from ratelimit_mw._internal.backends.rights import missing_rights
-from ratelimit_mw._internal.dashboard.access import CHALLENGE, Access, end_session, is_foreign, start_session
+from ratelimit_mw._internal.dashboard.access import (
+    CHALLENGE,
+    Access,
+    Operator,
+    end_session,
+    is_foreign,
+    operators_of,
+    start_session,
+)
 from ratelimit_mw._internal.dashboard.answers import (
     DashboardError,
     file_response,
@@ -36,6 +44,8 @@ Handler = Callable[[Request, OperationsSettings], Awaitable[Response]]
 LONGEST_CHANGE = 10 * 365 * 86_400
 """Seconds of the longest change that goes back by itself."""
 
+_OPERATOR = "ratelimit_mw.operator"
+"""Name in the scope of a request under which its operator is."""
 _LOGIN_AGAIN = "Log in, or send the token as Authorization: Bearer."
 
 
@@ -114,9 +124,10 @@ class Dashboard:
         Raises `DashboardError` if a request without the token asks for anything but the page.
         """
         is_page = path in ("", "/") and request.method in ("GET", "HEAD")
-        token = operations.dashboard_token.get_secret_value()
         try:
-            if await self._access.is_granted(request, token, self._address(request)):
+            operator = await self._access.granted(request, operators_of(operations), self._address(request))
+            if operator is not None:
+                request.scope[_OPERATOR] = operator
                 return None
         except DashboardError as error:
             if not is_page:
@@ -129,15 +140,14 @@ class Dashboard:
     async def _login(self, request: Request, operations: OperationsSettings) -> Response:
         form = parse_qs((await read_body(request)).decode("utf-8", "replace"))
         given = form.get("token", [""])[0].encode("utf-8", "replace")
-        token = operations.dashboard_token.get_secret_value()
         try:
-            right = await self._access.is_token(given, token, self._address(request))
+            operator = await self._access.by_token(given, operators_of(operations), self._address(request))
         except DashboardError as error:
             return login_page("./", error.message, error.status, error.headers)
-        if not right:
+        if operator is None:
             return login_page("./", "That is not the token.", 401, CHALLENGE)
         response = RedirectResponse("./", 303)
-        start_session(response, request, token)
+        start_session(response, request, operator.token)
         return response
 
     async def _logout(self, request: Request, _operations: OperationsSettings) -> Response:
@@ -152,8 +162,12 @@ class Dashboard:
         def facts() -> dict[str, Any] | None:
             # A token that is changed shuts out who came in by the old one.
             now = self._limiter.settings.operations
-            opened = (operations.dashboard_path, operations.dashboard_token)
-            return self._facts(now) if (now.dashboard_path, now.dashboard_token) == opened else None
+            same = [each for each in operators_of(now) if each.is_same(known)]
+            if not same or now.dashboard_path != operations.dashboard_path:
+                return None
+            return self._facts(now, same[0])
+
+        known = _operator(request)
 
         headers = {"X-Accel-Buffering": "no", "Vary": "Accept-Encoding"}
         events = self._stream.events(facts)
@@ -162,25 +176,27 @@ class Dashboard:
             events = compressed_stream(events)
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
-    async def _snapshot(self, _request: Request, operations: OperationsSettings) -> Response:
-        return json_response({**(await self._view.read()).as_dict(), **self._facts(operations)})
+    async def _snapshot(self, request: Request, operations: OperationsSettings) -> Response:
+        facts = self._facts(operations, _operator(request))
+        return json_response({**(await self._view.read()).as_dict(), **facts})
 
     async def _caller(self, request: Request, operations: OperationsSettings) -> Response:
         values = await read_json(request)
-        return json_response({**await self._callers.read(_text(values, "caller")), **self._facts(operations)})
+        facts = self._facts(operations, _operator(request))
+        return json_response({**await self._callers.read(_text(values, "caller")), **facts})
 
     async def _search(self, request: Request, _operations: OperationsSettings) -> Response:
         text = _text(await read_json(request), "text")
         return json_response({"callers": await self._view.search(text) if text.strip() else []})
 
     async def _reset(self, request: Request, operations: OperationsSettings) -> Response:
-        _check_changes(operations)
+        _check_changes(request, operations)
         caller = _text(await read_json(request), "caller")
         cleared, change = await self._callers.reset(caller, self._who(request))
         return json_response({"cleared": cleared, "change": change.as_dict()})
 
     async def _plan(self, request: Request, operations: OperationsSettings) -> Response:
-        _check_changes(operations)
+        _check_changes(request, operations)
         values = await read_json(request)
         plan = None if values.get("plan") is None else _text(values, "plan")
         if "caller" in values:
@@ -191,7 +207,7 @@ class Dashboard:
         return json_response({"plan": plan, "change": change.as_dict()})
 
     async def _undo(self, request: Request, operations: OperationsSettings) -> Response:
-        _check_changes(operations)
+        _check_changes(request, operations)
         change = await self._callers.undo(_text(await read_json(request), "id"), self._who(request))
         return json_response({"change": change.as_dict()})
 
@@ -203,11 +219,12 @@ class Dashboard:
         return json_response({"changes": [change.as_dict() for change in changes], "partial": None})
 
     def _who(self, request: Request) -> str:
-        return f"dashboard, {self._address(request)}"
+        return f"{_operator(request).name}, {self._address(request)}"
 
-    def _facts(self, operations: OperationsSettings) -> dict[str, Any]:
+    def _facts(self, operations: OperationsSettings, operator: Operator) -> dict[str, Any]:
         return {
-            "changes": operations.dashboard_changes,
+            "changes": operator.may_change,
+            "operator": operator.name,
             "missing_rights": self._limiter.engine.live.rights.missing,
             "logs_url": operations.logs_url,
             "choices": [*self._limiter.settings.plans],
@@ -228,9 +245,17 @@ def _folder(path: str, operations: OperationsSettings) -> str:
     return "./" if path else f"./{name}/"
 
 
-def _check_changes(operations: OperationsSettings) -> None:
+def _operator(request: Request) -> Operator:
+    """The operator that a request was granted to."""
+    operator: Operator = request.scope[_OPERATOR]
+    return operator
+
+
+def _check_changes(request: Request, operations: OperationsSettings) -> None:
     if not operations.dashboard_changes:
         raise DashboardError(403, "The dashboard may change nothing: operations.dashboard_changes is off.")
+    if not _operator(request).may_change:
+        raise DashboardError(403, f"The token of {_operator(request).name} is read-only.")
 
 
 def _text(values: dict[str, object], name: str) -> str:

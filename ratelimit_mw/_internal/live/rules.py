@@ -18,7 +18,7 @@ from ratelimit_mw._internal.settings import AddressSettings, KeySettings, Settin
 MAX_ADOPTED = 16_384
 """Identities of hooks that are remembered; those made first go first."""
 
-_SECRET = frozenset({"hash_secret", "dashboard_token", "url"})
+_SECRET = frozenset({"hash_secret", "dashboard_token", "token", "url"})
 """Fields that the version leaves out: it is shown, and a short secret could be found out from it."""
 
 
