@@ -36,6 +36,7 @@ _ORDER = (
     "Key",
     "Address",
     "Route",
+    "Limit",
 )
 _TYPES = {
     "string": "text",

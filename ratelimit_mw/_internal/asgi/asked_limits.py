@@ -24,10 +24,12 @@ def differs(limit: Limit) -> bool:
     return callable(limit.cost) or limit.rates_for is not None or limit.when is not None
 
 
-def asked_as(limit: Limit, code_limits: CodeLimits) -> AskedLimit:
-    """Return a limit that is the same for all requests of a caller."""
+def asked_as(limit: Limit, code_limits: CodeLimits) -> AskedLimit | None:
+    """Return a limit that is the same for all requests of a caller; None if it is switched off."""
     cost = 1 if callable(limit.cost) else limit.cost
     chosen = code_limits.choose(limit, None, cost)
+    if chosen is None:
+        return None
     if limit.by is Whose.EVERYONE:
         return AskedLimit(chosen, "everyone", everyones_partition(limit.name))
     return AskedLimit(chosen, "caller", "")
@@ -46,6 +48,8 @@ async def asked_by(
     a cost is told in the log, and the request is counted all the same: by its caller, at the limit's own
     rates, at a cost of 1.
     """
+    if rules.code_limits.choose(limit) is None:
+        return None
     if limit.when is not None and not await ask(limit.when, scope, identity):
         return None
     by: object = limit.by
@@ -60,7 +64,7 @@ async def asked_by(
     rates = None if limit.rates_for is None else _rates(limit, await ask(limit.rates_for, identity))
     cost = _cost(limit, await ask(limit.cost, scope, identity)) if callable(limit.cost) else limit.cost
     chosen = rules.code_limits.choose(limit, rates, cost)
-    return AskedLimit(chosen, *_place(limit, key, scope, rules))
+    return None if chosen is None else AskedLimit(chosen, *_place(limit, key, scope, rules))
 
 
 def _place(

@@ -97,9 +97,10 @@ class MarkedRoutes:
         if asked is None:
             if not route.is_plain:
                 return _policy_of(route, policy, identity, scope, rules)
-            asked = tuple([asked_as(limit, rules.code_limits) for limit in route.limits])
+            met = [asked_as(limit, rules.code_limits) for limit in route.limits]
+            asked = tuple([each for each in met if each is not None])
             route.asked = {rules.code_limits: asked}  # of the settings in force alone
-        return rules.code_limits.extend(policy, asked)
+        return rules.code_limits.extend(policy, asked) if asked else policy
 
     def _add(self, route: AppRoute) -> None:
         try:

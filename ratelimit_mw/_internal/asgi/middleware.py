@@ -19,9 +19,11 @@ from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
 from ratelimit_mw._internal.asgi.marks import Mark
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook, close_accepted, with_own_body
 from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
+from ratelimit_mw._internal.checks.code_limits import code_limit_findings
 from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw._internal.dashboard import is_below, open_dashboard
 from ratelimit_mw._internal.lease.lease import Lease
+from ratelimit_mw._internal.limiter.late import enforced
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
@@ -29,6 +31,7 @@ from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
+from ratelimit_mw._internal.policy.code_limits import declared
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.lookup import LookupEntry
@@ -120,7 +123,8 @@ class LimitedApp:
     def read_marks(self) -> MarkedRoutes:
         """Learn which limits in code are on the app's routes, and log what the start-up checks find there."""
         marked = self._marked = MarkedRoutes(self.app)
-        for finding in marked.findings:
+        limits = {*declared, *marked.limits}
+        for finding in (*marked.findings, *code_limit_findings(self.limiter.settings, limits)):
             say_once(finding)
         return marked
 
@@ -147,6 +151,7 @@ class LimitedApp:
             rules, writers = live.rules, self.writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
                 writers = self.writers = Writers(rules.settings)
+                self._marked = None  # to be read anew, and checked against these settings
             if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
                 return
             try:
@@ -171,6 +176,8 @@ class LimitedApp:
             lease = self._decider.decide(policy, found.identity, price, units)
             if not isinstance(lease, Lease):
                 lease = await lease
+            if policy.enforced is not None:
+                lease = await enforced(self._decider, lease, price, units)
             if lease.outcome is None and not lease.allowed:
                 answer = writers.refusals.answer(lease)
                 if self._refusal_hook is not None:

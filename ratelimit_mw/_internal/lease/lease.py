@@ -182,9 +182,9 @@ class Lease:
     @property
     def allowed(self) -> bool:
         """Whether the request is let through."""
-        if self._decision is None:
+        if self._decision is None and not self.policy.shadowed:
             return self.outcome is not None or self.policy.shadow
-        return self._decision.allowed
+        return self.decision.allowed
 
     @property
     def is_charged(self) -> bool:

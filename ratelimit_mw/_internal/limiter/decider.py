@@ -203,7 +203,7 @@ class Decider:
             self.observers(lease)
 
     def _tell_of_refusal(self, lease: Lease) -> None:
-        if lease.policy.shadow or logger.isEnabledFor(logging.DEBUG):
+        if lease.allowed or logger.isEnabledFor(logging.DEBUG):
             refusal = lease.decision.refusal
             if refusal is not None:
                 self.log_refusal(lease.policy, refusal, shadow=lease.allowed)

@@ -12,7 +12,7 @@ from ratelimit_mw._internal.checks.startup import LOOK_SECONDS, WorkerCheck, log
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.limiter.decider import Decider
-from ratelimit_mw._internal.limiter.late import LateCharges
+from ratelimit_mw._internal.limiter.late import LateCharges, enforced
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, Observer, Observers, OnDecision
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.live.state import Live
@@ -224,6 +224,7 @@ class Engine:
         """
         decided = self.decider.decide(policy, identity or policy.identity, price, units)
         lease = decided if isinstance(decided, Lease) else await decided
+        lease = await enforced(self.decider, lease, price, units)
         lease.is_acquired = True
         return lease
 

@@ -9,6 +9,7 @@ from ratelimit_mw._internal.lease.token import LeaseError
 from ratelimit_mw._internal.limiter.decider import Decider
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.policy.by import Whose
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, rates_of
 from ratelimit_mw._internal.policy.decision import Decision, without_charge
@@ -39,7 +40,7 @@ class LateCharges:
             raise LeaseError("the request is over: nothing more can be charged for it")
         policy = self._live.rules.code_limits.extend(lease.policy, asked, alone=True)
         decided = self._decider.decide(policy, lease.identity)
-        late = decided if isinstance(decided, Lease) else await decided
+        late = await enforced(self._decider, decided if isinstance(decided, Lease) else await decided)
         if late.allowed:
             self._join(lease, late)
             return
@@ -76,18 +77,36 @@ async def asked_late(
         if not isinstance(limit, Limit):
             raise TypeError(f"expected limit.on(key), or decide by an Identity, not by {type(each).__name__}")
         rates = await _rates(limit, identity)
-        if keyed is not None:
-            asked.append(code_limits.asked_on(keyed, rates))
-            continue
-        cost = 1 if callable(limit.cost) else limit.cost
-        chosen = code_limits.choose(limit, rates, cost)
-        if limit.by is Whose.CALLER:
-            asked.append(AskedLimit(chosen, "caller", ""))
-        elif limit.by is Whose.EVERYONE:
-            asked.append(AskedLimit(chosen, "everyone", everyones_partition(limit.name)))
-        else:
-            raise TypeError(f"{limit!r} needs a key here: charge it as limit.on(key)")
-    return tuple(dict.fromkeys(asked))
+        asked.append(_own(limit, rates, code_limits) if keyed is None else code_limits.asked_on(keyed, rates))
+    return tuple(dict.fromkeys([each for each in asked if each is not None]))
+
+
+def _own(limit: Limit, rates: tuple[Window, ...] | None, code_limits: CodeLimits) -> AskedLimit | None:
+    """Return a limit that needs no key of the app's. Raises TypeError for any other."""
+    chosen = code_limits.choose(limit, rates, 1 if callable(limit.cost) else limit.cost)
+    if limit.by not in (Whose.CALLER, Whose.EVERYONE):
+        raise TypeError(f"{limit!r} needs a key here: charge it as limit.on(key)")
+    if chosen is None:
+        return None
+    if limit.by is Whose.CALLER:
+        return AskedLimit(chosen, "caller", "")
+    return AskedLimit(chosen, "everyone", everyones_partition(limit.name))
+
+
+async def enforced(
+    decider: Decider, lease: Lease, price: int | None = None, units: Units | None = None
+) -> Lease:
+    """Decide once more, without limits that only report, where one of these has refused.
+
+    They let the request through; all others have to be charged.
+    """
+    policy = lease.policy
+    if policy.enforced is None or policy.shadow or lease.outcome is not None or not lease.allowed:
+        return lease
+    if lease.decision.refusal is None:  # admitted without the backend
+        return lease
+    decided = decider.decide(policy.enforced, lease.identity, price, units)
+    return decided if isinstance(decided, Lease) else await decided
 
 
 async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:

@@ -9,7 +9,7 @@ from weakref import WeakSet
 from pydantic import TypeAdapter, ValidationError
 
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
-from ratelimit_mw._internal.model.limits import REQUESTS, Slots, Window
+from ratelimit_mw._internal.model.limits import REQUESTS, OnFailure, Slots, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT
 from ratelimit_mw._internal.policy.by import By, HeaderValue, Key, PathPart, Whose
 from ratelimit_mw._internal.policy.identity import Identity
@@ -18,6 +18,8 @@ from ratelimit_mw._internal.settings.errors import in_our_words
 from ratelimit_mw._internal.settings.limits import Concurrent, Rates
 from ratelimit_mw._internal.settings.units import UnitName, counting
 
+STRICTNESS: tuple[OnFailure, ...] = ("allow", "local", "deny")
+"""Decisions while the backend is away, the strictest last."""
 MAX_NAME = 200
 """Characters of the longest name of a limit."""
 
@@ -58,13 +60,17 @@ class Limit:
         count: Literal["all", "failures"] | Counts = "all",
         rates_for: RatesFunction | None = None,
         when: Condition | None = None,
+        shadow: bool | None = None,
+        on_failure: OnFailure | None = None,
     ) -> None:
         """`by` is whose count it is: see `ratelimit_mw.by`. `unit` is what the rates count: requests, or a
         metered unit such as `tokens`, which is settled. `concurrent` is a number of slots, or a table as in
         the settings. `cost` is how many units a request uses. `count` says which requests count: all,
         failures (status 400 and above, or an exception), or those for whose status it returns true. A request
         is charged when it comes, and given back when its answer doesn't count. `rates_for` gives some callers
-        other rates, and `when` says whether the limit applies to a request.
+        other rates, and `when` says whether the limit applies to a request. With `shadow` it is decided and
+        reported, and refuses nobody. `on_failure` is as in the settings; of all limits of a request, the
+        strictest counts.
         """
         self.name: str = _checked_name(name)
         self.unit: str = unit if unit == REQUESTS else valid(_UNIT, unit, f"{name}: unit")
@@ -84,6 +90,10 @@ class Limit:
         self.count: Literal["all", "failures"] | Counts = self._check_count(count)
         self.rates_for: RatesFunction | None = rates_for
         self.when: Condition | None = when
+        self.shadow: bool | None = shadow
+        self.on_failure: OnFailure | None = on_failure
+        if on_failure not in (None, *STRICTNESS):
+            raise ValueError(f"{name}: on_failure is one of {', '.join(STRICTNESS)}, not {on_failure!r:.40}")
         declared.add(self)
 
     def on(self, key: Key, *, cost: int | None = None) -> "KeyedLimit":

@@ -254,9 +254,13 @@ def decision_of(
         refusal = Refusal("cost", next(s for s in limit_statuses if s.counter == never), None)
     elif not outcome.admitted:
         refusal = refusal_of(limit_statuses, price, outcome.now)
-    allowed = refusal is None or policy.shadow
-    now = outcome.now
-    return Decision(allowed, now, charge.cost, price, limit_statuses, refusal, policy.shadow, by, costs)
+    shadow = policy.shadow
+    if refusal is not None and policy.shadowed:
+        refusing = [refusal.limit] if never is not None else [s for s in limit_statuses if s.status.refuses]
+        # If others refuse as well, `Policy.enforced` says so, which is asked next.
+        shadow = shadow or any([s is not None and s.counter.scope in policy.shadowed for s in refusing])
+    allowed, now = refusal is None or shadow, outcome.now
+    return Decision(allowed, now, charge.cost, price, limit_statuses, refusal, shadow, by, costs)
 
 
 def blocked(*, shadow: bool) -> Decision:

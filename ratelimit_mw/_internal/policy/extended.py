@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter
-from ratelimit_mw._internal.model.limits import ANSWERS, Allowance, Slots, Window
-from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, partition_of_key
+from ratelimit_mw._internal.model.limits import ANSWERS, Allowance, OnFailure, Slots, Window
+from ratelimit_mw._internal.policy.code_limits import STRICTNESS, KeyedLimit, Limit, partition_of_key
 from ratelimit_mw._internal.policy.policy import Counts, Policy
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import Settings
+from ratelimit_mw._internal.settings.tables import LimitSettings
 from ratelimit_mw._internal.settings.units import counting
 
 MAX_POLICIES = 16_384
@@ -25,7 +26,7 @@ MAX_LIMITS = 255
 class CodeLimit:
     """One declared limit as it counts under the settings in force."""
 
-    __slots__ = ("cost", "counts", "limits", "name")
+    __slots__ = ("cost", "counts", "limits", "name", "on_failure", "shadow")
 
     def __init__(
         self, name: str, limits: Sequence[Window | Slots], cost: int, counts: Counts | None = None
@@ -35,6 +36,8 @@ class CodeLimit:
         self.cost = cost
         self.counts = counts
         """Whether an answer of a status counts; None if all do."""
+        self.shadow = False
+        self.on_failure: OnFailure | None = None
 
 
 class AskedLimit(NamedTuple):
@@ -49,11 +52,15 @@ class AskedLimit(NamedTuple):
 Asked = tuple[AskedLimit, ...]
 
 
+_UNSAID = LimitSettings()
+
+
 class CodeLimits:
     """Puts limits in code together with policies, under one state of the settings."""
 
     def __init__(self, settings: Settings) -> None:
         self._secret = settings.identity.hash_secret.get_secret_value()
+        self._settings = settings.limits
         self._chosen: dict[tuple[object, ...], CodeLimit] = {}
         self._models: dict[tuple[object, ...], Policy] = {}
         self._extended: dict[tuple[Policy, Asked, bool], Policy] = {}
@@ -68,18 +75,26 @@ class CodeLimits:
         """Return the partition that counts by a key."""
         return partition_of_key(key, self._secret)
 
-    def choose(self, limit: Limit, rates: tuple[Window, ...] | None = None, cost: int = 1) -> CodeLimit:
-        """Return a limit as it counts, with other rates than its own perhaps."""
+    def choose(
+        self, limit: Limit, rates: tuple[Window, ...] | None = None, cost: int = 1
+    ) -> CodeLimit | None:
+        """Return a limit as it counts, with other rates than its own perhaps; None if it is switched off.
+
+        The settings have the last word.
+        """
         key = (limit, rates, cost)
         chosen = self._chosen.get(key)
         if chosen is None:
-            chosen = _chosen(limit, limit.rates if rates is None else rates, cost)
+            said = self._settings.get(limit.name, _UNSAID)
+            if said.off:
+                return None
+            chosen = _chosen(limit, said, limit.rates if rates is None else rates, cost)
             with self._lock:
                 evict_oldest(self._chosen, MAX_MODELS)
                 self._chosen[key] = chosen
         return chosen
 
-    def asked_on(self, keyed: KeyedLimit, rates: tuple[Window, ...] | None) -> AskedLimit:
+    def asked_on(self, keyed: KeyedLimit, rates: tuple[Window, ...] | None) -> AskedLimit | None:
         """Return a limit with its key as a request meets it. Raises ValueError for an unknown cost."""
         limit, cost = keyed.limit, keyed.cost
         if cost is None:
@@ -88,7 +103,8 @@ class CodeLimits:
                     f"{limit!r} has a function for its cost: name the cost, as in .on(key, cost=1)"
                 )
             cost = limit.cost
-        return AskedLimit(self.choose(limit, rates, cost), "key", self.partition_of(keyed.key))
+        chosen = self.choose(limit, rates, cost)
+        return None if chosen is None else AskedLimit(chosen, "key", self.partition_of(keyed.key))
 
     def extend(self, policy: Policy, asked: Asked, *, alone: bool = False) -> Policy:
         """Return a policy with these limits beside its own, or with these `alone`.
@@ -118,15 +134,27 @@ class CodeLimits:
             with self._lock:
                 evict_oldest(self._models, MAX_MODELS)
                 self._models[place] = model
-        return model.for_caller(policy.identity, policy.charge.address, keys)
+        extended = model.for_caller(policy.identity, policy.charge.address, keys)
+        shadowed = [each for each in asked if each.limit.shadow]
+        if shadowed:
+            extended.shadowed = frozenset([f"{CODE_SCOPE}{each.limit.name}" for each in shadowed])
+            enforced = tuple([each for each in asked if not each.limit.shadow])
+            extended.enforced = self.extend(policy, enforced, alone=alone) if enforced or alone else policy
+        return extended
 
 
-def _chosen(limit: Limit, rates: tuple[Window, ...], cost: int) -> CodeLimit:
-    """Return a limit with these rates."""
-    slots = () if limit.concurrent is None else (limit.concurrent,)
+def _chosen(limit: Limit, said: LimitSettings, rates: tuple[Window, ...], cost: int) -> CodeLimit:
+    """Return a limit with these rates, unless the settings say others."""
+    if said.requests is not None:
+        rates = counting(limit.unit, said.requests)
     if limit.counts is not None:
         rates = counting(f"{ANSWERS}{limit.name}", rates)
-    return CodeLimit(limit.name, (*rates, *slots), cost, limit.counts)
+    concurrent = said.concurrent or limit.concurrent
+    slots = () if concurrent is None else (concurrent,)
+    chosen = CodeLimit(limit.name, (*rates, *slots), cost, limit.counts)
+    chosen.shadow = bool(limit.shadow if said.shadow is None else said.shadow)
+    chosen.on_failure = said.on_failure or limit.on_failure
+    return chosen
 
 
 Placed = tuple[tuple[CodeLimit, Literal["caller", "address", "key", "everyone"], int], ...]
@@ -140,7 +168,9 @@ def everyones_partition(name: str) -> str:
 
 def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Policy:
     """Return the policy that those of all callers and keys are made from."""
-    keys = tuple([f"key:{number}" for number in range(max([number for _, _, number in placed]) + 1)])
+    keys = tuple(
+        [f"key:{number}" for number in range(max([number for _, _, number in placed], default=-1) + 1)]
+    )
     counters = list(_counters_of(placed, base.caller, keys))
     costs: dict[str, int] = {}
     for limit, _, _ in placed:
@@ -171,13 +201,19 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         price=None if alone else policy.price,
         currency=None if alone else policy.currency,
         too_small=charge.too_small,
-        on_failure=policy.on_failure,
-        on_failure_priced=policy.on_failure_priced,
+        on_failure=_strictest(placed, policy.on_failure, alone),
+        on_failure_priced=_strictest(placed, policy.on_failure_priced, alone),
         shadow=policy.shadow,
-        is_exempt=False,
+        is_exempt=not charge.counters,  # of a late charge whose limits all only report
         stock=None,
         answers=answers or None,
     )
+
+
+def _strictest(placed: Placed, own: OnFailure, alone: bool) -> OnFailure:
+    """Return the decision for outages of all limits of a request."""
+    said = [limit.on_failure for limit, _, _ in placed if limit.on_failure is not None]
+    return max(said if alone and said else [own, *said], key=STRICTNESS.index)
 
 
 def _counters_of(placed: Placed, caller: str, keys: Sequence[str]) -> Iterator[Counter]:

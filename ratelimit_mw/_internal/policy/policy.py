@@ -38,6 +38,7 @@ class Policy:
         "answers",
         "charge",
         "currency",
+        "enforced",
         "identity",
         "is_blocked",
         "is_decided",
@@ -50,6 +51,7 @@ class Policy:
         "refused",
         "route",
         "shadow",
+        "shadowed",
         "stock",
         "too_small",
     )
@@ -96,6 +98,10 @@ class Policy:
         """Whether the request is decided about without asking anybody."""
         self.stock = stock
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
+        self.shadowed: frozenset[str] = frozenset()
+        """Scopes of limits in code that only report, and refuse nobody."""
+        self.enforced: Policy | None = None
+        """The policy without these limits; None where there are none."""
         self.answers = answers
         """For each unit that counts requests by their answers, whether an answer of a status counts."""
         self.is_latest = False

@@ -36,6 +36,7 @@ from ratelimit_mw._internal.settings.tables import (
     ApplicationSettings,
     IdentitySettings,
     KeySettings,
+    LimitSettings,
     OperationsSettings,
     PlanSettings,
     ResponseSettings,
@@ -78,6 +79,8 @@ class Settings(BaseModel):
     """Plans of callers who are counted by an address, by network; the longest prefix counts."""
     routes: Items[RouteSettings] = ()
     """Route rules: costs of paths, and limits on top of the plan's; the first match wins."""
+    limits: dict[PlanName, LimitSettings] = Field(default_factory=dict)
+    """Amounts and switches of limits that the app declares in its code, by their names."""
 
     _source: str = PrivateAttr(_BUILT_IN)
     _file: str | None = PrivateAttr(None)

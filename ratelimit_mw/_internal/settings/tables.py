@@ -339,6 +339,21 @@ class RouteSettings(Table):
         return self
 
 
+class LimitSettings(Table):
+    """`[limits.NAME]`: amounts and switches of a limit that the app declares in its code."""
+
+    requests: Rates | None = None
+    """Rates in place of the code's, of the unit that the limit counts. Default: the code's."""
+    concurrent: Concurrent | None = None
+    """Slots in place of the code's. Default: the code's."""
+    shadow: bool | None = None
+    """Whether to decide and report, and never refuse. Default: the code's."""
+    off: bool = False
+    """Whether the limit is left out. Default: false."""
+    on_failure: OnFailure | None = None
+    """Decision while the backend is away, as `backend.on_failure`. Default: the code's."""
+
+
 def built_in_plans() -> dict[str, PlanSettings]:
     """Make the plans that exist without a file; a table of the same name replaces the whole plan."""
     return {
