@@ -205,6 +205,15 @@ async def test_exempt_routes_are_exempt_from_these() -> None:
         assert await statuses(client, 3) == [200] * 3
 
 
+@pytest.mark.parametrize("by_what", [by.caller, by.address])
+async def test_blocked_callers_stay_blocked(by_what: Any) -> None:
+    """A limit in code on a route lets nobody in whom the settings block, and asks no function."""
+    text = "plans.default = { blocked = true }"
+    limits = [Limit("x", "9/minute", by=by_what), Limit("y", "9/minute", by=fails)]
+    async with client_of(behind(text, FakeClock(), app_of(*limits)), x_api_key="a") as client:
+        assert await statuses(client, 2) == [403, 403]
+
+
 # whose they are ---------------------------------------------------------------------------------
 
 

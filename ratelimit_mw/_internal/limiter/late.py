@@ -33,7 +33,7 @@ class LateCharges:
         Raises `RateLimited`, TypeError and `LeaseError` as `Lease.charge` says.
         """
         asked = await asked_late(limits, lease.identity, self._live.rules.code_limits)
-        if lease.policy.is_exempt or not asked:
+        if lease.policy.is_decided or not asked:
             return
         lease.raise_for_refusal()
         if lease.is_ended:
@@ -123,5 +123,5 @@ def first_partition(limit: KeyedLimit | Limit, code_limits: CodeLimits) -> str:
 
 
 def policy_with(policy: Policy, asked: Asked, code_limits: CodeLimits, *, alone: bool) -> Policy:
-    """Return a policy with limits in code, or of these `alone`; an exempt one as it is."""
-    return policy if policy.is_exempt or not asked else code_limits.extend(policy, asked, alone=alone)
+    """Return a policy with limits in code, or of these `alone`; one that asks nobody as it is."""
+    return policy if policy.is_decided or not asked else code_limits.extend(policy, asked, alone=alone)
