@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw import BackendError, Lease, Limiter, RateLimited
+from ratelimit_mw import BackendError, Lease, LeaseError, Limiter, RateLimited
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
@@ -73,6 +73,7 @@ async def make() -> AsyncIterator[MakePair]:
     make = MakePair()
     yield make
     for pair in make.made:
+        pair.backend.away = False  # or closing would wait for it
         await pair.limiter.close()
 
 
@@ -248,6 +249,21 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
     _, slots, day = await pair.statuses()
     assert (counted(slots), *budget_status(day)[:2]) == (0, 17 * CENT, 0)
     assert len(pair.limiter.engine.decider.local.holds) == 0
+
+
+async def test_without_a_price_nothing_is_settled_that_was_admitted_meanwhile(make: MakePair) -> None:
+    """Such a request has no estimate, in the outage or after it; one with a price of 0 has."""
+    unpriced = make(MONEY.replace(', price = "0.10"', ""))
+    priced = make(MONEY.replace('price = "0.10"', 'price = "0"'))
+    for pair in (unpriced, priced):
+        pair.backend.away = True
+        lease = await pair.limiter.acquire(api_key="a")
+        with pytest.raises(LeaseError):
+            await lease.detach(ttl=-1)
+        await pair.back()
+        await lease.settle("0.03")
+    assert counted((await unpriced.statuses())[2]) == 0
+    assert counted((await priced.statuses())[2]) == 3 * CENT
 
 
 async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:

@@ -467,3 +467,11 @@ async def test_what_was_never_charged_never_raises() -> None:
     lease = await limiter.acquire(api_key="k")
     await lease.settle("much")
     assert await lease.detach(ttl=-1)
+
+
+async def test_what_was_charged_is_told_of_a_bad_argument() -> None:
+    """Whatever was charged counts as that: a rate alone, which holds nothing, as much as money."""
+    limiter = limiter_of('plans.default.requests = ["9/minute"]', FakeClock())
+    lease = await limiter.acquire(api_key="k")
+    with pytest.raises(LeaseError):
+        await lease.detach(ttl=-1)

@@ -20,6 +20,7 @@ async def make() -> AsyncIterator[MakePair]:
     make = MakePair()
     yield make
     for pair in make.made:
+        pair.backend.away = False  # or closing would wait for it
         await pair.limiter.close()
 
 
