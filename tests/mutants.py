@@ -70,7 +70,7 @@ MODULES = {
     "lease/manager": "slots spending jobs estimates",
     "lease/settling": "spending jobs estimates units units_outage",
     "lease/renewals": "renewals slots estimates",
-    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch units",
+    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch",
     "model/charge": "status spending headers refused conformance_money conformance_slots",
     "model/outcome": "status spending headers refused conformance_money conformance_slots",
     "model/reservation": "status spending headers refused conformance_money conformance_slots",
