@@ -81,7 +81,7 @@ MODULES = {
     "observe/decision_counts": "tally",
     "outage/fallback": "local unservable units_outage",
     "outage/reconcile": "local units_outage",
-    "outage/unsynced": "local units_outage",
+    "outage/unsynced": "unsynced local units_outage",
     "policy/api_key_reader": "identity",
     "policy/client_address": "address identity",
     "policy/decision": "decision headers refusals spending",
