@@ -76,7 +76,7 @@ async def limiter(file: str) -> AsyncIterator[Limiter]:
     async with Limiter.from_settings(file) as limiter:
         for key in ("seen", "listed", "first"):
             await (await limiter.acquire(api_key=key)).release()
-        await (await limiter.acquire(Identity("ip:192.0.2.7", "anonymous"))).release()
+        await (await limiter.acquire(address="192.0.2.7")).release()
         await limiter.engine.reporter.report()
         yield limiter
 
@@ -131,8 +131,9 @@ async def test_a_caller_without_news_is_found_by_its_counts(
     commands: Any, limiter: Limiter, redis_server: StoreServer
 ) -> None:
     """A caller that has counts is known by its whole name, even if no worker has reported it for long."""
-    name = f"i:{'ab' * 16}"
-    await (await limiter.acquire(Identity(name, "pro"))).release()
+    lease = await limiter.acquire(Identity("a name of the app's", "pro"))
+    await lease.release()
+    name = lease.identity.partition
     with redis_server.client() as client:
         client.delete("ratelimit:{fleet}:i")
     assert await used(commands, SEEN_NAME) == (SEEN_NAME, 1)
