@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from ratelimit_mw._internal.asgi.app_routes import find_app
+from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
 from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.policy.routing import RouteTable
 from ratelimit_mw._internal.policy.sample_paths import samples
@@ -17,6 +18,8 @@ Schema = dict[str, Any]
 
 ERROR_SCHEMA = "RateLimitError"
 RESPONSE = "RateLimited"
+CODE_LIMITS = "x-ratelimit-limits"
+"""Extension of an operation that has limits in code: their names and rates."""
 BLOCKED_RESPONSE = "CallerBlocked"
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
@@ -75,14 +78,15 @@ def add_rate_limit_responses(app: HasOpenAPI, settings: Settings | None = None) 
 
     def openapi() -> Schema:
         if app.openapi_schema is None or RESPONSE not in _responses(app.openapi_schema):
-            app.openapi_schema = _with_refusals(original(), settings or find_app(app).settings or Settings())
+            in_force = settings or find_app(app).settings or Settings()
+            app.openapi_schema = _with_refusals(original(), in_force, MarkedRoutes(app))
         return app.openapi_schema
 
     app.openapi_schema = None
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _with_refusals(schema: Schema, settings: Settings) -> Schema:
+def _with_refusals(schema: Schema, settings: Settings, marked: MarkedRoutes | None = None) -> Schema:
     schema, rules = copy.deepcopy(schema), route_table(settings)
     components = schema.setdefault("components", {})
     components.setdefault("schemas", {})[ERROR_SCHEMA] = _error_schema(settings.response)
@@ -93,11 +97,26 @@ def _with_refusals(schema: Schema, settings: Settings) -> Schema:
         described[BLOCKED_RESPONSE] = _blocked_response(settings.response)
     for path, method, operation in _operations(schema):
         if not _is_exempt(settings, rules, method, path):
+            limits = [] if marked is None else _code_limits(marked, settings, method, path)
+            if limits:
+                operation[CODE_LIMITS] = limits
             responses = operation.setdefault("responses", {})
             responses.setdefault("429", {"$ref": f"#/components/responses/{RESPONSE}"})
             if can_block:
                 responses.setdefault("403", {"$ref": f"#/components/responses/{BLOCKED_RESPONSE}"})
     return schema
+
+
+def _code_limits(marked: MarkedRoutes, settings: Settings, method: str, path: str) -> list[Schema]:
+    """Name the limits in code of an operation, with their rates as the settings leave them."""
+    route = next((found for sample in samples(path) if (found := marked.find("http", method, sample))), None)
+    limits = []
+    for limit in () if route is None else route.limits:
+        said = settings.limits.get(limit.name)
+        rates = limit.rates if said is None or said.requests is None else said.requests
+        if said is None or not said.off:
+            limits.append({"name": limit.name, "rates": [rate.name for rate in rates]})
+    return limits
 
 
 def _responses(schema: Schema) -> Schema:

@@ -31,7 +31,7 @@ class MarkedRoute:
         """Raises what Starlette raises for a path that it can't read."""
         self.path = route.path
         self.methods = None if route.methods == (ANY,) else frozenset(route.methods)
-        self.limits = tuple(_limits_of(route))
+        self.limits = tuple(limits_of(route))
         self._pattern, _, self.parameters = compile_path(route.path)
         self.is_plain = not any(map(differs, self.limits))
         """Whether all requests meet the same limits, whatever they say."""
@@ -134,8 +134,8 @@ async def _policy_of(
     return rules.code_limits.extend(policy, tuple(asked)) if asked else policy
 
 
-def _limits_of(route: AppRoute) -> Iterator[Limit]:
-    """The limits of a route, each once; rates as one limit that is named by methods and path."""
+def limits_of(route: AppRoute) -> Iterator[Limit]:
+    """Yield the limits of a route, each once; rates as one limit that is named by methods and path."""
     rates = list[str]()
     limits = list[Limit]()
     for mark in route.marks:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from ratelimit_mw._internal.asgi.app_routes import Mounted
 from ratelimit_mw._internal.checks.plain import findings
+from ratelimit_mw._internal.cli.apps import code_limit_json, code_limit_text, findings_of, limits_in
 from ratelimit_mw._internal.cli.output import (
     DONE,
     REFUSED,
@@ -47,8 +49,11 @@ _SHOWN = 10
 """Networks of a kind that are printed; of the others only their number is told."""
 
 
-def check(file: str | None, *, as_json: bool) -> int:
-    """Print a summary of the settings, or every error; returns the exit status."""
+def check(file: str | None, mounted: Mounted | None = None, *, as_json: bool) -> int:
+    """Print a summary of the settings, or every error; returns the exit status.
+
+    Of an app, also what it declares in code, and where that and the settings don't fit together.
+    """
     file = file or os.environ.get("RATELIMIT_SETTINGS") or None
     try:
         settings = Settings.load(file)
@@ -62,10 +67,33 @@ def check(file: str | None, *, as_json: bool) -> int:
                 print_error(str(problem))
         return REFUSED
     if as_json:
-        print_json(_summary(settings, places_of(_text(file))))
+        places = places_of(_text(file))
+        print_json(_summary(settings, places) | _app_json(mounted, settings, places))
     else:
         _print_summary(settings)
+        if mounted is not None:
+            _print_app(mounted, settings)
     return DONE
+
+
+def _app_json(mounted: Mounted | None, settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
+    """Limits in code, for programs; nothing without an app."""
+    if mounted is None:
+        return {}
+    found = findings_of(mounted, settings)
+    return {
+        "code_limits": [code_limit_json(limit, settings) for limit in limits_in(mounted)],
+        "code_warnings": [_warning_json(finding, settings.source, places) for finding in found],
+    }
+
+
+def _print_app(mounted: Mounted, settings: Settings) -> None:
+    """Limits in code, for people."""
+    console.print()
+    for limit in limits_in(mounted):
+        console.print(f"in code       {code_limit_text(limit, settings)}", soft_wrap=True, markup=False)
+    for finding in findings_of(mounted, settings):
+        console.print(f"{finding.level}: {finding}", soft_wrap=True, markup=False)
 
 
 def _text(file: str | None) -> str:

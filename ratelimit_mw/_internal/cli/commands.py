@@ -10,13 +10,14 @@ import typer
 from ratelimit_mw._internal.backends.rights import missing_rights
 from ratelimit_mw._internal.cli import check as check_command
 from ratelimit_mw._internal.cli import counts, keys, sources
+from ratelimit_mw._internal.cli.apps import import_app
 from ratelimit_mw._internal.cli.audit import audit
 from ratelimit_mw._internal.cli.callers import Named
 from ratelimit_mw._internal.cli.completion import complete_account, complete_caller, complete_file
 from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.explain import explain as explain_request
 from ratelimit_mw._internal.cli.key_commands import add_key_commands
-from ratelimit_mw._internal.cli.options import Json, SettingsFile
+from ratelimit_mw._internal.cli.options import AppFolder, AppName, Json, SettingsFile
 from ratelimit_mw._internal.cli.output import (
     AWAY,
     MISUSED,
@@ -172,10 +173,13 @@ def check(
         ),
     ] = None,
     settings: SettingsFile = None,
+    app_name: AppName = None,
+    app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Check a settings file as the app would load it."""
-    raise typer.Exit(check_command.check(sources.settings_file(file or settings), as_json=json))
+    """Check a settings file as the app would load it; with --app also what it says of limits in code."""
+    mounted = None if app_name is None else import_app(app_name, app_dir)
+    raise typer.Exit(check_command.check(sources.settings_file(file or settings), mounted, as_json=json))
 
 
 @app.command(**with_examples("schema"))
@@ -188,20 +192,23 @@ def schema() -> None:
 
 
 @app.command(**with_examples("explain"))
-def explain(
+def explain(  # noqa: PLR0913, PLR0917 - an option each
     method: Annotated[str, typer.Argument(help="Such as GET; a WebSocket handshake is a GET.")],
     path: Annotated[str, typer.Argument(help="Such as /v1/predictions, as the app itself sees it.")],
     key: Key = None,
     address: Address = None,
     settings: SettingsFile = None,
+    app_name: AppName = None,
+    app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Say which limits apply to a request, and why.
+    """Say which limits apply to a request, and why; with --app also those of the app's code.
 
     Charges nothing, and works while the backend is away.
     """
+    mounted = None if app_name is None else import_app(app_name, app_dir)
     limiter = Limiter(sources.load(settings))
-    explain_request(limiter, (method, path), Named(key, address), as_json=json)
+    explain_request(limiter, (method, path), Named(key, address), mounted, as_json=json)
 
 
 @app.command(**with_examples("show"))

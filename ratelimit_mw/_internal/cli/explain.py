@@ -1,8 +1,11 @@
 """`ratelimit-mw explain`: which limits a request would meet, and what each comes from."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from ratelimit_mw._internal.asgi.app_routes import Mounted
+from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
+from ratelimit_mw._internal.cli.apps import code_limit_json, code_limit_text
 from ratelimit_mw._internal.cli.callers import Named, block_of, facts_of, find_caller
 from ratelimit_mw._internal.cli.counts import run_with
 from ratelimit_mw._internal.cli.names import Caller, is_name
@@ -21,8 +24,18 @@ from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.settings import PlanSettings, Settings, SpendingSettings
 
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.policy.code_limits import Limit
 
-def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json: bool) -> None:
+
+def explain(
+    limiter: Limiter,
+    request: tuple[str, str],
+    named: Named,
+    mounted: Mounted | None = None,
+    *,
+    as_json: bool,
+) -> None:
     """Print who a request of this method and path counts as, and what holds for it.
 
     Charges nothing. Of the backend it asks for no more than the live keys, and does without them where it is
@@ -38,6 +51,9 @@ def explain(limiter: Limiter, request: tuple[str, str], named: Named, *, as_json
     explained = _Explained(limiter.settings, caller, policy)
     explained.blocked_by = blocked_by
     explained.live_keys_unread = unread
+    if mounted is not None and not policy.is_decided:
+        marked = MarkedRoutes(mounted.app).find("http", method, path)
+        explained.code_limits = () if marked is None else marked.limits
     if as_json:
         print_json({"method": method, "path": path, **explained.json()})
         return
@@ -57,6 +73,8 @@ class _Explained:
         self.caller = caller
         self.policy = policy
         self.route_place = ""
+        self.code_limits: tuple[Limit, ...] = ()
+        """Limits in the code of the app, where that is known."""
         self.live_keys_unread: str | None = None
         """Reason why it is unknown whether the key has another plan live; None if it is known."""
         self.blocked_by: str | None = None
@@ -95,6 +113,7 @@ class _Explained:
             "price": self.price_json(),
             "units": self.estimates(),
             "limits": [] if policy.is_exempt else limits,
+            "code_limits": [code_limit_json(limit, self.settings) for limit in self.code_limits],
             "never_admitted": policy.too_small is not None and not policy.is_exempt,
             "shadow": {"value": shadow, "from": shadow_from},
             "on_failure": {"value": on_failure, "from": on_failure_from},
@@ -127,6 +146,7 @@ class _Explained:
             *facts,
             ("price", self.price()),
             *self.units_facts(),
+            *[("in code", code_limit_text(limit, self.settings)) for limit in self.code_limits],
             ("shadow", f"{'on, so it is never refused' if shadow else 'off'} ({shadow_from})"),
             ("when the backend is away", f"{on_failure} ({on_failure_from})"),
         ]

@@ -16,3 +16,14 @@ SettingsFile = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AppName = Annotated[
+    str | None,
+    typer.Option(
+        "--app",
+        metavar="MODULE:APP",
+        help="An app such as main:app, for its limits in code. It is imported, and not run.",
+    ),
+]
+AppFolder = Annotated[
+    str, typer.Option("--app-dir", metavar="FOLDER", help="Where the app is imported from.")
+]

@@ -1,16 +1,14 @@
 """`ratelimit-mw routes`: for every route of an app, which rule and limits apply."""
 
-import inspect
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from uvicorn.importer import ImportFromStringError, import_from_string
 
-from ratelimit_mw._internal.asgi.app_routes import Covered, Mounted, cover, find_app
+from ratelimit_mw._internal.asgi.app_routes import Covered, cover
+from ratelimit_mw._internal.asgi.marked_routes import limits_of
 from ratelimit_mw._internal.asgi.route_walk import AppRoute, app_routes
-from ratelimit_mw._internal.cli.output import CommandError, console, print_json, print_table
+from ratelimit_mw._internal.cli.apps import code_limit_json, findings_of, import_app, names_text
+from ratelimit_mw._internal.cli.output import console, print_json, print_table
 from ratelimit_mw._internal.cli.sources import load
 from ratelimit_mw._internal.cli.texts import limit_json, rates_text, route_text
 from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Settings
@@ -36,7 +34,7 @@ def routes(
 
     Imports the app, but doesn't run it. Mounted apps are included.
     """
-    mounted = _find(app, app_dir)
+    mounted = import_app(app, app_dir)
     loaded = load(settings) if settings or mounted.settings is None else mounted.settings
     covered = list(cover(app_routes(mounted.app), loaded))
     used = {rule for each in covered for rule in each.rules}
@@ -45,26 +43,14 @@ def routes(
         print_json(_json(loaded, covered, unused, is_mounted=mounted.settings is not None))
     else:
         _print(loaded, covered, unused, is_mounted=mounted.settings is not None)
-
-
-def _find(name: str, folder: str) -> Mounted:
-    sys.path.insert(0, str(Path(folder).resolve()))
-    try:
-        app = import_from_string(name)
-    except ImportFromStringError as error:
-        raise CommandError(str(error)) from error
-    if inspect.isfunction(app) and not inspect.signature(app).parameters:
-        app = app()
-    try:
-        return find_app(app)
-    except LookupError as error:
-        raise CommandError(f"{name}: {error}") from error
+        for finding in findings_of(mounted, loaded):
+            console.print(f"{finding.level}: {finding}", soft_wrap=True)
 
 
 def _print(settings: Settings, covered: list[Covered], unused: list[int], *, is_mounted: bool) -> None:
     console.print(f"{settings.source}: what each route is limited by, beside the caller's plan")
     console.print()
-    columns = ("method", "path", "rule", "cost", "price", "each caller", "all callers", "")
+    columns = ("method", "path", "rule", "cost", "price", "each caller", "all callers", "in code", "")
     print_table(columns, [row for each in covered for row in _rows(settings, each)])
     if not is_mounted:
         console.print()
@@ -79,9 +65,10 @@ def _rows(settings: Settings, covered: Covered) -> list[tuple[object, ...]]:
     methods = "WebSocket" if covered.route.kind == "websocket" else _methods(covered.methods)
     path = covered.route.path
     if not covered.rules:
-        return [(methods, path, "?", "?", "?", "?", "?", "a convertor of the app's own: see explain")]
-    some = len(covered.rules) > 1
-    return [(methods, path, *_cells(settings, rule, some=some)) for rule in covered.rules]
+        return [(methods, path, "?", "?", "?", "?", "?", "?", "a convertor of the app's own: see explain")]
+    some, in_code = len(covered.rules) > 1, names_text(limits_of(covered.route), settings)
+    rows = [_cells(settings, rule, some=some) for rule in covered.rules]
+    return [(methods, path, *cells[:-1], in_code, cells[-1]) for cells in rows]
 
 
 def _cells(settings: Settings, index: int | None, *, some: bool) -> tuple[object, ...]:
@@ -114,6 +101,7 @@ def _json(
                 **_route_json(each.route),
                 "methods": list(each.methods),
                 "rules": [_rule_json(settings, rule) for rule in each.rules],
+                "code_limits": [code_limit_json(limit, settings) for limit in limits_of(each.route)],
             }
             for each in covered
         ],

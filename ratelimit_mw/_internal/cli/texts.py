@@ -12,7 +12,12 @@ from ratelimit_mw._internal.policy.counters import route_scope
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.settings import KeySettings, RouteSettings, Settings, SpendingSettings
 
-SHARED_BY = {"caller": "this caller", "address": "its address", "everyone": "all callers"}
+SHARED_BY = {
+    "caller": "this caller",
+    "address": "its address",
+    "key": "its key",
+    "everyone": "all callers",
+}
 """Callers that draw on a counter, in words, by the counter's owner."""
 
 
