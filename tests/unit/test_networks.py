@@ -392,6 +392,27 @@ async def test_limits_in_code_let_no_blocked_caller_in(headers: dict[str, str]) 
     assert not asked
 
 
+async def test_acquire_with_limits_in_code_lets_no_blocked_caller_in() -> None:
+    """Limits that a job names beside its caller don't lift the caller's block, and are not charged."""
+    backend = Counting(clock=FakeClock())
+    limiter, jobs = limiter_of(BLOCKED, FakeClock(), backend), Limit("jobs", "10/minute")
+    leases = [
+        await limiter.acquire(jobs.on("x"), api_key="stolen"),
+        await limiter.acquire(jobs.on("x"), address="192.0.2.9"),
+        await limiter.acquire(jobs.on("x"), api_key="other", address="192.0.2.9"),
+    ]
+    assert [lease.allowed for lease in leases] == [False] * 3
+    refusals = [lease.decision.refusal for lease in leases]
+    assert {refusal.reason for refusal in refusals if refusal is not None} == {"blocked"}
+    assert backend.asked == 0
+    assert (await limiter.acquire(jobs.on("x"), api_key="other")).allowed
+    keys_only = limiter_of(
+        'identity.anonymous_plan = "blocked"\n[plans.blocked]\nblocked = true\n', FakeClock()
+    )
+    assert (await keys_only.acquire(jobs.on("x"))).allowed  # nobody's job
+    assert not (await keys_only.acquire(jobs.on("x"), address="192.0.2.9")).allowed
+
+
 async def test_a_change_of_the_settings_blocks_and_frees() -> None:
     """Settings put in force hold from the next request on."""
     app = RateLimitMiddleware(ok_app(), settings=settings_of(""))

@@ -123,5 +123,10 @@ def first_partition(limit: KeyedLimit | Limit, code_limits: CodeLimits) -> str:
 
 
 def policy_with(policy: Policy, asked: Asked, code_limits: CodeLimits, *, alone: bool) -> Policy:
-    """Return a policy with limits in code, or of these `alone`; one that asks nobody as it is."""
-    return policy if policy.is_decided or not asked else code_limits.extend(policy, asked, alone=alone)
+    """Return a policy with limits in code, or of these `alone`; an exempt or a blocked one as it is.
+
+    Alone they are nobody's, whom no plan blocks.
+    """
+    if policy.is_exempt or not asked or (policy.is_blocked and not alone):
+        return policy
+    return code_limits.extend(policy, asked, alone=alone)
