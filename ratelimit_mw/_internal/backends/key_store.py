@@ -31,7 +31,7 @@ class Changes(NamedTuple):
 
     version: bytes
     """The later of the two."""
-    entries: dict[str, bytes | None]
+    entries: Mapping[str, bytes | None]
     """Every entry that has changed, as it is at that version; None for one that was removed."""
 
 

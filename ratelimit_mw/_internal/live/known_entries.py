@@ -25,6 +25,11 @@ class KnownEntries(NamedTuple):
     """Entries of networks, and those that hold for a while."""
 
 
+def merged(entries: Mapping[str, bytes], later: Changes) -> Changes:
+    """All entries as they are after later changes."""
+    return Changes(later.version, {**entries, **later.entries})
+
+
 def differences(before: Mapping[str, bytes], now: Changes) -> Changes:
     """Find the changes, where all entries were read."""
     changed = {

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.key_store import PAGE, Changes, KeyStore
 from ratelimit_mw._internal.live.key_entries import sound_entries
-from ratelimit_mw._internal.live.known_entries import KnownEntries, changed, differences
+from ratelimit_mw._internal.live.known_entries import KnownEntries, changed, differences, merged
 from ratelimit_mw._internal.live.network_entries import network_of, shown_name, sound_networks
 from ratelimit_mw._internal.live.sound_keys import SoundKeys
 from ratelimit_mw._internal.live.timed_entries import (
@@ -69,11 +69,14 @@ class Registry:
         """Many entries are worked on in threads, so that they don't hold up the event loop."""
         self._store = store
         self._lock = Lock()
+        """Held for a moment, by event loops too."""
+        self._checking = Lock()
+        """Held as long as entries are looked at. One limiter serves the event loops of several threads."""
         renew_after_fork(self)
         self._known = KnownEntries()
         self._sound: SoundKeys | None = None
-        self._unchecked: set[str] = set()
-        """Hashes of entries that have changed since `_sound` looked at them."""
+        self._unchecked: list[Iterable[str]] = []
+        """Hashes of entries that have changed since `_sound` looked at them, of each change."""
         self._reported: set[str] = set()
         self._failure = ""
         self._ahead: float | None = None
@@ -85,8 +88,8 @@ class Registry:
         """Time, by that clock, at which the first of the entries in force then is over."""
 
     def after_fork(self) -> None:
-        """Have a lock that no thread of the parent process holds."""
-        self._lock = Lock()
+        """Have locks that no thread of the parent process holds."""
+        self._lock, self._checking = Lock(), Lock()
 
     @property
     def is_shared(self) -> bool:
@@ -174,11 +177,11 @@ class Registry:
         """Read every entry, as all are at one version. Raises `BackendError`."""
         for _ in range(READ_AGAIN):
             version = await self._store.version()
-            entries: dict[str, bytes | None] = {**await self._store.entries()}
+            entries = await self._store.entries()
             # What was changed meanwhile may have been read before or after it.
             later = None if version is None else await self._store.changes(version)
             if later is not None:
-                return Changes(later.version, entries | later.entries)
+                return await threads.call(partial(merged, entries, later))
             if version is not None and version == await self._store.version():
                 return Changes(version, entries)
         raise BackendError("live keys were set again and again while they were read")
@@ -189,7 +192,7 @@ class Registry:
             if self._known is not before:
                 return False
             self._known = now
-            self._unchecked.update(changed)
+            self._unchecked.append(changed)
             return True
 
     async def poll(self) -> bool:
@@ -259,15 +262,17 @@ class Registry:
 
     def checked_under(self, settings: Settings) -> tuple[LiveTables, Mapping[str, list[SettingsProblem]]]:
         """Return the entries that can be used under these settings, and the problems of the others."""
-        with self._lock:  # one limiter serves the event loops of several threads
-            known, names, now = self._known, self._unchecked, self._now()
-            sound = self._sound
+        with self._checking:
+            with self._lock:
+                known, unchecked, self._unchecked = self._known, self._unchecked, []
+            names, now = {each for change in unchecked for each in change}, self._now()
+            sound, self._sound = self._sound, None  # where this fails, all are looked at the next time
             if sound is None or sound.settings is not settings:
                 sound, names = SoundKeys(settings), set(known.entries)
             held, before = EntriesAt(known.special, now), EntriesAt(known.special, self._checked_at)
             names |= {each for each in known.special if held.get(each) is not before.get(each)}
             sound.update(EntriesAt(known.entries, now), [each for each in names if network_of(each) is None])
-            self._sound, self._unchecked = sound, set()
+            self._sound = sound
             self._checked_at, self._next_end = now, next_end(held)
             networks = {each: entry for each, entry in held.items() if network_of(each) is not None}
             of_networks, wrong = sound_networks(networks, settings)

@@ -90,7 +90,9 @@ class FileWatch:
             return None
         self._report(found.error, found.waiting)
         settings = found.settings
-        return None if settings is None or _is_same(settings, running) else settings
+        if settings is None or await threads.call(partial(_is_same, settings, running)):
+            return None
+        return settings
 
     # in a thread --------------------------------------------------------------------------------
 

@@ -199,8 +199,9 @@ async def _close(redis: Redis) -> None:
             raise
 
 
-def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> list[bytes]:
-    return [bytes(part) for part in connection.pack_commands(commands)]
+def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> bytes:
+    """Commands as one text: of thousands of parts, the event loop would have to put them together."""
+    return b"".join(connection.pack_commands(commands))
 
 
 async def _refusal(connection: AbstractConnection) -> ResponseError | None:
