@@ -37,6 +37,7 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.routing import route_path
+from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.settings.tables import OperationsSettings
 
 Handler = Callable[[Request, OperationsSettings], Awaitable[Response]]
@@ -177,13 +178,17 @@ class Dashboard:
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
     async def _snapshot(self, request: Request, operations: OperationsSettings) -> Response:
-        facts = self._facts(operations, _operator(request))
-        return json_response({**(await self._view.read()).as_dict(), **facts})
+        snapshot, facts = await self._view.read(), self._facts(operations, _operator(request))
+        # Beside the event loop, as all of this takes a while to write.
+        return await threads.call(lambda: json_response({**snapshot.as_dict(), **facts}))
 
     async def _caller(self, request: Request, operations: OperationsSettings) -> Response:
         values = await read_json(request)
-        facts = self._facts(operations, _operator(request))
-        return json_response({**await self._callers.read(_text(values, "caller")), **facts})
+        detail, facts = (
+            await self._callers.read(_text(values, "caller")),
+            self._facts(operations, _operator(request)),
+        )
+        return await threads.call(lambda: json_response({**detail, **facts}))
 
     async def _search(self, request: Request, _operations: OperationsSettings) -> Response:
         text = _text(await read_json(request), "text")

@@ -6,9 +6,11 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ratelimit_mw._internal.fleet import FleetView, Snapshot
+from ratelimit_mw._internal.runtime import threads
 
 SECONDS = 1.0
 """Between two events."""
@@ -47,20 +49,25 @@ class Stream:
             if snapshot is seen:
                 yield _HEARTBEAT
             else:
-                yield self._event("full" if seen is None else "news", snapshot, extra)
+                yield await self._event("full" if seen is None else "news", snapshot, extra)
             seen = snapshot
             await _pause()
 
-    def _event(self, name: str, snapshot: Snapshot, facts: dict[str, Any]) -> bytes:
+    async def _event(self, name: str, snapshot: Snapshot, facts: dict[str, Any]) -> bytes:
         if self._last[0] is not snapshot or self._last[1] != facts:
             self._last, self._written = (snapshot, facts), {}
-        written = self._written.get(name)
-        if written is None:
-            told = snapshot if name == "full" else replace(snapshot, series=snapshot.series[-NEWS:])
-            # Names come from outside; JSON escapes their line breaks, which would end the event.
-            values = json.dumps({**told.as_dict(), **facts}, separators=(",", ":"))
-            written = self._written[name] = f"event: {name}\ndata: {values}\n\n".encode()
-        return written
+        known = self._written
+        if name not in known:
+            known[name] = await threads.call(partial(_written, name, snapshot, facts))
+        return known[name]
+
+
+def _written(name: str, snapshot: Snapshot, facts: dict[str, Any]) -> bytes:
+    """Write an event, which takes a while with all its points and callers."""
+    told = snapshot if name == "full" else replace(snapshot, series=snapshot.series[-NEWS:])
+    # Names come from outside; JSON escapes their line breaks, which would end the event.
+    values = json.dumps({**told.as_dict(), **facts}, separators=(",", ":"))
+    return f"event: {name}\ndata: {values}\n\n".encode()
 
 
 def server_is_stopping() -> bool:

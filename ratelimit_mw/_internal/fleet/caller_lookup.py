@@ -5,12 +5,15 @@ account has a name of its own, too.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from heapq import nsmallest
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.fleet.reading import Seen
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.policy.identity import HASH, Identity, account_partition, key_partition
+from ratelimit_mw._internal.runtime import threads
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.live.rules import Rules
@@ -22,11 +25,19 @@ class CallerLookup:
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self._rules: Rules | None = None
+        self._follows = False
+        """Whether `follow` is called often enough."""
         self._by_name: dict[str, str] = {}
         self._labels: dict[str, str] = {}
         self._accounts: dict[str, str] = {}
         self._by_account: dict[str, list[str]] = {}
         self._seen: Mapping[str, Seen] = {}
+
+    async def follow(self) -> None:
+        """Learn the keys in force beside the event loop; until then those from before are told of."""
+        rules, self._follows = self._limiter.engine.live.rules, True
+        if self._rules is not rules:
+            await threads.call(partial(self._learn_keys, rules))
 
     def learn(self, seen: Mapping[str, Seen]) -> None:
         """Take note of who was seen last."""
@@ -128,19 +139,25 @@ class CallerLookup:
 
     def _go_by_rules(self) -> None:
         rules = self._limiter.engine.live.rules
-        if self._rules is not rules:
+        if self._rules is not rules and not (self._follows and self._rules is not None):
             self._learn_keys(rules)
 
     def _learn_keys(self, rules: "Rules") -> None:
         """Index the keys by partition. There may be very many keys, so that no identities are made here."""
-        keys = list(({key.hash: key for key in rules.settings.keys} | dict(rules.registered)).values())
-        self._rules, self._by_account = rules, {}
-        self._by_name = {key_partition(key.hash): key.hash for key in keys}
-        self._labels = {key.hash: key.label for key in keys if key.label is not None}
-        self._accounts = {key.hash: key.account for key in keys if key.account is not None}
-        for key in keys:
+        by_name: dict[str, str] = {}
+        labels: dict[str, str] = {}
+        accounts: dict[str, str] = {}
+        by_account: dict[str, list[str]] = {}
+        listed = [key for key in rules.settings.keys if key.hash not in rules.registered]
+        for key in threads.in_pieces(chain(listed, rules.registered.values()), 500):
+            by_name[key_partition(key.hash)] = key.hash
+            if key.label is not None:
+                labels[key.hash] = key.label
             if key.account is not None:
-                self._by_account.setdefault(account_partition(key.account), []).append(key.hash)
+                accounts[key.hash] = key.account
+                by_account.setdefault(account_partition(key.account), []).append(key.hash)
+        self._rules, self._by_name, self._by_account = rules, by_name, by_account
+        self._labels, self._accounts = labels, accounts
 
     def _network_plan(self, partition: str) -> str | None:
         """The plan of the network that an address is in."""

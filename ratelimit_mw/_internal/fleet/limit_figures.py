@@ -3,6 +3,9 @@
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
+from functools import partial
+from heapq import nlargest
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.fleet.snapshot import LimitFigures
@@ -16,12 +19,16 @@ from ratelimit_mw._internal.model.status import BudgetStatus
 from ratelimit_mw._internal.policy.counters import PLAN_SCOPE, route_scope
 from ratelimit_mw._internal.policy.decision import LimitStatus
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.runtime import threads
+from ratelimit_mw._internal.settings import RouteSettings
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.live.rules import Rules
 
 MAX_KEPT = 500
 """Callers and budgets remembered from one look to the next."""
+TOGETHER = 2
+"""Callers asked for at once: few enough for a turn of the event loop, if each has a hundred limits."""
 PACE_SECONDS = 60.0
 """Seconds over which a budget's pace is measured: at most these, and at least `PACE_AFTER`."""
 PACE_AFTER = 3.0
@@ -37,29 +44,42 @@ class LimitFiguresReader:
         self._scopes: Mapping[str, str] = {}
         self._spent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()
 
-    async def of(self, identities: Iterable[Identity]) -> list[tuple[LimitFigures, ...]]:
-        """The limits of each of them; none of a plan that is gone. Raises `BackendError`."""
-        self._go_by_rules()
-        return await asyncio.gather(*[self._of(identity) for identity in identities])
+    async def of(
+        self, identities: Iterable[Identity], most: int | None = None
+    ) -> list[tuple[LimitFigures, ...]]:
+        """The limits of each of them; none of a plan that is gone. Raises `BackendError`.
 
-    def _go_by_rules(self) -> None:
+        If there are more than `most`, those that are used up most.
+        """
+        await self._go_by_rules()
+        found: list[tuple[LimitFigures, ...]] = []
+        waiting = iter(identities)
+        while some := tuple(islice(waiting, TOGETHER)):
+            found += await asyncio.gather(*[self._of(identity, most) for identity in some])
+        return found
+
+    async def _go_by_rules(self) -> None:
         rules = self._limiter.engine.live.rules
         if self._rules is not rules or len(self._charges) > MAX_KEPT:
             self._rules, self._charges = rules, {}
-            self._scopes = {
-                route_scope(route): " ".join(["route", *sorted(route.methods or ()), route.path])
-                for route in rules.settings.routes
-            }
+            self._scopes = await threads.call(partial(_scopes, rules.settings.routes))
 
-    async def _of(self, identity: Identity) -> tuple[LimitFigures, ...]:
+    async def _of(self, identity: Identity, most: int | None) -> tuple[LimitFigures, ...]:
         if identity.plan not in self._limiter.settings.plans:
             return ()
         key = (identity.partition, identity.plan, identity.address)
         charges = self._charges.get(key)
-        if charges is None:
-            charges = self._charges[key] = charges_of(self._limiter, identity)
-        decision = await look(self._limiter, charges)
-        return tuple(self._figures(limit_status, decision.now_us) for limit_status in decision.limits)
+        if charges is None:  # of thousands of routes, it takes a while
+            charges = self._charges[key] = await threads.call(partial(charges_of, self._limiter, identity))
+        found: list[LimitFigures] = []
+        for charge in charges:
+            decision = await look(self._limiter, [charge])
+            found += [self._figures(limit_status, decision.now_us) for limit_status in decision.limits]
+            if most is not None and len(found) > most:
+                places = nlargest(most, range(len(found)), key=lambda each: found[each].share)
+                found = [found[each] for each in sorted(places)]
+            await asyncio.sleep(0)  # a turn of the event loop for each
+        return tuple(found)
 
     def _figures(self, limit_status: LimitStatus, now: int) -> LimitFigures:
         scope = self._scope(limit_status)
@@ -126,3 +146,11 @@ class LimitFiguresReader:
             return "address"
         scope, _, _ = counter.scope.partition(":")
         return "plan" if scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")
+
+
+def _scopes(routes: Iterable[RouteSettings]) -> dict[str, str]:
+    """The scopes of routes' own limits, each with the words for its route."""
+    return {
+        route_scope(route): " ".join(["route", *sorted(route.methods or ()), route.path])
+        for route in threads.in_pieces(routes)
+    }

@@ -45,6 +45,8 @@ OPEN = 4
 CALLERS = 50
 PEEKED = 20
 """Callers in a snapshot, and those of them whose limits are asked for."""
+MOST_LIMITS = 50
+"""Limits of a caller in a snapshot: those that are used up most. A caller's own page has all."""
 
 
 class FleetView:
@@ -88,7 +90,7 @@ class FleetView:
             newest = int(await self._store.now() // BUCKET)
             buckets = range(newest - HISTORY + 1, newest + 1)
             history = await self._history(partition, buckets)
-            if figures is None or not figures.limits:
+            if figures is None or len(figures.limits) in (0, MOST_LIMITS):
                 (figures,) = await self._with_limits(
                     [self._figures(partition, _added(history[-MINUTE:]), snapshot.now)]
                 )
@@ -126,6 +128,7 @@ class FleetView:
     # reading ------------------------------------------------------------------------------------
 
     async def _look(self) -> Snapshot:
+        await self._people.follow()
         try:
             now = await self._store.now()
             newest = int(now // BUCKET)
@@ -143,11 +146,11 @@ class FleetView:
         self._remember(question, reading, newest)
         self._people.learn(seen_callers(reading.identities))
         callers, number = self._busiest([self._callers[each] for each in minute], now)
-        partial = None
+        missing = None
         try:
-            callers = await self._with_limits(callers)
+            callers = await self._with_limits(callers, MOST_LIMITS)
         except BackendError as error:
-            partial = f"how the limits of callers stand could not be read: {error}"
+            missing = f"how the limits of callers stand could not be read: {error}"
         workers = self._workers.seen(_workers(reading, now), now)
         snapshot = Snapshot(
             now=round(now, 3),
@@ -159,7 +162,7 @@ class FleetView:
             workers=workers,
             backend_up=not self._limiter.engine.backend.is_away,
             is_shared=self._store.is_shared,
-            partial=partial,
+            partial=missing,
         )
         habits = await self._habits.of(snapshot, self._history)
         known = Circumstances(
@@ -223,12 +226,14 @@ class FleetView:
             rate=round(outcomes.asked / seconds, 2),
         )
 
-    async def _with_limits(self, callers: Sequence[CallerFigures]) -> list[CallerFigures]:
-        """Return the callers, with limits for the busiest and the most refused of them."""
+    async def _with_limits(
+        self, callers: Sequence[CallerFigures], most: int | None = None
+    ) -> list[CallerFigures]:
+        """Return the callers, with limits for the busiest and the most refused of them: all, or so many."""
         refused = nlargest(PEEKED // 2, callers, key=lambda each: each.outcomes.all_refused)
         chosen = list(dict.fromkeys(each.caller for each in (*refused, *callers)))[:PEEKED]
         identities = [found for each in chosen if (found := self._people.identity(each)) is not None]
-        limits = await self._limit_figures.of(identities)
+        limits = await self._limit_figures.of(identities, most)
         known: Mapping[str, tuple[LimitFigures, ...]] = {
             identity.partition: each for identity, each in zip(identities, limits, strict=True)
         }
