@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What Python compiles is kept: each of the many processes that tests start would compile it anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-quick format check-format lint types imports wheel lowest run-lowest tests docs mutants bench clean
+.PHONY: help demo test test-quick format check-format lint types imports wheel lowest run-lowest tests docs mutants bench bench-fleet clean
 
 help:
 	@echo "make demo        run the sample API with its dashboard, and print what to try"
@@ -26,6 +26,7 @@ help:
 	@echo "make docs        the documentation: pages that are made of the code, and the site in site/"
 	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money policy/policy\")"
 	@echo "make bench       the load test, in an environment of its own"
+	@echo "make bench-fleet CPU of Redis for a request, by the number of workers"
 	@echo "make clean       remove what all of these made"
 
 # With what it needs and no more, and in Python alone: to compile would take a minute.
@@ -99,6 +100,9 @@ mutants: .venv/installed
 
 bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
+
+bench-fleet: .venv/installed
+	$(BIN)/python -m benchmarks.fleet
 
 clean:
 	rm -rf .venv .venv-wheel .venv-lowest .venv-bench .venv-demo .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
