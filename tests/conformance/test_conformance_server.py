@@ -11,7 +11,7 @@ from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, S
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
-from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
 from tests.support.conformance import (
     STORES,
@@ -183,7 +183,7 @@ async def test_what_is_given_back_again_and_again_takes_no_room(
         outcome = await bench.acquire(requests)
         assert outcome.admitted
         if turn % 30 or turn >= 30 * kept:
-            backend.give_back(Charge([requests]), NO_LEASE_ID, outcome)
+            backend.give_back(Charge([requests]), outcome.hold, [outcome.now])
     assert await bench.used(requests) == [kept]
     [key] = client.keys("*:w:*")
     assert client.strlen(key) <= 108 + 12 * 10
