@@ -21,7 +21,7 @@ from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.events import BudgetWarning, Event, OnEvent, SettleIgnored, SlotLost
 from ratelimit_mw._internal.policy import by
-from ratelimit_mw._internal.policy.code_limits import Limit
+from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus, Refusal
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
@@ -39,6 +39,7 @@ __all__ = [
     "Identify",
     "Identity",
     "KeyEntry",
+    "KeyedLimit",
     "Lease",
     "LeaseError",
     "Limit",
