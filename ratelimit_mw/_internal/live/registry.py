@@ -169,7 +169,9 @@ class Registry:
                     await asyncio.sleep(random.uniform(0, most))  # noqa: S311 - spreads the workers
                 every = await self._read_all()
                 changes = await threads.call(partial(differences, known.raw, every))
-            if self._put(known, await threads.call(partial(changed, known, changes)), changes.entries):
+            # The first time requests may be waiting for them.
+            now = await threads.call(partial(changed, known, changes), pauses=bool(known.entries))
+            if self._put(known, now, changes.entries):
                 await self._look_at_clock()
                 return True
 

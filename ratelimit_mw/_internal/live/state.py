@@ -151,7 +151,7 @@ class Live:
         """Make new rules in a thread and put them in force; make them again where these changed meanwhile."""
         while True:
             rules, keys = self.rules, self._registry.entries
-            made = await threads.call(partial(make, rules))
+            made = await threads.call(partial(make, rules), pauses=bool(rules.registered))
             if self.rules is rules and self._registry.entries is keys:
                 self._put(made)
                 return

@@ -21,12 +21,15 @@ PAUSE_SECONDS = 0.000_2
 _here = threading.local()
 
 
-def start(function: Callable[[], T]) -> "Future[T]":
-    """Call a function in a new thread. The future has what it returns or raises."""
+def start(function: Callable[[], T], *, pauses: bool = True) -> "Future[T]":
+    """Call a function in a new thread, with the pauses of `in_pieces` or without.
+
+    The future has what it returns or raises.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
-        _here.is_beside = True
+        _here.is_beside = pauses
         future.set_running_or_notify_cancel()
         try:
             result = function()
@@ -39,9 +42,9 @@ def start(function: Callable[[], T]) -> "Future[T]":
     return future
 
 
-async def call(function: Callable[[], T]) -> T:
-    """Call a function in a new thread and wait for it."""
-    return await asyncio.wrap_future(start(function))
+async def call(function: Callable[[], T], *, pauses: bool = True) -> T:
+    """Call a function in a new thread and wait for it; `pauses` are those of `in_pieces`."""
+    return await asyncio.wrap_future(start(function, pauses=pauses))
 
 
 def in_pieces(items: Iterable[T], size: int = PIECE) -> Iterator[T]:
