@@ -21,6 +21,7 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.fleet.view import POINTS
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.runtime.compiled import is_compiled
+from tests.conftest import StartServer
 from tests.support.fleet import ask, eventually, fresh, settings_of
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
@@ -265,3 +266,17 @@ async def test_a_report_is_sent_by_the_digest_of_its_script(server: StoreServer)
     await store.close()
     assert calls["cmdstat_eval"] == 2
     assert calls["cmdstat_evalsha"] == 4
+
+
+async def test_a_process_keeps_three_connections(start_server: StartServer) -> None:
+    """The documentation tells how many, by which `maxclients` is set: decisions, live keys, reports."""
+    server = start_server("redis")
+    async with Limiter(settings_of(server.url)) as limiter:
+        await ask(limiter, "k", 20)
+        await limiter.engine.live.read_keys()
+        for _ in range(3):
+            await limiter.engine.reporter.report()
+        await asyncio.sleep(1)
+        with server.client() as client:
+            names = [each["name"] for each in client.client_list()]
+    assert names.count("ratelimit_mw") == 3
