@@ -8,8 +8,9 @@ from ratelimit_mw._internal.runtime.compiled import obey_environment
 
 obey_environment()  # before any other module is imported
 
+from ratelimit_mw._internal.asgi.hooks import Estimate, Identify, Price
 from ratelimit_mw._internal.asgi.marks import limited
-from ratelimit_mw._internal.asgi.middleware import Estimate, Identify, Price, RateLimitMiddleware
+from ratelimit_mw._internal.asgi.middleware import RateLimitMiddleware
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook
 from ratelimit_mw._internal.asgi.request_lease import get_lease
 from ratelimit_mw._internal.lease.lease import Lease

@@ -313,7 +313,7 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
         return outcome
 
     pair.backend.restore = slow  # type: ignore[method-assign]
-    telling = pair.limiter.engine.decider.local.holds._task
+    telling = pair.limiter.engine.decider.local.holds._syncing._task
     assert telling is not None
     await telling
     assert ended == [lease]
@@ -328,7 +328,7 @@ async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
     assert await pair.admitted(2) == 2
     await asyncio.sleep(0.15)
     pair.backend.away = False
-    telling = pair.limiter.engine.decider.local.holds._task
+    telling = pair.limiter.engine.decider.local.holds._syncing._task
     assert telling is not None
     await asyncio.wait_for(telling, 10)
     assert counted((await pair.statuses())[0]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ratelimit_mw._internal.backends.redis import (
-    batcher,
+    calls,
     letters,
     meter_packing,
     own_costs,
@@ -228,4 +228,4 @@ async def test_whatever_is_sent_the_script_is_the_same(server: StoreServer) -> N
             assert outcome.admitted
             await backend.close()
         assert client.info("memory")["number_of_cached_scripts"] == 1
-        assert client.script_exists(hashlib.sha1(batcher.SCRIPT, usedforsecurity=False).hexdigest()) == [True]
+        assert client.script_exists(hashlib.sha1(calls.SCRIPT, usedforsecurity=False).hexdigest()) == [True]

@@ -15,7 +15,7 @@ from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.outage import reconcile
+from ratelimit_mw._internal.outage import reconcile, sync_task
 from ratelimit_mw._internal.policy import policy
 from tests.support.asgi import settings_of
 from tests.support.servers import StoreServer
@@ -204,7 +204,7 @@ async def test_telling_goes_on_after_what_it_was_not_made_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Any exception while telling is logged and tried again, and never the end of it."""
-    monkeypatch.setattr(reconcile, "PAUSE", 0.01)
+    monkeypatch.setattr(sync_task, "PAUSE", 0.01)
     backend = Flapping()
     limiter = Limiter(settings_of('plans.default = {requests = ["9/hour"]}'), backend=backend)
 

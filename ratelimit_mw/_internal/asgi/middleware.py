@@ -6,14 +6,14 @@ Three ways out: not ours, refused, or the app with a `send` that adds our header
 import logging
 import os
 from asyncio import get_running_loop
-from collections.abc import Awaitable, Callable
-from decimal import Decimal
 from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ratelimit_mw._internal.asgi.hook_errors import POLICY_VIOLATION, HookError, answer_as, ask
+from ratelimit_mw._internal.asgi.answers import respond
+from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, ask
+from ratelimit_mw._internal.asgi.hooks import Estimate, Identify, Price
 from ratelimit_mw._internal.asgi.lifespan import Lifespan
 from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
 from ratelimit_mw._internal.asgi.marks import Mark
@@ -48,18 +48,8 @@ from ratelimit_mw._internal.settings.findings import say_once
 
 logger = logging.getLogger("ratelimit_mw")
 
-Identify = Callable[[Scope], Identity | Awaitable[Identity | None] | None]
-"""A hook that says who is calling; None: whoever the request's headers say, as without the hook."""
-Price = Callable[[Scope, Identity], "Amount | Awaitable[Amount | None] | None"]
-"""A hook that estimates what a request will cost, in the caller's currency; None: what the route says."""
-Estimate = Callable[[Scope, Identity], "Units | Awaitable[Units | None] | None"]
-"""A hook that estimates what a request will use of metered units; None: what the route says."""
-Amount = str | int | Decimal
 ACCEPTED = 101
 """Status of a WebSocket that the app has accepted."""
-FORBIDDEN = 403
-TRY_AGAIN_LATER = 1013
-"""Code of a WebSocket that is closed because of a limit."""
 
 
 class LimitedApp:
@@ -161,7 +151,7 @@ class LimitedApp:
                     found = await self._look_up(scope)
             except IdentityError as unclear:
                 if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
-                    await _respond(writers.refusals.unidentified(unclear), scope, receive, send)
+                    await respond(writers.refusals.unidentified(unclear), scope, receive, send)
                     return
                 found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
             policy, marked = found.policy, self._marked
@@ -182,7 +172,7 @@ class LimitedApp:
                 answer = writers.refusals.answer(lease)
                 if self._refusal_hook is not None:
                     answer = await with_own_body(self._refusal_hook, scope, lease.decision, answer)
-                await _respond(answer, scope, receive, send)
+                await respond(answer, scope, receive, send)
                 return
             state = scope.get("state")
             if state and isinstance(outer := state.get("ratelimit"), Lease) and not outer.is_ended:
@@ -220,7 +210,7 @@ class LimitedApp:
             if refused is not error:
                 raise
             answer = await self._refusal_of(refused.decision, self.writers, scope)
-            await _respond(answer, scope, receive, send)
+            await respond(answer, scope, receive, send)
 
     async def _refusal_of(self, decision: Decision, writers: Writers, scope: Scope) -> Response:
         """Return the answer to a refusal, with the app's own body where its `refusal=` hook has one."""
@@ -236,7 +226,7 @@ class LimitedApp:
         if sender.has_started:
             await close_accepted(send)
             return
-        await _respond(await self._refusal_of(decision, writers, scope), scope, None, send)
+        await respond(await self._refusal_of(decision, writers, scope), scope, None, send)
 
     async def _serve_unlimited(
         self, scope: Scope, receive: Receive, send: Send, error: Exception | None
@@ -248,7 +238,7 @@ class LimitedApp:
             await self.app(scope, receive, send)
         else:
             self._lifespan.report_once(error)
-            await _respond(self._broken(), scope, receive, send)
+            await respond(self._broken(), scope, receive, send)
 
     async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer a request to the dashboard or to the usage path; false where it is to neither."""
@@ -262,7 +252,7 @@ class LimitedApp:
                 await self._dashboard(scope, receive, send)
             else:
                 refused = await self.limiter.engine.charge(found.policy, found.identity)
-                await _respond(writers.refusals(refused.decision), scope, receive, send)
+                await respond(writers.refusals(refused.decision), scope, receive, send)
             return True
         if operations.usage_path is None or not asks_for_usage(scope, operations.usage_path):
             return False
@@ -273,7 +263,7 @@ class LimitedApp:
             answer = writers.refusals.unidentified(error)
         else:
             answer = await self._usage(scope["method"], found.policy, writers)
-        await _respond(answer, scope, receive, send)
+        await respond(answer, scope, receive, send)
         return True
 
     async def _look_up(self, scope: Scope) -> LookupEntry:
@@ -352,21 +342,3 @@ class RateLimitMiddleware(LimitedApp):
 
     # By this assignment also the compiled one has a `__call__` that is a coroutine function: servers look.
     __call__ = LimitedApp.serve
-
-
-async def _respond(response: Response, scope: Scope, receive: Receive | None, send: Send) -> None:
-    """Answer instead of the app. A WebSocket gets the same, or a rejected handshake where it cannot.
-
-    `receive` is None where the app has begun to read what the client sends.
-    """
-    start, body = "http.response.start", "http.response.body"
-    if scope["type"] == "websocket":
-        if receive is not None:
-            await receive()  # the handshake, which a server wants to be asked for first
-        if "websocket.http.response" not in (scope.get("extensions") or {}):
-            code = POLICY_VIOLATION if response.status == FORBIDDEN else TRY_AGAIN_LATER
-            await send({"type": "websocket.close", "code": code, "reason": ""})
-            return
-        start, body = f"websocket.{start}", f"websocket.{body}"
-    await send({"type": start, "status": response.status, "headers": response.headers})
-    await send({"type": body, "body": response.body})

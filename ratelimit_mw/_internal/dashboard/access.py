@@ -24,7 +24,7 @@ from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE
 from ratelimit_mw._internal.model.status import WindowStatus
-from ratelimit_mw._internal.settings.tables import OperationsSettings
+from ratelimit_mw._internal.settings.operations import OperationsSettings
 
 COOKIE = "ratelimit_dashboard"
 SESSION_SECONDS = 12 * 3600

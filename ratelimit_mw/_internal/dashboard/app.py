@@ -38,7 +38,7 @@ from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.routing import route_path
 from ratelimit_mw._internal.runtime import threads
-from ratelimit_mw._internal.settings.tables import OperationsSettings
+from ratelimit_mw._internal.settings.operations import OperationsSettings
 
 Handler = Callable[[Request, OperationsSettings], Awaitable[Response]]
 

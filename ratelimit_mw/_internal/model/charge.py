@@ -134,14 +134,9 @@ class Charge:
             raise ValueError("only units of windows are taken ahead")
         if ahead > MAX_AHEAD:
             raise ValueError(f"units are taken at most {MAX_AHEAD} us ahead, not {ahead}")
-        limits = [each.limit for each in self.counters if isinstance(each.limit, Slots)]
-        self.slots = tuple(
-            [
-                ReservationKey(each.partition, each.scope)
-                for each in self.counters
-                if isinstance(each.limit, Slots)
-            ]
-        )
+        held = [each for each in self.counters if isinstance(each.limit, Slots)]
+        limits = [each.limit for each in held if isinstance(each.limit, Slots)]
+        self.slots = tuple([ReservationKey(each.partition, each.scope) for each in held])
         # A request's slots are renewed and freed together, so the shortest counts for all.
         self.lease = min([limit.lease for limit in limits], default=lease)
         self.max_hold = min([limit.max_hold for limit in limits if limit.max_hold], default=None)

@@ -8,7 +8,6 @@ is changed under `lock`, in which nothing is ever waited for.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,6 +20,7 @@ from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
+from ratelimit_mw._internal.outage.sync_task import SyncTask
 from ratelimit_mw._internal.outage.unsynced import (
     UNTOUCHED,
     UnsyncedReservation,
@@ -29,20 +29,14 @@ from ratelimit_mw._internal.outage.unsynced import (
     exact,
     unshared,
 )
-from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
+from ratelimit_mw._internal.runtime.forks import renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
 
-LOOK_EVERY = 0.02
-"""Seconds between two looks whether the backend is back; while it is away a look costs no round trip."""
 MAX_OWED = 10_000
 """Holds, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
 AT_ONCE = 64
 """Number of holds and counters that the backend is told of at once."""
-PAUSE = 1.0
-"""Seconds before it is tried again where telling met what it was not made for."""
-CLOSE_TIMEOUT = 1.0
-"""Seconds that closing waits for the backend to be told."""
 
 
 class OutageReconciler:
@@ -63,10 +57,7 @@ class OutageReconciler:
         self._windows: dict[Counter, UnsyncedWindow] = {}
         self._owed: dict[bytes, UnsyncedReservation] = {}
         self._budgets: dict[Counter, None] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._loops: set[asyncio.AbstractEventLoop] = set()
-        """Event loops that have admitted something, any of which may tell of all."""
-        self._is_closing = False
+        self._syncing = SyncTask(self.__len__, self.sync)
         self.lock = threading.RLock()
         self.lost = 0
         """Number of holds and counters that were given up before the backend was told all of them."""
@@ -75,8 +66,8 @@ class OutageReconciler:
     def after_fork(self) -> None:
         """Leave what the backend has to be told to the parent process, which tells it."""
         self.lock = threading.RLock()
-        leave_to_parent(self._task)
-        self._task, self._is_closing, self.lost = None, False, 0
+        self._syncing.after_fork()
+        self.lost = 0
         self._windows.clear()
         self._owed.clear()
         self._budgets.clear()
@@ -107,8 +98,7 @@ class OutageReconciler:
             if len(self._owed) > MAX_OWED:
                 self._forget(self._owed.pop(next(iter(self._owed))))
                 self._note_lost()
-        self._loops.add(asyncio.get_running_loop())
-        self._start()
+        self._syncing.start()
 
     def _count(self, counter: Counter, window: Window, cost: int) -> None:
         """Count units that were admitted here, which the backend has to be told of."""
@@ -210,25 +200,8 @@ class OutageReconciler:
 
     async def close(self) -> None:
         """Tell what can be told now, for a bounded time, and report what is lost."""
-        task = None if self._task is None or self._task.done() else self._task
-        if task is not None and task.get_loop() is not asyncio.get_running_loop():
+        if not await self._syncing.finish():
             return  # it goes on in a loop that serves requests
-        self._is_closing = True
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                # Not cancelled: the backend would take back what it is being told, under the same lease id.
-                if task is not None:
-                    await asyncio.wait([task])
-                while len(self):
-                    await self.sync()
-                    if len(self):  # it is away, and may be back in time
-                        await asyncio.sleep(LOOK_EVERY)
-        except TimeoutError:
-            if task is not None:
-                task.cancel()
-                await asyncio.wait([task])  # what was under way is owed again: what is left says it
-        finally:
-            self._is_closing = False
         with self.lock:
             if len(self):
                 self.lost += len(self)
@@ -243,20 +216,11 @@ class OutageReconciler:
 
     def resume(self) -> None:
         """Go on in the running event loop where the one that told the backend has ended."""
-        if len(self):
-            self._start()
+        self._syncing.resume()
 
     async def leave(self) -> None:
         """Tell no more in the running event loop, which ends; another one goes on with it."""
-        task = self._task
-        if task is None or task.done() or task.get_loop() is not asyncio.get_running_loop():
-            return
-        self._is_closing = True
-        try:
-            # Not cancelled: the backend would take back what it is being told, under the same lease id.
-            await asyncio.wait([task], timeout=CLOSE_TIMEOUT)
-        finally:
-            self._is_closing = False
+        await self._syncing.leave()
 
     async def sync(self) -> None:
         """Tell the backend what it doesn't know yet, as far as it can be told now."""
@@ -272,33 +236,6 @@ class OutageReconciler:
             if not self._owed:  # so that the local books hold nothing which the shared ones don't
                 budgets, self._budgets = Charge(self._budgets), {}
                 await self._books.reset(budgets)  # which never waits
-
-    def _start(self) -> None:
-        with self.lock:
-            if self._task is None or self._task.done() or self._task.get_loop().is_closed():
-                loop = asyncio.get_running_loop()
-                self._task = loop.create_task(self._keep_syncing(), name="ratelimit_mw hand-back")
-                self._task.add_done_callback(self._leave_to_another)
-
-    def _leave_to_another(self, task: "asyncio.Task[None]") -> None:
-        """Telling ended with its event loop: where something is left, another loop goes on."""
-        self._loops = {loop for loop in list(self._loops) if not loop.is_closed()}
-        for loop in list(self._loops) if len(self) and not self._is_closing else ():
-            if loop is not task.get_loop() and loop.is_running():
-                with contextlib.suppress(RuntimeError):  # it has been closed since
-                    loop.call_soon_threadsafe(self._start)
-                    return
-
-    async def _keep_syncing(self) -> None:
-        while len(self):
-            await asyncio.sleep(LOOK_EVERY)
-            if self._is_closing:
-                return  # which tells the rest itself
-            try:
-                await self.sync()
-            except Exception:
-                logger.exception("the backend could not be told what was admitted without it; tried again")
-                await asyncio.sleep(PAUSE)
 
     async def _sync_first(self) -> bool:
         with self.lock:

@@ -4,11 +4,11 @@ from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem
 from ratelimit_mw._internal.settings.loader import Settings
 from ratelimit_mw._internal.settings.networks import AddressSettings
+from ratelimit_mw._internal.settings.operations import OperationsSettings
 from ratelimit_mw._internal.settings.tables import (
     ApplicationSettings,
     IdentitySettings,
     KeySettings,
-    OperationsSettings,
     PlanSettings,
     ResponseSettings,
     RouteSettings,

@@ -31,13 +31,13 @@ from ratelimit_mw._internal.settings.errors import (
 )
 from ratelimit_mw._internal.settings.keys import ListedKeys, hash_listed_keys
 from ratelimit_mw._internal.settings.networks import AddressSettings
+from ratelimit_mw._internal.settings.operations import OperationsSettings
 from ratelimit_mw._internal.settings.sources import ENVIRONMENT, Environment, read_environment, read_file
 from ratelimit_mw._internal.settings.tables import (
     ApplicationSettings,
     IdentitySettings,
     KeySettings,
     LimitSettings,
-    OperationsSettings,
     PlanSettings,
     ResponseSettings,
     RouteSettings,

@@ -14,11 +14,8 @@ from typing import Any, get_args, get_origin
 from ratelimit_mw._internal.runtime.threads import start
 from ratelimit_mw._internal.settings.backend import BackendSettings
 from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem, nearest_name, one_of, shown
-from ratelimit_mw._internal.settings.tables import (
-    IdentitySettings,
-    OperationsSettings,
-    ResponseSettings,
-)
+from ratelimit_mw._internal.settings.operations import OperationsSettings
+from ratelimit_mw._internal.settings.tables import IdentitySettings, ResponseSettings
 from ratelimit_mw._internal.settings.values import Table
 
 READ_SECONDS = 10.0

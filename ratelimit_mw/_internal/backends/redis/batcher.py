@@ -8,7 +8,6 @@ its own and fills the room that requests leave. A batcher belongs to one event l
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from bisect import bisect_left
@@ -17,18 +16,26 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply, Reply
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
+from ratelimit_mw._internal.backends.redis.calls import (
+    ASKING,
+    LATE,
+    LATER,
+    MOVING,
+    TAKES_NO_WRITES,
+    call_head,
+    check_number,
+    ignore,
+    read_reply,
+)
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
 from ratelimit_mw._internal.backends.redis.error_log import ThrottledErrorLog
 from ratelimit_mw._internal.backends.redis.letters import DISJOINT, DONE, SHARED
 from ratelimit_mw._internal.backends.redis.link import Link
 from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose, hand_out, take
-from ratelimit_mw._internal.backends.redis.script import load_script
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
 from ratelimit_mw._internal.model.backend import WAITS, BackendError, Load, OperationRefusedError
 
-SCRIPT = load_script("batch").encode()
-"""The script that decides, as servers get it."""
 MAX_BATCH = 64
 """Operations in one call of the script, so that none takes the server over a millisecond."""
 IN_FLIGHT = 2
@@ -37,9 +44,6 @@ MAX_UPKEEP = 8
 """Operations of upkeep in one of them; one goes along where requests leave no room."""
 MAX_QUEUE = 10_000
 """Operations that may wait; one more is refused at once."""
-MOST_TIME = 2**53
-"""The latest time that an answer can show, in microseconds: the script counts exactly up to here."""
-
 logger = logging.getLogger("ratelimit_mw")
 
 Group = Callable[[list[Operation]], Iterable[list[Operation]]]
@@ -233,8 +237,8 @@ class Batcher:
         on_replies: list[OnReply] = []
         for group in groups:
             if group[0].is_asking:
-                commands.append(_ASKING)
-                on_replies.append(_ignore)
+                commands.append(ASKING)
+                on_replies.append(ignore)
             commands.append(self._call_of(group, by_digest, by_script))
             on_replies.append(self._on_reply)
         connection.send(b"".join(commands), *on_replies)
@@ -254,9 +258,9 @@ class Batcher:
             return b"*%d\r\n%b%b" % (2 + len(batch), command, b"".join([bulk(each.id) for each in batch]))
         clock = self._clock_argument()
         until = WITHOUT_END if clock else self._server_clock.in_(self._timeout + GRACE)
-        head = b"*%d\r\n%b" % (4 + n_keys + len(groups), _BY_DIGEST if by_digest else _BY_TEXT)
         shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)
-        return b"".join((head, bulk(b"%d" % n_keys), keys, shares_and_time, arguments))
+        head = call_head(n_keys, len(groups), by_digest=by_digest)
+        return b"".join((head, keys, shares_and_time, arguments))
 
     # answers ------------------------------------------------------------------------------------
 
@@ -267,12 +271,12 @@ class Batcher:
             if isinstance(reply, Exception):
                 self._on_error(batch, BackendError(str(reply)))
             elif batch.is_command:
-                _read_number(reply)
+                check_number(reply)
                 for operation in batch.operations:
                     operation.answer((0, DONE))
                 self._count(batch)
             else:
-                now, answers, mended = _read(reply, len(batch.groups))
+                now, answers, mended = read_reply(reply, len(batch.groups))
                 if mended:
                     self.complaints.note_mended(mended)
                 self._on_answers(batch.groups, now, answers)
@@ -297,13 +301,13 @@ class Batcher:
         self._server_clock.show(now)
         for operations, text in hand_out(groups, now, answers):
             failure = OperationRefusedError(text.decode(errors="replace").strip())
-            if _MOVING in str(failure) and self._redirect is not None and self._redirect(operations, _LATER):
+            if MOVING in str(failure) and self._redirect is not None and self._redirect(operations, LATER):
                 continue
-            if str(failure).startswith(_TAKES_NO_WRITES):
+            if str(failure).startswith(TAKES_NO_WRITES):
                 error = BackendError(str(failure))
                 unwritten += operations
                 continue
-            if str(failure).startswith(_LATE):
+            if str(failure).startswith(LATE):
                 late += operations
                 continue
             for operation in operations:
@@ -459,40 +463,3 @@ def _give_up_once(sent: Iterable[Operation]) -> None:
     for operation in sent:
         if operation.is_once:
             operation.must_arrive = False
-
-
-def _read(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:
-    """Read the time, so many answers and what was mended in the reply to a call; raises for anything else."""
-    # Exactly a list: what a server sends unasked is one of another kind.
-    if reply.__class__ is not list or len(reply) not in (number + 1, number + 2):
-        raise ValueError(f"{reply!r} in place of {number} answers")
-    told, *answers = reply
-    mended = answers.pop() if len(answers) > number else b""
-    if mended.__class__ is not bytes:
-        raise ValueError(f"{mended!r} in place of what was mended")
-    if told.__class__ is not int or not 0 <= told <= MOST_TIME:
-        raise ValueError(f"{told!r} in place of the time")
-    return told, answers, mended
-
-
-def _read_number(reply: Reply) -> None:
-    """Raise for a reply that a command which counts what it has done can't give."""
-    if reply.__class__ is not int:
-        raise ValueError(f"{reply!r} in place of a number")
-
-
-_TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
-"""Errors of a single command that tell of the whole server: it is as good as away."""
-_LATE = "LATE"
-"""The error of an operation that was given up before it came to the server."""
-_MOVING, _LATER = "non local key", "TRYAGAIN"
-"""A key that the script met lies in a slot that is moving, and was deleted in this very call: so nothing was
-done, and the operation has to wait like one whose keys lie on two nodes.
-"""
-_ASKING = b"*1\r\n$6\r\nASKING\r\n"
-_BY_DIGEST = bulk(b"EVALSHA") + bulk(hashlib.sha1(SCRIPT, usedforsecurity=False).hexdigest().encode())
-_BY_TEXT = bulk(b"EVAL") + bulk(SCRIPT)
-
-
-def _ignore(_reply: Reply) -> None:
-    """ASKING went before a command, whose own answer says how it went."""
