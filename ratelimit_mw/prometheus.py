@@ -28,7 +28,7 @@ from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS, Metric
 from ratelimit_mw._internal.runtime.liveness import LifeSign
 
-logger = logging.getLogger("ratelimit_mw")
+logger: logging.Logger = logging.getLogger("ratelimit_mw")
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that puts `prometheus_client` into its multi-process mode."""

@@ -1,6 +1,6 @@
 """Limits in code that requests meet, learnt from the app's own routes."""
 
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from ratelimit_mw._internal.policy.routing import RouteTable, route_path
 from ratelimit_mw._internal.settings.findings import Finding
 
 if TYPE_CHECKING:
+    from starlette.convertors import Convertor
+
     from ratelimit_mw._internal.policy.extended import Asked, CodeLimits
 
 
@@ -29,11 +31,12 @@ class MarkedRoute:
 
     def __init__(self, route: AppRoute) -> None:
         """Raises what Starlette raises for a path that it can't read."""
-        self.path = route.path
-        self.methods = None if route.methods == (ANY,) else frozenset(route.methods)
-        self.limits = tuple(limits_of(route))
-        self._pattern, _, self.parameters = compile_path(route.path)
-        self.is_plain = not any(map(differs, self.limits))
+        self.path: str = route.path
+        self.methods: frozenset[str] | None = None if route.methods == (ANY,) else frozenset(route.methods)
+        self.limits: tuple[Limit, ...] = tuple(limits_of(route))
+        self._pattern, _, parameters = compile_path(route.path)
+        self.parameters: Mapping[str, Convertor[Any]] = parameters
+        self.is_plain: bool = not any(map(differs, self.limits))
         """Whether all requests meet the same limits, whatever they say."""
         self.asked: dict[CodeLimits, Asked] = {}
         """Limits as all requests meet them, by the settings in force."""
@@ -49,13 +52,13 @@ class MarkedRoutes:
 
     def __init__(self, app: Any) -> None:
         """Read the routes of an app, as they are now."""
-        self.made = Mark.made
+        self.made: int = Mark.made
         self.findings: list[Finding] = []
         """Findings about routes that can't be read, and about limits that never apply."""
         self._entries: dict[str, list[MarkedRoute]] = {"http": [], "websocket": []}
         app = _with_routes(app)
         routes = [] if app is None else list(app_routes(app))
-        self.has_limits = any([route.marks for route in routes])
+        self.has_limits: bool = any([route.marks for route in routes])
         """Whether any route has a limit in code."""
         if self.has_limits:
             for route in routes:

@@ -25,10 +25,10 @@ async def _nothing() -> None:
 class Mark:
     """Limits for routes. See `limited`."""
 
-    made = 0
+    made: int = 0
     """Number of marks that this process has made: with each the routes of an app have to be read anew."""
 
-    __signature__ = inspect.Signature()
+    __signature__: inspect.Signature = inspect.Signature()
     """Parameters of the dependency, for FastAPI: there are none."""
 
     def __init__(self, limits: tuple[Limit | str, ...]) -> None:

@@ -6,7 +6,9 @@ Three ways out: not ours, refused, or the app with a `send` that adds our header
 import logging
 import os
 from asyncio import get_running_loop
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -77,7 +79,7 @@ class LimitedApp:
         self._has_estimate_hooks = price is not None or estimate is not None
         self._error: SettingsError | None = None
         try:
-            self.limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
+            self.limiter: Limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
             if resolve is not None:
                 self.limiter.engine.live.resolve_by(resolve)
         except SettingsError as error:
@@ -88,7 +90,7 @@ class LimitedApp:
             limiter.engine.notify.add(on_event)
         if on_decision is not None:
             self.limiter.engine.observe(DecisionNotifier(on_decision))
-        self.writers = Writers(self.limiter.settings)
+        self.writers: Writers = Writers(self.limiter.settings)
         self._lifespan = Lifespan(self.limiter, self.read_marks)
         self._marked: MarkedRoutes | None = None
         self.follow()
@@ -140,7 +142,8 @@ class LimitedApp:
                 await live.get_ready()
             rules, writers = live.rules, self.writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
-                writers = self.writers = Writers(rules.settings)
+                writers = Writers(rules.settings)
+                self.writers = writers
                 self._marked = None  # to be read anew, and checked against these settings
             if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
                 return
@@ -341,4 +344,4 @@ class RateLimitMiddleware(LimitedApp):
     """
 
     # By this assignment also the compiled one has a `__call__` that is a coroutine function: servers look.
-    __call__ = LimitedApp.serve
+    __call__: Callable[..., Coroutine[Any, Any, None]] = LimitedApp.serve

@@ -75,22 +75,23 @@ class PrefetchBatch:
     __slots__ = ("decided", "era", "low", "received", "size", "units", "until", "windows")
 
     def __init__(self, charge: Charge, outcome: Outcome, size: int, era: object) -> None:
-        self.size = size
+        self.size: int = size
         self.units: Iterator[int] = iter(range(size - 1, -1, -1))
         """Number of requests left after each that is spent.
 
         Two threads never get the same number: taking one is a single step."""
-        self.low = size // REFILL
-        self.decided = outcome.now
+        self.low: int = size // REFILL
+        self.decided: int = outcome.now
         # What is left grows by a unit that leaves, and is looked up only when the block is over.
-        self.windows = [
+        self.windows: list[WindowStatus] = [
             WindowStatus(each.used, max(each.reset_after_us, charge.ahead), 0)
             for each in charge.statuses(outcome)
             if isinstance(each, WindowStatus)
         ]
         """Status of each window, this block's units included, until one of its units leaves."""
-        self.era = era
-        self.received = self.until = 0.0
+        self.era: object = era
+        self.received: float = 0.0
+        self.until: float = 0.0
 
     @property
     def left(self) -> int:
@@ -121,14 +122,14 @@ class PrefetchState:
     def __init__(self, charge: Charge) -> None:
         """`charge` is what one request asks, and `is_taken_ahead` is true of it."""
         shortest = min([window.length for window in charge.windows])
-        self.charge = charge
-        self.ahead = min(shortest // PART, LONGEST)
-        self.life = self.ahead * (1 - 1 / DRIFT) / SECOND
+        self.charge: Charge = charge
+        self.ahead: int = min(shortest // PART, LONGEST)
+        self.life: float = self.ahead * (1 - 1 / DRIFT) / SECOND
         """Seconds for which a block may be spent, from when it was asked for."""
         self.block: PrefetchBatch | None = None
         self.spare: PrefetchBatch | None = None
         """Block to spend from when `block` is over."""
-        self.asking_until = 0.0
+        self.asking_until: float = 0.0
         """A question for more is under way, until its answer comes or, at the latest, until then."""
         self._period = shortest / SECOND
         self._spent = self._lost = 0  # of blocks that are over, and of requests that asked for themselves
@@ -216,8 +217,8 @@ class Prefetch:
         """`tasks` holds the questions under way, for whoever closes the limiter."""
         self._backend = backend
         self._tasks = tasks
-        self.era = object()  # blocks of another are not spent any more
-        self.now = clock or steady_clock()
+        self.era: object = object()  # blocks of another are not spent any more
+        self.now: SteadyClock = clock or steady_clock()
         _all.add(self)
 
     def clear(self) -> None:

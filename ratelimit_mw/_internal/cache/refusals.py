@@ -38,13 +38,13 @@ class CachedRefusal:
     def __init__(
         self, charge: Charge, outcome: Outcome, received: float, until: float, kind: tuple[str, str]
     ) -> None:
-        self.charge = charge
-        self.outcome = outcome
-        self.received = received
+        self.charge: Charge = charge
+        self.outcome: Outcome = outcome
+        self.received: float = received
         """Time of the answer's arrival: the backend decided before, so no promise told from here is early."""
-        self.until = until
+        self.until: float = until
         """Counted from when the charge was sent: the backend decided later, so that none is kept too long."""
-        self.kind = kind
+        self.kind: tuple[str, str] = kind
         """Outcome and limit that the tally counts it under."""
         self.answer: object = None
         """The latest answer to it, as the writer of answers keeps it to answer so again."""

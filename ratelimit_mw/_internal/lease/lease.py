@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from ratelimit_mw._internal.model.charge import Charge, Counter
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.policy.decision import Decision, decision_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
@@ -108,42 +108,42 @@ class Lease:
     ) -> None:
         """A request to be decided about: by an `outcome` and its hold, by `repeat` or by `decide`."""
         self._leases = leases
-        self.backend = backend
+        self.backend: Holder = backend
         """Keeper of the hold: the limiter's backend, or this process during an outage."""
-        self.policy = policy
-        self.identity = identity
+        self.policy: Policy = policy
+        self.identity: Identity = identity
         """The caller of this very request; others may share its policy."""
-        self.asked = charge
+        self.asked: Charge = charge
         """Limits that decide about it, and their costs."""
-        self.price = price
+        self.price: int = price
         """Estimate in units of the caller's currency; 0 without one."""
-        self.unsatisfiable = unsatisfiable
+        self.unsatisfiable: Counter | None = unsatisfiable
         """A limit that the request can't ever fit into; None where it may."""
-        self.hold = NO_RESERVATION
+        self.hold: Reservation = NO_RESERVATION
         self._decision: Decision | None = None
         """The decision in words, once somebody has asked for it."""
         self.outcome: Outcome | None = None
         """The backend's answer, where that admitted the request."""
         self.repeats: CachedRefusal | None = None
         """The remembered refusal that this one repeats, at `repeated_at` by the refusals' clock."""
-        self.repeated_at = 0.0
+        self.repeated_at: float = 0.0
         self.renewals: LeaseRenewals | None = None
         """Renewals of the slots, from the admission of a request on."""
-        self.renew_at = 0.0
+        self.renew_at: float = 0.0
         """Time of the next renewal, by `time.monotonic`."""
         self.give_up_at: float | None = None
         """End of the slots' `max_hold`, by `time.monotonic`; None without one."""
-        self.is_acquired = False
+        self.is_acquired: bool = False
         """Whether the app asked for it itself: then nobody else ends it."""
-        self.is_detached = False
-        self.is_ended = False
-        self.is_lost = False
+        self.is_detached: bool = False
+        self.is_ended: bool = False
+        self.is_lost: bool = False
         """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
-        self.is_metered_out = False
+        self.is_metered_out: bool = False
         """Whether all its metered units are settled, so that its end has to say nothing of them."""
         self.late: tuple[Lease, ...] = ()
         """Leases of what the handler has charged by `charge`: they end with this one."""
-        self.token = ""
+        self.token: str = ""
         self.holders: Sequence[Lease] = ()
         """All leases that go on with the same job in this process; empty for a request."""
         self.opening: asyncio.Task[None] | None = None

@@ -86,8 +86,8 @@ class Leases:
         """Detached leases that go on in this process, by id: each as often as it was resumed."""
         self._lock = threading.Lock()
         self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
-        self.owed = OwedWork(timeout)
-        self.settling = Settling(backend, self.owed, notify)
+        self.owed: OwedWork = OwedWork(timeout)
+        self.settling: Settling = Settling(backend, self.owed, notify)
         self._slots_lost = 0
         self.charge_late: ChargeLate = _charge_nothing
         """Decides about what a handler charges while its request runs."""

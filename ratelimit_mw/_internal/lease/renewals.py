@@ -40,12 +40,12 @@ class Renewals:
         """Leases that have an estimate alone.
 
         The estimate of a lease that is dropped without an end lapses."""
-        self.covers = inf
+        self.covers: float = inf
         """Shortest lease in seconds that the timer comes in time for; infinite where there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._next_look = -inf
         self._tasks: set[asyncio.Task[None]] = set()
-        self.lost = 0
+        self.lost: int = 0
         """Number of slots that were lost before they could be renewed."""
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ class Settling:
         self._backend = backend
         self._owed = owed
         self._notify = notify
-        self.ignored = 0
+        self.ignored: int = 0
         """Number of ignored settles: settled before with another amount, or unknown to the backend."""
         self.on_uncounted: Callable[[object], None] = lambda _: None
         """Told of each unit that is settled though no limit of the request counts it."""

@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import time
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -95,7 +95,7 @@ _MeterFields = tuple[
 class _Fields(BaseModel):
     """The payload of a token, under short names since tokens go into queues and databases."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
     i: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
     """The lease's id."""

@@ -59,9 +59,9 @@ class Decider:
         """Decides while the backend is away."""
         self._budget_warnings = budget_warnings
         self._live = live
-        self.remembers = not isinstance(backend, MemoryBackend)
+        self.remembers: bool = not isinstance(backend, MemoryBackend)
         """Whether refusals are remembered and units taken ahead; where this process counts, neither helps."""
-        self.log_refusal = RefusalLog()
+        self.log_refusal: RefusalLog = RefusalLog()
         """Logs refusals."""
         self.observers: Observers | None = None
         """Observers of every decision; None where nobody observes."""

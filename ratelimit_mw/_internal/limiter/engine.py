@@ -55,26 +55,26 @@ class Engine:
     ) -> None:
         """Take the arguments of `Limiter`."""
         settings = settings or Settings()
-        self.tally = DecisionCounts()
+        self.tally: DecisionCounts = DecisionCounts()
         """Counts every decision."""
-        self.reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
+        self.reporter: Reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
         """Tells the fleet of them."""
         taking_over = Job("taking over from ended event loops", TAKE_OVER_SECONDS, self._take_over)
         jobs = [self.reporter.job(), taking_over]
         if not is_shared(settings):
             look = WorkerCheck(lambda: self.settings).run
             jobs.append(Job("looking for other workers", LOOK_SECONDS, look, waits=True))
-        self.live = Live(settings, resolve, jobs)
+        self.live: Live = Live(settings, resolve, jobs)
         log_findings(self.settings)
-        self.backend = backend or open_backend(self.settings.backend)
-        self.refusals = RefusalCache()
+        self.backend: Backend = backend or open_backend(self.settings.backend)
+        self.refusals: RefusalCache = RefusalCache()
         self._secret = self.settings.identity.hash_secret.get_secret_value()
-        self.notify = Notifier(on_event)
+        self.notify: Notifier = Notifier(on_event)
         """Hands events to the app."""
-        self.leases = Leases(self.backend, self.notify, self._secret, self.settings.backend.timeout)
+        self.leases: Leases = Leases(self.backend, self.notify, self._secret, self.settings.backend.timeout)
         """Everything that was admitted and is not over."""
-        self.prefetch = Prefetch(self.backend, self.leases.owed.tasks)
-        self.decider = Decider(
+        self.prefetch: Prefetch = Prefetch(self.backend, self.leases.owed.tasks)
+        self.decider: Decider = Decider(
             self.backend,
             tally=self.tally,
             leases=self.leases,

@@ -48,7 +48,7 @@ class Limiter:
         `on_decision` each decision; `resolve` looks keys up that are neither set live nor in the settings.
         Raises TypeError for an `on_event` or `on_decision` that would have to be awaited.
         """
-        self.engine = Engine(
+        self.engine: Engine = Engine(
             settings, backend=backend, on_event=on_event, on_decision=on_decision, resolve=resolve
         )
         """Parts of the limiter, for this package alone: no public interface."""

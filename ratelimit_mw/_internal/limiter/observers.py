@@ -22,9 +22,9 @@ class DecisionMade:
     __slots__ = ("_lease", "identity", "route")
 
     def __init__(self, identity: Identity, route: str | None, lease: Lease) -> None:
-        self.identity = identity
+        self.identity: Identity = identity
         """The caller of this request."""
-        self.route = route
+        self.route: str | None = route
         """Pattern of the rule that the request falls under, None where there is none."""
         self._lease = lease
 

@@ -48,17 +48,17 @@ class Rules:
         *,
         listed: dict[str, KeySettings] | None = None,
     ) -> None:
-        self.settings = settings
-        self.policies = policies
-        self.code_limits = code_limits
-        self.registered = registered
+        self.settings: Settings = settings
+        self.policies: Policies = policies
+        self.code_limits: CodeLimits = code_limits
+        self.registered: Mapping[str, KeySettings] = registered
         """The keys that are set live, by hash; those left out that don't fit the settings."""
-        self.networks = networks
+        self.networks: Sequence[AddressSettings] = networks
         """The plans of networks that are set live."""
-        self.version = version
+        self.version: str = version
         """Twelve hex digits that any two processes with the same settings agree on."""
-        self.identify = Identifier(settings, registered, networks, listed=listed)
-        self.lookup = PolicyLookup(self.identify, policies)
+        self.identify: Identifier = Identifier(settings, registered, networks, listed=listed)
+        self.lookup: PolicyLookup = PolicyLookup(self.identify, policies)
         """Finds the policy of a request."""
         self._adopted: dict[tuple[Identity, str], Identity] = {}
         """Identities as the app named them lately, each with its `counted_as`, and as they were made safe."""

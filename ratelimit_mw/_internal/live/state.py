@@ -35,13 +35,13 @@ class Live:
     ) -> None:
         """`others` are jobs to do beside, wherever something is watched."""
         self._registry = Registry(open_key_store(settings.backend))
-        self.rules = Rules.of(settings, LiveTables())
+        self.rules: Rules = Rules.of(settings, LiveTables())
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
-        self.audit = AuditLog(open_audit_store(settings.backend))
+        self.audit: AuditLog = AuditLog(open_audit_store(settings.backend))
         """Changes by operators."""
-        self.rights = RightsCheck(lambda: self.rules.settings, self._registry.try_write)
+        self.rights: RightsCheck = RightsCheck(lambda: self.rules.settings, self._registry.try_write)
         jobs = [*others]
         if settings.file is not None:
             self._watch = FileWatch(settings.file)

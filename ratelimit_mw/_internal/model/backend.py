@@ -18,7 +18,7 @@ class Known(Generic[T]):
     __slots__ = ("value",)
 
     def __init__(self, value: T) -> None:
-        self.value = value
+        self.value: T = value
 
     def __await__(self) -> Generator[None, None, T]:
         yield from ()

@@ -1,15 +1,9 @@
 cimport cython
+from ratelimit_mw._internal.model.header_window cimport HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.outcome cimport Outcome
 from ratelimit_mw._internal.model.reservation cimport Reservation
 
 ctypedef long long i64
-
-@cython.final
-cdef class HeaderWindow:
-    cdef readonly object window
-    cdef readonly tuple limit_header
-    cdef readonly Py_ssize_t place
-    cdef readonly i64 quota, length, cost
 
 cdef class Charge:
     cdef public object cost, max_hold, prepared
@@ -34,6 +28,3 @@ cdef class Charge:
     @cython.locals(amount=i64, place=Py_ssize_t)
     cpdef bint nears_budget(self, Outcome outcome) except -1
     cpdef Reservation recorded_hold(self, bytes lease_id, tuple periods, object price)
-
-@cython.locals(best=HeaderWindow, window=HeaderWindow, fewest=i64, left=i64)
-cpdef HeaderWindow nearest_of(list windows, Outcome outcome)

@@ -9,20 +9,18 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
+from ratelimit_mw._internal.model.header_window import HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw._internal.model.metered import Meter, Units, meter_places, meters_of
 from ratelimit_mw._internal.model.periods import period_at
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import Status
-from ratelimit_mw._internal.runtime.leaf import digits
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.model.outcome import Outcome
 
 Clock = Callable[[], int]
 """Microseconds since 1970. A backend's own clock decides; tests hand in one of their own."""
-MOST_UNITS = 2**62
-"""More than any limit grants; what is larger is compared as this."""
 MAX_AHEAD = 2**32 - 1
 """Microseconds: what the header of a window has room for."""
 CODE_SCOPE = "c:"
@@ -48,22 +46,6 @@ class Counter:
     def name(self) -> str:
         """Name of a limit that the app declares in code; "" of any other."""
         return self.scope[len(CODE_SCOPE) :] if self.scope.startswith(CODE_SCOPE) else ""
-
-
-class HeaderWindow:
-    """One of the caller's own windows in a charge, as headers tell of it."""
-
-    __slots__ = ("cost", "length", "limit_header", "place", "quota", "window")
-
-    def __init__(self, place: int, window: Window, cost: int) -> None:
-        self.place = place
-        """Index of the window among the counters of its charge."""
-        self.window = window
-        # At least 1, and what is no number of units is not for a header to refuse.
-        self.cost = 1 if not cost > 1 else min(cost, MOST_UNITS)
-        """Units that one more request needs."""
-        self.quota, self.length = window.quota, window.length
-        self.limit_header = (b"x-ratelimit-limit", digits(window.quota))
 
 
 class Charge:
@@ -106,7 +88,7 @@ class Charge:
         "windows",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - all that requests of a caller have in common
         self,
         counters: Iterable[Counter],
         cost: int = 1,
@@ -124,26 +106,33 @@ class Charge:
         self._counters: tuple[Counter, ...] | None = tuple(counters)
         self.model: Charge | None = None
         """The charge that this one was made from, by `for_caller`; None for one made of counters."""
-        self.caller = self.address = ""
+        self.caller: str = ""
+        self.address: str = ""
         """Partitions of a model that each charge made from it replaces by its own caller's."""
         self.keys: tuple[str, ...] = ()
         """Partitions of a model for limits that count by another key, replaced in the same way."""
-        self.cost = cost
-        self.ahead = ahead
+        self.cost: int = cost
+        self.ahead: int = ahead
         if ahead and not all([isinstance(each.limit, Window) for each in self.counters]):
             raise ValueError("only units of windows are taken ahead")
         if ahead > MAX_AHEAD:
             raise ValueError(f"units are taken at most {MAX_AHEAD} us ahead, not {ahead}")
         held = [each for each in self.counters if isinstance(each.limit, Slots)]
         limits = [each.limit for each in held if isinstance(each.limit, Slots)]
-        self.slots = tuple([ReservationKey(each.partition, each.scope) for each in held])
+        self.slots: tuple[ReservationKey, ...] = tuple(
+            [ReservationKey(each.partition, each.scope) for each in held]
+        )
         # A request's slots are renewed and freed together, so the shortest counts for all.
-        self.lease = min([limit.lease for limit in limits], default=lease)
-        self.max_hold = min([limit.max_hold for limit in limits if limit.max_hold], default=None)
-        self.allowances = tuple([each for each in self.counters if isinstance(each.limit, Allowance)])
-        self.meters = meters_of(self.counters)
+        self.lease: float = min([limit.lease for limit in limits], default=lease)
+        self.max_hold: float | None = min(
+            [limit.max_hold for limit in limits if limit.max_hold], default=None
+        )
+        self.allowances: tuple[Counter, ...] = tuple(
+            [each for each in self.counters if isinstance(each.limit, Allowance)]
+        )
+        self.meters: tuple[Meter, ...] = meters_of(self.counters)
         """Metered units among the limits."""
-        self.meter_places = meter_places(self.counters, self.meters) if self.meters else ()
+        self.meter_places: tuple[int, ...] = meter_places(self.counters, self.meters) if self.meters else ()
         """For each limit the number of its meter, from 1 on, or 0; empty where there is no meter."""
         self.base: Charge | None = None
         """The charge that this one was made from, by `with_estimates`; None for any other."""
@@ -154,21 +143,23 @@ class Charge:
         self._own_costs: dict[str, int] = {}
         """Cost of each limit in code that has one of its own, by its scope."""
         self._estimate(estimates or {})
-        self.is_recorded = bool(self.allowances or self.meters)
+        self.is_recorded: bool = bool(self.allowances or self.meters)
         """Whether it leaves a record, by which it is settled."""
-        self.is_held = bool(self.slots or self.is_recorded)
+        self.is_held: bool = bool(self.slots or self.is_recorded)
         """Whether anything of it lasts until it is given back: slots, money, estimates of units."""
-        self.is_of_one = len({counter.partition for counter in self.counters}) <= 1
+        self.is_of_one: bool = len({counter.partition for counter in self.counters}) <= 1
         """Whether all of it is counted under one partition, which is one node of a cluster."""
+        self.windows: list[HeaderWindow]
+        self.unit_windows: dict[str, list[HeaderWindow]]
         self.windows, self.unit_windows = self._header_windows()
         """The caller's own windows of requests; and of each metered unit, by its name."""
-        self.warn_amounts = [
+        self.warn_amounts: list[tuple[int, int]] = [
             (place, math.ceil(Decimal(repr(counter.limit.warn_at)) * counter.limit.amount))
             for place, counter in enumerate(self.counters)
             if isinstance(counter.limit, Allowance) and counter.limit.warn_at is not None
         ]
         """Place of each budget with a `warn_at`, and the amount from which on it is near its end."""
-        self.currency = "USD"
+        self.currency: str = "USD"
         for counter in self.allowances:
             if isinstance(counter.limit, Allowance):
                 self.currency = counter.limit.currency
@@ -326,16 +317,6 @@ class Charge:
         return Reservation(
             lease_id, self.slots, periods, self.lease, held, self.currency, self.meters, self.estimates
         )
-
-
-def nearest_of(windows: list[HeaderWindow], outcome: "Outcome") -> HeaderWindow | None:
-    """Find the window under which the fewest more charges fit; of equals the longer."""
-    best, fewest = None, 0
-    for window in windows:
-        left = (window.quota - outcome.used(window.place)) // window.cost
-        if best is None or left < fewest or (left == fewest and window.length > best.length):
-            best, fewest = window, left
-    return best
 
 
 def place_of(counter: Counter, now: int) -> ReservationKey:

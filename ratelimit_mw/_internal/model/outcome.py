@@ -40,11 +40,11 @@ class Outcome:
         """`row` has the status of each counter of the charge, in their order, as `_WIDTH` numbers: it is made
         for every request, and mostly little of it is looked at.
         """
-        self.admitted = admitted
-        self.now = now
+        self.admitted: bool = admitted
+        self.now: int = now
         """Time of the decision by the backend's clock, in microseconds since 1970."""
         self._row = row
-        self.hold = hold
+        self.hold: Reservation = hold
         self.times: tuple[int, ...] = ()
         """Times of the charge on a cluster, one for each of its partitions; empty if `now` is the only one.
 

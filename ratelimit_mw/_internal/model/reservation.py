@@ -65,22 +65,22 @@ class Reservation:
         meters: tuple[Meter, ...] = (),
         estimates: tuple[int, ...] = (),
     ) -> None:
-        self.id = id
-        self.slots = slots
-        self.periods = periods
-        self.lease = lease
+        self.id: bytes = id
+        self.slots: tuple[ReservationKey, ...] = slots
+        self.periods: tuple[ReservationKey, ...] = periods
+        self.lease: float = lease
         """Seconds that the slots last past their last renewal, and the estimate with them."""
-        self.price = price
-        self.currency = currency
-        self.meters = meters
+        self.price: int = price
+        self.currency: str = currency
+        self.meters: tuple[Meter, ...] = meters
         """Meters of the units that it settles."""
-        self.estimates = estimates
+        self.estimates: tuple[int, ...] = estimates
         """Amount that each meter was charged at admission."""
-        self.has_price = price > 0 and periods != ()
+        self.has_price: bool = price > 0 and periods != ()
         """Whether it holds an amount in any period."""
-        self.has_estimate = self.has_price or (estimates != () and any(estimates))
+        self.has_estimate: bool = self.has_price or (estimates != () and any(estimates))
         """Whether it holds an estimate, of money or of a metered unit."""
-        self.is_leased = self.has_estimate or slots != ()
+        self.is_leased: bool = self.has_estimate or slots != ()
         """Whether anything of it ends where it is not renewed."""
 
     def with_places(

@@ -42,7 +42,7 @@ class Reporter:
 
     def __init__(self, store: FiguresStore, tally: DecisionCounts, stats: Callable[[], Stats]) -> None:
         self.store = store
-        self.lost = 0
+        self.lost: int = 0
         """Reports that did not reach the backend."""
         self.is_serving = False
         """Whether to report although nothing was decided yet."""

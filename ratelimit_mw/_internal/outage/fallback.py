@@ -44,7 +44,7 @@ class LocalPolicy:
         self._clock = clock
         self._books = MemoryBackend(clock=clock)
         self._known: dict[tuple[str, str, int], _Known] = {}
-        self.holds = OutageReconciler(shared, self._books, clock, self.remember)
+        self.holds: OutageReconciler = OutageReconciler(shared, self._books, clock, self.remember)
         """Keeper of the leases that are granted here."""
         self._seeded: dict[tuple[str, str, int], int] = {}
         """Timestamp of the snapshot that each local window was seeded from."""
@@ -52,7 +52,7 @@ class LocalPolicy:
         self._priced: dict[str, Charge] = {}
         """The latest charge with budgets of each caller."""
         self._asked_at = 0
-        self.decisions = {"local": 0, "allow": 0, "deny": 0}
+        self.decisions: dict[str, int] = {"local": 0, "allow": 0, "deny": 0}
         """Number of decisions by each policy."""
         renew_after_fork(self)
 

@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Settlement
@@ -30,6 +31,9 @@ from ratelimit_mw._internal.outage.unsynced import (
     unshared,
 )
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -58,8 +62,8 @@ class OutageReconciler:
         self._owed: dict[bytes, UnsyncedReservation] = {}
         self._budgets: dict[Counter, None] = {}
         self._syncing = SyncTask(self.__len__, self.sync)
-        self.lock = threading.RLock()
-        self.lost = 0
+        self.lock: AbstractContextManager[bool] = threading.RLock()
+        self.lost: int = 0
         """Number of holds and counters that were given up before the backend was told all of them."""
         renew_after_fork(self)
 

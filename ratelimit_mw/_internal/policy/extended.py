@@ -31,12 +31,12 @@ class CodeLimit:
     def __init__(
         self, name: str, limits: Sequence[Window | Slots], cost: int, counts: Counts | None = None
     ) -> None:
-        self.name = name
-        self.limits = limits
-        self.cost = cost
-        self.counts = counts
+        self.name: str = name
+        self.limits: Sequence[Window | Slots] = limits
+        self.cost: int = cost
+        self.counts: Counts | None = counts
         """Whether an answer of a status counts; None if all do."""
-        self.shadow = False
+        self.shadow: bool = False
         self.on_failure: OnFailure | None = None
 
 

@@ -78,13 +78,15 @@ class Identifier:
         self._unknown_are_anonymous = identity.unknown_keys == "anonymous"
         self._caps_addresses = bool(identity.per_address)
         self._unknown_by_address = self._unknown_are_anonymous or self._caps_addresses
-        self.api_keys = ApiKeyReader(identity.api_key_headers)
+        self.api_keys: ApiKeyReader = ApiKeyReader(identity.api_key_headers)
         self._secret = identity.hash_secret.get_secret_value()
         self._read_address = AddressReader(identity, (*settings.addresses, *networks))
-        self.blocks_networks = bool(identity.blocked_networks)
+        self.blocks_networks: bool = bool(identity.blocked_networks)
         """Whether any network is blocked."""
         self._registered = {} if registered is None else registered
-        self.listed = {key.hash: key for key in settings.keys} if listed is None else listed
+        self.listed: dict[str, KeySettings] = (
+            {key.hash: key for key in settings.keys} if listed is None else listed
+        )
         """The keys of the file, by hash."""
         self._listed: dict[str, Identity] = {}
         self._by_key: dict[bytes, Identity | str] = {}

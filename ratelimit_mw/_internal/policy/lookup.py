@@ -17,12 +17,12 @@ class LookupEntry:
     def __init__(
         self, policy: Policy, identity: Identity, index: int | None, place: tuple[str, str | None] | None
     ) -> None:
-        self.policy = policy
-        self.identity = identity
+        self.policy: Policy = policy
+        self.identity: Identity = identity
         """Keys of one account, and unknown keys of one address, share a policy and differ in this."""
-        self.index = index
+        self.index: int | None = index
         """Index of the route's rule, None where none matched."""
-        self.place = place
+        self.place: tuple[str, str | None] | None = place
         """The client address that this was found for, and the plan of its network.
 
         None where it is the same for any address."""
@@ -35,7 +35,7 @@ class PolicyLookup:
 
     def __init__(self, identify: Identifier, policies: Policies) -> None:
         self._identify = identify
-        self.blocks_networks = identify.blocks_networks
+        self.blocks_networks: bool = identify.blocks_networks
         """Whether `find_blocked` may find anything."""
         self._policies = policies
         self._routes = policies.routes

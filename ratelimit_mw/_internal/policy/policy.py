@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
 from ratelimit_mw._internal.model.charge import Charge, Counter
@@ -16,6 +16,9 @@ from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.tables import PlanSettings, RouteSettings
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.policy.routing import RouteTable
 
 MAX_POLICIES = 16_384
 """Policies kept for callers seen before; those made first go first."""
@@ -74,39 +77,39 @@ class Policy:
         stock: PrefetchState | None,
         answers: Mapping[str, Counts] | None = None,
     ) -> None:
-        self.identity = identity
-        self.route = route
+        self.identity: Identity = identity
+        self.route: RouteSettings | None = route
         """The rule that matched, None where none did."""
-        self.charge = charge
+        self.charge: Charge = charge
         """The limits that decide about a request without a price, and its cost."""
-        self.priced_charge = priced_charge
+        self.priced_charge: Charge = priced_charge
         """Limits of `charge`, and the caller's budgets."""
-        self.price = price
+        self.price: int | None = price
         """The route's estimate in units of `currency`; None without a price or a budget."""
-        self.currency = currency
+        self.currency: str | None = currency
         """The currency of the caller's budgets, None without any."""
-        self.too_small = too_small
+        self.too_small: Counter | None = too_small
         """A window that this cost never fits into, whatever was used."""
         self.on_failure = on_failure
         self.on_failure_priced = on_failure_priced
-        self.shadow = shadow
-        self.is_exempt = is_exempt
+        self.shadow: bool = shadow
+        self.is_exempt: bool = is_exempt
         """Whether nothing limits this request and nothing is counted."""
-        self.is_blocked = is_blocked
+        self.is_blocked: bool = is_blocked
         """Whether this request is refused, whatever is counted."""
-        self.is_decided = is_exempt or is_blocked
+        self.is_decided: bool = is_exempt or is_blocked
         """Whether the request is decided about without asking anybody."""
-        self.stock = stock
+        self.stock: PrefetchState | None = stock
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
         self.shadowed: frozenset[str] = frozenset()
         """Scopes of limits in code that only report, and refuse nobody."""
         self.enforced: Policy | None = None
         """The policy without these limits; None where there are none."""
-        self.answers = answers
+        self.answers: Mapping[str, Counts] | None = answers
         """For each unit that counts requests by their answers, whether an answer of a status counts."""
-        self.is_latest = False
+        self.is_latest: bool = False
         """Whether `Policies.latest` has it."""
-        self.admitted = 0
+        self.admitted: int = 0
         """Number of requests admitted since the tally was added up last."""
         self.refused: dict[tuple[str, str], int] | None = None
         """Number of requests refused since then, by outcome and limit; None for none."""
@@ -146,7 +149,7 @@ class Policies:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.routes = route_table(settings)
+        self.routes: RouteTable = route_table(settings)
         self._models: dict[tuple[object, ...], Policy] = {}
         self._others: dict[tuple[object, ...], Policy] = {}
         """Policies that have no place in `latest`: another one has it, or their cost is their own."""

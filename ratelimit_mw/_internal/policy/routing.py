@@ -60,14 +60,14 @@ class RouteTable:
     def __init__(self, routes: Sequence[HasRoute], flags: int = 0) -> None:
         """`flags` are those of `re`, for the patterns of the rules."""
         self._none = len(routes)
-        self.has_rules = bool(routes)
+        self.has_rules: bool = bool(routes)
         self._methods: set[str] = set()
         self._index = _Node()
         self._depth = 0
         for pattern in _patterns(routes, flags):
             self._methods.update(pattern.by_method)
             self._depth = max(self._depth, self._index.add(pattern))
-        self.literal = {
+        self.literal: dict[str, tuple[dict[str, int | None], int | None]] = {
             route.path: self._by_method(route.path) for route in routes if not PARAM_REGEX.search(route.path)
         }
         """Paths that are patterns as they stand, with the answer for each method and for all others."""

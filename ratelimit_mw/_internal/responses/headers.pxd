@@ -1,5 +1,6 @@
 cimport cython
-from ratelimit_mw._internal.model.charge cimport Charge, HeaderWindow
+from ratelimit_mw._internal.model.charge cimport Charge
+from ratelimit_mw._internal.model.header_window cimport HeaderWindow
 from ratelimit_mw._internal.model.outcome cimport Outcome
 from ratelimit_mw._internal.runtime.leaf cimport digits
 from ratelimit_mw._internal.lease.lease cimport Lease

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.model.charge import Charge, HeaderWindow, nearest_of
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.header_window import HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -30,11 +31,11 @@ class HeaderWriter:
     def __init__(self, settings: ResponseSettings) -> None:
         self._classic = "x-ratelimit" in settings.headers
         self._ietf = "ietf" in settings.headers
-        self.is_plain = self._classic and not self._ietf
+        self.is_plain: bool = self._classic and not self._ietf
         """Whether `X-RateLimit-*` are all that tells of windows."""
-        self.is_unix = settings.reset == "unix"
+        self.is_unix: bool = settings.reset == "unix"
         """Whether resets are Unix times."""
-        self.tells_moments = self.is_unix and not self._ietf
+        self.tells_moments: bool = self.is_unix and not self._ietf
         """Whether headers tell when something happens, which stays true, and not how long it takes."""
 
     def __call__(self, decision: Decision) -> RawHeaders:

@@ -32,9 +32,9 @@ class Response:
     __slots__ = ("body", "headers", "status")
 
     def __init__(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
+        self.status: int = status
+        self.headers: RawHeaders = headers
+        self.body: bytes = body
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Response) and self._values() == other._values()

@@ -11,9 +11,9 @@ class Writers:
     __slots__ = ("has_own_paths", "headers", "refusals", "settings")
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.headers = HeaderWriter(settings.response)
-        self.refusals = RefusalWriter(settings.response)
+        self.settings: Settings = settings
+        self.headers: HeaderWriter = HeaderWriter(settings.response)
+        self.refusals: RefusalWriter = RefusalWriter(settings.response)
         operations = settings.operations
-        self.has_own_paths = operations.usage_path is not None or operations.dashboard_path is not None
+        self.has_own_paths: bool = operations.usage_path is not None or operations.dashboard_path is not None
         """Whether some requests are answered by the middleware itself."""

@@ -7,6 +7,7 @@ import struct
 import threading
 from array import array
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 
 class Entries:
@@ -117,7 +118,7 @@ class Numbers(list[int]):
 
     __slots__ = ()
 
-    at = list[int].__getitem__
+    at: ClassVar[Callable[[Any, int], int]] = list[int].__getitem__
     """The number at a place."""
 
 
@@ -133,8 +134,8 @@ class Lock:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self.acquire = self._lock.acquire
-        self.release = self._lock.release
+        self.acquire: Callable[[], object] = self._lock.acquire
+        self.release: Callable[[], object] = self._lock.release
 
     def __enter__(self) -> None:
         self._lock.acquire()

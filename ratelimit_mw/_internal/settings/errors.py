@@ -65,7 +65,7 @@ class SettingsError(Exception):
     """The settings can't be used. `problems` has all that is wrong; the text is one line for each."""
 
     def __init__(self, problems: Iterable[SettingsProblem]) -> None:
-        self.problems = tuple(problems)
+        self.problems: tuple[SettingsProblem, ...] = tuple(problems)
         super().__init__("\n".join(map(str, self.problems)))
 
 

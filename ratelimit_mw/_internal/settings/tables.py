@@ -5,7 +5,7 @@ What a value may be is in `settings.values` and `settings.limits`; checks that n
 written below each name: its meaning, and then, after "Default:", what holds without it.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -112,7 +112,7 @@ class ApplicationSettings(Table):
 class SpendingSettings(Table):
     """`spending`: a budget per calendar day, per calendar month, or both."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         json_schema_extra={"anyOf": [{"required": ["daily"]}, {"required": ["monthly"]}]}
     )
 
@@ -205,7 +205,7 @@ class KeySettings(Table):
     The file may have the key itself as `key`: `Settings` hashes it and forgets it.
     """
 
-    model_config = ConfigDict(json_schema_extra=_schema_with_key)
+    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra=_schema_with_key)
 
     @classmethod
     def names_in_file(cls) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ class MemoryBackend:
         self.call_observers: list[Callable[[float], None]] = []
         self._max_windows = max_windows
         renew_after_fork(self)
-        self.lock = Lock()  # one limiter serves the event loops of several threads
+        self.lock: Lock = Lock()  # one limiter serves the event loops of several threads
         # Windows by length, days and months apart: those not used for longest are also the first to die.
         self._logs: dict[int, Store[Name, WindowLog]] = {}
         self._days: Store[Name, BudgetState] = Store(max_windows)
@@ -64,7 +64,7 @@ class MemoryBackend:
         self._records: Store[bytes, Record] = Store(max_windows, rotates=True)
         self._meters = Meters(self._logs_of, max_windows)
 
-    load = Load()
+    load: Load = Load()
     is_away = False
 
     def take_over(self) -> None:
