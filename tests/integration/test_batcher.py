@@ -72,10 +72,13 @@ async def test_releases_renewals_and_settles_ride_along(server: StoreServer, bac
     async def release() -> None:
         await backend.finish(released, EstimateAction.KEEP)
 
+    async def settle() -> None:
+        await backend.settle(settled, 3)
+
     await asyncio.gather(
         release(),
         backend.renew(renewed, 30),
-        backend.settle(settled, 3),
+        settle(),
         backend.acquire(charge_of(0), new_id(), 1),
         backend.peek(charge_of(1), 1),
         backend.reset(Charge([window(5, of="other")])),

@@ -26,7 +26,7 @@ from tests.support.fleet import ask, eventually, fresh, settings_of
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
 
-REASONS = ("rate", "concurrency", "spending", "cost", "capacity", "unavailable")
+REASONS = ("rate", "concurrency", "spending", "cost", "capacity", "unavailable", "blocked")
 
 
 @pytest.fixture(params=["memory", *sorted(server_binaries())])

@@ -18,7 +18,7 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
       at = more.is_own and OWN_HEAD + 1 or CHARGE_HEAD + 1
       return decide(more, figures, op, first, n, number, charge_cost, charges, 1, at, true, admitted)
     end
-    if more.opens and admitted > 0 then more.opens(more, first + j) end
+    if more and more.opens and admitted > 0 then more.opens(more, first + j) end -- there may be no limit at all
     return admitted
   end
   local key, letter, quota, length, granule, next_at = KEYS[first + j], parse('<Bddd', op, at)
