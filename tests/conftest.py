@@ -25,23 +25,21 @@ REAL_TIME = re.compile(
     "_(browser|connections|drills|faults|network|night|outages|pictures|processes|recovery|sentinel|several"
     "|soak|stream|workers)$"
 )
-"""Modules whose tests watch several processes by the clock on the wall."""
-SEVERAL_PROCESSES = {"browser", "faults", "integration"}
-"""Folders of tests that talk to servers, whose answers a busy machine may delay."""
+"""Modules whose tests wait for the clock on the wall, by name."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have the tests begin first that wait.
 
-    In CI, whose machine is shared, a test of several processes gets a second try, which the summary tells as
-    a rerun. Whoever works on the project sees a first failure: some have been faults that show seldom. Each
-    of the processes that run tests begins with its share of those that go by the clock: while they wait,
-    others use the CPU.
+    In CI, whose machine is shared, a test marked `rerun` gets a second try, which the summary tells as a
+    rerun. Whoever works on the project sees a first failure: some have been faults that show seldom. Each of
+    the processes that run tests begins with its share of those that go by the clock: while they wait, others
+    use the CPU.
     """
     waiting = {item for item in items if REAL_TIME.search(item.path.stem)}
     for item in items:
-        if "CI" in os.environ and (item in waiting or SEVERAL_PROCESSES.intersection(item.path.parts)):
+        if "CI" in os.environ and item.get_closest_marker("rerun"):
             item.add_marker(pytest.mark.flaky(reruns=1))
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if processes > 1:

@@ -19,6 +19,8 @@ from tests.support.nginx import NginxServer
 from tests.support.processes import free_port
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 expect.set_options(PATIENCE)
 
 

@@ -14,6 +14,8 @@ from tests.support.dashboard_pages import log_in, traffic
 from tests.support.dashboards import SETTINGS, environment
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 IMAGES = os.environ.get("SCREENSHOTS", "")
 """A folder that pictures of the pages are written to, such as `docs/images`. They are taken in any case."""
 

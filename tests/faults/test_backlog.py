@@ -22,6 +22,8 @@ from tests.support.servers import StoreServer
 from tests.support.slots import until_async
 from tests.support.statuses import peeked
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 3.0
 """Longer than a server of a busy machine is silent, shorter than all of a burst takes."""
 DELAY = 0.3

@@ -26,6 +26,8 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import peeked
 from tests.support.topologies import SERVICE, Cluster, Sentinels
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 5.0
 CHARGES = {
     "alone": [Charge([window(99_999), slots(999)])],

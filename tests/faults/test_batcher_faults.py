@@ -26,6 +26,8 @@ from tests.support.servers import StoreServer
 from tests.support.slots import until, until_async
 from tests.support.statuses import answer_of, peeked
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 0.5
 SLACK = 0.25
 """Seconds that the end of a wait may come later."""

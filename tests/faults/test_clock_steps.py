@@ -20,6 +20,8 @@ from tests.support.conformance import (
     window,
 )
 
+pytestmark = pytest.mark.rerun
+
 MINUTE = 60
 
 

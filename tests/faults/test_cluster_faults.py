@@ -19,6 +19,8 @@ from tests.support.servers import StoreServer, server_binaries
 from tests.support.statuses import acquired, peeked
 from tests.support.topologies import DOWN_AFTER, Cluster, running, wait_until
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 3.0
 SLACK = 0.4
 """Seconds that the end of a wait may come later."""

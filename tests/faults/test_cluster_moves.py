@@ -18,6 +18,8 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import acquired, peeked
 from tests.support.topologies import Cluster
 
+pytestmark = pytest.mark.rerun
+
 SECONDS = 5.0
 """Seconds for which slots are moved under load."""
 

@@ -16,6 +16,8 @@ from tests.support.servers import StoreServer
 from tests.support.slots import held, until_async
 from tests.support.statuses import budget_status, slot_status
 
+pytestmark = pytest.mark.rerun
+
 CENT = 10_000
 TEXT = """
 [backend]

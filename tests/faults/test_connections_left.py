@@ -19,6 +19,8 @@ from tests.support.processes import HOST
 from tests.support.servers import StoreServer
 from tests.support.topologies import SERVICE, Cluster, SentinelServer
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 5.0
 
 

@@ -22,6 +22,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.topologies import SERVICE, Cluster, SentinelServer, running
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 0.2
 HANDSHAKE = 0.5
 """Seconds that the first answer on each connection takes: more than `TIMEOUT`, less than connecting may."""

@@ -8,6 +8,8 @@ from tests.conftest import StartServer
 from tests.support.drill_faults import DRILLS
 from tests.support.drills import TIMEOUT, WORKERS, Report, run
 
+pytestmark = pytest.mark.rerun
+
 SLACK = 1.0
 """Seconds that a busy machine may take longer."""
 FAST = ("killed, restarted empty (kill -9)", "SCRIPT FLUSH, ten times a second")

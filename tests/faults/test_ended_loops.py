@@ -27,7 +27,10 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import budget_status, counted, peeked
 
 # A loop that ends without closing the limiter leaves its connections to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.rerun,
+]
 
 
 SETTINGS = {

@@ -19,6 +19,8 @@ from tests.support.fleet import ask, eventually, fresh, has_seen, settings_of
 from tests.support.servers import StoreServer
 from tests.support.topologies import SERVICE, Sentinels, running
 
+pytestmark = pytest.mark.rerun
+
 HOSTILE = '<script>alert("x")</script>\n\x1b[2J\u202e' + "x" * 10_000
 
 

@@ -21,6 +21,8 @@ from tests.support.processes import HOST
 from tests.support.servers import StoreServer
 from tests.support.statuses import peeked
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 0.3
 
 

@@ -22,6 +22,8 @@ from tests.support.servers import StoreServer
 from tests.support.slots import until_async
 from tests.support.topologies import Cluster
 
+pytestmark = pytest.mark.rerun
+
 CHARGE = Charge([window(99_999)])
 
 

@@ -24,6 +24,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.topologies import Cluster
 
+pytestmark = pytest.mark.rerun
+
 NUMBER = MAX_BATCH
 """Leases at once: their settles fill a batch, and their ends the next."""
 ESTIMATE, PRICE = 10, 3

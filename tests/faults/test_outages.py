@@ -26,6 +26,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.statuses import budget_status, counted
 
+pytestmark = pytest.mark.rerun
+
 CENT = 10_000
 PLAN = {"requests": ["10/minute"], "concurrent": 9, "spending": {"daily": "1.00"}}
 

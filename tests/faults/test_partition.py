@@ -12,6 +12,8 @@ import pytest
 from tests.support.apps import ROOT
 from tests.support.namespaces import FarServer, Network, network, why_not
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.fixture
 def far(tmp_path: Path, kind: str) -> Iterator[tuple[Network, FarServer]]:

@@ -18,6 +18,8 @@ from tests.support.processes import HOST
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 CHARGE = Charge([window(99_999, 1, "hour")])
 PROCESSES = 20
 ATTEMPTS_A_SECOND = 4

@@ -36,7 +36,7 @@ requests = ["1000000/minute"]
 concurrent = {{ limit = 100000, lease = {lease} }}
 """
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rerun]
 
 
 @pytest.mark.parametrize("kind", ["redis", "valkey"])

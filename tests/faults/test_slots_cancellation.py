@@ -17,6 +17,8 @@ from tests.support.servers import StoreServer
 from tests.support.slots import held, until_async
 from tests.support.statuses import budget_status, counted
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [backend]
 url = "{url}"

@@ -54,7 +54,7 @@ PATHS = (
 PAUSED = 0.25
 """Seconds that a server or a worker is paused: longer than a request waits, shorter than a lease."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.rerun]
 
 
 class Soak:

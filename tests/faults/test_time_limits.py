@@ -21,6 +21,8 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import counted, peeked
 from tests.support.topologies import Cluster, running
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 0.4
 STEP = 0.3
 """Seconds that each step takes: one is in time, two are not."""

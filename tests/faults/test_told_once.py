@@ -20,6 +20,8 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import counted
 from tests.support.topologies import Cluster
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [plans.default]
 requests = ["9000/minute"]

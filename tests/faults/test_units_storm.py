@@ -11,6 +11,8 @@ from tests.support.asgi import settings_of
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 LARGE = "1000000/day"
 SETTINGS = """
 backend = {{ url = "{url}", timeout = {timeout}, namespace = "{name}" }}

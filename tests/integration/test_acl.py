@@ -24,6 +24,8 @@ from tests.support.processes import HOST
 from tests.support.servers import StoreServer
 from tests.support.statuses import counted
 
+pytestmark = pytest.mark.rerun
+
 USERS = DEPLOY / "users.acl"
 COMPOSE = DEPLOY.parents[1] / "docker-compose.yml"
 SCRIPTS = DEPLOY.parents[1] / "ratelimit_mw" / "_internal" / "backends" / "redis" / "lua"

@@ -20,6 +20,8 @@ from tests.support.statuses import counted
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [backend]
 url = "{url}"

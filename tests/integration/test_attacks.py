@@ -20,6 +20,8 @@ from tests.support.attacks import (
 )
 from tests.support.raw import exchange, head, pipelined
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:

@@ -10,6 +10,8 @@ from tests.support.attacks import asked, assert_not_free, header, new_api_key, s
 from tests.support.raw import RawConnection, exchange, head
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppServer]:

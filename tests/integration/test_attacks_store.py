@@ -19,6 +19,8 @@ from tests.support.raw import Answer, RawConnection, exchange, head, pipelined
 from tests.support.servers import StoreServer
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 FLOOD = 10_000
 PER_ADDRESS = 50
 SECRET = b"sk-live-7f3a9c51d2"

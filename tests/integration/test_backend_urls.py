@@ -9,6 +9,8 @@ from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.conftest import StartServer
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 
 async def decided_by_the_backend(url: str) -> bool:
     """Whether a limiter on this URL asks its backend."""

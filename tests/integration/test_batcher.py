@@ -20,6 +20,8 @@ from tests.support.conformance import daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer
 from tests.support.statuses import peeked
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.fixture
 async def backend(server: StoreServer) -> AsyncIterator[RedisBackend]:

@@ -20,6 +20,8 @@ from tests.support.processes import HOST, ServerProcess, free_port
 from tests.support.raw import RawConnection, head
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 SLOTS = 3
 SETTINGS = f"""
 [identity]

@@ -26,6 +26,8 @@ from tests.support.asgi import client_of
 from tests.support.processes import HOST, free_port
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 
 def shape(answer: list[Message]) -> tuple[int, list[tuple[bytes, int]], int]:
     """Status, names of headers with the lengths of their values, length of the body."""

@@ -15,6 +15,8 @@ import pytest
 from ratelimit_mw._internal.runtime.compiled import PURE
 from tests.support.apps import ROOT
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:

@@ -17,6 +17,8 @@ from tests.support.commands import Commands
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 K = key_partition(hash_api_key(b"k", ""))
 
 

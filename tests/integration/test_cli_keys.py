@@ -23,6 +23,8 @@ from tests.support.processes import free_port
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 K, LISTED, TEAM = (hash_api_key(key, "s") for key in (b"k", b"listed", b"team"))
 K_NAME, LISTED_NAME, TEAM_NAME = (key_partition(each) for each in (K, LISTED, TEAM))
 

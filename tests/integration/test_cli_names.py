@@ -16,6 +16,8 @@ from tests.support.commands import Commands
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 SEEN, LISTED, FIRST, SECOND = (hash_api_key(key, "") for key in (b"seen", b"listed", b"first", b"second"))
 SEEN_NAME, LISTED_NAME, FIRST_NAME = (key_partition(each) for each in (SEEN, LISTED, FIRST))
 

@@ -13,6 +13,8 @@ from tests.support.processes import free_port
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 GONE_WRONG = {
     "a rate": ('[plans.pro]\nrequests = ["60/minit"]', "plans.pro.requests[0]: '60/minit' is not a rate"),
     "an unknown plan": ('[[keys]]\nkey = "other"\nplan = "prp"', "there is no plan 'prp'"),

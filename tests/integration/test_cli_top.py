@@ -27,6 +27,8 @@ from tests.support.processes import free_port
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 HOSTILE = "[red]<b>x[/red]\n\x1b[2J\u202ey" + "z" * 100
 
 

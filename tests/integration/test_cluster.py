@@ -22,6 +22,8 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import Answer, acquired, answer_of, peeked
 from tests.support.topologies import Cluster
 
+pytestmark = pytest.mark.rerun
+
 TIMEOUT = 5.0
 
 

@@ -18,6 +18,8 @@ from tests.support.processes import HOST
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 
 class Certificates:
     """An authority, and what it has signed, as files."""

@@ -23,6 +23,8 @@ from tests.support.servers import StoreServer
 from tests.support.statuses import peeked
 from tests.support.topologies import SERVICE, Cluster, Sentinels, SentinelServer, running
 
+pytestmark = pytest.mark.rerun
+
 CLUSTER_RIGHTS = "+cluster|slots +asking"
 """Rights that docs/deployment.md adds for a cluster to the rights of users.acl."""
 SENTINEL_RIGHTS = (

@@ -18,6 +18,8 @@ from tests.support import dockerfile
 from tests.support.apps import ROOT
 from tests.support.processes import free_port
 
+pytestmark = pytest.mark.rerun
+
 DOCKERFILE = ROOT / "examples" / "deploy" / "Dockerfile"
 START_SECONDS = 60.0
 PORT = "8000"

@@ -17,6 +17,8 @@ from tests.conftest import StartApp, StartServer
 from tests.support.dashboards import BEARER, SETTINGS, TOKEN, environment, stream
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 APP = "tests.support.served:app"
 PATIENCE = 20.0
 

@@ -23,6 +23,8 @@ from tests.support.apps import ROOT
 from tests.support.processes import free_port
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 START_SECONDS = 60.0
 
 

@@ -26,6 +26,8 @@ from tests.conftest import StartServer
 from tests.support.apps import ROOT, AppServer
 from tests.support.nginx import NginxServer
 
+pytestmark = pytest.mark.rerun
+
 DEPLOY = ROOT / "examples" / "deploy"
 
 

@@ -21,6 +21,8 @@ from ratelimit_mw import Settings
 from tests.support.apps import ROOT
 from tests.support.pages import blocks
 
+pytestmark = pytest.mark.rerun
+
 DEPLOY = ROOT / "examples" / "deploy"
 UNIT = (DEPLOY / "api.service").read_text("utf-8").replace("\\\n", "")
 MANIFESTS = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")))

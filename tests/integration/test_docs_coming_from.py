@@ -15,6 +15,8 @@ from ratelimit_mw.testing import fresh
 from tests.support.apps import ROOT
 from tests.support.asgi import client_of, shown, statuses
 
+pytestmark = pytest.mark.rerun
+
 PAGE = (ROOT / "docs" / "coming-from.md").read_text("utf-8")
 
 

@@ -14,6 +14,8 @@ from ratelimit_mw._internal.settings.schema import SCHEMA_URL, json_schema
 from tests.support.apps import ROOT
 from tools.site_hooks import public_names
 
+pytestmark = pytest.mark.rerun
+
 SOURCES = {
     file: file.read_text("utf-8")
     for folder in ("ratelimit_mw", "examples")

@@ -12,6 +12,8 @@ from tests.conftest import StartApp
 from tests.support.apps import ROOT, AppServer
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = ROOT / "examples" / "llm.toml"
 WORDS = 50
 """Tokens of a prompt, and of its completion: together a tenth of the estimate."""

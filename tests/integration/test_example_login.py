@@ -4,10 +4,13 @@ import asyncio
 from collections import Counter
 
 import httpx
+import pytest
 
 from tests.conftest import StartApp
 from tests.support.servers import StoreServer
 from tests.support.topologies import Cluster
+
+pytestmark = pytest.mark.rerun
 
 WRONG = {"email": "ann@example.com", "password": "guess"}
 RIGHT = {"email": " Ann@Example.com", "password": "correct horse battery staple"}

@@ -1,6 +1,7 @@
 """The token example, served by uvicorn and asked as its customers would."""
 
 import httpx
+import pytest
 
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.settings import BackendSettings
@@ -9,6 +10,8 @@ from tests.conftest import StartApp
 from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
 from tests.support.statuses import budget_status
+
+pytestmark = pytest.mark.rerun
 
 SETTINGS = ROOT / "examples" / "tokens.toml"
 

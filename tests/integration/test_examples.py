@@ -18,6 +18,8 @@ from tests.conftest import StartApp
 from tests.support.apps import ROOT, AppServer
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 EXAMPLES = ROOT / "examples"
 
 

@@ -9,6 +9,8 @@ from tests.support.apps import ROOT
 from tests.support.pages import Shell, blocks
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 PAGE = (ROOT / "docs" / "first-steps.md").read_text("utf-8")
 
 

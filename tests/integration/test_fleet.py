@@ -26,6 +26,8 @@ from tests.support.fleet import ask, eventually, fresh, settings_of
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
 
+pytestmark = pytest.mark.rerun
+
 REASONS = ("rate", "concurrency", "spending", "cost", "capacity", "unavailable", "blocked")
 
 

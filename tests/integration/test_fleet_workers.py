@@ -17,6 +17,8 @@ from tests.support.live import client_of_all_workers
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.fixture
 def workers(tmp_path: Path, redis_server: StoreServer, start_app: StartApp) -> AppServer:

@@ -11,6 +11,8 @@ from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 
 @pytest.mark.parametrize("way", ["ended", "closed", "running", "locked"])
 def test_workers_see_what_changes_after_the_fork(tmp_path: Path, redis_server: StoreServer, way: str) -> None:

@@ -14,6 +14,8 @@ from tests.support.apps import ROOT
 from tests.support.asgi import client_of, settings_of, shown, statuses
 from tests.support.framework_apps import APPS, RAN, quart_app, start
 
+pytestmark = pytest.mark.rerun
+
 RULES = """
 plans.anonymous = { requests = ["50/minute"], concurrent = 1 }
 [[routes]]

@@ -21,6 +21,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.slots import until_async
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [identity]
 hash_secret = "secret"

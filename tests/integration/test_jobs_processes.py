@@ -22,6 +22,8 @@ from tests.support.asgi import settings_of
 from tests.support.servers import StoreServer
 from tests.support.slots import ask, expiries, held, in_the_books, until, until_async
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [backend]
 url = "{url}"

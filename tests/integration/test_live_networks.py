@@ -25,6 +25,8 @@ from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 from tests.support.slots import until_async
 
+pytestmark = pytest.mark.rerun
+
 PLANS = """
 [plans.pro]
 requests = ["100/hour"]

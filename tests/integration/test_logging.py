@@ -16,6 +16,8 @@ from tests.support.apps import ROOT
 from tests.support.processes import HOST, ServerProcess
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 PAGE = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
 COMMANDS = {
     each.split()[0]: each

@@ -13,6 +13,8 @@ from tests.conftest import StartApp
 from tests.support.apps import AppServer
 from tests.support.processes import HOST
 
+pytestmark = pytest.mark.rerun
+
 TWO_A_SECOND = 'plans.anonymous.requests = ["2/second"]'
 
 

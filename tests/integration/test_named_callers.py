@@ -3,11 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import redis
 
 from ratelimit_mw import Identity, KeyEntry, Limiter
 from tests.support.asgi import settings_of
 from tests.support.servers import StoreServer
+
+pytestmark = pytest.mark.rerun
 
 NAME = "ann@example.com"
 API_KEY = "a key in the clear"

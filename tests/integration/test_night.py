@@ -16,6 +16,8 @@ from tests.support.live import SEEN_WITHIN, Traffic, replace_file, traffic
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
+pytestmark = pytest.mark.rerun
+
 WORKERS = 2
 
 

@@ -13,6 +13,8 @@ from ratelimit_mw._internal.observe.stats import CALL_DURATION, METRICS
 from ratelimit_mw._internal.policy.decision import Reason
 from tests.support.apps import ROOT
 
+pytestmark = pytest.mark.rerun
+
 FOLDER = ROOT / "examples" / "observability"
 DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text(encoding="utf-8"))
 PROMETHEUS = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))

@@ -23,6 +23,8 @@ from tests.conftest import StartServer
 from tests.support.servers import StoreServer
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 QUOTA = 600
 PROCESSES = 3
 TASKS = 8

@@ -14,6 +14,8 @@ from tests.support.apps import ROOT
 from tests.support.pages import Shell, blocks
 from tests.support.servers import StoreServer
 
+pytestmark = pytest.mark.rerun
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -27,6 +27,8 @@ from tests.support.settings_files import written
 from tests.support.slots import until_async
 from tests.support.statuses import counted
 
+pytestmark = pytest.mark.rerun
+
 PLANS = """
 [plans.pro]
 requests = ["100/hour"]

@@ -18,6 +18,8 @@ from tests.conftest import StartServer
 from tests.support.servers import StoreServer
 from tests.support.slots import until_async
 
+pytestmark = pytest.mark.rerun
+
 HASHES = [f"sha256:{number:064x}" for number in range(3_000)]
 A, B = HASHES[:2]
 PRO, DEFAULT = KeyEntry("pro"), KeyEntry("default")

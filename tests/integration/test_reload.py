@@ -26,6 +26,8 @@ from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 from tests.support.slots import until_async
 
+pytestmark = pytest.mark.rerun
+
 
 def limits(quota: int, more: str = "") -> str:
     """A settings file with so many requests an hour for everyone."""

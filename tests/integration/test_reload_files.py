@@ -20,6 +20,8 @@ from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 from tests.support.slots import until_async
 
+pytestmark = pytest.mark.rerun
+
 __all__ = ["file", "heard", "quick"]
 
 

@@ -20,6 +20,8 @@ from tests.support.servers import StoreServer
 from tests.support.slots import expiries, held, until_async
 from tests.support.statuses import counted
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [plans.default]
 concurrent = { limit = 2, lease = 1 }

@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import StartApp
 
+pytestmark = pytest.mark.rerun
+
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
 

@@ -21,6 +21,8 @@ from tests.support.servers import StoreServer, server_binaries
 from tests.support.statuses import peeked
 from tests.support.topologies import SERVICE, Sentinels, running, wait_until
 
+pytestmark = pytest.mark.rerun
+
 KINDS = [
     pytest.param(kind, marks=[pytest.mark.slow] if kind != "redis" else [])
     for kind in sorted(server_binaries())

@@ -13,6 +13,8 @@ from tests.conftest import StartApp, StartServer
 from tests.support.processes import ServerError
 from tests.support.servers import NEVER, StoreServer
 
+pytestmark = pytest.mark.rerun
+
 
 async def test_every_kind_of_server_answers(server_url: str) -> None:
     """Tests on `server_url` talk to a real server, of each kind."""

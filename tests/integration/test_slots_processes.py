@@ -16,6 +16,8 @@ from tests.support.apps import AppServer
 from tests.support.servers import StoreServer
 from tests.support.slots import Answer, Client, Ledger, ask, expiries, held, in_the_books, until, until_async
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [backend]
 timeout = 5

@@ -13,6 +13,8 @@ from tests.support.apps import AppServer
 from tests.support.servers import StoreServer
 from tests.support.slots import Client, Ledger, ask, expiries, held, in_the_books, until_async
 
+pytestmark = pytest.mark.rerun
+
 SETTINGS = """
 [backend]
 timeout = 5

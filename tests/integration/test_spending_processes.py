@@ -6,6 +6,7 @@ import os
 import signal
 
 import httpx
+import pytest
 
 from ratelimit_mw import Limiter
 from ratelimit_mw._internal.settings.url import SecretURL
@@ -13,6 +14,8 @@ from tests.conftest import StartApp
 from tests.support.servers import StoreServer
 from tests.support.spending_app import SETTINGS
 from tests.support.statuses import budget_status, counted
+
+pytestmark = pytest.mark.rerun
 
 
 async def test_a_killed_worker_holds_nothing_past_its_lease(start_app: StartApp, server: StoreServer) -> None:

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
 from tests.support.slots import until
 from tests.support.topologies import Cluster
+
+pytestmark = pytest.mark.rerun
 
 ABOUT_HTTPX = "Using `httpx` with"
 """Start of Starlette's advice to take another client, which is nothing of ours."""

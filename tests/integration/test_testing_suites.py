@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
+
+pytestmark = pytest.mark.rerun
 
 PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 ABOUT_HTTPX = "Using `httpx` with"

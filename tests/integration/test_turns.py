@@ -6,10 +6,14 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from ratelimit_mw import KeyEntry, Limiter, Settings
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.fleet.view import MOST_LIMITS, PEEKED
 from tests.support.servers import StoreServer
+
+pytestmark = pytest.mark.rerun
 
 MANY = 2_000
 SETTINGS = {

@@ -10,6 +10,8 @@ from tests.support.apps import AppServer
 from tests.support.attacks import asked, header, new_api_key
 from tests.support.raw import RawConnection, head, pipelined
 
+pytestmark = pytest.mark.rerun
+
 PLAN = 1000
 SETTINGS = f"""
 operations = {{ usage_path = "/limits" }}

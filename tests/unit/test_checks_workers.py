@@ -13,6 +13,8 @@ from tests.support.apps import ROOT
 from tests.support.processes import HOST, ServerProcess
 from tests.support.slots import until
 
+pytestmark = pytest.mark.rerun
+
 APP = "tests.support.served:app"
 GUNICORN = """
 workers = {workers}
