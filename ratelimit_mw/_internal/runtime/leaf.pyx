@@ -3,10 +3,8 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from cpython.pythread cimport (
-    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
-    PyThread_get_thread_ident, PyThread_release_lock,
-)
+from cpython.pythread cimport (NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock,
+                               PyThread_free_lock, PyThread_get_thread_ident, PyThread_release_lock)
 from cython cimport final, freelist
 from libc.string cimport memcpy, memmove
 
@@ -50,8 +48,7 @@ cdef class Entries:
         cdef Py_ssize_t at
         for at in range(self._head, self._end):
             cost -= self._pairs[at].cost
-            if cost <= 0:
-                return self._pairs[at].time
+            if cost <= 0: return self._pairs[at].time
         return -1
 
     cpdef int cap_times(self, i64 latest) except -1:
@@ -69,8 +66,7 @@ cdef class Entries:
         cdef Py_ssize_t at = self._head
         while at < self._end and self._pairs[at].time < since:
             at += 1
-        if at == self._end or self._pairs[at].time > until:
-            return 0
+        if at == self._end or self._pairs[at].time > until: return 0
         if cost > self._pairs[at].cost:
             cost = self._pairs[at].cost
         self._pairs[at].cost -= cost
