@@ -106,6 +106,10 @@ async def test_a_busy_window_is_kept_alive(bench: Bench, client: redis.Redis) ->
             assert client.pttl("ratelimit:{caller}:w:p:60") > 60_000
 
 
+SPARE = 16
+"""Bytes by which an allocator, such as libc's, may give more than was asked for."""
+
+
 def size_of(client: redis.Redis) -> int:
     """Bytes of memory of the only key."""
     with client:
@@ -123,7 +127,7 @@ async def test_a_remembered_request_takes_24_bytes_at_most(
         bench.wait(microseconds=1)
         await bench.acquire(counter)
         if number < 40 or number % 50 == 0:
-            assert size_of(client) <= 24 * number + 200
+            assert size_of(client) <= 24 * number + 200 + SPARE
     if quota == 1_000:
         assert size_of(client) / quota <= 15
     bench.wait(60, microseconds=-quota // 2)
