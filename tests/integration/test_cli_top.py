@@ -237,6 +237,7 @@ def watched(file: str, columns: int, steps: Sequence[tuple[str, str]] = ()) -> t
     command = [sys.executable, "-m", "ratelimit_mw", "top", "--interval", "0.5", "--settings", file]
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a shell has its background jobs ignore
         os.execve(command[0], command, {**os.environ, "TERM": "xterm", "COLUMNS": str(columns)})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     drawn = b""
