@@ -94,3 +94,21 @@ async def test_a_report_adds_up_thousands_of_callers_in_pieces() -> None:
     await asyncio.gather(look(), engine.reporter.report())
     assert max(before - after for before, after in pairwise(waiting)) == PIECE
     assert sum(tally.totals().values()) == 10_000
+
+
+async def test_a_first_refusal_that_has_all_added_up_is_counted_itself() -> None:
+    """A first refusal that makes room by adding policies up, its own too, is not lost."""
+    limiter = Limiter(SETTINGS)
+    last = f"key {MAX_TOUCHED - 1}"
+    for number in range(MAX_TOUCHED):
+        await limiter.acquire(api_key=f"key {number}")
+    assert limiter.engine.tally.waiting == MAX_TOUCHED, "the next policy that is counted on finds no room"
+
+    for _ in range(2):
+        await limiter.acquire(api_key=last)
+
+    assert limiter.engine.tally.waiting < MAX_TOUCHED, "some were added up"
+    assert limiter.engine.tally.totals() == {
+        ("default", "", "admitted", ""): MAX_TOUCHED + 1,
+        ("default", "", "rate", "2/minute"): 1,
+    }

@@ -62,10 +62,12 @@ class DecisionCounts:
         self._lock.acquire()
         try:
             refused = policy.refused
-            if refused is None:
-                refused = policy.refused = {}
+            if refused is not None:
+                refused[kind] = refused.get(kind, 0) + 1
+            else:
+                # First the number, as above: this very policy may be added up to make room.
+                policy.refused = {kind: 1}
                 self.touch(policy)
-            refused[kind] = refused.get(kind, 0) + 1
         finally:
             self._lock.release()
 
