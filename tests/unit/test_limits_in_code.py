@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.applications import Starlette
-from starlette.endpoints import HTTPEndpoint
+from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -149,6 +149,48 @@ async def test_the_mark_of_a_decorated_endpoint_is_found() -> None:
     async with client_of(behind(PLANS, FakeClock(), Starlette(routes=routes)), x_api_key="a") as client:
         for path in ("/wrapped", "/partial", "/class", "/mounted/7"):
             assert await statuses(client, 2, path) == [200, 429], path
+
+
+async def test_methods_of_a_class_may_be_marked() -> None:
+    """Marks on the methods of a class limit those methods alone, beside what is on the class."""
+
+    @limited(Limit("all", "4/minute"))
+    class Endpoint(HTTPEndpoint):
+        @limited("2/minute")
+        async def get(self, request: Request) -> Response:
+            return PlainTextResponse("ok")
+
+        @limited("1/minute")
+        async def delete(self, request: Request) -> Response:
+            return PlainTextResponse("ok")
+
+        async def put(self, request: Request) -> Response:
+            return PlainTextResponse("ok")
+
+    app = Starlette(routes=[Route("/", Endpoint), Route("/narrow", Endpoint, methods=["DELETE"])])
+    async with client_of(behind(PLANS, FakeClock(), app), x_api_key="a") as client:
+        assert await statuses(client, 2, "/", "GET") == [200, 200]
+        assert await statuses(client, 1, "/", "HEAD") == [429], "answered by the method for GET"
+        assert await statuses(client, 2, "/", "DELETE") == [200, 429]
+        assert await statuses(client, 2, "/", "PUT") == [200, 429], "four requests in all"
+    async with client_of(behind(PLANS, FakeClock(), app), x_api_key="a") as client:
+        assert await statuses(client, 2, "/narrow", "DELETE") == [200, 429]
+
+
+def test_the_start_of_a_websocket_endpoint_may_be_marked() -> None:
+    """Of a class for WebSockets, the method that is called on connecting may be marked."""
+
+    class Endpoint(WebSocketEndpoint):
+        @limited("1/minute")
+        async def on_connect(self, websocket: WebSocket) -> None:
+            await websocket.accept()
+
+    app = behind(PLANS, FakeClock(), Starlette(routes=[WebSocketRoute("/", Endpoint)]))
+    client = TestClient(app)
+    with client.websocket_connect("/"):
+        pass
+    with pytest.raises(WebSocketDenialResponse), client.websocket_connect("/"):
+        pass
 
 
 async def test_the_route_that_the_app_would_take_counts() -> None:

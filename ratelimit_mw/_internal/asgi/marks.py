@@ -90,11 +90,12 @@ def _check_limit(limit: object) -> None:
 
 def marks_of(route: Any) -> tuple[Mark, ...]:
     """The marks of a route: on its endpoint, and among its dependencies; each once."""
-    found = [*_marks_on(getattr(route, "endpoint", None)), *_among(getattr(route, "dependant", None))]
+    found = [*marks_on(getattr(route, "endpoint", None)), *_among(getattr(route, "dependant", None))]
     return tuple(dict.fromkeys(found))
 
 
-def _marks_on(endpoint: Any) -> tuple[Mark, ...]:
+def marks_on(endpoint: Any) -> tuple[Mark, ...]:
+    """Return the marks of an endpoint, or of what its decorators have wrapped."""
     for _ in range(MAX_WRAPPERS):
         marks = getattr(endpoint, MARK, None)
         if isinstance(marks, tuple):

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from starlette.routing import Host, Mount, Route, WebSocketRoute
 
-from ratelimit_mw._internal.asgi.marks import Mark, marks_of
+from ratelimit_mw._internal.asgi.marks import Mark, marks_of, marks_on
 
 MAX_LAYERS = 50
 """Wrappers around an app beyond which no routes are looked for."""
 ANY = "*"
 """Stands for every method, where an app takes them all."""
+CLASS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Methods of HTTP that a class as endpoint, such as Starlette's HTTPEndpoint, may answer apart."""
 
 Kind = Literal["http", "websocket", "app"]
 
@@ -49,10 +51,10 @@ def _walk(routes: Sequence[Any], prefix: str) -> Iterator[AppRoute]:
     for shown, route in _flat(routes):
         path = f"{prefix}{shown.path}" if isinstance(getattr(shown, "path", None), str) else prefix
         if isinstance(route, Route):
-            methods = tuple(sorted(shown.methods)) if shown.methods else (ANY,)
-            yield AppRoute(path, methods, marks=marks_of(shown))
+            yield from _answered(shown, path)
         elif isinstance(route, WebSocketRoute):
-            yield AppRoute(path, ("GET",), "websocket", marks_of(shown))
+            connecting = marks_on(getattr(shown.endpoint, "on_connect", None))
+            yield AppRoute(path, ("GET",), "websocket", (*marks_of(shown), *connecting))
         elif isinstance(route, Mount):
             yield from _mounted(shown.app, path)
         elif isinstance(route, Host):
@@ -61,6 +63,21 @@ def _walk(routes: Sequence[Any], prefix: str) -> Iterator[AppRoute]:
             yield from _walk(inner, path + getattr(shown, "frontend_prefix", ""))
         else:
             yield _all_below(path)
+
+
+def _answered(route: Any, path: str) -> Iterator[AppRoute]:
+    """One route. A class as endpoint has one for each method that is marked, and one for the others."""
+    marks = marks_of(route)
+    methods = set(route.methods or ())
+    if isinstance(route.endpoint, type):
+        for method in CLASS_METHODS:
+            # Without a method of its own for HEAD, Starlette's class answers that by the one for GET.
+            is_both = method == "GET" and not hasattr(route.endpoint, "head")
+            names = [name for name in (method, *["HEAD"] * is_both) if not methods or name in methods]
+            own = marks_on(getattr(route.endpoint, method.lower(), None))
+            if own and names:
+                yield AppRoute(path, tuple(names), marks=(*marks, *own))
+    yield AppRoute(path, tuple(sorted(methods)) or (ANY,), marks=marks)
 
 
 def _mounted(app: Any, path: str) -> Iterator[AppRoute]:
