@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response as OwnResponse
 from starlette.types import Scope, Send
 
+from ratelimit_mw._internal.asgi.answers import TRY_AGAIN_LATER
 from ratelimit_mw._internal.asgi.hook_errors import HookError, ask
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.responses.refusals import Response
@@ -14,8 +15,6 @@ logger = logging.getLogger("ratelimit_mw")
 
 RefusalHook = Callable[[Scope, Decision], OwnResponse | Awaitable[OwnResponse | None] | None]
 """A hook that returns a response whose body takes the place of a refusal's; None: the standard body."""
-TRY_AGAIN_LATER = 1013
-"""Code of a WebSocket that is closed because of a limit."""
 
 _BODY_HEADERS = (b"content-type", b"content-length")
 
