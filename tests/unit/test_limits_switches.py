@@ -133,7 +133,7 @@ def test_unknown_names_and_differing_declarations(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING), TestClient(behind(app_of(*limits, *alike), text)):
         pass
     assert (
-        "[limits.trise-of-test]: no code declares a limit of this name; did you mean 'tries-of-test'?"
+        "[limits.trise-of-test]: no code declares a limit of this name; did you mean 'tries-of-test'? ["
         in caplog.text
     )
     assert "'twice-of-test' is declared twice in code" in caplog.text

@@ -25,5 +25,5 @@ def code_limit_findings(settings: Settings, limits: Iterable[Limit]) -> Iterator
     for name in settings.limits:
         if name not in first:
             nearest = nearest_name(name, first)
-            hint = f"; did you mean {nearest!r}?" if nearest else ""
-            yield Finding("unknown-limit", f"[limits.{name}]: no code declares a limit of this name{hint}.")
+            hint = f"; did you mean {nearest!r}?" if nearest else "."
+            yield Finding("unknown-limit", f"[limits.{name}]: no code declares a limit of this name{hint}")
