@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine
@@ -21,6 +22,7 @@ from ratelimit_mw._internal.model.status import BudgetStatus
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from tests.conftest import StartServer
 from tests.faults.test_outages import CENT, is_synced, limiter_on, statuses
+from tests.support.apps import ROOT
 from tests.support.conformance import eventually, new_id, window
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
@@ -50,6 +52,39 @@ async def day_of(limiter: Limiter) -> BudgetStatus:
         with contextlib.suppress(BackendError):
             return budget_status((await statuses(limiter))[2])
         await asyncio.sleep(0.05)
+
+
+UNCLOSED = """
+import asyncio, os, signal, sys
+from ratelimit_mw import Limiter, Settings
+
+url, server = sys.argv[1], int(sys.argv[2])
+limiter = Limiter(Settings(
+    backend={"url": url, "timeout": 0.3},
+    plans={"default": {"requests": ["10/minute"], "spending": {"daily": "1.00"}}},
+    routes=[{"path": "/", "price": "0.10"}],
+))
+
+
+async def work():
+    admitted_there = await limiter.acquire(api_key="a")
+    os.kill(server, signal.SIGSTOP)
+    await admitted_there.settle("0.01")
+    assert (await limiter.acquire(api_key="a")).decision.policy == "local"
+
+
+asyncio.run(work())
+"""
+
+
+def test_what_is_lost_with_an_unclosed_process_is_told(start_server: StartServer) -> None:
+    """A process that ends in an outage, and closes no limiter, says how much the backend was never told."""
+    server = start_server("redis")
+    command = [sys.executable, "-c", UNCLOSED, server.url, str(server.pid)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "operations that were owed to the backend are lost: the process ended" in ended.stderr
+    assert "the backend was never told of 2 counts of this process: the process ended" in ended.stderr
 
 
 async def test_a_settle_of_a_loop_that_ended_in_an_outage_arrives(

@@ -196,7 +196,7 @@ class Leases:
         if hold.slots:
             is_last = True
             if lease.holders:
-                is_last = self._is_last(lease)
+                is_last = self._leave_job(lease)
             else:
                 lease.stop_renewing()
             # Before anything is awaited: whatever comes in between, the slots are freed once.
@@ -264,7 +264,7 @@ class Leases:
                 self.renewing().add(lease)
             yield lease
         finally:
-            if lease.hold.slots and self._is_last(lease):
+            if lease.hold.slots and self._leave_job(lease):
                 lease.backend.finish(lease.hold, EstimateAction.UNTOUCHED)
 
     def _join(self, lease: Lease) -> None:
@@ -274,8 +274,8 @@ class Leases:
             holders.append(lease)
             lease.holders = holders
 
-    def _is_last(self, lease: Lease) -> bool:
-        """Leave a job; whether nobody else goes on with it in this process, who would lose the slot."""
+    def _leave_job(self, lease: Lease) -> bool:
+        """Leave a job. True if no other lease of this process works on it, so that its slot may be freed."""
         lease.stop_renewing()
         with self._lock:
             others = self._jobs[lease.hold.id]

@@ -1,4 +1,7 @@
-"""Keeps work that is owed to the backend, and waits for it as long as a request would."""
+"""Waits a bounded time for operations that are under way to the backend.
+
+The backend itself sends them again where they are lost (`backends/redis/batcher.py`).
+"""
 
 import asyncio
 import logging
@@ -40,7 +43,7 @@ class OwedWork:
         """Wait for what is under way from the running event loop, for a bounded time."""
         loop = asyncio.get_running_loop()
         tasks = [task for task in list(self.tasks) if task.get_loop() is loop]
-        if tasks:  # and cannot be written any more, which the log has to say
+        if tasks:  # the backend is closed by now: they end soon, and `_log_failure` tells of each
             await asyncio.wait(tasks, timeout=self._timeout)
 
 

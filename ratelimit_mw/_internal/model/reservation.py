@@ -118,7 +118,7 @@ class Reservation:
         return hash(self._values())
 
     def __repr__(self) -> str:
-        return f"Hold{self._values()}"
+        return f"Reservation{self._values()}"
 
 
 NO_RESERVATION = Reservation(b"")

@@ -31,6 +31,7 @@ from ratelimit_mw._internal.outage.unsynced import (
     unshared,
 )
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.runtime.process_end import tell_at_process_end
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -51,13 +52,13 @@ class OutageReconciler:
         shared: Backend,
         books: MemoryBackend,
         clock: Clock,
-        on_synced: Callable[[Charge, Outcome], None],
+        on_told: Callable[[Charge, Outcome], None],
     ) -> None:
-        """`on_synced` learns how a caller stands in the shared books before the local ones are cleared."""
+        """`on_told` learns how a caller stands in the shared books before the local ones are cleared."""
         self._shared = shared
         self._books = books
         self._clock = clock
-        self._on_told = on_synced
+        self._on_told = on_told
         self._windows: dict[Counter, UnsyncedWindow] = {}
         self._owed: dict[bytes, UnsyncedReservation] = {}
         self._budgets: dict[Counter, None] = {}
@@ -66,6 +67,7 @@ class OutageReconciler:
         self.lost: int = 0
         """Number of holds and counters that were given up before the backend was told all of them."""
         renew_after_fork(self)
+        tell_at_process_end(self)
 
     def after_fork(self) -> None:
         """Leave what the backend has to be told to the parent process, which tells it."""
@@ -206,15 +208,23 @@ class OutageReconciler:
         """Tell what can be told now, for a bounded time, and report what is lost."""
         if not await self._syncing.finish():
             return  # it goes on in a loop that serves requests
+        self._lose_rest("it is closed")
+
+    def at_process_end(self) -> None:
+        """Report what the backend was never told, where nobody has closed the limiter."""
+        self._lose_rest("the process ended", is_over=True)
+
+    def _lose_rest(self, reason: str, *, is_over: bool = False) -> None:
         with self.lock:
             if len(self):
                 self.lost += len(self)
-                text = "the backend was never told of %d counts of this process: it is closed"
-                logger.error(text, len(self))
-                for owed in self._owed.values():
-                    self._forget(owed)
-                for waiting in self._windows.values():
-                    waiting.forget_on(self._shared)
+                text = "the backend was never told of %d counts of this process: %s"
+                logger.error(text, len(self), reason)
+                if not is_over:
+                    for owed in self._owed.values():
+                        self._forget(owed)
+                    for waiting in self._windows.values():
+                        waiting.forget_on(self._shared)
                 self._windows.clear()
                 self._owed.clear()
 
@@ -300,8 +310,8 @@ class OutageReconciler:
     async def _catch_up(self, owed: UnsyncedReservation, hold: Reservation) -> None:
         """Do in the shared books what was done here, before or while the hold was opened there.
 
-        Until nothing more has been done here meanwhile: only then whoever has the lease talks to the shared
-        books, so that no end gets there before a settle.
+        Repeats that until nothing was done here during the last pass. Only then what is done to the lease
+        goes to the shared books directly, so that no end gets there before a settle.
         """
         done = UNTOUCHED
         while True:

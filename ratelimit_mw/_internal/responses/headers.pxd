@@ -9,7 +9,7 @@ ctypedef long long i64
 
 cdef class HeaderWriter:
     cdef bint _classic, _ietf
-    cdef readonly bint is_plain, is_unix, tells_moments
+    cdef readonly bint is_absolute, is_classic_only, is_unix
     @cython.locals(outcome=Outcome, charge=Charge, window=HeaderWindow)
     cpdef list of_lease(self, Lease lease)
     cpdef i64 reset(self, i64 now, i64 reset_after) except? -1

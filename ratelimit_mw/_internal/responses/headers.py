@@ -26,17 +26,17 @@ _OWN = (b"x-ratelimit-", b"ratelimit")
 class HeaderWriter:
     """Writes the headers of a decision as `[response]` says."""
 
-    __slots__ = ("_classic", "_ietf", "is_plain", "is_unix", "tells_moments")
+    __slots__ = ("_classic", "_ietf", "is_absolute", "is_classic_only", "is_unix")
 
     def __init__(self, settings: ResponseSettings) -> None:
         self._classic = "x-ratelimit" in settings.headers
         self._ietf = "ietf" in settings.headers
-        self.is_plain: bool = self._classic and not self._ietf
-        """Whether `X-RateLimit-*` are all that tells of windows."""
+        self.is_classic_only: bool = self._classic and not self._ietf
+        """Whether `X-RateLimit-*` are sent, and the draft's `RateLimit` fields are not."""
         self.is_unix: bool = settings.reset == "unix"
         """Whether resets are Unix times."""
-        self.tells_moments: bool = self.is_unix and not self._ietf
-        """Whether headers tell when something happens, which stays true, and not how long it takes."""
+        self.is_absolute: bool = self.is_unix and not self._ietf
+        """Whether all times in headers are absolute, so that an answer that is kept stays true."""
 
     def __call__(self, decision: Decision) -> RawHeaders:
         """The headers of any response to this request; none where nothing is known."""
@@ -59,7 +59,7 @@ class HeaderWriter:
     def of_lease(self, lease: Lease) -> RawHeaders:
         """The headers of the response to an admitted request."""
         outcome = lease.outcome
-        if not self.is_plain or outcome is None:
+        if not self.is_classic_only or outcome is None:
             return self(lease.decision)
         charge = lease.asked
         if charge.warn_amounts and charge.nears_budget(outcome):

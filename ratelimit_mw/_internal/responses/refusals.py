@@ -86,10 +86,10 @@ class RefusalWriter:
     def keep(self, refused: CachedRefusal, response: Response, decision: Decision) -> None:
         """Keep the answer to a refusal, to give it again for as long as it says the same."""
         wait = None if decision.refusal is None else decision.refusal.retry_after_us
-        if wait is None or not self._headers.tells_moments:
+        if wait is None or not self._headers.is_absolute:
             return
-        wait += decision.now_us - refused.outcome.now
-        seconds = _whole_seconds(wait - (decision.now_us - refused.outcome.now))
+        seconds = _whole_seconds(wait)
+        wait += decision.now_us - refused.outcome.now  # from the refusal that is remembered
         last = wait - (seconds - 1) * SECOND
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
         # A copy: middleware outside of ours may add to the headers that it is sent.

@@ -98,7 +98,7 @@ class Lines:
         return waiting
 
     def close(self) -> None:
-        """Submit all that wait: whatever closes after this says what is lost."""
+        """Submit all that wait, so that the sender counts them among what is lost when it closes."""
         for operation in self.bequeath():
             self._submit(operation)
 

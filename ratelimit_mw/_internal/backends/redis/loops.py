@@ -4,6 +4,7 @@ Connections and futures belong to one event loop. Where a loop ends, the others 
 """
 
 import asyncio
+import logging
 import threading
 from asyncio import get_running_loop
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from ratelimit_mw._internal.backends.redis.operations import Operation, Sender, 
 from ratelimit_mw._internal.model.backend import BackendError, Load
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
+from ratelimit_mw._internal.runtime.process_end import tell_at_process_end
+
+logger = logging.getLogger("ratelimit_mw")
 
 CLOSE_TIMEOUT = 2.0
 """Seconds that closing waits for what is still owed to the server."""
@@ -41,6 +45,7 @@ class LoopSenders:
         """Operations left by event loops that have ended: owed to the server, or perhaps to be undone."""
         self._lock = threading.Lock()  # of what ends with an event loop: several may, and others look for it
         renew_after_fork(self)
+        tell_at_process_end(self)
 
     @property
     def error(self) -> BackendError | None:
@@ -98,7 +103,7 @@ class LoopSenders:
         if timeout:
             self.take_over()
         await _drain(sender, lines, deadline - UNDO_SHARE * timeout)
-        sender.undo_doubtful()  # if it comes even later, it lasts no longer than its lease
+        sender.undo_doubtful()  # a charge that reaches the server even later lasts for one lease at most
         await _drain(sender, lines, deadline)
         with self._lock:
             if bequeaths:
@@ -112,12 +117,7 @@ class LoopSenders:
 
     def take_over(self) -> None:
         """Send what event loops that have ended owed to the server, and undo what they left half done."""
-        with self._lock:
-            for closed in [each for each in list(self.senders) if each.is_closed()]:
-                self._inherit(self.senders[closed], self._lines.get(closed))
-                self._forget(closed)
-            left, self._left = self._left, []
-        for operation in left:
+        for operation in self._take_left():
             operation.future = None  # which was the ended loop's
             if isinstance(operation, OrderedOperation):
                 self._running_lines().submit(operation)
@@ -125,6 +125,20 @@ class LoopSenders:
                 self.submit(operation)
             else:
                 operation.orphaned(None)
+
+    def _take_left(self) -> list[Operation]:
+        with self._lock:
+            for closed in [each for each in list(self.senders) if each.is_closed()]:
+                self._inherit(self.senders[closed], self._lines.get(closed))
+                self._forget(closed)
+            left, self._left = self._left, []
+        return left
+
+    def at_process_end(self) -> None:
+        """Tell what event loops that have ended owed to the server: no other loop has gone on with it."""
+        lost = len([each for each in self._take_left() if each.must_arrive])
+        if lost:
+            logger.error("%d operations that were owed to the backend are lost: the process ended", lost)
 
     def _inherit(self, sender: Sender, lines: Lines | None) -> None:
         self._left += sender.bequeath()

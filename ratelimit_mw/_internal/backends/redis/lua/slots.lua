@@ -1,6 +1,7 @@
 -- slots.lua: decides and charges a slot set.
 --
--- A slot set is a sorted set: lease id by expiry.
+-- A slot set is a sorted set: lease id by expiry. A slot is the id of its lease, so that freeing it twice removes
+-- nothing more, and nobody else's slot.
 --
 -- Needs   as windows.lua; from `rare` hold_slots and lengthen (slot_sets.lua), shorten (slot_repair.lua). A part of
 --         `decide`
