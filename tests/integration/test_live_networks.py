@@ -349,6 +349,7 @@ async def test_every_worker_blocks_a_network_and_frees_it(start_app: StartApp, f
             deadline = time.monotonic() + 60
             while await last() != statuses:
                 assert time.monotonic() < deadline
+                await asyncio.sleep(0.1)
 
         assert 403 not in await last()
         command = asyncio.create_task(
@@ -361,6 +362,7 @@ async def test_every_worker_blocks_a_network_and_frees_it(start_app: StartApp, f
         deadline = time.monotonic() + 60
         while 403 in await last():
             assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
 
 
 async def test_damaged_network_entries_are_told_and_ignored(
