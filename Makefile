@@ -82,11 +82,11 @@ run-lowest: .venv-lowest/installed
 	  --quiet $(LOWEST)
 
 # All of them on the package as it was installed. Then once more in Python alone, which coverage is measured of,
-# without the drills of many seconds.
+# without the drills of many seconds and without those that need no second run.
 tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
-	  -m "not slow" --cov --cov-report=term:skip-covered
+	  -m "not slow and not once" --cov --cov-report=term:skip-covered
 
 # Strictly: a broken link or anchor is an error. The tests build it as well.
 docs: .venv/installed

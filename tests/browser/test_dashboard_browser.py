@@ -19,7 +19,7 @@ from tests.support.nginx import NginxServer
 from tests.support.processes import free_port
 from tests.support.servers import StoreServer
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 expect.set_options(PATIENCE)
 

@@ -14,7 +14,7 @@ from tests.support.dashboard_pages import log_in, traffic
 from tests.support.dashboards import SETTINGS, environment
 from tests.support.servers import StoreServer
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 IMAGES = os.environ.get("SCREENSHOTS", "")
 """A folder that pictures of the pages are written to, such as `docs/images`. They are taken in any case."""

@@ -88,6 +88,7 @@ async def until(check: Callable[[], object], what: str) -> None:
     raise AssertionError(f"not {what} within {PATIENCE:g} s")
 
 
+@pytest.mark.once
 async def test_a_server_runs_every_limit(kind: Kind, served: AsgiServer, settings_file: Path) -> None:
     """Rates, slots of streams and of WebSockets, lifespan and shutdown are as under any other server."""
     await check_lifespan(kind, served)

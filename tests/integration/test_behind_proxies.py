@@ -20,7 +20,7 @@ from tests.support.processes import HOST, ServerProcess, free_port
 from tests.support.raw import RawConnection, head
 from tests.support.slots import until
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 SLOTS = 3
 SETTINGS = f"""

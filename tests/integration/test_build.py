@@ -15,7 +15,7 @@ import pytest
 from ratelimit_mw._internal.runtime.compiled import PURE
 from tests.support.apps import ROOT
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 
 @pytest.fixture

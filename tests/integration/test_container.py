@@ -18,7 +18,7 @@ from tests.support import dockerfile
 from tests.support.apps import ROOT
 from tests.support.processes import free_port
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 DOCKERFILE = ROOT / "examples" / "deploy" / "Dockerfile"
 START_SECONDS = 60.0

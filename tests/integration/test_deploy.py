@@ -26,7 +26,7 @@ from tests.conftest import StartServer
 from tests.support.apps import ROOT, AppServer
 from tests.support.nginx import NginxServer
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 DEPLOY = ROOT / "examples" / "deploy"
 

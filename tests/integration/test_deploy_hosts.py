@@ -21,7 +21,7 @@ from ratelimit_mw import Settings
 from tests.support.apps import ROOT
 from tests.support.pages import blocks
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 DEPLOY = ROOT / "examples" / "deploy"
 UNIT = (DEPLOY / "api.service").read_text("utf-8").replace("\\\n", "")

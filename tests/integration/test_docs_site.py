@@ -14,7 +14,7 @@ from ratelimit_mw._internal.settings.schema import SCHEMA_URL, json_schema
 from tests.support.apps import ROOT
 from tools.site_hooks import public_names
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 SOURCES = {
     file: file.read_text("utf-8")

@@ -10,7 +10,7 @@ from tests.conftest import StartApp
 from tests.support.servers import StoreServer
 from tests.support.topologies import Cluster
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 WRONG = {"email": "ann@example.com", "password": "guess"}
 RIGHT = {"email": " Ann@Example.com", "password": "correct horse battery staple"}

@@ -9,7 +9,7 @@ from tests.support.apps import ROOT
 from tests.support.pages import Shell, blocks
 from tests.support.servers import StoreServer
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 PAGE = (ROOT / "docs" / "first-steps.md").read_text("utf-8")
 

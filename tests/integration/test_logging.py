@@ -16,7 +16,7 @@ from tests.support.apps import ROOT
 from tests.support.processes import HOST, ServerProcess
 from tests.support.slots import until
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 PAGE = (ROOT / "docs" / "logging.md").read_text(encoding="utf-8")
 COMMANDS = {

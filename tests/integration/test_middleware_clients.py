@@ -13,7 +13,7 @@ from tests.conftest import StartApp
 from tests.support.apps import AppServer
 from tests.support.processes import HOST
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 TWO_A_SECOND = 'plans.anonymous.requests = ["2/second"]'
 

@@ -82,6 +82,7 @@ def test_commands_that_no_test_runs_are_known() -> None:
     ]
 
 
+@pytest.mark.once
 def test_the_app_behaves_as_printed(
     tmp_path: Path, start_app: StartApp, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

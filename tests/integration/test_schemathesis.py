@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import StartApp
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 

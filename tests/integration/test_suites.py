@@ -13,7 +13,7 @@ from tests.support.servers import StoreServer
 from tests.support.slots import until
 from tests.support.topologies import Cluster
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 ABOUT_HTTPX = "Using `httpx` with"
 """Start of Starlette's advice to take another client, which is nothing of ours."""

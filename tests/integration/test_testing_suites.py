@@ -11,7 +11,7 @@ import pytest
 from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 PAGE = (ROOT / "docs" / "testing.md").read_text(encoding="utf-8")
 ABOUT_HTTPX = "Using `httpx` with"

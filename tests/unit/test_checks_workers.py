@@ -92,6 +92,7 @@ def said(server: AnyServer) -> int:
     ],
     indirect=True,
 )
+@pytest.mark.once
 def test_each_of_several_workers_says_so(server: AnyServer) -> None:
     """However a server was told to start several workers, each of them tells that it is one."""
     until(lambda: said(server) == 2, 60)
@@ -111,6 +112,7 @@ def test_each_of_several_workers_says_so(server: AnyServer) -> None:
     ],
     indirect=True,
 )
+@pytest.mark.once
 def test_one_worker_says_nothing_whatever_variables_say(server: AnyServer) -> None:
     """A variable that nobody reads starts no workers, and there is nothing to warn of."""
     time.sleep(PATIENCE)

@@ -87,6 +87,7 @@ def test_every_help_has_examples_that_are_commands(commands: Commands, command: 
         (("keys", "set", "x", "--settings", "{folder}/missing.toml", "--plan", ""), []),
     ],
 )
+@pytest.mark.once
 def test_a_shell_completes(file: str, words: tuple[str, ...], offered: list[str]) -> None:
     """Plans, known callers, accounts and settings files; with a backend that is away, what the file knows."""
     place = {"file": file, "folder": str(Path(file).parent)}

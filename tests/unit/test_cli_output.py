@@ -33,6 +33,7 @@ def list_keys(tmp_path: Path) -> Sequence[str]:
     return (sys.executable, "-m", "ratelimit_mw", "keys", "list", "--settings", str(file))
 
 
+@pytest.mark.once
 def test_a_bar_shows_how_far_a_file_is(list_keys: Sequence[str], tmp_path: Path) -> None:
     """It is drawn on the terminal alone; the file holds the table and nothing else."""
     terminal, far_end = pty.openpty()
@@ -53,6 +54,7 @@ def test_a_bar_shows_how_far_a_file_is(list_keys: Sequence[str], tmp_path: Path)
     assert text.count("sha256:") == KEYS
 
 
+@pytest.mark.once
 def test_no_bar_goes_into_a_log(list_keys: Sequence[str]) -> None:
     """Without a terminal, standard error stays empty."""
     command = subprocess.run(list_keys, capture_output=True, cwd=ROOT, check=True, timeout=120)

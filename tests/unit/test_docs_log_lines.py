@@ -5,7 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support.apps import ROOT
+
+pytestmark = pytest.mark.once
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical", "log")

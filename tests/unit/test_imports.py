@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.apps import ROOT
 
+pytestmark = pytest.mark.once
+
 SELDOM = {
     "argcomplete",
     "click",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 RIDDLE = re.compile(r"(What|Who|Whose|Whom|Where|When|How|Which|Why|The same|As|Those|That)\b")
 

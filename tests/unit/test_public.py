@@ -18,6 +18,8 @@ import yaml
 from ratelimit_mw import __version__
 from tests.support.apps import ROOT
 
+pytestmark = pytest.mark.once
+
 HOST = ROOT / ".github"
 WORKFLOWS = sorted((HOST / "workflows").glob("*.yml"))
 CHECKED = {
