@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH
+from ratelimit_mw._internal.backends.redis.backlog import MAX_BATCH
 from ratelimit_mw._internal.model.backend import EstimateAction, OperationRefusedError
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Slots

@@ -13,7 +13,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from ratelimit_mw import Limiter, RateLimitMiddleware, Settings
-from ratelimit_mw._internal.backends.redis.batcher import IN_FLIGHT, MAX_BATCH
+from ratelimit_mw._internal.backends.redis.backlog import MAX_BATCH
+from ratelimit_mw._internal.backends.redis.batcher import IN_FLIGHT
 from tests.support.servers import StoreServer
 
 SECRET = "a secret of some length, for tests alone"

@@ -12,7 +12,7 @@ import redis
 
 from ratelimit_mw._internal.backends.connecting.connection import Connection
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH
+from ratelimit_mw._internal.backends.redis.backlog import MAX_BATCH
 from ratelimit_mw._internal.backends.redis.loops import CLOSE_TIMEOUT
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge

@@ -253,7 +253,7 @@ async def test_a_charge_in_time_is_not_late_by_clocks_that_differ(redis_server: 
         assert (await backend.acquire(charge, new_id())).admitted
         batcher = backend.loops.senders[asyncio.get_running_loop()]
         assert isinstance(batcher, Batcher)
-        clock = batcher._server_clock
+        clock = batcher._replies.server_clock
         assert clock._ahead is not None
         clock._ahead += ahead
     assert (await peeked(backend, charge)).used(0) == 3

@@ -14,7 +14,7 @@ import redis
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH
+from ratelimit_mw._internal.backends.redis.backlog import MAX_BATCH
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.reservation import Reservation

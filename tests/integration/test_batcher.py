@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.backends.redis.batcher import MAX_BATCH, MAX_QUEUE
+from ratelimit_mw._internal.backends.redis.backlog import MAX_BATCH, MAX_QUEUE
 from ratelimit_mw._internal.backends.redis.operations import Operation
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction
 from ratelimit_mw._internal.model.charge import Charge, Counter

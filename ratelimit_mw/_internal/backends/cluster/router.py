@@ -15,8 +15,9 @@ from ratelimit_mw._internal.backends.cluster.probes import Probes
 from ratelimit_mw._internal.backends.connecting.connection import Connection
 from ratelimit_mw._internal.backends.connecting.errors import ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address
-from ratelimit_mw._internal.backends.redis.batcher import Batcher, Group, Redirect
+from ratelimit_mw._internal.backends.redis.batcher import Batcher, Group
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template
+from ratelimit_mw._internal.backends.redis.replies import Redirect
 from ratelimit_mw._internal.model.backend import BackendError, Load
 
 AT_ONCE = 3

@@ -3,55 +3,38 @@
 While `IN_FLIGHT` batches are on their way, operations queue up; the next answer sends what has gathered.
 There is no timer to wait for and, when idle, no wait. Those that differ in their ids alone travel as one:
 what a busy caller's requests cost the server is shared by a batch. A release alone leaves as a plain command,
-if there is one that does exactly the same. Upkeep, such as renewals, has a queue of
-its own and fills the room that requests leave. A batcher belongs to one event loop.
+if there is one that does exactly the same. A batcher belongs to one event loop.
 """
 
 import asyncio
 import logging
 import time
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply, Reply
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
+from ratelimit_mw._internal.backends.redis.backlog import MAX_QUEUE, Backlog
 from ratelimit_mw._internal.backends.redis.calls import (
     ASKING,
-    LATE,
-    LATER,
-    MOVING,
-    TAKES_NO_WRITES,
     call_head,
-    check_number,
     ignore,
-    read_reply,
 )
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
-from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
-from ratelimit_mw._internal.backends.redis.error_log import ThrottledErrorLog
-from ratelimit_mw._internal.backends.redis.letters import DISJOINT, DONE, SHARED
+from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
 from ratelimit_mw._internal.backends.redis.link import Link
-from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose, hand_out, take
-from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
-from ratelimit_mw._internal.model.backend import WAITS, BackendError, Load, OperationRefusedError
+from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose
+from ratelimit_mw._internal.backends.redis.replies import Redirect, Replies
+from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END
+from ratelimit_mw._internal.model.backend import BackendError, Load
 
-MAX_BATCH = 64
-"""Operations in one call of the script, so that none takes the server over a millisecond."""
 IN_FLIGHT = 2
 """Batches under way at once: while the server works on one, the next is already there."""
-MAX_UPKEEP = 8
-"""Operations of upkeep in one of them; one goes along where requests leave no room."""
-MAX_QUEUE = 10_000
-"""Operations that may wait; one more is refused at once."""
 logger = logging.getLogger("ratelimit_mw")
 
 Group = Callable[[list[Operation]], Iterable[list[Operation]]]
 """Function that groups the operations of a batch that may share a call of the script.
 
 On a cluster, operations of different partitions may not."""
-Redirect = Callable[[list[Operation], str], bool]
-"""Asked about an error of the server: whether it takes over the operations, of which nothing was done."""
 
 
 class Batcher:
@@ -68,18 +51,15 @@ class Batcher:
         redirect: Redirect | None = None,
         call_observers: Sequence[Callable[[float], None]] = (),
     ) -> None:
-        self._call_observers = call_observers
         self._timeout = timeout
         self._clock_argument = clock_argument
         self._new_probe = new_probe
         self._group = group
         self._redirect = redirect
+        replies = self._replies = Replies(timeout, redirect=redirect, call_observers=call_observers)
         self._loop = asyncio.get_running_loop()
-        self._queue: list[Operation] = []
+        backlog = self._backlog = Backlog()
         self._time = self._loop.time
-        self._upkeep: list[Operation] = []
-        self._sent: deque[Batch] = deque()
-        self._doubtful = Doubtful()
         self._link = Link(
             connect,
             self._probe,
@@ -91,38 +71,24 @@ class Batcher:
         self._error: BackendError | None = None
         self._flush_is_due = False
         self._by_digest = True
-        self._server_clock = ServerClock()
         self._given_up_at = 0.0
         self._is_closed = False
-        self.complaints = ThrottledErrorLog()
-        """Errors of single operations, counted."""
         self.batches = 0
         """Calls of the script, and in `operations` what they were for."""
         self.operations = 0
         self._deadlines = Deadlines(
-            timeout, self._queue, self._sent, on_silence=self._on_silence, on_late=self.complaints.late
+            timeout, backlog.queue, backlog.sent, on_silence=self._on_silence, on_late=replies.complaints.late
         )
-        self._waited = 0.0
-        self._waits = [0] * (len(WAITS) + 1)
 
     @property
     def load(self) -> Load:
         """Load of this batcher: operations carried, and operations that wait."""
-        return Load(
-            self.batches,
-            self.operations,
-            self.owed,
-            self.complaints.number,
-            self._waited,
-            tuple(self._waits),
-            self.complaints.mended,
-        )
+        return self._replies.load(self.batches, self.operations, self.owed)
 
     @property
     def owed(self) -> int:
         """Number of operations owed to the server: those sent until they arrive, and those in doubt."""
-        owed = sum([operation.must_arrive for operation in [*self._in_flight(), *self._queue]])
-        return owed + len(self._doubtful)
+        return self._backlog.owed
 
     @property
     def error(self) -> BackendError | None:
@@ -132,16 +98,17 @@ class Batcher:
     @property
     def is_busy(self) -> bool:
         """Whether anything waits here or is under way."""
-        return bool(self._queue or self._upkeep or self._sent or self._doubtful)
+        return self._backlog.is_busy
 
     def submit(self, operation: Operation) -> None:
         """Queue an operation."""
-        queue = self._upkeep if operation.is_upkeep else self._queue
+        backlog = self._backlog
+        queue = backlog.upkeep if operation.is_upkeep else backlog.queue
         if self._is_closed:
             operation.fail(BackendError("the backend was closed"))
         elif self._error is not None and not operation.must_arrive:
             operation.fail(self._error)
-        elif len(queue) < MAX_QUEUE or self._make_room(operation):
+        elif len(queue) < MAX_QUEUE or backlog.make_room(operation):
             # One that comes from another node of a cluster has waited before.
             operation.since = operation.since or self._time()
             queue.append(operation)
@@ -158,29 +125,23 @@ class Batcher:
         deadline = self._loop.time() + timeout
         while self.is_busy and self._loop.time() < deadline:
             await asyncio.sleep(0.005)
-        return len(self._queue) + len(self._upkeep) + len(self._in_flight()) + len(self._doubtful)
+        return len(self._backlog)
 
     def undo_doubtful(self) -> None:
         """Undo now what may have been done and whose answer was lost, though it may still be on its way."""
-        for operation in self._doubtful.take():
+        for operation in self._backlog.doubtful.take():
             operation.orphaned(None)
 
     def withdraw(self) -> list[Operation]:
         """Take back what was not sent yet."""
-        queued = [*self._queue, *self._upkeep]
-        self._queue.clear()
-        self._upkeep.clear()
-        return queued
+        return self._backlog.withdraw()
 
     def bequeath(self) -> list[Operation]:
         """Hand out what is owed, in its order, and what was sent and may have to be undone.
 
         For a batcher whose event loop has ended or is about to: nobody waits there any more.
         """
-        sent, queued = [*self._doubtful.take(), *self._in_flight()], self.withdraw()
-        self._sent.clear()
-        _give_up_once(sent)
-        return sent + [each for each in queued if each.must_arrive]
+        return self._backlog.bequeath()
 
     def leave_to_parent(self) -> None:
         """Give up the connection in a process that was forked off."""
@@ -202,22 +163,15 @@ class Batcher:
         if not self._link.is_ready:
             self._link.start()
             self._deadlines.start()
-        elif len(self._sent) < IN_FLIGHT:
+        elif len(self._backlog.sent) < IN_FLIGHT:
             # At the end of this turn of the loop: whoever else is ready rides along.
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_is_due = False
-        while self._link.is_ready and len(self._sent) < IN_FLIGHT and (batch := self._take()):
+        while self._link.is_ready and len(self._backlog.sent) < IN_FLIGHT and (batch := self._backlog.take()):
             self._send(batch, by_digest=self._by_digest)
-
-    def _take(self) -> list[Operation]:
-        """Take what leaves next: requests, and of upkeep what they leave room for, one after the other."""
-        batch = take(self._queue, MAX_BATCH)
-        if self._upkeep and not any(op.is_upkeep for op in self._in_flight()):
-            batch += take(self._upkeep, min(max(MAX_BATCH - len(batch), 1), MAX_UPKEEP))
-        return batch
 
     def _send(self, batch: list[Operation], *, by_digest: bool, by_script: bool = False) -> None:
         connection = self._link.connection
@@ -250,14 +204,14 @@ class Batcher:
         now = self._loop.time()
         # What must arrive may have waited long for the server to be back.
         since = next((operation.since for operation in batch if not operation.must_arrive), now)
-        self._sent.append(Batch(batch, groups, since, now, by_digest, bool(command)))
+        self._backlog.sent.append(Batch(batch, groups, since, now, by_digest, bool(command)))
         self.batches += 1
         self.operations += len(batch)
         self._given_up_at = time.monotonic() + self._timeout + GRACE
         if command:
             return b"*%d\r\n%b%b" % (2 + len(batch), command, b"".join([bulk(each.id) for each in batch]))
         clock = self._clock_argument()
-        until = WITHOUT_END if clock else self._server_clock.in_(self._timeout + GRACE)
+        until = WITHOUT_END if clock else self._replies.server_clock.in_(self._timeout + GRACE)
         shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)
         head = call_head(n_keys, len(groups), by_digest=by_digest)
         return b"".join((head, keys, shares_and_time, arguments))
@@ -265,71 +219,29 @@ class Batcher:
     # answers ------------------------------------------------------------------------------------
 
     def _on_reply(self, reply: Reply) -> None:
-        batch = self._sent.popleft()
+        batch = self._backlog.sent.popleft()
         self._deadlines.heard_at = self._loop.time()
         try:
             if isinstance(reply, Exception):
                 self._on_error(batch, BackendError(str(reply)))
-            elif batch.is_command:
-                check_number(reply)
-                for operation in batch.operations:
-                    operation.answer((0, DONE))
-                self._count(batch)
             else:
-                now, answers, mended = read_reply(reply, len(batch.groups))
-                if mended:
-                    self.complaints.note_mended(mended)
-                self._on_answers(batch.groups, now, answers)
-                self._count(batch)
+                self._on_answers(batch, reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for this batch has to be told
-            self._sent.appendleft(batch)
+            self._backlog.sent.appendleft(batch)
             self._disconnect(BackendError(f"an answer makes no sense: {error}"))
-        if self._queue or self._upkeep:
+        if self._backlog.queue or self._backlog.upkeep:
             self._flush()
 
-    def _count(self, batch: Batch) -> None:
-        waited = self._deadlines.heard_at - batch.since
-        self._waited += waited
-        self._waits[bisect_left(WAITS, waited)] += 1
-        for observe in self._call_observers:
-            observe(waited)
-
-    def _on_answers(self, groups: list[list[Operation]], now: int, answers: list[bytes]) -> None:
-        unwritten: list[Operation] = []
-        late: list[Operation] = []
-        error = None
-        self._server_clock.show(now)
-        for operations, text in hand_out(groups, now, answers):
-            failure = OperationRefusedError(text.decode(errors="replace").strip())
-            if MOVING in str(failure) and self._redirect is not None and self._redirect(operations, LATER):
-                continue
-            if str(failure).startswith(TAKES_NO_WRITES):
-                error = BackendError(str(failure))
-                unwritten += operations
-                continue
-            if str(failure).startswith(LATE):
-                late += operations
-                continue
-            for operation in operations:
-                self.complaints(failure)
-                operation.fail(failure)
-        self._send_again(late)
-        if error is not None:
-            self._refuse(unwritten, error)
-        elif self._link.attempt and self._link.is_ready and not all(each[0].must_arrive for each in groups):
+    def _on_answers(self, batch: Batch, reply: Reply) -> None:
+        undone = self._replies.read(batch, reply)
+        if undone.late:
+            self._backlog.put_first(undone.late)
+        if undone.error is not None:
+            self._refuse(undone.unwritten, undone.error)
+        elif self._link.attempt and self._link.is_ready and batch.has_requests:
             # Requests are served again: the probe, which writes one key alone, says less, and so do releases.
             self._link.attempt = 0
-
-    def _send_again(self, late: list[Operation]) -> None:
-        """Send operations anew that came too late by the server's clock, where somebody still waits for them.
-
-        Nothing of them was done. Its clock, which is known better now, may have been set.
-        """
-        waits_since = self._loop.time() - self._timeout
-        for operation in late:
-            if operation.since <= waits_since:
-                operation.fail(BackendError(f"the server got it after more than {self._timeout:g} s"))
-        self._queue[0:0] = [operation for operation in late if not operation.is_over]
+        self._replies.count(self._deadlines.heard_at - batch.since)
 
     def _on_error(self, batch: Batch, error: BackendError) -> None:
         """Take in that the server refused the whole call: of one with a name nothing was done."""
@@ -344,7 +256,7 @@ class Batcher:
             self._by_digest = False
             self._send(batch.operations, by_digest=False)
         elif text.startswith("ERR"):  # maybe from the middle of the script
-            self._sent.appendleft(batch)
+            self._backlog.sent.appendleft(batch)
             self._disconnect(error)
         else:
             self._refuse(batch.operations, error)
@@ -356,18 +268,6 @@ class Batcher:
         self._disconnect(error, owed)
         for operation in undone:
             operation.fail(error)
-
-    def _make_room(self, newcomer: Operation) -> bool:
-        """Whether there is room for one more: for what is owed there is, in place of what waits longest."""
-        error = BackendError(f"more than {MAX_QUEUE} operations wait for the backend")
-        if not newcomer.must_arrive:
-            newcomer.fail(error)
-            return False
-        oldest = self._queue.pop(0)
-        if oldest.must_arrive:
-            logger.error("an operation that was owed to the backend is given up: %s", error)
-        oldest.fail(error)
-        return True
 
     # being there --------------------------------------------------------------------------------
 
@@ -398,7 +298,7 @@ class Batcher:
         """
         if isinstance(error, ServerMovedError):
             self._move(error)
-        elif self._sent or self._link.is_connecting or not isinstance(error, ConnectionEndedError):
+        elif self._backlog.sent or self._link.is_connecting or not isinstance(error, ConnectionEndedError):
             self._disconnect(error)
         else:
             self._forget_connection()
@@ -412,14 +312,13 @@ class Batcher:
             self._disconnect(error)
             return
         self._forget_connection()
-        sent = [operation for operation in self._in_flight() if not operation.is_answered]
-        self._sent.clear()
+        sent = self._backlog.take_unanswered()
         if self._link.is_connecting:
             for probe in sent:
                 probe.fail(error)  # the next attempt finds the other server
             return
         logger.warning("backend has moved: %s", error, extra={"ratelimit": {"event": "backend_moved"}})
-        self._queue[0:0] = sent
+        self._backlog.put_first(sent)
         self._link.attempt = 0
         if self.is_busy:
             self._deadlines.start()
@@ -431,35 +330,15 @@ class Batcher:
         if self._error is None and not self._is_closed:
             logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})
             self._error = error
-        sent = [operation for operation in self._in_flight() if not operation.is_answered]
-        _give_up_once(sent)
-        left = [*owed, *sent, *self._queue, *self._upkeep]
-        self._sent.clear()
-        self._upkeep.clear()
-        # In the order in which they were given, before those that follow from this.
-        self._queue[:] = [] if self._is_closed else [each for each in left if each.must_arrive]
-        for operation in left:
-            if self._is_closed or not operation.must_arrive:
-                operation.fail(error)
-        doubtful = [operation for operation in sent if not operation.must_arrive]
+        doubtful = self._backlog.give_up(error, owed, for_good=self._is_closed)
         if self._is_closed:
-            for operation in [*self._doubtful.take(), *doubtful]:
+            for operation in [*self._backlog.doubtful.take(), *doubtful]:
                 operation.orphaned(None)
         else:
-            self._doubtful.add(doubtful, self._given_up_at - time.monotonic())
+            self._backlog.doubtful.add(doubtful, self._given_up_at - time.monotonic())
             self._link.start()
 
     def _forget_connection(self) -> None:
         self._deadlines.is_connected = False
-        self._server_clock.forget()
+        self._replies.server_clock.forget()
         self._link.drop(discard=not self._is_closed)
-
-    def _in_flight(self) -> list[Operation]:
-        return [operation for batch in list(self._sent) for operation in batch.operations]
-
-
-def _give_up_once(sent: Iterable[Operation]) -> None:
-    """Have nothing sent again that may have been done, and must not be done twice."""
-    for operation in sent:
-        if operation.is_once:
-            operation.must_arrive = False

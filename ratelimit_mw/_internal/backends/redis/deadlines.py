@@ -33,6 +33,11 @@ class Batch(NamedTuple):
     is_command: bool
     """Whether a plain command is on its way in place of the script."""
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether it brings more than what must arrive, such as releases."""
+        return not all(group[0].must_arrive for group in self.groups)
+
 
 class Deadlines:
     """Looks after the requests in a queue and the batches under way, as long as there are any."""

@@ -1,0 +1,3 @@
+cdef class Backlog:
+    cdef public list queue, upkeep
+    cdef public object sent, doubtful
