@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -10,17 +9,10 @@ from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.status import BudgetStatus, WindowStatus
-from tests.support.conformance import KINDS, Bench, SharedServer, daily, new_id, opened, slots, window
+from tests.support.conformance import Bench, daily, new_id, slots, window
 from tests.support.statuses import Answer, acquired
 
 MINUTE = 60 * SECOND
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 async def at_once(bench: Bench, *charges: tuple[int, list[Counter]], price: int = 0) -> list[Answer]:

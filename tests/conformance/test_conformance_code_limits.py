@@ -1,21 +1,15 @@
 """Limits with costs and keys of their own: the rules that every backend keeps."""
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Window
 from tests.support.conformance import (
-    KINDS,
     Bench,
-    SharedServer,
     daily,
     metered,
     new_id,
-    opened,
     slots,
     window,
 )
@@ -24,13 +18,6 @@ PLAN = window(100)
 LOGIN = Counter("l:0123", "c:login", Window(5, 1, "minute"), "key")
 SEARCH = Counter("caller", "c:search", Window(30, 1, "minute"))
 TOKENS = metered(1_000)
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 async def admitted(bench: Bench, *charges: Charge) -> list[bool]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,14 +10,11 @@ from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
 from tests.support.conformance import (
-    KINDS,
     Bench,
-    SharedServer,
     daily,
     instant,
     monthly,
     new_id,
-    opened,
     slots,
     window,
 )
@@ -27,13 +23,6 @@ UNKNOWN, SETTLED = Settlement.UNKNOWN, Settlement.SETTLED
 REPEATED, DIFFERENT = Settlement.REPEATED, Settlement.DIFFERENT
 LARGEST = 10**15
 START = instant("2026-11-21T12:00:00+00:00")
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 async def books(bench: Bench, counter: Counter) -> tuple[int, int]:

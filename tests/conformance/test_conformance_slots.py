@@ -1,7 +1,6 @@
 """Concurrency slots: the rules that every backend keeps, on a clock that only the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -9,14 +8,7 @@ from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.model.status import SlotStatus
-from tests.support.conformance import KINDS, Bench, SharedServer, new_id, opened, slots, window
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
+from tests.support.conformance import Bench, new_id, slots, window
 
 
 async def test_never_more_live_slots_than_the_limit(bench: Bench) -> None:

@@ -1,7 +1,6 @@
 """Metered units: the rules that every backend keeps, on a clock that only the test moves."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -10,13 +9,10 @@ from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from tests.support.conformance import (
-    KINDS,
     Bench,
-    SharedServer,
     daily,
     metered,
     new_id,
-    opened,
     slots,
     window,
 )
@@ -26,13 +22,6 @@ UNKNOWN, SETTLED = Settlement.UNKNOWN, Settlement.SETTLED
 REPEATED, DIFFERENT = Settlement.REPEATED, Settlement.DIFFERENT
 MINUTE = 60 * SECOND
 TOKENS = metered(1_000)
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 async def renew(bench: Bench, hold: Reservation, seconds: float) -> None:

@@ -1,23 +1,15 @@
 """Sliding windows: the rules that every backend keeps, on a clock that only the test moves."""
 
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.status import SlotStatus, WindowStatus
-from tests.support.conformance import KINDS, Bench, SharedServer, opened, slots, window
+from tests.support.conformance import Bench, slots, window
 
 MINUTE = 60 * SECOND
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 # Seconds, cost, admitted, then used, reset_after and retry_after in seconds: as they are after the charge.

@@ -1,7 +1,6 @@
 """Charges for units that are used later: every backend counts them from when they are taken, for longer."""
 
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,13 +13,6 @@ from tests.support.statuses import Answer, acquired
 
 AHEAD = SECOND
 """Of a window of a minute."""
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 async def take(bench: Bench, quota: int, cost: int) -> Answer:

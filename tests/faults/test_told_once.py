@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from ratelimit_mw import BackendError, Lease, Limiter
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.backends.redis.packing import ChargeOperation
-from ratelimit_mw._internal.model.backend import Asked, Settlement
+from ratelimit_mw._internal.model.backend import Settlement
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import Reservation
@@ -68,52 +68,37 @@ class Faults:
         return outcome
 
 
-class FaultyServer(RedisBackend):
-    """A backend on a server, with faults."""
+def with_faults(backend_class: Any) -> Any:
+    """Make a class of backends with faults."""
 
-    faults: Faults
+    class Faulty(backend_class):  # type: ignore[misc]
+        faults: Faults
 
-    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> ChargeOperation:
-        """Ask the server, unless it is gone."""
-        self.faults.check()
-        return super().ask(charge, lease_id, price)
+        def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Any:
+            """Ask the backend, unless it is gone."""
+            self.faults.check()
+            return super().ask(charge, lease_id, price)
 
-    async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
-        """Charge, and lose the answer perhaps."""
-        self.faults.check()
-        return await self.faults.answer(charge, await super().acquire(charge, lease_id, price))
+        async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+            """Charge, and lose the answer perhaps."""
+            self.faults.check()
+            return await self.faults.answer(charge, await super().acquire(charge, lease_id, price))
 
-    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
-        """Charge once, and lose the answer perhaps."""
-        self.faults.check()
-        return await self.faults.answer(charge, await super().restore(charge, lease_id, price))
+        async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+            """Charge once, and lose the answer perhaps."""
+            self.faults.check()
+            return await self.faults.answer(charge, await super().restore(charge, lease_id, price))
+
+    return Faulty
 
 
-class FaultyCluster(ClusterBackend):
-    """A backend on a cluster, with faults."""
-
-    faults: Faults
-
-    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Asked:
-        """Ask the nodes, unless they are gone."""
-        self.faults.check()
-        return super().ask(charge, lease_id, price)
-
-    async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
-        """Charge, and lose the answer perhaps."""
-        self.faults.check()
-        return await self.faults.answer(charge, await super().acquire(charge, lease_id, price))
-
-    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
-        """Charge once, and lose the answer perhaps."""
-        self.faults.check()
-        return await self.faults.answer(charge, await super().restore(charge, lease_id, price))
+FaultyServer, FaultyCluster = with_faults(RedisBackend), with_faults(ClusterBackend)
 
 
 class Outage:
     """A limiter whose backend is gone until the test says that it is back."""
 
-    def __init__(self, backend: FaultyServer | FaultyCluster) -> None:
+    def __init__(self, backend: Any) -> None:
         self.faults = backend.faults = Faults()
         self.limiter = Limiter(settings_of(SETTINGS), backend=backend)
         self.holds = self.limiter.engine.decider.local.holds

@@ -1,12 +1,7 @@
 """The page "Coming from another limiter": its apps before and after, run as they are printed."""
 
-import re
-import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
-from textwrap import dedent
-from typing import Any
 
 import pytest
 
@@ -14,6 +9,7 @@ from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.testing import fresh
 from tests.support.apps import ROOT
 from tests.support.asgi import client_of, shown, statuses
+from tests.support.pages import MakeModule, modules_of, write_settings
 
 pytestmark = pytest.mark.rerun
 
@@ -23,39 +19,27 @@ PAGE = (ROOT / "docs" / "coming-from.md").read_text("utf-8")
 @pytest.fixture(autouse=True)
 def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The settings of the page, in the working folder."""
-    (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    file = tmp_path / "ratelimit.toml"
-    file.write_text(text, encoding="utf-8")
+    file = write_settings(PAGE, tmp_path)
     monkeypatch.chdir(tmp_path)
     return file
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
+def page() -> Iterator[MakeModule]:
     """Modules of the page, made by name."""
-    made: list[str] = []
-
-    def module(name: str) -> Any:
-        (code,) = re.findall(rf"^ *```python\n( *# {name}\.py\n.*?)^ *```$", PAGE, re.MULTILINE | re.DOTALL)
-        found = sys.modules[name] = types.ModuleType(name)
-        made.append(name)
-        exec(compile(dedent(code), f"{name}.py", "exec"), vars(found))
-        return found
-
-    yield module
-    for name in made:
-        sys.modules.pop(name, None)
+    with modules_of(PAGE) as module:
+        yield module
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
-async def test_the_app_before_and_after(page: Any, name: str) -> None:
+async def test_the_app_before_and_after(page: MakeModule, name: str) -> None:
     """Both refuse the sixth search of a minute, and nobody's health check."""
     async with client_of(page(name).app) as client:
         assert await statuses(client, 6, "/search") == [200] * 5 + [429]
         assert await statuses(client, 70, "/health") == [200] * 70
 
 
-async def test_limits_that_stay_in_code(page: Any) -> None:
+async def test_limits_that_stay_in_code(page: MakeModule) -> None:
     """Decorators and dependencies become limits in code: of one route, of several, and of a router."""
     app = page("in_code").app
     async with client_of(app, x_tenant="acme") as client:
@@ -67,7 +51,7 @@ async def test_limits_that_stay_in_code(page: Any) -> None:
         assert await statuses(client, 1, "/reports/daily") == [200]
 
 
-async def test_both_side_by_side(page: Any) -> None:
+async def test_both_side_by_side(page: MakeModule) -> None:
     """In shadow mode the old limiter alone refuses; with it off and the shadow gone, the new one does."""
     before = page("before")
     both = page("both").app
@@ -86,7 +70,7 @@ async def test_both_side_by_side(page: Any) -> None:
     assert responses[-1].json()["error"]["code"] == "RATE_LIMIT_EXCEEDED"
 
 
-async def test_headers_of_the_old_limiter_stay(page: Any) -> None:
+async def test_headers_of_the_old_limiter_stay(page: MakeModule) -> None:
     """Headers that slowapi sets are neither doubled nor replaced."""
     before = page("before")
     before.limiter._headers_enabled = True
@@ -96,7 +80,7 @@ async def test_headers_of_the_old_limiter_stay(page: Any) -> None:
     assert len(response.headers.get_list("x-ratelimit-limit")) == 1
 
 
-async def test_the_worker_by_hand(page: Any, settings_file: Path) -> None:
+async def test_the_worker_by_hand(page: MakeModule, settings_file: Path) -> None:
     """A user of the worker has the plan's sixty jobs of a minute."""
     limiter = Limiter(Settings.load(settings_file))
     answers = [await page("worker").may_send(limiter, "ann") for _ in range(61)]

@@ -4,8 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tests.support.apps import ROOT
 
@@ -23,6 +27,41 @@ class Block(NamedTuple):
 def blocks(page: str) -> list[Block]:
     """Return the fenced blocks of a page."""
     return [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+
+
+class MakeModule(Protocol):
+    """Runs the block of a page that begins with `# NAME.py`, and returns it as a module."""
+
+    def __call__(self, name: str) -> Any:
+        """Make the module of this name, which other blocks can import."""
+        ...
+
+
+@contextmanager
+def modules_of(page: str) -> Iterator[MakeModule]:
+    """Make modules of the Python blocks of a page; they are gone at the end."""
+    made: list[str] = []
+
+    def module(name: str) -> Any:
+        (code,) = re.findall(rf"^ *```python\n( *# {name}\.py\n.*?)^ *```$", page, re.MULTILINE | re.DOTALL)
+        found = sys.modules[name] = types.ModuleType(name)
+        made.append(name)
+        exec(compile(dedent(code), f"{name}.py", "exec"), vars(found))
+        return found
+
+    try:
+        yield module
+    finally:
+        for name in made:
+            sys.modules.pop(name, None)
+
+
+def write_settings(page: str, folder: Path) -> Path:
+    """Write the one TOML block of a page to a settings file in this folder."""
+    (text,) = [block.text for block in blocks(page) if block.language == "toml"]
+    file = folder / "ratelimit.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 class Shell:

@@ -1,9 +1,7 @@
 """The page "Who is calling": its settings and its apps, run as they are printed."""
 
 import re
-import sys
 import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 from ratelimit_mw import Identity, Limiter, Settings
 from tests.support.apps import ROOT
 from tests.support.asgi import client_of, shown, statuses
+from tests.support.pages import MakeModule, modules_of, write_settings
 
 PAGE = (ROOT / "docs" / "callers.md").read_text("utf-8")
 
@@ -21,28 +20,16 @@ PAGE = (ROOT / "docs" / "callers.md").read_text("utf-8")
 @pytest.fixture(autouse=True)
 def settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The settings of the page, in the working folder."""
-    (text,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    file = tmp_path / "ratelimit.toml"
-    file.write_text(text, encoding="utf-8")
+    file = write_settings(PAGE, tmp_path)
     monkeypatch.chdir(tmp_path)
     return file
 
 
 @pytest.fixture
-def page() -> Iterator[Any]:
+def page() -> Iterator[MakeModule]:
     """Modules of the page, made by name."""
-    made: list[str] = []
-
-    def module(name: str) -> Any:
-        (code,) = re.findall(rf"^```python\n(# {name}\.py\n.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-        found = sys.modules[name] = types.ModuleType(name)
-        made.append(name)
-        exec(compile(code, f"{name}.py", "exec"), vars(found))
-        return found
-
-    yield module
-    for name in made:
-        del sys.modules[name]
+    with modules_of(PAGE) as module:
+        yield module
 
 
 def token(module: Any, **claims: object) -> str:
@@ -50,7 +37,7 @@ def token(module: Any, **claims: object) -> str:
     return "Bearer " + jwt.encode({"exp": time.time() + 600, **claims}, module.SECRET, algorithm="HS256")
 
 
-async def test_users_of_a_jwt(page: Any) -> None:
+async def test_users_of_a_jwt(page: MakeModule) -> None:
     """Each subject has a count on the plan of its claim; an invalid token is 401, none is by address."""
     module = page("jwt_app")
     for subject, claims, expected in [
@@ -70,7 +57,7 @@ async def test_users_of_a_jwt(page: Any) -> None:
         assert shown(await client.get("/"))[:2] == ("20", "19")
 
 
-async def test_users_of_a_session(page: Any) -> None:
+async def test_users_of_a_session(page: MakeModule) -> None:
     """Whoever has logged in is the user of the session, and anybody else is counted by address."""
     module = page("session_app")
     async with client_of(module.app) as client:
@@ -79,7 +66,7 @@ async def test_users_of_a_session(page: Any) -> None:
         assert shown(await client.get("/"))[:2] == ("100", "99")
 
 
-async def test_tenants_of_a_database(page: Any) -> None:
+async def test_tenants_of_a_database(page: MakeModule) -> None:
     """Users of a tenant share its count, or have limits of their own; a host of nobody's is 404."""
     module = page("tenant_app")
 
@@ -94,7 +81,7 @@ async def test_tenants_of_a_database(page: Any) -> None:
     assert (await asked("nobody.example.com", "ann")).status_code == 404
 
 
-async def test_keys_of_a_database(page: Any) -> None:
+async def test_keys_of_a_database(page: MakeModule) -> None:
     """A key has the plan that the database says, is refused as the hook says, or is unknown."""
     module = page("keys_app")
     for key, limit in [("key-of-acme", "5"), ("key-of-ann", "100"), ("invented", "60")]:
@@ -104,7 +91,9 @@ async def test_keys_of_a_database(page: Any) -> None:
         assert await statuses(client, 1) == [402]
 
 
-async def test_callers_by_hand(page: Any, settings_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_callers_by_hand(
+    page: MakeModule, settings_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The body runs for admitted callers alone, and a hook's caller is the same one."""
     module = page("by_hand")
     limiter = Limiter(Settings.load(settings_file))
