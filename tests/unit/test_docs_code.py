@@ -1,5 +1,6 @@
 """The page on limits in code: its code, run as it is printed."""
 
+import asyncio
 import re
 from typing import Any
 
@@ -67,9 +68,25 @@ async def test_keys_that_only_the_handler_knows() -> None:
         await names["render"](limiter, "m", "c@x")
 
 
+async def test_waiting_for_room(capsys: pytest.CaptureFixture[str]) -> None:
+    """The fifth request waits for the slot of one of four, and mails go out at ten a second."""
+    names = run(3)
+    limiter = names["app"].user_middleware[0].kwargs["limiter"]
+    leases = [await limiter.acquire(names["gpu"].on("m")) for _ in range(4)]
+    async with client_of(names["app"], x_api_key="a") as client:
+        answer = asyncio.create_task(client.post("/render/m"))
+        async with asyncio.timeout(30):
+            while not len(limiter.engine.turns):
+                await asyncio.sleep(0.001)
+        await leases[0].release()
+        assert (await answer).json() == "rendered"
+    await names["send_all"](limiter, ["ann", "bob"])
+    assert capsys.readouterr().out == "sent to ann\nsent to bob\n"
+
+
 async def test_a_body_of_the_apps_own() -> None:
     """Pages get a page, and the API the standard body; status and headers are the same."""
-    hook = run(4)["refusal"]
+    hook = run(5)["refusal"]
     app = RateLimitMiddleware(ok_app(), limiter=limiter_of("", FakeClock()), refusal=hook)
     async with client_of(app) as client:
         await statuses(client, 20)
@@ -82,7 +99,7 @@ async def test_a_body_of_the_apps_own() -> None:
 def test_amounts_of_a_limit() -> None:
     """The declaration is one that can be made."""
     assert isinstance(run(1)["exports"], Limit)
-    assert isinstance(run(3)["sign_ups"], Limit)
+    assert isinstance(run(4)["sign_ups"], Limit)
 
 
 async def test_the_login_of_the_other_page() -> None:

@@ -25,9 +25,9 @@ from ratelimit_mw._internal.checks.code_limits import code_limit_findings
 from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
 from ratelimit_mw._internal.dashboard import is_below, open_dashboard
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.limiter.late import enforced
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, OnDecision
+from ratelimit_mw._internal.limiter.questions import enforced
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate

@@ -18,7 +18,7 @@ cdef class Lease:
     cdef readonly object _leases
     cdef public Outcome outcome
     cdef public double renew_at, repeated_at
-    cdef public bint is_acquired, is_detached, is_ended, is_lost, is_metered_out
+    cdef public bint is_acquired, is_detached, is_ended, is_lost, is_metered_out, may_wait
     cpdef void repeat(self, refused, double now) except *
     cpdef void decide(self, decision) except *
     cpdef void stop_renewing(self) except *

@@ -39,7 +39,9 @@ class LeaseKeeper(Protocol):
     ) -> None:
         """See `Lease.settle`."""
 
-    async def charge(self, lease: "Lease", limits: "Sequence[KeyedLimit | Limit]") -> None:
+    async def charge(
+        self, lease: "Lease", limits: "Sequence[KeyedLimit | Limit]", max_wait: "float | None"
+    ) -> None:
         """See `Lease.charge`."""
 
     async def release(self, lease: "Lease") -> None:
@@ -84,6 +86,7 @@ class Lease:
         "is_lost",
         "is_metered_out",
         "late",
+        "may_wait",
         "opening",
         "outcome",
         "policy",
@@ -141,6 +144,8 @@ class Lease:
         """Whether a slot was lost before it could be renewed: the work runs on uncounted."""
         self.is_metered_out: bool = False
         """Whether all its metered units are settled, so that its end has to say nothing of them."""
+        self.may_wait: bool = False
+        """Whether its call may ask again where this refuses, so that it is not counted yet."""
         self.late: tuple[Lease, ...] = ()
         """Leases of what the handler has charged by `charge`: they end with this one."""
         self.token: str = ""
@@ -207,16 +212,17 @@ class Lease:
         if not self.allowed:
             raise RateLimited(self.decision)
 
-    async def charge(self, *limits: "KeyedLimit | Limit") -> None:
+    async def charge(self, *limits: "KeyedLimit | Limit", max_wait: float | None = None) -> None:
         """Charge limits in code that only the handler can name, all of them in one step or none.
 
             await request.state.ratelimit.charge(login_email.on(form.email))
 
+        With `max_wait` it waits for them as `Limiter.acquire` does; the request keeps its slot meanwhile.
         Raises `RateLimited` where one refuses; then all that the request was charged is given back. Slots and
-        estimates of these limits end with the request. Raises TypeError for a limit that needs a key, and
-        `LeaseError` where the request is over.
+        estimates of these limits end with the request. Raises TypeError for a limit that needs a key,
+        ValueError for a `max_wait` that is none, and `LeaseError` where the request is over.
         """
-        await self._leases.charge(self, limits)
+        await self._leases.charge(self, limits, max_wait)
 
     async def detach(self, *, ttl: float) -> str:
         """Keep slot and price beyond the response; returns the token by which any process goes on.

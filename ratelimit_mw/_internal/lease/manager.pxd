@@ -8,8 +8,10 @@ cdef class Leases:
     cdef dict __dict__
     cdef object __weakref__
     cdef public dict renewals
+    cdef public object freed
     cpdef void keep(self, Lease lease, Charge charge) except *
     cpdef void undo(self, Lease lease) except *
     cpdef void end(self, Lease lease, bint failed, int status=*) except *
+    cdef _finish(self, Lease lease, hold, action)
     @cython.locals(renewals=Renewals)
     cpdef Renewals renewing(self)

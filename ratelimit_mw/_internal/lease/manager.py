@@ -18,7 +18,7 @@ from ratelimit_mw._internal.model.backend import Backend, BackendError, Estimate
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import ANSWERS
 from ratelimit_mw._internal.model.metered import Units
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.observe.events import Notifier
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 from ratelimit_mw._internal.policy.decision import Decision
@@ -46,12 +46,8 @@ _JOB = Policy(
     stock=None,
 )
 """Policy of a lease that is known by its token alone: nothing limits it any more."""
-_KEEP, _GIVE_BACK = (
-    EstimateAction.KEEP,
-    EstimateAction.GIVE_BACK,
-)  # to look one up in the enumeration costs as much as all else
-ChargeLate = Callable[[Lease, Sequence[KeyedLimit | Limit]], Awaitable[None]]
-
+_KEEP, _GIVE_BACK = EstimateAction.KEEP, EstimateAction.GIVE_BACK  # looked up once: that costs a lot
+ChargeLate = Callable[[Lease, Sequence[KeyedLimit | Limit], float | None], Awaitable[None]]
 
 _SUCCEEDED, _FAILED = 200, 500
 """In place of the status of an answer, where there is none."""
@@ -69,7 +65,7 @@ def _verdicts(policy: Policy, status: int) -> dict[str, bool]:
     return verdicts
 
 
-async def _charge_nothing(lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> None:
+async def _charge_nothing(lease: Lease, limits: Sequence[KeyedLimit | Limit], _: float | None) -> None:
     raise LeaseError(f"{limits!r} can't be charged: no limiter decides about lease {lease.id}")
 
 
@@ -91,6 +87,8 @@ class Leases:
         self._slots_lost = 0
         self.charge_late: ChargeLate = _charge_nothing
         """Decides about what a handler charges while its request runs."""
+        self.freed: Callable[[Reservation], None] | None = None
+        """Is told of what is given back, where a call may wait for it."""
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -145,7 +143,14 @@ class Leases:
             lease.stop_renewing()
             hold = lease.hold.without_meters() if lease.is_metered_out else lease.hold
             if hold is not NO_RESERVATION:
-                lease.backend.finish(hold, _GIVE_BACK if failed else _KEEP)
+                self._finish(lease, hold, _GIVE_BACK if failed else _KEEP)
+
+    def _finish(self, lease: Lease, hold: Reservation, action: EstimateAction) -> Awaitable[object]:
+        """Free slots and decide about the estimate, and tell those who wait for it. Waits for nothing."""
+        sent = lease.backend.finish(hold, action)
+        if self.freed is not None:
+            self.freed(hold)
+        return sent
 
     def _judge(self, lease: Lease, failed: bool, status: int) -> bool:
         """Settle the windows that count some answers alone; whether the rest is to be given back.
@@ -167,9 +172,11 @@ class Leases:
             lease.backend.settle_units(hold, units)  # under way, whether somebody waits or not
         return failed
 
-    async def charge(self, lease: Lease, limits: "Sequence[KeyedLimit | Limit]") -> None:
+    async def charge(
+        self, lease: Lease, limits: Sequence[KeyedLimit | Limit], max_wait: float | None
+    ) -> None:
         """See `Lease.charge`."""
-        await self.charge_late(lease, limits)
+        await self.charge_late(lease, limits, max_wait)
 
     def undo(self, lease: Lease) -> None:
         """Give back all that a request was charged, since it is refused after all. Waits for nothing."""
@@ -186,6 +193,8 @@ class Leases:
         now = lease.decision.now_us if outcome is None else outcome.now
         times = (now,) if outcome is None else outcome.times or (now,)
         lease.backend.give_back(lease.asked, hold, times)
+        if self.freed is not None:
+            self.freed(hold)
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
@@ -207,9 +216,8 @@ class Leases:
                 else:
                     self.renewing().add(lease)  # until its request ends
             if is_last:
-                await self.owed.arrive(
-                    lease.backend.finish(hold, EstimateAction.UNTOUCHED), "a release", lease.id
-                )
+                sent = self._finish(lease, hold, EstimateAction.UNTOUCHED)
+                await self.owed.arrive(sent, "a release", lease.id)
 
     async def detach(self, lease: Lease, ttl: float) -> str:
         """See `Lease.detach`."""
@@ -265,7 +273,7 @@ class Leases:
             yield lease
         finally:
             if lease.hold.slots and self._leave_job(lease):
-                lease.backend.finish(lease.hold, EstimateAction.UNTOUCHED)
+                self._finish(lease, lease.hold, EstimateAction.UNTOUCHED)
 
     def _join(self, lease: Lease) -> None:
         """Go on with a job in this process, beside others perhaps: a queue may deliver it twice."""
@@ -303,7 +311,11 @@ class Leases:
         replace: bool = False,
     ) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
-        await self.settling.settle(self._given(lease), amount, units, replace=replace)
+        settled = self._given(lease)
+        await self.settling.settle(settled, amount, units, replace=replace)
+        if self.freed is not None:
+            for each in (settled, *settled.late):
+                self.freed(each.hold)
 
     async def _renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease that no timer renews; whether it is still held, as far as one can tell."""

@@ -21,7 +21,7 @@ cdef class Decider:
     cdef public bint remembers
     cdef public object observers
     @cython.locals(charge=Charge, lease=Lease, known=CachedRefusal)
-    cpdef decide(self, Policy policy, identity, price=*, units=*)
+    cpdef decide(self, Policy policy, identity, price=*, units=*, bint may_wait=*)
     @cython.locals(policy=Policy, charge=Charge)
     cpdef Lease answered(self, Lease lease, Outcome outcome, double sent)
     @cython.locals(policy=Policy, charge=Charge)

@@ -72,12 +72,13 @@ class Decider:
         identity: Identity,
         price: int | None = None,
         units: Units | None = None,
+        may_wait: bool = False,
     ) -> "Lease | PendingDecision":
         """Decide about one request of this caller: its lease, or what to await for it.
 
         `price` takes the place of the route's estimate, in units of the caller's currency, and `units` that
-        of its estimates of metered units. Raises nothing for a backend that is away: then the settings say
-        what becomes of the request.
+        of its estimates of metered units. A refusal that `may_wait` is not counted before `tell_of`. Raises
+        nothing for a backend that is away: then the settings say what becomes of the request.
         """
         if policy.is_decided:
             return self._decided(policy, identity)
@@ -94,6 +95,7 @@ class Decider:
         too_small = policy.too_small if charge.base is None else charge.too_small
         unsatisfiable = too_small or (_too_small_budget(charge, amount) if amount else None)
         lease = Lease(self._leases, self._backend, policy, identity, charge, amount, unsatisfiable)
+        lease.may_wait = may_wait
         if unsatisfiable is not None:
             return PendingDecision(self, lease, self._backend.peek(charge, amount), 0.0)
         if self._refused:
@@ -148,6 +150,18 @@ class Decider:
             self._leases.keep(lease, charge)
         return lease
 
+    def refuse(self, policy: Policy, identity: Identity, decision: Decision) -> Lease:
+        """Refuse a call that others wait before, without asking anybody."""
+        lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
+        self._refuse(lease, decision)
+        return lease
+
+    def tell_of(self, lease: Lease) -> None:
+        """Count and tell of a refusal that was kept back, since its call waits no more."""
+        if lease.may_wait and not lease.allowed:
+            lease.may_wait = False
+            self._count(lease)
+
     def without_backend(self, lease: Lease, error: BackendError) -> Lease:
         """Decide as the settings say about a request that the backend didn't decide about."""
         rules, policy, charge, price = self._live.rules, lease.policy, lease.asked, lease.price
@@ -185,6 +199,8 @@ class Decider:
 
     def _repeat(self, lease: Lease, known: CachedRefusal) -> None:
         lease.repeat(known, self._refusals.now())
+        if lease.may_wait and not lease.allowed:
+            return
         self._tally.refuse(lease.policy, known.kind)
         self._tell_of_refusal(lease)
 
@@ -195,6 +211,8 @@ class Decider:
     def _count(self, lease: Lease) -> None:
         policy, decision = lease.policy, lease.decision
         if decision.refusal is not None:
+            if lease.may_wait and not decision.allowed:
+                return
             self._tally.refuse(policy, kind_of(policy, decision))
             self._tell_of_refusal(lease)
             return

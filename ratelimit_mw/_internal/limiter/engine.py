@@ -12,8 +12,10 @@ from ratelimit_mw._internal.checks.startup import LOOK_SECONDS, WorkerCheck, log
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.limiter.decider import Decider
-from ratelimit_mw._internal.limiter.late import LateCharges, enforced
+from ratelimit_mw._internal.limiter.late import LateCharges
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, Observer, Observers, OnDecision
+from ratelimit_mw._internal.limiter.questions import Question, ask
+from ratelimit_mw._internal.limiter.turns import Turns
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
@@ -85,7 +87,9 @@ class Engine:
             live=self.live,
         )
         """Decides about each request."""
-        self.leases.charge_late = LateCharges(self.decider, self.leases, self.live).charge
+        self.turns: Turns = Turns(self.decider, self.leases)
+        """Calls that wait where they are refused."""
+        self.leases.charge_late = LateCharges(self.decider, self.leases, self.live, self.turns).charge
         self.leases.settling.on_uncounted = UncountedUnits(lambda: self.settings)
         self.leases.holder = self.decider.local.holds  # a token may be of a hold that only this process knows
         if on_decision is not None:
@@ -128,6 +132,7 @@ class Engine:
 
     async def close(self) -> None:
         """Send what is still owed to the backend, for a bounded time, and close."""
+        self.turns.close()
         self.leases.stop_renewing()
         await self.live.close()
         if any(loop.is_running() for loop in list(self.live.ready)):
@@ -222,9 +227,7 @@ class Engine:
         `price` takes the place of the route's estimate, in units of the caller's currency, and `units` that
         of its estimates of metered units.
         """
-        decided = self.decider.decide(policy, identity or policy.identity, price, units)
-        lease = decided if isinstance(decided, Lease) else await decided
-        lease = await enforced(self.decider, lease, price, units)
+        lease = await ask(self.decider, Question(policy, identity or policy.identity, price, units))
         lease.is_acquired = True
         return lease
 

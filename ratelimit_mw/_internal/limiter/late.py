@@ -2,14 +2,16 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.lease.token import LeaseError
 from ratelimit_mw._internal.limiter.decider import Decider
+from ratelimit_mw._internal.limiter.questions import Question, ask
+from ratelimit_mw._internal.limiter.turns import Turns, check_max_wait
 from ratelimit_mw._internal.live.state import Live
 from ratelimit_mw._internal.model.limits import Window
-from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.policy.by import Whose
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, rates_of
 from ratelimit_mw._internal.policy.decision import Decision, without_charge
@@ -22,25 +24,27 @@ from ratelimit_mw._internal.policy.rate_limited import RateLimited
 class LateCharges:
     """Charges limits in code on behalf of requests that were admitted."""
 
-    def __init__(self, decider: Decider, leases: Leases, live: Live) -> None:
+    def __init__(self, decider: Decider, leases: Leases, live: Live, turns: Turns) -> None:
         self._decider = decider
         self._leases = leases
         self._live = live
+        self._turns = turns
 
-    async def charge(self, lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> None:
+    async def charge(
+        self, lease: Lease, limits: Sequence[KeyedLimit | Limit], max_wait: float | None
+    ) -> None:
         """Charge all of these limits in one step or, where one refuses, nothing at all of the request.
 
-        Raises `RateLimited`, TypeError and `LeaseError` as `Lease.charge` says.
+        Raises `RateLimited`, TypeError, ValueError and `LeaseError` as `Lease.charge` says.
         """
-        asked = await asked_late(limits, lease.identity, self._live.rules.code_limits)
-        if lease.policy.is_decided or not asked:
+        seconds = check_max_wait(max_wait)
+        question = await self._question(lease, limits)
+        if question is None:
             return
-        lease.raise_for_refusal()
-        if lease.is_ended:
-            raise LeaseError("the request is over: nothing more can be charged for it")
-        policy = self._live.rules.code_limits.extend(lease.policy, asked, alone=True)
-        decided = self._decider.decide(policy, lease.identity)
-        late = await enforced(self._decider, decided if isinstance(decided, Lease) else await decided)
+        if seconds:
+            late = await self._turns.wait(question, partial(self._question, lease, limits), seconds)
+        else:
+            late = await ask(self._decider, question)
         if late.allowed:
             self._join(lease, late)
             return
@@ -48,6 +52,17 @@ class LateCharges:
         self._leases.undo(lease)
         lease.decide(decision)
         raise RateLimited(decision)
+
+    async def _question(self, lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> Question | None:
+        """Return what to ask about a request by the rules in force; None where nothing limits it."""
+        code_limits = self._live.rules.code_limits
+        asked = await asked_late(limits, lease.identity, code_limits)
+        if lease.policy.is_decided or not asked:
+            return None
+        lease.raise_for_refusal()
+        if lease.is_ended:
+            raise LeaseError("the request is over: nothing more can be charged for it")
+        return Question(code_limits.extend(lease.policy, asked, alone=True), lease.identity)
 
     def _join(self, lease: Lease, late: Lease) -> None:
         """Let a late charge end with its request."""
@@ -91,22 +106,6 @@ def _own(limit: Limit, rates: tuple[Window, ...] | None, code_limits: CodeLimits
     if limit.by is Whose.CALLER:
         return AskedLimit(chosen, "caller", "")
     return AskedLimit(chosen, "everyone", everyones_partition(limit.name))
-
-
-async def enforced(
-    decider: Decider, lease: Lease, price: int | None = None, units: Units | None = None
-) -> Lease:
-    """Decide once more, without limits that only report, where one of these has refused.
-
-    They let the request through; all others have to be charged.
-    """
-    policy = lease.policy
-    if policy.enforced is None or policy.shadow or lease.outcome is not None or not lease.allowed:
-        return lease
-    if lease.decision.refusal is None:  # admitted without the backend
-        return lease
-    decided = decider.decide(policy.enforced, lease.identity, price, units)
-    return decided if isinstance(decided, Lease) else await decided
 
 
 async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:

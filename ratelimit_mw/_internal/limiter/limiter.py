@@ -1,15 +1,19 @@
 """The limiter: decides about charges, keeps their leases, and knows what to do without its backend."""
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
-from typing import Protocol, Self
+from functools import partial
+from typing import NamedTuple, Protocol, Self
 from weakref import WeakSet
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.engine import Engine
 from ratelimit_mw._internal.limiter.late import asked_late, first_partition, policy_with
 from ratelimit_mw._internal.limiter.observers import OnDecision
+from ratelimit_mw._internal.limiter.questions import Question
+from ratelimit_mw._internal.limiter.turns import check_max_wait
 from ratelimit_mw._internal.live.resolve import Resolve
 from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.model.metered import Units, check_amounts
@@ -30,6 +34,20 @@ class Follower(Protocol):
 
     def follow(self) -> None:
         """Take the parts of the limiter's present engine."""
+
+
+class _Named(NamedTuple):
+    """Arguments of `Limiter.acquire`: who is named, on what, at what cost."""
+
+    limits: Sequence[KeyedLimit | Limit]
+    identity: Identity | None
+    api_key: str | bytes | None
+    address: str | None
+    method: str
+    path: str
+    cost: int | None
+    price: str | int | Decimal | None
+    units: Units | None
 
 
 class Limiter:
@@ -126,6 +144,7 @@ class Limiter:
         cost: int | None = None,
         price: str | int | Decimal | None = None,
         units: Units | None = None,
+        max_wait: float | None = None,
     ) -> Lease:
         """Decide as about a request: for an identity, an API key or an address, on a method and path.
 
@@ -133,36 +152,54 @@ class Limiter:
         An `identity` is counted as one that the `identify=` hook returned. `cost`, `price` and `units`, its
         estimates of metered units, take the place of the route's. The lease says whether it was admitted:
         ask `lease.allowed`, or enter it with `async with`, which raises `RateLimited` where it was not. Leave
-        it by that or by `await lease.release()`. Raises ValueError for a cost below 1, a price
-        or an estimate that is malformed, an identity on a plan that doesn't exist, or when nobody and no
-        limit is named, and TypeError for a limit without its key.
+        it by that or by `await lease.release()`.
+
+        A refused call waits for at most `max_wait` seconds: until the promised moment, in turn with all calls
+        of this limiter that wait for the same limit, and then asks again. It is refused at once if that
+        moment comes too late or never, and if a thousand calls wait for the limit already.
+
+        Raises ValueError for a cost below 1, a price, an estimate or a `max_wait` that is malformed, an
+        identity on a plan that doesn't exist, or when nobody and no limit is named, and TypeError for a limit
+        without its key.
         """
         keyed = [each for each in limits if not isinstance(each, Identity)]
         identity = next((each for each in limits if isinstance(each, Identity)), identity)
         estimates = None if units is None else check_amounts(units)
+        seconds, own_cost = check_max_wait(max_wait), _check_cost(cost)
         if running_loop() not in self.engine.live.ready:
             await self.engine.live.get_ready()
+        named = _Named(keyed, identity, api_key, address, method, path, own_cost, price, estimates)
+        question = await self._question(named)
+        if seconds:
+            lease = await self.engine.turns.wait(question, partial(self._question, named), seconds)
+            lease.is_acquired = True
+            return lease
+        return await self.engine.charge(*question)
+
+    async def _question(self, named: "_Named") -> Question:
+        """Return what to ask about somebody, by the rules in force."""
+        engine, code_limits = self.engine, self.engine.live.rules.code_limits
+        identity, api_key, address = named.identity, named.api_key, named.address
         if (
             identity is None
-            and self.engine.live.resolver is not None
-            and not self.engine.policies.is_exempt(method, path)
-            and (known := self.engine.hashed(api_key))
+            and engine.live.resolver is not None
+            and not engine.policies.is_exempt(named.method, named.path)
+            and (known := engine.hashed(api_key))
         ):
-            identity = await self.engine.live.resolver.of_key(*known)
-        code_limits = self.engine.live.rules.code_limits
-        is_nobody = bool(keyed) and identity is None and not api_key and not address
+            identity = await engine.live.resolver.of_key(*known)
+        is_nobody = bool(named.limits) and identity is None and not api_key and not address
         if is_nobody:  # who is called by the first key
-            partition = first_partition(keyed[0], code_limits)
+            partition = first_partition(named.limits[0], code_limits)
             caller = Identity(partition, self.settings.identity.anonymous_plan)
         else:
-            caller = self.engine.identity_of(identity, api_key, address)
-        asked = await asked_late(keyed, caller, code_limits)
-        policy = self.engine.policy_of(caller, method, path, _check_cost(cost), address)
+            caller = engine.identity_of(identity, api_key, address)
+        asked = await asked_late(named.limits, caller, code_limits)
+        policy = engine.policy_of(caller, named.method, named.path, named.cost, address)
         policy = policy_with(policy, asked, code_limits, alone=is_nobody)
-        amount = None
-        if price is not None and policy.currency is not None:
-            amount = parse_estimate(price, policy.currency)
-        return await self.engine.charge(policy, caller, amount, estimates)
+        price = None
+        if named.price is not None and policy.currency is not None:
+            price = parse_estimate(named.price, policy.currency)
+        return Question(policy, caller, price, named.units)
 
     # leases -------------------------------------------------------------------------------------
 

@@ -298,8 +298,8 @@ def refusal_of(limit_statuses: Iterable[LimitStatus], price: int, now: int) -> R
     return Refusal(_reason(limit_status), limit_status, longest)
 
 
-def _wait(limit_status: LimitStatus, price: int, now: int) -> int:
-    """Microseconds until a limit that refuses may admit: true for windows, a hint for slots."""
+def known_wait(limit_status: LimitStatus, price: int, now: int) -> int | None:
+    """Microseconds until a limit that refuses admits; None where it may be at any moment."""
     if isinstance(limit_status.status, WindowStatus):
         return limit_status.status.retry_after_us
     if limit_status.budget is not None:
@@ -307,6 +307,14 @@ def _wait(limit_status: LimitStatus, price: int, now: int) -> int:
         if status.spent + price > limit.amount:
             return place_of(limit_status.counter, now).ends - now
     # A slot may be free soon, and so may what others' estimates hold of a budget.
+    return None
+
+
+def _wait(limit_status: LimitStatus, price: int, now: int) -> int:
+    """Microseconds until a limit that refuses may admit: true for windows, a hint for slots."""
+    known = known_wait(limit_status, price, now)
+    if known is not None:
+        return known
     return int(random.uniform(*SLOT_HINT) * SECOND)  # noqa: S311 - spreads callers, keeps no secret
 
 
