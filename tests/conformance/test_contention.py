@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from ratelimit_mw import Limit, Limiter, Settings
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import EstimateAction
-from ratelimit_mw._internal.model.charge import Charge
-from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.limits import SECOND, Window
 from tests.support.conformance import STORES, SharedServer, daily, new_id, slots, window
 
 PROCESSES = 3
@@ -105,6 +106,33 @@ def test_no_more_slots_at_once_than_there_are(workers: Workers) -> None:
     assert len(changes) > 100
 
 
+@pytest.mark.parametrize("settles", [False, True])
+def test_estimates_together_never_exceed_a_limit(workers: Workers, settles: bool) -> None:
+    """No second holds more than its units, whether all estimates stay or all are settled for less."""
+    answers = workers.run("estimates", 3_000 if settles else 900, 2.2, settles)
+    ledger: Ledger = [(at, units) for answer in answers for at, units in answer]
+    quota = 3_000 if settles else 900
+    assert most_in(ledger, SECOND) <= quota
+    lasted = (max(ledger)[0] - min(ledger)[0]) / SECOND
+    assert lasted > 1.2
+    assert len(ledger) > 20 * lasted
+
+
+def test_failures_let_through_never_exceed_a_limit(workers: Workers) -> None:
+    """No second holds more failures than the limit, though successes make room in between."""
+    answers = workers.run("failures", 20, 2.2)
+    failed: Ledger = [(at, 1) for answer in answers for at in answer[0]]
+    assert most_in(failed, SECOND) <= 20
+    assert len(failed) > 20
+    assert sum(answer[1] for answer in answers) > 60, "successes"
+
+
+def test_of_a_flood_of_failures_the_limit_gets_through(workers: Workers) -> None:
+    """Of a thousand wrong tries from all processes exactly five are let in, and none afterwards."""
+    assert sum(workers.run("flood", 5, 340)) == 5
+    assert sum(workers.run("flood", 5, 20)) == 0
+
+
 # what the processes do ------------------------------------------------------------------------------
 
 
@@ -173,6 +201,86 @@ async def take_slots(backends: list[RedisBackend], limit: int, seconds: float) -
     return changes
 
 
+async def estimate(backends: list[RedisBackend], quota: int, seconds: float, settles: bool) -> Ledger:
+    """Estimate units without a pause, and settle them for less perhaps; what counts in the end."""
+    ledger: Ledger = []
+    end = time.monotonic() + seconds
+    limit = Counter(f"tokens of {quota}", "p:tokens", Window(quota, 1, "second", "tokens"))
+
+    async def ask(backend: RedisBackend, units: int) -> None:
+        charge = Charge([limit], estimates={"tokens": units})
+        while time.monotonic() < end:
+            outcome = await backend.acquire(charge, new_id())
+            if outcome.admitted and settles:
+                await asyncio.sleep(0.001)
+                await backend.settle_units(outcome.hold, {"tokens": units // 3})
+            if outcome.admitted:
+                ledger.append((outcome.now, units // 3 if settles else units))
+                await backend.finish(outcome.hold, EstimateAction.KEEP)
+            await asyncio.sleep(0.001)
+
+    async with asyncio.TaskGroup() as tasks:
+        for backend in backends:
+            for task in range(TASKS):
+                tasks.create_task(ask(backend, 3 + 6 * task))
+    return ledger
+
+
+async def fail(backends: list[RedisBackend], limit: int, seconds: float) -> tuple[list[int], int]:
+    """Try without a pause, mostly in vain; the times of the failures that were let in, and the successes."""
+    failed: list[int] = []
+    succeeded = 0
+    end = time.monotonic() + seconds
+    tries = Limit("tries", f"{limit}/second", count="failures").on("ann")
+
+    async def work(limiter: Limiter, number: int) -> None:
+        nonlocal succeeded
+        while time.monotonic() < end:
+            lease = await limiter.acquire(tries)
+            if lease.allowed:
+                await asyncio.sleep(0.002)
+                number += 1
+                fails = number % 5 == 0
+                limiter.engine.leases.end(lease, fails, 401 if fails else 200)
+                if fails:
+                    failed.append(lease.decision.now_us)
+                else:
+                    succeeded += 1
+            await asyncio.sleep(0.001)
+
+    async with asyncio.TaskGroup() as tasks:
+        for backend in backends:
+            limiter = Limiter(Settings(), backend=backend)
+            for number in range(TASKS):
+                tasks.create_task(work(limiter, number))
+    return failed, succeeded
+
+
+async def flood(backends: list[RedisBackend], limit: int, number: int) -> int:
+    """Fail so many times at once; how often that was let in."""
+    tries = Limit("flood", f"{limit}/hour", count="failures").on("ann")
+    limiters = [Limiter(Settings(), backend=backend) for backend in backends]
+
+    async def try_once(limiter: Limiter) -> bool:
+        lease = await limiter.acquire(tries)
+        if lease.allowed:
+            await asyncio.sleep(0.01)
+            limiter.engine.leases.end(lease, True, 401)
+        return lease.allowed
+
+    return sum(await asyncio.gather(*[try_once(limiters[each % len(limiters)]) for each in range(number)]))
+
+
+JOBS: dict[str, Callable[..., Awaitable[object]]] = {
+    "rate": rate,
+    "sold": sold,
+    "slots": take_slots,
+    "estimates": estimate,
+    "failures": fail,
+    "flood": flood,
+}
+
+
 async def serve(url: str) -> None:
     """Do the jobs that come in, one a line, and print their answers, one a line."""
     backends = [RedisBackend(url, timeout=10) for _ in range(BACKENDS)]
@@ -185,7 +293,7 @@ async def serve(url: str) -> None:
         if not line:
             break
         job, *arguments = json.loads(line)
-        answer = await {"rate": rate, "sold": sold, "slots": take_slots}[job](backends, *arguments)
+        answer = await JOBS[job](backends, *arguments)
     for backend in backends:
         await backend.close()
 

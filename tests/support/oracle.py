@@ -4,7 +4,7 @@ Written from the rules alone. Where two answers are right, it knows both ends: w
 forgotten when its clock steps back, and how much later a unit of a large quota may leave its window.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -131,6 +131,8 @@ class Oracle:
     """Number of times that the clock has stepped back."""
     slack: dict[Place, int] = field(default_factory=dict)
     """Amount that may have been taken off other charges' entries after the clock had stepped back."""
+    charged: dict[bytes, list[Unit]] = field(default_factory=dict)
+    """Units that each charge has in windows of requests."""
     large: set[Place] = field(default_factory=set)
     """Windows that were ever under a quota above `EXACT`."""
 
@@ -155,7 +157,7 @@ class Oracle:
             assert not got.admitted
         assert got.now == self.now
         if got.admitted and lease_id is not None:
-            self._charge(counters, cost, price, lease_id)
+            self._charge(counters, needs, price, lease_id)
             self._estimate(counters, units or {}, lease_id)
         for place, counter in enumerate(counters):
             status, need = got.status(place, counter.limit), needs[place]
@@ -238,13 +240,15 @@ class Oracle:
             sum((most for _, most in held), Decimal(0)),
         )
 
-    def _charge(self, counters: list[Counter], cost: int, price: int, lease_id: bytes) -> None:
+    def _charge(self, counters: list[Counter], needs: list[int], price: int, lease_id: bytes) -> None:
         books: list[Place] = []
-        for counter in counters:
+        for counter, need in zip(counters, needs, strict=True):
             place = place_of(counter, self.now)
             if isinstance(counter.limit, Window):
                 if not counter.limit.is_metered:
-                    self.units.setdefault(place, []).append(Unit(self.now, cost))
+                    unit = Unit(self.now, need)
+                    self.units.setdefault(place, []).append(unit)
+                    self.charged.setdefault(lease_id, []).append(unit)
             elif isinstance(counter.limit, Slots):
                 expires = self.now + int(counter.limit.lease * SECOND)
                 self.leases.setdefault(place, {})[lease_id] = Lease(expires)
@@ -318,7 +322,8 @@ class Oracle:
             unit = counter.limit.counts
             known = self.estimates.setdefault(lease_id, {})
             if unit not in known:
-                known[unit] = Estimate(units.get(unit, 0), lease, self.now + lease, self.steps)
+                amount = units.get(counter.scope, units.get(unit, 0))
+                known[unit] = Estimate(amount, lease, self.now + lease, self.steps)
             place = place_of(counter, self.now)
             entry = Unit(self.now, known[unit].amount, estimate=known[unit])
             self.units.setdefault(place, []).append(entry)
@@ -385,6 +390,18 @@ class Oracle:
         """Whether it is counted is unknown from now on: it was given back where somebody had looked."""
         for _, base in estimate.bases if estimate.settled is None else ():
             base.cost, base.more = 0, base.cost + base.more
+
+    def answer(self, lease_id: bytes, counts: Callable[[str], bool | None]) -> None:
+        """Decide about units that count requests by their answers; None for any other unit."""
+        for unit, estimate in self.estimates.get(lease_id, {}).items():
+            if (verdict := counts(unit)) is not None:
+                self._settle_unit(estimate, estimate.amount if verdict else 0, replace=False)
+
+    def give_back(self, places: Iterable[Place], lease_id: bytes) -> None:
+        """Undo a charge whose request was refused after all."""
+        for unit in self.charged.get(lease_id, []):
+            unit.cost = 0
+        self.finish(places, lease_id, EstimateAction.GIVE_BACK)
 
     def finish_units(self, lease_id: bytes, money: EstimateAction) -> None:
         """End what is not settled."""
@@ -481,11 +498,14 @@ class Oracle:
 
 
 def need_of(counter: Counter, cost: int, units: dict[str, int]) -> int:
-    """Return the amount a limit must have left: the cost; for a metered unit the estimate, at least 1."""
+    """Return the amount a limit must have left: the cost; for a metered unit the estimate, at least 1.
+
+    A limit in code has a cost of its own, by its scope.
+    """
     limit = counter.limit
     if isinstance(limit, Window) and limit.is_metered:
-        return max(units.get(limit.counts, 0), 1)
-    return cost
+        return max(units.get(counter.scope, units.get(limit.counts, 0)), 1)
+    return units.get(counter.scope, cost)
 
 
 def place_of(counter: Counter, now: int) -> Place:
