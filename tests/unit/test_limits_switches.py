@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.types import Scope
 
-from ratelimit_mw import Limit, Limiter, RateLimited, RateLimitMiddleware, get_lease, limited
+from ratelimit_mw import Identity, Limit, Limiter, RateLimited, RateLimitMiddleware, get_lease, limited
 from tests.support.asgi import Down, FakeClock, client_of, limiter_of, settings_of, shown, statuses
 
 PLANS = """
@@ -26,12 +27,14 @@ def app_of(*early: Limit, late: Limit | None = None) -> Starlette:
             await get_lease(request).charge(late.on("k"))
         return PlainTextResponse("ok")
 
-    return Starlette(routes=[Route("/", limited(*early)(handler) if early else handler)])
+    return Starlette(
+        routes=[Route("/", limited(*early)(handler) if early else handler, methods=["GET", "POST"])]
+    )
 
 
-def behind(app: Starlette, text: str = "") -> RateLimitMiddleware:
+def behind(app: Starlette, text: str = "", **hooks: Any) -> RateLimitMiddleware:
     """The app behind a middleware with these settings."""
-    return RateLimitMiddleware(app, limiter=limiter_of(PLANS + text, FakeClock()))
+    return RateLimitMiddleware(app, limiter=limiter_of(PLANS + text, FakeClock()), **hooks)
 
 
 def placed(limit: Limit, where: str) -> Starlette:
@@ -88,6 +91,40 @@ async def test_changes_are_live() -> None:
         assert await statuses(client, 2) == [200, 429]
         app.limiter.apply(settings_of(PLANS + "[limits.x]\noff = true"))
         assert await statuses(client, 2) == [200] * 2
+
+
+async def test_a_hook_that_takes_its_time_meets_the_settings_of_then() -> None:
+    """Settings that change while a hook is asked hold for the request's limits in code, too."""
+
+    async def identify(scope: Scope) -> Identity:
+        app.limiter.apply(settings_of(PLANS + '[limits.x]\nrequests = ["3/minute"]'))
+        return Identity("ann", "default")
+
+    app = behind(app_of(Limit("x", "5/minute")), identify=identify)
+    async with client_of(app) as client:
+        assert shown(await client.get("/"))[:2] == ("3", "2")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_late_limit_obeys_when(*, is_async: bool) -> None:
+    """`when` is asked with the request's scope, or for a job with its method and path; no means no charge."""
+
+    def applies(scope: Scope, identity: Identity) -> bool:
+        return bool(scope["method"] == "POST" and identity.plan == "default")
+
+    async def later(scope: Scope, identity: Identity) -> bool:
+        return applies(scope, identity)
+
+    limit = Limit("posts", "1/minute", when=later if is_async else applies)
+    app = behind(app_of(Limit("y", "99/minute"), late=limit))
+    async with client_of(app, x_api_key="a") as client:
+        assert await statuses(client, 3) == [200] * 3
+        assert await statuses(client, 3, "/", "POST") == [200, 429, 429]
+        assert await statuses(client, 1) == [200]
+    limiter = limiter_of("", FakeClock())
+    for method, expected in (("GET", [True] * 3), ("POST", [True, False, False])):
+        found = [await limiter.acquire(limit.on("k"), api_key="b", method=method) for _ in range(3)]
+        assert [lease.allowed for lease in found] == expected
 
 
 @pytest.mark.parametrize(

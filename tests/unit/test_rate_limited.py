@@ -128,6 +128,21 @@ async def test_an_app_may_answer_refusals_itself(make: Callable[[], Any]) -> Non
     assert (answer.status_code, answer.json()) == (420, {"slow": "down", "after": 60.0})
 
 
+@pytest.mark.parametrize("make", [starlette_app, fastapi_app])
+async def test_a_refusal_that_the_app_answers_itself_costs_nothing(make: Callable[[], Any]) -> None:
+    """A request whose refusal the app's own handler answers with an error is given back, headers included."""
+    app = make()
+
+    async def handler(request: Request, error: RateLimited) -> JSONResponse:
+        return JSONResponse({"after": error.retry_after}, 420)
+
+    app.add_exception_handler(RateLimited, handler)
+    async with client_of(limited(PLANS, FakeClock(), app), x_api_key="a") as client:
+        answers = [await client.get("/") for _ in range(20)]
+    assert [answer.status_code for answer in answers] == [420] * 20
+    assert [answer.headers["x-ratelimit-remaining"] for answer in answers] == ["9"] * 20
+
+
 async def test_other_errors_stay_the_apps() -> None:
     """An exception that has nothing to do with a limit is neither answered nor swallowed."""
 

@@ -33,7 +33,7 @@ from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
-from ratelimit_mw._internal.policy.code_limits import declared
+from ratelimit_mw._internal.policy.code_limits import Limit, declared
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.lookup import LookupEntry
@@ -152,6 +152,7 @@ class LimitedApp:
                     found = rules.lookup.find(scope)
                 else:
                     found = await self._look_up(scope)
+                    rules = live.rules  # those that it was found by, once the hooks have answered
             except IdentityError as unclear:
                 if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
                     await respond(writers.refusals.unidentified(unclear), scope, receive, send)
@@ -183,6 +184,8 @@ class LimitedApp:
             # A dict of its own: some servers have one for all requests of a connection. The scope stays the
             # server's, since middleware around this one reads in it which route the app has found.
             scope["state"] = {**state, "ratelimit": lease} if state else {"ratelimit": lease}
+            if Limit.conditional:
+                lease.scope = scope  # until it ends
             sender = Sender(send, writers.headers, lease)
             failed, status = True, SERVER_ERROR
             try:
@@ -195,8 +198,8 @@ class LimitedApp:
                     raise
             finally:
                 # Nothing is awaited here: a second cancellation could not be survived.
-                if sender.refused is not None:
-                    self._leases.undo(lease)
+                if sender.refused is not None and not lease.is_ended:
+                    lease.give_back()
                 self._leases.end(lease, failed, status)
             if sender.refused is not None:
                 await self._answer_raised(sender.refused.decision, sender, writers, scope, send)

@@ -12,7 +12,7 @@ cdef class Lease:
     cdef readonly Charge asked
     cdef readonly object identity, price, unsatisfiable
     cdef public Reservation hold
-    cdef public object backend, give_up_at, repeats, token, opening, renewals, holders
+    cdef public object backend, give_up_at, repeats, token, opening, renewals, holders, scope
     cdef public tuple late
     cdef object _decision
     cdef readonly object _leases

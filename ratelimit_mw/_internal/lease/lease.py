@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
-from ratelimit_mw._internal.policy.decision import Decision, decision_of
+from ratelimit_mw._internal.policy.decision import Decision, decision_of, without_charge
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.rate_limited import RateLimited
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import MutableMapping, Sequence
     from decimal import Decimal
     from types import TracebackType
     from typing import Self
@@ -49,6 +49,9 @@ class LeaseKeeper(Protocol):
 
     def end(self, lease: "Lease", failed: bool) -> None:
         """End a lease: `failed` gives its estimate back."""
+
+    def undo(self, lease: "Lease") -> None:
+        """Give back all that a lease was charged."""
 
 
 class LeaseRenewals(Protocol):
@@ -95,6 +98,7 @@ class Lease:
         "renewals",
         "repeated_at",
         "repeats",
+        "scope",
         "token",
         "unsatisfiable",
     )
@@ -148,6 +152,8 @@ class Lease:
         """Whether its call may ask again where this refuses, so that it is not counted yet."""
         self.late: tuple[Lease, ...] = ()
         """Leases of what the handler has charged by `charge`: they end with this one."""
+        self.scope: MutableMapping[str, object] | None = None
+        """Scope of the request while it runs, where limits in code may ask for it."""
         self.token: str = ""
         self.holders: Sequence[Lease] = ()
         """All leases that go on with the same job in this process; empty for a request."""
@@ -166,6 +172,15 @@ class Lease:
         """Renew the slots and the estimate no more."""
         if self.renewals is not None:
             self.renewals.remove(self)
+
+    def give_back(self) -> None:
+        """Give back all that the request was charged, since it is refused after all.
+
+        For this package alone.
+        """
+        decision, self.scope = self.decision, None
+        self._leases.undo(self)
+        self.decide(without_charge(decision, self.asked))
 
     @property
     def id(self) -> str:

@@ -136,7 +136,7 @@ class Leases:
             self.end(late, failed, status)
         if lease.is_ended:
             return
-        lease.is_ended = True
+        lease.is_ended, lease.scope = True, None
         if lease.policy.answers is not None and lease.hold is not NO_RESERVATION:
             failed = self._judge(lease, failed, status)
         if lease.hold is not NO_RESERVATION and not lease.is_detached:

@@ -1,8 +1,9 @@
 """Limits in code that are charged while a request runs, or for a job: by keys that only the app knows."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import partial
+from typing import Any
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
@@ -19,6 +20,8 @@ from ratelimit_mw._internal.policy.extended import Asked, AskedLimit, CodeLimits
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.rate_limited import RateLimited
+
+Scope = MutableMapping[str, Any]
 
 
 class LateCharges:
@@ -56,7 +59,8 @@ class LateCharges:
     async def _question(self, lease: Lease, limits: Sequence[KeyedLimit | Limit]) -> Question | None:
         """Return what to ask about a request by the rules in force; None where nothing limits it."""
         code_limits = self._live.rules.code_limits
-        asked = await asked_late(limits, lease.identity, code_limits)
+        scope = lease.scope or scope_of_job("GET", "/")
+        asked = await asked_late(limits, lease.identity, code_limits, scope)
         if lease.policy.is_decided or not asked:
             return None
         lease.raise_for_refusal()
@@ -82,18 +86,28 @@ def _refused(lease: Lease, late: Decision) -> Decision:
 
 
 async def asked_late(
-    limits: Sequence[KeyedLimit | Limit], identity: Identity, code_limits: CodeLimits
+    limits: Sequence[KeyedLimit | Limit], identity: Identity, code_limits: CodeLimits, scope: Scope
 ) -> Asked:
-    """Return limits as they count, by the keys that the app gave. Raises TypeError for one without a key."""
+    """Return limits as they count, by the keys that the app gave. Raises TypeError for one without a key.
+
+    Limits whose `when` says no are left out.
+    """
     asked = []
     for each in limits:
         keyed = each if isinstance(each, KeyedLimit) else None
         limit = each.limit if isinstance(each, KeyedLimit) else each
         if not isinstance(limit, Limit):
             raise TypeError(f"expected limit.on(key), or decide by an Identity, not by {type(each).__name__}")
+        if limit.when is not None and not await _answer(limit.when(scope, identity)):
+            continue
         rates = await _rates(limit, identity)
         asked.append(_own(limit, rates, code_limits) if keyed is None else code_limits.asked_on(keyed, rates))
     return tuple(dict.fromkeys([each for each in asked if each is not None]))
+
+
+def scope_of_job(method: str, path: str) -> Scope:
+    """Return a scope for what has no request: all that is known of a job."""
+    return {"type": "http", "method": method, "path": path, "headers": [], "query_string": b""}
 
 
 def _own(limit: Limit, rates: tuple[Window, ...] | None, code_limits: CodeLimits) -> AskedLimit | None:
@@ -108,11 +122,14 @@ def _own(limit: Limit, rates: tuple[Window, ...] | None, code_limits: CodeLimits
     return AskedLimit(chosen, "everyone", everyones_partition(limit.name))
 
 
+async def _answer(answer: object) -> object:
+    """Return what a function of the app answers; it may be async."""
+    return await answer if inspect.isawaitable(answer) else answer
+
+
 async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
     """Return the rates that a limit has for this caller alone; None for its own. Raises ValueError."""
-    rates: object = None if limit.rates_for is None else limit.rates_for(identity)
-    if inspect.isawaitable(rates):
-        rates = await rates
+    rates = None if limit.rates_for is None else await _answer(limit.rates_for(identity))
     return None if rates is None else rates_of(rates, limit.unit, limit.name)
 
 

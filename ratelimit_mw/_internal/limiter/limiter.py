@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.engine import Engine
-from ratelimit_mw._internal.limiter.late import asked_late, first_partition, policy_with
+from ratelimit_mw._internal.limiter.late import asked_late, first_partition, policy_with, scope_of_job
 from ratelimit_mw._internal.limiter.observers import OnDecision
 from ratelimit_mw._internal.limiter.questions import Question
 from ratelimit_mw._internal.limiter.turns import check_max_wait
@@ -193,7 +193,8 @@ class Limiter:
             caller = Identity(partition, self.settings.identity.anonymous_plan)
         else:
             caller = engine.identity_of(identity, api_key, address)
-        asked = await asked_late(named.limits, caller, code_limits)
+        scope = scope_of_job(named.method, named.path)
+        asked = await asked_late(named.limits, caller, code_limits, scope)
         policy = engine.policy_of(caller, named.method, named.path, named.cost, address)
         policy = policy_with(policy, asked, code_limits, alone=is_nobody)
         price = None

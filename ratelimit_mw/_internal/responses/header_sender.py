@@ -57,11 +57,15 @@ class Sender:
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
-            if self.status == SERVER_ERROR:
-                # What sends it, such as Starlette's `ServerErrorMiddleware`, does so for any exception.
-                self.refused = self.refused or refusal_being_handled()
-                if self.refused is not None:
-                    return message
+            if self.status >= 400:
+                handled = refusal_being_handled()
+                if self.status == SERVER_ERROR:
+                    # What sends it, such as Starlette's `ServerErrorMiddleware`, does so for any exception.
+                    self.refused = self.refused or handled
+                    if self.refused is not None:
+                        return message
+                elif handled is not None and not self._lease.is_ended:  # the app's own handler answers it
+                    self._lease.give_back()
         elif kind == "websocket.accept":
             self.status = 101
         else:
