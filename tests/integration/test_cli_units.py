@@ -8,7 +8,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from ratelimit_mw import Limiter, RateLimitMiddleware
+from ratelimit_mw import Limit, Limiter, RateLimitMiddleware
 from tests.support.commands import Commands
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
@@ -39,6 +39,42 @@ def shared(tmp_path: Path, redis_server: StoreServer) -> str:
         units = {{ tokens = 400 }}
     """
     return str(written(tmp_path / "shared.toml", text))
+
+
+APP = """
+from starlette.applications import Starlette
+from starlette.routing import Route
+from ratelimit_mw import Limit, limited
+
+@limited(Limit("exports", "7/hour"))
+async def handler(request): ...
+
+app = Starlette(routes=[Route("/exports", handler)])
+"""
+
+
+def test_show_and_reset_know_limits_in_the_apps_code(
+    commands: Commands, shared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--app`, both tell of limits in code that count by caller; without, of the others alone."""
+    (tmp_path / "app_for_show.py").write_text(APP)
+    monkeypatch.chdir(tmp_path)
+
+    async def export() -> None:
+        async with Limiter.from_settings(shared) as limiter:
+            lease = await limiter.acquire(api_key="k")
+            await lease.charge(Limit("exports", "7/hour"))
+            await lease.release()
+
+    asyncio.run(export())
+    named = ["--key", "k", "--settings", shared]
+    assert "exports" not in commands.good("show", *named)
+    with_app = [*named, "--app", "app_for_show:app"]
+    (line,) = [each for each in commands.good("show", *with_app).splitlines() if "code: exports" in each]
+    assert line.split()[:2] == ["7/hour", "1"]
+    commands.good("reset", *with_app)
+    (line,) = [each for each in commands.good("show", *with_app).splitlines() if "code: exports" in each]
+    assert line.split()[:2] == ["7/hour", "0"]
 
 
 async def use(file: str, tokens: int) -> None:

@@ -115,8 +115,8 @@ class LimitedApp:
     def read_marks(self) -> MarkedRoutes:
         """Learn which limits in code are on the app's routes, and log what the start-up checks find there."""
         marked = self._marked = MarkedRoutes(self.app)
-        limits = {*declared, *marked.limits}
-        for finding in (*marked.findings, *code_limit_findings(self.limiter.settings, limits)):
+        self.limiter.marked.update(marked.limits)
+        for finding in (*marked.findings, *code_limit_findings(self.limiter.settings, set(declared))):
             say_once(finding)
         return marked
 
@@ -145,6 +145,9 @@ class LimitedApp:
                 writers = Writers(rules.settings)
                 self.writers = writers
                 self._marked = None  # to be read anew, and checked against these settings
+            marked = self._marked
+            if marked is None or marked.made != Mark.made:
+                marked = self.read_marks()
             if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
                 return
             try:
@@ -158,13 +161,10 @@ class LimitedApp:
                     await respond(writers.refusals.unidentified(unclear), scope, receive, send)
                     return
                 found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
-            policy, marked = found.policy, self._marked
-            if marked is None or marked.made != Mark.made:
-                marked = self.read_marks()
+            policy, price, units = found.policy, None, None
             if marked.has_limits:
                 extended = marked.policy_of(policy, found.identity, scope, rules)
                 policy = extended if isinstance(extended, Policy) else await extended
-            price = units = None
             if self._has_estimate_hooks:
                 price, units = await self._ask_hooks(scope, policy, found.identity)
             lease = self._decider.decide(policy, found.identity, price, units)

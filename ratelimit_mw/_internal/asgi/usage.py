@@ -9,11 +9,11 @@ import json
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
-from ratelimit_mw._internal.limiter.inspect_caller import charges_of, look
+from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
-from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
-from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter, place_of
+from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.outage.fallback import RETRY_UNAVAILABLE
 from ratelimit_mw._internal.policy.counters import PLAN_SCOPE, route_scope
@@ -58,7 +58,7 @@ class UsageEndpoint:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._questions: dict[Policy, _Question] = {}
+        self._questions: dict[tuple[object, ...], _Question] = {}
 
     async def __call__(self, method: str, policy: Policy, writers: Writers) -> Response:
         """The answer to the caller of `policy`: its usage, or why not. Never raises `BackendError`."""
@@ -90,13 +90,14 @@ class UsageEndpoint:
 
     def _question(self, policy: Policy) -> _Question:
         """Made once for a caller under the settings in force, which a policy stands for."""
-        question = self._questions.get(policy)
+        limits = limits_by_caller(self._limiter)
+        question = self._questions.get((policy, limits))
         if question is None:
             if len(self._questions) >= MAX_QUESTIONS:
                 self._questions.clear()
             path = self._limiter.settings.operations.usage_path or "/"
-            charges = charges_of(self._limiter, policy.identity)
-            question = self._questions[policy] = _Question(_gate_of(policy, path), charges)
+            charges = charges_of(self._limiter, policy.identity, limits)
+            question = self._questions[policy, limits] = _Question(_gate_of(policy, path), charges)
         return question
 
 
@@ -129,7 +130,7 @@ def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[
 
     Limits of single routes are left out of the rate limit headers.
     """
-    everywhere = [each for each in usage.limits if not each.counter.scope.startswith("r:")]
+    everywhere = [each for each in usage.limits if not each.counter.scope.startswith(("r:", CODE_SCOPE))]
     return [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % length),
@@ -150,6 +151,16 @@ def _usage(
         for scope in by_scope
         if scope.startswith(f"{PLAN_SCOPE}:")
     }
+    in_code = [
+        {
+            "name": scope.removeprefix(CODE_SCOPE),
+            "unit": _unit(statuses),
+            "rates": list(_rates(statuses, usage.now_us, headers)),
+            "concurrent": next(_slots(statuses), None),
+        }
+        for scope, statuses in by_scope.items()
+        if scope.startswith(CODE_SCOPE)
+    ]
     now, of_plan, of_address = usage.now_us, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
     return {
         "plan": identity.plan,
@@ -168,6 +179,7 @@ def _usage(
             and (scope := route_scope(route)) in by_scope  # a repeated rule counts with the first
         ],
         "address": list(_rates(of_address, now, headers)),
+        **({"limits": in_code} if in_code else {}),
     }
 
 
@@ -183,6 +195,12 @@ def _rates(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> 
                 "window": window.seconds,
                 "reset": headers.reset(now, status.reset_after_us),
             }
+
+
+def _unit(statuses: Iterable[LimitStatus]) -> str:
+    """Return the unit that the rates of a limit in code count."""
+    windows = [each.window[0].counted for each in statuses if each.window is not None]
+    return windows[0] if windows else REQUESTS
 
 
 def _slots(statuses: Iterable[LimitStatus]) -> Iterator[dict[str, Any]]:

@@ -46,6 +46,11 @@ def limits_in(mounted: Mounted) -> list[Limit]:
     return list(found.values())
 
 
+def marked_in(mounted: Mounted | None) -> list[Limit]:
+    """Return the limits in code on an app's routes; none without an app."""
+    return [] if mounted is None else list(MarkedRoutes(mounted.app).limits)
+
+
 def findings_of(mounted: Mounted, settings: Settings) -> list[Finding]:
     """Return what the start-up checks find about limits in code."""
     marked = MarkedRoutes(mounted.app)

@@ -212,35 +212,41 @@ def explain(  # noqa: PLR0913, PLR0917 - an option each
 
 
 @app.command(**with_examples("show"))
-def show(
+def show(  # noqa: PLR0913, PLR0917 - an option each
     caller: CallerName = None,
     key: Key = None,
     address: Address = None,
     account: Account = None,
     settings: SettingsFile = None,
+    app_name: AppName = None,
+    app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Show what a caller has used, holds and has left.
+    """Show what a caller has used, holds and has left; with --app also of limits in the app's code.
 
     Without a caller: how the limits stand that all callers share.
     """
-    counts.show(sources.load_usable(settings), Named(key, address, account, caller), as_json=json)
+    mounted = None if app_name is None else import_app(app_name, app_dir)
+    counts.show(sources.load_usable(settings), Named(key, address, account, caller), mounted, as_json=json)
 
 
 @app.command(**with_examples("reset"))
-def reset(
+def reset(  # noqa: PLR0913, PLR0917 - an option each
     caller: CallerName = None,
     key: Key = None,
     address: Address = None,
     account: Account = None,
     settings: SettingsFile = None,
+    app_name: AppName = None,
+    app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Clear what was counted of a caller.
+    """Clear what was counted of a caller; with --app also by limits in the app's code.
 
     Its requests, its slots, and its spending of this day and month.
     """
-    counts.reset(sources.load_usable(settings), Named(key, address, account, caller), as_json=json)
+    mounted = None if app_name is None else import_app(app_name, app_dir)
+    counts.reset(sources.load_usable(settings), Named(key, address, account, caller), mounted, as_json=json)
 
 
 @keys_app.command("hash", **with_examples("hash"))

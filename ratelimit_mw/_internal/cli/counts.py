@@ -5,6 +5,8 @@ from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from ratelimit_mw._internal.asgi.app_routes import Mounted
+from ratelimit_mw._internal.cli.apps import marked_in
 from ratelimit_mw._internal.cli.callers import (
     Named,
     block_of,
@@ -37,12 +39,13 @@ from ratelimit_mw._internal.settings import Settings
 T = TypeVar("T")
 
 
-def show(settings: Settings, named: Named, *, as_json: bool) -> None:
+def show(settings: Settings, named: Named, mounted: Mounted | None = None, *, as_json: bool) -> None:
     """Print how everything stands that is counted of a caller; of nobody: what all callers share.
 
     Raises `CommandError` and `BackendError`.
     """
-    limiter = patient_limiter(settings)
+    limiter, limits = patient_limiter(settings), marked_in(mounted)
+    limiter.marked.update(limits)
     found = run_with(limiter, _look(limiter, named))
     if as_json:
         callers = [
@@ -56,11 +59,12 @@ def show(settings: Settings, named: Named, *, as_json: bool) -> None:
         _print(settings, caller, decision, _block(limiter, named, caller))
 
 
-def reset(settings: Settings, named: Named, *, as_json: bool) -> None:
+def reset(settings: Settings, named: Named, mounted: Mounted | None = None, *, as_json: bool) -> None:
     """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
     if named.is_nobody:
         raise UsageError("reset needs a caller: CALLER, --key, --address or --account")
-    limiter = patient_limiter(settings)
+    limiter, limits = patient_limiter(settings), marked_in(mounted)
+    limiter.marked.update(limits)
     cleared = run_with(limiter, _clear(limiter, named))
     asyncio.run(_record(settings, cleared))
     if as_json:

@@ -76,6 +76,8 @@ def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
     """The place in the settings that a caller's limit comes from, such as `plans.pro.requests`."""
     if counter.scope == "a":
         return "identity.per_address"
+    if counter.name:
+        return f"limits.{counter.name}" if counter.name in settings.limits else f"code: {counter.name}"
     if isinstance(counter.limit, Window | Slots) and counter.limit.whole:
         whole = source_of(settings, identity, unshared(counter))
         return f"{whole}, at plans.{identity.plan}.application_share"

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.fleet.snapshot import LimitFigures
-from ratelimit_mw._internal.limiter.inspect_caller import charges_of, look
+from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
 from ratelimit_mw._internal.model.limit_text import limit_text
@@ -40,7 +40,7 @@ class LimitFiguresReader:
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self._rules: Rules | None = None
-        self._charges: dict[tuple[str, str, str | None], tuple[Charge, ...]] = {}
+        self._charges: dict[tuple[object, ...], tuple[Charge, ...]] = {}
         self._scopes: Mapping[str, str] = {}
         self._spent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()
 
@@ -67,10 +67,13 @@ class LimitFiguresReader:
     async def _of(self, identity: Identity, most: int | None) -> tuple[LimitFigures, ...]:
         if identity.plan not in self._limiter.settings.plans:
             return ()
-        key = (identity.partition, identity.plan, identity.address)
+        limits = limits_by_caller(self._limiter)
+        key = (identity.partition, identity.plan, identity.address, limits)
         charges = self._charges.get(key)
         if charges is None:  # of thousands of routes, it takes a while
-            charges = self._charges[key] = await threads.call(partial(charges_of, self._limiter, identity))
+            charges = self._charges[key] = await threads.call(
+                partial(charges_of, self._limiter, identity, limits)
+            )
         found: list[LimitFigures] = []
         for charge in charges:
             decision = await look(self._limiter, [charge])
@@ -144,6 +147,8 @@ class LimitFiguresReader:
         counter = limit_status.counter
         if counter.owner == "address":
             return "address"
+        if counter.name:
+            return f"limit {counter.name}"
         scope, _, _ = counter.scope.partition(":")
         return "plan" if scope == PLAN_SCOPE else self._scopes.get(counter.scope, "route")
 

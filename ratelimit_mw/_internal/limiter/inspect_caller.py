@@ -1,12 +1,19 @@
 """All that is counted of a caller, over every route at once: to look at, and to forget."""
 
 import asyncio
+import inspect
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.policy.by import Whose
+from ratelimit_mw._internal.policy.code_limits import Limit, rates_of
 from ratelimit_mw._internal.policy.decision import Decision, LimitStatus
 from ratelimit_mw._internal.policy.identity import Identity
+
+logger = logging.getLogger("ratelimit_mw")
 
 MAX_COUNTERS = 100
 """Counters in one question, so that none takes the backend long."""
@@ -17,15 +24,42 @@ async def overview(limiter: Limiter, identity: Identity) -> Decision:
 
     Charges nothing. Raises `BackendError`.
     """
-    return await look(limiter, charges_of(limiter, identity))
+    return await look(limiter, charges_of(limiter, identity, limits_by_caller(limiter)))
 
 
-def charges_of(limiter: Limiter, identity: Identity) -> tuple[Charge, ...]:
-    """Return the charges of an `overview`, which are the same as long as the settings are the same."""
-    counters = [
-        counter for counter in limiter.engine.policies.counters_of(identity) if counter.owner != "everyone"
-    ]
-    return tuple(map(Charge, _parts(counters)))
+def limits_by_caller(limiter: Limiter) -> tuple[Limit, ...]:
+    """Return the limits in code that count by caller: those on routes, and others that were charged so."""
+    marked = [limit for limit in limiter.marked if limit.by is Whose.CALLER]
+    marked.sort(key=lambda limit: limit.name)
+    return tuple(dict.fromkeys([*marked, *limiter.engine.live.rules.code_limits.by_caller]))
+
+
+def charges_of(limiter: Limiter, identity: Identity, limits: Sequence[Limit]) -> tuple[Charge, ...]:
+    """Return the charges of an `overview`, the same as long as settings and limits in code are the same."""
+    return tuple(map(Charge, _parts(_counters_of(limiter, identity, limits))))
+
+
+def _counters_of(limiter: Limiter, identity: Identity, limits: Sequence[Limit]) -> list[Counter]:
+    """Return everything that counts a caller, of these limits in code, too."""
+    found = [each for each in limiter.engine.policies.counters_of(identity) if each.owner != "everyone"]
+    rates = [(limit, _rates(limit, identity)) for limit in limits]
+    found += limiter.engine.live.rules.code_limits.counters_of(rates, identity.partition)
+    return found
+
+
+def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
+    """Return the rates of a limit for this caller; None for its own, also where they have to be awaited."""
+    if limit.rates_for is None:
+        return None
+    try:
+        rates: object = limit.rates_for(identity)
+        if inspect.iscoroutine(rates):
+            rates.close()
+            return None
+        return None if rates is None else rates_of(rates, limit.unit, limit.name)
+    except Exception:
+        logger.exception("rates_for of %s failed; its own rates are shown", limit.name)
+        return None
 
 
 async def look(limiter: Limiter, charges: Iterable[Charge]) -> Decision:
@@ -49,9 +83,7 @@ async def shared_overview(limiter: Limiter) -> Decision:
 
 async def forget(limiter: Limiter, identity: Identity) -> int:
     """Clear everything that is counted of a caller; returns how many counters. Raises `BackendError`."""
-    counters = [
-        counter for counter in limiter.engine.policies.counters_of(identity) if counter.owner != "everyone"
-    ]
+    counters = _counters_of(limiter, identity, limits_by_caller(limiter))
     for part in _parts(counters):
         await limiter.engine.forget(part)
     return len(counters)

@@ -118,6 +118,7 @@ def _own(limit: Limit, rates: tuple[Window, ...] | None, code_limits: CodeLimits
     if chosen is None:
         return None
     if limit.by is Whose.CALLER:
+        code_limits.note_by_caller(limit)
         return AskedLimit(chosen, "caller", "")
     return AskedLimit(chosen, "everyone", everyones_partition(limit.name))
 

@@ -72,6 +72,8 @@ class Limiter:
         """Parts of the limiter, for this package alone: no public interface."""
         self.followers: WeakSet[Follower] = WeakSet()
         """Keepers of parts of the engine, for this package alone."""
+        self.marked: WeakSet[Limit] = WeakSet()
+        """Limits in code on the routes of the apps that it limits, for this package alone."""
 
     @property
     def settings(self) -> Settings:

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter
@@ -64,6 +64,8 @@ class CodeLimits:
         self._chosen: dict[tuple[object, ...], CodeLimit] = {}
         self._models: dict[tuple[object, ...], Policy] = {}
         self._extended: dict[tuple[Policy, Asked, bool], Policy] = {}
+        self.by_caller: dict[Limit, None] = {}
+        """Limits that a handler or a job has charged by caller."""
         self._lock = threading.Lock()
         renew_after_fork(self)
 
@@ -93,6 +95,21 @@ class CodeLimits:
                 evict_oldest(self._chosen, MAX_MODELS)
                 self._chosen[key] = chosen
         return chosen
+
+    def note_by_caller(self, limit: Limit) -> None:
+        """Note that a limit counts by caller, though it is on no route."""
+        if limit not in self.by_caller:
+            evict_oldest(self.by_caller, MAX_MODELS)
+            self.by_caller[limit] = None
+
+    def counters_of(
+        self, limits: Iterable[tuple[Limit, tuple[Window, ...] | None]], caller: str
+    ) -> Iterator[Counter]:
+        """The counters of limits that count by caller, each with other rates than its own perhaps."""
+        chosen = [self.choose(limit, rates) for limit, rates in limits]
+        yield from _counters_of(
+            tuple([(each, "caller", -1) for each in chosen if each is not None]), caller, ()
+        )
 
     def asked_on(self, keyed: KeyedLimit, rates: tuple[Window, ...] | None) -> AskedLimit | None:
         """Return a limit with its key as a request meets it. Raises ValueError for an unknown cost."""
