@@ -24,6 +24,9 @@ from tests.support.conformance import new_id
 from tests.support.servers import StoreServer, server_binaries
 
 LARGE = 1_000_000
+ESTIMATE = 100
+USED = (100, 60, 130)
+"""Tokens that are settled of it: as many, fewer, more."""
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -52,11 +55,14 @@ class CountedStore(StoreServer):
         subprocess.run(["callgrind_control", *setting, str(self.pid)], check=True, capture_output=True)
 
 
-def limits_of(caller: str, quota: int, *, slots: bool) -> list[Counter]:
-    """An hour's window of a caller, or two windows and slots."""
-    window = Counter(caller, "p", Window(quota, 1, "hour"))
-    others = [Counter(caller, "p", Window(LARGE, 1, "day")), Counter(caller, "p", Slots(100))]
-    return [window, *others] if slots else [window]
+def limits_of(caller: str, quota: int, *, slots: bool, tokens: bool = False) -> list[Counter]:
+    """An hour's window of a caller, or two windows and slots; and tokens a minute, if they are metered."""
+    found = [Counter(caller, "p", Window(quota, 1, "hour"))]
+    if slots:
+        found += [Counter(caller, "p", Window(LARGE, 1, "day")), Counter(caller, "p", Slots(100))]
+    if tokens:
+        found.append(Counter(caller, "p:tokens", Window(LARGE, 1, "minute", "tokens")))
+    return found
 
 
 async def measure(server: CountedStore, callers: int) -> None:
@@ -82,6 +88,26 @@ async def measure(server: CountedStore, callers: int) -> None:
         for each in full:
             await charge(each, [])
         await row(f"a refusal, {name}", [partial(charge, each, []) for each in full])
+        metered = [
+            Charge(
+                limits_of(f"units {name} {i}", LARGE, slots=slots, tokens=True),
+                estimates={"tokens": ESTIMATE},
+            )
+            for i in range(callers)
+        ]
+        for used in (None, *USED):
+            held = []
+            await row(f"a charge, {name} and tokens", [partial(charge, each, held) for each in metered])
+            if used is None:
+                continue
+            units = {"tokens": used}
+            await row(
+                f"its settle, {used} of {ESTIMATE}",
+                [partial(backend.settle_units, each.hold, units) for each in held],
+            )
+            ends = [each.hold.without_meters() for each in held]
+            for end in ends:
+                await backend.finish(end, EstimateAction.KEEP)
     await backend.close()
 
 

@@ -58,8 +58,8 @@
 -- The loader puts the files together here, where a line says `include`, writes constants where they are used
 -- (each `local NAME = value`), and leaves comments out. Every file says what it needs of the others and gives
 -- them. A call makes its functions and tables anew and pays for each, and for each variable that a function finds
--- outside of it. So what few calls need is made when it is first asked for, by `upkeep` and `rare`, and one operation
--- alone, as most calls bring, is done by lone.lua with less than a batch takes. Both include the same files.
+-- outside of it. So what few calls need is made when it is first asked for (parts.lua), and one operation alone, as most
+-- calls bring, is done by lone.lua with less than a batch takes. Both include the same files.
 
 -- include constants
 
@@ -81,56 +81,7 @@ local decide -- defined below
 -- was read of it and changed since, to be written at the end, in this `order`.
 local context
 
-local upkeep, rare
-
-function upkeep()
-  -- What becomes of windows beside a charge.
-  local redis, call, pack, parse, slice = redis, redis.call, struct.pack, struct.unpack, string.sub
-  local floor, min, max = math.floor, math.min, math.max
-
-  -- include texts
-  -- include window_entries
-  -- include window_upkeep
-
-  local made = {refreshed = refreshed, written = written, retry_after = retry_after, give_back = give_back}
-  function upkeep() return made end
-  return made
-end
-
-function rare()
-  -- What several charges share, spending, damage, and operations other than charges and plain releases.
-  local KEYS, redis, call, pack, parse, unpack = KEYS, redis, redis.call, struct.pack, struct.unpack, unpack
-  local slice, byte, max = string.sub, string.byte, math.max
-  context = context or {}
-  local states, order = context.states, context.order
-
-  -- include texts
-  -- include faults
-  -- include window_repair
-  -- include slot_repair
-  -- include slot_sets
-  -- include sharing
-  -- include records
-  -- include budgets
-  -- include finish
-  -- include estimates
-  -- include meters
-  -- include own_costs
-  -- include renew
-  -- include settle
-  -- include delete
-
-  local made = {
-    shared = shared, flush = flush, decide_period = decide_period, finish = finish, sentence = sentence,
-    repaired = repaired, shorten = shorten, drop_foreign = drop_foreign, mended_slots = mended_slots,
-    hold_slots = hold_slots, lengthen = lengthen, open = open, money_plan = money_plan, forget = forget,
-    own_plan = own_plan,
-    decide_metered = decide_metered, open_meters = open_meters,
-    [DELETE] = delete, [KEEP] = keep, [RENEW] = renew, [SETTLE] = settle, [METER] = meter,
-  }
-  function rare() return made end
-  return made
-end
+-- include parts
 
 if #ARGV == 2 then
   -- include lone
@@ -149,9 +100,9 @@ for pass = 1, 2 do -- an operation that fails, fails alone
   while place <= #ARGV do
     local ok, fault = pcall(step)
     if not ok then
-      rare().forget()
-      if pass == 1 or not rare().mended_slots(fault, ARGV[place], firsts[place]) then
-        replies[place], place = FAILED .. rare().sentence(fault), place + 1
+      part(MONEY).forget()
+      if pass == 1 or not part(REPAIR).mended_slots(fault, ARGV[place], firsts[place]) then
+        replies[place], place = FAILED .. part(REPAIR).sentence(fault), place + 1
       end
     end
   end
@@ -159,8 +110,8 @@ end
 
 local failed
 for _, state in ipairs(order) do
-  local ok, fault = pcall(rare().flush, state)
-  if not ok then state.failed, failed = rare().sentence(fault), true end
+  local ok, fault = pcall(part(SHARING).flush, state)
+  if not ok then state.failed, failed = part(REPAIR).sentence(fault), true end
 end
 for i = 2, failed and #ARGV or 0 do
   local kind = byte(ARGV[i])

@@ -4,10 +4,10 @@
 -- sum of what lapses then, in order: at most 34 for leases of one length, since an estimate lasts to the end of one
 -- of 32 parts of its lease. Nothing is held after `lapsed` under a time up to it.
 --
--- Needs   records.lua, flush (sharing.lua), note_damage (faults.lua), `decide`. A part of `rare`
+-- Needs   records.lua, flush (sharing.lua), note_damage (faults.lua), `decide`
 -- Gives   money_plan(op, first, price, lease): what there is more to a charge (charges.lua) that moves money
 --         decide_period(key, amount, since, ends, ...): as decide of decide.lua, for a period; `at` is the next limit's
---         open(more, place): makes the record of a charge under the key at this place, before anything is held for it
+--         open(more, key): makes the record of a charge under this key, before anything is held for it
 --         load_period(key, ends): a period `p`, read once in a batch; change(p, spent, held, at): spends and holds more
 --         shift(p, amount, before, at): lets what is held lapse at another time; lapse_of(p, lease): when it lapses
 --         forget(): drops what is known of a charge that failed
@@ -80,7 +80,7 @@ local function load_period(key, ends)
       lapse(p)
     else -- held until it is settled, or the period ends
       p.lapsed, p.open = 0, ''
-      note_damage(key)
+      part(REPAIR).note_damage(key)
     end
   end
   if not p.alone then states[key], order[#order + 1] = p, p end
@@ -90,7 +90,7 @@ end
 local function change(p, spent, held, at)
   p.spent, p.changed = max(p.spent + spent, 0), true
   hold(p, held, at)
-  if p.alone then flush(p) end
+  if p.alone then part(SHARING).flush(p) end
 end
 
 local function shift(p, amount, before, at)
@@ -99,8 +99,7 @@ local function shift(p, amount, before, at)
   change(p, 0, amount, at)
 end
 
-local function open(more, place)
-  local key = KEYS[place]
+local function open(more, key)
   is_open = more.again and get_record(key) ~= nil
   if is_open then return end
   local ends = 0
@@ -116,7 +115,7 @@ local function money_plan(op, first, price, lease)
   local kind, n = byte(op, 1, 2)
   return {
     op = op, first = first, n = n, head = CHARGE_HEAD, limit_size = LIMIT_SIZE, again = kind == ACQUIRE_AGAIN,
-    price = price, lease = lease, opens = lease > 0 and kind ~= PEEK and open,
+    price = price, lease = lease, records = lease > 0 and kind ~= PEEK and 1, has_money = true, n_meters = 0,
   }
 end
 
@@ -126,7 +125,7 @@ local function decide_period(
   if now < since or now >= ends then return nil end
   local price, p = more and more.price or 0, load_period(key, ends)
   if p.spent > MOST_MONEY then
-    note_damage(key)
+    part(REPAIR).note_damage(key)
     change(p, amount - p.spent, 0, 0)
   end
   if p.spent + p.held + price > amount then admitted = 0 end

@@ -1,7 +1,7 @@
 -- charges.lua: reads a charge.
 --
--- Needs   op, kind and first: the operation, its letter, the number of keys before its own; from `rare` own_plan
---         (own_costs.lua), money_plan (budgets.lua)
+-- Needs   op, kind and first: the operation, its letter, the number of keys before its own; money_plan
+--         (budgets.lua)
 -- Gives   n: its limits; at: the place of the first; cost; whether it `charges`; number: of its ids
 --         more: nil for most; else a table: what windows are taken `ahead`; of money see budgets.lua, of costs of its own
 --         own_costs.lua; `states`, where others share keys with it
@@ -13,8 +13,7 @@ local number = (#op - CHARGE_HEAD - n * LIMIT_SIZE) / ID_SIZE
 if is_late and charges then
   fault = LATE
 elseif kind >= OWN_COSTS then
-  at, number = OWN_HEAD + 1, (#op - OWN_HEAD - n * OWN_SIZE) / ID_SIZE
-  more, fault = rare().own_plan(op, first)
+  -- include own_costs
 elseif cost == 1 and price == 0 and lease == 0 then
   more = nil -- as nearly all are
 elseif not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then -- no NaN
@@ -22,5 +21,5 @@ elseif not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and
 elseif kind == TAKE_AHEAD then
   more = {ahead = price}
 else
-  more = rare().money_plan(op, first, price, lease)
+  more = part(MONEY).money_plan(op, first, price, lease)
 end

@@ -64,7 +64,20 @@ local OWN_HEAD = 20 -- of a charge whose limits have costs of their own
 local OWN_SIZE = 34 -- of such a limit
 local ID_SIZE = 16
 
+-- A record of units (meters.lua): its head, and an entry; an estimate as the set of its meter has it (estimates.lua)
+local UNITS_HEAD = 16
+local UNITS_ENTRY = 24
+local MEMBER = '<c0dd'
+
+-- Parts of the script that are made when they are needed (parts.lua), beside those that are an operation's letter
+local UPKEEP = 1
+local REPAIR = 2
+local SHARING = 3
+local MONEY = 4
+local ESTIMATES = 5
+
 -- Bounds
+local KEPT_FOR = 86400000 -- a day in milliseconds: how long beyond its windows a record of units waits to be settled
 local MOST_COST = 4294967295 -- what entries hold exactly, and what doubles do
 local MOST_MONEY = 9007199254740992
 local KEPT_AFTER_END = 172800000000 -- two days in microseconds: how long after its end a period can be settled

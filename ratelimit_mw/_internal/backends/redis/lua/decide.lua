@@ -5,7 +5,7 @@
 -- parts that it includes know of a limit its key, letter, quota, length, granule and cost (what has to be left of it),
 -- and whether the charge `pays` that.
 --
--- Needs   a charge (charges.lua); from `rare` decide_period (budgets.lua)
+-- Needs   a charge (charges.lua); decide_period (budgets.lua)
 -- Gives   decide(...): see below
 
 function decide(more, figures, op, first, n, number, charge_cost, charges, j, at, alone, admitted)
@@ -18,7 +18,10 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
       at = more.is_own and OWN_HEAD + 1 or CHARGE_HEAD + 1
       return decide(more, figures, op, first, n, number, charge_cost, charges, 1, at, true, admitted)
     end
-    if more and more.opens and admitted > 0 then more.opens(more, first + j) end -- there may be no limit at all
+    if more and more.records and admitted > 0 then
+      local behind = first + n -- there may be no limit at all
+      -- include open_records
+    end
     return admitted
   end
   local key, letter, quota, length, granule, next_at = KEYS[first + j], parse('<Bddd', op, at)
@@ -38,7 +41,7 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
   elseif letter == SLOTS then
     -- include slots
   else
-    return rare().decide_period(key, quota, length, granule, more, figures, op, first, n, number, charge_cost, charges, j,
+    return part(MONEY).decide_period(key, quota, length, granule, more, figures, op, first, n, number, charge_cost, charges, j,
       next_at, alone, admitted)
   end
   return admitted

@@ -1,6 +1,6 @@
 -- delete.lua: deletes keys.
 --
--- Needs   nothing but what batch.lua defines. A part of `rare`
+-- Needs   nothing but what batch.lua defines.
 -- Gives   delete(op, first): the answer
 
 local function delete(op, first)

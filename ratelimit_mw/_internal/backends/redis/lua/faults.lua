@@ -1,6 +1,6 @@
 -- faults.lua: puts what went wrong into words, and counts what was mended.
 --
--- Needs   nothing. A part of `rare`
+-- Needs   nothing.
 -- Gives   sentence(fault): the text of an error that was caught; note_damage(key): counts a value as mended
 
 local function sentence(fault)

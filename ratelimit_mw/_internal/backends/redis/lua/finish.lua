@@ -1,23 +1,7 @@
 -- finish.lua: ends charges: gives back to windows, and decides about the estimate. Slots are freed before.
 --
--- Needs   records.lua, load_period and change (budgets.lua), upkeep().give_back (window_upkeep.lua), repaired
---         (window_repair.lua). A part of `rare`
+-- Needs   records.lua, load_period and change (budgets.lua), take_off.lua
 -- Gives   finish(op, first, n, mode)
---         take_off(key, quota, length, granule, time, cost): gives back to one window what a charge at `time` was charged
-
-local function take_off(key, quota, length, granule, time, cost)
-  local s = states and states[key]
-  local shared = type(s) == 'table' and s.raw and s
-  local raw = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
-  if raw == '' then return end
-  local ok, changed = pcall(upkeep().give_back, key, quota, length, granule, raw, time, cost)
-  if not ok then
-    changed = repaired(changed, key, quota, length, granule, raw)
-  elseif changed and not shared then
-    call('SETRANGE', key, '0', changed)
-  end
-  if shared and changed then shared.raw = changed end
-end
 
 local function finish(op, first, n, mode)
   -- All of a finish but its slots.

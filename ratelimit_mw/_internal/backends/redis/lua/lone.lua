@@ -2,8 +2,7 @@
 --
 -- Functions and what they share cost when they are made: only those are that the operation needs.
 --
--- Needs   releases.lua; decide.lua, charges.lua, charge_answers.lua; from `rare` the handlers of other operations,
---         sentence (faults.lua), mended_slots (slot_repair.lua), decide_metered (estimates.lua)
+-- Needs   releases.lua; decide.lua, charges.lua, charge_answers.lua; parts.lua
 -- Gives   the reply, which it returns
 
 local op, first = ARGV[2], 0
@@ -12,17 +11,21 @@ if kind == FINISH then
   -- include releases
   ok, said = pcall(release, op, first)
 else
-  -- include decide
   if kind == ACQUIRE or kind == PEEK or kind == TAKE_AHEAD or kind == ACQUIRE_AGAIN or kind >= OWN_COSTS then
+    -- include decide
     -- include charges
     said = fault
     if not fault then
       local figures = {nil, nil, nil, nil, nil, nil, nil, nil, nil} -- room for those of three limits
-      local decided = more and more.meters and rare().decide_metered or decide
-      local admitted
+      local meters, admitted = more and more.meters, nil
+      local asks = meters and (not charges or more.again) and part(ESTIMATES).decide_metered or decide
       repeat
-        ok, admitted = pcall(decided, more, figures, op, first, n, number, cost, charges, 1, at, true, number)
-      until ok or not rare().mended_slots(admitted, op, first)
+        ok, admitted = pcall(asks, more, figures, op, first, n, number, cost, charges, 1, at, true, number)
+        if ok and meters and (admitted == 0 or more.is_due) then
+          local again = part(ESTIMATES).lapsed
+          ok, admitted = pcall(again, admitted, more, figures, op, first, n, number, cost, charges, 1, at, true, number)
+        end
+      until ok or not part(REPAIR).mended_slots(admitted, op, first)
       said = admitted
       if ok then
         -- include charge_answers
@@ -32,9 +35,9 @@ else
   elseif is_late and (kind == DELETE or kind == RENEW) then
     said = LATE
   else
-    ok, said = pcall(rare()[kind], op, first)
+    ok, said = pcall(part(kind).run, op, first)
   end
 end
-if not ok then said = FAILED .. rare().sentence(said) end
+if not ok then said = FAILED .. part(REPAIR).sentence(said) end
 if context and context.damaged then return {now, said, context.damaged .. ' ' .. context.first} end
 return {now, said}

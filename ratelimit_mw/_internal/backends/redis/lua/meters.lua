@@ -3,129 +3,89 @@
 -- A record per charge says what it counts: the time of the charge, and 1 while its estimates may lapse; then for each
 -- meter what counts at that time, what counts besides, and since when (-1: not settled yet).
 --
--- Needs   member_of and on_set (estimates.lua), get_numbers (records.lua), note_damage (faults.lua), take_off
---         (finish.lua), decide (decide.lua). A part of `rare`
--- Gives   meter(op, first): the answer
---         renew_meters(id, record, sets, lease): lets the estimates of a lease last
--- Cost    four commands for a settle, and two or three for each window
+-- Needs   get_numbers (numbers.lua), on_set (open_sets.lua), take_off.lua, note_damage (faults.lua), windows.lua
+-- Gives   meter(op, first): the answer; read_record(record): a record as it is stored, nil where there is none
+-- Cost    three commands for a settle, and two or three for each window
 
 local METER_HEAD = 4 -- of the operation, up to its first meter
-local RECORD_HEAD = 16
-local ENTRY_OF_METER = 24
 local MANY_ENTRIES = 1002 -- more than a window has, where what was used is what was estimated at most
-
-local function take_off_all(windows, first, at, cost)
-  for j, w in ipairs(windows) do take_off(KEYS[first + j], w.quota, w.length, w.granule, at, cost) end
-end
-
-local function use(windows, first, cost)
-  -- Charges windows with what was used, also beyond their limits: each by a charge of one limit. A window counts up to
-  -- MOST_COST.
-  for j, window in ipairs(windows) do
-    local key, granule, units = KEYS[first + j], window.granule, cost
-    local raw = redis.pcall('GETRANGE', key, '0', LAST_STAGED)
-    if type(raw) == 'string' and #raw >= HEADER_SIZE then
-      local sum, _, _, _, _, _, _, _, ring = parse(HEADER, raw)
-      if ring > MANY_ENTRIES then granule = max(granule, math.floor(window.length / 1000)) end
-      if sum >= 0 then units = math.min(cost, MOST_COST - sum) end
-    end
-    if units > 0 then
-      local op = pack('<Bddd', WINDOW, MOST_COST, window.length, granule)
-      decide(nil, {}, op, first + j - 1, 1, 1, units, true, 1, 1, true, 1)
-    end
-  end
-end
-
-local function settle_meter(id, at, open, windows, first, entry, amount, mode)
-  -- What a settle of one meter has met. `entry` has what it counts, and is changed.
-  local base, extra, extra_at = entry[1], entry[2], entry[3]
-  if extra_at >= 0 then
-    if base + extra == amount then return REPEATED end
-    if mode ~= UNITS_REPLACE then return DIFFERENT end
-    if extra > 0 then take_off_all(windows, first, extra_at, extra) end
-  elseif open and base > 0 and on_set('ZREM', open, member_of(id, at, base)) == 0 then
-    base = 0 -- it has lapsed, and was given back
-  end
-  if amount < base then
-    take_off_all(windows, first, at, base - amount)
-    base = amount
-  elseif amount > base then
-    use(windows, first, amount - base)
-  end
-  entry[1], entry[2], entry[3] = base, amount - base, now
-  return SETTLED
-end
-
-local function end_meter(id, at, open, windows, first, entry, mode)
-  -- Holds an estimate until it is settled, or ends it: it stays counted, or is given back.
-  local base = entry[1]
-  if entry[3] >= 0 or base == 0 then return end
-  if open and on_set('ZREM', open, member_of(id, at, base)) == 0 then
-    entry[1] = 0
-  elseif mode == UNITS_GIVE_BACK then
-    take_off_all(windows, first, at, base)
-  end
-end
 
 local function read_record(record)
   local raw = get_numbers(record)
-  if raw and (#raw < RECORD_HEAD or #raw % ENTRY_OF_METER ~= RECORD_HEAD) then
-    note_damage(record)
+  if raw and (#raw < UNITS_HEAD or #raw % UNITS_ENTRY ~= UNITS_HEAD) then
+    part(REPAIR).note_damage(record)
     call('DEL', record)
     return nil
   end
   return raw
 end
 
-local function meter(op, first)
-  local n_keys, mode, n = parse('<BBB', op, 2)
-  local id = slice(op, -ID_SIZE)
-  local record, position, key = KEYS[first + n_keys], METER_HEAD + 1, first
-  local raw = read_record(record)
-  if not raw or #raw ~= RECORD_HEAD + n * ENTRY_OF_METER then return UNKNOWN end
-  local ends, longest, all_settled = mode >= UNITS_KEEP, 0, true
-  if ends then call('DEL', record) else call('PEXPIRE', record, text(KEPT_FOR)) end -- works when memory is full
-  local at, is_open = parse('<dd', raw)
-  local parts, met = {slice(raw, 1, RECORD_HEAD)}, UNKNOWN
-  for i = 1, n do
-    local amount, n_windows, windows = nil, nil, {}
-    amount, n_windows, position = parse('<dB', op, position)
-    for j = 1, n_windows do
-      local quota, length, granule
-      quota, length, granule, position = parse('<ddd', op, position)
-      windows[j], longest = {quota = quota, length = length, granule = granule}, max(longest, length)
-    end
-    local open = is_open == 1 and KEYS[key + 1]
-    local entry = {parse('<ddd', raw, RECORD_HEAD + 1 + (i - 1) * ENTRY_OF_METER)}
-    if mode > UNITS_REPLACE then
-      end_meter(id, at, open, windows, key + 1, entry, mode)
-    elseif amount >= 0 and amount <= MOST_COST then
-      local said = settle_meter(id, at, open, windows, key + 1, entry, amount, mode)
-      if met == UNKNOWN or said == DIFFERENT or met == REPEATED then met = said end
-    end
-    parts[i + 1], all_settled = pack('<ddd', entry[1], entry[2], entry[3]), all_settled and entry[3] >= 0
-    key = key + 1 + n_windows
+local function use(key, quota, length, granule, cost)
+  -- Charges a window with what was used, also beyond its limit: it counts up to MOST_COST.
+  local raw = redis.pcall('GETRANGE', key, '0', LAST_STAGED)
+  if type(raw) == 'string' and #raw >= HEADER_SIZE then
+    local sum, _, _, _, _, _, _, _, ring = parse(HEADER, raw)
+    if ring > MANY_ENTRIES then granule = max(granule, floor(length / 1000)) end
+    if sum >= 0 then cost = min(cost, MOST_COST - sum) end
   end
-  if ends then return SETTLED end
-  if mode == UNITS_HOLD then parts[1], met = pack('<dd', at, 0), SETTLED end
-  local life = math.floor(longest / 1000) + (all_settled and 0 or KEPT_FOR)
-  call('SET', record, table.concat(parts), 'PX', text(life))
-  return met
+  if cost <= 0 then return end
+  quota = MOST_COST
+  local more, figures, op, first, charge_cost, charges, next_at -- of a charge of this window alone
+  local alone, letter, j, n, number, admitted, pays = true, WINDOW, 1, 1, 1, 1, true
+  figures = {}
+  -- include windows
 end
 
-local function renew_meters(id, record, sets, lease)
-  -- Lets the estimates of a lease last, but for those that have lapsed or are settled.
+local function meter(op, first)
+  local _, n_keys, mode, n = byte(op, 1, METER_HEAD)
+  local id, record, from, key = slice(op, -ID_SIZE), KEYS[first + n_keys], METER_HEAD + 1, first
   local raw = read_record(record)
-  if not raw then return end
+  if not raw or #raw ~= UNITS_HEAD + n * UNITS_ENTRY then return UNKNOWN end
   local at, is_open = parse('<dd', raw)
-  if is_open ~= 1 then return end
-  call('PEXPIRE', record, text(max(call('PTTL', record), KEPT_FOR)))
-  for i, open in ipairs(sets) do
-    local base, _, settled_at = parse('<ddd', raw, RECORD_HEAD + 1 + (i - 1) * ENTRY_OF_METER)
-    if settled_at < 0 and base > 0 then
-      local member = member_of(id, at, base)
-      local lapses = on_set('ZSCORE', open, member)
-      if lapses and tonumber(lapses) > now then call('ZADD', open, text(now + lease), member) end
+  local ends, met, longest, all_settled = mode >= UNITS_KEEP, UNKNOWN, 0, true
+  local entries = pack('<dd', at, mode == UNITS_HOLD and 0 or is_open)
+  local is_dirty = ends -- whether there was a write, which the first has to be that works when memory is full
+  if ends then call('DEL', record) end
+  for i = 1, n do
+    local amount, n_windows, position = parse('<dB', op, from)
+    local base, extra, extra_at = parse('<ddd', raw, UNITS_HEAD + 1 + (i - 1) * UNITS_ENTRY)
+    local settles, off, used = mode <= UNITS_REPLACE and amount >= 0 and amount <= MOST_COST, 0, 0
+    local extra_off, extra_off_at = 0, extra_at
+    local said = SETTLED
+    if settles and extra_at >= 0 then -- it was settled before
+      if base + extra == amount then said = REPEATED elseif mode ~= UNITS_REPLACE then said = DIFFERENT end
+      extra_off = extra
+    elseif is_open == 1 and base > 0 and extra_at < 0 and (settles or mode > UNITS_REPLACE) then
+      if on_set('ZREM', KEYS[key + 1], pack(MEMBER, id, at, base)) == 1 then
+        is_dirty = true
+      else
+        base = 0 -- it has lapsed, and was given back
+      end
     end
+    if not is_dirty then
+      call('PEXPIRE', record, KEPT_FOR)
+      is_dirty = true
+    end
+    local changes = settles and said == SETTLED
+    if changes then
+      off, used = max(base - amount, 0), max(amount - base, 0)
+      base, extra, extra_at = base - off, used, now
+    elseif mode == UNITS_GIVE_BACK and extra_at < 0 then
+      off = base
+    end
+    for j = 1, n_windows do
+      local quota, length, granule, behind = parse('<ddd', op, position)
+      local window = KEYS[key + 1 + j]
+      if changes and extra_off > 0 then take_off(window, quota, length, granule, extra_off_at, extra_off) end
+      if off > 0 then take_off(window, quota, length, granule, at, off) end
+      if used > 0 then use(window, quota, length, granule, used) end
+      longest, position = max(longest, length), behind
+    end
+    if settles and (met == UNKNOWN or said == DIFFERENT or met == REPEATED) then met = said end
+    entries, all_settled = entries .. pack('<ddd', base, extra, extra_at), all_settled and extra_at >= 0
+    from, key = position, key + 1 + n_windows
   end
+  if ends then return SETTLED end
+  call('SET', record, entries, 'PX', floor(longest / 1000) + (all_settled and 0 or KEPT_FOR))
+  return mode == UNITS_HOLD and SETTLED or met
 end

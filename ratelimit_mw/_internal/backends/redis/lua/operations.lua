@@ -1,7 +1,6 @@
 -- operations.lua: walks over the operations of a batch: once for all but charges, once for charges.
 --
--- Needs   decide.lua, charges.lua, charge_answers.lua, release (releases.lua); from `rare` the handlers of single
---         operations, decide_metered (estimates.lua)
+-- Needs   decide.lua, charges.lua, charge_answers.lua, release (releases.lua); parts.lua
 -- Gives   all_but_charges(), all_charges(): do the operations from `place` on, and leave `place` at one that failed
 --         replies: the answers, by place; firsts: the number of keys before those of each charge
 
@@ -34,7 +33,7 @@ local function all_but_charges()
       keys = (kind == DELETE or kind == METER) and n or kind == RENEW and n + 256 * mode or byte(said, SETTLE_HEAD) + 1
       keys = before + keys
       if is_late and (kind == DELETE or kind == RENEW) then error(LATE, 0) end -- others may have come since
-      replies[place] = rare()[kind](said, before)
+      replies[place] = part(kind).run(said, before)
     end
     place = place + 1
   end
@@ -51,8 +50,13 @@ local function all_charges()
         more = more or {}
         more.states = shared_states
       end
-      local decided = more and more.meters and rare().decide_metered or decide
-      local admitted = decided(more, figures, op, first, n, number, cost, charges, 1, at, not shared_states, number)
+      local meters, alone = more and more.meters, not shared_states
+      local asks = meters and (not charges or more.again) and part(ESTIMATES).decide_metered or decide
+      local admitted = asks(more, figures, op, first, n, number, cost, charges, 1, at, alone, number)
+      if meters and (admitted == 0 or more.is_due) then
+        asks = part(ESTIMATES).lapsed -- of this charge, which has been asked
+        admitted = asks(admitted, more, figures, op, first, n, number, cost, charges, 1, at, alone, number)
+      end
       -- include charge_answers
       replies[place] = answer
     end

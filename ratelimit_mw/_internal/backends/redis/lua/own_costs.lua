@@ -1,40 +1,32 @@
--- own_costs.lua: charges whose limits have costs of their own, and meters: units that are settled later.
+-- own_costs.lua: reads what there is more to a charge whose limits have costs of their own.
 --
--- Needs   open (budgets.lua), open_meters (estimates.lua). A part of `rare`
--- Gives   own_plan(op, first): what there is more to a charge with costs of its own, or nil and a fault: as money_plan
---         of budgets.lua, and `meters`, where there are any, for each the places of its windows among the
---         limits, its cost, and the length of its longest window
+-- Needs   op, kind, first and n. A part of charges.lua
+-- Gives   more: as money_plan of budgets.lua, and `meters`, where there are any: for each its cost, and the length of its
+--         longest window
+--         at, number, fault: as charges.lua
 
-local function open_own(more, place)
-  -- Makes the records of a charge: of units, of money. `place` is that of the key behind the limits'.
-  place = place + more.n_meters
-  if more.meters then
-    rare().open_meters(more, KEYS[place])
-    place = place + 1
+at, number = OWN_HEAD + 1, (#op - OWN_HEAD - n * OWN_SIZE) / ID_SIZE
+local _, _, _, records, own_price, own_lease, from = parse('<BBBBdd', op)
+local n_meters, meters = 0, false
+if not (own_price >= 0 and own_price <= MOST_MONEY) then fault = 'ERR a price is a number from 0' end -- no NaN
+for _ = 1, n do
+  local _, _, limit_length, _, own_cost, meter, behind = parse('<BddddB', op, from)
+  from = behind
+  if not (own_cost >= 0 and own_cost <= MOST_COST and own_cost % 1 == 0) then
+    fault = 'ERR a cost is a whole number from 0'
   end
-  if more.has_money then open(more, place) end
-end
-
-local function own_plan(op, first)
-  local kind, n, _, records, price, lease, at = parse('<BBBBdd', op)
-  if not (price >= 0 and price <= MOST_MONEY) then return nil, 'ERR a price is a number from 0' end -- no NaN
-  local more = {
-    op = op, first = first, n = n, head = OWN_HEAD, limit_size = OWN_SIZE, again = kind == ACQUIRE_AGAIN_OWN,
-    price = price, lease = lease, opens = kind ~= PEEK_OWN and records > 0 and open_own, is_own = true,
-    has_money = records % 2 == 1, n_meters = 0, meters = false, is_charged = false, is_due = false,
-  }
-  for j = 1, n do
-    local length, cost, place, _
-    _, _, length, _, cost, place, at = parse('<BddddB', op, at)
-    if not (cost >= 0 and cost <= MOST_COST and cost % 1 == 0) then
-      return nil, 'ERR a cost is a whole number from 0'
-    end
-    if place > 0 then
-      more.meters = more.meters or {}
-      local meter = more.meters[place] or {cost = cost, longest = 0}
-      meter[#meter + 1], meter.longest, more.meters[place] = j, max(meter.longest, length), meter
-      more.n_meters = max(more.n_meters, place)
+  if meter > 0 then
+    meters = meters or {}
+    local known = meters[meter]
+    if not known then
+      meters[meter], n_meters = {cost = own_cost, longest = limit_length}, math.max(n_meters, meter)
+    elseif limit_length > known.longest then
+      known.longest = limit_length
     end
   end
-  return more
 end
+more = {
+  op = op, first = first, n = n, head = OWN_HEAD, limit_size = OWN_SIZE, again = kind == ACQUIRE_AGAIN_OWN,
+  price = own_price, lease = own_lease, records = records > 0 and kind ~= PEEK_OWN, is_own = true,
+  has_money = records % 2 == 1, n_meters = n_meters, meters = meters, is_charged = false, is_due = false,
+}

@@ -3,9 +3,9 @@
 -- A record is three doubles: the estimate, the settled amount (-1: none yet) and when the estimate lapses (0: never,
 -- -1: it has).
 --
--- Needs   note_damage (faults.lua). A part of `rare`
+-- Needs   get_numbers (numbers.lua), note_damage (faults.lua)
 -- Gives   get_record(key): the three numbers, nil where there is none; touch(record): a first write when memory is full
---         get_numbers(key), is_amount(number): for periods, too
+--         is_amount(number): for periods, too
 
 local RECORD_SIZE = 24
 local SETTLED_FOR = 86400000 -- a day in milliseconds: how long after it was settled an amount can be replaced
@@ -14,14 +14,6 @@ local LAPSES_AT = '16' -- the place of the time, as an argument
 
 local function is_amount(number)
   return number >= 0 and number <= MOST_MONEY and number % 1 == 0 -- no NaN
-end
-
-local function get_numbers(key)
-  -- What a period or a record holds, nil where there is none; '' where it is something else.
-  local raw = redis.pcall('GET', key)
-  if not raw then return nil end
-  if type(raw) == 'table' and not raw.err:find('^WRONGTYPE') then error(raw, 0) end
-  return type(raw) == 'string' and raw or ''
 end
 
 local function get_record(key)
@@ -33,7 +25,7 @@ local function get_record(key)
   if #raw == WITHOUT_LAPSE then estimate, settled = parse('<dd', raw) end
   if #raw == RECORD_SIZE then estimate, settled, at = parse('<ddd', raw) end
   if not (is_amount(estimate) and (settled == -1 or is_amount(settled)) and (at == -1 or is_amount(at))) then
-    note_damage(key)
+    part(REPAIR).note_damage(key)
     return 0, -1, 0
   end
   return estimate, settled, at

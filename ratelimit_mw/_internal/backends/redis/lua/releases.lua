@@ -1,6 +1,6 @@
 -- releases.lua: ends charges: frees their slots, and has `finish` do what else there is.
 --
--- Needs   from `rare` finish (finish.lua), drop_foreign (slot_repair.lua), sentence (faults.lua)
+-- Needs   of other parts finish (finish.lua), drop_foreign (slot_repair.lua), sentence (faults.lua)
 -- Gives   release(op, first): the answer
 -- Cost    one command for the slots of an operation in each set
 
@@ -14,11 +14,11 @@ local function release(op, first)
   for j = 1, n do
     if byte(op, FINISH_HEAD + 1 + (j - 1) * LIMIT_SIZE) == SLOTS then
       local freed = redis.pcall('ZREM', KEYS[first + j], unpack(ids, 1, count))
-      if type(freed) == 'table' and not rare().drop_foreign(KEYS[first + j]) then failed = freed end
+      if type(freed) == 'table' and not part(REPAIR).drop_foreign(KEYS[first + j]) then failed = freed end
     else
       others = true
     end
   end
-  if others then rare().finish(op, first, n, mode) end
-  return failed and FAILED .. rare().sentence(failed) or DONE
+  if others then part(MONEY).finish(op, first, n, mode) end
+  return failed and FAILED .. part(REPAIR).sentence(failed) or DONE
 end

@@ -1,7 +1,7 @@
 -- renew.lua: lets slots and estimates that are still held last longer.
 --
--- Needs   records.lua, budgets.lua, keep_alive (slot_sets.lua), drop_foreign (slot_repair.lua), sentence (faults.lua),
---         renew_meters (meters.lua). A part of `rare`
+-- Needs   of MONEY records.lua, budgets.lua; of the others keep_alive (slot_sets.lua), drop_foreign (slot_repair.lua),
+--         sentence (faults.lua), renew_meters (estimates.lua)
 -- Gives   renew(op, first): the answer
 -- Cost    three commands for a slot set, one for each slot, four for an estimate, five for one of units
 
@@ -10,16 +10,16 @@ local LOST = '\0'
 local NOT_RENEWED = '\2'
 
 local function renew_estimate(record, periods, lease)
-  local estimate, settled, before = get_record(record)
+  local estimate, settled, before = part(MONEY).get_record(record)
   if not estimate or settled >= 0 or before <= 0 then return end
   local at, has_lapsed = 0, false
   for _, p in ipairs(periods) do
-    at, has_lapsed = max(at, lapse_of(p, lease)), has_lapsed or before <= p.lapsed
+    at, has_lapsed = max(at, part(MONEY).lapse_of(p, lease)), has_lapsed or before <= p.lapsed
   end
   if has_lapsed then at = -1 end -- in all of them, if in one
-  touch(record)
+  part(MONEY).touch(record)
   call('SETRANGE', record, LAPSES_AT, pack('<d', at))
-  for _, p in ipairs(periods) do shift(p, estimate, before, at) end
+  for _, p in ipairs(periods) do part(MONEY).shift(p, estimate, before, at) end
 end
 
 local function renew(op, first)
@@ -28,7 +28,7 @@ local function renew(op, first)
   for j = 1, slot_sets do
     local purged = redis.pcall('ZREMRANGEBYSCORE', KEYS[first + j], '-inf', now)
     sets[j] = {n = 0, lease = 0, added = {}, fault = false}
-    if type(purged) == 'table' and not drop_foreign(KEYS[first + j]) then sets[j].fault = sentence(purged) end
+    if type(purged) == 'table' and not part(REPAIR).drop_foreign(KEYS[first + j]) then sets[j].fault = part(REPAIR).sentence(purged) end
   end
   while position <= #op do
     local id, lease, estimate_lease, number, n_periods, n_meters, place, record, units
@@ -59,18 +59,18 @@ local function renew(op, first)
     end
     if record or units then
       local ok, said = pcall(function()
-        for j, period in ipairs(periods) do periods[j] = load_period(unpack(period)) end
+        for j, period in ipairs(periods) do periods[j] = part(MONEY).load_period(unpack(period)) end
         if record then renew_estimate(KEYS[first + record + 1], periods, estimate_lease) end
-        if units then renew_meters(id, KEYS[first + units + 1], open, estimate_lease) end
+        if units then part(ESTIMATES).renew_meters(id, KEYS[first + units + 1], open, estimate_lease) end
       end)
-      if not ok then answer, fault = answer == RENEWED and NOT_RENEWED or answer, sentence(said) end
+      if not ok then answer, fault = answer == RENEWED and NOT_RENEWED or answer, part(REPAIR).sentence(said) end
     end
     answers[#answers + 1] = answer
   end
   for j, set in ipairs(sets) do
     if set.n > 0 then
       call('ZADD', KEYS[first + j], 'XX', unpack(set.added, 1, set.n))
-      keep_alive(KEYS[first + j], set.lease)
+      part(SHARING).keep_alive(KEYS[first + j], set.lease)
     end
   end
   return table.concat(answers) .. fault

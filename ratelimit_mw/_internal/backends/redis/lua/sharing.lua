@@ -1,7 +1,6 @@
 -- sharing.lua: keeps what several charges of a batch share until all are decided.
 --
--- Needs   hold_slots and keep_alive (slot_sets.lua), upkeep().written (window_upkeep.lua), repaired (window_repair.lua).
---         A part of `rare`
+-- Needs   hold_slots and keep_alive (slot_sets.lua), written (window_upkeep.lua), repaired (window_repair.lua)
 -- Gives   shared(key, letter, quota, length, granule): the state of a key in `states`
 --         flush(state): writes it, if it was changed. A state is one of a window (`raw`, and as it is stored, `read`), of
 --         a slot set (ids to add, and a count), or of a period
@@ -25,8 +24,8 @@ end
 local function flush(s)
   if s.letter == WINDOW then
     if s.raw == s.read then return end
-    local ok, fault = pcall(upkeep().written, s.key, s.quota, s.length, s.granule, s.raw)
-    if not ok then repaired(fault, s.key, s.quota, s.length, s.granule, s.raw) end
+    local ok, fault = pcall(part(UPKEEP).written, s.key, s.quota, s.length, s.granule, s.raw)
+    if not ok then part(REPAIR).repaired(fault, s.key, s.quota, s.length, s.granule, s.raw) end
   elseif s.letter == SLOTS then
     if s.n == 0 then return end
     hold_slots(s.key, s.added, s.n, s.expired)

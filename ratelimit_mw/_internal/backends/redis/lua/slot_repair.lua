@@ -1,6 +1,6 @@
 -- slot_repair.lua: mends slot sets.
 --
--- Needs   sentence and note_damage (faults.lua). A part of `rare`
+-- Needs   sentence and note_damage (faults.lua).
 -- Gives   drop_foreign(key): deletes what is no slot set; whether it was none
 --         mended_slots(fault, op, first): the same for all slot sets of a charge that failed
 --         shorten(key, lease): ends leases a lease from now that are longer than any can be

@@ -1,6 +1,6 @@
 -- slot_sets.lua: writes slot sets where more is to do than to add one id.
 --
--- Needs   nothing but what batch.lua defines. A part of `rare`
+-- Needs   nothing but what batch.lua defines.
 -- Gives   hold_slots(key, added, n, expired): adds ids with their expiry, and removes what has expired
 --         keep_alive(key, lease): lengthens the key's life, where it is too short
 --         lengthen(key, life): the same where it is known to be

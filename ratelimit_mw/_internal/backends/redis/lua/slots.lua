@@ -3,12 +3,12 @@
 -- A slot set is a sorted set: lease id by expiry. A slot is the id of its lease, so that freeing it twice removes
 -- nothing more, and nobody else's slot.
 --
--- Needs   as windows.lua; from `rare` hold_slots and lengthen (slot_sets.lua), shorten (slot_repair.lua). A part of
+-- Needs   as windows.lua; of other parts hold_slots and lengthen (slot_sets.lua), shorten (slot_repair.lua). A part of
 --         `decide`
 -- Gives   as windows.lua
 -- Cost    three commands for a charge
 
-local shared = not alone and rare().shared(key, letter, quota, length, granule)
+local shared = not alone and part(SHARING).shared(key, letter, quota, length, granule)
 local held, expired, count = shared and shared.n or 0, 0, nil
 local looked = shared and shared.looked -- whether those that have expired are left out of the count
 if charges then
@@ -16,7 +16,7 @@ if charges then
   if count + number > quota and not looked then
     expired, looked = call('ZCOUNT', key, '-inf', now), true
     count = count - expired
-    if count + number > quota then rare().shorten(key, length) end
+    if count + number > quota then part(REPAIR).shorten(key, length) end
   end
 else
   count = call('ZCOUNT', key, string.format('(%.0f', now), '+inf') + held / 2
@@ -48,7 +48,7 @@ if admitted > 0 and charges then
     if shared then
       shared.n, shared.lease = held + 2 * admitted, math.max(shared.lease, length)
     else
-      rare().hold_slots(key, added, 2 * admitted, expired)
+      part(SHARING).hold_slots(key, added, 2 * admitted, expired)
     end
   end
   if not shared then
@@ -56,7 +56,7 @@ if admitted > 0 and charges then
     if count == 0 then
       call('PEXPIRE', key, 2 * life)
     elseif call('PTTL', key) < life then
-      rare().lengthen(key, life)
+      part(SHARING).lengthen(key, life)
     end
   end
   count = count + admitted

@@ -1,6 +1,6 @@
 -- texts.lua: writes numbers as arguments of commands: Redis would write each with seventeen digits.
 --
--- Needs   nothing. A part of `upkeep` and of `rare`
+-- Needs   nothing.
 -- Gives   text(number): the same few times and places come again and again
 
 local texts = {}

@@ -1,6 +1,6 @@
 -- window_entries.lua: reads and writes entries of a window, wherever they are stored.
 --
--- Needs   nothing but what batch.lua defines. A part of `upkeep`
+-- Needs   nothing but what batch.lua defines.
 -- Gives   window(key, quota, length, granule, raw): the unpacked window `w`, or the error DAMAGED; raw_of(w): packs it again
 --         entries(w, first, number), each(w, first): entries from a place on, as bytes, or one after the other
 --         first_since(w, time): the place of the first entry at a time or later

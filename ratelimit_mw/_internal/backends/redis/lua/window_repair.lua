@@ -1,6 +1,6 @@
 -- window_repair.lua: makes a damaged window anew.
 --
--- Needs   note_damage (faults.lua). A part of `rare`
+-- Needs   note_damage (faults.lua).
 -- Gives   repaired(fault, key, quota, length, granule, raw): the header of the new window, or the error again if it tells
 --         of no damage
 

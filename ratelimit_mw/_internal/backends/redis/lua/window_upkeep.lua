@@ -2,7 +2,7 @@
 --
 -- All functions that `upkeep` gives take a window as `raw`, and raise DAMAGED where it can't be as it is stored.
 --
--- Needs   window_entries.lua. A part of `upkeep`
+-- Needs   window_entries.lua.
 -- Gives   refreshed(key, quota, length, granule, raw): the window without what has left it
 --         written(key, quota, length, granule, raw): writes it after a charge, with room for the next one and a life
 --         retry_after(key, quota, length, granule, raw, cost): microseconds until a cost fits

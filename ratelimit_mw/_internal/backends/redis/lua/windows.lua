@@ -7,17 +7,17 @@
 -- or granules need. Times never decrease from entry to entry; one of units taken ahead lies up to `ahead` later than
 -- they were taken. Header and stage as one string are called `raw`.
 --
--- Needs   what `decide` knows of a limit (charges.lua); `upkeep` (window_upkeep.lua) where more is to do than to write
---         a header; `rare` (sharing.lua, window_repair.lua) where several charges share a window or one is damaged. A
+-- Needs   what `decide` knows of a limit (charges.lua); UPKEEP (window_upkeep.lua) where more is to do than to write
+--         a header; SHARING and REPAIR (parts.lua) where several charges share a window or one is damaged. A
 --         part of `decide`
 -- Gives   `admitted`: how many of the charges all limits admit, once it has asked the next ones; it leaves `decide` with
 --         nil where TIME lies outside a period. Its figures
 -- Cost    two commands, and one more for every fifth entry
 
-local shared = not alone and rare().shared(key, letter, quota, length, granule)
+local shared = not alone and part(SHARING).shared(key, letter, quota, length, granule)
 local read = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
 if #read < HEADER_SIZE then
-  read = read == '' and EMPTY or rare().repaired(DAMAGED, key, quota, length, granule, read)
+  read = read == '' and EMPTY or part(REPAIR).repaired(DAMAGED, key, quota, length, granule, read)
 end
 local raw, sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = read, parse(HEADER, read)
 if newest <= now and oldest > now - length and oldest <= newest and ring <= cap and sum >= 0 then
@@ -28,8 +28,8 @@ elseif newest <= now - length and oldest <= newest then
 else
   -- include window_start
   if not raw then
-    local ok, fresh = pcall(upkeep().refreshed, key, quota, length, granule, read)
-    raw = ok and fresh or rare().repaired(fresh, key, quota, length, granule, read)
+    local ok, fresh = pcall(part(UPKEEP).refreshed, key, quota, length, granule, read)
+    raw = ok and fresh or part(REPAIR).repaired(fresh, key, quota, length, granule, read)
   end
   sum, oldest, newest, dies, newest_cost, ahead, head, cap, ring, later = parse(HEADER, raw)
 end
@@ -66,8 +66,8 @@ if admitted > 0 and pays then
   if shared then
     shared.raw = raw
   elseif is_due then
-    local ok, written = pcall(upkeep().written, key, quota, length, granule, raw)
-    raw = ok and written or rare().repaired(written, key, quota, length, granule, raw)
+    local ok, written = pcall(part(UPKEEP).written, key, quota, length, granule, raw)
+    raw = ok and written or part(REPAIR).repaired(written, key, quota, length, granule, raw)
   else
     call('SETRANGE', key, '0', raw)
     if life then call('PEXPIRE', key, math.floor(life / 1000)) end
@@ -78,6 +78,6 @@ end
 local place = 3 * j
 figures[place - 2], figures[place - 1], figures[place] = sum, later > 0 and oldest + length - now or 0, 0
 if admitted < number then
-  local ok, wait = pcall(upkeep().retry_after, key, quota, length, granule, raw, cost)
+  local ok, wait = pcall(part(UPKEEP).retry_after, key, quota, length, granule, raw, cost)
   figures[place] = ok and wait or length -- a damaged one is repaired as soon as something leaves it
 end
