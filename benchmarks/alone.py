@@ -1,4 +1,4 @@
-"""Instructions of Redis for operations that come alone in a call: `python -m benchmarks.alone`.
+"""Instructions of Redis for operations that come alone in a call, or with a few: `python -m benchmarks.alone`.
 
 Counted by callgrind, which has to be installed (valgrind), for so many callers in turn, each with a charge or
 a release in a call of its own. `redis` is Redis 6.2, and `valkey` Valkey 9.1.
@@ -38,12 +38,12 @@ class CountedStore(StoreServer):
         out = f"--callgrind-out-file={self.folder}/out"
         return [*CALLGRIND, out, *super().command(), "--hz", "1", "--activerehashing", "no"]
 
-    async def count(self, asked: Sequence[Ask]) -> float:
-        """Instructions for each of so many questions, one after the other."""
+    async def count(self, asked: Sequence[Ask], together: int = 1) -> float:
+        """Instructions for each of so many questions, one after the other, or so many at once."""
         self._control("-i", "on")
         self._control("-z")
-        for ask in asked:
-            await ask()
+        for place in range(0, len(asked), together):
+            await asyncio.gather(*[ask() for ask in asked[place : place + together]])
         self._control("-d")
         self._control("-i", "off")
         newest = max(self.folder.glob("out.*"), key=lambda path: int(path.suffix[1:]))
@@ -56,17 +56,17 @@ class CountedStore(StoreServer):
 
 
 def limits_of(caller: str, quota: int, *, slots: bool, tokens: bool = False) -> list[Counter]:
-    """An hour's window of a caller, or two windows and slots; and tokens a minute, if they are metered."""
+    """An hour's window of a caller, or two windows and slots; and tokens an hour, if they are metered."""
     found = [Counter(caller, "p", Window(quota, 1, "hour"))]
     if slots:
         found += [Counter(caller, "p", Window(LARGE, 1, "day")), Counter(caller, "p", Slots(100))]
     if tokens:
-        found.append(Counter(caller, "p:tokens", Window(LARGE, 1, "minute", "tokens")))
+        found.append(Counter(caller, "p:tokens", Window(LARGE, 1, "hour", "tokens")))
     return found
 
 
-async def measure(server: CountedStore, callers: int) -> None:
-    """Print the instructions of each kind of operation."""
+async def measure(server: CountedStore, callers: int, together: int) -> None:
+    """Print the instructions of each kind of operation, so many of which share a call."""
     backend = RedisBackend(server.url, timeout=PATIENCE)
     await backend.open()
 
@@ -74,7 +74,7 @@ async def measure(server: CountedStore, callers: int) -> None:
         held.append(await backend.acquire(charge, new_id()))
 
     async def row(name: str, asked: Sequence[Ask]) -> None:
-        print(f"{name:<60}{await server.count(asked):>10,.0f}", flush=True)
+        print(f"{name:<60}{await server.count(asked, together):>10,.0f}", flush=True)
 
     for name, slots in (("one window", False), ("two windows and a slot", True)):
         charges = [Charge(limits_of(f"{name} {i}", LARGE, slots=slots)) for i in range(callers)]
@@ -116,12 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.alone", description=__doc__)
     parser.add_argument("--server", choices=sorted(server_binaries()), default="redis")
     parser.add_argument("--callers", type=int, default=500, metavar="N")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="operations in a call")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = CountedStore(arguments.server, Path(folder))
         server.start()
         try:
-            asyncio.run(measure(server, arguments.callers))
+            asyncio.run(measure(server, arguments.callers, arguments.together))
         finally:
             server.stop()
 

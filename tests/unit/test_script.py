@@ -203,7 +203,7 @@ def test_letters_sizes_and_answers_are_those_of_the_packing() -> None:
         "SETTLE_HEAD": packing.SETTLE_HEAD,
     }
     sizes |= {"FINISH_HEAD": packing.FINISH_HEAD, "OWN_HEAD": own_costs.OWN_HEAD}
-    sizes["METER_HEAD"] = meter_packing.METER_HEAD
+    sizes |= {"METER_HEAD": meter_packing.METER_HEAD, "METER_SIZE": own_costs.METER}
     for name, packed in sizes.items():
         assert int(lua[name]) == packed.size, name
     assert int(lua["ID_SIZE"]) == LEASE_ID_SIZE

@@ -8,6 +8,8 @@ from ratelimit_mw._internal.model.charge import Charge
 OWN_HEAD = struct.Struct("<cBBBdd")
 OWN_COST = struct.Struct("<dB")
 """Behind each limit: its cost, and the number of its meter."""
+METER = struct.Struct("<dd")
+"""Behind all limits, for each meter: its cost, and the length of its longest window."""
 _OWN_KINDS = {
     letters.ACQUIRE: letters.ACQUIRE_OWN,
     letters.PEEK: letters.PEEK_OWN,
@@ -21,12 +23,15 @@ MOST_COST = 2**32 - 1
 
 
 def own_limits(charge: Charge, limits: bytes) -> bytes:
-    """The limits of a charge with their own costs; `limits` are the same without."""
+    """The limits of a charge with their own costs, and its meters; `limits` are the same without."""
     meters = charge.meter_places or (0,) * len(charge.counters)
     parts = list[bytes]()
     for place, meter in enumerate(meters):
         parts.append(limits[place * LIMIT_SIZE : (place + 1) * LIMIT_SIZE])
         parts.append(OWN_COST.pack(min(charge.cost_at(place), MOST_COST), meter))
+    for number, metered in enumerate(charge.meters, 1):
+        cost = min(charge.cost_at(meters.index(number)), MOST_COST)
+        parts.append(METER.pack(cost, max([window.length for window in metered.windows])))
     return b"".join(parts)
 
 

@@ -18,7 +18,8 @@
 --             leaves money alone, 1 keeps the estimate, 2 gives it back; keys as above (mode 0: no record)
 --        a p o  as A P O, with a cost for each limit: n, number of the keys behind the limits', records (1 of money,
 --             2 of units, 3 both), price, lease of its estimates, n limits, ids. Such a limit has two more fields: its
---             cost (0: one unit has to be left, and none is charged), and the number of its meter from 1 on, or 0.
+--             cost (0: one unit has to be left, and none is charged), and the number of its meter from 1 on, or 0. Behind the
+--             limits stand the cost of each meter, and the length of its longest window.
 --             Keys: one for each limit, the open estimates of each meter, the record of units, that of money
 --        M    meters: number of keys, mode (0 settle, 1 settle anew, 2 hold until settled, 3 keep the estimates, 4 give
 --             them back), n; for each of n meters: amount (-1: leave it), number of windows, and quota, length and

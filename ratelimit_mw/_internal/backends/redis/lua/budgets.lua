@@ -5,9 +5,9 @@
 -- of 32 parts of its lease. Nothing is held after `lapsed` under a time up to it.
 --
 -- Needs   records.lua, flush (sharing.lua), note_damage (faults.lua), `decide`
--- Gives   money_plan(op, first, price, lease): what there is more to a charge (charges.lua) that moves money
+-- Gives   money_plan(op, price, lease): what there is more to a charge (charges.lua) that moves money
 --         decide_period(key, amount, since, ends, ...): as decide of decide.lua, for a period; `at` is the next limit's
---         open(more, key): makes the record of a charge under this key, before anything is held for it
+--         open(more, key, op, n): makes the record of a charge under this key, before anything is held for it
 --         load_period(key, ends): a period `p`, read once in a batch; change(p, spent, held, at): spends and holds more
 --         shift(p, amount, before, at): lets what is held lapse at another time; lapse_of(p, lease): when it lapses
 --         forget(): drops what is known of a charge that failed
@@ -99,23 +99,24 @@ local function shift(p, amount, before, at)
   change(p, 0, amount, at)
 end
 
-local function open(more, key)
+local function open(more, key, op, n)
   is_open = more.again and get_record(key) ~= nil
   if is_open then return end
-  local ends = 0
-  for j = 1, more.n do
-    local letter, _, _, period_ends = parse('<Bddd', more.op, more.head + 1 + (j - 1) * more.limit_size)
+  local ends, head, limit_size = 0, CHARGE_HEAD, LIMIT_SIZE
+  if more.is_own then head, limit_size = OWN_HEAD, OWN_SIZE end
+  for j = 1, n do
+    local letter, _, _, period_ends = parse('<Bddd', op, head + 1 + (j - 1) * limit_size)
     if letter == BUDGET then ends = max(ends, period_ends) end
   end
   local life = math.floor((ends - now + KEPT_AFTER_END) / 1000)
   call('SET', key, pack('<ddd', more.price, -1, lapses), 'PX', text(life))
 end
 
-local function money_plan(op, first, price, lease)
-  local kind, n = byte(op, 1, 2)
+local function money_plan(op, price, lease)
+  local kind = byte(op)
   return {
-    op = op, first = first, n = n, head = CHARGE_HEAD, limit_size = LIMIT_SIZE, again = kind == ACQUIRE_AGAIN,
-    price = price, lease = lease, records = lease > 0 and kind ~= PEEK and 1, has_money = true, n_meters = 0,
+    again = kind == ACQUIRE_AGAIN, price = price, lease = lease, records = lease > 0 and kind ~= PEEK, has_money = true,
+    n_meters = 0,
   }
 end
 

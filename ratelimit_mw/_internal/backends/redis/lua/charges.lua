@@ -21,5 +21,5 @@ elseif not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and
 elseif kind == TAKE_AHEAD then
   more = {ahead = price}
 else
-  more = part(MONEY).money_plan(op, first, price, lease)
+  more = part(MONEY).money_plan(op, price, lease)
 end

@@ -62,12 +62,14 @@ local SETTLE_HEAD = 11
 local LIMIT_SIZE = 25
 local OWN_HEAD = 20 -- of a charge whose limits have costs of their own
 local OWN_SIZE = 34 -- of such a limit
+local METER_SIZE = 16 -- of each meter behind the limits
 local ID_SIZE = 16
 
 -- A record of units (meters.lua): its head, and an entry; an estimate as the set of its meter has it (estimates.lua)
 local UNITS_HEAD = 16
 local UNITS_ENTRY = 24
 local MEMBER = '<c0dd'
+local KEEPS_SET = '' -- a member that never lapses: to make the set anew for each estimate would cost more
 
 -- Parts of the script that are made when they are needed (parts.lua), beside those that are an operation's letter
 local UPKEEP = 1

@@ -30,6 +30,7 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
     if more.is_own then
       local meter
       cost, meter, next_at = parse('<dB', op, next_at)
+      if not (cost >= 0 and cost <= MOST_COST and cost % 1 == 0) then error('ERR a cost is a whole number from 0', 0) end
       cost, pays = math.max(cost, 1), charges and cost > 0 and not (more.is_charged and meter > 0)
     end
     if more.states and (more.states[key] == true) ~= alone then

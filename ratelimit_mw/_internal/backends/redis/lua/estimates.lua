@@ -20,17 +20,17 @@ local function take_lapsed(open)
   return lapsed
 end
 
-local function lapse(more)
+local function lapse(more, op, first, n)
   -- Gives back what has lapsed of the meters of a charge; whether that was anything.
   local found = false
   for number = 1, more.n_meters do
-    for _, member in ipairs(take_lapsed(KEYS[more.first + more.n + number])) do
+    for _, member in ipairs(take_lapsed(KEYS[first + n + number])) do
       if #member == MEMBER_SIZE then
         found = true
         local time, spent = parse('<dd', member, ID_SIZE + 1)
-        for j = 1, more.n do
-          local _, quota, length, granule, _, meter = parse('<BddddB', more.op, OWN_HEAD + 1 + (j - 1) * OWN_SIZE)
-          if meter == number then take_off(KEYS[more.first + j], quota, length, granule, time, spent) end
+        for j = 1, n do
+          local _, quota, length, granule, _, meter = parse('<BddddB', op, OWN_HEAD + 1 + (j - 1) * OWN_SIZE)
+          if meter == number then take_off(KEYS[first + j], quota, length, granule, time, spent) end
         end
       end
     end
@@ -38,22 +38,22 @@ local function lapse(more)
   return found
 end
 
-local function lapsed(admitted, more, ...)
-  while admitted == 0 and lapse(more) do admitted = decide(more, ...) end
+local function lapsed(admitted, more, figures, op, first, n, ...)
+  while admitted == 0 and lapse(more, op, first, n) do admitted = decide(more, figures, op, first, n, ...) end
   if more.is_due then
     more.is_due = false
-    lapse(more)
+    lapse(more, op, first, n)
   end
   return admitted
 end
 
-local function decide_metered(more, ...)
+local function decide_metered(more, figures, op, first, n, ...)
   if more.again then
-    more.is_charged = get_numbers(KEYS[more.first + more.n + more.n_meters + 1]) ~= nil
+    more.is_charged = get_numbers(KEYS[first + n + more.n_meters + 1]) ~= nil
   else
-    lapse(more)
+    lapse(more, op, first, n)
   end
-  return lapsed(decide(more, ...), more, ...)
+  return lapsed(decide(more, figures, op, first, n, ...), more, figures, op, first, n, ...)
 end
 
 local function renew_meters(id, record, sets, lease)
