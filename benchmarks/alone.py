@@ -1,4 +1,4 @@
-"""Instructions of Redis for operations that come alone in a call, or with a few: `python -m benchmarks.alone`.
+"""Instructions of Redis for operations alone in a call, or among few: `python -m benchmarks.alone`.
 
 Counted by callgrind, which has to be installed (valgrind), for so many callers in turn, each with a charge or
 a release in a call of its own. `redis` is Redis 6.2, and `valkey` Valkey 9.1.

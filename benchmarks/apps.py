@@ -24,6 +24,9 @@ PERIODS = os.environ.get("BENCH_PERIODS", "minute hour").split()
 ROUTES = int(os.environ.get("BENCH_ROUTES", "1"))
 EXHAUSTED = 10
 """Requests an hour of a key that is refused."""
+ESTIMATE = 100
+USED = {"tokens": 60}
+"""Tokens that a request is charged, and those that it settles."""
 TIMEOUT = float(os.environ.get("BENCH_TIMEOUT", "0.1"))
 """Seconds that a request may wait for Redis."""
 REDIS_URL = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379/0")
@@ -31,6 +34,12 @@ REDIS_URL = os.environ.get("BENCH_REDIS", "redis://127.0.0.1:6379/0")
 
 async def predict(_: Request) -> JSONResponse:
     """Answer as an API that does nothing."""
+    return JSONResponse({"output": "ok"})
+
+
+async def predict_and_settle(request: Request) -> JSONResponse:
+    """Answer as `predict`, and settle fewer tokens than the route's estimate."""
+    await request.state.ratelimit.settle(units=USED)
     return JSONResponse({"output": "ok"})
 
 
@@ -151,23 +160,31 @@ async def knock(app: ASGIApp, caller: int) -> None:
 
 
 def settings_of(
-    url: str, *rates: str, slots: int | None = None, prefetch: bool = False, price: str | None = None
+    url: str,
+    *rates: str,
+    slots: int | None = None,
+    prefetch: bool = False,
+    price: str | None = None,
+    tokens: int | None = None,
 ) -> Settings:
-    """One plan for all callers, on this backend; with a price, a budget as well."""
+    """One plan for all callers, on this backend; with a budget for a price, and a limit of tokens."""
     plan = {
         "requests": rates,
         "concurrent": None if slots is None else {"limit": slots},
         "prefetch": prefetch,
         "spending": None if price is None else {"daily": "1000000"},
+        "units": None if tokens is None else {"tokens": ["1000000000/hour"]},
     }
-    priced = [] if not price else [{"path": PATH, "price": price}]
+    route = {"path": PATH, "price": price or None, "units": None if tokens is None else {"tokens": tokens}}
+    estimated = {name: value for name, value in route.items() if value is not None}
     return Settings.model_validate(
         {
             "backend": {"url": url, "timeout": TIMEOUT},
             "identity": {"hash_secret": "of the benchmark"},
             "plans": {"default": {name: value for name, value in plan.items() if value is not None}},
             # Rules that never match, in front: a request has to find its way past them.
-            "routes": [{"path": f"/v1/models/m{number}/{{id}}"} for number in range(ROUTES - 1)] + priced,
+            "routes": [{"path": f"/v1/models/m{number}/{{id}}"} for number in range(ROUTES - 1)]
+            + ([estimated] if len(estimated) > 1 else []),
         }
     )
 
@@ -205,6 +222,7 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     "prefetch": partial(settings_of, REDIS_URL, SHORT, LONG, prefetch=True),
     "refuse": partial(settings_of, REDIS_URL, f"{EXHAUSTED}/hour"),
     "priced": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, price="0.000001"),
+    "units": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, tokens=ESTIMATE),
 }
 """Of this middleware in each of its variants."""
 _TWO, _BUDGET = SETTINGS["redis-2"], partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, price="")
@@ -243,6 +261,9 @@ VARIANTS: dict[str, Callable[[], ASGIApp]] = {
     "refusal": same_refusal,
     "get": lambda: OneGet(bare()),
     **{name: partial(ours, settings) for name, settings in SETTINGS.items()},
+    "units": lambda: RateLimitMiddleware(
+        Starlette(routes=[Route(PATH, predict_and_settle)]), SETTINGS["units"]()
+    ),
     **HOOKED,
     **{name: partial(build, REDIS_URL, LIMIT, predict) for name, build in peers.PEERS.items()},
 }

@@ -23,7 +23,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from benchmarks.apps import HOOKED, SETTINGS, VARIANTS, YARDSTICKS, knock
+from benchmarks.apps import HOOKED, SETTINGS, USED, VARIANTS, YARDSTICKS, knock
 from benchmarks.load import PATH
 from benchmarks.stored import PATIENCE
 from ratelimit_mw import Limiter, RateLimitMiddleware
@@ -33,11 +33,11 @@ from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
 from tests.support.topologies import Cluster
 
-CASES = ("headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "priced", *HOOKED)
-ASKING = ("redis-1", "redis-2", "refuse", "priced", *HOOKED)
+CASES = ("headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "priced", "units", *HOOKED)
+ASKING = ("redis-1", "redis-2", "refuse", "priced", "units", *HOOKED)
 """Cases in which requests may wait for Redis."""
 REFUSING = ("refuse", "refusal")
-IN_REDIS = ("redis-1", "redis-2")
+IN_REDIS = ("redis-1", "redis-2", "units")
 """Cases of which Redis is counted too."""
 REQUESTS = 3_200
 CONNECTIONS = 32
@@ -121,7 +121,10 @@ async def ask_redis(case: str, callers: int) -> Callable[[int], Awaitable[None]]
     asked = 0
 
     async def one(number: int) -> None:
-        await (await limiter.acquire(api_key=f"key-{number % callers}")).release()
+        lease = await limiter.acquire(api_key=f"key-{number % callers}", path=PATH)
+        if case == "units":
+            await lease.settle(units=USED)
+        await lease.release()
 
     async def ask(number: int) -> None:
         nonlocal asked
