@@ -105,9 +105,8 @@ async def measure(server: CountedStore, callers: int, together: int) -> None:
                 f"its settle, {used} of {ESTIMATE}",
                 [partial(backend.settle_units, each.hold, units) for each in held],
             )
-            ends = [each.hold.without_meters() for each in held]
-            for end in ends:
-                await backend.finish(end, EstimateAction.KEEP)
+            for outcome in held:
+                await backend.finish(outcome.hold.without_meters(), EstimateAction.KEEP)
     await backend.close()
 
 

@@ -62,7 +62,8 @@ class Settling:
                 late_sent = self._send_units(late, late_used, replace)
                 sent.append(self._take_in_units(late, late_used, late_sent))
         if sent:
-            await self._owed.arrive(_all(sent), "a settle", lease.id)
+            all_sent = sent[0] if len(sent) == 1 else _all(sent)
+            await self._owed.arrive(all_sent, "a settle", lease.id)
 
     def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
         """The amounts of units that limits of the request count. Raises ValueError for what is no amount.

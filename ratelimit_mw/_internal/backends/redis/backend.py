@@ -25,7 +25,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
 )
 from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
 from ratelimit_mw._internal.backends.redis.loops import LoopSenders
-from ratelimit_mw._internal.backends.redis.meter_packing import Mode, meter_template
+from ratelimit_mw._internal.backends.redis.meter_packing import MeterTemplates, Mode
 from ratelimit_mw._internal.backends.redis.operations import (
     Met,
     Operation,
@@ -91,6 +91,7 @@ class RedisBackend:
         self.call_observers: list[Callable[[float], None]] = []
         self.loops = LoopSenders(self._new_sender, timeout)
         self._held_places: dict[tuple[object, ...], HeldPlaces] = {}
+        self._meter_templates = MeterTemplates(self._names, _MAX_PLACES)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -194,8 +195,8 @@ class RedisBackend:
         return Met(self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, hold, units))
 
     def _owe_units(self, mode: Mode, hold: Reservation, units: Units | None = None) -> OrderedOperation:
-        template = meter_template(mode, hold, self._names, units)
-        return self.loops.submit_in_line(template, hold, f"u:{hold.meters[0].partition}")
+        template, line = self._meter_templates.of(hold.meters, mode, units), f"u:{hold.meters[0].partition}"
+        return self.loops.submit_in_line(template, hold, line)
 
     def _owe_price(
         self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
