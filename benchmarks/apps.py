@@ -166,6 +166,7 @@ def settings_of(
     prefetch: bool = False,
     price: str | None = None,
     tokens: int | None = None,
+    application: dict[str, Any] | None = None,
 ) -> Settings:
     """One plan for all callers, on this backend; with a budget for a price, and a limit of tokens."""
     plan = {
@@ -181,6 +182,7 @@ def settings_of(
         {
             "backend": {"url": url, "timeout": TIMEOUT},
             "identity": {"hash_secret": "of the benchmark"},
+            "application": application or {},
             "plans": {"default": {name: value for name, value in plan.items() if value is not None}},
             # Rules that never match, in front: a request has to find its way past them.
             "routes": [{"path": f"/v1/models/m{number}/{{id}}"} for number in range(ROUTES - 1)]
@@ -220,6 +222,10 @@ SETTINGS: dict[str, Callable[[], Settings]] = {
     "redis-1": partial(settings_of, REDIS_URL, SHORT),
     "redis-2": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000),
     "prefetch": partial(settings_of, REDIS_URL, SHORT, LONG, prefetch=True),
+    "shared": partial(settings_of, REDIS_URL, SHORT, application={"requests": [SHORT]}),
+    "shared-ahead": partial(
+        settings_of, REDIS_URL, SHORT, application={"requests": [SHORT], "prefetch": True}
+    ),
     "refuse": partial(settings_of, REDIS_URL, f"{EXHAUSTED}/hour"),
     "priced": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, price="0.000001"),
     "units": partial(settings_of, REDIS_URL, SHORT, LONG, slots=1000, tokens=ESTIMATE),

@@ -33,11 +33,23 @@ from tests.support.apps import ROOT
 from tests.support.servers import StoreServer
 from tests.support.topologies import Cluster
 
-CASES = ("headers", "memory", "redis-1", "redis-2", "prefetch", "refuse", "priced", "units", *HOOKED)
-ASKING = ("redis-1", "redis-2", "refuse", "priced", "units", *HOOKED)
+CASES = (
+    "headers",
+    "memory",
+    "redis-1",
+    "redis-2",
+    "prefetch",
+    "shared",
+    "shared-ahead",
+    "refuse",
+    "priced",
+    "units",
+    *HOOKED,
+)
+ASKING = ("redis-1", "redis-2", "shared", "shared-ahead", "refuse", "priced", "units", *HOOKED)
 """Cases in which requests may wait for Redis."""
 REFUSING = ("refuse", "refusal")
-IN_REDIS = ("redis-1", "redis-2", "units")
+IN_REDIS = ("redis-1", "redis-2", "shared", "shared-ahead", "units")
 """Cases of which Redis is counted too."""
 REQUESTS = 3_200
 CONNECTIONS = 32

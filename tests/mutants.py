@@ -65,6 +65,7 @@ MODULES = {
     "backends/memory/backend": f"{COUNTS} memory_bounds local limiter",
     "backends/memory/bounded_store": "memory_bounds",
     "cache/prefetch": "prefetch prefetch_backends",
+    "cache/prefetch_state": "prefetch prefetch_backends",
     "cache/refusals": "refused",
     "lease/lease": "slots spending refused estimates jobs",
     "lease/manager": "slots spending jobs estimates",

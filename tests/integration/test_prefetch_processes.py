@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import Limiter, Settings
-from ratelimit_mw._internal.cache.prefetch import PrefetchBatch, PrefetchState, steady_clock
-from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.cache.prefetch import steady_clock
+from ratelimit_mw._internal.cache.prefetch_state import PrefetchBatch, PrefetchState
+from ratelimit_mw._internal.model.limits import SECOND, Window
+from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.policy.policy import Policy
 from tests.conftest import StartServer
 from tests.support.servers import StoreServer
 from tests.support.slots import until
+from tests.support.topologies import Cluster
 
 pytestmark = pytest.mark.rerun
 
@@ -50,12 +53,21 @@ def settings(url: str, *rates: str, **plan: object) -> Settings:
     )
 
 
+def shared(url: str) -> Settings:
+    """A limit of all callers that workers take units ahead of, and plans that ask for their own limits."""
+    said = settings(url, "100000/second", on_failure="deny", prefetch=False, concurrent=TASKS)
+    application = said.application.model_copy(
+        update={"requests": (Window(QUOTA, 1, "second"),), "prefetch": True}
+    )
+    return said.model_copy(update={"application": application})
+
+
 class Worker:
     """A process that asks for units without a pause until it is told to end."""
 
-    def __init__(self, url: str, file: Path) -> None:
+    def __init__(self, url: str, file: Path, whose: str) -> None:
         """Start the process; it writes the units that it was given to `file`."""
-        command = [sys.executable, "-m", "tests.integration.test_prefetch_processes", url]
+        command = [sys.executable, "-m", "tests.integration.test_prefetch_processes", url, whose, file.name]
         root = Path(__file__).parents[2]
         self._file = file
         with file.open("wb") as output:
@@ -111,12 +123,12 @@ class Worker:
 
 
 @contextmanager
-def working(url: str, folder: Path) -> Iterator[list[Worker]]:
+def working(url: str, folder: Path, whose: str) -> Iterator[list[Worker]]:
     """Processes that ask for units without a pause; each was given some."""
     with ExitStack() as stack:
         workers = []
         for number in range(PROCESSES):
-            worker = Worker(url, folder / f"worker-{number}")
+            worker = Worker(url, folder / f"worker-{number}", whose)
             stack.callback(worker.close)
             workers.append(worker)
         until(lambda: all(worker.was_admitted_since(0) for worker in workers), PATIENCE)
@@ -134,12 +146,15 @@ def surely_in(admitted: list[tuple[int, int]], length: int) -> int:
     return max(bisect_left(last, at + length) - n for n, at in enumerate(first))
 
 
-def test_no_interval_holds_more_and_nearly_all_can_be_had(redis_server: StoreServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["own", "shared"])
+def test_no_interval_holds_more_and_nearly_all_can_be_had(
+    redis_server: StoreServer, tmp_path: Path, whose: str
+) -> None:
     """Three processes that never stop asking get most of the limit, and never more than it.
 
     How much at least is shown in `test_prefetch.py`, where no machine is too busy to ask for it.
     """
-    with working(redis_server.url, tmp_path) as workers:
+    with working(redis_server.url, tmp_path, whose) as workers:
         time.sleep(2.5)
         for worker in workers:
             worker.end()
@@ -150,13 +165,16 @@ def test_no_interval_holds_more_and_nearly_all_can_be_had(redis_server: StoreSer
     assert len(admitted) > 0.7 * min(QUOTA * lasted, sum(worker.asked for worker in workers))
 
 
-def test_no_interval_holds_more_when_workers_pause_and_die(redis_server: StoreServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["own", "shared"])
+def test_no_interval_holds_more_when_workers_pause_and_die(
+    redis_server: StoreServer, tmp_path: Path, whose: str
+) -> None:
     """One stops again and again with units in hand, also for longer than they last; one is killed with some.
 
     Nothing depends on how fast that goes: a worker stops when it has units, and all is over when the others
     have gone on for a window. On a busy machine fewer admissions are sure to lie in an interval, never more.
     """
-    with working(redis_server.url, tmp_path) as workers:
+    with working(redis_server.url, tmp_path, whose) as workers:
         paused, killed, other = workers
         for number, seconds in enumerate(PAUSES):
             paused.pause(seconds)
@@ -199,6 +217,29 @@ async def test_most_requests_ask_nobody(server: StoreServer, path: str) -> None:
         shown = [figures.used for _, figures in lease.decision.windows()]
         assert all(3_500 <= used <= 4_000 * 1.03 for used in shown)
         assert window.text == "100000/minute"
+
+
+async def test_a_shared_limit_costs_few_calls_and_no_step_on_a_cluster(cluster: Cluster) -> None:
+    """Callers ask for their own limits, and hardly ever for the one that all of them share."""
+    said = settings(cluster.url, "100000/minute", prefetch=False)
+    application = said.application.model_copy(
+        update={"requests": (Window(1_000_000, 1, "minute"),), "prefetch": True}
+    )
+    async with Limiter(said.model_copy(update={"application": application})) as limiter:
+        engine = limiter.engine
+        policies = [
+            engine.policies.match(engine.identity_of(api_key=f"k{number}"), "GET", "/")
+            for number in range(20)
+        ]
+        for number in range(2_000):
+            lease = await engine.charge(policies[number % 20])
+            assert lease.allowed
+        steps = engine.backend.load.operations
+        assert 2_000 <= steps < 2_000 * 1.2
+        shared_limit = (await engine.peek(policies[0])).limits[-1]
+        assert isinstance(shared_limit.status, WindowStatus)
+        assert shared_limit.counter.owner == "everyone"
+        assert 2_000 <= shared_limit.status.used <= 2_000 * 1.5
 
 
 @pytest.mark.parametrize(("path", "plan"), [("/shared", {}), ("/", {"concurrent": 500})])
@@ -245,7 +286,7 @@ async def test_a_reset_forgets_what_is_in_hand(server: StoreServer) -> None:
 # what the processes do ------------------------------------------------------------------------------
 
 
-async def ask(url: str) -> None:
+async def ask(url: str, whose: str, name: str) -> None:
     """Ask for units until the input ends, and write of each that was had from when to when it may have been.
 
     Each line of the input is a signal, which this process sends to itself when it has units in hand.
@@ -271,17 +312,21 @@ async def ask(url: str) -> None:
             lease = await limiter.engine.charge(policy)
             if lease.allowed:
                 os.write(1, b"%d %d\n" % (before, now()))
+                limiter.engine.leases.end(lease, failed=False)
             if signals and have_units(stock.block):
                 os.kill(os.getpid(), signals.popleft())
             await asyncio.sleep(0 if lease.allowed else 0.001)
 
     loop.add_reader(sys.stdin, listen)
-    async with Limiter(settings(url, f"{QUOTA}/second", on_failure="deny")) as limiter:
-        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
-        assert policy.stock is not None
-        await asyncio.gather(*[work(limiter, policy, policy.stock) for _ in range(TASKS)])
+    own = settings(url, f"{QUOTA}/second", on_failure="deny")
+    async with Limiter(own if whose == "own" else shared(url)) as limiter:
+        key = "k" if whose == "own" else name  # callers of their own share one limit
+        policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
+        state = policy.stock if policy.ahead is None else policy.ahead.shared[0]
+        assert state is not None
+        await asyncio.gather(*[work(limiter, policy, state) for _ in range(TASKS)])
     os.write(1, b"asked %d\n" % asked)
 
 
 if __name__ == "__main__":
-    asyncio.run(ask(sys.argv[1]))
+    asyncio.run(ask(*sys.argv[1:]))

@@ -51,6 +51,27 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ('identity = { blocked_networks = ["::/0"] }', "everyone-blocked", "every caller of IPv6"),
         ('[[addresses]]\nnetwork = "10.0.0.0/8"\nplan = "default"', "network-of-proxies", "plan default"),
         ("[plans.no]\nblocked = true\nconcurrent = 1", "no-effect", "[plans.no] is blocked"),
+        (
+            'application = { requests = ["500/second"], prefetch = true }',
+            "no-effect",
+            "keeps all counts itself",
+        ),
+        (REDIS + "application = { prefetch = true }", "no-effect", "[application] requests has no rate"),
+        (
+            REDIS + 'application = { requests = ["9000/minute", "40/second"], prefetch = true }',
+            "no-effect",
+            "40/second is too small, as fewer than 50 requests fit into it",
+        ),
+        (
+            REDIS + '[[routes]]\npath = "/x"\ncost = 3\ntotal = ["140/second"]\ntotal_prefetch = true',
+            "no-effect",
+            "routes[0].total_prefetch has no effect: 140/second",
+        ),
+        (
+            REDIS + 'application = { requests = ["500/second"] }\nplans.default = { prefetch = true }',
+            "no-effect",
+            "[plans.default] prefetch has no effect: each request draws on [application]",
+        ),
         ('backend = { url = "redis://127.0.0.1/0" }', "no-hash-secret", "hash_secret"),
         ('backend = { url = "redis://:pw@db.example:6379" }', "redis-without-tls", "db.example:6379 is"),
         ('backend = { url = "valkey+cluster://127.0.0.1,far:7" }', "redis-without-tls", "far:7 is"),

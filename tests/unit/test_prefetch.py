@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.cache.prefetch import PART, Prefetch, PrefetchBatch, PrefetchState, is_taken_ahead
+from ratelimit_mw._internal.cache.prefetch import Prefetch
+from ratelimit_mw._internal.cache.prefetch_state import PART, PrefetchBatch, PrefetchState, is_taken_ahead
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window

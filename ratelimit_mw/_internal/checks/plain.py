@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 from ratelimit_mw._internal.checks.amounts import cost_above_limit, estimate_above_limit, price_above_budget
 from ratelimit_mw._internal.checks.networks import network_findings
+from ratelimit_mw._internal.checks.prefetch import prefetch_without_effect
 from ratelimit_mw._internal.checks.routes import route_findings
 from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.findings import Finding
-from ratelimit_mw._internal.settings.tables import PlanSettings, built_in_plans
+from ratelimit_mw._internal.settings.tables import built_in_plans
 from ratelimit_mw._internal.settings.url import split_url
 
 WIDEST_IPV4, WIDEST_IPV6 = 8, 7
@@ -36,7 +37,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
             price_above_budget,
             network_findings,
             _unreachable_plans,
-            _without_effect,
+            prefetch_without_effect,
             _not_compiled,
         )
         for finding in check(settings)
@@ -108,14 +109,6 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
             yield Finding("unreachable-plan", text, "note")
 
 
-def _without_effect(settings: Settings) -> Iterator[Finding]:
-    takes_slots = all(route.slot or route.exempt for route in settings.routes)
-    for name, plan in settings.plans.items():
-        reason = _why_not_ahead(settings, plan, takes_slots) if plan.prefetch else ""
-        if reason:
-            yield Finding("no-effect", f"[plans.{name}] prefetch has no effect: {reason}.", "note")
-
-
 def _not_compiled(_settings: Settings) -> Iterator[Finding]:
     if not is_compiled() and not os.environ.get(PURE):
         text = (
@@ -123,14 +116,3 @@ def _not_compiled(_settings: Settings) -> Iterator[Finding]:
             "wheel, and the installation had no C compiler."
         )
         yield Finding("not-compiled", text)
-
-
-def _why_not_ahead(settings: Settings, plan: PlanSettings, takes_slots: bool) -> str:
-    """Return the reason why nothing can be taken ahead on any route; empty if something can."""
-    if not is_shared(settings):
-        return "this process keeps all counts itself"
-    if plan.units:
-        return "its metered units are settled by each request"
-    if settings.application.requests or settings.application.concurrent or settings.application.units:
-        return "each request draws on [application], which all callers share"
-    return "each request takes a slot of the plan" if plan.concurrent and takes_slots else ""

@@ -144,6 +144,7 @@ def _summary(settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
         "application": {
             **_limits(settings.application.requests, settings.application.concurrent),
             "units": _units(settings.application.units),
+            "prefetch": settings.application.prefetch,
         },
         "plans": {name: _plan(plan) for name, plan in settings.plans.items()},
         "keys": len(settings.keys),
@@ -180,6 +181,7 @@ def _route(route: RouteSettings) -> dict[str, Any]:
         "methods": sorted(route.methods) if route.methods else None,
         "requests": [limit_json(window) for window in route.requests],
         "total": [limit_json(window) for window in route.total],
+        "total_prefetch": route.total_prefetch,
         "price": None if route.price is None else str(route.price),
         **route.model_dump(include={"exempt", "cost", "units", "slot", "on_failure", "shadow"}),
     }

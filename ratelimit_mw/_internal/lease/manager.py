@@ -192,7 +192,12 @@ class Leases:
         lease.stop_renewing()
         now = lease.decision.now_us if outcome is None else outcome.now
         times = (now,) if outcome is None else outcome.times or (now,)
-        lease.backend.give_back(lease.asked, hold, times)
+        charge: Charge | None = lease.asked
+        if outcome is not None and outcome.drawn is not None:
+            charge = outcome.drawn.charge
+            outcome.drawn.put_back()
+        if charge is not None:
+            lease.backend.give_back(charge, hold, times)
         if self.freed is not None:
             self.freed(hold)
 

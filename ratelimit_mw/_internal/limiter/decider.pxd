@@ -22,6 +22,7 @@ cdef class Decider:
     cdef public object observers
     @cython.locals(charge=Charge, lease=Lease, known=CachedRefusal)
     cpdef decide(self, Policy policy, identity, price=*, units=*, bint may_wait=*)
+    cdef object _ask(self, Policy policy, Charge charge, bytes lease_id, object price)
     @cython.locals(policy=Policy, charge=Charge)
     cpdef Lease answered(self, Lease lease, Outcome outcome, double sent)
     @cython.locals(policy=Policy, charge=Charge)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.cache.prefetch import Prefetch
 from ratelimit_mw._internal.cache.refusals import CachedRefusal, RefusalCache
+from ratelimit_mw._internal.cache.shared_units import PartialCharge
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import EXEMPT, Leases
 from ratelimit_mw._internal.live.state import Live
@@ -106,12 +107,18 @@ class Decider:
         sent = self._refusals.now() if self.remembers else 0.0
         lease_id = new_lease_id() if charge.is_held else NO_LEASE_ID
         try:
-            answer = self._backend.ask(charge, lease_id, amount)
+            answer = self._ask(policy, charge, lease_id, amount)
         except BackendError as error:
             return self.without_backend(lease, error)
         if isinstance(answer, Outcome):
             return self.answered(lease, answer, sent)
         return PendingDecision(self, lease, answer, sent)
+
+    def _ask(self, policy: Policy, charge: Charge, lease_id: bytes, price: int) -> Outcome | Asked:
+        """Ask the backend, for what is not in hand: the outcome, or what to await for it."""
+        if policy.ahead is None or not self.remembers:
+            return self._backend.ask(charge, lease_id, price)
+        return PartialCharge(self._prefetch, policy.ahead, charge).ask(self._backend, lease_id, price)
 
     def _decided(self, policy: Policy, identity: Identity) -> Lease:
         """Exempt a request, or refuse one of a blocked caller."""

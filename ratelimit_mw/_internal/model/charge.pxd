@@ -13,7 +13,7 @@ cdef class Charge:
     cdef public bint is_held, is_of_one, is_recorded
     cdef public tuple slots, allowances, meters, meter_places, estimates, costs
     cdef public list windows, warn_amounts
-    cdef public dict unit_windows
+    cdef public dict unit_windows, parts
     cdef public Charge model, base
     cdef public Outcome last
     cdef public tuple keys

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ratelimit_mw._internal.model.header_window import HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
@@ -81,6 +81,7 @@ class Charge:
         "meter_places",
         "meters",
         "model",
+        "parts",
         "prepared",
         "slots",
         "unit_windows",
@@ -165,6 +166,8 @@ class Charge:
                 self.currency = counter.limit.currency
         self.prepared: object = None
         """A backend's own: what it has made of this charge once, to use it for every request."""
+        self.parts: dict[int, Any] | None = None
+        """What is left of it without some of its limits, as far as that was needed."""
         self.last: Outcome | None = None
         """The latest outcome: where this process starts from while the backend is away."""
 
@@ -174,7 +177,7 @@ class Charge:
         What doesn't differ is shared, and counters are made only if somebody looks at them.
         """
         made = Charge.__new__(Charge)
-        made._counters = made.prepared = made.last = None  # noqa: SLF001 - its own
+        made._counters = made.prepared = made.parts = made.last = None  # noqa: SLF001 - its own
         made.model, made.caller, made.address, made.keys = self, caller, address, keys
         made.cost, made.ahead = self.cost, self.ahead
         made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
@@ -229,6 +232,17 @@ class Charge:
                 kept = of_units.setdefault(unit, []) if counter.limit.is_metered else windows
                 kept.append(HeaderWindow(place, counter.limit, self.cost_at(place)))
         return windows, of_units
+
+    def forget(self) -> None:
+        """Let go of what was made of it: a backend makes its part anew, where it is needed.
+
+        So it is freed without the garbage collector.
+        """
+        self.prepared = self.last = None
+        parts, self.parts = self.parts, None
+        for part in () if parts is None else parts.values():
+            if part.charge is not None:
+                part.charge.prepared = part.charge.last = None
 
     @property
     def units(self) -> dict[str, int]:

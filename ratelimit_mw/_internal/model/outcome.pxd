@@ -15,9 +15,12 @@ cdef class Outcome:
     cdef readonly i64 now
     cdef readonly Reservation hold
     cdef public tuple times
+    cdef public object drawn
     cdef Numbers _row
     @cython.locals(row=Numbers, at=Py_ssize_t)
     cpdef object status(self, Py_ssize_t place, limit)
+    @cython.locals(at=Py_ssize_t)
+    cpdef void append_status(self, Numbers row, Py_ssize_t place) except *
     cpdef i64 used(self, Py_ssize_t place) except? -1
     cpdef i64 reset_after(self, Py_ssize_t place) except? -1
     cpdef i64 held(self, Py_ssize_t place) except? -1

@@ -1,12 +1,15 @@
 """The outcome of a charge: a backend's answer in numbers, and the status of each limit."""
 
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from ratelimit_mw._internal.model.limits import Limit, Slots, Window
-from ratelimit_mw._internal.model.reservation import Reservation
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.model.charge import Charge
 
 # The row of an `Outcome` has three numbers of each limit. First: units used, active slots or the amount
 # spent. Second: of a window the time until its oldest unit leaves, of slots 0, of a budget the amount held.
@@ -31,10 +34,20 @@ def row_before(row: Numbers, steps: Sequence[int], others: int) -> Numbers:
     return before
 
 
+class Drawn(Protocol):
+    """Units of a request that were taken ahead, and that it was admitted by."""
+
+    charge: "Charge | None"
+    """The part of the charge that the backend admitted besides; None if it was not asked."""
+
+    def put_back(self) -> None:
+        """Have the units in hand again: the request was not admitted after all. To be called once."""
+
+
 class Outcome:
     """A backend's answer to a charge: whether it was admitted, and how each limit stands afterwards."""
 
-    __slots__ = ("_row", "admitted", "hold", "now", "times")
+    __slots__ = ("_row", "admitted", "drawn", "hold", "now", "times")
 
     def __init__(self, admitted: bool, now: int, row: Numbers, hold: Reservation) -> None:
         """`row` has the status of each counter of the charge, in their order, as `_WIDTH` numbers: it is made
@@ -46,10 +59,9 @@ class Outcome:
         self._row = row
         self.hold: Reservation = hold
         self.times: tuple[int, ...] = ()
-        """Times of the charge on a cluster, one for each of its partitions; empty if `now` is the only one.
-
-        A time of 0 stands for units that were charged before, such as those taken ahead.
-        """
+        """Times of the charge on a cluster, one for each of its partitions; empty where `now` is the only."""
+        self.drawn: Drawn | None = None
+        """Units taken ahead that it was admitted by; None if the backend admitted all of it."""
 
     @classmethod
     def from_statuses(cls, admitted: bool, now: int, statuses: Iterable[Status], hold: Reservation) -> Self:
@@ -72,6 +84,20 @@ class Outcome:
         if isinstance(limit, Slots):
             return SlotStatus(row.at(at), row.at(at + _REFUSES) > 0)
         return BudgetStatus(row.at(at), row.at(at + _HELD), row.at(at + _REFUSES) > 0)
+
+    def append_status(self, row: Numbers, place: int) -> None:
+        """Append the status of the limit at this place to the row of another outcome."""
+        at = _WIDTH * place
+        row.append(self._row.at(at))
+        row.append(self._row.at(at + 1))
+        row.append(self._row.at(at + 2))
+
+    def part(self, places: Sequence[int]) -> "Outcome":
+        """Make the outcome of a charge of the limits at these places alone, which hold nothing."""
+        row = Numbers()
+        for place in places:
+            self.append_status(row, place)
+        return Outcome(self.admitted, self.now, row, NO_RESERVATION)
 
     def used(self, place: int) -> int:
         """Units used of the limit at this place: of slots those active, of an allowance the amount spent."""

@@ -101,7 +101,8 @@ class LocalPolicy:
         if priced is not None and priced.last is not None:
             self.remember(priced, priced.last, since=priced.last.now)
         for policy in policies.of(partition):
-            for charge in (policy.charge, policy.priced_charge):
+            ahead = () if policy.ahead is None else policy.ahead.charges
+            for charge in (policy.charge, policy.priced_charge, *ahead):
                 last = charge.last
                 if last is not None:
                     self.remember(charge, last, since=last.now)

@@ -11,6 +11,23 @@ from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Setting
 
 PLAN_SCOPE = "p"
 """Scope of what a plan limits. Not the plan's name: changing plans keeps what was counted."""
+TOTAL_SCOPE = "t"
+"""Scope of what a route limits of all callers together."""
+APPLICATION_SCOPE = "app"
+"""Scope of what `[application]` limits, but for metered units: these have scopes of their own."""
+
+
+def plan_of(settings: Settings, identity: Identity) -> PlanSettings:
+    """Return the plan of a caller, with the limits that its key has in place of the plan's."""
+    plan, key = settings.plans[identity.plan], identity.limits
+    if key is None:
+        return plan
+    own = {
+        name: value
+        for name in ("requests", "units", "concurrent", "spending")
+        if (value := getattr(key, name)) is not None
+    }
+    return plan.model_copy(update=own)
 
 
 def route_counters(
@@ -38,14 +55,22 @@ def shared_counters(settings: Settings, rule: RouteSettings, share: float = 1.0)
     Whatever the share is, the count is one.
     """
     total, application = f"t:{route_scope(rule)[2:]}", settings.application
-    yield from (Counter(total, "t", window.at_share(share), "everyone") for window in rule.total)
+    yield from (Counter(total, TOTAL_SCOPE, window.at_share(share), "everyone") for window in rule.total)
     slots = _slots(application.concurrent, rule)
-    yield from (Counter("app", "app", limit.at_share(share), "everyone") for limit in application.requests)
-    yield from (Counter("app", "app", limit.at_share(share), "everyone") for limit in slots)
+    yield from (
+        Counter("app", APPLICATION_SCOPE, limit.at_share(share), "everyone") for limit in application.requests
+    )
+    yield from (Counter("app", APPLICATION_SCOPE, limit.at_share(share), "everyone") for limit in slots)
     units = {
         unit: tuple([each.at_share(share) for each in rates]) for unit, rates in application.units.items()
     }
     yield from _unit_counters("app", "app", units, "everyone")
+
+
+def shared_scopes_ahead(settings: Settings, rule: RouteSettings) -> list[str]:
+    """Return the scopes of the limits of all callers that workers take units ahead of, under a route rule."""
+    said = {TOTAL_SCOPE: rule.total_prefetch, APPLICATION_SCOPE: settings.application.prefetch}
+    return [scope for scope, is_ahead in said.items() if is_ahead]
 
 
 def _slots(slots: Slots | None, rule: RouteSettings) -> tuple[Slots, ...]:

@@ -134,7 +134,7 @@ class CodeLimits:
             extended = self._extend(policy, asked, alone)
             with self._lock:
                 for forgotten in evict_oldest(self._extended, MAX_POLICIES):
-                    forgotten.charge.prepared = forgotten.charge.last = None
+                    forgotten.charge.forget()
                 self._extended[place] = extended
         return extended
 
@@ -223,6 +223,7 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         shadow=policy.shadow,
         is_exempt=not charge.counters,  # of a late charge whose limits all only report
         stock=None,
+        ahead=None if alone or policy.ahead is None else policy.ahead.without_own(),
         answers=answers or None,
     )
 

@@ -5,17 +5,23 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ratelimit_mw._internal.cache.prefetch import PrefetchState, is_taken_ahead
+from ratelimit_mw._internal.cache.prefetch_state import PrefetchState, is_taken_ahead
+from ratelimit_mw._internal.cache.shared_units import SharedUnits, UnitsAhead
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, OnFailure, Window
 from ratelimit_mw._internal.model.money import parse_amount
-from ratelimit_mw._internal.policy.counters import route_counters, shared_counters
+from ratelimit_mw._internal.policy.counters import (
+    plan_of,
+    route_counters,
+    shared_counters,
+    shared_scopes_ahead,
+)
 from ratelimit_mw._internal.policy.identity import Identity, address_partition
 from ratelimit_mw._internal.policy.loose_paths import route_table
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.settings import Settings
-from ratelimit_mw._internal.settings.tables import PlanSettings, RouteSettings
+from ratelimit_mw._internal.settings.tables import RouteSettings
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.policy.routing import RouteTable
@@ -38,6 +44,7 @@ class Policy:
 
     __slots__ = (
         "admitted",
+        "ahead",
         "answers",
         "charge",
         "currency",
@@ -75,6 +82,7 @@ class Policy:
         is_exempt: bool,
         is_blocked: bool = False,
         stock: PrefetchState | None,
+        ahead: UnitsAhead | None = None,
         answers: Mapping[str, Counts] | None = None,
     ) -> None:
         self.identity: Identity = identity
@@ -101,6 +109,8 @@ class Policy:
         """Whether the request is decided about without asking anybody."""
         self.stock: PrefetchState | None = stock
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
+        self.ahead: UnitsAhead | None = ahead
+        """The same where some are of limits that all callers share, and serve requests with a price, too."""
         self.shadowed: frozenset[str] = frozenset()
         """Scopes of limits in code that only report, and refuse nobody."""
         self.enforced: Policy | None = None
@@ -140,6 +150,7 @@ class Policy:
             is_exempt=self.is_exempt,
             is_blocked=self.is_blocked,
             stock=None if self.stock is None else PrefetchState(charge),
+            ahead=None if self.ahead is None else self.ahead.for_caller(charge),
             answers=self.answers,
         )
 
@@ -154,6 +165,7 @@ class Policies:
         self._others: dict[tuple[object, ...], Policy] = {}
         """Policies that have no place in `latest`: another one has it, or their cost is their own."""
         self._lock = threading.Lock()
+        self._shared: SharedUnits = SharedUnits()
         self.latest: dict[tuple[str, int | None], Policy] = {}
         """The shortest way to the policy of a caller who comes again."""
         renew_after_fork(self)
@@ -221,7 +233,7 @@ class Policies:
 
     def counters_of(self, identity: Identity) -> tuple[Counter, ...]:
         """Every counter that a request of this caller can meet, on whichever route; each once."""
-        plan = _effective(self._settings.plans[identity.plan], identity)
+        plan = plan_of(self._settings, identity)
         rules = (_any_route(), *self._settings.routes)
         return tuple(
             dict.fromkeys(
@@ -248,8 +260,6 @@ class Policies:
         if model is None:
             anybody = Identity(caller, identity.plan, address="address" if address else None, limits=own)
             model = self._compile(anybody, index, cost, is_blocked=is_blocked)
-            for charge in (model.charge, model.priced_charge):
-                charge.caller, charge.address = caller, _ADDRESS
             with self._lock:
                 evict_oldest(self._models, MAX_MODELS)
                 self._models[key] = model
@@ -260,7 +270,7 @@ class Policies:
     ) -> Policy:
         route = None if index is None else self._settings.routes[index]
         rule = route or _any_route()
-        plan = _effective(self._settings.plans[identity.plan], identity)
+        plan = plan_of(self._settings, identity)
         if is_blocked:
             plan = plan.model_copy(update={"blocked": True})
         counters = tuple(route_counters(self._settings, identity, plan, rule))
@@ -273,8 +283,12 @@ class Policies:
         priced = charge
         if plan.spending is not None:
             priced = Charge(counters, cost, lease=lease, estimates=rule.units)
+        for each in (charge, priced):
+            each.caller, each.address = identity.partition, _ADDRESS
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
-        ahead = plan.prefetch and price is None and is_taken_ahead(charge)
+        shared = self._shared.of(charge, shared_scopes_ahead(self._settings, rule))
+        rest = UnitsAhead(shared).rest(charge) if shared else charge
+        stock = PrefetchState(rest) if plan.prefetch and price is None and is_taken_ahead(rest) else None
         return Policy(
             identity=identity,
             route=route,
@@ -289,7 +303,8 @@ class Policies:
             shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
             is_exempt=rule.exempt and not plan.blocked,
             is_blocked=plan.blocked,
-            stock=PrefetchState(charge) if ahead else None,
+            stock=None if shared else stock,
+            ahead=UnitsAhead(shared, stock) if shared else None,
         )
 
 
@@ -301,8 +316,7 @@ def _any_route() -> RouteSettings:
 def _make_room(policies: dict[Any, Policy]) -> None:
     for forgotten in evict_oldest(policies, MAX_POLICIES):
         forgotten.is_latest = False
-        # A backend makes its part anew where it is needed; freed here, it needs no garbage collector.
-        forgotten.charge.prepared = forgotten.charge.last = None
+        forgotten.charge.forget()
 
 
 def _key(identity: Identity, index: int | None, cost: int | None) -> tuple[object, ...]:
@@ -327,19 +341,6 @@ def _is_same(known: Identity, identity: Identity) -> bool:
 
 def _frozen(units: Mapping[str, tuple[Window, ...]] | None) -> tuple[object, ...] | None:
     return None if units is None else tuple(units.items())
-
-
-def _effective(plan: PlanSettings, identity: Identity) -> PlanSettings:
-    """A plan with the limits that a key has in place of it."""
-    key = identity.limits
-    if key is None:
-        return plan
-    own = {
-        name: value
-        for name in ("requests", "units", "concurrent", "spending")
-        if (value := getattr(key, name)) is not None
-    }
-    return plan.model_copy(update=own)
 
 
 def _first(*values: bool | None) -> bool:

@@ -103,6 +103,9 @@ class ApplicationSettings(Table):
 
     requests: Rates = ()
     """Rates of all callers together. Default: none."""
+    prefetch: bool = False
+    """Whether workers take units of `requests` ahead, so that most requests ask no backend for them; for
+    large limits. Default: false."""
     concurrent: Concurrent | None = None
     """Slots of all callers together. Default: none."""
     units: UnitRates = Field(default_factory=dict)
@@ -255,6 +258,9 @@ class RouteSettings(Table):
     """Rates of each caller on this route, on top of its plan's. Default: none."""
     total: Rates = ()
     """Rates of all callers together on this route. Default: none."""
+    total_prefetch: bool = False
+    """Whether workers take units of `total` ahead, so that most requests ask no backend for them; for large
+    limits. Default: false."""
     on_failure: OnFailure | None = None
     """Decision while the backend is away, as `backend.on_failure`. Default: the plan's."""
     shadow: bool | None = None
