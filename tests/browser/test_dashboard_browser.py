@@ -125,6 +125,44 @@ async def test_a_caller_is_acted_on_from_its_row_and_that_is_undone(server: AppS
         await answered(server, "greedy", 200)
 
 
+async def test_a_plan_for_a_while_says_until_when_and_who_gave_it(
+    tmp_path: Path, start_app: StartApp, redis_server: StoreServer
+) -> None:
+    """'How long' is what holds, from a row and on the caller's page, and the page shows who is logged in."""
+    tokens = """
+[[operations.dashboard_tokens]]
+name = "Anna"
+token = "anna-token"
+changes = true
+[[operations.dashboard_tokens]]
+name = "wall screen"
+token = "wall-token"
+"""
+    given = environment(tmp_path, redis_server.url, SETTINGS + tokens)
+    server = start_app("tests.support.dashboard_app:app", environment=given)
+    async with browser_page() as page:
+        await log_in(page, server, "anna-token")
+        await expect(page.locator("#operator")).to_have_text("Anna")
+        await ask(server, "greedy", 40)
+        await page.get_by_role("button", name="Act on this caller").click()
+        await page.locator("#act-plan").select_option("big")
+        await page.locator("#act-for").select_option("for an hour")
+        await page.get_by_role("button", name="Give it this plan").click()
+        await expect(page.locator("#toast")).to_contain_text(f"{short('greedy')}: plan big until ")
+        await expect(page.locator("#audit tbody tr").first).to_contain_text("Anna, 127.0.0.1")
+        await page.locator("#callers tbody a").click()
+        until = page.locator("#caller-facts div", has_text="Its plan holds until").locator("dd")
+        first = await until.text_content()
+        await page.locator("#plan-name").select_option("big")
+        await page.locator("#plan-for").select_option("for a week")
+        await page.locator("#plan-form").get_by_role("button", name="Give it this plan").click()
+        await page.get_by_role("button", name="Do it").click()
+        await expect(until).not_to_have_text(first or "")
+    async with browser_page() as page:
+        await log_in(page, server, "wall-token")
+        await expect(page.locator("#operator")).to_have_text("wall screen, read-only")
+
+
 async def test_a_caller_is_found_among_all(server: AppServer) -> None:
     """By text and plan among those shown, and on the server among all who are known."""
     async with browser_page() as page:

@@ -68,6 +68,7 @@ function take(snapshot) {
   heardAt = Date.now();
   last = snapshot;
   status(snapshot);
+  whoIsIn(snapshot);
   actions.take(snapshot);
   if (!find("overview").hidden) overview.show(snapshot, series);
   announce();
@@ -103,6 +104,12 @@ function status(snapshot) {
   }
   find("notice").hidden = !partial || snapshot.headline.kind === "backend";
   setText(find("notice"), partial ?? "");
+}
+
+// Changes bear this name, so whoever makes one should see it.
+function whoIsIn({ operator, changes }) {
+  find("operator").hidden = !operator;
+  setText(find("operator"), `${plain(operator ?? "")}${changes ? "" : ", read-only"}`);
 }
 
 // Screen readers are told what changed, and not every second.
