@@ -3,25 +3,32 @@
 import asyncio
 import json
 import time
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from ratelimit_mw import Limiter
+from ratelimit_mw import Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends import open_figures_store
 from ratelimit_mw._internal.backends.figures_store import (
     BUCKET,
+    DAY_BUCKET,
+    DAY_KEPT,
+    DAY_LIFE,
     KEPT,
+    MOST_WATCHED,
     TOTALS_LIFE,
     FiguresStore,
-    MemoryFiguresStore,
     Question,
     Report,
 )
+from ratelimit_mw._internal.backends.memory_figures import MemoryFiguresStore
 from ratelimit_mw._internal.fleet import FleetView
+from ratelimit_mw._internal.fleet.day import DayReader
 from ratelimit_mw._internal.fleet.view import POINTS
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from tests.conftest import StartServer
+from tests.support.asgi import client_of, ok_app
 from tests.support.fleet import ask, eventually, fresh, settings_of
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
@@ -101,8 +108,10 @@ async def test_every_figure_expires(server: StoreServer) -> None:
         await limiter.engine.reporter.report()
         with server.client() as client:
             lives = {name: client.ttl(name) for name in client.scan_iter("*{fleet}*")}
-    assert len(lives) == 5
-    assert all(0 < life <= TOTALS_LIFE for life in lives.values()), lives
+    assert len(lives) == 7
+    assert all(0 < life <= (DAY_LIFE if b"}:d:" in name else TOTALS_LIFE) for name, life in lives.items()), (
+        lives
+    )
 
 
 async def test_a_snapshot_tells_what_became_of_requests(url: str) -> None:
@@ -146,6 +155,111 @@ async def test_a_snapshot_tells_what_became_of_requests(url: str) -> None:
     assert said["settings"] == {"versions": [limiter.version]}
     assert said["backend"]["up"] is True
     assert said["partial"] is None
+
+
+async def test_the_last_day_is_kept_in_steps_of_five_minutes(url: str) -> None:
+    """A day of plans at a bounded cost: each step keeps so many names, and all of them end."""
+    async with Limiter(settings_of(url)) as limiter:
+        await ask(limiter, "a", 7)
+        await limiter.engine.reporter.report()
+        day = await FleetView(limiter).day()
+        assert len(day.series) == 288
+        assert {b.at - a.at for a, b in zip(day.series, day.series[1:], strict=False)} == {DAY_BUCKET}
+        assert sum(step.outcomes.admitted for step in day.series) == 5
+        assert sum(step.outcomes.all_refused for step in day.series) == 2
+        (step,) = [step for step in day.steps if step.plans]
+        assert step.plans["default"].admitted == 5
+        store = limiter.engine.reporter.store
+        await store.write(Report("w", "{}", {f"rate plan{number}": 9 + number for number in range(300)}))
+        counts = await store.day([int(await store.now() // DAY_BUCKET)])
+        assert [len(each) for each in counts] == [DAY_KEPT]
+        assert "rate plan299" in counts[0]
+
+
+async def test_old_steps_of_the_day_are_read_once() -> None:
+    """Whoever looks again reads what may still grow; a step that grew after the last look is read again."""
+    now, asked = 1_800_000_000.0, []
+
+    class Store(MemoryFiguresStore):
+        async def day(self, buckets: Sequence[int]) -> Sequence[Mapping[str, int]]:
+            asked.append(len(buckets))
+            return await super().day(buckets)
+
+    store = Store(lambda: now)
+    reader = DayReader(store)
+    for later in (1.0, 290.0, 3_600.0):
+        await store.write(Report("w", "{}", {"admitted pro": 1}))
+        await reader.read()
+        now += later
+        await store.write(Report("w", "{}", {"admitted pro": 1}))
+        await reader.read()
+    assert sum(step.outcomes.admitted for step in (await reader.read()).series) == 6
+    assert asked[0] == 288
+    assert max(asked[1:]) <= 2 + 3_600 // 300
+
+
+async def test_traffic_is_told_by_route_and_method(url: str) -> None:
+    """Each rule by its methods and path, refusals first; what falls under no rule has an empty name."""
+    routes = [
+        {"path": "/jobs", "methods": ["POST"], "requests": ["2/hour"]},
+        {"path": "/jobs", "methods": ["GET", "DELETE"]},
+    ]
+    async with Limiter(settings_of(url, plans={"default": {}}, routes=routes)) as limiter:
+        for method, path, times in (("POST", "/jobs", 5), ("GET", "/jobs", 3), ("GET", "/other", 4)):
+            for _ in range(times):
+                await limiter.acquire(api_key="a", address="192.0.2.1", method=method, path=path)
+        said = (await fresh(limiter)).as_dict()["routes"]
+    assert [(each["route"], each["admitted"], each["refused"]["rate"]) for each in said] == [
+        ("POST /jobs", 2, 3), ("", 4, 0), ("DELETE,GET /jobs", 3, 0),
+    ]  # fmt: skip
+
+
+async def test_where_a_caller_comes_from_is_told_while_somebody_looks(url: str) -> None:
+    """Addresses and routes of a caller are counted for it alone, and only while somebody looks."""
+    middleware = RateLimitMiddleware(ok_app(), settings=settings_of(url))
+    live, reporter = middleware.limiter.engine.live, middleware.limiter.engine.reporter
+    name = middleware.limiter.engine.identity_of(api_key="a").partition
+
+    def is_watching() -> bool:
+        return live.watch is not None
+
+    async def call(key: str, address: str, path: str) -> None:
+        async with client_of(middleware, address=address) as client:
+            await client.get(path, headers={"X-API-Key": key})
+
+    async with middleware.limiter:
+        await call("a", "192.0.2.7", "/before")
+        await reporter.report()
+        view = FleetView(middleware.limiter)
+        assert (await view.caller(name)).addresses == ()
+        assert not is_watching()
+        await reporter.store.write(Report("w", "{}"))
+        await call("a", "192.0.2.7", "/before")
+        await reporter.report()
+        assert is_watching()
+        for address, path in (("192.0.2.8", "/x"), ("192.0.2.8", "/x"), ("192.0.2.9", "/y")):
+            await call("a", address, path)
+        await call("b", "192.0.2.10", "/z")
+        await reporter.report()
+        detail = (await view.caller(name)).as_dict()
+        assert detail["addresses"] == [
+            {"address": "192.0.2.8", "requests": 2}, {"address": "192.0.2.9", "requests": 1},
+        ]  # fmt: skip
+        assert detail["routes"] == [{"route": "GET /x", "requests": 2}, {"route": "GET /y", "requests": 1}]
+        await reporter.store.watch(name, 0.001)
+        await call("a", "192.0.2.8", "/x")
+        await asyncio.sleep(0.01)
+        await reporter.report()
+        assert not is_watching()
+
+
+async def test_at_most_so_many_callers_are_watched(url: str) -> None:
+    """Who opens the pages of very many callers costs workers no more than so many."""
+    store = open_figures_store(settings_of(url).backend)
+    for number in range(3 * MOST_WATCHED):
+        await store.watch(f"i:{number}", 30)
+    assert len(await store.write(Report("w", "{}"))) == MOST_WATCHED
+    await store.close()
 
 
 async def test_a_caller_has_a_history_of_its_own(url: str) -> None:

@@ -162,6 +162,8 @@ class LimitedApp:
                     return
                 found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
             policy, price, units = found.policy, None, None
+            if live.watch is not None:
+                live.watch(found, scope)
             if marked.has_limits:
                 extended = marked.policy_of(policy, found.identity, scope, rules)
                 policy = extended if isinstance(extended, Policy) else await extended

@@ -7,14 +7,10 @@ as much memory, as the rest of this package.
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.backends.audit_store import AuditStore, MemoryAuditStore, RedisAuditStore
-from ratelimit_mw._internal.backends.figures_store import (
-    FiguresStore,
-    MemoryFiguresStore,
-    RedisFiguresStore,
-    fleet_prefix,
-)
+from ratelimit_mw._internal.backends.figures_store import FiguresStore, RedisFiguresStore, fleet_prefix
 from ratelimit_mw._internal.backends.key_store import KeyStore, MemoryKeyStore, RedisKeyStore, keys_hash
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.backends.memory_figures import MemoryFiguresStore
 from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.settings.backend import BackendSettings
 

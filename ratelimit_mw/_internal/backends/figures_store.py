@@ -6,10 +6,8 @@ whatever callers send, and everything expires.
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import nlargest
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ratelimit_mw._internal.backends.connecting.clients import Clients
@@ -20,6 +18,16 @@ if TYPE_CHECKING:
 
 BUCKET = 5
 """Seconds of a bucket."""
+DAY_BUCKET = 300
+"""Seconds of a bucket of the last day."""
+DAY_LIFE = 87_000
+"""Seconds that the counts of plans last in steps of five minutes: a little over a day."""
+DAY_KEPT = 100
+"""Names with the highest counts that a bucket of the last day keeps: 288 buckets take a few MB at most."""
+SIGHTINGS_BUCKET = 60
+"""Seconds of a bucket of addresses and routes of watched callers."""
+MOST_WATCHED = 20
+"""Callers who are watched at a time."""
 TOTALS_LIFE = 3_660
 """Seconds that the counts of plans last: a little over an hour."""
 CALLERS_LIFE = 660
@@ -45,6 +53,10 @@ class Report:
     callers: Counts = field(default_factory=dict)
     identities: Sequence[str] = ()
     """Identities of the callers that were counted."""
+    routes: Counts = field(default_factory=dict)
+    """Requests by outcome and rule."""
+    sightings: Counts = field(default_factory=dict)
+    """Requests of watched callers, by caller and by address or route."""
 
     @property
     def is_empty(self) -> bool:
@@ -57,6 +69,7 @@ class Question(NamedTuple):
 
     totals: Sequence[int]
     callers: Sequence[int]
+    """Buckets of the counts of callers and of rules."""
     since: float
 
 
@@ -69,6 +82,7 @@ class Reading(NamedTuple):
     """The latest first."""
     workers: dict[str, tuple[str, float]]
     """Description that each worker gives of itself, and the Unix time of its last report."""
+    routes: Sequence[Counts] = ()
 
 
 class FiguresStore(Protocol):
@@ -80,8 +94,8 @@ class FiguresStore(Protocol):
     async def now(self) -> float:
         """The store's clock, in seconds since 1970."""
 
-    async def write(self, report: Report) -> None:
-        """Add a report to the bucket of this moment."""
+    async def write(self, report: Report) -> Sequence[str]:
+        """Add a report to the bucket of this moment; returns the callers that are watched."""
 
     async def leave(self, worker: str) -> None:
         """A worker ends."""
@@ -91,61 +105,18 @@ class FiguresStore(Protocol):
 
     async def history(self, names: Sequence[str], buckets: Sequence[int]) -> Sequence[Counts]:
         """The counts of these names of callers in each bucket."""
+
+    async def day(self, buckets: Sequence[int]) -> Sequence[Counts]:
+        """The counts of plans in each of these buckets of five minutes."""
+
+    async def watch(self, caller: str, seconds: float) -> None:
+        """Have workers report where a caller comes from, for so long."""
+
+    async def sightings(self, buckets: Sequence[int]) -> Sequence[Counts]:
+        """Reports about watched callers in each of these minutes."""
 
     async def close(self) -> None:
         """Close what the running event loop has opened; it may be used again."""
-
-
-class MemoryFiguresStore:
-    """Figures of one process."""
-
-    is_shared = False
-
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._totals: OrderedDict[int, dict[str, int]] = OrderedDict()
-        self._callers: OrderedDict[int, dict[str, int]] = OrderedDict()
-        self._identities: OrderedDict[str, float] = OrderedDict()
-        self._workers: dict[str, tuple[str, float]] = {}
-
-    async def now(self) -> float:
-        """The clock of this process, in seconds since 1970."""
-        return self._clock()
-
-    async def write(self, report: Report) -> None:
-        """Add a report to the bucket of this moment."""
-        now = self._clock()
-        bucket = int(now // BUCKET)
-        _add(self._totals, bucket, report.totals, TOTALS_LIFE)
-        _add(self._callers, bucket, report.callers, CALLERS_LIFE)
-        for each in report.identities:
-            self._identities[each] = now
-            self._identities.move_to_end(each)
-        while len(self._identities) > KEPT:
-            self._identities.popitem(last=False)
-        self._workers[report.worker] = (report.about, now)
-
-    async def leave(self, worker: str) -> None:
-        """A worker ends."""
-        self._workers.pop(worker, None)
-
-    async def read(self, question: Question) -> Reading:
-        """Look figures up."""
-        seen = [each for each, at in self._identities.items() if at >= question.since]
-        return Reading(
-            [dict(self._totals.get(bucket, {})) for bucket in question.totals],
-            [dict(self._callers.get(bucket, {})) for bucket in question.callers],
-            seen[::-1],
-            dict(self._workers),
-        )
-
-    async def history(self, names: Sequence[str], buckets: Sequence[int]) -> Sequence[Counts]:
-        """The counts of these names of callers in each bucket."""
-        found = [self._callers.get(bucket, {}) for bucket in buckets]
-        return [{name: counts[name] for name in names if name in counts} for counts in found]
-
-    async def close(self) -> None:
-        """There is nothing to close."""
 
 
 class RedisFiguresStore:
@@ -169,21 +140,25 @@ class RedisFiguresStore:
                 self._set_clock(await client.execute("TIME"))
         return time.time() + (self._ahead or 0.0)
 
-    async def write(self, report: Report) -> None:
-        """Add a report to the bucket of this moment."""
+    async def write(self, report: Report) -> Sequence[str]:
+        """Add a report to the bucket of this moment; returns the callers that are watched."""
         now = await self.now()
         bucket = int(now // BUCKET)
-        keys = (f"t:{bucket}", f"c:{bucket}", "i", "workers", f"h:{report.worker}")
-        lives = [1_000 * life for life in (TOTALS_LIFE, CALLERS_LIFE, WORKER_LIFE)]
-        head: tuple[str | int, ...] = (report.worker, report.about, f"{now:.3f}", KEPT, *lives)
-        pairs = [*report.totals.items(), *report.callers.items()]
-        counts: list[str | int] = [each for pair in pairs for each in pair]
-        sizes = (len(report.totals), len(report.callers))
+        day, minute = f"d:{int(now // DAY_BUCKET)}", f"s:{int(now // SIGHTINGS_BUCKET)}"
+        counts = (f"t:{bucket}", day, f"r:{bucket}", f"c:{bucket}", minute)
+        keys = (*counts, "i", "workers", f"h:{report.worker}", "watched")
+        lives = [1_000 * life for life in (TOTALS_LIFE, DAY_LIFE, CALLERS_LIFE, WORKER_LIFE)]
+        bounds = (KEPT, DAY_KEPT, MOST_WATCHED)
+        head: tuple[str | int, ...] = (report.worker, report.about, f"{now:.3f}", *bounds, *lives)
+        parts = (report.totals, report.routes, report.callers, report.sightings)
+        flat: list[str | int] = [each for part in parts for pair in part.items() for each in pair]
         names = [self._prefix + key for key in keys]
         client = self._clients.get()
         async with client.reading():
-            arguments = (len(names), *names, *head, *sizes, *counts, *report.identities)
-            self._set_clock(await client.run(*get_script("figures"), arguments))
+            arguments = (len(names), *names, *head, *map(len, parts), *flat, *report.identities)
+            clock, watched = await client.run(*get_script("figures"), arguments)
+            self._set_clock(clock)
+        return _texts(watched)
 
     async def leave(self, worker: str) -> None:
         """A worker ends."""
@@ -195,7 +170,7 @@ class RedisFiguresStore:
         """Look figures up."""
         prefix, since = self._prefix, f"{question.since:.3f}"
         keys = [f"{prefix}t:{bucket}" for bucket in question.totals]
-        keys += [f"{prefix}c:{bucket}" for bucket in question.callers]
+        keys += [f"{prefix}{kind}:{bucket}" for kind in "cr" for bucket in question.callers]
         look = [("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys]
         seen = ("ZRANGE", f"{prefix}i", "+inf", since, "BYSCORE", "REV", "LIMIT", 0, KEPT)
         workers = ("ZRANGE", f"{prefix}workers", 0, KEPT - 1, "WITHSCORES")
@@ -208,8 +183,9 @@ class RedisFiguresStore:
             for (worker, at), text in zip(when.items(), said, strict=True)
             if isinstance(text, bytes)
         }
-        number = len(question.totals)
-        return Reading(counts[:number], counts[number:], _texts(identities), told)
+        number, half = len(question.totals), len(question.callers)
+        callers, routes = counts[number : number + half], counts[number + half :]
+        return Reading(counts[:number], callers, _texts(identities), told, routes)
 
     async def history(self, names: Sequence[str], buckets: Sequence[int]) -> Sequence[Counts]:
         """The counts of these names of callers in each bucket."""
@@ -218,6 +194,30 @@ class RedisFiguresStore:
             {name: int(count) for name, count in _finite(zip(names, _list(answer), strict=False))}
             for answer in answers
         ]
+
+    async def day(self, buckets: Sequence[int]) -> Sequence[Counts]:
+        """The counts of plans in each of these buckets of five minutes."""
+        return await self._counts(f"d:{bucket}" for bucket in buckets)
+
+    async def watch(self, caller: str, seconds: float) -> None:
+        """Have workers report where a caller comes from, for so long."""
+        key, now = f"{self._prefix}watched", await self.now()
+        await self._clients.get().ask(
+            [
+                ("ZADD", key, f"{now + seconds:.3f}", caller),
+                ("ZREMRANGEBYSCORE", key, "-inf", f"{now:.3f}"),
+                ("ZREMRANGEBYRANK", key, 0, -MOST_WATCHED - 1),
+                ("PEXPIRE", key, int(1_000 * seconds)),
+            ]
+        )
+
+    async def sightings(self, buckets: Sequence[int]) -> Sequence[Counts]:
+        """Reports about watched callers in each of these minutes."""
+        return await self._counts(f"s:{bucket}" for bucket in buckets)
+
+    async def _counts(self, keys: Iterable[str]) -> list[Counts]:
+        answers = await self._ask([("ZRANGE", self._prefix + key, 0, -1, "WITHSCORES") for key in keys])
+        return [{name: int(count) for name, count in _scores(answer)} for answer in answers]
 
     async def close(self) -> None:
         """Close the connection of the running event loop."""
@@ -237,17 +237,6 @@ class RedisFiguresStore:
 def fleet_prefix(namespace: str) -> str:
     """Return the prefix of the keys of all figures."""
     return f"{namespace}:{{fleet}}:"
-
-
-def _add(buckets: OrderedDict[int, dict[str, int]], bucket: int, counts: Counts, life: float) -> None:
-    """Add to a bucket, keep its highest counts, and forget the buckets whose time is over."""
-    kept = buckets.setdefault(bucket, {})
-    for name, count in counts.items():
-        kept[name] = kept.get(name, 0) + count
-    if len(kept) > KEPT:
-        buckets[bucket] = dict(nlargest(KEPT, kept.items(), key=lambda each: each[1]))
-    while (first := next(iter(buckets))) < bucket - life // BUCKET:
-        del buckets[first]
 
 
 def _scores(answer: Any) -> Iterator[tuple[str, float]]:

@@ -32,6 +32,7 @@ from ratelimit_mw._internal.dashboard.answers import (
 )
 from ratelimit_mw._internal.dashboard.callers import Callers
 from ratelimit_mw._internal.dashboard.compression import compress, compressed_stream, takes_gzip
+from ratelimit_mw._internal.dashboard.exports import EXPORTED, EXPORTS, export_response
 from ratelimit_mw._internal.dashboard.stream import Stream
 from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.limiter.limiter import Limiter
@@ -44,6 +45,9 @@ Handler = Callable[[Request, OperationsSettings], Awaitable[Response]]
 
 LONGEST_CHANGE = 10 * 365 * 86_400
 """Seconds of the longest change that goes back by itself."""
+
+MOST_NAMES = 50
+"""Callers that are asked about at once."""
 
 _OPERATOR = "ratelimit_mw.operator"
 """Name in the scope of a request under which its operator is."""
@@ -65,12 +69,15 @@ class Dashboard:
             "/events": {"GET": self._events},
             "/snapshot": {"GET": self._snapshot},
             "/caller": {"POST": self._caller},
+            "/callers": {"GET": self._every_caller, "POST": self._these_callers},
+            "/day": {"GET": self._day},
             "/search": {"POST": self._search},
             "/reset": {"POST": self._reset},
             "/plan": {"POST": self._plan},
             "/undo": {"POST": self._undo},
             "/audit": {"GET": self._changes},
             "/logout": {"POST": self._logout},
+            **{f"/export/{name}": {"GET": self._export} for name in EXPORTS},
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,6 +196,26 @@ class Dashboard:
             self._facts(operations, _operator(request)),
         )
         return await threads.call(lambda: json_response({**detail, **facts}))
+
+    async def _every_caller(self, _request: Request, _operations: OperationsSettings) -> Response:
+        callers = await self._view.every_caller()
+        return await threads.call(lambda: json_response({"callers": [each.as_dict() for each in callers]}))
+
+    async def _these_callers(self, request: Request, _operations: OperationsSettings) -> Response:
+        names = (await read_json(request)).get("names")
+        if not isinstance(names, list) or len(names) > MOST_NAMES:
+            raise DashboardError(400, f"names must be a list of at most {MOST_NAMES} callers.")
+        callers = await self._view.these_callers([_text({"names": each}, "names") for each in names])
+        return await threads.call(lambda: json_response({"callers": [each.as_dict() for each in callers]}))
+
+    async def _day(self, _request: Request, _operations: OperationsSettings) -> Response:
+        day = await self._view.day()
+        return await threads.call(lambda: json_response(day.as_dict()))
+
+    async def _export(self, request: Request, operations: OperationsSettings) -> Response:
+        name, _, kind = _path(request, operations).removeprefix("/export/").partition(".")
+        rows = await EXPORTED[name](self._view, self._limiter)
+        return await threads.call(lambda: export_response(name, kind, rows))
 
     async def _search(self, request: Request, _operations: OperationsSettings) -> Response:
         text = _text(await read_json(request), "text")

@@ -53,6 +53,18 @@ class PlanFigures(NamedTuple):
         return {"plan": self.plan, **self.outcomes._asdict()}
 
 
+class RouteFigures(NamedTuple):
+    """Outcomes of the requests under one rule in the last minute."""
+
+    route: str
+    """Methods and path of the rule; empty for requests without one."""
+    outcomes: Outcomes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"route": self.route, **self.outcomes._asdict()}
+
+
 class LimitFigures(NamedTuple):
     """Status of one limit of a caller. Amounts of money are in the currency, for showing only."""
 
@@ -198,6 +210,8 @@ class Snapshot:
     headline: Headline = NO_HEADLINE
     callers_seen: int = 0
     """Callers of the last minute, as far as they are counted one by one; `callers` has some of them."""
+    routes: tuple[RouteFigures, ...] = ()
+    """Rules of routes in the last minute, the most refused first, then the busiest: at most so many."""
 
     def without_backend(self, why: str) -> "Snapshot":
         """Return the snapshot with a note that the backend is away since; `why` is the reason."""
@@ -222,6 +236,7 @@ class Snapshot:
             "bucket": self.bucket,
             "series": [point.as_dict() for point in self.series],
             "plans": [plan.as_dict() for plan in self.plans],
+            "routes": [route.as_dict() for route in self.routes],
             "callers": [caller.as_dict() for caller in self.callers],
             "callers_seen": self.callers_seen,
             "workers": [worker.as_dict() for worker in self.workers],
@@ -248,12 +263,18 @@ class CallerDetail(NamedTuple):
     """The plans of the settings."""
     partial: str | None = None
     """Reason why the figures are not current; None if they are."""
+    addresses: tuple[tuple[str, int], ...] = ()
+    """Addresses of the last ten minutes with their requests, the most first, while somebody looks."""
+    routes: tuple[tuple[str, int], ...] = ()
+    """Methods and routes with their requests, as `addresses`."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             **self.figures.as_dict(),
             "series": [point.as_dict() for point in self.series],
+            "addresses": [{"address": name, "requests": number} for name, number in self.addresses],
+            "routes": [{"route": name, "requests": number} for name, number in self.routes],
             "known_as": list(self.known_as),
             "plans": list(self.plans),
             "partial": self.partial,

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import nlargest
+from typing import Any
 
-from ratelimit_mw._internal.backends.figures_store import BUCKET, Counts, Question, Reading
+from ratelimit_mw._internal.backends.figures_store import BUCKET, SIGHTINGS_BUCKET, Counts, Question, Reading
 from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
+from ratelimit_mw._internal.fleet.day import Day, DayReader
 from ratelimit_mw._internal.fleet.habits import Habits, Workers
 from ratelimit_mw._internal.fleet.headline import Circumstances, Outage, headline_of
 from ratelimit_mw._internal.fleet.limit_figures import LimitFiguresReader
@@ -21,15 +23,21 @@ from ratelimit_mw._internal.fleet.snapshot import (
     Outcomes,
     PlanFigures,
     Point,
+    RouteFigures,
     Snapshot,
     WorkerFigures,
 )
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.reporting import name_of
+from ratelimit_mw._internal.observe.sightings import sightings_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.runtime import threads
 
+Places = tuple[tuple[str, int], ...]
+
+PLACES = 20
+"""Addresses and routes of a caller that are shown."""
 FOUND = 20
 """Callers that a search finds at most."""
 KEPT_SECONDS = 0.9
@@ -45,6 +53,14 @@ OPEN = 4
 CALLERS = 50
 PEEKED = 20
 """Callers in a snapshot, and those of them whose limits are asked for."""
+LISTED = 1_000
+"""Callers in a list of all of them."""
+ROUTES = 20
+"""Rules of routes in a snapshot."""
+WATCHED_SECONDS = 30.0
+"""Seconds for which workers tell where a caller comes from after somebody has looked at it."""
+TOGETHER = 50
+"""Callers of a list that are looked up in one turn of the event loop."""
 MOST_LIMITS = 50
 """Limits of a caller in a snapshot: those that are used up most. A caller's own page has all."""
 
@@ -60,11 +76,13 @@ class FleetView:
         self._points: dict[int, Point] = {}
         self._totals: dict[int, Counts] = {}
         self._callers: dict[int, Counts] = {}
+        self._routes: dict[int, Counts] = {}
         self._settled = 0
         """The last bucket that had stopped growing when it was read."""
         self._snapshot: Snapshot | None = None
         self._workers = Workers()
         self._habits = Habits()
+        self._day = DayReader(self._store)
         self._outage: Outage | None = None
         self._decided = self._decided_alone()
         """Requests that were decided without the backend before it went away last."""
@@ -87,9 +105,11 @@ class FleetView:
         figures = next((each for each in snapshot.callers if each.caller == partition), None)
         plans = tuple(self._limiter.settings.plans)
         try:
-            newest = int(await self._store.now() // BUCKET)
+            now = await self._store.now()
+            newest = int(now // BUCKET)
             buckets = range(newest - HISTORY + 1, newest + 1)
             history = await self._history(partition, buckets)
+            addresses, routes = await self._sightings(partition, now)
             if figures is None or len(figures.limits) in (0, MOST_LIMITS):
                 (figures,) = await self._with_limits(
                     [self._figures(partition, _added(history[-MINUTE:]), snapshot.now)]
@@ -100,7 +120,43 @@ class FleetView:
             why = f"the backend is away: {error}; this is how it was last seen"
             return CallerDetail(figures, (), self._people.hashes(partition), plans, why)
         series = tuple(Point(bucket * BUCKET, each) for bucket, each in zip(buckets, history, strict=True))
-        return CallerDetail(figures, series, self._people.hashes(partition), plans)
+        hashes = self._people.hashes(partition)
+        return CallerDetail(figures, series, hashes, plans, addresses=addresses, routes=routes)
+
+    async def _sightings(self, partition: str, now: float) -> tuple[Places, Places]:
+        """Addresses and routes of a caller. Workers tell of them from the first look on."""
+        await self._store.watch(partition, WATCHED_SECONDS)
+        newest = int(now // SIGHTINGS_BUCKET)
+        minutes = range(newest - HISTORY * BUCKET // SIGHTINGS_BUCKET + 1, newest + 1)
+        addresses, routes = sightings_of(partition, await self._store.sightings(minutes))
+        return tuple(addresses.most_common(PLACES)), tuple(routes.most_common(PLACES))
+
+    async def day(self) -> Day:
+        """The last day in steps of five minutes. Raises `BackendError`."""
+        return await self._day.read()
+
+    async def every_caller(self) -> list[CallerFigures]:
+        """Callers of the last minute that are counted one by one, the busiest first, without their limits."""
+        snapshot = await self.read()
+        found = self._found(_minute(snapshot.now))
+        names = nlargest(LISTED, found, key=lambda each: (found[each].all_refused, found[each].asked))
+        listed: list[CallerFigures] = []
+        for start in range(0, len(names), TOGETHER):
+            listed += [self._figures(each, found[each], snapshot.now) for each in names[start:][:TOGETHER]]
+            await asyncio.sleep(0)
+        return sorted(listed, key=lambda each: each.outcomes.asked, reverse=True)
+
+    async def these_callers(self, names: Sequence[str]) -> list[CallerFigures]:
+        """Callers by their names, in this order, as they are now. Raises `BackendError`."""
+        snapshot = await self.read()
+        found = self._found(_minute(snapshot.now))
+        callers = [self._figures(each, found.get(each, NOTHING), snapshot.now) for each in names]
+        return await self._with_limits(callers, MOST_LIMITS)
+
+    def _found(self, minute: Sequence[int]) -> dict[str, Outcomes]:
+        """The callers that are counted one by one in these buckets, as far as they were read."""
+        counts = sums(self._callers.get(each, {}) for each in minute)
+        return {partition: outcomes_of(each) for partition, each in counts.items()}
 
     async def _history(self, partition: str, buckets: Sequence[int]) -> list[Outcomes]:
         """One caller's requests in each of these buckets. Raises `BackendError`."""
@@ -132,7 +188,7 @@ class FleetView:
         try:
             now = await self._store.now()
             newest = int(now // BUCKET)
-            minute = range(newest - MINUTE + 1, newest + 1)
+            minute = _minute(now)
             question = Question(
                 self._unread(range(newest - POINTS + 1, newest + 1), self._points),
                 self._unread(minute, self._callers),
@@ -145,7 +201,7 @@ class FleetView:
         self._decided = self._decided_alone()
         self._remember(question, reading, newest)
         self._people.learn(seen_callers(reading.identities))
-        callers, number = self._busiest([self._callers[each] for each in minute], now)
+        callers, number = self._busiest(minute, now)
         missing = None
         try:
             callers = await self._with_limits(callers, MOST_LIMITS)
@@ -159,6 +215,7 @@ class FleetView:
             plans=_plans(self._totals[each] for each in minute),
             callers=tuple(callers),
             callers_seen=number,
+            routes=_routes(self._routes[each] for each in minute),
             workers=workers,
             backend_up=not self._limiter.engine.backend.is_away,
             is_shared=self._store.is_shared,
@@ -196,16 +253,19 @@ class FleetView:
             self._points[bucket] = Point(bucket * BUCKET, total(counts))
             self._totals[bucket] = counts
         self._callers.update(zip(question.callers, reading.callers, strict=True))
+        self._routes.update(zip(question.callers, reading.routes, strict=True))
         self._settled = newest - OPEN
-        for kept, number in ((self._points, POINTS), (self._totals, MINUTE), (self._callers, MINUTE)):
+        of_minute = [(each, MINUTE) for each in (self._totals, self._callers, self._routes)]
+        known: list[tuple[dict[int, Any], int]] = [(self._points, POINTS), *of_minute]
+        for kept, number in known:
             for bucket in [each for each in kept if each <= newest - number]:
                 del kept[bucket]
 
     # callers ------------------------------------------------------------------------------------
 
-    def _busiest(self, buckets: Iterable[Counts], now: float) -> tuple[list[CallerFigures], int]:
+    def _busiest(self, minute: Sequence[int], now: float) -> tuple[list[CallerFigures], int]:
         """The callers of a snapshot, and how many there were."""
-        found = {partition: outcomes_of(counts) for partition, counts in sums(buckets).items()}
+        found = self._found(minute)
         busiest = nlargest(CALLERS, found, key=lambda each: found[each].asked)
         refused = nlargest(CALLERS // 2, found, key=lambda each: found[each].all_refused)
         half = CALLERS - len(refused)
@@ -240,9 +300,20 @@ class FleetView:
         return [each._replace(limits=known.get(each.caller, ())) for each in callers]
 
 
+def _minute(now: float) -> range:
+    newest = int(now // BUCKET)
+    return range(newest - MINUTE + 1, newest + 1)
+
+
 def _plans(buckets: Iterable[Counts]) -> tuple[PlanFigures, ...]:
     found = [PlanFigures(plan, outcomes_of(counts)) for plan, counts in sums(buckets).items()]
     return tuple(sorted(found, key=lambda each: (-each.outcomes.asked, each.plan)))
+
+
+def _routes(buckets: Iterable[Counts]) -> tuple[RouteFigures, ...]:
+    found = [RouteFigures(route, outcomes_of(counts)) for route, counts in sums(buckets).items()]
+    found.sort(key=lambda each: (-each.outcomes.all_refused, -each.outcomes.asked, each.route))
+    return tuple(found[:ROUTES])
 
 
 def _workers(reading: Reading, now: float) -> tuple[WorkerFigures, ...]:

@@ -26,6 +26,7 @@ from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
 from ratelimit_mw._internal.observe.decision_counts import DecisionCounts
 from ratelimit_mw._internal.observe.events import Notifier, OnEvent
 from ratelimit_mw._internal.observe.reporting import Reporter
+from ratelimit_mw._internal.observe.sightings import Sightings, Watch
 from ratelimit_mw._internal.observe.stats import Stats
 from ratelimit_mw._internal.observe.uncounted_units import UncountedUnits
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
@@ -59,7 +60,10 @@ class Engine:
         settings = settings or Settings()
         self.tally: DecisionCounts = DecisionCounts()
         """Counts every decision."""
-        self.reporter: Reporter = Reporter(open_figures_store(settings.backend), self.tally, self.stats)
+        sightings = Sightings(lambda scope: self.identify.address_of(scope), self._watch)  # noqa: PLW0108 - settings change
+        self.reporter: Reporter = Reporter(
+            open_figures_store(settings.backend), self.tally, self.stats, sightings
+        )
         """Tells the fleet of them."""
         taking_over = Job("taking over from ended event loops", TAKE_OVER_SECONDS, self._take_over)
         jobs = [self.reporter.job(), taking_over]
@@ -154,6 +158,10 @@ class Engine:
         other.backend.call_observers += self.backend.call_observers
         other.at_close += self.at_close
         return other
+
+    def _watch(self, watch: Watch | None) -> None:
+        """Show each request to `watch` from now on."""
+        self.live.watch = watch
 
     async def _take_over(self) -> None:
         """Go on with what event loops that have ended owed to the backend."""

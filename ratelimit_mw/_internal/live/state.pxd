@@ -5,4 +5,5 @@ cdef class Live:
     cdef object __weakref__
     cdef public Rules rules
     cdef public object resolver
+    cdef public object watch
     cdef public set ready

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.backends import open_audit_store, open_key_store
 from ratelimit_mw._internal.checks.startup import log_findings
@@ -20,6 +21,10 @@ from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.printable import printable
 from ratelimit_mw._internal.runtime.upkeep import Job, Upkeep
 from ratelimit_mw._internal.settings import Settings
+
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.policy.client_address import Scope
+    from ratelimit_mw._internal.policy.lookup import LookupEntry
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -39,6 +44,8 @@ class Live:
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
+        self.watch: Callable[[LookupEntry, Scope], None] | None = None
+        """Takes note of where requests come from, while somebody looks at a caller."""
         self.audit: AuditLog = AuditLog(open_audit_store(settings.backend))
         """Changes by operators."""
         self.rights: RightsCheck = RightsCheck(lambda: self.rules.settings, self._registry.try_write)

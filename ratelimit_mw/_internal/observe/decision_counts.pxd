@@ -7,7 +7,7 @@ cdef class DecisionCounts:
     cdef object __weakref__
     cdef Lock _lock
     cdef list _touched
-    cdef dict _totals, _callers
+    cdef dict _totals, _callers, _routes
     cpdef void admit(self, Policy policy) except *
     @cython.locals(refused=dict)
     cpdef void refuse(self, Policy policy, tuple kind) except *

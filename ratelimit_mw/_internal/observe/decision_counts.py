@@ -26,6 +26,8 @@ Totals = dict[tuple[str, str, str, str], int]
 that refused, else ""."""
 Kind = tuple[str, str]
 """Outcome and limit."""
+RouteCounts = dict[tuple[frozenset[str] | None, str, str], int]
+"""By methods and path of the route's rule (None and "" where none matched), and outcome."""
 CallerCounts = list[tuple[Identity, dict[str, int]]]
 """Callers that were decided about, each with the number of decisions by outcome."""
 
@@ -41,6 +43,7 @@ class DecisionCounts:
         self._touched: list[Policy] = []
         self._totals: Totals = {}
         self._callers: dict[tuple[str, str], tuple[Identity, dict[str, int]]] = {}
+        self._routes: RouteCounts = {}
         renew_after_fork(self)
 
     def after_fork(self) -> None:
@@ -48,7 +51,7 @@ class DecisionCounts:
         self._lock = Lock()
         for policy in self._touched:
             policy.admitted, policy.refused = 0, None
-        self._touched, self._totals, self._callers = [], {}, {}
+        self._touched, self._totals, self._callers, self._routes = [], {}, {}, {}
 
     def admit(self, policy: Policy) -> None:
         """Count an admitted request."""
@@ -97,6 +100,14 @@ class DecisionCounts:
             callers, self._callers = self._callers, {}
             return list(callers.values())
 
+    def take_routes(self) -> RouteCounts:
+        """Return the counts of each rule since the last call. Only one reader may call it."""
+        with self._lock:
+            while self._touched:
+                self._add_up()
+            routes, self._routes = self._routes, {}
+            return routes
+
     def touch(self, policy: Policy) -> None:
         """Have what a policy counts added up later: called with its first number."""
         with self._lock:  # or it could get into a list that was added up just now
@@ -122,6 +133,8 @@ class DecisionCounts:
         identity, route = policy.identity, policy.route
         what = (identity.plan, "" if route is None else route.path, outcome, limit)
         self._totals[what] = self._totals.get(what, 0) + number
+        rule = (None, "", outcome) if route is None else (route.methods, route.path, outcome)
+        self._routes[rule] = self._routes.get(rule, 0) + number
         caller = self._callers.get((identity.partition, identity.plan))
         if caller is None:
             caller = self._callers[identity.partition, identity.plan] = (identity, {})

@@ -10,13 +10,14 @@ import threading
 import time
 from asyncio import sleep, timeout
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import nlargest
+from typing import Protocol
 
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.figures_store import FiguresStore, Report
 from ratelimit_mw._internal.model.backend import BackendError
-from ratelimit_mw._internal.observe.decision_counts import CallerCounts, DecisionCounts
+from ratelimit_mw._internal.observe.decision_counts import CallerCounts, DecisionCounts, RouteCounts
 from ratelimit_mw._internal.observe.stats import Stats
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -30,6 +31,8 @@ IDLE_SECONDS = 5.0
 BUSIEST = 80
 MOST_REFUSED = 40
 """Callers in a report, by their requests and by those that were refused."""
+MOST_ROUTES = 200
+"""Outcomes of rules in a report."""
 CLOSE_SECONDS = 1.0
 """Seconds that shutdown waits for the last report at most."""
 LONGEST = 200
@@ -37,11 +40,24 @@ LONGEST = 200
 _SAMPLES = 60
 
 
+class Watching(Protocol):
+    """Where the requests of watched callers come from."""
+
+    def watch(self, callers: Sequence[str], /) -> None:
+        """Count these callers from now on, and no others."""
+
+    def take(self) -> Mapping[str, int]:
+        """The counts since the last call."""
+
+
 class Reporter:
     """Reports what a limiter has counted. A report that fails is dropped: these are figures, not limits."""
 
-    def __init__(self, store: FiguresStore, tally: DecisionCounts, stats: Callable[[], Stats]) -> None:
+    def __init__(
+        self, store: FiguresStore, tally: DecisionCounts, stats: Callable[[], Stats], watching: Watching
+    ) -> None:
         self.store = store
+        self._watching = watching
         self.lost: int = 0
         """Reports that did not reach the backend."""
         self.is_serving = False
@@ -85,13 +101,15 @@ class Reporter:
         await sleep(0)
         start = time.perf_counter()
         try:
-            await self.store.write(report)
+            watched = await self.store.write(report)
         except BackendError as error:
             self.lost += 1
+            self._watching.watch(())
             self._tell(error)
             await self.store.close()  # the next report looks anew for a server that takes writes
         else:
             self._failure = ""
+            self._watching.watch(watched)
             self._round_trips.append(time.perf_counter() - start)
 
     def _tell(self, error: BackendError) -> None:
@@ -132,7 +150,8 @@ class Reporter:
                 return None
             self._last = now
             callers, identities = _callers(self._tally.take_callers())
-            return Report(self._own_name(), self._about(), counted, callers, identities)
+            routes, sightings = _routes(self._tally.take_routes()), self._watching.take()
+            return Report(self._own_name(), self._about(), counted, callers, identities, routes, sightings)
 
     def _is_due(self, now: float) -> bool:
         return (self.is_serving or bool(self._told)) and now - self._last >= IDLE_SECONDS
@@ -175,6 +194,20 @@ class Reporter:
 def name_of(outcome: str, whom: str) -> str:
     """Return the name of the count of an outcome, for a plan or a partition."""
     return f"{outcome} {whom[:LONGEST]}".encode("utf-8", "replace").decode()
+
+
+def rule_name(methods: Iterable[str] | None, path: str) -> str:
+    """Return the name of a rule in figures: its methods and path; empty for requests without one."""
+    return " ".join(filter(None, (",".join(sorted(methods or ())), path)))
+
+
+def _routes(counts: RouteCounts) -> dict[str, int]:
+    """The counts of the rules with the most requests, by outcome and rule."""
+    named: dict[str, int] = {}
+    for methods, path, outcome in nlargest(MOST_ROUTES, counts, key=counts.__getitem__):
+        name = name_of(outcome, rule_name(methods, path))
+        named[name] = named.get(name, 0) + counts[methods, path, outcome]
+    return named
 
 
 def _callers(counts: CallerCounts) -> tuple[dict[str, int], list[str]]:

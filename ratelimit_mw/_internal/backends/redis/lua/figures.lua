@@ -3,43 +3,54 @@
 -- Guarantee: figures are looked at, never decided by: nothing here touches a limit. However many callers
 -- there are, a key keeps the `kept` members with the highest scores, and every key expires.
 --
--- KEYS   [1] counts of plans in this bucket, [2] counts of callers in this bucket, [3] who the callers are,
---        [4] the workers by when they were last seen, [5] what this worker says of itself
+-- KEYS   counts of [1] plans in this bucket, [2] plans in these five minutes, [3] rules of routes in this
+--        bucket, [4] callers in this bucket, [5] where watched callers come from; [6] who the callers are,
+--        [7] the workers by when they were last seen, [8] what this worker says of itself,
+--        [9] the callers whom somebody looks at, by when that ends
 -- ARGV   [1] the worker's name, [2] what it says, [3] the time in seconds, [4] members that a key keeps,
---        [5] lives in ms of KEYS[1], [6] of KEYS[2] and [3], [7] of KEYS[4] and [5];
---        [8] n and [9] m; then n names and counts of plans, m names and counts of callers, and who they are
--- Reply  the server's TIME
--- Cost   one command for each name, three for each key
+--        [5] those that KEYS[2] keeps, [6] watched callers that are told at most, lives in ms of [7] KEYS[1],
+--        [8] KEYS[2], [9] KEYS[3] to [6], [10] KEYS[7] and [8]; how many counts there are of [11] plans,
+--        [12] rules, [13] callers, [14] places of watched callers; then those counts, each a name and a
+--        number, and who the callers are
+-- Reply  the server's TIME, and the watched callers
+-- Cost   one command for each name (two for each plan), three for each key
 
 local id, about, now, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local life_of_totals, life_of_callers, life_of_workers = ARGV[5], ARGV[6], ARGV[7]
-local first_caller = 10 + 2 * tonumber(ARGV[8])
-local first_identity = first_caller + 2 * tonumber(ARGV[9])
+local kept_of_day, most_watched = tonumber(ARGV[5]), tonumber(ARGV[6])
+local life_of_plans, life_of_day, life_of_callers, life_of_workers = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 
-local function keep(key, life)
-  redis.call('ZREMRANGEBYRANK', key, 0, -kept - 1)
+local function keep(key, number, life)
+  redis.call('ZREMRANGEBYRANK', key, 0, -number - 1)
   redis.call('PEXPIRE', key, life)
 end
 
-local function add(key, first, last, life)
-  for i = first, last, 2 do
+-- Adds `number` counts that begin at ARGV[first] to a key; returns where the next ones begin.
+local function add(key, first, number, most, life)
+  local after = first + 2 * number
+  for i = first, after - 1, 2 do
     redis.call('ZADD', key, 'INCR', ARGV[i + 1], ARGV[i])
   end
-  if last > first then
-    keep(key, life)
+  if number > 0 then
+    keep(key, most, life)
   end
+  return after
 end
 
-add(KEYS[1], 10, first_caller - 1, life_of_totals)
-add(KEYS[2], first_caller, first_identity - 1, life_of_callers)
-if ARGV[first_identity] then
-  for i = first_identity, #ARGV do
-    redis.call('ZADD', KEYS[3], now, ARGV[i])
+local plans = tonumber(ARGV[11])
+local place = add(KEYS[1], 15, plans, kept, life_of_plans)
+add(KEYS[2], 15, plans, kept_of_day, life_of_day)
+place = add(KEYS[3], place, tonumber(ARGV[12]), kept, life_of_callers)
+place = add(KEYS[4], place, tonumber(ARGV[13]), kept, life_of_callers)
+place = add(KEYS[5], place, tonumber(ARGV[14]), kept, life_of_callers)
+if ARGV[place] then
+  for i = place, #ARGV do
+    redis.call('ZADD', KEYS[6], now, ARGV[i])
   end
-  keep(KEYS[3], life_of_callers)
+  keep(KEYS[6], kept, life_of_callers)
 end
-redis.call('ZADD', KEYS[4], now, id)
-redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now - life_of_workers / 1000)
-redis.call('PEXPIRE', KEYS[4], life_of_workers)
-redis.call('SET', KEYS[5], about, 'PX', life_of_workers)
-return redis.call('TIME')
+redis.call('ZADD', KEYS[7], now, id)
+redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - life_of_workers / 1000)
+redis.call('PEXPIRE', KEYS[7], life_of_workers)
+redis.call('SET', KEYS[8], about, 'PX', life_of_workers)
+local watched = redis.call('ZRANGE', KEYS[9], now, '+inf', 'BYSCORE', 'LIMIT', 0, most_watched)
+return {redis.call('TIME'), watched}
