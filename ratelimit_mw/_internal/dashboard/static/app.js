@@ -11,7 +11,7 @@ const SILENT_MS = 4000;
 const SAY_EVERY_MS = 10000;
 
 const overview = new Overview(ask);
-const callerPage = new CallerPage(ask);
+const callerPage = new CallerPage(ask, (caller) => last?.callers.find((each) => each.caller === caller));
 const actions = new Actions(ask);
 const folder = document.body.dataset.folder;
 let source = null;
@@ -100,6 +100,7 @@ function status(snapshot) {
     const number = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`;
     const more = "The server does not answer this page: nothing below is of now.";
     showHeadline({ level: "alarm", title: `No news from ${number} since`, more, since: heardAt / 1000 });
+    find("headline-act").hidden = true;
     announce(find("headline-text").textContent);
   }
   find("notice").hidden = !partial || snapshot.headline.kind === "backend";
@@ -151,6 +152,15 @@ find("logout").addEventListener("click", async () => {
   location.reload();
 });
 addEventListener("hashchange", route);
+// What scrolls sideways can be scrolled with the keyboard.
+const scrolls = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const card = target.closest(".card");
+    if (card.scrollWidth > card.clientWidth) card.tabIndex = 0;
+    else card.removeAttribute("tabindex");
+  }
+});
+document.querySelectorAll(".card, .card table").forEach((each) => scrolls.observe(each));
 // A page that nobody sees costs the server nothing.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) source?.close();

@@ -5,10 +5,14 @@ import { Chart } from "./chart.js";
 import { chosenSeconds, count, outlook, rate, reasons, total, used } from "./format.js";
 
 const EVERY_MS = 2000;
+// Of a caller of whom nothing was ever told.
+const NOTHING = { rate: 0, admitted: 0, refused: {}, limits: [], known_as: [], plans: [], set_live: [], changes: false };
 
 export class CallerPage {
-  constructor(ask) {
+  // `lastSeen` has what the overview knows of a caller, if it does.
+  constructor(ask, lastSeen) {
     this.ask = ask;
+    this.lastSeen = lastSeen;
     this.chart = new Chart(find("history"), "Its requests a second");
     this.chart.zoom(600);
     find("plan-form").addEventListener("submit", (event) => {
@@ -27,7 +31,7 @@ export class CallerPage {
     setText(find("done"), "");
     find("caller-notice").hidden = true;
     setText(find("caller-name"), plain(caller));
-    for (const id of ["limits", "caller-facts"]) emptied(find(id).tBodies?.[0] ?? find(id));
+    for (const id of ["limits", "caller-facts", "addresses", "asked"]) emptied(find(id).tBodies?.[0] ?? find(id));
     find("changes").hidden = true;
     find("caller-name").focus({ preventScroll: true });
     this.refresh();
@@ -44,7 +48,7 @@ export class CallerPage {
     const answer = document.hidden ? null : await this.ask("caller", { caller });
     if (caller !== this.caller) return;
     if (answer?.ok) this.show(answer.value);
-    else if (answer) setText(find("done"), answer.error);
+    else if (answer) this.show({ ...NOTHING, ...this.lastSeen(caller), ...(this.detail?.caller === caller ? this.detail : {}), partial: `${answer.error} This is how it was last seen.` });
     this.timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
@@ -62,15 +66,20 @@ export class CallerPage {
       ["Requests a second", rate(detail.rate)],
       ["Admitted in the last minute", count(detail.admitted)],
       ["Refused in the last minute", refused ? `${count(refused)}, by ${reasons(detail.refused)}` : "0"],
-      ...(detail.label ? [["Label", plain(detail.label)]] : []),
       ["API key", detail.known_as.length ? detail.known_as.map(plain).join(", ") : "–"],
     ];
     keepRows(find("caller-facts"), facts, ([name]) => name,
       ([name]) => make("div", {}, make("dt", { text: name }), make("dd")),
-      (element, [, text]) => setText(element.lastChild, text));
-    find("caller-facts").classList.toggle("trouble", refused > 0);
+      (element, [name, text]) => {
+        setText(element.lastChild, text);
+        element.classList.toggle("trouble", refused > 0 && name.startsWith("Refused"));
+      });
     this.limits(detail.limits);
-    if (!detail.partial) this.chart.show(detail.series, detail.bucket, detail.now);
+    if (!detail.partial) {
+      places("addresses", detail.addresses, ({ address }) => address);
+      places("asked", detail.routes, ({ route }) => route);
+      this.chart.show(detail.series, detail.bucket, detail.now);
+    }
     this.changes(detail);
   }
 
@@ -129,6 +138,15 @@ export class CallerPage {
     find("done").classList.toggle("failed", !answer.ok);
     this.refresh();
   }
+}
+
+// Addresses or routes, with how often each was met.
+function places(id, found, nameOf) {
+  keepRows(find(id).tBodies[0], found, nameOf,
+    (each) => make("tr", {}, make("th", { scope: "row", className: "code", text: plain(nameOf(each)) }), make("td", { className: "number" })),
+    (element, { requests }) => setText(element.lastChild, count(requests)));
+  find(id).hidden = found.length === 0;
+  find(`no-${id}`).hidden = found.length > 0;
 }
 
 function confirmed(question) {

@@ -6,6 +6,7 @@ import { clock, count, rate, total } from "./format.js";
 const HEIGHT = 200;
 const SHADOW = 3;
 const SHORTEST = 2;
+const LONGEST = 3600;
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
 export class Chart {
@@ -47,10 +48,21 @@ export class Chart {
     this.place.setAttribute("aria-label", `${this.title}: ${said}`);
   }
 
+  // The last day, which is read now and then; shorter times come with each event.
+  remember(day) {
+    this.day = day;
+    this.draw();
+    this.fillTable();
+  }
+
+  get told() {
+    return this.seconds > LONGEST && this.day ? this.day : this;
+  }
+
   data() {
-    const { bucket, now } = this;
+    const { series, bucket, now } = this.told;
     // The bucket that is still filling stands for the part of it that has passed, unless that is too short.
-    const shown = this.series.filter((point) => point.at > now - this.seconds - bucket && point.at <= now - SHORTEST);
+    const shown = series.filter((point) => point.at > now - this.seconds - bucket && point.at <= now - SHORTEST);
     const length = (point) => Math.min(bucket, now - point.at);
     return [
       shown.map((point) => point.at),
@@ -72,14 +84,16 @@ export class Chart {
   }
 
   fillTable() {
+    const length = this.told === this ? 60 : 3600;
+    setText(this.details.firstChild, `The same in numbers, by ${length === 60 ? "minute" : "hour"}`);
     if (!this.details.open || !this.series) return;
     const minutes = new Map();
-    for (const point of this.series) {
-      const minute = Math.floor(point.at / 60) * 60;
+    for (const point of this.told.series) {
+      const minute = Math.floor(point.at / length) * length;
       const row = minutes.get(minute) ?? [0, 0, 0];
       minutes.set(minute, [row[0] + point.admitted, row[1] + total(point.refused), row[2] + point.shadow]);
     }
-    const rows = [...minutes].reverse().slice(0, 15);
+    const rows = [...minutes].reverse().slice(0, length === 60 ? 15 : 25);
     while (this.table.rows.length < rows.length) {
       this.table.append(make("tr", {}, ...Array.from({ length: 4 }, (_, i) => make("td", i ? { className: "number" } : {}))));
     }
@@ -92,6 +106,7 @@ export class Chart {
   zoom(seconds) {
     this.seconds = seconds;
     this.draw();
+    this.fillTable();
   }
 
   resize() {

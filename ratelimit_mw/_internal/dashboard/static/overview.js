@@ -2,27 +2,39 @@
 
 import { bar, find, keepRows, make, plain, setBar, setText, shortCaller } from "./dom.js";
 import { Chart } from "./chart.js";
+import { Pages } from "./pages.js";
 import { Search } from "./search.js";
 import { clock, count, duration, kind, milliseconds, outlook, percent, rate, reasons, total, used } from "./format.js";
 
-const RANGES = [["5 min", 300], ["15 min", 900], ["1 hour", 3600]];
+const DAY = 86400;
+const DAY_EVERY_MS = 30000;
+const RANGES = [["5 min", 300], ["15 min", 900], ["1 hour", 3600], ["1 day", DAY]];
 const ORDERS = [
   ["Most refused", (a, b) => total(b.refused) - total(a.refused) || b.rate - a.rate],
   ["Nearest to a limit", (a, b) => (b.nearest ?? 0) - (a.nearest ?? 0) || b.rate - a.rate],
   ["Busiest", (a, b) => b.rate - a.rate],
 ];
-const SHOWN = 50;
 const HELD = 12;
 
 export class Overview {
   constructor(ask) {
-    this.search = new Search(ask, () => this.snapshot && this.callers(this.snapshot, true));
+    const changed = (resort = true) => this.snapshot && this.callers(this.snapshot, resort);
+    this.pages = new Pages(ask, changed);
+    this.search = new Search(ask, () => {
+      this.pages.page = 0;
+      changed();
+    });
     this.chart = new Chart(find("traffic"), "Requests a second");
     this.order = ORDERS[0][1];
-    choice(find("range"), RANGES, 0, (seconds) => this.chart.zoom(seconds));
+    choice(find("range"), RANGES, 0, (seconds) => {
+      this.seconds = seconds;
+      this.chart.zoom(seconds);
+      this.day();
+    });
+    setInterval(() => this.day(), DAY_EVERY_MS);
     choice(find("order"), ORDERS, 0, (order) => {
       this.order = order;
-      if (this.snapshot) this.callers(this.snapshot, true);
+      this.pages.release();
     });
   }
 
@@ -34,8 +46,16 @@ export class Overview {
     this.callers(snapshot);
     this.kinds(snapshot.plans);
     this.plans(snapshot.plans);
+    this.routes(snapshot.routes ?? []);
     this.held(snapshot.callers);
     this.workers(snapshot.workers);
+  }
+
+  // Read only while somebody looks at it.
+  async day() {
+    if (this.seconds !== DAY || document.hidden || find("overview").hidden) return;
+    const answer = await fetch(`${document.body.dataset.folder}day`).catch(() => null);
+    if (answer?.ok) this.chart.remember(await answer.json());
   }
 
   // The sentence that says what to know first, also given to screen readers when it changes.
@@ -53,14 +73,18 @@ export class Overview {
     ];
     keepRows(find("now"), facts, ([name]) => name,
       ([name, , style]) => make("div", { className: style }, make("dt", { text: name }), make("dd")),
-      (element, [, text]) => setText(element.lastChild, text));
+      (element, [, text, style]) => {
+        setText(element.lastChild, text);
+        element.classList.toggle("none", style === "refused" && !sum.refused);
+      });
   }
 
   callers({ callers, callers_seen: seen, choices, headline }, resort = false) {
     const body = find("callers").tBodies[0];
     this.search.plans(choices ?? []);
-    const fitting = this.search.of(callers);
-    const sorted = fitting.toSorted(this.order).slice(0, SHOWN);
+    this.pages.live = { callers, order: this.order };
+    const { held } = this.pages;
+    const sorted = this.pages.of(held ? this.search.of(held) : this.search.of(callers).toSorted(this.order));
     const number = seen > sorted.length ? `${count(sorted.length)} of ${count(seen)} in the last minute` : "in the last minute";
     setText(find("callers-number"), number);
     this.search.showOthers(sorted);
@@ -113,12 +137,15 @@ export class Overview {
     const sorted = plans.toSorted((a, b) => total(b.refused) - total(a.refused) || b.admitted - a.admitted);
     keepRows(find("plans").tBodies[0], sorted, ({ plan }) => plan,
       ({ plan }) => row(named(plan), make("td"), number(), number()),
-      (element, plan) => {
-        setText(element.cells[1], reasons(plan.refused) || "–");
-        setText(element.cells[2], count(plan.admitted));
-        setText(element.cells[3], count(total(plan.refused)));
-        element.cells[3].classList.toggle("refused-text", total(plan.refused) > 0);
-      });
+      (element, plan) => outcomes(element, plan));
+  }
+
+  routes(routes) {
+    keepRows(find("routes").tBodies[0], routes, ({ route }) => route,
+      ({ route }) => row(named(route || "no rule of its own"), make("td"), number(), number()),
+      (element, each) => outcomes(element, each));
+    find("no-routes").hidden = routes.length > 0;
+    find("routes").hidden = routes.length === 0;
   }
 
   held(callers) {
@@ -155,6 +182,13 @@ export class Overview {
         setText(element.cells[4], plain(each.version) + notes.join(""));
       });
   }
+}
+
+function outcomes(element, { admitted, refused }) {
+  setText(element.cells[1], reasons(refused) || "–");
+  setText(element.cells[2], count(admitted));
+  setText(element.cells[3], count(total(refused)));
+  element.cells[3].classList.toggle("refused-text", total(refused) > 0);
 }
 
 export function showHeadline({ level, title, more, caller, since }, figures) {
