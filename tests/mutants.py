@@ -67,32 +67,32 @@ MODULES = {
     "cache/prefetch": "prefetch prefetch_backends",
     "cache/prefetch_state": "prefetch prefetch_backends",
     "cache/refusals": "refused",
-    "lease/lease": "slots spending refused estimates jobs",
-    "lease/manager": "slots spending jobs estimates",
-    "lease/settling": "spending jobs estimates units units_outage",
+    "lease/lease": "slots spending refused estimates jobs units late_limits",
+    "lease/manager": "slots spending jobs estimates units late_limits limits_by_answer",
+    "lease/settling": "spending jobs estimates units units_outage late_limits",
     "lease/renewals": "renewals slots estimates",
-    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch",
-    "model/charge": "status spending headers refused conformance_money conformance_slots",
-    "model/outcome": "status spending headers refused conformance_money conformance_slots",
-    "model/reservation": "status spending headers refused conformance_money conformance_slots",
-    "model/limits": "headers refusals conformance_windows",
-    "model/money": "money",
+    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch limits_by_answer",
+    "model/charge": "status spending headers refused units late_limits conformance_money conformance_slots conformance_units",
+    "model/outcome": "status spending headers refused units late_limits conformance_money conformance_slots conformance_units",
+    "model/reservation": "status spending headers refused units late_limits conformance_money conformance_slots conformance_units",
+    "model/limits": "headers refusals conformance_windows units application_share bounds",
+    "model/money": "money spending",
     "model/periods": "periods",
     "model/status": "status refused",
-    "observe/decision_counts": "tally",
+    "observe/decision_counts": "tally metrics threads limits_in_code",
     "outage/fallback": "local unservable units_outage",
     "outage/reconcile": "local units_outage",
     "outage/unsynced": "unsynced local units_outage",
     "policy/api_key_reader": "identity",
-    "policy/client_address": "address identity",
-    "policy/decision": "decision headers refusals spending",
+    "policy/client_address": "address identity networks",
+    "policy/decision": "decision headers refusals spending units",
     "policy/identity": "identity policy resolve",
     "policy/lookup": "policy identity spending",
     "policy/policy": "policy refusals spending tally",
     "policy/routing": "routing",
     "responses/header_sender": "headers websocket spending",
     "responses/headers": "headers spending policy",
-    "responses/refusals": "refusals refusals_problem websocket spending refused kept_bodies",
+    "responses/refusals": "refusals refusals_problem websocket spending refused kept_bodies networks units",
 }
 """The modules, and the tests that concern each."""
 
@@ -178,16 +178,19 @@ def mutants(code: str) -> list[Mutant]:
         found += [
             Mutant(node.start_pos[0], operator, occurrence)
             for occurrence, node in enumerate(changed)
-            if not _is_annotation(node)
+            if not _is_inert(node)
         ]
     return sorted(found, key=lambda each: each.line)
 
 
-def _is_annotation(node: Node | None) -> bool:
-    """Whether a node is part of an annotation, which nothing looks at."""
+def _is_inert(node: Node | None) -> bool:
+    """Whether a node is part of an annotation or a decorator, such as `dataclass(frozen=True)`.
+
+    Nothing looks at an annotation, and no request sees whether a class has slots.
+    """
     while node is not None and node.parent is not None:
         parent = node.parent
-        if parent.type == "annassign" and node is parent.children[1]:
+        if parent.type == "decorator" or (parent.type == "annassign" and node is parent.children[1]):
             return True
         if parent.type == "tfpdef" or (parent.type == "funcdef" and node is parent.annotation):
             return True
@@ -394,9 +397,10 @@ def _try(folder: Path, module: str, tests: str, lines: str, every: int) -> None:
     for name in [each for each in sys.modules if each.partition(".")[0] in OWN]:
         del sys.modules[name]
     trial = Trial(folder / "ratelimit_mw" / "_internal" / f"{module}.py", lines, every)
-    files = [str(file) for each in tests.split() for file in folder.glob(f"tests/*/test_{each}.py")]
-    if len(files) != len(tests.split()):
+    found = [list(folder.glob(f"tests/*/test_{each}.py")) for each in tests.split()]
+    if not all(found):
         raise SystemExit(f"{module}: not all of these tests are there: {tests}")
+    files = [str(file) for each in found for file in each]
     if pytest.main([*OPTIONS, "-s", *files], plugins=[trial]):
         raise SystemExit(f"the tests of {module} could not be run")
 

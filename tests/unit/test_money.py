@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ratelimit_mw._internal.live.key_entries import key_settings, write_entry
-from ratelimit_mw._internal.model.money import MAX_UNITS, format_amount, parse_amount
+from ratelimit_mw._internal.model.money import MAX_UNITS, format_amount, parse_amount, parse_estimate
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.settings import (
     PlanSettings,
@@ -174,6 +174,31 @@ def test_settled_amounts_are_rounded_up(amount: str | Decimal, currency: str, un
 
 
 @pytest.mark.parametrize(
+    ("estimate", "currency", "units"),
+    [
+        ("0.031", "USD", 31_000),
+        ("0.00000045", "USD", 1),
+        (Decimal("1.5"), "token", 2),
+        ("1000000000", "USD", MAX_UNITS),
+        ("1000000000.0000001", "USD", MAX_UNITS + 1),
+        (10**400, "USD", MAX_UNITS + 1),
+    ],
+)
+def test_an_estimate_is_rounded_up_and_may_be_beyond_any_budget(
+    estimate: str | int | Decimal, currency: str, units: int
+) -> None:
+    """A price that can't ever fit is no error of the app's: it is more than any budget, and refused."""
+    assert parse_estimate(estimate, currency) == units
+
+
+@pytest.mark.parametrize("estimate", ["NaN", "-1", "", 0.1])
+def test_an_estimate_that_is_no_amount_is_an_error(estimate: Any) -> None:
+    """Only the size of an estimate is forgiven."""
+    with pytest.raises(ValueError, match="amount"):
+        parse_estimate(estimate, "USD")
+
+
+@pytest.mark.parametrize(
     ("units", "currency", "text"),
     [
         (25_000_000, "USD", "25.00"),
@@ -182,6 +207,7 @@ def test_settled_amounts_are_rounded_up(amount: str | Decimal, currency: str, un
         (0, "USD", "0.00"),
         (1_500_000, "USD", "1.50"),
         (-250_000, "USD", "-0.25"),
+        (-1, "USD", "-0.000001"),
         (1500, "token", "1500"),
         (0, "token", "0"),
     ],
