@@ -55,6 +55,9 @@ SERVERS = {
 }
 """Fixtures of tests that are left out, as those of a parameter that names a server are."""
 
+OUTCOMES = """
+    status spending headers refused units late_limits conformance_money conformance_slots conformance_units
+"""
 COUNTS = "conformance_windows conformance_slots conformance_money conformance_sharing prefetch_backends"
 
 MODULES = {
@@ -71,10 +74,11 @@ MODULES = {
     "lease/manager": "slots spending jobs estimates units late_limits limits_by_answer",
     "lease/settling": "spending jobs estimates units units_outage late_limits",
     "lease/renewals": "renewals slots estimates",
-    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch limits_by_answer",
-    "model/charge": "status spending headers refused units late_limits conformance_money conformance_slots conformance_units",
-    "model/outcome": "status spending headers refused units late_limits conformance_money conformance_slots conformance_units",
-    "model/reservation": "status spending headers refused units late_limits conformance_money conformance_slots conformance_units",
+    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch"
+    " limits_by_answer",
+    "model/charge": OUTCOMES,
+    "model/outcome": OUTCOMES,
+    "model/reservation": OUTCOMES,
     "model/limits": "headers refusals conformance_windows units application_share bounds",
     "model/money": "money spending",
     "model/periods": "periods",
