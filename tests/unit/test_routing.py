@@ -73,6 +73,8 @@ def table(*rules: str | tuple[str, set[str] | None]) -> RouteTable:
         ("/files/{rest:path}/raw", "/files/a/b/raw", True),
         ("/files/{rest:path}/raw", "/files/a/b/raw\n", True),
         ("/files/{rest:path}/raw", "/files/raw", False),
+        ("/{kind}-{rest:path}", "/b-c/d", True),
+        ("/{kind}-{rest:path}", "/b/c-d", False),
         ("/{id}.json", "/a.json", True),
         ("/{id}.json", "/.json", False),
         ("/model-{id}:run", "/model-7:run", True),
@@ -131,6 +133,24 @@ def test_first_match_in_file_order_wins(method: str, path: str, index: int) -> N
         ("/v1/{id}", {"GET"}), ("/v1/a", {"POST"}), ("/v1/{name}", {"POST"}), "/{rest:path}", "/v1/b"
     )
     assert rules.match(method, path) == index
+
+
+@pytest.mark.parametrize(
+    ("rules", "path", "index"),
+    [
+        (["/v1/{id:int}", "/v1/{id}"], "/v1/a", 1),
+        (["/v1/{id:int}", "/v1/{id}"], "/v1/7", 0),
+        (["/{a}/{b:int}", "/{a}/{b}"], "/v1/a", 1),
+        (["/{a:int}/{b}", "/{a}/{b}"], "/v1/a", 1),
+        (["/v1/{id}", "/v1/{name}"], "/v1/a", 0),
+        (["/v1/{id}", ("/v1/{name}", {"GET"})], "/v1/a", 0),
+    ],
+)
+def test_rules_of_one_pattern_differ_in_names_alone(
+    rules: list[str | tuple[str, set[str] | None]], path: str, index: int
+) -> None:
+    """Patterns are the same whatever their parameters are called, but not whatever these stand for."""
+    assert table(*rules).match("GET", path) == index
 
 
 def test_rule_list_may_be_empty() -> None:
