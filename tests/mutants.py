@@ -61,7 +61,7 @@ OUTCOMES = """
 COUNTS = "conformance_windows conformance_slots conformance_money conformance_sharing prefetch_backends"
 
 MODULES = {
-    "backends/memory/budgets": f"{COUNTS} clock_steps memory_bounds local",
+    "backends/memory/budgets": f"{COUNTS} estimates clock_steps memory_bounds local",
     "backends/memory/counts": f"{COUNTS} clock_steps memory_bounds local",
     "backends/memory/meters": "conformance_units units memory_bounds",
     "backends/memory/places": f"{COUNTS} memory_bounds",
@@ -209,8 +209,9 @@ class Trial:
     outside of functions takes a new process, which imports everything anew.
     """
 
-    def __init__(self, path: Path, lines: str, every: int) -> None:
+    def __init__(self, path: Path, lines: str, every: int, *, is_quick: bool) -> None:
         """`path` is the module's, in a copy of the project."""
+        self.is_quick = is_quick
         self.path = path
         self.seconds: dict[str, float] = {}
         self.limit = 0
@@ -228,14 +229,16 @@ class Trial:
         self.functions = [each for each in gc.get_objects() if isinstance(each, FunctionType)]
         gc.freeze()  # or each fork would copy nearly all
         self._choose(session)
-        survivors = 0
+        survivors = left_out = 0
         for mutant in self.tried:
             code = mutant.of(self.code)
-            if code != self.code and self._survives(session, code):
+            if self.is_quick and self._changed(code) is None:
+                left_out += 1
+            elif code != self.code and self._survives(session, code):
                 survivors += 1
                 lines = difflib.unified_diff(self.code.splitlines(), code.splitlines(), lineterm="", n=0)
                 print("\n".join([f"{self.path.name}:{mutant.line}", *list(lines)[3:]]), flush=True)  # noqa: T201
-        total = f"{survivors} of {len(self.tried)} survived, of {len(self.mutants)}"
+        total = f"{survivors} of {len(self.tried) - left_out} survived, of {len(self.mutants)}"
         print(f"{self.path.name}: {total}", flush=True)  # noqa: T201
         return True
 
@@ -265,10 +268,7 @@ class Trial:
 
     def _survives(self, session: pytest.Session, code: str) -> bool:
         """Whether all tests pass on a mutant. A run that takes much longer than it should has failed."""
-        try:
-            changed = changed_functions(self.code, code, str(self.path))
-        except SyntaxError:
-            return False
+        changed = self._changed(code)
         if changed is not None:
             self.noted.write_text("")
             passed = _passes(_fork(session, self.functions, changed, self.limit))
@@ -281,6 +281,13 @@ class Trial:
             return _passes(_spawn([*COMMAND, *[each.nodeid for each in session.items]], 2 * self.limit))
         finally:
             self.path.write_text(self.code, encoding="utf-8")
+
+    def _changed(self, code: str) -> dict[CodeType, CodeType] | None:
+        """The functions that a mutant changes; None where it changes anything else, or can't be compiled."""
+        try:
+            return changed_functions(self.code, code, str(self.path))
+        except SyntaxError:
+            return None
 
 
 def changed_functions(before: str, after: str, path: str) -> dict[CodeType, CodeType] | None:
@@ -377,6 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tests.mutants", description=__doc__)
     parser.add_argument("modules", nargs="*", help="all, where none is named; money:40,41: lines of one")
     parser.add_argument("--every", type=int, default=1, help="try only each so-manieth mutant")
+    parser.add_argument("--quick", action="store_true", help="leave out what is changed outside of functions")
     asked = parser.parse_args()
     wanted = {name: lines for name, _, lines in (each.partition(":") for each in asked.modules)}
     with tempfile.TemporaryDirectory() as name:
@@ -387,12 +395,12 @@ def main() -> None:
         for module, tests in MODULES.items():
             lines = [lines for name, lines in wanted.items() if f"/{module}".endswith(f"/{name}")]
             if lines or not wanted:
-                each = Process(target=_try, args=(folder, module, tests, "".join(lines), asked.every))
+                each = Process(target=_try, args=(folder, module, tests, "".join(lines), asked))
                 each.start()
                 each.join()
 
 
-def _try(folder: Path, module: str, tests: str, lines: str, every: int) -> None:
+def _try(folder: Path, module: str, tests: str, lines: str, asked: argparse.Namespace) -> None:
     """Try the mutants of one module, in a process of its own that imports the copy."""
     os.chdir(folder)
     os.environ["RATELIMIT_PURE_PYTHON"] = "1"
@@ -400,7 +408,8 @@ def _try(folder: Path, module: str, tests: str, lines: str, every: int) -> None:
     sys.path[:] = [str(folder), *(each for each in sys.path if each not in {"", str(ROOT)})]
     for name in [each for each in sys.modules if each.partition(".")[0] in OWN]:
         del sys.modules[name]
-    trial = Trial(folder / "ratelimit_mw" / "_internal" / f"{module}.py", lines, every)
+    path = folder / "ratelimit_mw" / "_internal" / f"{module}.py"
+    trial = Trial(path, lines, asked.every, is_quick=asked.quick)
     found = [list(folder.glob(f"tests/*/test_{each}.py")) for each in tests.split()]
     if not all(found):
         raise SystemExit(f"{module}: not all of these tests are there: {tests}")
