@@ -264,7 +264,7 @@ class Trial:
         self.seconds = json.loads(self.noted.read_text())
         session.items = [each for each in session.items if self.seconds[each.nodeid] <= LONGEST]
         session.items.sort(key=lambda each: self.seconds[each.nodeid])
-        self.limit = 10 + round(5 * sum(self.seconds[each.nodeid] for each in session.items))
+        self.limit = 5 + round(4 * sum(self.seconds[each.nodeid] for each in session.items))
 
     def _survives(self, session: pytest.Session, code: str) -> bool:
         """Whether all tests pass on a mutant. A run that takes much longer than it should has failed."""

@@ -1,12 +1,15 @@
 """Decisions of one process."""
 
 import asyncio
+import os
+import threading
 import tomllib
 from itertools import pairwise
 
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.observe.decision_counts import MAX_CALLERS, MAX_TOUCHED, PIECE
 from ratelimit_mw._internal.settings import Settings
+from tests.support.asgi import Down, settings_of
 
 SETTINGS = Settings(
     **tomllib.loads("""
@@ -112,3 +115,86 @@ async def test_a_first_refusal_that_has_all_added_up_is_counted_itself() -> None
         ("default", "", "admitted", ""): MAX_TOUCHED + 1,
         ("default", "", "rate", "2/minute"): 1,
     }
+
+
+async def test_what_the_backend_is_not_asked_about_is_counted() -> None:
+    """Requests of blocked callers and of an outage are decisions as all others are; exempt ones are none."""
+    settings = settings_of("""
+    plans.default.requests = ["2/minute"]
+    plans.open = { requests = ["2/minute"], on_failure = "allow" }
+    plans.closed = { requests = ["2/minute"], on_failure = "deny" }
+    plans.blocked = { blocked = true }
+    [[keys]]
+    key = "open"
+    plan = "open"
+    [[keys]]
+    key = "closed"
+    plan = "closed"
+    [[keys]]
+    key = "blocked"
+    plan = "blocked"
+    [[routes]]
+    path = "/health"
+    exempt = true
+    """)
+    limiter = Limiter(settings, backend=Down())
+    for _ in range(3):
+        await limiter.acquire(api_key="someone", address="10.0.0.1", path="/health")
+        await limiter.acquire(api_key="someone", address="10.0.0.1")
+        for api_key in ("open", "closed", "blocked"):
+            await limiter.acquire(api_key=api_key)
+
+    assert limiter.engine.tally.totals() == {
+        ("default", "", "admitted", ""): 2,
+        ("default", "", "rate", "2/minute"): 1,
+        ("open", "", "admitted", ""): 3,
+        ("closed", "", "unavailable", ""): 3,
+        ("blocked", "", "blocked", ""): 3,
+    }
+    await limiter.close()
+
+
+async def test_a_piece_is_added_up_at_a_time() -> None:
+    """A reader is told whether anything is left to add up."""
+    engine = Limiter(SETTINGS).engine
+    for number in range(PIECE + 1):
+        identity = engine.identity_of(api_key=f"caller {number}", address="10.0.0.1")
+        engine.tally.admit(engine.policies.match(identity, "GET", "/v2"))
+    assert [engine.tally.add_up_some(), engine.tally.waiting] == [True, 1]
+    assert [engine.tally.add_up_some(), engine.tally.waiting] == [False, 0]
+
+
+async def test_another_thread_may_read() -> None:
+    """No lock is held once a request is counted."""
+    limiter = Limiter(SETTINGS)
+    for _ in range(2):
+        await limiter.acquire(api_key="busy")
+    totals: list[int] = []
+    reader = threading.Thread(
+        target=lambda: totals.append(sum(limiter.engine.tally.totals().values())), daemon=True
+    )
+    reader.start()
+    await asyncio.to_thread(reader.join, 10)
+    assert totals == [2]
+
+
+def test_a_child_process_counts_anew() -> None:
+    """What was counted before a fork is told by the parent alone, whether it was added up or not."""
+    limiter = Limiter(SETTINGS)
+    tally = limiter.engine.tally
+
+    async def use() -> None:
+        for _ in range(3):
+            await limiter.acquire(api_key="someone", address="10.0.0.1")
+
+    asyncio.run(use())
+    tally.totals()
+    asyncio.run(use())
+    child = os.fork()
+    if not child:
+        before = tally.totals(), tally.take_callers()
+        asyncio.run(use())
+        is_anew = before == ({}, []) and tally.totals() == {("default", "", "rate", "2/minute"): 3}
+        os._exit(0 if is_anew else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sum(tally.totals().values()) == 6
