@@ -262,7 +262,9 @@ class Trial:
         if not _passes(_fork(session, [], {}, 0, lambda: self.noted.write_text(json.dumps(self.seconds)))):
             raise SystemExit(f"the tests of {self.path.name} fail without any change")
         self.seconds = json.loads(self.noted.read_text())
+        number = len(session.items)
         session.items = [each for each in session.items if self.seconds[each.nodeid] <= LONGEST]
+        print(f"{self.path.name}: {len(session.items)} of {number} tests are quick", flush=True)  # noqa: T201
         session.items.sort(key=lambda each: self.seconds[each.nodeid])
         self.limit = 5 + round(4 * sum(self.seconds[each.nodeid] for each in session.items))
 

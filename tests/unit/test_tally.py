@@ -4,10 +4,11 @@ import asyncio
 import os
 import threading
 import tomllib
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
 
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.observe.decision_counts import MAX_CALLERS, MAX_TOUCHED, PIECE
+from ratelimit_mw._internal.observe.decision_counts import MAX_CALLERS, MAX_TOUCHED, PIECE, DecisionCounts
 from ratelimit_mw._internal.settings import Settings
 from tests.support.asgi import Down, settings_of
 
@@ -183,18 +184,25 @@ def test_a_child_process_counts_anew() -> None:
     limiter = Limiter(SETTINGS)
     tally = limiter.engine.tally
 
-    async def use() -> None:
-        for _ in range(3):
-            await limiter.acquire(api_key="someone", address="10.0.0.1")
+    async def use(api_key: str, number: int = 1) -> None:
+        for _ in range(number):
+            await limiter.acquire(api_key=api_key, address="10.0.0.1")
 
-    asyncio.run(use())
+    asyncio.run(use("added up"))
     tally.totals()
-    asyncio.run(use())
+    asyncio.run(use("admitted"))
+    asyncio.run(use("refused", 3))
     child = os.fork()
     if not child:
-        before = tally.totals(), tally.take_callers()
-        asyncio.run(use())
-        is_anew = before == ({}, []) and tally.totals() == {("default", "", "rate", "2/minute"): 3}
-        os._exit(0 if is_anew else 1)
+        os._exit(0 if _counts_anew(tally, use) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert sum(tally.totals().values()) == 6
+    assert sum(tally.totals().values()) == 5
+
+
+def _counts_anew(tally: DecisionCounts, use: Callable[[str], Coroutine[None, None, None]]) -> bool:
+    """Whether a child process counts its own decisions alone."""
+    before = tally.totals(), tally.take_callers()
+    asyncio.run(use("admitted"))
+    asyncio.run(use("refused"))
+    expected = {("default", "", "admitted", ""): 1, ("default", "", "rate", "2/minute"): 1}
+    return before == ({}, []) and tally.totals() == expected
