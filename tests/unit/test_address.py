@@ -170,6 +170,9 @@ def test_list_is_read_from_the_right_past_trusted_proxies(
         "[2001:db8::1",
         "[2001:db8::1]80",
         "[2001:db8::1]x:80",
+        "[2001:db8::1]:",
+        "[2001:db8::1]:http",
+        "[2001:db8::1]:123456",
         "2001:db8::1]:80",
         "192.0.2.\xb9",
         '"192.0.2.1"',
@@ -182,6 +185,20 @@ def test_list_is_read_from_the_right_past_trusted_proxies(
 def test_what_does_not_parse_is_the_peer(line: str) -> None:
     """Junk in place of an address, a header too long or with too many hops makes no new caller (S1, S2)."""
     assert reader()(scope(PROXY, line)) == PROXY
+
+
+@pytest.mark.parametrize(
+    ("hops", "counted"),
+    [
+        (["192.0.2.1"] + ["10.0.0.9"] * 63, "192.0.2.1"),
+        (["10.0.0.8"] + ["10.0.0.9"] * 63, "10.0.0.8"),
+        (["192.0.2.1"] + ["10.0.0.9"] * 64, PROXY),
+        (["10.0.0.8"] + ["10.0.0.9"] * 64, PROXY),
+    ],
+)
+def test_as_many_hops_are_read_as_the_bound_says(hops: list[str], counted: str) -> None:
+    """A list of 64 addresses is read to its first one, and a longer list is not read."""
+    assert reader()(scope(PROXY, ", ".join(hops))) == counted
 
 
 @pytest.mark.parametrize(

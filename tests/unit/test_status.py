@@ -5,7 +5,7 @@ import pytest
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.outcome import Outcome, row_before
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.policy.decision import LimitStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers
@@ -106,3 +106,18 @@ def test_slots_of_one_request_end_with_the_shortest_of_them() -> None:
         charge = Charge([Counter("k", f"p{place}", limit) for place, limit in enumerate(order)])
         assert (charge.lease, charge.max_hold) == (10.0, 9.0)
     assert Charge([Counter("k", "p", Slots(3))]).max_hold is None
+
+
+def test_outcomes_are_told_apart_by_each_of_their_values() -> None:
+    """Two outcomes are the same where the answer, its time, all statuses and the hold are."""
+    outcome = outcome_of(STATUSES)
+    assert outcome == outcome_of(STATUSES)
+    assert hash(outcome) == hash(outcome_of(STATUSES))
+    others = [
+        Outcome.from_statuses(True, 5, STATUSES, NO_RESERVATION),
+        Outcome.from_statuses(False, 6, STATUSES, NO_RESERVATION),
+        outcome_of([*STATUSES[:2], BudgetStatus(700, 251, is_short=True)]),
+        Outcome.from_statuses(False, 5, STATUSES, Reservation(b"another")),
+        "a text",
+    ]
+    assert [outcome == each for each in others] == [False] * 5
