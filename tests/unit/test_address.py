@@ -227,6 +227,7 @@ def test_as_many_hops_are_read_as_the_bound_says(hops: list[str], counted: str) 
         (['for="192.0.2.1'], PROXY),
         (['for=6.6.6.6;ext="', 'for="192.0.2.1"'], "192.0.2.1"),
         (['for=6.6.6.6;ext=", for="192.0.2.1"'], PROXY),
+        (['for=6.6.6.6", for=192.0.2.1'], PROXY),
         (['for="192.0.2.1"x'], PROXY),
         (["192.0.2.1"], PROXY),
         (['"' + '\\"' * 3_000], PROXY),
@@ -263,7 +264,10 @@ def test_missing_header_is_the_peer_and_warned_about_once(caplog: pytest.LogCapt
 
 def test_trusted_network_written_as_ipv4_mapped_is_ipv4() -> None:
     """A trusted network means the same hosts in either notation."""
-    assert reader(["::ffff:10.0.0.0/104"])(scope(PROXY, "192.0.2.1")) == "192.0.2.1"
+    read = reader(["::ffff:10.0.0.0/104"])
+    assert read(scope(PROXY, "192.0.2.1")) == "192.0.2.1"
+    assert read(scope("11.0.0.1", "192.0.2.1")) == "11.0.0.1"
+    assert reader(["::ffff:0:0/96"])(scope("11.0.0.1", "12.0.0.1")) == "12.0.0.1"
 
 
 def test_memory_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
