@@ -155,6 +155,30 @@ async def test_many_leases_are_renewed_in_parts_and_spread(bench: Bench) -> None
     assert calls[len(calls) // 2][0] - calls[0][0] > 0.1
 
 
+async def test_leases_that_come_and_go_put_off_no_renewal(bench: Bench) -> None:
+    """A long request is renewed in time however many short ones begin meanwhile."""
+    held = await bench.acquire()
+    end = time.monotonic() + 10
+    while not bench.backend.renewed and time.monotonic() < end:
+        await (await bench.acquire()).release()
+        await asyncio.sleep(0.01)
+    assert bench.backend.renewed
+    assert not held.is_lost
+
+
+async def test_after_the_close_nothing_is_renewed(bench: Bench) -> None:
+    """What was due and not renewed yet is left to lapse."""
+    leases = [await bench.limiter.acquire(api_key=f"k{number}") for number in range(2 * AT_ONCE)]
+    renewals = bench.limiter.engine.leases.renewing()
+    renewals.close()  # its timer would do the same
+    bench.make_due()
+    await turns()
+    bench.limiter.engine.leases.stop_renewing()
+    await asyncio.sleep(0.3)
+    assert bench.backend.calls == 1
+    assert len(bench.backend.renewed) == len(leases) / 2
+
+
 async def test_what_could_not_be_renewed_is_due_at_the_next_look(bench: Bench) -> None:
     """A lease whose renewal failed is asked for again while there is time; the others are not."""
     failed, kept = await bench.acquire(), await bench.acquire()
@@ -306,6 +330,44 @@ async def test_max_hold_is_told_at_its_moment(resumed: bool) -> None:
             assert events == [SlotLost(lease.id)]
             assert lease.is_lost
             assert (await limiter.acquire(api_key="a")).allowed
+
+
+async def test_a_job_that_is_resumed_late_is_given_up_at_its_moment() -> None:
+    """Its slot ends with its `max_hold`, also where that is over before the next look at what is due."""
+    table = "[plans.default]\nconcurrent = { limit = 1, lease = 1, max_hold = 1 }"
+    events: list[Event] = []
+    async with Limiter(settings_of(table), on_event=events.append) as limiter:
+        lease = await limiter.acquire(api_key="a")
+        give_up_at = lease.give_up_at
+        assert give_up_at is not None
+        token = await lease.detach(ttl=50)
+        await asyncio.sleep(give_up_at - time.monotonic() - 0.1)
+        async with limiter.resume(token) as job:
+            await asyncio.sleep(give_up_at - time.monotonic() + 0.03)
+            assert events == [SlotLost(lease.id)]
+            assert job.is_lost
+
+
+async def test_work_that_ends_in_time_is_not_given_up() -> None:
+    """The end of `max_hold` is nothing to a request that has ended before."""
+    table = "[plans.default]\nconcurrent = { limit = 1, lease = 1, max_hold = 1 }"
+    events: list[Event] = []
+    async with Limiter(settings_of(table), on_event=events.append) as limiter:
+        lease = await limiter.acquire(api_key="a")
+        assert lease.give_up_at is not None
+        await asyncio.sleep(lease.give_up_at - time.monotonic() - 0.1)  # its timer is set
+        limiter.engine.leases.end(lease, failed=False)
+        await asyncio.sleep(lease.give_up_at - time.monotonic() + 0.03)
+        assert events == []
+        assert not lease.is_lost
+
+
+async def test_a_slot_whose_time_is_up_is_not_renewed(bench: Bench) -> None:
+    """A renewal that comes late never keeps a slot beyond its `max_hold`."""
+    late, other = await bench.acquire(), await bench.acquire()
+    late.give_up_at = time.monotonic() - 1
+    await bench.limiter.engine.leases.renewing()._renew_all(bench.backend, [late, other])
+    assert bench.backend.renewed == [1.0]
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

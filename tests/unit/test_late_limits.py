@@ -198,6 +198,24 @@ async def test_slots_of_a_late_limit_end_with_the_request() -> None:
         assert (await client.get("/")).status_code == 200
 
 
+async def test_slots_of_a_late_limit_are_released_with_the_others() -> None:
+    """`release` frees all slots at once: those of the plan, and those that the handler has charged."""
+    slots = Limit("gpu", concurrent=1)
+    answers: list[int] = []
+
+    async def charge(request: Request) -> None:
+        lease = get_lease(request)
+        await lease.charge(slots.on("gpu-1"))
+        await lease.release()
+        if not answers:
+            answers.append(0)
+            answers.append((await client.get("/")).status_code)
+
+    async with client_of(behind(app_of(charge)), x_api_key="a") as client:
+        assert (await client.get("/")).status_code == 200
+    assert answers == [0, 200]
+
+
 async def test_units_of_a_late_limit_are_settled_with_the_others() -> None:
     """`settle` puts the actual use in place of all estimates of the unit, late ones too."""
     model = Limit("model", "500/minute", unit="tokens", cost=200)
