@@ -1,6 +1,7 @@
 """Limits in code that count failures, or other answers: charged when a request comes, given back if not."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp
 
 from ratelimit_mw import Limit, RateLimitMiddleware, by, get_lease, limited
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
+from ratelimit_mw._internal.model.backend import EstimateAction, Known, Settlement
+from ratelimit_mw._internal.model.metered import Units
+from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.asgi import FakeClock, client_of, limiter_of, shown, statuses
 
 PLANS = """
@@ -81,6 +85,43 @@ async def test_an_exception_is_a_failure() -> None:
         with pytest.raises(ZeroDivisionError):
             await client.get("/0")
         assert await statuses(client, 1, "/200") == [429]
+
+
+class Watched(MemoryBackend):
+    """Remembers what ends of requests ask of it."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=FakeClock())
+        self.asked: list[str] = []
+
+    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+        """End a hold, and remember how."""
+        self.asked.append(money.name)
+        return super().finish(hold, money)
+
+    def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Known[Settlement]:
+        """Settle, and remember what."""
+        self.asked.append("settle")
+        return super().settle_units(hold, units, replace=replace)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "asked"),
+    [
+        ("", "/200", ["GIVE_BACK"]),
+        ("", "/401", ["KEEP"]),
+        (PLANS, "/priced/200", ["settle", "KEEP"]),
+        (PLANS, "/priced/401", ["settle", "GIVE_BACK"]),
+    ],
+)
+async def test_an_end_asks_the_backend_as_little_as_can_be(text: str, path: str, asked: list[str]) -> None:
+    """One operation says what becomes of an answer; one more where price or units end otherwise."""
+    backend = Watched()
+    app = app_of(Limit("x", "9/minute", count="failures"))
+    limited_app = RateLimitMiddleware(app, limiter=limiter_of(text, FakeClock(), backend))
+    async with client_of(limited_app, x_api_key="a") as client:
+        await client.get(path)
+    assert backend.asked == asked
 
 
 async def test_tries_at_once_cannot_overshoot() -> None:
