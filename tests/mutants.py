@@ -37,7 +37,8 @@ Node = Any
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("ratelimit_mw", "tests")
 WALL_SECONDS = 300.0
-"""A run of the tests that takes longer waits for something that never comes."""
+"""A run of the tests that takes longer waits for something that never comes; so does one that takes five times
+as long as the first one, and half a minute."""
 
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider")
 COMMAND = (sys.executable, "-m", "pytest", *OPTIONS)
@@ -215,6 +216,7 @@ class Trial:
         self.path = path
         self.seconds: dict[str, float] = {}
         self.limit = 0
+        self.wall = WALL_SECONDS
         self.noted = path.with_suffix(".noted")
         self.functions: list[FunctionType] = []
         self.code = path.read_text(encoding="utf-8")
@@ -259,8 +261,11 @@ class Trial:
     def _choose(self, session: pytest.Session) -> None:
         """Run the tests on the module as it is, and go on with those that are quick, the quickest first."""
         session.items = [each for each in session.items if not needs_server(each)]
-        if not _passes(_fork(session, [], {}, 0, lambda: self.noted.write_text(json.dumps(self.seconds)))):
+        began = time.monotonic()
+        first = _fork(session, [], {}, 0, lambda: self.noted.write_text(json.dumps(self.seconds)))
+        if not _passes(first, WALL_SECONDS):
             raise SystemExit(f"the tests of {self.path.name} fail without any change")
+        self.wall = 30 + 5 * (time.monotonic() - began)
         self.seconds = json.loads(self.noted.read_text())
         number = len(session.items)
         session.items = [each for each in session.items if self.seconds[each.nodeid] <= LONGEST]
@@ -273,14 +278,15 @@ class Trial:
         changed = self._changed(code)
         if changed is not None:
             self.noted.write_text("")
-            passed = _passes(_fork(session, self.functions, changed, self.limit))
+            passed = _passes(_fork(session, self.functions, changed, self.limit), self.wall)
             # What has noticed this change may notice the next.
             failed = self.noted.read_text()
             session.items.sort(key=lambda each: each.nodeid != failed)
             return passed
         self.path.write_text(code, encoding="utf-8")
         try:
-            return _passes(_spawn([*COMMAND, *[each.nodeid for each in session.items]], 2 * self.limit))
+            command = [*COMMAND, *[each.nodeid for each in session.items]]
+            return _passes(_spawn(command, 2 * self.limit), WALL_SECONDS)
         finally:
             self.path.write_text(self.code, encoding="utf-8")
 
@@ -370,9 +376,9 @@ def _limit(seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
-def _passes(pid: int) -> bool:
-    """Whether the process ends well, and in time; what it started ends with it."""
-    end, status = time.monotonic() + WALL_SECONDS, 0
+def _passes(pid: int, seconds: float) -> bool:
+    """Whether the process ends well, and in so many seconds; what it started ends with it."""
+    end, status = time.monotonic() + seconds, 0
     while not (ended := os.waitpid(pid, os.WNOHANG))[0] and time.monotonic() < end:
         time.sleep(0.01)
     with suppress(ProcessLookupError):
