@@ -37,8 +37,9 @@ Node = Any
 ROOT = Path(__file__).resolve().parent.parent
 OWN = ("ratelimit_mw", "tests")
 WALL_SECONDS = 300.0
-"""A run of the tests that takes longer waits for something that never comes; so does one that takes five times
-as long as the first one, and half a minute."""
+"""A run of the tests that takes longer waits for something that never comes.
+
+So does one in a fork that takes five times as long as the first one, and half a minute."""
 
 OPTIONS = ("-x", "-q", "-p", "no:cacheprovider")
 COMMAND = (sys.executable, "-m", "pytest", *OPTIONS)
