@@ -100,6 +100,19 @@ async def test_what_is_settled_is_renewed_no_more(api_key: str, path: str, left:
     assert [after_units, leases.number] == left
 
 
+async def test_slots_are_released_once() -> None:
+    """A second release asks nothing of the backend; the estimate is renewed on, and without the slots."""
+    limiter = limiter_of(backend := Watched())
+    lease = await limiter.acquire(api_key="busy", path="/chat")
+    lease.is_acquired = False  # as a request, which somebody ends
+    for _ in range(2):
+        await lease.release()
+    assert backend.finished == [EstimateAction.UNTOUCHED]
+    assert limiter.engine.leases.number == 1
+    assert not limiter.engine.leases.renewing().leases
+    assert lease.hold.slots == ()
+
+
 async def test_settles_at_once_open_one_estimate() -> None:
     """A request without a price gets one record, however many settles come before it is there."""
     limiter = limiter_of(backend := Watched())
