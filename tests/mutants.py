@@ -73,7 +73,7 @@ MODULES = {
     "cache/prefetch_state": "prefetch prefetch_backends",
     "cache/refusals": "refused",
     "lease/lease": "slots spending refused estimates jobs units late_limits",
-    "lease/manager": "renewals slots spending jobs estimates units late_limits limits_by_answer",
+    "lease/manager": "detach settling renewals spending jobs estimates units late_limits limits_by_answer",
     "lease/settling": "settling spending jobs estimates units units_outage late_limits",
     "lease/renewals": "renewals slots estimates",
     "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch"

@@ -113,6 +113,15 @@ async def test_slots_are_released_once() -> None:
     assert lease.hold.slots == ()
 
 
+async def test_nothing_is_renewed_of_a_request_that_has_freed_all() -> None:
+    """A request that held a slot alone has nothing left after its release."""
+    limiter = limiter_of(Watched())
+    lease = await limiter.acquire(api_key="busy")
+    lease.is_acquired = False  # as a request, which somebody ends
+    await lease.release()
+    assert limiter.engine.leases.number == 0
+
+
 async def test_settles_at_once_open_one_estimate() -> None:
     """A request without a price gets one record, however many settles come before it is there."""
     limiter = limiter_of(backend := Watched())
