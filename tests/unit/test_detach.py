@@ -113,3 +113,74 @@ async def test_a_second_detach_gives_the_same_token() -> None:
     assert await lease.detach(ttl=600) == await lease.detach(ttl=1)
     bench.clock.set(599)
     assert await bench.active() == 1
+
+
+async def test_a_resumed_job_is_renewed_and_ends_with_its_block() -> None:
+    """From the moment it is resumed its slot lasts for its lease, is renewed by a timer, and is freed."""
+    bench = Bench()
+    bench.backend.answers.set()
+    token = await (await bench.limiter.acquire(api_key="a")).detach(ttl=600)
+    bench.clock.set(590)
+    async with bench.limiter.resume(token) as job:
+        assert job.is_detached
+        assert bench.limiter.engine.leases.number == 1
+        bench.clock.set(619)
+        assert await bench.active() == 1
+    assert await bench.active() == 0
+    assert bench.limiter.engine.leases.number == 0
+
+
+async def test_a_job_that_is_resumed_too_late_is_lost() -> None:
+    """Its work runs on uncounted, is not renewed, and the job says so."""
+    bench = Bench()
+    bench.backend.answers.set()
+    token = await (await bench.limiter.acquire(api_key="a")).detach(ttl=60)
+    bench.clock.set(60)
+    async with bench.limiter.resume(token) as job:
+        assert job.is_lost
+        assert bench.limiter.engine.leases.number == 0
+        assert await bench.active() == 0
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_a_job_that_was_delivered_twice_is_held_until_both_end(first: int) -> None:
+    """Whichever of the two ends first, the slot is renewed for the other one, and freed with that."""
+    bench = Bench()
+    bench.backend.answers.set()
+    token = await (await bench.limiter.acquire(api_key="a")).detach(ttl=600)
+    blocks = [bench.limiter.resume(token) for _ in range(2)]
+    jobs = [await block.__aenter__() for block in blocks]
+    assert bench.limiter.engine.leases.number == 1
+    await blocks[first].__aexit__(None, None, None)
+    assert await bench.active() == 1
+    assert bench.limiter.engine.leases.renewing().live() == [jobs[1 - first]]
+    await blocks[1 - first].__aexit__(None, None, None)
+    assert await bench.active() == 0
+    assert bench.limiter.engine.leases.number == 0
+
+
+async def test_a_token_is_renewed_for_its_lease() -> None:
+    """A slot lasts for its lease from each renewal by hand, which says when it was too late."""
+    bench = Bench()
+    bench.backend.answers.set()
+    token = await (await bench.limiter.acquire(api_key="a")).detach(ttl=60)
+    bench.clock.set(59)
+    assert await bench.limiter.renew(token)
+    bench.clock.set(88)
+    assert await bench.active() == 1
+    bench.clock.set(89)
+    assert await bench.active() == 0
+    assert not await bench.limiter.renew(token)
+
+
+async def test_a_token_without_a_slot_has_nothing_to_renew() -> None:
+    """A job that holds money alone is never lost."""
+    text = SETTINGS.replace("concurrent = { limit = 5, lease = 30 }, ", "")
+    clock = FakeClock()
+    limiter = Limiter(settings_of(text), backend=MemoryBackend(clock=clock))
+    token = await (await limiter.acquire(api_key="a", path="/draw")).detach(ttl=60)
+    clock.set(600)
+    assert await limiter.renew(token)
+    async with limiter.resume(token) as job:
+        assert not job.is_lost
+        assert limiter.engine.leases.number == 0
