@@ -413,3 +413,19 @@ async def test_renewals_need_no_hand_on_the_clock() -> None:
             await turns()
         assert not lease.is_lost
         await lease.release()
+
+
+def test_a_loop_that_has_ended_is_forgotten_but_not_what_it_lost() -> None:
+    """The numbers go on over all event loops of a limiter, which keeps none that has ended."""
+    limiter = Limiter(settings_of(SETTINGS), backend=MemoryBackend(clock=(clock := FakeClock())))
+    leases = limiter.engine.leases
+
+    async def lose() -> None:
+        lease = await limiter.acquire(api_key="a")
+        clock.now += 2_000_000
+        assert not await leases.renewing().renew(lease, 1.0)
+
+    for turn in (1, 2, 3):
+        asyncio.run(lose())
+        assert leases.slots_lost == turn
+        assert len(leases.renewals) == 1

@@ -38,6 +38,7 @@ def test_untrusted_proxy_is_told_once(
     for _ in range(3):
         reader(scope(peer, forwarded))
     assert [record.__dict__["check"] for record in caplog.records] == ["untrusted-proxy"] * is_said
+    assert not is_said or reader.looks == 0  # the look has found what it is for
 
 
 def test_looking_for_a_proxy_ends() -> None:
@@ -63,7 +64,9 @@ def chains(number: int, *, appended: str | None = LB) -> list[str]:
         ("10.0.0.1", chains(50), True),
         (LB, chains(50), True),  # a server that has read the header itself
         ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50)], True),
+        (LB, [None, *chains(50)], True),
         ("10.0.0.1", chains(5), False),
+        (LB, [f"{LB}, junk", *chains(50)], False),
         ("10.0.0.1", chains(50, appended=None), False),
         ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50, appended=None)], False),
         ("10.0.0.1", chains(50, appended="10.0.0.2"), False),
@@ -72,7 +75,7 @@ def chains(number: int, *, appended: str | None = LB) -> list[str]:
     ],
 )
 def test_a_balancer_that_appends_its_own_address_is_told(
-    peer: str, forwarded: list[str], caplog: pytest.LogCaptureFixture, *, is_said: bool
+    peer: str, forwarded: list[str | None], caplog: pytest.LogCaptureFixture, *, is_said: bool
 ) -> None:
     """Many clients before one right-most address are all counted as that one, which is said once."""
     reader = AddressReader(settings_of('identity.trusted_proxies = ["10.0.0.0/8"]').identity)
