@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw import BackendError, Lease, LeaseError, Limiter, RateLimited
+from ratelimit_mw import BackendError, Lease, LeaseError, Limit, Limiter, RateLimited
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
@@ -190,6 +190,37 @@ async def test_a_flapping_backend_grants_nothing_twice(make: MakePair) -> None:
         admitted += await pair.admitted(3)
     assert admitted == 10
     assert counted((await pair.statuses())[0]) == 10
+
+
+SHARED = """
+[application]
+requests = ["{}/minute"]
+[plans.default]
+application_share = 0.5
+"""
+
+
+@pytest.mark.parametrize("apart_ms", [0, 10, 100])
+@pytest.mark.parametrize(
+    "text",
+    [TEN, TEN.replace("10/", "20000/"), SHARED.format(20), SHARED.format(20_000)],
+    ids=["plan", "many", "shared", "many shared"],
+)
+async def test_what_is_refused_late_costs_nothing_here(make: MakePair, text: str, apart_ms: int) -> None:
+    """A request that a late limit refuses in an outage is given back, under every window that counted it."""
+    pair = make(f"backend.local_share = 1.0\n{text}")
+    pair.backend.away = True
+    failing = Limit("failing", "1/minute").on("a")
+    first, refused = [await pair.limiter.acquire(api_key="a") for _ in range(2)]
+    pair.clock.now += apart_ms * 1000
+    await pair.limiter.acquire(api_key="a")
+    await first.charge(failing)
+    with pytest.raises(RateLimited):
+        await refused.charge(failing)
+    last = await pair.limiter.acquire(api_key="a")
+    assert {counted(status) for _, status in last.decision.limits} == {3}
+    await pair.back()
+    assert {counted(status) for status in await pair.statuses()} == {3}
 
 
 async def test_units_that_have_left_their_window_are_not_told(make: MakePair) -> None:

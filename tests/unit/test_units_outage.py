@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ratelimit_mw import Lease
+from ratelimit_mw import Lease, Limit, RateLimited
 from ratelimit_mw._internal.model.status import WindowStatus
 from tests.unit.test_local import MakePair, Pair
 
@@ -115,3 +115,17 @@ async def test_a_flapping_backend_ends_with_the_exact_sum(make: MakePair) -> Non
     for lease in leases[-5:]:
         end(pair, lease, failed=True)
     assert await used(pair) == [total, total]
+
+
+async def test_what_is_refused_late_takes_nothing_off_others(make: MakePair) -> None:
+    """A request that a late limit refuses gives its own estimate back, and no unit that another has used."""
+    pair = make(SETTINGS)
+    pair.backend.away = True
+    failing = Limit("failing", "1/minute").on("a")
+    done, refused = await chat(pair), await chat(pair)
+    await done.charge(failing)
+    end(pair, done)
+    with pytest.raises(RateLimited):
+        await refused.charge(failing)
+    await pair.back()
+    assert await used(pair) == [300, 300]

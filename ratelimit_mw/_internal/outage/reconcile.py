@@ -27,7 +27,6 @@ from ratelimit_mw._internal.outage.unsynced import (
     UnsyncedReservation,
     UnsyncedWindow,
     boundless,
-    exact,
     unshared,
 )
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -120,10 +119,13 @@ class OutageReconciler:
     def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
         """Undo a charge that was admitted here, as far as the backend was not told of it."""
         with self.lock:
-            for place, counter in enumerate(charge.counters):
-                waiting, cost = self._windows.get(counter), charge.cost_at(place)
-                if waiting is not None and waiting.take_back(cost):
-                    self._books.give_back(Charge([exact(counter)], cost), NO_RESERVATION, times)
+            for place, counter in enumerate(map(unshared, charge.counters)):
+                if (
+                    isinstance(counter.limit, Window) and not counter.limit.is_metered
+                ):  # the hold has the others
+                    waiting, cost = self._windows.get(counter), charge.cost_at(place)
+                    if waiting is not None and waiting.take_back(cost):
+                        self._books.give_back(Charge([counter], cost), NO_RESERVATION, times)
         if hold is not NO_RESERVATION:
             self.finish(hold, EstimateAction.GIVE_BACK)
 

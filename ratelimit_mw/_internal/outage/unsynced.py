@@ -169,12 +169,6 @@ class UnsyncedReservation:
         return sent
 
 
-def exact(counter: Counter) -> Counter:
-    """Return the counter of a window at the same place that counts each charge by itself."""
-    limit = counter.limit
-    return replace(counter, limit=replace(limit, quota=1)) if isinstance(limit, Window) else counter
-
-
 UNTOUCHED: tuple[object, ...] = (None, (), False, False, False)
 """Fate of a reservation to which nothing has happened since its admission."""
 
