@@ -86,7 +86,7 @@ MODULES = {
     "model/periods": "periods",
     "model/status": "status refused",
     "observe/decision_counts": "tally prometheus",
-    "outage/fallback": "local unservable units_outage",
+    "outage/fallback": "local unservable units_outage application_share",
     "outage/reconcile": "local units_outage",
     "outage/unsynced": "unsynced local units_outage",
     "policy/api_key_reader": "identity",

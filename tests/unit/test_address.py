@@ -266,6 +266,7 @@ def test_trusted_network_written_as_ipv4_mapped_is_ipv4() -> None:
     """A trusted network means the same hosts in either notation."""
     read = reader(["::ffff:10.0.0.0/104"])
     assert read(scope(PROXY, "192.0.2.1")) == "192.0.2.1"
+    assert read(scope("10.200.0.1", "192.0.2.1")) == "192.0.2.1"
     assert read(scope("11.0.0.1", "192.0.2.1")) == "11.0.0.1"
     assert reader(["::ffff:0:0/96"])(scope("11.0.0.1", "12.0.0.1")) == "12.0.0.1"
 

@@ -65,7 +65,13 @@ def chains(number: int, *, appended: str | None = LB) -> list[str]:
         (LB, chains(50), True),  # a server that has read the header itself
         ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50)], True),
         (LB, [None, *chains(50)], True),
-        ("10.0.0.1", chains(5), False),
+        ("10.0.0.1", chains(10), True),
+        ("10.0.0.1", chains(9), False),
+        (
+            "10.0.0.1",
+            [line.replace(LB, f"{LB}{number % 2}") for number, line in enumerate(chains(50))],
+            False,
+        ),
         (LB, [f"{LB}, junk", *chains(50)], False),
         ("10.0.0.1", chains(50, appended=None), False),
         ("10.0.0.1", [f"6.6.6.6, {line}" for line in chains(50, appended=None)], False),
@@ -82,6 +88,7 @@ def test_a_balancer_that_appends_its_own_address_is_told(
     counted = {reader(scope(peer, line)) for line in forwarded}
     assert [record.__dict__["check"] for record in caplog.records] == ["balancer-appended"] * is_said
     assert not is_said or (counted == {LB} and LB in caplog.text)
+    assert not is_said or reader.chains == 0  # the look has found what it is for
 
 
 def test_what_is_remembered_of_forwarded_headers_is_bounded() -> None:

@@ -119,6 +119,37 @@ async def test_what_was_used_on_one_route_is_known_on_all(make: MakePair, path: 
     assert not (await pair.limiter.acquire(api_key="a", path="/b")).allowed
 
 
+async def test_each_outage_knows_all_routes_anew(make: MakePair) -> None:
+    """What was used on another route between two outages is known in the second one."""
+    pair = make(f'{TEN}\nroutes = [{{ path = "/a" }}, {{ path = "/b", requests = ["9/minute"] }}]')
+
+    async def admitted(path: str, number: int) -> int:
+        return sum([(await pair.limiter.acquire(api_key="a", path=path)).allowed for _ in range(number)])
+
+    assert await admitted("/a", 1) == 1
+    pair.backend.away = True
+    assert await admitted("/a", 1) == 1
+    await pair.back()
+    pair.clock.set(2)
+    assert await admitted("/b", 5) == 5
+    pair.backend.away = True
+    pair.clock.set(4)
+    assert await admitted("/a", 9) == 3
+
+
+async def test_who_spends_and_who_does_not_may_differ_in_an_outage(make: MakePair) -> None:
+    """`spending` has a policy of its own for outages, which holds for requests with a price alone."""
+    pair = make("""
+    plans.default = { requests = ["9/minute"], spending = { daily = "1.00", on_failure = "deny" } }
+    routes = [{ path = "/draw", price = "0.10" }]
+    """)
+    pair.backend.away = True
+    assert (await pair.limiter.acquire(api_key="a")).allowed
+    refused = await pair.limiter.acquire(api_key="a", path="/draw")
+    assert refused.decision.refusal is not None
+    assert refused.decision.refusal.reason == "unavailable"
+
+
 async def test_a_caller_never_seen_has_the_whole_share(make: MakePair) -> None:
     """The share of a caller of whom nothing is known is of the limit itself, rounded up and exactly."""
     pair = make('backend.local_share = 0.07\nplans.default = {requests = ["100/minute"]}')

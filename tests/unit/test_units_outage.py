@@ -65,9 +65,10 @@ async def test_what_was_settled_meanwhile_is_told(make: MakePair) -> None:
     assert await used(pair) == [370, 370]
 
 
-async def test_a_request_that_outlives_the_outage_settles_afterwards(make: MakePair) -> None:
+@pytest.mark.parametrize("share", ["1.0", "0.7"])
+async def test_a_request_that_outlives_the_outage_settles_afterwards(make: MakePair, share: str) -> None:
     """Its estimate is told, and corrected once in the shared books."""
-    pair = make(SETTINGS)
+    pair = make(f"backend.local_share = {share}\n{SETTINGS}")
     pair.backend.away = True
     running, settled = await chat(pair), await chat(pair)
     await settled.settle(units={"tokens": 20})
