@@ -37,6 +37,10 @@ concurrent = {SLOTS}
 [[routes]]
 path = "/peak"
 exempt = true
+
+[[routes]]
+path = "/health"
+exempt = true
 """
 
 OVERWRITES = "proxy_set_header X-Forwarded-For $remote_addr;"

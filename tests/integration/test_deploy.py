@@ -228,7 +228,8 @@ HITS = Path(os.environ.get("HITS", os.devnull))
 async def tell(request: Request) -> Response:
     """Answer with the parts of the request that reached the app."""
     raw_path = request.scope["raw_path"].decode()
-    return JSONResponse({"headers": dict(request.headers), "raw_path": raw_path, "pid": os.getpid()})
+    seen = {"headers": dict(request.headers), "raw_path": raw_path, "pid": os.getpid()}
+    return JSONResponse({**seen, "forwarded_for": request.headers.getlist("x-forwarded-for")})
 
 
 async def refuse(request: Request) -> Response:
