@@ -17,4 +17,4 @@ async def say(request: Request) -> Response:
     return JSONResponse({"worker": os.getpid(), "version": app.limiter.version})
 
 
-app = RateLimitMiddleware(Starlette(routes=[Route("/{rest:path}", say)]))
+app = RateLimitMiddleware(Starlette(routes=[Route("/{rest:path}", say, methods=["GET", "POST"])]))
