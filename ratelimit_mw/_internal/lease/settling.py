@@ -68,7 +68,7 @@ class Settling:
     def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
         """The amounts of units that limits of the request count. Raises ValueError for what is no amount.
 
-        Where none counts any, that is not looked at, as with a price where there is no budget.
+        Where no limit counts any unit, the amounts are not checked: nor is a price without a budget.
         """
         counted = {meter.unit for meter in lease.hold.meters}
         elsewhere = {meter.unit for each in lease.late for meter in each.hold.meters}
@@ -93,7 +93,10 @@ class Settling:
         self._tell_of_ignored(lease, met, ", ".join([f"{used} {unit}" for unit, used in units.items()]))
 
     async def open_estimate(self, lease: Lease) -> None:
-        """Give a request that has none an estimate of nothing, never refused, to be settled later."""
+        """Create a zero estimate for a request without a price, so that it can be settled.
+
+        The estimate is never refused.
+        """
         unpriced = lease.unpriced
         if unpriced is None:
             return

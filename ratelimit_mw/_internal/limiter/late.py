@@ -135,14 +135,15 @@ async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
 
 
 def first_partition(limit: KeyedLimit | Limit, code_limits: CodeLimits) -> str:
-    """Return the partition of a key, by which a job that nobody is named for is called."""
+    """Return the partition of a limit's key: the name of a job for which no caller is given."""
     return code_limits.partition_of(limit.key if isinstance(limit, KeyedLimit) else "")
 
 
 def policy_with(policy: Policy, asked: Asked, code_limits: CodeLimits, *, alone: bool) -> Policy:
-    """Return a policy with limits in code, or of these `alone`; an exempt or a blocked one as it is.
+    """Return a policy with limits in code added, or with these limits `alone`.
 
-    Alone they are nobody's, whom no plan blocks.
+    An exempt policy is returned as it is. So is a blocked one, unless the limits stand alone: then no plan
+    takes part, and none can block.
     """
     if policy.is_exempt or not asked or (policy.is_blocked and not alone):
         return policy

@@ -1,4 +1,4 @@
-"""The live keys that fit the settings, kept up to date change by change."""
+"""Live keys that the settings allow, kept up to date change by change."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -14,14 +14,17 @@ TOGETHER = 64
 
 
 class SoundKeys:
-    """Live keys under one state of the settings. A key contradicts no others than those of its account."""
+    """Checks live keys against one state of the settings, and has those that can be used.
+
+    A key can contradict other keys of its account only: so a change of one has few others checked.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys: Layered[KeySettings] = Layered()
         """The keys that can be used, by hash. Replaced, never changed."""
         self._refused: dict[str, KeySettings] = {}
-        """Keys that would fit by themselves, and contradict others."""
+        """Keys that are valid by themselves, and contradict others of their account."""
         self._wrong: dict[str, list[SettingsProblem]] = {}
         self._accounts: dict[str, set[str]] = {}
         """Hashes of the live keys that belong to an account."""
@@ -37,7 +40,7 @@ class SoundKeys:
         return self._wrong
 
     def update(self, entries: Mapping[str, KeyEntry], hashes: Iterable[str]) -> None:
-        """Look at the keys with these hashes anew, and at those that their changes concern."""
+        """Check the keys with these hashes again, and the other keys of their accounts."""
         keys: dict[str, KeySettings | None] = {}
         accounts: dict[str, None] = {}
         for api_key_hash in in_pieces(hashes):
@@ -59,11 +62,11 @@ class SoundKeys:
         self.keys = self.keys.with_changes(changed)
 
     def _known(self, api_key_hash: str) -> KeySettings | None:
-        """The key as it fits by itself."""
+        """Return a live key that is valid by itself, whether it contradicts others or not."""
         return self.keys.get(api_key_hash) or self._refused.get(api_key_hash)
 
     def _fitting(self, api_key_hash: str, changed: Mapping[str, KeySettings | None]) -> KeySettings | None:
-        """The key as it fits by itself, once these are changed."""
+        """Return the key that will be valid by itself after these changes."""
         return changed[api_key_hash] if api_key_hash in changed else self._known(api_key_hash)
 
     def _made(self, entry: KeyEntry | None, api_key_hash: str) -> KeySettings | None:

@@ -1,4 +1,4 @@
-"""Operations that nobody heard of: their connection ended, and they may still be on their way."""
+"""Operations in doubt: their connection ended before the answer, and a server may still execute them."""
 
 import asyncio
 from collections.abc import Sequence
