@@ -3,7 +3,7 @@ from ratelimit_mw._internal.lease.lease cimport Lease
 from ratelimit_mw._internal.lease.manager cimport Leases
 from ratelimit_mw._internal.asgi.lifespan cimport Lifespan
 from ratelimit_mw._internal.live.state cimport Live
-from ratelimit_mw._internal.responses.header_sender cimport Sender
+from ratelimit_mw._internal.responses.header_sender cimport HeaderSender
 from ratelimit_mw._internal.responses.writers cimport Writers
 
 cdef class LimitedApp:

@@ -40,7 +40,7 @@ from ratelimit_mw._internal.policy.lookup import LookupEntry
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.rate_limited import RateLimited, refusal_in
 from ratelimit_mw._internal.policy.routing import route_path
-from ratelimit_mw._internal.responses.header_sender import SERVER_ERROR, Sender
+from ratelimit_mw._internal.responses.header_sender import SERVER_ERROR, HeaderSender
 from ratelimit_mw._internal.responses.refusals import Response
 from ratelimit_mw._internal.responses.writers import Writers
 from ratelimit_mw._internal.runtime import threads
@@ -188,7 +188,7 @@ class LimitedApp:
             scope["state"] = {**state, "ratelimit": lease} if state else {"ratelimit": lease}
             if Limit.conditional:
                 lease.scope = scope  # until it ends
-            sender = Sender(send, writers.headers, lease)
+            sender = HeaderSender(send, writers.headers, lease)
             failed, status = True, SERVER_ERROR
             try:
                 await self.app(scope, receive, sender)
@@ -228,7 +228,7 @@ class LimitedApp:
         return answer
 
     async def _answer_raised(
-        self, decision: Decision, sender: Sender, writers: Writers, scope: Scope, send: Send
+        self, decision: Decision, sender: HeaderSender, writers: Writers, scope: Scope, send: Send
     ) -> None:
         """Answer a request whose refusal was raised inside the app."""
         if sender.has_started:

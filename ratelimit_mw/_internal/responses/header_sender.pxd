@@ -2,7 +2,7 @@ cimport cython
 from ratelimit_mw._internal.lease.lease cimport Lease
 from ratelimit_mw._internal.responses.headers cimport HeaderWriter, add_headers
 
-cdef class Sender:
+cdef class HeaderSender:
     cdef object _send
     cdef HeaderWriter _writer
     cdef Lease _lease

@@ -19,7 +19,7 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class Sender:
+class HeaderSender:
     """Adds headers when the response starts, remembers its status, and lets others have a turn."""
 
     __slots__ = ("_lease", "_left", "_send", "_writer", "has_started", "refused", "status")

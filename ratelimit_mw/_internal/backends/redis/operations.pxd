@@ -14,7 +14,7 @@ cdef class Template:
     cpdef bytes several(self, ids)
     cpdef object read(self, bytes answer, Py_ssize_t number)
     @cython.locals(operation=Operation)
-    cpdef void tell(self, list operations, i64 now, object answer) except *
+    cpdef void deliver(self, list operations, i64 now, object answer) except *
 
 cdef class Operation:
     cdef public Template template

@@ -109,7 +109,7 @@ class Template:
         """Read the script's answer to so many operations; raises for an answer that can't be one."""
         return self.unpack(answer)
 
-    def tell(self, operations: "list[Operation]", now: int, answer: Any) -> None:
+    def deliver(self, operations: "list[Operation]", now: int, answer: Any) -> None:
         """Hand an answer that was read to operations of this template; `now` is the server's time."""
         for operation in operations:
             operation.answer((now, answer))
@@ -296,5 +296,5 @@ def hand_out(
     for at, operations in enumerate(groups):
         if not answers[at].startswith(FAILED):
             template = operations[0].template
-            template.tell(operations, now, read[at])
+            template.deliver(operations, now, read[at])
     return failed

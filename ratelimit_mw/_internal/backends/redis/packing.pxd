@@ -24,7 +24,7 @@ cdef class Layout:
     @cython.locals(code=int, admitted=Py_ssize_t, row=Numbers)
     cpdef tuple read(self, bytes answer, Py_ssize_t number)
     @cython.locals(admitted=Py_ssize_t, row=Numbers, place=Py_ssize_t, operation=ChargeOperation)
-    cpdef void tell(self, list operations, i64 now, tuple read) except *
+    cpdef void deliver(self, list operations, i64 now, tuple read) except *
 
 cdef class ChargeTemplate(Template):
     cdef readonly object owner, price

@@ -123,7 +123,7 @@ class Layout:
             raise ValueError(f"an answer with code {code} and {admitted} admitted of {number} charges")
         return admitted, row
 
-    def tell(self, operations: "Sequence[ChargeOperation]", now: int, read: tuple[int, Numbers]) -> None:
+    def deliver(self, operations: "Sequence[ChargeOperation]", now: int, read: tuple[int, Numbers]) -> None:
         """Tell charges of this layout what became of each, as if each had been alone, one after the other."""
         admitted, row = read
         if admitted == OVER:
@@ -200,9 +200,9 @@ class ChargeTemplate(Template):
         """Read the script's answer to so many charges."""
         return self.layout.read(answer, number)
 
-    def tell(self, operations: list[Operation], now: int, answer: tuple[int, Numbers]) -> None:
+    def deliver(self, operations: list[Operation], now: int, answer: tuple[int, Numbers]) -> None:
         """Hand an answer that was read to charges of this template."""
-        self.layout.tell(cast("list[ChargeOperation]", operations), now, answer)
+        self.layout.deliver(cast("list[ChargeOperation]", operations), now, answer)
 
 
 class ChargeOperation(Operation):
