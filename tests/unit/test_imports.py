@@ -14,6 +14,7 @@ SELDOM = {
     "argcomplete",
     "click",
     "cryptography",
+    "difflib",
     "hiredis",
     "limits",
     "opentelemetry",
@@ -32,6 +33,7 @@ OWN = (
     "demo",
     "fleet",
     "backends.redis.backend",
+    "backends.redis.script",
     "backends.cluster",
     "backends.servers",
 )
@@ -65,6 +67,8 @@ def test_an_import_builds_no_model_of_the_settings() -> None:
         from ratelimit_mw._internal.settings.tables import PlanSettings
         assert not ratelimit_mw.Settings.__pydantic_complete__
         assert not PlanSettings.__pydantic_complete__
+        from ratelimit_mw._internal.policy import code_limits
+        assert not any(each.cache_info().currsize for each in (code_limits._rates, code_limits._slots))
         assert ratelimit_mw.Settings().plans["default"].requests
     """
     assert "ratelimit_mw" in loaded(code)

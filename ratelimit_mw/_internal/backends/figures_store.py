@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ratelimit_mw._internal.backends.connecting.clients import Clients
-from ratelimit_mw._internal.backends.redis.script import get_script
 
 if TYPE_CHECKING:
     from ratelimit_mw._internal.backends.connecting.client import Client
@@ -129,6 +128,9 @@ class RedisFiguresStore:
 
     def __init__(self, new_client: "Callable[[], Client]", namespace: str) -> None:
         self._prefix = fleet_prefix(namespace)
+        from ratelimit_mw._internal.backends.redis.script import get_script  # noqa: PLC0415 - not in memory
+
+        self._script = get_script
         self._clients = Clients(new_client)
         self._ahead: float | None = None
 
@@ -156,7 +158,7 @@ class RedisFiguresStore:
         client = self._clients.get()
         async with client.reading():
             arguments = (len(names), *names, *head, *map(len, parts), *flat, *report.identities)
-            clock, watched = await client.run(*get_script("figures"), arguments)
+            clock, watched = await client.run(*self._script("figures"), arguments)
             self._set_clock(clock)
         return _texts(watched)
 

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ratelimit_mw._internal.backends.connecting.clients import Clients
-from ratelimit_mw._internal.backends.redis.script import get_script
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime import threads
 
@@ -122,6 +121,9 @@ class RedisKeyStore:
     is_shared = True
 
     def __init__(self, new_client: "Callable[[], Client]", namespace: str) -> None:
+        from ratelimit_mw._internal.backends.redis.script import get_script  # noqa: PLC0415 - not in memory
+
+        self._script = get_script
         self._hash = keys_hash(namespace)
         self._version_key = f"{self._hash}:version"
         self._log = f"{self._hash}:changes"
@@ -202,7 +204,7 @@ class RedisKeyStore:
             commands.append(
                 (
                     "EVAL",
-                    get_script("replace_entries").text,
+                    self._script("replace_entries").text,
                     1,
                     self._hash,
                     *[part for item in some for part in item],
@@ -219,7 +221,7 @@ class RedisKeyStore:
         names = () if too_many else (*entries, *over)
         return [
             *commands,
-            ("EVAL", get_script("changes").text, 3, *keys, _new_version(), LOGGED, int(too_many), *names),
+            ("EVAL", self._script("changes").text, 3, *keys, _new_version(), LOGGED, int(too_many), *names),
         ]
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, TypeVar
 from uuid import UUID
 from weakref import WeakSet
@@ -30,9 +31,6 @@ RatesFunction = Callable[[Identity], "str | Iterable[str] | None"]
 Condition = Callable[[MutableMapping[str, Any], Identity], "bool | Awaitable[bool]"]
 """A function of scope and identity that returns whether a limit applies to a request."""
 
-_RATES: TypeAdapter[tuple[Window, ...]] = TypeAdapter(Rates)
-_SLOTS: TypeAdapter[Slots] = TypeAdapter(Concurrent)
-_UNIT: TypeAdapter[str] = TypeAdapter(UnitName)
 _T = TypeVar("_T")
 
 declared: "WeakSet[Limit]" = WeakSet()
@@ -76,11 +74,11 @@ class Limit:
         strictest counts.
         """
         self.name: str = _checked_name(name)
-        self.unit: str = unit if unit == REQUESTS else valid(_UNIT, unit, f"{name}: unit")
+        self.unit: str = unit if unit == REQUESTS else valid(_units(), unit, f"{name}: unit")
         self.rates: tuple[Window, ...] = rates_of(rates, self.unit, name)
         self.concurrent: Slots | None = None
         if concurrent is not None:
-            self.concurrent = valid(_SLOTS, concurrent, f"{name}: concurrent")
+            self.concurrent = valid(_slots(), concurrent, f"{name}: concurrent")
         if not (self.rates or self.concurrent or rates_for):
             raise ValueError(f"{name}: a limit needs a rate such as '60/minute', or concurrent")
         if not isinstance(by, Whose | PathPart | HeaderValue) and not callable(by):
@@ -193,7 +191,25 @@ def rates_of(rates: object, unit: str, name: str) -> tuple[Window, ...]:
     written = (rates,) if isinstance(rates, str | Window) else rates
     if not isinstance(written, Iterable):
         raise ValueError(f"{name}: rates are text such as '60/minute', not {rates!r:.60}")
-    return counting(unit, valid(_RATES, tuple(written), f"{name}: rates"))
+    return counting(unit, valid(_rates(), tuple(written), f"{name}: rates"))
+
+
+# Made when they are first used: an app without limits in code has no need of them.
+
+
+@cache
+def _rates() -> TypeAdapter[tuple[Window, ...]]:
+    return TypeAdapter(Rates)
+
+
+@cache
+def _slots() -> TypeAdapter[Slots]:
+    return TypeAdapter(Concurrent)
+
+
+@cache
+def _units() -> TypeAdapter[str]:
+    return TypeAdapter(UnitName)
 
 
 def valid(kind: TypeAdapter[_T], value: object, what: str) -> _T:

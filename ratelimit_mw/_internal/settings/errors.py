@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -107,6 +106,8 @@ def path_of(place: Iterable[int | str]) -> str:
 def nearest_name(name: str, names: Iterable[str]) -> str:
     """Return that one of `names` which `name` most likely stands for, or nothing."""
     by_folded = {known.casefold(): known for known in names}
+    from difflib import get_close_matches  # noqa: PLC0415 - for those who misspell a name
+
     close = get_close_matches(name.casefold()[:100], by_folded, n=1)
     return by_folded[close[0]] if close else ""
 
