@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.testing import fresh
@@ -49,6 +50,33 @@ async def test_limits_that_stay_in_code(page: MakeModule) -> None:
         assert await statuses(client, 3, "/users") == [200, 200, 429]
     async with client_of(app, x_tenant="globex") as client:
         assert await statuses(client, 1, "/reports/daily") == [200]
+
+
+async def test_late_limits(page: MakeModule) -> None:
+    """Keys of the handler and failures are counted as the rows say, and the app's own handler answers."""
+    late = page("late")
+    async with client_of(late.app, x_api_key="a") as client:
+        answers = [await client.post("/mail/ann") for _ in range(6)]
+        assert [each.status_code for each in answers] == [200] * 5 + [429]
+        assert 0 < answers[-1].json()["wait"] <= 60
+        assert await statuses(client, 1, "/mail/bob", "POST") == [200]
+        for password, expected in [("right", [200] * 4), ("no", [401] * 3 + [429]), ("right", [429])]:
+            path = f"/login/ann?password={password}"
+            assert await statuses(client, len(expected), path, "POST") == expected
+    assert await late.job("eve") == "sent"
+    held = [await late.limiter.acquire(late.mails.on("eve")) for _ in range(5)]
+    assert [lease.allowed for lease in held] == [True] * 4 + [False]
+
+
+def test_messages_of_a_websocket(page: MakeModule) -> None:
+    """Each message counts as a request of the caller would; the sixth is told to wait."""
+    with (
+        TestClient(page("late").app, headers={"x-api-key": "a"}) as client,
+        client.websocket_connect("/messages") as websocket,
+    ):
+        for answer in ["found"] * 5 + ["slow down"]:
+            websocket.send_text("")
+            assert websocket.receive_text() == answer
 
 
 async def test_both_side_by_side(page: MakeModule) -> None:
