@@ -81,6 +81,20 @@ async def test_a_request_that_outlives_the_outage_settles_afterwards(make: MakeP
     assert await used(pair) == [520, 520]
 
 
+async def test_what_an_outage_admitted_is_given_back_as_the_whole_limit_counts_it(make: MakePair) -> None:
+    """A share may be counted to the microsecond where the whole limit is counted by parts of its window."""
+    text = SETTINGS.replace("1000/minute", "20000/minute").replace("5000/day", "50000/day")
+    pair = make(f"backend.local_share = 0.04\n{text}")
+    pair.backend.away = True
+    running = await chat(pair)
+    assert running.allowed
+    await pair.back()
+    pair.clock.now += 10_000
+    assert (await chat(pair)).allowed
+    await running.settle(units={"tokens": 20})
+    assert (await used(pair))[0] == 320
+
+
 async def test_a_job_of_an_outage_settles_by_its_token(make: MakePair) -> None:
     """Before the backend knows of it and after."""
     pair = make(SETTINGS)
