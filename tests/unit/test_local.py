@@ -78,6 +78,12 @@ async def make() -> AsyncIterator[MakePair]:
 
 
 TEN = 'plans.default = {requests = ["10/minute"]}\n'
+SHARED = """
+[application]
+requests = ["{}/minute"]
+[plans.default]
+application_share = 0.5
+"""
 
 
 @pytest.mark.parametrize(("share", "left"), [("1.0", 4), ("0.5", 2), ("0.3", 2), ("0.01", 1)])
@@ -157,6 +163,14 @@ async def test_a_caller_never_seen_has_the_whole_share(make: MakePair) -> None:
     assert await pair.admitted(20) == 7
 
 
+async def test_the_smallest_share_of_a_share_is_one(make: MakePair) -> None:
+    """A plan that may use one tenth of a limit has one request of the tenth that is granted here."""
+    text = SHARED.format(10).replace("0.5", "0.1")
+    pair = make(f"backend.local_share = 0.1\n{text}")
+    pair.backend.away = True
+    assert await pair.admitted(5) == 1
+
+
 async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
     """Admissions of an outage are charged to the shared books, and remembered there from then on."""
     pair = make(TEN)
@@ -221,14 +235,6 @@ async def test_a_flapping_backend_grants_nothing_twice(make: MakePair) -> None:
         admitted += await pair.admitted(3)
     assert admitted == 10
     assert counted((await pair.statuses())[0]) == 10
-
-
-SHARED = """
-[application]
-requests = ["{}/minute"]
-[plans.default]
-application_share = 0.5
-"""
 
 
 @pytest.mark.parametrize("apart_ms", [0, 10, 100])
