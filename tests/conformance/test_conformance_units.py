@@ -228,6 +228,27 @@ async def test_a_settle_after_the_window_charges_what_the_estimate_left_out(benc
     assert await bench.used(TOKENS) == [50]
 
 
+async def test_a_unit_may_be_settled_long_after_another(bench: Bench) -> None:
+    """As long as one unit is not settled, the charge waits for it, however short its windows are."""
+    images = metered(50, counts="images")
+    hold = await bench.hold(TOKENS, images, tokens=10, images=1)
+    await bench.backend.keep(hold)
+    assert await bench.backend.settle_units(hold, {"tokens": 20}) is SETTLED
+    bench.wait(3_600)
+    assert await bench.backend.settle_units(hold, {"images": 3}) is SETTLED
+    assert await bench.used(TOKENS, images) == [0, 2]
+
+
+async def test_a_request_that_runs_for_days_is_settled(bench: Bench) -> None:
+    """Whatever is renewed can be settled, by a day and more after its windows are over."""
+    hold = await bench.hold(TOKENS, tokens=10)
+    for _ in range(4):
+        bench.wait(80_000)
+        await bench.backend.renew(hold, hold.lease)
+    assert await bench.backend.settle_units(hold, {"tokens": 20}) is SETTLED
+    assert await bench.backend.settle_units(hold, {"tokens": 20}) is REPEATED
+
+
 async def test_many_who_use_more_than_there_is_take_bounded_room(bench: Bench) -> None:
     """A thousand requests without estimates settle one by one far beyond a limit of three: all is counted."""
     images = metered(3, counts="images")
