@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -361,6 +362,45 @@ async def test_an_estimate_held_here_lasts_like_one_held_there(make: MakePair, d
     assert budget_status((await pair.statuses())[2]).held == 10 * CENT
     pair.clock.set(31)
     assert budget_status((await pair.statuses())[2]).held == (10 * CENT if detached else 0)
+
+
+async def test_what_the_backend_was_told_of_is_renewed_there(make: MakePair) -> None:
+    """A request that outlives an outage keeps its slot beside one that began when the backend was back."""
+    pair = make("plans.default = { concurrent = { limit = 5, lease = 30 } }")
+    pair.backend.away = True
+    told = await pair.limiter.acquire(api_key="a")
+    await pair.back()
+    pair.backend.away = True
+    here = await pair.limiter.acquire(api_key="a")
+    pair.clock.set(29)
+    holds = pair.limiter.engine.decider.local.holds
+    assert await holds.renew_all([(lease.hold, 30.0) for lease in (told, here, told)]) == [True] * 3
+    pair.backend.away = False
+    pair.clock.set(58)
+    assert [counted(status) for status in await pair.statuses()] == [1]
+    assert await holds.renew_all([(here.hold, 30.0)]) == [True]
+
+
+def test_a_child_process_owes_the_backend_nothing() -> None:
+    """What a process admitted alone before a fork is told by itself; its children begin anew."""
+    pair = Pair(TEN)
+    holds = pair.limiter.engine.decider.local.holds
+
+    pair.backend.away = True
+    assert asyncio.run(pair.admitted(3)) == 3
+    holds.lost = 7
+    child = os.fork()
+    if not child:
+        os._exit(0 if (len(holds), holds.lost) == (0, 0) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (len(holds), holds.lost) == (1, 7)
+
+    async def end() -> None:
+        await pair.back()
+        assert [counted(status) for status in await pair.statuses()] == [3]
+        await pair.limiter.close()
+
+    asyncio.run(end())
 
 
 async def test_an_end_while_it_is_told(make: MakePair) -> None:

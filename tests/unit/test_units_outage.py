@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ratelimit_mw import Lease, Limit, RateLimited
+from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.status import WindowStatus
 from tests.unit.test_local import MakePair, Pair
 
@@ -93,6 +95,43 @@ async def test_what_an_outage_admitted_is_given_back_as_the_whole_limit_counts_i
     assert (await chat(pair)).allowed
     await running.settle(units={"tokens": 20})
     assert (await used(pair))[0] == 320
+
+
+async def test_what_runs_since_an_outage_counts_in_the_next_one(make: MakePair) -> None:
+    """Estimates that the backend was not told of are added to the counts known when it goes again."""
+    pair = make(f"backend.local_share = 1.0\n{SETTINGS}")
+    pair.backend.away = True
+    assert [(await chat(pair)).allowed for _ in range(2)] == [True, True]
+    pair.backend.away = False
+    pair.clock.set(1)
+    assert (await chat(pair)).allowed
+    pair.backend.away = True
+    pair.clock.set(2)
+    assert not (await chat(pair)).allowed
+
+
+async def test_an_end_while_units_are_told(make: MakePair) -> None:
+    """A request that ends in the very moment in which the backend learns of it counts its units once."""
+    pair = make(SETTINGS)
+    pair.backend.away = True
+    lease = await chat(pair)
+    pair.backend.away = False
+    decide = pair.backend.decide
+    ended: list[Lease] = []
+
+    async def slow(charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        outcome = decide(charge, lease_id, price)
+        if lease_id == lease.hold.id:
+            await lease.settle(units={"tokens": 20})
+            end(pair, lease)
+            ended.append(lease)
+        return outcome
+
+    pair.backend.restore = slow  # type: ignore[method-assign]
+    for _ in range(2):
+        await pair.back()
+    assert ended == [lease]
+    assert await used(pair) == [20, 20]
 
 
 async def test_a_job_of_an_outage_settles_by_its_token(make: MakePair) -> None:
