@@ -453,8 +453,10 @@ async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCapt
     assert pair.limiter.engine.decider.local.holds.lost == 2
 
 
-async def test_what_waits_is_bounded(make: MakePair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest is given up where too much waits for the backend, and that is counted."""
+async def test_what_waits_is_bounded(
+    make: MakePair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The oldest is given up where too much waits for the backend, and that is counted, and said once."""
     monkeypatch.setattr("ratelimit_mw._internal.outage.reconcile.MAX_OWED", 5)
     pair = make(MONEY)
     pair.backend.away = True
@@ -463,6 +465,29 @@ async def test_what_waits_is_bounded(make: MakePair, monkeypatch: pytest.MonkeyP
             pass
     holds = pair.limiter.engine.decider.local.holds
     assert (len(holds), holds.lost) == (10, 6)
+    assert [record.levelname for record in caplog.records if "will not be told of" in record.message] == [
+        "ERROR"
+    ]
+
+
+async def test_what_is_admitted_while_the_backend_is_told_is_told_next(make: MakePair) -> None:
+    """A backend that goes again in the middle of it learns of everything, once."""
+    pair = make(TEN)
+    pair.backend.away = True
+    assert await pair.admitted(3) == 3
+    restore = pair.backend.restore
+
+    async def slow(charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
+        outcome = await restore(charge, lease_id, price)
+        pair.backend.away = True
+        assert await pair.admitted(2) == 2
+        return outcome
+
+    pair.backend.restore = slow  # type: ignore[method-assign]
+    await pair.back()
+    pair.backend.restore = restore  # type: ignore[method-assign]
+    await pair.back()
+    assert [counted(status) for status in await pair.statuses()] == [5]
 
 
 async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,16 @@ def test_a_charge_in_doubt_goes_when_all_of_it_has_left_the_window() -> None:
     assert waiting.is_over
 
 
+def test_a_charge_in_doubt_is_told_as_long_as_any_of_it_is_in_the_window() -> None:
+    """It goes with the latest of its units, not with the first."""
+    waiting = waiting_in()
+    waiting.add(0, 3)
+    waiting.add(5 * STEP, 4)
+    charge = waiting.to_tell(5 * STEP)
+    assert waiting.to_tell(MINUTE + 5 * STEP - 1) is charge
+    assert waiting.to_tell(MINUTE + 5 * STEP) is None
+
+
 def test_more_than_one_charge_can_tell_is_told_in_parts() -> None:
     """A charge has at most the largest amount of a unit; the rest keeps the time of the last unit."""
     waiting = waiting_in()
