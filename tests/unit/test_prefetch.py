@@ -17,7 +17,8 @@ from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.model.reservation import NO_LEASE_ID
+from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, NO_RESERVATION
+from ratelimit_mw._internal.model.status import WindowStatus
 from tests.conformance.test_contention import most_in
 from tests.support.conformance import Clock, slots, window
 from tests.support.statuses import peeked
@@ -344,6 +345,36 @@ async def _use(
         pause = burst / 2 / (demand * quota) * SECOND
         world.pass_by(int(chance.expovariate(1 / pause)))
     return len(world.spent)
+
+
+@pytest.mark.parametrize(
+    ("spent", "lives", "left", "lost", "taken"),
+    [
+        pytest.param(10, 0.49, 10**6, 0, 10, id="as many as half a life takes at this pace"),
+        pytest.param(10, 0.9, 10**6, 0, 5, id="a slower pace"),
+        pytest.param(10, 0.01, 10**6, 0, 40, id="at most four times as many as were spent"),
+        pytest.param(100, 0.01, 10**6, 0, 256, id="at most 256"),
+        pytest.param(1_000, 0.01, 800, 0, 20, id="of 50 spent units one"),
+        pytest.param(1_000, 0.01, 800, 15, 5, id="those included that were lost"),
+        pytest.param(1_000, 0.01, 80, 0, 10, id="at most an eighth of what is left"),
+        pytest.param(10, 0.01, 3_072, 0, 3, id="of 1,024 units left one, whatever was spent"),
+        pytest.param(10, 0.01, 3_072, 2, 0, id="but none for one request alone"),
+        pytest.param(10, 1.1, 10**6, 0, 0, id="none at a pace of long ago"),
+    ],
+)
+def test_a_block_is_no_larger_than_what_is_soon_spent(
+    spent: int, lives: float, left: int, lost: int, taken: int
+) -> None:
+    """Little is held of a limit that others need: by pace, by what was spent, and by what is left of it."""
+    window = Window(2_000_000, 1, "second")
+    stock = PrefetchState(Charge([Counter("me", "p", window)]))
+    status = WindowStatus(window.quota - left, SECOND, 0)
+    stock.charge.last = Outcome.from_statuses(True, 0, [status], NO_RESERVATION)
+    assert stock.wanted(100.0) == 0
+    for _ in range(spent):
+        stock.admitted()
+    stock.lose(lost)
+    assert stock.wanted(100.0 + lives * stock.life) == taken
 
 
 async def test_a_steady_worker_asks_seldom() -> None:
