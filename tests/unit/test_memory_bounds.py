@@ -239,6 +239,40 @@ def test_without_any_dead_the_least_used_goes() -> None:
     assert len(store) == 0
 
 
+@pytest.mark.parametrize("rotates", [False, True])
+def test_a_store_never_has_more_than_its_bound(rotates: bool) -> None:
+    """Each newcomer beyond the bound takes the place of another, though none is dead."""
+    store: Store[int, State] = Store(3, rotates=rotates)
+    states = [State(9) for _ in range(10)]
+    sizes = []
+    for number, state in enumerate(states):
+        store.add(number, state, 0)
+        sizes.append(len(store))
+    assert sizes == [1, 2, 3, 3, 3, 3, 3, 3, 3, 3]
+    assert sum(state.is_kept for state in states) == 3
+    assert states[9].is_kept
+
+
+def test_the_dead_are_let_be_as_long_as_there_is_room_to_spare() -> None:
+    """Below `spare` states none is looked for; from then on each newcomer drops as many as four."""
+    store: Store[int, State] = Store(spare=10)
+    for number in range(10):
+        store.add(number, State(1), 5)
+    assert len(store) == 10
+    store.add(10, State(9), 5)
+    assert list(store) == [4, 5, 6, 7, 8, 9, 10]
+
+
+def test_the_dead_behind_the_living_are_found_where_the_search_goes_round() -> None:
+    """A state that lives long hides those behind it only from a search that begins anew each time."""
+    for rotates, left in ((False, [0, 1, 2, 3, 4]), (True, [4, 0])):
+        store: Store[int, State] = Store(spare=4, rotates=rotates)
+        for number, dies in enumerate([9, 1, 1, 1]):
+            store.add(number, State(dies), 0)
+        store.add(4, State(9), 5)
+        assert sorted(store) == sorted(left)
+
+
 def test_who_was_used_gets_one_more_chance() -> None:
     """A use saves a state once, and no number of used ones makes a newcomer look at all of them."""
     store: Store[int, State] = Store(1_000)
