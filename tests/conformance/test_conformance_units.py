@@ -229,7 +229,7 @@ async def test_a_settle_after_the_window_charges_what_the_estimate_left_out(benc
 
 
 async def test_a_unit_may_be_settled_long_after_another(bench: Bench) -> None:
-    """As long as one unit is not settled, the charge waits for it, however short its windows are."""
+    """A charge waits for its last unit to be settled, however short its windows are."""
     images = metered(50, counts="images")
     hold = await bench.hold(TOKENS, images, tokens=10, images=1)
     await bench.backend.keep(hold)

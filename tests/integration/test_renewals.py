@@ -167,7 +167,7 @@ async def test_leases_that_come_and_go_put_off_no_renewal(bench: Bench) -> None:
 
 
 async def test_after_the_close_nothing_is_renewed(bench: Bench) -> None:
-    """What was due and not renewed yet is left to lapse."""
+    """Leases that were due and not renewed yet are left to lapse."""
     leases = [await bench.limiter.acquire(api_key=f"k{number}") for number in range(2 * AT_ONCE)]
     renewals = bench.limiter.engine.leases.renewing()
     renewals.close()  # its timer would do the same

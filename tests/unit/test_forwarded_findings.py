@@ -1,4 +1,4 @@
-"""What is found in forwarded headers: a proxy that nobody trusts, and a balancer that appends its address."""
+"""Findings in forwarded headers: a proxy that nobody trusts, and a balancer that appends its address."""
 
 from typing import Any
 

@@ -127,7 +127,7 @@ async def test_what_was_used_on_one_route_is_known_on_all(make: MakePair, path: 
 
 
 async def test_each_outage_knows_all_routes_anew(make: MakePair) -> None:
-    """What was used on another route between two outages is known in the second one."""
+    """Use of another route between two outages is known in the second one."""
     pair = make(f'{TEN}\nroutes = [{{ path = "/a" }}, {{ path = "/b", requests = ["9/minute"] }}]')
 
     async def admitted(path: str, number: int) -> int:
@@ -382,7 +382,7 @@ async def test_what_the_backend_was_told_of_is_renewed_there(make: MakePair) -> 
 
 
 def test_a_child_process_owes_the_backend_nothing() -> None:
-    """What a process admitted alone before a fork is told by itself; its children begin anew."""
+    """A process tells of its own admissions before a fork; its children begin anew."""
     pair = Pair(TEN)
     holds = pair.limiter.engine.decider.local.holds
 

@@ -54,7 +54,7 @@ WHOLE = Reservation(ID, SLOT, DAY, 30.0, 5, "EUR", METERS, (1, 2))
     ],
 )
 def test_freed_slots_leave_the_estimates(hold: Reservation, without_slots: Reservation) -> None:
-    """What is left without the slots is all else, under the same lease; or nothing."""
+    """A hold without its slots is all else, under the same lease; or nothing."""
     assert hold.without_slots() == without_slots
 
 
@@ -69,7 +69,7 @@ def test_freed_slots_leave_the_estimates(hold: Reservation, without_slots: Reser
     ],
 )
 def test_settled_units_leave_the_rest(hold: Reservation, without_meters: Reservation) -> None:
-    """What is left without the meters is all else, under the same lease; or nothing."""
+    """A hold without its meters is all else, under the same lease; or nothing."""
     assert hold.without_meters() == without_meters
 
 

@@ -75,7 +75,7 @@ def end(limiter: Limiter, lease: Lease) -> None:
 
 
 async def test_the_end_of_a_settled_request_asks_nothing_of_the_backend() -> None:
-    """Where all units are settled and nothing else is held, the end has nothing to say."""
+    """An end has nothing to say where all units are settled and nothing else is held."""
     limiter = limiter_of(backend := Watched())
     settled, unsettled = [await limiter.acquire(api_key="a", path="/chat") for _ in range(2)]
     await settled.settle(units={"tokens": 70})

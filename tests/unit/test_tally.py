@@ -180,7 +180,7 @@ async def test_another_thread_may_read() -> None:
 
 
 def test_a_child_process_counts_anew() -> None:
-    """What was counted before a fork is told by the parent alone, whether it was added up or not."""
+    """Counts from before a fork are told by the parent alone, whether they were added up or not."""
     limiter = Limiter(SETTINGS)
     tally = limiter.engine.tally
 
