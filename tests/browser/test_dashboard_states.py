@@ -116,6 +116,20 @@ async def test_nobody_and_one_caller(server: AppServer) -> None:
         await state(page, "act")
 
 
+async def test_in_the_dark(server: AppServer) -> None:
+    """Colours of dark mode can be told apart as well."""
+    async with browser_page(color_scheme="dark") as page:
+        await page.goto(f"{server.url}/ops")
+        await state(page, "login-dark")
+        await log_in(page, server)
+        await ask(server, "greedy", 90)
+        await expect(page.locator("#headline")).to_have_class("trouble")
+        await state(page, "one-caller-dark")
+        await page.locator("#headline a").click()
+        await expect(page.locator("#limits tbody tr").first).to_be_visible()
+        await state(page, "caller-dark")
+
+
 async def test_five_hundred_callers(server: AppServer) -> None:
     """Pages keep still while figures move; a phone needs few screens; an open page is sent little."""
     await crowd(server, 500)
