@@ -22,7 +22,13 @@ from ratelimit_mw._internal.backends.redis.calls import (
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
 from ratelimit_mw._internal.backends.redis.link import Link
-from ratelimit_mw._internal.backends.redis.operations import Operation, bulk, compose
+from ratelimit_mw._internal.backends.redis.operations import (
+    Operation,
+    bulk,
+    command_for,
+    compose,
+    waiting_since,
+)
 from ratelimit_mw._internal.backends.redis.replies import Redirect, Replies
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END
 from ratelimit_mw._internal.model.backend import BackendError, Load
@@ -200,16 +206,16 @@ class Batcher:
     def _call_of(self, batch: list[Operation], by_digest: bool, by_script: bool) -> bytes:
         """The call of the script for a batch, or a command, which counts as sent from now on."""
         groups, n_keys, keys, arguments, is_shared = compose(batch)
-        command = groups[0][0].template.command if len(groups) == 1 and not by_script else b""
+        is_command = len(groups) == 1 and not by_script and bool(batch[0].template.command)
         now = self._loop.time()
-        # What must arrive may have waited long for the server to be back.
-        since = next((operation.since for operation in batch if not operation.must_arrive), now)
-        self._backlog.sent.append(Batch(batch, groups, since, now, by_digest, bool(command)))
+        self._backlog.sent.append(
+            Batch(batch, groups, waiting_since(batch, now), now, by_digest, is_command)
+        )
         self.batches += 1
         self.operations += len(batch)
         self._given_up_at = time.monotonic() + self._timeout + GRACE
-        if command:
-            return b"*%d\r\n%b%b" % (2 + len(batch), command, b"".join([bulk(each.id) for each in batch]))
+        if is_command:
+            return command_for(batch)
         clock = self._clock_argument()
         until = WITHOUT_END if clock else self._replies.server_clock.in_(self._timeout + GRACE)
         shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)

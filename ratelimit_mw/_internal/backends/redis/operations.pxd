@@ -30,6 +30,12 @@ cdef class Operation:
 @cython.locals(operation=Operation, batch=list, taken=Py_ssize_t)
 cpdef list take(list queue, Py_ssize_t most)
 
+@cython.locals(each=Operation, first=Operation, size=bytes)
+cpdef bytes command_for(list batch)
+
+@cython.locals(operation=Operation)
+cpdef double waiting_since(list batch, double now) except? -1
+
 @cython.locals(
     places=dict, groups=list, members=list, operation=Operation, template=Template, keys=list, arguments=list,
     charged=set, n_keys=Py_ssize_t, charges=Py_ssize_t, is_shared=bint, each=Operation,

@@ -235,6 +235,28 @@ def take(queue: list[Operation], most: int) -> list[Operation]:
     return batch
 
 
+def command_for(batch: list[Operation]) -> bytes:
+    """The command that stands for all operations of a batch, in the Redis protocol.
+
+    They have one template, which has a `command`, and ids of one length.
+    """
+    first = batch[0]
+    size = b"\r\n$%d\r\n" % len(first.id)
+    ids = size.join([each.id for each in batch])
+    return b"".join((b"*%d\r\n" % (2 + len(batch)), first.template.command, size[2:], ids, b"\r\n"))
+
+
+def waiting_since(batch: list[Operation], now: float) -> float:
+    """Time of submission of the first operation that may time out; `now` where there is none.
+
+    What must arrive may have waited long for the server to be back.
+    """
+    for operation in batch:
+        if not operation.must_arrive:
+            return operation.since
+    return now
+
+
 def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, bytes, bool]:
     """A batch by template, and in the Redis protocol: how many keys, the keys, the operations.
 

@@ -74,8 +74,7 @@ class Replies:
         """
         if batch.is_command:
             check_number(reply)
-            for operation in batch.operations:
-                operation.answer((0, DONE))
+            batch.operations[0].template.deliver(batch.operations, 0, DONE)
             return NOTHING_UNDONE
         now, answers, mended = read_reply(reply, len(batch.groups))
         if mended:
