@@ -241,7 +241,7 @@ label = "חברה לדוגמה (Acme) بيع"
 
 
 async def test_redis_away_and_all_workers_silent(server: AppServer, redis_server: StoreServer) -> None:
-    """What is not of now looks so, and can still be read."""
+    """Old figures look old, and can still be read."""
     async with browser_page() as page:
         await log_in(page, server)
         await ask(server, "greedy", 40)

@@ -29,7 +29,7 @@ SETTINGS = """
     requests = ["40/minute"]
 """
 EARLY = Limit("early", "15/minute", cost=2)
-FAILED = Limit("failed", "4/minute", count="failures")
+FAILED = Limit("failed-late", "4/minute", count="failures")
 LATE = Limit("late", "14/minute", cost=3)
 LATE_FAILED = Limit("late-failed", "3/minute", "8/7 minutes", count="failures")
 SUCCEEDED = Limit("succeeded", "6/minute", count=lambda status: status < 300, cost=2)

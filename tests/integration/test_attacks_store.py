@@ -156,7 +156,7 @@ def test_no_key_gets_into_the_names_of_others(target: Target) -> None:
             assert target.asked(b"X-API-Key: " + api_key, address=address).remaining == remaining
     form = re.compile(
         rb"ratelimit:\{(k:[0-9a-f]{32}|ip:[0-9a-f.:]+(/64)?)\}:(w:[ap]:3600|s:p|b:USD:[0-9-]+|r:[0-9a-f]{32})"
-        rb"|ratelimit:\{fleet\}:([tc]:[0-9]+|i|workers|h:[^:{}]+:[0-9]+:[0-9a-f]{4})"
+        rb"|ratelimit:\{fleet\}:([tcrd]:[0-9]+|i|workers|h:[^:{}]+:[0-9]+:[0-9a-f]{4})"
     )
     with target.store.client() as client:
         assert [name for name in client.scan_iter() if not form.fullmatch(name)] == []

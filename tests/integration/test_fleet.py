@@ -254,7 +254,7 @@ async def test_where_a_caller_comes_from_is_told_while_somebody_looks(url: str) 
 
 
 async def test_at_most_so_many_callers_are_watched(url: str) -> None:
-    """Who opens the pages of very many callers costs workers no more than so many."""
+    """Workers watch a bounded number of callers, however many pages are open."""
     store = open_figures_store(settings_of(url).backend)
     for number in range(3 * MOST_WATCHED):
         await store.watch(f"i:{number}", 30)

@@ -174,7 +174,7 @@ class Worker:
         return lease
 
     def states(self, plan: str = "default", path: str = "/") -> list[PrefetchState]:
-        """What this process takes ahead of shared limits, for requests of this plan and path."""
+        """Units of shared limits that this process takes ahead, for requests of this plan and path."""
         ahead = self.policy(plan, path).ahead
         assert ahead is not None
         return list(ahead.shared)

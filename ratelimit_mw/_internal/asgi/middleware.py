@@ -40,7 +40,7 @@ from ratelimit_mw._internal.policy.lookup import LookupEntry
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.rate_limited import RateLimited, refusal_in
 from ratelimit_mw._internal.policy.routing import route_path
-from ratelimit_mw._internal.responses.header_sender import SERVER_ERROR, HeaderSender
+from ratelimit_mw._internal.responses.header_sender import ACCEPTED, SERVER_ERROR, HeaderSender
 from ratelimit_mw._internal.responses.refusals import Response
 from ratelimit_mw._internal.responses.writers import Writers
 from ratelimit_mw._internal.runtime import threads
@@ -49,9 +49,6 @@ from ratelimit_mw._internal.settings import Settings, SettingsError
 from ratelimit_mw._internal.settings.findings import say_once
 
 logger = logging.getLogger("ratelimit_mw")
-
-ACCEPTED = 101
-"""Status of a WebSocket that the app has accepted."""
 
 
 class LimitedApp:

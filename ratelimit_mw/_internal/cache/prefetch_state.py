@@ -26,7 +26,7 @@ START = 1_024
 
 So blocks of large limits need not begin small."""
 SHARED_START = 4 * START
-"""The same for limits that all callers share: there every worker draws on one limit."""
+"""`START` for limits that all callers share, on which every worker draws."""
 RESERVE = 8
 """At most such a part of what is left of a limit is taken at once."""
 MOST = 256
@@ -221,7 +221,7 @@ class PrefetchedUnit:
         self._age: int = int((at - block.received) * SECOND)
         """Microseconds from when the block was received to when they were drawn."""
         self.charge: Charge | None = None
-        """What the backend was asked for besides: nothing."""
+        """The charge that the backend was asked for besides: none."""
 
     def put_back(self) -> None:
         """Have the units in hand again: the request was not admitted after all. To be called once."""

@@ -14,9 +14,9 @@ from ratelimit_mw._internal.lease.owed import OwedWork
 from ratelimit_mw._internal.lease.renewals import Renewals
 from ratelimit_mw._internal.lease.settling import Settling
 from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
+from ratelimit_mw._internal.lease.verdicts import verdicts_of
 from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Holder
 from ratelimit_mw._internal.model.charge import Charge
-from ratelimit_mw._internal.model.limits import ANSWERS
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.observe.events import Notifier
@@ -51,18 +51,6 @@ ChargeLate = Callable[[Lease, Sequence[KeyedLimit | Limit], float | None], Await
 
 _SUCCEEDED, _FAILED = 200, 500
 """In place of the status of an answer, where there is none."""
-
-
-def _verdicts(policy: Policy, status: int) -> dict[str, bool]:
-    """Whether an answer of a status counts, for each unit that counts requests by their answers."""
-    verdicts = {}
-    for unit, counts in (policy.answers or {}).items():
-        try:
-            verdicts[unit] = bool(counts(status))
-        except Exception:
-            logger.exception("count= of %s failed; the request counts", unit.removeprefix(ANSWERS))
-            verdicts[unit] = True
-    return verdicts
 
 
 async def _charge_nothing(lease: Lease, limits: Sequence[KeyedLimit | Limit], _: float | None) -> None:
@@ -158,7 +146,7 @@ class Leases:
         Where there is no rest, that alone says what becomes of them: one operation in place of two.
         """
         hold, status = lease.hold, status or (_FAILED if failed else _SUCCEEDED)
-        verdicts = _verdicts(lease.policy, status)
+        verdicts = verdicts_of(lease.policy, status)
         others = [meter for meter in hold.meters if meter.unit not in verdicts]
         said = set(verdicts.values())
         if not others and not hold.has_price and len(said) == 1 and not lease.is_detached:

@@ -167,7 +167,7 @@ class Charge:
         self.prepared: object = None
         """A backend's own: what it has made of this charge once, to use it for every request."""
         self.parts: dict[int, Any] | None = None
-        """What is left of it without some of its limits, as far as that was needed."""
+        """Charges of the rest of its limits, without some, as far as these were needed."""
         self.last: Outcome | None = None
         """The latest outcome: where this process starts from while the backend is away."""
 

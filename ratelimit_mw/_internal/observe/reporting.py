@@ -41,7 +41,7 @@ _SAMPLES = 60
 
 
 class Watching(Protocol):
-    """Where the requests of watched callers come from."""
+    """Places that the requests of watched callers come from."""
 
     def watch(self, callers: Sequence[str], /) -> None:
         """Count these callers from now on, and no others."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Settlement
-from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
-from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter
+from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
@@ -26,7 +26,6 @@ from ratelimit_mw._internal.outage.unsynced import (
     UNTOUCHED,
     UnsyncedReservation,
     UnsyncedWindow,
-    boundless,
     unshared,
 )
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -291,7 +290,7 @@ class OutageReconciler:
         with self.lock:
             if self._owed.get(lease_id) is not owed:
                 return True
-            charge = Charge(self._counters_of(owed), lease=owed.hold.lease, estimates=owed.charge.units)
+            charge = Charge(owed.counters(self._clock()), lease=owed.hold.lease, estimates=owed.charge.units)
             price = owed.price
             owed.is_synced = owed.is_synced or bool(charge.counters)
         if charge.counters:
@@ -333,18 +332,6 @@ class OutageReconciler:
                     "what lease %s spent without the backend could not be written: %s", hold.id.hex(), error
                 )
                 return
-
-    def _counters_of(self, owed: UnsyncedReservation) -> list[Counter]:
-        """Return the counters that the hold still takes: slots that run, periods that are not over."""
-        now = self._clock()
-        running = {held.ends for held in owed.hold.periods if held.ends > now}
-        return [
-            boundless(counter)
-            for counter in owed.charge.counters
-            if (isinstance(counter.limit, Slots) and not owed.is_slotless)
-            or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
-            or (isinstance(counter.limit, Window) and counter.limit.is_metered and not owed.is_metered_out)
-        ]
 
     def _forget(self, owed: UnsyncedReservation) -> None:
         """Have the backend forget a hold that it won't be told of, if it was and its answer was lost."""

@@ -4,8 +4,8 @@ from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ratelimit_mw._internal.model.backend import Backend, EstimateAction
-from ratelimit_mw._internal.model.charge import Charge, Counter
-from ratelimit_mw._internal.model.limits import Slots, Window
+from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT
 from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, Reservation, new_lease_id
 
@@ -119,6 +119,17 @@ class UnsyncedReservation:
     """Amounts of metered units that the reservation has used, as far as they are settled."""
     is_metered_out: bool = False
     """Whether all of its units are known, and counted as units that were admitted."""
+
+    def counters(self, now: int) -> list[Counter]:
+        """Return the counters that it still takes at `now`: slots that run, periods that are not over."""
+        running = {held.ends for held in self.hold.periods if held.ends > now}
+        return [
+            boundless(counter)
+            for counter in self.charge.counters
+            if (isinstance(counter.limit, Slots) and not self.is_slotless)
+            or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
+            or (isinstance(counter.limit, Window) and counter.limit.is_metered and not self.is_metered_out)
+        ]
 
     @property
     def is_over(self) -> bool:

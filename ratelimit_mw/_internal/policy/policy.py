@@ -110,7 +110,7 @@ class Policy:
         self.stock: PrefetchState | None = stock
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
         self.ahead: UnitsAhead | None = ahead
-        """The same where some are of limits that all callers share, and serve requests with a price, too."""
+        """Limits of all callers of which units are taken ahead, for requests with a price, too."""
         self.shadowed: frozenset[str] = frozenset()
         """Scopes of limits in code that only report, and refuse nobody."""
         self.enforced: Policy | None = None

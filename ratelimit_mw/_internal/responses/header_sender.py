@@ -12,6 +12,8 @@ YIELD_EVERY = 16
 """Messages of a response after which others have a turn. To a client that is gone a server sends without
 ever waiting: a stream that awaits nothing else would keep the whole worker for good, and its slot."""
 
+ACCEPTED = 101
+"""Status of a WebSocket that the app has accepted."""
 SERVER_ERROR = 500
 """Status that frameworks answer an exception with for which an app has no handler."""
 
@@ -34,7 +36,7 @@ class HeaderSender:
         """Refusal that the app met with an error of its own, which is dropped: it has to be answered."""
         self._left = YIELD_EVERY
         """Messages until others have a turn."""
-        self.status = 500
+        self.status = SERVER_ERROR
         """Status of the response; what a server answers where the app says nothing."""
 
     def __call__(self, message: Message) -> Awaitable[None]:
@@ -67,7 +69,7 @@ class HeaderSender:
                 elif handled is not None and not self._lease.is_ended:  # the app's own handler answers it
                     self._lease.give_back()
         elif kind == "websocket.accept":
-            self.status = 101
+            self.status = ACCEPTED
         else:
             return message  # another comes before it, such as early hints
         self.has_started = True

@@ -208,9 +208,7 @@ class Batcher:
         groups, n_keys, keys, arguments, is_shared = compose(batch)
         is_command = len(groups) == 1 and not by_script and bool(batch[0].template.command)
         now = self._loop.time()
-        self._backlog.sent.append(
-            Batch(batch, groups, waiting_since(batch, now), now, by_digest, is_command)
-        )
+        self._backlog.sent.append(Batch(batch, groups, waiting_since(batch, now), now, by_digest, is_command))
         self.batches += 1
         self.operations += len(batch)
         self._given_up_at = time.monotonic() + self._timeout + GRACE

@@ -15,9 +15,9 @@
 -- Reply  the server's TIME, and the watched callers
 -- Cost   one command for each name (two for each plan), three for each key
 
-local id, about, now, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local kept_of_day, most_watched = tonumber(ARGV[5]), tonumber(ARGV[6])
-local life_of_plans, life_of_day, life_of_callers, life_of_workers = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local FIRST_COUNT = 15 -- place of the first count in ARGV
+local id, about, now, kept, kept_of_day, most_watched, life_of_plans, life_of_day, life_of_callers,
+  life_of_workers, plans, rules, callers, places = unpack(ARGV, 1, FIRST_COUNT - 1)
 
 local function keep(key, number, life)
   redis.call('ZREMRANGEBYRANK', key, 0, -number - 1)
@@ -26,22 +26,21 @@ end
 
 -- Adds `number` counts that begin at ARGV[first] to a key; returns where the next ones begin.
 local function add(key, first, number, most, life)
-  local after = first + 2 * number
+  local after = first + 2 * number -- `number` is a text until it is reckoned with, as ARGV is
   for i = first, after - 1, 2 do
     redis.call('ZADD', key, 'INCR', ARGV[i + 1], ARGV[i])
   end
-  if number > 0 then
+  if after > first then
     keep(key, most, life)
   end
   return after
 end
 
-local plans = tonumber(ARGV[11])
-local place = add(KEYS[1], 15, plans, kept, life_of_plans)
-add(KEYS[2], 15, plans, kept_of_day, life_of_day)
-place = add(KEYS[3], place, tonumber(ARGV[12]), kept, life_of_callers)
-place = add(KEYS[4], place, tonumber(ARGV[13]), kept, life_of_callers)
-place = add(KEYS[5], place, tonumber(ARGV[14]), kept, life_of_callers)
+local place = add(KEYS[1], FIRST_COUNT, plans, kept, life_of_plans)
+add(KEYS[2], FIRST_COUNT, plans, kept_of_day, life_of_day)
+place = add(KEYS[3], place, rules, kept, life_of_callers)
+place = add(KEYS[4], place, callers, kept, life_of_callers)
+place = add(KEYS[5], place, places, kept, life_of_callers)
 if ARGV[place] then
   for i = place, #ARGV do
     redis.call('ZADD', KEYS[6], now, ARGV[i])

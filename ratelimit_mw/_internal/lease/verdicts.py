@@ -1,0 +1,20 @@
+"""Verdicts on answers, of limits that count some answers alone."""
+
+import logging
+
+from ratelimit_mw._internal.model.limits import ANSWERS
+from ratelimit_mw._internal.policy.policy import Policy
+
+logger = logging.getLogger("ratelimit_mw")
+
+
+def verdicts_of(policy: Policy, status: int) -> dict[str, bool]:
+    """Whether an answer of a status counts, for each unit that counts requests by their answers."""
+    verdicts = {}
+    for unit, counts in (policy.answers or {}).items():
+        try:
+            verdicts[unit] = bool(counts(status))
+        except Exception:
+            logger.exception("count= of %s failed; the request counts", unit.removeprefix(ANSWERS))
+            verdicts[unit] = True
+    return verdicts
