@@ -86,8 +86,7 @@ class RedisBackend:
         self._connector = connector_to(url, timeout=timeout, options=options)
         self._prefix = f"{namespace}:".encode()
         self._names = KeyNames(self._prefix)
-        self._timeout = timeout
-        self._clock = clock
+        self._timeout, self._clock = timeout, clock
         self.call_observers: list[Callable[[float], None]] = []
         self.loops = LoopSenders(self._new_sender, timeout)
         self._held_places: dict[tuple[object, ...], HeldPlaces] = {}
