@@ -180,11 +180,11 @@ class Leases:
         lease.stop_renewing()
         now = lease.decision.now_us if outcome is None else outcome.now
         times = (now,) if outcome is None else outcome.times or (now,)
-        charge: Charge | None = lease.asked
+        charge: object = lease.asked
         if outcome is not None and outcome.drawn is not None:
             charge = outcome.drawn.charge
             outcome.drawn.put_back()
-        if charge is not None:
+        if isinstance(charge, Charge):
             lease.backend.give_back(charge, hold, times)
         if self.freed is not None:
             self.freed(hold)

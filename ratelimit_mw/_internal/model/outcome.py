@@ -1,15 +1,12 @@
 """The outcome of a charge: a backend's answer in numbers, and the status of each limit."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Protocol, Self
 
 from ratelimit_mw._internal.model.limits import Limit, Slots, Window
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 from ratelimit_mw._internal.runtime.leaf import Numbers
-
-if TYPE_CHECKING:
-    from ratelimit_mw._internal.model.charge import Charge
 
 # The row of an `Outcome` has three numbers of each limit. First: units used, active slots or the amount
 # spent. Second: of a window the time until its oldest unit leaves, of slots 0, of a budget the amount held.
@@ -37,8 +34,9 @@ def row_before(row: Numbers, steps: Sequence[int], others: int) -> Numbers:
 class Drawn(Protocol):
     """Units of a request that were taken ahead, and that it was admitted by."""
 
-    charge: "Charge | None"
-    """The part of the charge that the backend admitted besides; None if it was not asked."""
+    @property
+    def charge(self) -> object:
+        """The part of the charge that the backend admitted besides; None if it was not asked."""
 
     def put_back(self) -> None:
         """Have the units in hand again: the request was not admitted after all. To be called once."""
