@@ -12,6 +12,7 @@ from typing import Protocol
 import pytest
 from hypothesis import settings
 
+from ratelimit_mw._internal.policy.code_limits import declared
 from tests.support.apps import AppServer
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
@@ -57,6 +58,12 @@ def _dealt(waiting: list[pytest.Item], others: list[pytest.Item], processes: int
         dealt += waiting[number::processes]
         dealt += islice(rest, max(total * (number + 1) // processes - len(dealt), 0))
     return [*dealt, *rest]
+
+
+@pytest.fixture(autouse=True)
+def _limits_of_this_test() -> None:
+    """Forget limits in code that other modules of tests have declared, as an app of another process would."""
+    declared.clear()
 
 
 @pytest.hookimpl(trylast=True)

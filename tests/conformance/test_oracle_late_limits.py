@@ -133,8 +133,8 @@ class Comparison:
         failed = status >= 400
         self.limiter.engine.leases.end(request.lease, failed, status)
         counts = {
-            f"{ANSWERS}failed": failed,
-            f"{ANSWERS}late-failed": failed,
+            f"{ANSWERS}{FAILED.name}": failed,
+            f"{ANSWERS}{LATE_FAILED.name}": failed,
             f"{ANSWERS}succeeded": status < 300,
         }
         for lease_id, places in request.charges:
