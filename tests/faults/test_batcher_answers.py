@@ -146,6 +146,9 @@ class Spoiler:
         reader.feed(data)
         sent = b""
         while (reply := reader.gets()) is not False:
+            if isinstance(reply, int):  # of a plain command, such as a release
+                sent += integer(reply)
+                continue
             if not isinstance(reply, list):
                 return data  # an error, or part of the handshake
             if max(map(len, reply[1:])) > self._longer_than:

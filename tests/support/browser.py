@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import BrowserContext, ConsoleMessage, Page, Request, async_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 30_000
+PATIENCE = 60_000
 """Milliseconds that a page is waited for."""
 
 

@@ -273,14 +273,15 @@ class LimitedApp:
 
     async def _look_up(self, scope: Scope) -> LookupEntry:
         """Find the policy of a request by the rules in force once it is known who is calling."""
-        rules = self._live.rules
-        if rules.lookup.blocks_networks and (blocked := rules.lookup.find_blocked(scope)) is not None:
+        rules, lookup = self._live.rules, self._live.rules.lookup
+        if lookup.blocks_networks and (blocked := lookup.find_blocked(scope)) is not None:
             return blocked
-        if rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
-            identity = rules.identify.anonymous(scope)  # and nobody has to be asked
-        else:
-            identity = await self._identify(scope)
-        return self._live.rules.lookup.find_for(identity, scope)
+        index = lookup.index_of(scope)
+        if rules.policies.is_exempt_at(index):
+            return lookup.find_at(rules.identify.anonymous(scope), index)  # and nobody has to be asked
+        identity = await self._identify(scope)
+        now = self._live.rules
+        return lookup.find_at(identity, index) if now is rules else now.lookup.find_for(identity, scope)
 
     async def _identify(self, scope: Scope) -> Identity:
         """Identify the caller; may await the app's `identify=` hook or the look-up of a key.

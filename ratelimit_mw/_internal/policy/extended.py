@@ -99,8 +99,9 @@ class CodeLimits:
     def note_by_caller(self, limit: Limit) -> None:
         """Note that a limit counts by caller, though it is on no route."""
         if limit not in self.by_caller:
-            evict_oldest(self.by_caller, MAX_MODELS)
-            self.by_caller[limit] = None
+            with self._lock:
+                evict_oldest(self.by_caller, MAX_MODELS)
+                self.by_caller[limit] = None
 
     def counters_of(
         self, limits: Iterable[tuple[Limit, tuple[Window, ...] | None]], caller: str

@@ -19,4 +19,5 @@ cdef class PolicyLookup:
     cpdef LookupEntry find(self, scope)
     cpdef LookupEntry find_blocked(self, scope)
     cpdef LookupEntry find_for(self, identity, scope)
-    cdef _index_of(self, scope)
+    cpdef LookupEntry find_at(self, identity, index)
+    cpdef index_of(self, scope)

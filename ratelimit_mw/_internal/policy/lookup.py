@@ -48,7 +48,7 @@ class PolicyLookup:
         if self.blocks_networks and (blocked := self.find_blocked(scope)) is not None:
             return blocked
         api_key = self._api_keys.read(scope["headers"])
-        index = self._index_of(scope) if self._routes.has_rules else None
+        index = self.index_of(scope) if self._routes.has_rules else None
         entry = self._latest.get(api_key)
         if (
             entry is not None
@@ -72,14 +72,17 @@ class PolicyLookup:
         identity = self._identify.blocked_caller(scope)
         if identity is None:
             return None
-        index = self._index_of(scope)
+        index = self.index_of(scope)
         return LookupEntry(self._policies.blocked(identity, index), identity, index, None)
 
     def find_for(self, identity: Identity, scope: Scope) -> LookupEntry:
         """Find the policy of a caller whom a hook named."""
-        index = self._index_of(scope)
+        return self.find_at(identity, self.index_of(scope))
+
+    def find_at(self, identity: Identity, index: int | None) -> LookupEntry:
+        """Find the policy of a caller under a rule, given by its index; None for no rule."""
         return LookupEntry(self._policies.at(identity, index), identity, index, None)
 
-    def _index_of(self, scope: Scope) -> int | None:
+    def index_of(self, scope: Scope) -> int | None:
         """Index of the rule that holds for a request; None for none. A WebSocket handshake is a GET."""
         return self._routes.of_scope(scope)

@@ -223,7 +223,10 @@ class Policies:
 
     def is_exempt(self, method: str, path: str) -> bool:
         """Whether nothing limits a request on this path, whoever sends it."""
-        index = self.routes.match(method, path)
+        return self.is_exempt_at(self.routes.match(method, path))
+
+    def is_exempt_at(self, index: int | None) -> bool:
+        """Whether nothing limits a request under the rule of this index; None for no rule."""
         return index is not None and self._settings.routes[index].exempt
 
     def of(self, partition: str) -> list[Policy]:
