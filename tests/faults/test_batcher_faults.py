@@ -87,7 +87,7 @@ async def hold(backend: RedisBackend) -> Reservation:
 async def test_a_killed_server_is_found_out_and_found_again(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:
-    """Requests fail in time, then at once; when the server is back that is noticed without a request (F2)."""
+    """Requests fail in time, then at once; when the server is back that is noticed without a request."""
     assert (await backend.acquire(CHARGE, new_id())).admitted
     own_server.kill()
     await fails_in_time(backend.acquire(CHARGE, new_id()))
@@ -113,7 +113,7 @@ async def test_a_server_that_was_never_there(own_server: StoreServer) -> None:
 
 
 async def test_a_hanging_server_costs_one_time_out(own_server: StoreServer, backend: RedisBackend) -> None:
-    """A request that waits when a server stops fails in time, and later ones at once (F1)."""
+    """A request that waits when a server stops fails in time, and later ones at once."""
     own_server.stop_signal()
     await asyncio.gather(*[fails_in_time(backend.acquire(CHARGE, new_id())) for _ in range(200)])
     await fails_at_once(backend.acquire(CHARGE, new_id()))
@@ -170,7 +170,7 @@ async def test_a_backlog_of_what_is_owed_is_no_second_outage(
 
 
 async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServer) -> None:
-    """A charge whose answer was lost gives slot and money back; a unit of rate stays counted (F7)."""
+    """A charge whose answer was lost gives slot and money back; a unit of rate stays counted."""
     async with Proxy(own_server.port) as proxy:
         backend = RedisBackend(proxy.url, timeout=TIMEOUT)
         await backend.open()
@@ -197,7 +197,7 @@ async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServ
 
 
 async def test_a_cut_connection_mixes_no_answers_up(own_server: StoreServer) -> None:
-    """Resets under load cost errors; whoever gets an answer gets its own (F8)."""
+    """Resets under load cost errors; whoever gets an answer gets its own."""
     async with Proxy(own_server.port) as proxy:
         backend = RedisBackend(proxy.url, timeout=5)
         for number in range(20):
@@ -247,7 +247,7 @@ async def test_closing_without_a_server_ends_every_wait(
 async def test_a_server_busy_with_another_script(
     kind: str, start_server: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Errors for several batches at once are one outage: nobody hangs, and it ends with the script (F10)."""
+    """Errors for several batches at once are one outage: nobody hangs, and it ends with the script."""
     server = start_server(kind, "--lua-time-limit", "20")
     backend = RedisBackend(server.url, timeout=2)
     await backend.open()
@@ -291,7 +291,7 @@ async def test_a_server_that_takes_no_writes_counts_as_away(
 async def test_a_release_that_a_replica_refuses_is_owed_on(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:
-    """The first to meet a server that takes no writes may be a release: it is written when one does (F19)."""
+    """The first to meet a server that takes no writes may be a release: it is written when one does."""
     charge = Charge([slots(5)])
     kept = (await backend.acquire(charge, new_id())).hold
     with own_server.client() as client:
@@ -308,7 +308,7 @@ async def test_a_release_that_a_replica_refuses_is_owed_on(
 async def test_full_memory_refuses_charges_and_nothing_else(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:
-    """Without memory a charge fails and changes nothing; releases, renewals and settles go on (F12)."""
+    """Without memory a charge fails and changes nothing; releases, renewals and settles go on."""
     kept, settled, released = [await hold(backend) for _ in range(3)]
     alone = Charge([daily(100, of="alone")])
     estimate = (await backend.acquire(alone, new_id(), 9)).hold

@@ -1,4 +1,4 @@
-"""The server's clock is set, back or forward, and so jumps (F25): what that may cost, and what it may not."""
+"""The server's clock is set, back or forward, and so jumps: what that may cost, and what it may not."""
 
 from collections.abc import AsyncIterator
 

@@ -89,7 +89,7 @@ async def test_a_node_that_is_gone_is_replaced_and_others_go_on(
 ) -> None:
     """Its callers fall under the failure policy until a replica took over; those of other nodes never do.
 
-    Killed, or hanging: one that wakes up again is not gone back to (F20, F21).
+    Killed, or hanging: one that wakes up again is not gone back to.
     """
     gone = replicated.nodes[0]
     mine, other = partition_on(replicated, 0), partition_on(replicated, 1)
@@ -123,7 +123,7 @@ async def test_a_node_that_is_gone_is_replaced_and_others_go_on(
 
 
 async def test_a_dead_shard_comes_back_on_its_own(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
-    """Without a replica, its callers wait for its return and others go on; what was owed arrives (F24)."""
+    """Without a replica, its callers wait for its return and others go on; what was owed arrives."""
     caplog.set_level(logging.WARNING, "ratelimit_mw")
     mine, other = partition_on(cluster, 0), partition_on(cluster, 1)
     async with opened(cluster.url) as (backend,):

@@ -1,4 +1,4 @@
-"""Slots of a cluster that are moved key by key: what must arrive arrives, once, and in its order (F22)."""
+"""Slots of a cluster that are moved key by key: what must arrive arrives, once, and in its order."""
 
 import asyncio
 import contextlib

@@ -81,7 +81,7 @@ async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: St
 
 
 async def test_money_is_told_once_though_the_answers_are_lost(server: StoreServer) -> None:
-    """Money is told again if the answer is lost, and counts once (F7)."""
+    """Money is told again if the answer is lost, and counts once."""
     async with Proxy(server.port) as proxy, limiter_on(proxy.url, timeout=0.1) as limiter:
         proxy.refuse()
         for _ in range(5):

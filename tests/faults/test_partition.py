@@ -1,4 +1,4 @@
-"""A worker that a network cuts off from its server under load: afterwards every sum is right (F7 to F9)."""
+"""A worker that a network cuts off from its server under load: afterwards every sum is right."""
 
 import json
 import subprocess

@@ -35,7 +35,7 @@ async def serves(backend: RedisBackend) -> bool:
 
 
 async def test_many_processes_come_back_without_a_stampede(redis_server: StoreServer) -> None:
-    """However many requests come, a server that is away sees a few attempts a second, spread in time (F43).
+    """However many requests come, a server that is away sees a few attempts a second, spread in time.
 
     When it is back it sees one connection of each process, and each request once.
     """

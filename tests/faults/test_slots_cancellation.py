@@ -1,4 +1,4 @@
-"""Cancelled at any await point, from acquire to release: no slot stays, and none is freed twice (F31)."""
+"""Cancelled at any await point, from acquire to release: no slot stays, and none is freed twice."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Answers that are lost, connections that are cut: nothing is held twice, and nothing stays (F7 to F9)."""
+"""Answers that are lost, connections that are cut: nothing is held twice, and nothing stays."""
 
 import asyncio
 import contextlib
@@ -74,7 +74,7 @@ async def bench(server: StoreServer) -> AsyncIterator[Bench]:
 
 @pytest.mark.parametrize("fault", ["drop_replies", "blackhole"])
 async def test_a_charge_whose_answer_is_lost_is_given_back(bench: Bench, fault: Fault) -> None:
-    """The script ran and nobody heard of it: slot and money come back; a unit of rate may stay (F7)."""
+    """The script ran and nobody heard of it: slot and money come back; a unit of rate may stay."""
     bench.proxy.fault = fault
     leases = await asyncio.gather(*[bench.limiter.acquire(api_key="a") for _ in range(5)])
     assert [lease.decision.policy for lease in leases] == ["local"] * 5
@@ -183,7 +183,7 @@ async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
 
 
 async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
-    """Cuts at random moments leave no slot, and a request that ended well is paid for once (F7, F8)."""
+    """Cuts at random moments leave no slot, and a request that ended well is paid for once."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     paid = 0

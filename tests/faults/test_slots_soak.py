@@ -1,4 +1,4 @@
-"""Everything at once, at random, for a while: then no slot is held and the books balance (F44).
+"""Everything at once, at random, for a while: then no slot is held and the books balance.
 
 SOAK_SECONDS says how long, 30 without it; SOAK_SEED repeats a run as far as real processes can.
 """

@@ -1,4 +1,4 @@
-"""A request waits for the backend no longer than `timeout`, however many steps it takes (F3)."""
+"""A request waits for the backend no longer than `timeout`, however many steps it takes."""
 
 import asyncio
 import itertools

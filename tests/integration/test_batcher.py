@@ -262,7 +262,7 @@ async def test_one_too_many_is_refused_at_once(kind: str, start_server: StartSer
 async def test_the_script_is_loaded_again_where_it_was_forgotten(
     server: StoreServer, backend: RedisBackend
 ) -> None:
-    """SCRIPT FLUSH under load costs a few calls more, and neither an error nor a charge too many (F4)."""
+    """SCRIPT FLUSH under load costs a few calls more, and neither an error nor a charge too many."""
     charge = Charge([window(99_999), slots(99_999)])
     flushing = True
 

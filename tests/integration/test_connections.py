@@ -140,7 +140,7 @@ BROKEN: dict[str, Broken] = {
 async def test_what_is_wrong_with_tls_is_said_once(
     what: str, redis_server: StoreServer, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wrong certificate fails neither a start nor a request; the log has one line with the reason (F16)."""
+    """A wrong certificate fails neither a start nor a request; the log has one line with the reason."""
     make, tls, reason = BROKEN[what]
     tls = {name: certificates.ca_file if file == "ca" else file for name, file in tls.items()}
     async with (
@@ -159,7 +159,7 @@ async def test_what_is_wrong_with_tls_is_said_once(
 async def test_a_wrong_password_is_said_once(
     start_server: StartServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A password that is wrong, or changed while all runs, costs one line; the right one mends it (F15)."""
+    """A password that is wrong, or changed while all runs, costs one line; the right one mends it."""
     server = start_server("redis", password="right")
     async with limiter_on(server.url) as limiter:
         assert await decided_by(limiter) == "shared"

@@ -129,7 +129,7 @@ async def test_sentinel_and_primary_are_asked_over_tls_by_options_of_the_url(
 async def test_a_primary_with_a_wrong_certificate_is_not_believed(
     tmp_path: Path, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A primary with a wrong certificate is away though a sentinel named it; the log says why, once (F16)."""
+    """A primary with a wrong certificate is away though a sentinel named it; the log says why, once."""
     (tmp_path / "other").mkdir()
     other = Certificates(tmp_path / "other")
     async with (

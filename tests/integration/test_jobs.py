@@ -1,4 +1,4 @@
-"""Jobs that outlive their request: detached by one limiter, gone on with by another (F36)."""
+"""Jobs that outlive their request: detached by one limiter, gone on with by another."""
 
 import asyncio
 import logging
@@ -457,7 +457,7 @@ async def test_a_settle_outlives_an_outage(kind: str, start_server: StartServer)
 
 
 async def test_a_settle_whose_answer_is_lost_counts_once(server: StoreServer) -> None:
-    """It was written, the reply never came, it is sent again: the books say it once (F7)."""
+    """It was written, the reply never came, it is sent again: the books say it once."""
     async with Proxy(server.port) as proxy, limiter_on(proxy.url) as limiter:
         token = await job_of(limiter)
         proxy.fault = "drop_replies"

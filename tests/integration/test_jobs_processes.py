@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, which are told to stop, are killed, and get tokens from anywhere (F36)."""
+"""Jobs in processes of their own, which are told to stop, are killed, and get tokens from anywhere."""
 
 import asyncio
 import contextlib

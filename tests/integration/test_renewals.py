@@ -294,7 +294,7 @@ def ends_by(server: StoreServer, give_up_at: float) -> bool:
 
 @pytest.mark.parametrize("table", ["plans.default", "application"])
 async def test_max_hold_frees_the_slot_of_work_that_never_ends(redis_server: StoreServer, table: str) -> None:
-    """After `max_hold` a slot is free, a caller's as the application's, and its work runs on (F35)."""
+    """After `max_hold` a slot is free, a caller's as the application's, and its work runs on."""
     events: list[Event] = []
     settings = BRIEFLY.format(url=redis_server.url).replace("plans.default", table)
     async with Limiter(settings_of(settings), on_event=events.append) as limiter:
@@ -372,7 +372,7 @@ async def test_a_slot_whose_time_is_up_is_not_renewed(bench: Bench) -> None:
 
 @pytest.mark.parametrize("hours", [-1, 1])
 async def test_max_hold_does_not_depend_on_clocks_agreeing(redis_server: StoreServer, hours: int) -> None:
-    """A server whose clock is an hour behind or ahead of this machine's frees nothing early (F26)."""
+    """A server whose clock is an hour behind or ahead of this machine's frees nothing early."""
 
     def clock() -> int:
         return time.time_ns() // 1000 + hours * 3_600_000_000

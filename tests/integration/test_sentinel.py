@@ -101,7 +101,7 @@ async def test_a_primary_that_is_gone_is_replaced(
     """Killed, or hanging, under load: `BackendError` and nothing else until a replica took over.
 
     What the primary had admitted and not yet handed on to a replica is lost, and nothing else. One that
-    hung and wakes up again is not gone back to, though it still takes itself for the primary (F19, F20).
+    hung and wakes up again is not gone back to, though it still takes itself for the primary.
     """
     owed = Charge([slots(5), daily(1_000)])
     async with backends(sentinels.url, 2) as (one, two):

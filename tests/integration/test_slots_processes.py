@@ -1,4 +1,4 @@
-"""Slots under many processes, and when processes are paused, stopped and killed (F27 to F30, S21)."""
+"""Slots under many processes, and when processes are paused, stopped and killed."""
 
 import asyncio
 import json
@@ -129,7 +129,7 @@ async def _some_done(answers: list[asyncio.Task[Answer]], number: int) -> None:
 
 
 async def test_sigterm_frees_every_slot_before_the_exit(serve: Serve) -> None:
-    """A graceful stop lets requests end, and nothing is held when the process has gone (F30)."""
+    """A graceful stop lets requests end, and nothing is held when the process has gone."""
     served = serve(limit=100)
     app = served.start(workers=2)
     clients = await busy(app, 20, "/run/0.5", served.ledger)
@@ -140,7 +140,7 @@ async def test_sigterm_frees_every_slot_before_the_exit(serve: Serve) -> None:
 
 
 async def test_sigterm_past_the_grace_period_frees_every_slot(serve: Serve) -> None:
-    """Requests that uvicorn cuts off after its grace period leave no lease behind in the server (F30)."""
+    """Requests that uvicorn cuts off after its grace period leave no lease behind in the server."""
     paths = ["/run/60", "/stream?number=1000&size=10&pause=0.1", "/background/60", "/stubborn/1.0"]
     served = serve(limit=100)
     app = served.start("--timeout-graceful-shutdown", "1")
@@ -158,7 +158,7 @@ async def test_sigterm_past_the_grace_period_frees_every_slot(serve: Serve) -> N
 
 
 async def test_sigterm_under_load_frees_every_slot(serve: Serve) -> None:
-    """With requests coming all the time, cut off while they acquire, work and release, none stays (F30)."""
+    """With requests coming all the time, cut off while they acquire, work and release, none stays."""
     served = serve(limit=100)
     app = served.start("--timeout-graceful-shutdown", "1")
     stopping = False
@@ -192,7 +192,7 @@ async def test_without_a_lifespan_a_graceful_stop_frees_every_slot(serve: Serve)
 
 
 async def test_slots_of_a_killed_worker_come_back_within_the_lease(serve: Serve) -> None:
-    """SIGKILL: its slots come back within their lease and not before; those of the living stay (F28)."""
+    """SIGKILL: its slots come back within their lease and not before; those of the living stay."""
     served = serve(limit=5, lease=1)
     doomed, living = served.start(), served.start()
     await busy(living, 2, "/gate/0", served.ledger)
@@ -221,7 +221,7 @@ async def test_slots_of_a_killed_worker_come_back_within_the_lease(serve: Serve)
 
 
 async def test_a_worker_paused_beyond_its_lease_reports_lost_slots(serve: Serve) -> None:
-    """SIGSTOP beyond the lease: others get the slots, the sleeper reports it and frees no other's (F29)."""
+    """SIGSTOP beyond the lease: others get the slots, the sleeper reports it and frees no other's."""
     served = serve(limit=3, lease=1)
     sleeper, other = served.start(), served.start()
     lost = await busy(sleeper, 3, "/gate/1", served.ledger)
@@ -244,7 +244,7 @@ async def test_a_worker_paused_beyond_its_lease_reports_lost_slots(serve: Serve)
 
 
 async def test_a_stalled_event_loop_reports_lost_slots(serve: Serve) -> None:
-    """A handler that blocks the loop for longer than the lease is found lost, and counted no more (F27)."""
+    """A handler that blocks the loop for longer than the lease is found lost, and counted no more."""
     served = serve(limit=2, lease=1)
     app = served.start()
     clients = await busy(app, 1, "/run/2.0", served.ledger)

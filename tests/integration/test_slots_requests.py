@@ -1,4 +1,4 @@
-"""However a request ends, its slot is held until the app has returned, and is free then (F31, F32, F34)."""
+"""However a request ends, its slot is held until the app has returned, and is free then."""
 
 import asyncio
 import contextlib
@@ -112,7 +112,7 @@ async def test_a_request_that_outlives_its_lease_keeps_its_slot(served: Served) 
 
 @pytest.mark.parametrize("when", ["before", "middle", "background", "base", "cancelled"])
 async def test_a_handler_that_raises_frees_its_slot(served: Served, when: str) -> None:
-    """Before the response, in the middle of it, in a background task, or what is no Exception (F34)."""
+    """Before the response, in the middle of it, in a background task, or what is no Exception."""
     client = await served.connect()
     client.send("GET", f"/fail/{when}")
     with contextlib.suppress(asyncio.IncompleteReadError):
@@ -177,7 +177,7 @@ async def test_a_stream_holds_its_slot_to_the_last_chunk(served: Served) -> None
 
 
 async def test_a_slow_reader_keeps_its_slot(served: Served) -> None:
-    """While a client doesn't read, the app waits and its lease is renewed; it ends with the client (F32)."""
+    """While a client doesn't read, the app waits and its lease is renewed; it ends with the client."""
     client = await served.connect(buffer=4096)
     client.send("GET", "/stream?number=400&size=100000&pause=0")
     await client.head()
@@ -244,7 +244,7 @@ async def test_a_websocket_without_a_free_slot_is_refused_with_429(served: Serve
 
 
 async def test_random_hang_ups_leave_nothing_behind(served: Served, tmp_path: Path) -> None:
-    """200 requests cut at any moment, by FIN and RST: no slot stays and never more than 5 ran (F31)."""
+    """200 requests cut at any moment, by FIN and RST: no slot stays and never more than 5 ran."""
     paths = ["/run/0.02", "/stream?number=5&size=100&pause=0.01", "/background/0.02", "/fail/before"]
 
     async def one(n: int) -> None:
