@@ -224,7 +224,7 @@ async def test_a_cost_above_what_the_script_takes_never_fits(bench: Bench, cost:
 
 @pytest.mark.parametrize("cost", [0, -1, 1.5, float("nan"), float("-inf")])
 async def test_the_script_refuses_what_is_no_cost(bench: Bench, cost: float) -> None:
-    """A cost that is no whole number from 1 fails, whatever let it through, and frees nothing (S22)."""
+    """A cost that is no whole number from 1 fails, whatever let it through, and frees nothing."""
     await bench.acquire(window(5))
     with pytest.raises(BackendError):
         await bench.acquire(window(5), cost=cost)  # type: ignore[arg-type]
@@ -233,7 +233,7 @@ async def test_the_script_refuses_what_is_no_cost(bench: Bench, cost: float) -> 
 
 @pytest.mark.parametrize("price", [-1, float("nan"), float("inf"), 2**54])
 async def test_the_script_refuses_what_is_no_price(bench: Bench, price: float) -> None:
-    """The script refuses invalid prices and settled amounts, and counts nothing of them (S22)."""
+    """The script refuses invalid prices and settled amounts, and counts nothing of them."""
     hold = await bench.hold(daily(500), price=5)
     with pytest.raises(BackendError):
         await bench.acquire(daily(500), price=price)  # type: ignore[arg-type]

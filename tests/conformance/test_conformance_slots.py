@@ -168,7 +168,7 @@ async def test_a_charge_without_slots_holds_nothing(bench: Bench) -> None:
 
 
 async def test_many_at_once_get_as_many_slots_as_there_are(bench: Bench) -> None:
-    """Of 200 at once for 5 slots exactly 5 are admitted, round after round (S21)."""
+    """Of 200 at once for 5 slots exactly 5 are admitted, round after round."""
     charge = Charge([slots(5), window(100_000)])
     for _ in range(10):
         outcomes = await asyncio.gather(*[bench.backend.acquire(charge, new_id()) for _ in range(200)])

@@ -93,7 +93,7 @@ def test_no_interval_holds_more_than_the_quota(workers: Workers, quota: int) -> 
 
 
 def test_nothing_that_was_sold_is_refused(workers: Workers) -> None:
-    """In a fresh window exactly the quota is admitted, to the last unit, whoever asks (S21)."""
+    """In a fresh window exactly the quota is admitted, to the last unit, whoever asks."""
     answers = workers.run("sold", 1_500, 700)
     assert sum(admitted for admitted, _ in answers) == 1_500
     assert sum(spent for _, spent in answers) == 700

@@ -269,7 +269,7 @@ async def test_a_ttl_that_is_none_is_an_error_and_harms_nothing(make: MakeLimite
 
 
 async def test_a_token_of_another_secret_is_refused_by_every_verb(make: MakeLimiter) -> None:
-    """A token that another deployment signed, or nobody, neither frees nor renews nor settles (S25)."""
+    """A token that another deployment signed, or nobody, neither frees nor renews nor settles."""
     api, other = make(), make(SETTINGS.replace('"secret"', '"another"'))
     token = await job_of(api)
     for wrong in (token, "nonsense", ""):

@@ -88,7 +88,7 @@ async def busy(app: AppServer, number: int, path: str, ledger: Ledger) -> list[C
 async def test_200_at_once_for_5_slots_from_2_workers(
     start_app: StartApp, server: StoreServer, tmp_path: Path
 ) -> None:
-    """In every round exactly 5 of 200 get in, never more than 5 at a time, and the others hear why (S21)."""
+    """In every round exactly 5 of 200 get in, never more than 5 at a time, and the others hear why."""
     await _rounds(Served(start_app, server, tmp_path), 3)
 
 

@@ -135,7 +135,7 @@ async def test_a_background_task_keeps_the_slot(served: Served) -> None:
 async def test_a_client_that_hangs_up_frees_nothing_while_the_handler_works(
     served: Served, cut: Callable[[Client], None]
 ) -> None:
-    """Freeing on disconnect would let a caller run any number of jobs: connect, reset, repeat (S27)."""
+    """Freeing on disconnect would let a caller run any number of jobs: connect, reset, repeat."""
     for number in range(5):
         client = await served.connect()
         client.send("GET", "/run/4.0")

@@ -74,7 +74,7 @@ def nothing_warned(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_peer_is_counted_by_its_bits_not_by_its_spelling(peer: str | None, counted: str) -> None:
-    """IPv6 by /64, IPv4-mapped as IPv4, zones and ports dropped, names as safe text (S6)."""
+    """IPv6 by /64, IPv4-mapped as IPv4, zones and ports dropped, names as safe text."""
     assert reader([])(scope(peer)) == counted
     assert reader([])(scope(peer)) == counted
     assert canonical_address(counted) == counted
@@ -82,7 +82,7 @@ def test_peer_is_counted_by_its_bits_not_by_its_spelling(peer: str | None, count
 
 @pytest.mark.parametrize("form", ["::ffff:{}", "64:ff9b::{}", "64:ff9b:1::{}", "::ffff:0:{}"])
 def test_two_mapped_addresses_are_two_callers(form: str) -> None:
-    """IPv4 clients that reach an IPv6 socket never share the one /64 that all are written in (S6)."""
+    """IPv4 clients that reach an IPv6 socket never share the one /64 that all are written in."""
     read = reader([])
     assert read(scope(form.format("192.0.2.1"))) != read(scope(form.format("192.0.2.2")))
 
@@ -107,7 +107,7 @@ def test_a_translated_proxy_is_trusted_by_the_address_that_it_has_here() -> None
 
 @pytest.mark.parametrize("peer", ["192.0.2.1", "127.0.0.1", "::1", "testclient", "unix", None])
 def test_header_of_an_untrusted_peer_is_ignored(peer: str | None) -> None:
-    """Without trusted proxies no header chooses the address, not even for a local peer (S1, S5)."""
+    """Without trusted proxies no header chooses the address, not even for a local peer."""
     read = reader([])
     assert read(scope(peer, "6.6.6.6")) == read(scope(peer))
 
@@ -141,7 +141,7 @@ def test_peer_called_unix_is_no_unix_socket() -> None:
 def test_list_is_read_from_the_right_past_trusted_proxies(
     peer: str | None, lines: list[str], counted: str
 ) -> None:
-    """All lines are one list; its first untrusted address from the right is the client's (S1, S2)."""
+    """All lines are one list; its first untrusted address from the right is the client's."""
     assert reader()(scope(peer, *lines)) == counted
 
 
@@ -183,7 +183,7 @@ def test_list_is_read_from_the_right_past_trusted_proxies(
     ],
 )
 def test_what_does_not_parse_is_the_peer(line: str) -> None:
-    """Junk in place of an address, a header too long or with too many hops makes no new caller (S1, S2)."""
+    """Junk in place of an address, a header too long or with too many hops makes no new caller."""
     assert reader()(scope(PROXY, line)) == PROXY
 
 
@@ -234,12 +234,12 @@ def test_as_many_hops_are_read_as_the_bound_says(hops: list[str], counted: str) 
     ],
 )
 def test_forwarded_is_read_as_rfc_7239_writes_it(lines: list[str], counted: str) -> None:
-    """Quoted, obfuscated, unknown and IPv6 forms, ports and other parameters (S3)."""
+    """Quoted, obfuscated, unknown and IPv6 forms, ports and other parameters."""
     assert reader(header="Forwarded")(scope(PROXY, *lines, name="Forwarded")) == counted
 
 
 def test_only_the_header_that_the_settings_name_is_read() -> None:
-    """Of two forwarding headers that differ, the other one is ignored (S3)."""
+    """Of two forwarding headers that differ, the other one is ignored."""
     request = scope(PROXY, "192.0.2.1")
     request["headers"].append((b"forwarded", b"for=6.6.6.6"))
     assert reader()(request) == "192.0.2.1"

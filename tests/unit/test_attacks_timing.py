@@ -53,7 +53,7 @@ def steps_of(identifier: Identifier, api_key: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", SECRETS)
 def test_a_better_guess_takes_the_same_steps(kind: str) -> None:
-    """However much of a guess is right, the same is done about it: its hash is made, and looked up (S34)."""
+    """However much of a guess is right, the same is done about it: its hash is made, and looked up."""
     steps = {guess: steps_of(identifier_of(SECRETS[kind]), guess) for guess in GUESSES}
     assert len({tuple(each) for each in steps.values()}) == 1, steps
     assert any("hash_api_key" in step for step in steps[GUESSES[0]])

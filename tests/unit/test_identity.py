@@ -98,7 +98,7 @@ def basic(user_pass: bytes) -> bytes:
 def test_key_is_read_as_bytes_without_blanks_around_it(
     name: str, value: str | bytes, api_key: bytes | None
 ) -> None:
-    """Any spelling of a header and scheme gives the same key; other schemes and empty ones give none (S7)."""
+    """Any spelling of a header and scheme gives the same key; other schemes and empty ones give none."""
     assert ApiKeyReader(HEADERS).read(scope(("host", "test"), (name, value))["headers"]) == (api_key or b"")
 
 
@@ -128,7 +128,7 @@ def test_only_authorization_has_schemes(value: bytes) -> None:
     ],
 )
 def test_first_value_of_a_repeated_header_counts(headers: Headers, api_key: bytes | None) -> None:
-    """The first of several values is the key, whatever the later ones are; equal keys are one (S8)."""
+    """The first of several values is the key, whatever the later ones are; equal keys are one."""
     assert ApiKeyReader(HEADERS).read(scope(*headers)["headers"]) == (api_key or b"")
 
 
@@ -141,7 +141,7 @@ def test_first_value_of_a_repeated_header_counts(headers: Headers, api_key: byte
     ],
 )
 def test_two_different_keys_are_refused(headers: Headers) -> None:
-    """Two listed headers with different keys leave open who is calling: 400, without the keys (S9)."""
+    """Two listed headers with different keys leave open who is calling: 400, without the keys."""
     with pytest.raises(IdentityError) as caught:
         identifier()(scope(*headers))
     assert (caught.value.status, caught.value.code) == (400, "AMBIGUOUS_API_KEY")
@@ -157,7 +157,7 @@ def test_two_different_keys_are_refused(headers: Headers) -> None:
 def test_key_over_16_kib_is_refused_before_it_is_hashed(
     value: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key of 16,384 bytes is one, a byte more is a 431, and no time is spent on it (S13)."""
+    """A key of 16,384 bytes is one, a byte more is a 431, and no time is spent on it."""
     identify = identifier()
     assert identify(scope(("authorization", value(b"k" * 16_384)))).api_key_hash
     monkeypatch.setattr("ratelimit_mw._internal.policy.identity.hash_api_key", None)
@@ -180,7 +180,7 @@ def test_unknown_key_is_a_caller_on_the_default_plan() -> None:
 
 
 def test_unknown_keys_can_be_anonymous() -> None:
-    """With `unknown_keys = "anonymous"` inventing keys opens no new counts (S10)."""
+    """With `unknown_keys = "anonymous"` inventing keys opens no new counts."""
     identify = identifier(identity={"unknown_keys": "anonymous", "anonymous_plan": "pro"})
     callers = [identify(scope(("x-api-key", f"invented-{number}"))) for number in range(100)]
     assert {(caller.partition, caller.plan, caller.address) for caller in callers} == {
@@ -217,7 +217,7 @@ def test_key_is_hashed_under_the_secret() -> None:
 
 
 def test_keys_of_an_account_share_its_partition() -> None:
-    """On a plan with `share = "account"` a rotated key doesn't refill the quota (S11)."""
+    """On a plan with `share = "account"` a rotated key doesn't refill the quota."""
     keys = [{"key": key, "plan": "team", "account": "acme"} for key in ("old", "new")]
     identify = identifier(keys=[*keys, {"key": "other", "plan": "team", "account": "a b"}])
     old, new, other = (identify(scope(("x-api-key", key))) for key in ("old", "new", "other"))
@@ -227,7 +227,7 @@ def test_keys_of_an_account_share_its_partition() -> None:
 
 
 def test_keys_are_compared_as_bytes() -> None:
-    """No normalisation makes one caller of two: NFC and NFD, UTF-8 and Latin-1, case, inner blanks (S15)."""
+    """No normalisation makes one caller of two: NFC and NFD, UTF-8 and Latin-1, case, inner blanks."""
     word = "caf\u00e9 K"
     spellings = [word.encode(), unicodedata.normalize("NFD", word).encode(), word.encode("latin-1")]
     spellings += [word.lower().encode(), word.replace(" ", "  ").encode()]
@@ -263,7 +263,7 @@ def test_caller_seen_before_is_the_same_object() -> None:
 
 def test_memory_of_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood of invented keys and addresses is forgotten again, those that came first before the others, and
-    long keys are never kept (S10).
+    long keys are never kept.
     """
     monkeypatch.setattr(identity, "_MAX_REMEMBERED", 500)
     identify = identifier(keys=[{"key": "A", "plan": "pro"}])
@@ -293,7 +293,7 @@ def test_memory_of_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 )
 def test_any_headers_name_a_caller_or_a_clear_refusal(headers: list[tuple[bytes, bytes]]) -> None:
-    """Any bytes of a client make a partition of safe characters only, or a clear refusal (S14)."""
+    """Any bytes of a client make a partition of safe characters only, or a clear refusal."""
     caller: Identity | IdentityError
     try:
         caller = identifier()({"type": "http", "client": (PEER, 1), "headers": headers})
@@ -310,7 +310,7 @@ def test_any_headers_name_a_caller_or_a_clear_refusal(headers: list[tuple[bytes,
     "name", ["user-42", "", "a:b", "{tag}*", "line\nfeed\r\n", "\ud800", "k:" + "0" * 32, "x" * 99_999]
 )
 def test_name_that_a_hook_gives_is_safe_in_a_backend_key(name: str) -> None:
-    """A partition of a hook's name is fixed in form and can't be another kind's, for any string (S14)."""
+    """A partition of a hook's name is fixed in form and can't be another kind's, for any string."""
     partition = partition_of(name, "s")
     assert partition.startswith("i:")
     assert len(partition) == 34

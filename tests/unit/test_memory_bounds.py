@@ -327,7 +327,7 @@ async def test_a_window_that_its_own_charge_pushes_out_starts_anew(clock: Clock)
 
 @pytest.mark.parametrize(("cost", "price"), [(0, 0), (-1, 0), (float("nan"), 0), (1, -1), (1, float("nan"))])
 async def test_what_is_no_cost_is_refused(backend: MemoryBackend, cost: float, price: float) -> None:
-    """The memory backend fails where the script does, and frees nothing (S22)."""
+    """The memory backend fails where the script does, and frees nothing."""
     with pytest.raises(BackendError):
         await backend.acquire(Charge([window(5)], cost), new_id(), price)  # type: ignore[arg-type]
     with pytest.raises(BackendError):

@@ -86,7 +86,7 @@ def table(*rules: str | tuple[str, set[str] | None]) -> RouteTable:
     ],
 )
 def test_pattern_matches_what_starlette_matches(pattern: str, path: str, matches: bool) -> None:
-    """A rule is for exactly the paths that Starlette's router would take to its route (S16, S43)."""
+    """A rule is for exactly the paths that Starlette's router would take to its route."""
     assert (compile_path(pattern)[0].match(path) is not None) is matches
     assert table(pattern).match("GET", path) == (0 if matches else None)
 
@@ -111,7 +111,7 @@ def test_pattern_matches_what_starlette_matches(pattern: str, path: str, matches
 def test_methods_are_those_listed_and_head_counts_as_get(
     path: str, methods: set[str] | None, method: str, matches: bool
 ) -> None:
-    """A rule without methods is for all; HEAD falls under a rule for GET; nothing else is assumed (S17)."""
+    """A rule without methods is for all; HEAD falls under a rule for GET; nothing else is assumed."""
     assert table((path, methods)).match(method, "/v1/x") == (0 if matches else None)
 
 
@@ -274,7 +274,7 @@ roots = st.text(st.sampled_from("/ab"), max_size=4)
 @example(path="/a", root_path="/a")
 @example(path="/ab", root_path="/a")
 def test_route_path_is_starlettes(path: str, root_path: str) -> None:
-    """`root_path` is taken off the path where Starlette takes it off, and only there (S19)."""
+    """`root_path` is taken off the path where Starlette takes it off, and only there."""
     scope: Scope = {"type": "http", "path": path, "root_path": root_path}
     assert route_path(scope) == get_route_path(scope)
     assert route_path({"type": "http", "path": path}) == path

@@ -1,4 +1,4 @@
-"""Tokens of detached jobs: opaque, signed, and safe to keep in a queue or a database (S25)."""
+"""Tokens of detached jobs: opaque, signed, and safe to keep in a queue or a database."""
 
 import base64
 import hashlib
