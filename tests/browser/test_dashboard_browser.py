@@ -276,7 +276,7 @@ async def test_it_says_that_the_backend_is_away(tmp_path: Path, start_app: Start
 
 async def test_an_outage_keeps_what_is_known(server: AppServer, redis_server: StoreServer) -> None:
     """The headline says since when and what becomes of requests; a caller's page shows how it was."""
-    async with browser_page() as page:
+    async with browser_page(has_outage=True) as page:
         await log_in(page, server)
         await ask(server, "greedy", 40)
         await page.locator("#headline a").click()
@@ -396,7 +396,8 @@ async def test_it_works_with_the_keyboard_and_names_everything(server: AppServer
     """Focus is visible, stays where it is while figures move, and goes to the heading of a page it opens."""
     async with browser_page(reduced_motion="reduce") as page:
         await page.goto(f"{server.url}/ops")
-        await page.keyboard.type(TOKEN)  # the field has the focus
+        await expect(page.get_by_label("Token")).to_be_focused()
+        await page.keyboard.type(TOKEN)
         await page.keyboard.press("Enter")
         await ask(server, "greedy", 35)
         await expect(page.locator("#announce")).to_contain_text(re.compile("refus"))

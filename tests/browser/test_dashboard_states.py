@@ -132,9 +132,9 @@ async def test_in_the_dark(server: AppServer) -> None:
 
 async def test_five_hundred_callers(server: AppServer) -> None:
     """Pages keep still while figures move; a phone needs few screens; an open page is sent little."""
-    await crowd(server, 500)
     async with browser_page() as page:
         await log_in(page, server)
+        await crowd(server, 500)
         rows = page.locator("#callers tbody tr")
         await expect(rows).to_have_count(25)
         await expect(page.locator("#callers-number")).to_have_text(
@@ -162,6 +162,7 @@ async def test_five_hundred_callers(server: AppServer) -> None:
         await expect(links.first).to_have_text(short("loud"))
     async with browser_page(**PHONE) as page:
         await log_in(page, server)
+        await crowd(server, 500)
         await expect(rows_of(page)).to_have_count(10)
         height = await page.evaluate("document.documentElement.scrollHeight")
         assert height <= SCREENS * PHONE["viewport"]["height"]
@@ -242,7 +243,7 @@ label = "חברה לדוגמה (Acme) بيع"
 
 async def test_redis_away_and_all_workers_silent(server: AppServer, redis_server: StoreServer) -> None:
     """Old figures look old, and can still be read."""
-    async with browser_page() as page:
+    async with browser_page(has_outage=True) as page:
         await log_in(page, server)
         await ask(server, "greedy", 40)
         await expect(rows_of(page)).to_have_count(1)

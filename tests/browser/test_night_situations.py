@@ -105,7 +105,7 @@ async def night(
     server: AppServer, callers: Sequence[tuple[str, str, float]], headline: str
 ) -> AsyncIterator[Page]:
     """The page once it says this, while these callers go on."""
-    async with browser_page() as page:
+    async with browser_page(has_outage=True) as page:
         await log_in(page, server)
         async with traffic(server, callers):
             await says(page, headline)
