@@ -1,6 +1,7 @@
 """Start and stop with the server, whether or not the app speaks the lifespan protocol."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -94,6 +95,15 @@ async def test_opened_and_closed_around_any_app(app: ASGIApp) -> None:
     assert calls[0] == "open"
     assert set(calls[1:]) == {"close"}
     assert server.sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_what_an_app_raises_at_once_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """An app that ends before it asks how it starts is served; its exception can be found in the log."""
+    with caplog.at_level(logging.DEBUG, "ratelimit_mw"):
+        await Server(RateLimitMiddleware(asserts_http, limiter=Limiter())).run()
+    (record,) = [each for each in caplog.records if "ended its lifespan" in each.message]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is AssertionError
 
 
 async def test_open_before_the_app_starts_and_closed_after_it_ends() -> None:

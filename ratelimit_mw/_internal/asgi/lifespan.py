@@ -63,6 +63,8 @@ class Lifespan:
         except Exception:
             if asked:
                 raise
+            # As servers do: an app without lifespan raises at once. The reason may be another one, though.
+            logger.debug("the app ended its lifespan before it began", exc_info=True)
         if not asked:
             await self._serve_alone(receive, send)
 
