@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from ratelimit_mw._internal.backends.rights import WORKER
-from tests.conftest import StartApp, StartServer
+from tests.conftest import StartApp
 from tests.support.apps import AppServer
 from tests.support.browser import PATIENCE, browser_page, need_chromium
 from tests.support.dashboard_app import HOSTILE, HOSTILE_PLAN
@@ -208,29 +207,6 @@ async def test_without_changes_the_page_offers_none(
         await page.get_by_role("link", name="All callers").click()
         await expect(page.locator("#callers tbody tr").first).to_be_visible()
         assert await page.get_by_role("button", name="Act on").count() == 0
-
-
-async def test_without_rights_the_page_says_what_gives_them(
-    tmp_path: Path, start_app: StartApp, start_server: StartServer
-) -> None:
-    """A login that may count and not change plans: nothing is offered, and the page names the ACL line."""
-    store = start_server("redis")
-    rules = f"on >secret ~ratelimit:* -@all {' '.join(f'+{each}' for each in WORKER)}"
-    with store.client() as client:
-        client.execute_command("ACL", "SETUSER", "worker", *rules.split())
-    given = environment(tmp_path, store.url.replace("redis://", "redis://worker:secret@"))
-    server = start_app("tests.support.dashboard_app:app", environment=given)
-    async with browser_page() as page:
-        await log_in(page, server)
-        await ask(server, "greedy", 40)
-        await expect(page.locator("#rights")).to_contain_text(
-            "ACL SETUSER worker +hget +hset +hdel +multi +exec"
-        )
-        await expect(page.locator("#callers tbody tr")).to_have_count(1)
-        assert await page.get_by_role("button", name="Act on").count() == 0
-        await page.locator("#callers tbody a").click()
-        await expect(page.locator("#limits tbody tr").first).to_be_visible()
-        await expect(page.locator("#changes")).to_be_hidden()
 
 
 async def test_it_works_under_another_path_behind_a_proxy(server: AppServer, tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ async def test_redis_away_and_all_workers_silent(server: AppServer, redis_server
 
 
 async def test_rights_missing(tmp_path: Path, start_app: StartApp, start_server: StartServer) -> None:
-    """The page names the ACL line, and offers nothing."""
+    """A login that may count and not change plans: nothing is offered, and the page names the ACL line."""
     store = start_server("redis")
     rules = f"on >secret ~ratelimit:* -@all {' '.join(f'+{each}' for each in WORKER)}"
     with store.client() as client:
@@ -276,6 +276,8 @@ async def test_rights_missing(tmp_path: Path, start_app: StartApp, start_server:
     async with browser_page() as page:
         await log_in(page, server)
         await ask(server, "greedy", 40)
-        await expect(page.locator("#rights")).to_contain_text("ACL SETUSER worker")
+        await expect(page.locator("#rights")).to_contain_text(
+            "ACL SETUSER worker +hget +hset +hdel +multi +exec"
+        )
         await expect(rows_of(page)).to_have_count(1)
         await state(page, "rights-missing")
