@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from starlette.types import Scope
 
-from ratelimit_mw import Identity
+from ratelimit_mw import Identity, RateLimitMiddleware
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
-from tests.support.asgi import FakeClock, client_of, limited, shown, statuses
+from tests.support.asgi import FakeClock, client_of, limited, limiter_of, ok_app, settings_of, shown, statuses
 
 PLANS = """
     plans.gold = {requests = ["99/minute"]}
@@ -179,3 +179,18 @@ async def test_price_hook_is_told_the_very_caller(text: str) -> None:
         async with client_of(app, x_api_key=key) as client:
             assert await statuses(client, 1) == [200]
     assert asked == [hash_api_key(key, "") for key in (b"a", b"b", b"a")]
+
+
+async def test_rules_that_change_while_a_hook_is_asked_hold_for_its_request() -> None:
+    """A request is counted under the settings in force once the hook has answered, and their routes."""
+    before = 'plans.default.requests = ["9/minute"]\nroutes = [{ path = "/other", cost = 3 }]'
+    after = 'plans.default.requests = ["7/minute"]\nroutes = [{ path = "/x" }, { path = "/", cost = 2 }]'
+    limiter = limiter_of(before, FakeClock())
+
+    async def identify(_: Scope) -> Identity:
+        limiter.apply(settings_of(after))
+        return Identity("user", "default")
+
+    app = RateLimitMiddleware(ok_app(), limiter=limiter, identify=identify)
+    async with client_of(app) as client:
+        assert shown(await client.get("/"))[:2] == ("7", "5")
