@@ -6,16 +6,24 @@ would pass them by, and an `HTTPException` of Starlette or FastAPI would become 
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
+from types import NoneType
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratelimit_mw._internal.policy.identity import Identity
+
 MAX_LAYERS = 50
 """Wrappers around an app beyond which no handlers are looked for."""
 POLICY_VIOLATION = 1008
 """Code of a WebSocket that is closed because of who asks for it."""
+
+
+_COMMON = (NoneType, Identity, str, int, Decimal, dict)
+"""Types of the answers of hooks that are plain functions."""
 
 
 class HookError(Exception):
@@ -30,7 +38,22 @@ async def ask(hook: Callable[..., Any], *about: object) -> Any:
     """Call a hook, sync or async, and return its answer. Raises `HookError` if the hook raises."""
     try:
         answer = hook(*about)
-        return await answer if inspect.isawaitable(answer) else answer
+    except Exception as error:
+        raise HookError(error) from error
+    return await awaited(answer)
+
+
+def may_be_awaitable(answer: object) -> bool:
+    """Whether what a hook returned has to be awaited, or to be looked at again: false for common answers."""
+    return not isinstance(answer, _COMMON)
+
+
+async def awaited(answer: Any) -> Any:
+    """Return the answer of a hook, awaited if need be. Raises `HookError` if the hook raises."""
+    if not inspect.isawaitable(answer):
+        return answer
+    try:
+        return await answer
     except Exception as error:
         raise HookError(error) from error
 

@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ratelimit_mw._internal.asgi.answers import respond
-from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, ask
+from ratelimit_mw._internal.asgi.estimate_hooks import EstimateHooks
+from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, awaited, may_be_awaitable
 from ratelimit_mw._internal.asgi.hooks import Estimate, Identify, Price
 from ratelimit_mw._internal.asgi.lifespan import Lifespan
 from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
@@ -28,9 +29,8 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.limiter.observers import DecisionNotifier, OnDecision
 from ratelimit_mw._internal.limiter.questions import enforced
-from ratelimit_mw._internal.live.resolve import Resolve
-from ratelimit_mw._internal.model.metered import Units, check_amounts
-from ratelimit_mw._internal.model.money import parse_estimate
+from ratelimit_mw._internal.live.resolve import Resolve, Resolver
+from ratelimit_mw._internal.live.rules import Rules
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
 from ratelimit_mw._internal.policy.code_limits import Limit, declared
@@ -70,10 +70,9 @@ class LimitedApp:
     ) -> None:
         self.app = app
         self._identify_hook = identify
-        self._price_hook = price
-        self._estimate_hook = estimate
+        has_estimates = price is not None or estimate is not None
+        self._estimate_hooks = EstimateHooks(price, estimate) if has_estimates else None
         self._refusal_hook = refusal
-        self._has_estimate_hooks = price is not None or estimate is not None
         self._error: SettingsError | None = None
         try:
             self.limiter: Limiter = limiter or Limiter.from_settings(settings, on_event=on_event)
@@ -151,7 +150,8 @@ class LimitedApp:
                 if self._identify_hook is None and live.resolver is None:
                     found = rules.lookup.find(scope)
                 else:
-                    found = await self._look_up(scope)
+                    entry = self._look_up(scope)
+                    found = entry if isinstance(entry, LookupEntry) else await entry
                     rules = live.rules  # those that it was found by, once the hooks have answered
             except IdentityError as unclear:
                 if not rules.policies.is_exempt(scope.get("method", "GET"), route_path(scope)):
@@ -164,8 +164,9 @@ class LimitedApp:
             if marked.has_limits:
                 extended = marked.policy_of(policy, found.identity, scope, rules)
                 policy = extended if isinstance(extended, Policy) else await extended
-            if self._has_estimate_hooks:
-                price, units = await self._ask_hooks(scope, policy, found.identity)
+            if self._estimate_hooks is not None:
+                estimates = self._estimate_hooks.ask(scope, policy, found.identity)
+                price, units = estimates if isinstance(estimates, tuple) else await estimates
             lease = self._decider.decide(policy, found.identity, price, units)
             if not isinstance(lease, Lease):
                 lease = await lease
@@ -263,7 +264,9 @@ class LimitedApp:
             return False
         try:
             if found is None:
-                found = lookup.find_for(await self._identify(scope), scope)
+                caller = self._identify(scope)
+                caller = caller if isinstance(caller, Identity) else await caller
+                found = lookup.find_for(caller, scope)
         except IdentityError as error:
             answer = writers.refusals.unidentified(error)
         else:
@@ -271,67 +274,61 @@ class LimitedApp:
         await respond(answer, scope, receive, send)
         return True
 
-    async def _look_up(self, scope: Scope) -> LookupEntry:
-        """Find the policy of a request by the rules in force once it is known who is calling."""
+    def _look_up(self, scope: Scope) -> LookupEntry | Coroutine[Any, Any, LookupEntry]:
+        """Find the policy of a request whose caller a hook names: the entry, or what to await for it."""
         rules, lookup = self._live.rules, self._live.rules.lookup
         if lookup.blocks_networks and (blocked := lookup.find_blocked(scope)) is not None:
             return blocked
         index = lookup.index_of(scope)
         if rules.policies.is_exempt_at(index):
             return lookup.find_at(rules.identify.anonymous(scope), index)  # and nobody has to be asked
-        identity = await self._identify(scope)
+        identity = self._identify(scope)
+        if isinstance(identity, Identity):
+            return self._find(identity, rules, index, scope)
+        return self._find_awaited(identity, rules, index, scope)
+
+    def _find(self, identity: Identity, rules: Rules, index: int | None, scope: Scope) -> LookupEntry:
+        """Find the policy of a caller, for whom this rule was found before the hook was asked."""
         now = self._live.rules
-        return lookup.find_at(identity, index) if now is rules else now.lookup.find_for(identity, scope)
+        return now.lookup.find_at(identity, index) if now is rules else now.lookup.find_for(identity, scope)
 
-    async def _identify(self, scope: Scope) -> Identity:
-        """Identify the caller; may await the app's `identify=` hook or the look-up of a key.
+    async def _find_awaited(
+        self, identity: Coroutine[Any, Any, Identity], rules: Rules, index: int | None, scope: Scope
+    ) -> LookupEntry:
+        return self._find(await identity, rules, index, scope)
 
-        A caller whom the hook doesn't know is whoever the headers say.
+    def _identify(self, scope: Scope) -> Identity | Coroutine[Any, Any, Identity]:
+        """Identify the caller: the identity, or what to await for it where a hook has to be awaited.
+
+        A caller whom `identify=` doesn't know is whoever the headers say.
         """
-        if self._identify_hook is not None:
-            identity = await ask(self._identify_hook, scope)
-            if identity is not None:
-                return self.limiter.engine.live.rules.adopted(identity)
-        resolver = self.limiter.engine.live.resolver
-        if resolver is None:
-            return self.limiter.engine.identify(scope)
+        if self._identify_hook is None:
+            return self._identify_by_headers(scope)
+        try:
+            answer: Any = self._identify_hook(scope)
+        except Exception as error:
+            raise HookError(error) from error
+        if may_be_awaitable(answer):
+            return self._identify_awaited(answer, scope)
+        return self._identify_by_headers(scope) if answer is None else self._live.rules.adopted(answer)
+
+    async def _identify_awaited(self, answer: Any, scope: Scope) -> Identity:
+        identity: Identity | None = await awaited(answer)
+        if identity is not None:
+            return self._live.rules.adopted(identity)
+        caller = self._identify_by_headers(scope)
+        return caller if isinstance(caller, Identity) else await caller
+
+    def _identify_by_headers(self, scope: Scope) -> Identity | Coroutine[Any, Any, Identity]:
+        if self._live.resolver is None:
+            return self._live.rules.identify(scope)
+        return self._resolve(self._live.resolver, scope)
+
+    async def _resolve(self, resolver: Resolver, scope: Scope) -> Identity:
         try:
             return await resolver.caller(scope)
         except (HTTPException, RateLimited) as error:  # what the hook says to this key
             raise HookError(error) from error
-
-    async def _ask_hooks(
-        self, scope: Scope, policy: Policy, identity: Identity
-    ) -> tuple[int | None, Units | None]:
-        """Return the estimates of the app's hooks: the price, and amounts of metered units."""
-        price = await self._price(scope, policy, identity)
-        return price, await self._estimate(scope, policy, identity)
-
-    async def _price(self, scope: Scope, policy: Policy, identity: Identity) -> int | None:
-        """Return the `price=` hook's estimate in units of the currency; None if the route's price counts.
-
-        The hook is told the caller's identity, since several callers may share a policy: the keys of one
-        account, and the unknown keys of one address.
-        """
-        if self._price_hook is None or policy.currency is None or policy.is_decided:
-            return None
-        amount = await ask(self._price_hook, scope, identity)
-        try:
-            return None if amount is None else parse_estimate(amount, policy.currency)
-        except ValueError as error:
-            logger.warning("price= returned no amount (%s); the route's price counts", error)
-            return None
-
-    async def _estimate(self, scope: Scope, policy: Policy, identity: Identity) -> Units | None:
-        """Return the `estimate=` hook's amounts of metered units; None if the route's estimates count."""
-        if self._estimate_hook is None or policy.is_decided or not policy.charge.meters:
-            return None
-        units = await ask(self._estimate_hook, scope, identity)
-        try:
-            return None if units is None else check_amounts(units)
-        except ValueError as error:
-            logger.warning("estimate= returned no estimate (%s); the route's counts", error)
-            return None
 
     def _broken(self) -> Response:
         message = "The service is not configured correctly. Its operator finds the reason in the log."

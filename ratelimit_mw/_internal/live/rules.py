@@ -60,21 +60,23 @@ class Rules:
         self.identify: Identifier = Identifier(settings, registered, networks, listed=listed)
         self.lookup: PolicyLookup = PolicyLookup(self.identify, policies)
         """Finds the policy of a request."""
-        self._adopted: dict[tuple[Identity, str], Identity] = {}
-        """Identities as the app named them lately, each with its `counted_as`, and as they were made safe."""
+        self._adopted: dict[tuple[str, str], tuple[Identity, Identity]] = {}
+        """By the name and the plan that the app gave a caller: the identity as it came, and as it is safe."""
 
     def adopted(self, identity: Identity) -> Identity:
         """An identity that the app named, made safe; see `adopt`."""
         try:
-            place = (identity, identity.counted_as)
-            known = self._adopted.get(place)
+            name = (identity.partition, identity.plan)
+            known = self._adopted.get(name)
         except (AttributeError, TypeError):
             return adopt(identity, self.settings)  # which says what is wrong with it
+        if known is not None and known[0] == identity and known[0].counted_as == identity.counted_as:
+            return known[1]
+        safe = adopt(identity, self.settings)
         if known is None:
-            known = adopt(identity, self.settings)
             evict_oldest(self._adopted, MAX_ADOPTED)
-            self._adopted[place] = known
-        return known
+        self._adopted[name] = (identity, safe)
+        return safe
 
     @classmethod
     def of(cls, settings: Settings, live: LiveTables) -> "Rules":
