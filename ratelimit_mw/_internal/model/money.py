@@ -6,6 +6,7 @@ APIs meter) counts whole tokens.
 
 import re
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation, Rounded
+from functools import lru_cache
 
 TOKEN = "token"
 """The currency whose amounts are whole numbers of tokens."""
@@ -44,7 +45,18 @@ def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool =
     which exist whatever their digits) the next whole unit. Raises `ValueError` with a sentence for everything
     that is no such amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
     """
-    exact = _exact(amount)
+    if type(amount) is str:
+        return _of_text(amount, currency, round_up)
+    return _units(_exact(amount), currency, round_up)
+
+
+@lru_cache(maxsize=1024)
+def _of_text(text: str, currency: str, round_up: bool) -> int:
+    """Return the units that a text names. It is kept, since the prices of a service are few."""
+    return _units(_exact(text), currency, round_up)
+
+
+def _units(exact: Decimal, currency: str, round_up: bool) -> int:
     if not exact:
         return 0  # whatever its power of ten
     decimals = _decimals(currency)
