@@ -23,7 +23,7 @@ from tests.support.dashboard_pages import ask, log_in, partition, short, traffic
 from tests.support.dashboards import BEARER, SETTINGS, environment
 from tests.support.servers import StoreServer
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 IMAGES = os.environ.get("SCREENSHOTS", "")
 """A folder that pictures of the states are written to, such as `docs/images`. They are taken in any case."""

@@ -20,7 +20,7 @@ from tests.support.balancers import KINDS, Balancer, Kind
 from tests.support.processes import HOST
 from tests.support.slots import until
 
-pytestmark = pytest.mark.rerun
+pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
 TELLS = "tests.integration.test_deploy:app"
 FORGED = "203.0.113.9, 127.0.0.1"
