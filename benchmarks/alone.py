@@ -81,7 +81,7 @@ async def measure(server: CountedStore, callers: int, together: int) -> None:
         for turn in ("the first charge of a caller", "a charge"):
             held: list[Outcome] = []
             await row(f"{turn}, {name}", [partial(charge, each, held) for each in charges])
-            ends = [partial(backend.finish, each.hold, EstimateAction.UNTOUCHED) for each in held]
+            ends = [partial(backend.finish, each.reservation, EstimateAction.UNTOUCHED) for each in held]
             if slots:
                 await row(f"the release of its slot after {turn}", ends)
         full = [Charge(limits_of(f"full {name} {i}", 1, slots=slots)) for i in range(callers)]
@@ -103,10 +103,10 @@ async def measure(server: CountedStore, callers: int, together: int) -> None:
             units = {"tokens": used}
             await row(
                 f"its settle, {used} of {ESTIMATE}",
-                [partial(backend.settle_units, each.hold, units) for each in held],
+                [partial(backend.settle_units, each.reservation, units) for each in held],
             )
             for outcome in held:
-                await backend.finish(outcome.hold.without_meters(), EstimateAction.KEEP)
+                await backend.finish(outcome.reservation.without_meters(), EstimateAction.KEEP)
     await backend.close()
 
 

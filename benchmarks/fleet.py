@@ -76,7 +76,7 @@ async def _ours(url: str, stack: AsyncExitStack, *, slots: bool) -> Ask:
         if slots:
             counters += [Counter(caller, "p", Window(QUOTA, 1, "day")), Counter(caller, "p", Slots(100))]
         outcome = await backend.acquire(Charge(counters), new_id())
-        await backend.finish(outcome.hold, EstimateAction.UNTOUCHED)
+        await backend.finish(outcome.reservation, EstimateAction.UNTOUCHED)
 
     return ask
 

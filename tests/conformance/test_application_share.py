@@ -92,13 +92,13 @@ class Model:
             found.append((used, 60 * SECOND if never else wait))
         return found
 
-    def admit(self, charge: Charge, now: int, hold: Reservation) -> None:
+    def admit(self, charge: Charge, now: int, reservation: Reservation) -> None:
         """Note what was admitted."""
         for place, counter in enumerate(charge.counters):
             if isinstance(counter.limit, Window):
                 self.entries.setdefault(counter.scope, []).append((now, charge.cost_at(place)))
-        if hold.slots:
-            self.slots.add(hold.id)
+        if reservation.slots:
+            self.slots.add(reservation.id)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -112,9 +112,9 @@ async def test_each_plan_meets_its_share_of_one_count(bench: Bench, seed: int) -
     for _ in range(STEPS):
         bench.wait(chance.choice([0, 0.001, 3.0, 17.0]))
         if running and chance.random() < 0.4:
-            hold = running.pop(chance.randrange(len(running)))
-            await bench.backend.finish(hold, EstimateAction.KEEP)
-            model.slots.discard(hold.id)
+            reservation = running.pop(chance.randrange(len(running)))
+            await bench.backend.finish(reservation, EstimateAction.KEEP)
+            model.slots.discard(reservation.id)
             continue
         plan = chance.choice(["paid", "some", "free", "least"])
         policy = policies.at(Identity(f"k:{plan}", plan), chance.choice([None, 0, 1]))
@@ -125,11 +125,11 @@ async def test_each_plan_meets_its_share_of_one_count(bench: Bench, seed: int) -
         answer = await acquired(bench.backend, charge, new_id())
         assert answer.admitted == (not any(wait for _, wait in expected))
         if answer.admitted:
-            model.admit(charge, bench.clock.now, answer.hold)
-            if answer.hold.slots:
-                running.append(answer.hold)
+            model.admit(charge, bench.clock.now, answer.reservation)
+            if answer.reservation.slots:
+                running.append(answer.reservation)
             else:  # before its estimate lapses
-                await bench.backend.finish(answer.hold, EstimateAction.KEEP)
+                await bench.backend.finish(answer.reservation, EstimateAction.KEEP)
             continue
         for status, (used, wait) in zip(answer.statuses, expected, strict=True):
             if isinstance(status, WindowStatus):
@@ -156,7 +156,7 @@ async def test_large_limits_are_shared_in_their_own_granules(bench: Bench) -> No
     second = await bench.backend.acquire(paid.with_estimates({"tokens": 300}), new_id())
     assert first.admitted
     assert second.admitted
-    await bench.backend.settle_units(first.hold, {"tokens": 10})
+    await bench.backend.settle_units(first.reservation, {"tokens": 10})
     assert (await peeked(bench.backend, paid)).counted == [310]
     assert (await peeked(bench.backend, free.with_estimates({"tokens": 240}))).admitted
     assert not (await peeked(bench.backend, free.with_estimates({"tokens": 241}))).admitted

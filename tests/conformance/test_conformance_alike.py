@@ -96,10 +96,10 @@ class Comparison:
         ids = [new_id() if charged else None for _, charged in numbers]
         steps = [(self.together[place], id_) for (place, _), id_ in zip(numbers, ids, strict=True)]
         released, self.held = self.held[:n_releases], self.held[n_releases:]
-        outcomes = await self._at_once(steps, [hold for hold, _ in released])
-        for hold, hold_alone in released:
-            self.oracle.finish([held[:2] for held in hold.slots], hold.id, EstimateAction.KEEP)
-            await self.bench.backends[1].finish(hold_alone, EstimateAction.KEEP)
+        outcomes = await self._at_once(steps, [reservation for reservation, _ in released])
+        for reservation, reservation_alone in released:
+            self.oracle.finish([held[:2] for held in reservation.slots], reservation.id, EstimateAction.KEEP)
+            await self.bench.backends[1].finish(reservation_alone, EstimateAction.KEEP)
         for at in in_their_order(steps):
             charge, lease_id = steps[at]
             got = outcomes[at]
@@ -110,12 +110,12 @@ class Comparison:
                 charge.counters, charge.statuses(got), charge.statuses(twin), strict=True
             ):
                 assert status == of_twin or isinstance(counter.limit, Slots)  # where expired ones may count
-            if got.hold.slots:
-                self.held.append((got.hold, twin.hold))
+            if got.reservation.slots:
+                self.held.append((got.reservation, twin.reservation))
 
     async def _at_once(self, steps: Sequence[Step], releases: Sequence[Reservation]) -> list[Outcome]:
-        async def release(hold: Reservation) -> None:
-            await self.bench.backends[0].finish(hold, EstimateAction.KEEP)
+        async def release(reservation: Reservation) -> None:
+            await self.bench.backends[0].finish(reservation, EstimateAction.KEEP)
 
         before = self.bench.backends[0].load.batches
         deciding = [_decided(self.bench.backends[0], step) for step in steps]
@@ -172,13 +172,13 @@ async def backend(server: StoreServer) -> AsyncIterator[RedisBackend]:
     await backend.close()
 
 
-async def finished(backend: RedisBackend, holds: Sequence[Reservation]) -> list[object]:
+async def finished(backend: RedisBackend, reservations: Sequence[Reservation]) -> list[object]:
     """Release holds in one moment; return each result or exception."""
 
-    async def release(hold: Reservation) -> None:
-        await backend.finish(hold, EstimateAction.KEEP)
+    async def release(reservation: Reservation) -> None:
+        await backend.finish(reservation, EstimateAction.KEEP)
 
-    return await asyncio.gather(*map(release, holds), return_exceptions=True)
+    return await asyncio.gather(*map(release, reservations), return_exceptions=True)
 
 
 async def test_charges_alike_cost_what_one_costs(server: StoreServer, backend: RedisBackend) -> None:
@@ -186,7 +186,7 @@ async def test_charges_alike_cost_what_one_costs(server: StoreServer, backend: R
     ids = [b"%016d" % number for number in range(40)]  # without a space, which random ones may have
     with server.client() as client, client.monitor() as monitor:
         outcomes = await asyncio.gather(*[backend.acquire(ALIKE, each) for each in ids])
-        await finished(backend, [outcome.hold for outcome in outcomes])
+        await finished(backend, [outcome.reservation for outcome in outcomes])
         client.echo("the end")
         commands = [
             each.split(" ") for each in iter(lambda: monitor.next_command()["command"], "ECHO the end")
@@ -214,15 +214,17 @@ async def test_who_is_cancelled_among_others_alike_gives_back_what_is_theirs(
         for task in tasks[::3]:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        kept = [outcome.hold for outcome in results if isinstance(outcome, Outcome)]
-        assert [hold.id for hold in kept] == [each for place, each in enumerate(ids) if place % 3]
+        kept = [outcome.reservation for outcome in results if isinstance(outcome, Outcome)]
+        assert [reservation.id for reservation in kept] == [
+            each for place, each in enumerate(ids) if place % 3
+        ]
 
         async def only_the_others_are_left(kept: list[Reservation] = kept) -> bool:
             return (await peeked(backend, ALIKE)).counted == [2 * len(kept), 2 * len(kept), len(kept)]
 
         await eventually(only_the_others_are_left)
         with server.client() as client:
-            assert sorted(client.zrange(SLOTS_KEY, 0, -1)) == sorted(hold.id for hold in kept)
+            assert sorted(client.zrange(SLOTS_KEY, 0, -1)) == sorted(reservation.id for reservation in kept)
         await finished(backend, kept)
         await backend.reset(ALIKE)
 
@@ -253,7 +255,7 @@ async def test_releases_alike_that_a_replica_refuses_are_owed_on(
     outcomes = await asyncio.gather(*[backend.acquire(ALIKE, new_id()) for _ in range(12)])
     with server.client() as client:
         client.replicaof("127.0.0.1", "1")
-        releasing = asyncio.ensure_future(finished(backend, [outcome.hold for outcome in outcomes]))
+        releasing = asyncio.ensure_future(finished(backend, [outcome.reservation for outcome in outcomes]))
 
         await until_async(lambda: backend.error is not None)
         assert backend.load.owed == 12
@@ -280,7 +282,7 @@ async def test_charges_alike_on_a_cluster(cluster: Cluster) -> None:
 
     await eventually(refused_ones_are_undone)
     for outcome in (*outcomes, *both):
-        await backend.finish(outcome.hold, EstimateAction.KEEP)
+        await backend.finish(outcome.reservation, EstimateAction.KEEP)
     for charge in (own, shared):
         assert (await peeked(backend, charge)).used(1) == 0
     await backend.close()

@@ -70,8 +70,8 @@ async def test_two_quotas_of_one_window_at_once(bench: Bench) -> None:
 async def test_two_limits_of_one_slot_set_at_once(bench: Bench) -> None:
     """Expired leases make room once, whichever limit looks first."""
     for _ in range(3):
-        await bench.hold(slots(9, lease=1))
-    await bench.hold(slots(9, lease=60))
+        await bench.reserve(slots(9, lease=1))
+    await bench.reserve(slots(9, lease=60))
     bench.wait(1)
     limits = [6, 2, 2, 3, 3, 9]
     outcomes = await at_once(bench, *[(1, [slots(limit)]) for limit in limits])
@@ -81,8 +81,8 @@ async def test_two_limits_of_one_slot_set_at_once(bench: Bench) -> None:
 
 async def test_a_slot_freed_in_the_same_moment_is_free(bench: Bench) -> None:
     """Releases run before charges."""
-    hold = await bench.hold(slots(1), daily(100), price=100)
-    release = bench.backend.finish(hold, EstimateAction.GIVE_BACK)
+    reservation = await bench.reserve(slots(1), daily(100), price=100)
+    release = bench.backend.finish(reservation, EstimateAction.GIVE_BACK)
     (outcome,) = await at_once(bench, (1, [slots(1), daily(100)]), price=100)
     await release
     assert outcome.admitted
@@ -91,9 +91,9 @@ async def test_a_slot_freed_in_the_same_moment_is_free(bench: Bench) -> None:
 async def test_a_reset_in_the_same_moment_forgets_first(bench: Bench) -> None:
     """A charge after a reset finds nothing, and is itself counted."""
     counters = [window(2), slots(1), daily(100)]
-    hold = await bench.hold(*counters, price=70)
+    reservation = await bench.reserve(*counters, price=70)
     charge = Charge(counters)
-    settling = bench.backend.settle(hold, 90)
+    settling = bench.backend.settle(reservation, 90)
     reset = bench.backend.reset(charge)
     _, _, outcome = await asyncio.gather(settling, reset, acquired(bench.backend, charge, new_id(), 60))
     assert outcome.admitted

@@ -88,11 +88,11 @@ async def test_a_charge_is_given_back(bench: Bench) -> None:
     assert kept.admitted
     assert undone.admitted
     assert await bench.used(*counters) == [8, 2, 0, 600, 20, 2]
-    bench.backend.give_back(charge, undone.hold, undone.times or (undone.now,))
+    bench.backend.give_back(charge, undone.reservation, undone.times or (undone.now,))
     await until(bench, [4, 1, 0, 300, 10, 1], *counters)
     assert not (await bench.acquire(money, price=901)).admitted
     assert (await bench.acquire(money, price=900)).admitted
-    await bench.backend.finish(kept.hold, EstimateAction.KEEP)
+    await bench.backend.finish(kept.reservation, EstimateAction.KEEP)
 
 
 async def test_given_back_twice_at_once(bench: Bench) -> None:
@@ -100,7 +100,7 @@ async def test_given_back_twice_at_once(bench: Bench) -> None:
     charge = Charge([PLAN, SEARCH, LOGIN], 2, estimates={"c:search": 3, "c:login": 1})
     outcomes = await asyncio.gather(*[bench.backend.acquire(charge, new_id()) for _ in range(5)])
     for outcome in outcomes[:3]:
-        bench.backend.give_back(charge, outcome.hold, outcome.times or (outcome.now,))
+        bench.backend.give_back(charge, outcome.reservation, outcome.times or (outcome.now,))
     await until(bench, [4, 6, 2], PLAN, SEARCH, LOGIN)
 
 

@@ -64,38 +64,38 @@ async def test_a_budget_with_just_enough_left_does_not_refuse(bench: Bench) -> N
     """A budget reports a refusal only if it has too little for the price, even if another limit refuses."""
     day, month, full = daily(100), monthly(99), window(1)
     await bench.acquire(full)
-    await bench.hold(day, month, price=40)
+    await bench.reserve(day, month, price=40)
     refused = await bench.acquire(full, day, month, price=60)
     assert [status.refuses for status in refused.statuses] == [True, False, True]
 
 
 async def test_a_price_without_a_budget_is_held_nowhere(bench: Bench) -> None:
     """A charge of a slot alone has no estimate, whatever price was named."""
-    hold = await bench.hold(slots(5), price=100)
-    assert (hold.price, hold.periods, hold.has_estimate) == (0, (), False)
+    reservation = await bench.reserve(slots(5), price=100)
+    assert (reservation.price, reservation.periods, reservation.has_estimate) == (0, (), False)
 
 
 async def test_a_settle_puts_the_price_in_place_of_the_estimate(bench: Bench) -> None:
     """Settling is counted once; another amount is ignored unless it is to replace the first."""
     day = daily(1_000)
-    hold = await bench.hold(day, price=100)
+    reservation = await bench.reserve(day, price=100)
     other = bench.another()
-    assert await bench.backend.settle(hold, 40) is SETTLED
+    assert await bench.backend.settle(reservation, 40) is SETTLED
     assert await books(bench, day) == (40, 0)
-    assert await other.settle(hold, 40) is REPEATED
-    assert await bench.backend.settle(hold, 41) is DIFFERENT
+    assert await other.settle(reservation, 40) is REPEATED
+    assert await bench.backend.settle(reservation, 41) is DIFFERENT
     assert await books(bench, day) == (40, 0)
-    assert await other.settle(hold, 900, replace=True) is SETTLED
-    assert await bench.backend.settle(hold, 900, replace=True) is REPEATED
+    assert await other.settle(reservation, 900, replace=True) is SETTLED
+    assert await bench.backend.settle(reservation, 900, replace=True) is REPEATED
     assert await books(bench, day) == (900, 0)
-    assert await bench.backend.settle(hold, 0, replace=True) is SETTLED
+    assert await bench.backend.settle(reservation, 0, replace=True) is SETTLED
     assert await books(bench, day) == (0, 0)
 
 
 async def test_a_price_above_the_estimate_may_pass_the_budget(bench: Bench) -> None:
     """Work that was done is charged in full, and the next request is refused, free or not."""
-    hold = await bench.hold(daily(100), price=100)
-    assert await bench.backend.settle(hold, 250) is SETTLED
+    reservation = await bench.reserve(daily(100), price=100)
+    assert await bench.backend.settle(reservation, 250) is SETTLED
     outcome = await bench.acquire(daily(100), price=0)
     assert not outcome.admitted
     assert outcome.statuses == [BudgetStatus(250, 0, is_short=True)]
@@ -108,13 +108,13 @@ ENDS = ["settle 30", "settle 30", "keep", "give back", "untouched"]
 async def test_settling_and_finishing_count_once_in_any_order(bench: Bench, order: tuple[str, ...]) -> None:
     """The first step decides about the money, from whichever process, and nothing counts twice."""
     day, month = daily(1_000), monthly(5_000)
-    hold = await bench.hold(day, month, price=100)
+    reservation = await bench.reserve(day, month, price=100)
     backends = itertools.cycle([bench.backend, bench.another()])
     expected = None
     for step in order + order:
         backend = next(backends)
         if step == "settle 30":
-            met = await backend.settle(hold, 30)
+            met = await backend.settle(reservation, 30)
             assert met is (SETTLED if expected is None else met)
         else:
             money = {
@@ -122,7 +122,7 @@ async def test_settling_and_finishing_count_once_in_any_order(bench: Bench, orde
                 "give back": EstimateAction.GIVE_BACK,
                 "untouched": EstimateAction.UNTOUCHED,
             }[step]
-            await backend.finish(hold, money)
+            await backend.finish(reservation, money)
         if expected is None:
             expected = {"settle 30": (30, 0), "keep": (100, 0), "give back": (0, 0)}.get(step)
         assert await books(bench, day) == await books(bench, month) == (expected or (0, 100))
@@ -135,7 +135,7 @@ LATE = 31
 async def test_an_estimate_lapses_with_its_lease(bench: Bench) -> None:
     """A holder that died, or never heard of its admission, holds nothing of a budget a lease later."""
     day, month = daily(1_000), monthly(5_000)
-    await bench.hold(day, month, slots(5), price=1_000)
+    await bench.reserve(day, month, slots(5), price=1_000)
     bench.wait(30, microseconds=-1)
     assert await books(bench, day) == await books(bench, month) == (0, 1_000)
     assert not (await bench.acquire(day, price=1)).admitted
@@ -162,7 +162,7 @@ async def test_an_estimate_lapses_at_the_end_of_a_part_of_its_lease(bench: Bench
 async def test_a_renewed_estimate_lasts_from_its_renewal(bench: Bench, has_slot: bool) -> None:
     """With a slot and without one; what was not renewed lapses at its own time."""
     counters = [daily(1_000), monthly(5_000), *([slots(9), slots(9, of="app")] if has_slot else [])]
-    renewed, left = await bench.hold(*counters, price=100), await bench.hold(*counters, price=10)
+    renewed, left = await bench.reserve(*counters, price=100), await bench.reserve(*counters, price=10)
     for _ in range(5):
         bench.wait(20)
         assert await bench.another().renew(renewed, 30)
@@ -177,11 +177,11 @@ async def test_a_renewed_estimate_lasts_from_its_renewal(bench: Bench, has_slot:
 async def test_a_late_renewal_never_revives_an_estimate(bench: Bench, reset: bool) -> None:
     """Though nobody looked since it lapsed, and though one of its periods was reset meanwhile."""
     day, month = daily(1_000), monthly(5_000)
-    hold = await bench.hold(day, month, price=100)
+    reservation = await bench.reserve(day, month, price=100)
     if reset:
         await bench.backend.reset(Charge([day]))
     bench.wait(LATE)
-    await bench.another().renew(hold, 30)
+    await bench.another().renew(reservation, 30)
     assert await books(bench, day) == await books(bench, month) == (0, 0)
 
 
@@ -199,11 +199,11 @@ async def test_what_ends_after_its_estimate_lapsed_is_charged_once(
 ) -> None:
     """A process that was only cut off charges what its work has cost, and frees nothing of others."""
     day, month = daily(1_000), monthly(5_000)
-    late = await bench.hold(day, month, price=100)
+    late = await bench.reserve(day, month, price=100)
     bench.wait(LATE)
     if seen:
         assert await books(bench, day) == (0, 0)
-    other = await bench.hold(day, month, price=7)
+    other = await bench.reserve(day, month, price=7)
     met, (spent, held) = ENDINGS[ending]
     for backend in (bench.backend, bench.another()):
         if isinstance(met, EstimateAction):
@@ -219,20 +219,20 @@ async def test_what_ends_after_its_estimate_lapsed_is_charged_once(
 async def test_a_kept_estimate_needs_no_renewal(bench: Bench, late: bool) -> None:
     """It is held until it is settled, also one that had lapsed before; keeping it twice is once."""
     day, month = daily(1_000), monthly(5_000)
-    hold, other = await bench.hold(day, month, price=100), await bench.hold(day, month, price=10)
+    reservation, other = await bench.reserve(day, month, price=100), await bench.reserve(day, month, price=10)
     if late:
         bench.wait(LATE)
         assert await books(bench, day) == (0, 0)
     for backend in (bench.backend, bench.another()):
-        await backend.keep(hold)
+        await backend.keep(reservation)
     assert await books(bench, day) == (0, 100 if late else 110)
     bench.wait(3_600)
-    assert await bench.backend.renew(hold, 30)
+    assert await bench.backend.renew(reservation, 30)
     assert await books(bench, day) == await books(bench, month) == (0, 100)
     bench.wait(3_600)
     assert await books(bench, day) == (0, 100)
-    assert await bench.backend.settle(hold, 30) is SETTLED
-    for each in (hold, other):
+    assert await bench.backend.settle(reservation, 30) is SETTLED
+    for each in (reservation, other):
         await bench.backend.keep(each)
     await bench.backend.finish(other, EstimateAction.GIVE_BACK)
     assert await books(bench, day) == await books(bench, month) == (30, 0)
@@ -241,12 +241,12 @@ async def test_a_kept_estimate_needs_no_renewal(bench: Bench, late: bool) -> Non
 async def test_what_was_settled_or_ended_is_not_kept(bench: Bench) -> None:
     """To keep an estimate that there is no more changes nothing."""
     day = daily(1_000)
-    settled, ended = await bench.hold(day, price=100), await bench.hold(day, price=10)
+    settled, ended = await bench.reserve(day, price=100), await bench.reserve(day, price=10)
     await bench.backend.settle(settled, 3)
     await bench.backend.finish(ended, EstimateAction.GIVE_BACK)
-    for hold in (settled, ended):
-        await bench.backend.keep(hold)
-        await bench.backend.renew(hold, 30)
+    for reservation in (settled, ended):
+        await bench.backend.keep(reservation)
+        await bench.backend.renew(reservation, 30)
     assert await books(bench, day) == (3, 0)
 
 
@@ -265,18 +265,18 @@ async def test_estimates_of_different_leases_lapse_each_in_its_turn(bench: Bench
 
 
 async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
-    """A hold of a process's own that is told again after a lost answer is held once."""
+    """A reservation of a process's own that is told again after a lost answer is held once."""
     day, month, own = daily(1_000), monthly(5_000), slots(5, of="app")
     charge, lease_id = Charge([own, day, month]), new_id()
     first = await bench.backend.restore(charge, lease_id, 100)
     if bench.kind != "memory":  # which is asked for nothing twice: its answers are not lost
         again = await bench.another().restore(charge, lease_id, 100)
-        assert (again.admitted, again.hold) == (True, first.hold)
+        assert (again.admitted, again.reservation) == (True, first.reservation)
     assert (await bench.peek(own, day)).statuses == [
         SlotStatus(1, is_full=False),
         BudgetStatus(0, 100, is_short=False),
     ]
-    await bench.backend.finish(first.hold, EstimateAction.KEEP)
+    await bench.backend.finish(first.reservation, EstimateAction.KEEP)
     assert (await bench.peek(own, month)).statuses == [
         SlotStatus(0, is_full=False),
         BudgetStatus(100, 0, is_short=False),
@@ -286,11 +286,11 @@ async def test_a_hold_that_is_restored_twice_is_held_once(bench: Bench) -> None:
 async def test_an_estimate_lives_on_where_the_clock_stepped_back(bench: Bench) -> None:
     """An estimate that lapsed before the clock was set back is not given back twice; new ones count."""
     day = daily(1_000)
-    lapsed = await bench.hold(day, price=100)
+    lapsed = await bench.reserve(day, price=100)
     bench.wait(LATE)
-    await bench.hold(day, price=5)
+    await bench.reserve(day, price=5)
     bench.wait(-60)
-    new = await bench.hold(day, price=40)
+    new = await bench.reserve(day, price=40)
     assert await books(bench, day) == (0, 45)
     await bench.backend.finish(lapsed, EstimateAction.GIVE_BACK)
     assert await books(bench, day) == (0, 45)
@@ -301,23 +301,23 @@ async def test_an_estimate_lives_on_where_the_clock_stepped_back(bench: Bench) -
 async def test_a_settled_amount_can_be_replaced_for_a_day(bench: Bench) -> None:
     """Records go a day after they are settled, so that jobs of a whole month leave few; none counts twice."""
     month = monthly(5_000)
-    hold = await bench.hold(month, price=100)
-    await bench.backend.keep(hold)
+    reservation = await bench.reserve(month, price=100)
+    await bench.backend.keep(reservation)
     bench.wait(3 * 86_400)
-    assert await bench.backend.settle(hold, 30) is SETTLED
+    assert await bench.backend.settle(reservation, 30) is SETTLED
     bench.wait(86_400 - 1)
-    assert await bench.backend.settle(hold, 40, replace=True) is SETTLED
+    assert await bench.backend.settle(reservation, 40, replace=True) is SETTLED
     if bench.kind == "memory":  # a server forgets by its own clock
         bench.wait(1)
-        assert await bench.backend.settle(hold, 50, replace=True) is UNKNOWN
+        assert await bench.backend.settle(reservation, 50, replace=True) is UNKNOWN
     assert await books(bench, month) == (40, 0)
 
 
 async def test_a_settle_after_the_end_finds_no_record(bench: Bench) -> None:
     """Once a request ended undetached its estimate is final."""
-    hold = await bench.hold(daily(1_000), price=100)
-    await bench.backend.finish(hold, EstimateAction.KEEP)
-    assert await bench.backend.settle(hold, 1, replace=True) is UNKNOWN
+    reservation = await bench.reserve(daily(1_000), price=100)
+    await bench.backend.finish(reservation, EstimateAction.KEEP)
+    assert await bench.backend.settle(reservation, 1, replace=True) is UNKNOWN
     assert await books(bench, daily(1_000)) == (100, 0)
 
 
@@ -325,13 +325,13 @@ async def test_a_kept_estimate_is_held_until_a_late_settle(bench: Bench) -> None
     """A settle belongs to the day and month of its admission, up to two days after they have ended."""
     bench.clock.now = instant("2026-11-29T23:59:59.999999+00:00")
     day, month = daily(1_000), monthly(5_000)
-    early, late, lost = [await bench.hold(day, month, price=100) for _ in range(3)]
-    for hold in (early, late, lost):
-        await bench.backend.keep(hold)
+    early, late, lost = [await bench.reserve(day, month, price=100) for _ in range(3)]
+    for reservation in (early, late, lost):
+        await bench.backend.keep(reservation)
     bench.wait(microseconds=1)
     assert await books(bench, day) == (0, 0)
     assert await books(bench, month) == (0, 300)
-    await bench.backend.keep(await bench.hold(day, month, price=1_000))
+    await bench.backend.keep(await bench.reserve(day, month, price=1_000))
     assert await bench.backend.settle(early, 70) is SETTLED
     assert await books(bench, day) == (0, 1_000)
     assert await books(bench, month) == (70, 1_200)
@@ -388,9 +388,9 @@ async def test_a_period_lasts_as_long_as_the_calendar_says(
     for now in (first - 1, first, first + (end - first) // 2, end - 1, end):
         bench.clock.now = now
         outcome = await bench.acquire(counter, price=100)
-        await bench.backend.keep(outcome.hold)
+        await bench.backend.keep(outcome.reservation)
         admitted.append(outcome.admitted)
-        ends += [held.ends for held in outcome.hold.periods]
+        ends += [held.ends for held in outcome.reservation.periods]
     assert admitted == [True, True, False, False, True]
     assert ends[:2] == [first, end]
 
@@ -407,14 +407,14 @@ async def test_a_changed_time_zone_keeps_what_the_day_has_spent(bench: Bench) ->
 
 async def test_currencies_are_counted_apart(bench: Bench) -> None:
     """A changed currency starts a budget of its own."""
-    await bench.hold(daily(100), price=100)
+    await bench.reserve(daily(100), price=100)
     assert (await bench.acquire(daily(100, currency="token"), price=100)).admitted
 
 
 async def test_a_reset_leaves_no_negative_books(bench: Bench) -> None:
     """A settle or a give-back after a reset never makes room that was not there."""
     day = daily(100)
-    settled, given_back, kept = [await bench.hold(day, price=30) for _ in range(3)]
+    settled, given_back, kept = [await bench.reserve(day, price=30) for _ in range(3)]
     await bench.backend.settle(settled, 40)
     await bench.backend.keep(kept)
     await bench.backend.reset(Charge([day]))
@@ -428,8 +428,8 @@ async def test_the_largest_amounts_are_exact(bench: Bench) -> None:
     """A thousand million is counted to the micro-unit."""
     month = monthly(4 * LARGEST)
     for _ in range(3):
-        hold = await bench.hold(month, price=LARGEST)
-        assert await bench.backend.settle(hold, LARGEST - 1) is SETTLED
+        reservation = await bench.reserve(month, price=LARGEST)
+        assert await bench.backend.settle(reservation, LARGEST - 1) is SETTLED
     assert await books(bench, month) == (3 * LARGEST - 3, 0)
     assert not (await bench.acquire(month, price=LARGEST + 4)).admitted
     assert (await bench.acquire(month, price=LARGEST + 3)).admitted
@@ -445,24 +445,31 @@ async def test_a_charge_that_is_made_again_counts_in_the_period_of_its_time(benc
     bench.clock.now = midnight
     outcome = await bench.backend.acquire(charge, new_id(), 100)
     assert outcome.admitted
-    assert [held.scope for held in outcome.hold.periods] == ["USD:2026-11-22"]
+    assert [held.scope for held in outcome.reservation.periods] == ["USD:2026-11-22"]
     assert await books(bench, daily(100)) == (0, 100)
     bench.clock.now = midnight - 1  # the clock went back
     assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
     bench.clock.now = midnight - 86_400 * 1_000_000
     assert not (await bench.backend.acquire(charge, new_id(), 1)).admitted
     bench.clock.now -= 1
-    assert (await bench.backend.acquire(charge, new_id(), 1)).hold.periods[0].scope == "USD:2026-11-20"
+    assert (await bench.backend.acquire(charge, new_id(), 1)).reservation.periods[0].scope == "USD:2026-11-20"
 
 
 async def test_what_has_no_lease_is_neither_settled_nor_ended(bench: Bench) -> None:
     """A reservation without an id, as in a token that anybody wrote, changes nothing; other calls go on."""
     day = daily(1_000)
-    hold = (await bench.acquire(day, slots(9), price=300)).hold
-    nobody = Reservation(b"", hold.slots, hold.periods, hold.lease, hold.price, hold.currency)
+    reservation = (await bench.acquire(day, slots(9), price=300)).reservation
+    nobody = Reservation(
+        b"",
+        reservation.slots,
+        reservation.periods,
+        reservation.lease,
+        reservation.price,
+        reservation.currency,
+    )
     assert await bench.backend.settle(nobody, 200) is UNKNOWN
     await bench.backend.keep(nobody)
     await bench.backend.finish(nobody, EstimateAction.GIVE_BACK)
     assert await books(bench, day) == (0, 300)
-    assert await bench.backend.settle(hold, 200) is SETTLED
+    assert await bench.backend.settle(reservation, 200) is SETTLED
     assert await books(bench, day) == (200, 0)

@@ -58,7 +58,7 @@ async def test_every_key_lives_as_long_as_it_counts_and_not_much_longer(
     end_of_day = (instant("2026-11-22T00:00:00+00:00") - bench.clock.now + KEPT_AFTER_END) / SECOND
     end_of_month = (instant("2026-12-01T00:00:00+00:00") - bench.clock.now + KEPT_AFTER_END) / SECOND
     counters = [window(5), window(2_000, 1, "hour"), slots(5, lease=30), daily(100), monthly(500)]
-    hold = (await bench.acquire(*counters, price=10)).hold
+    reservation = (await bench.acquire(*counters, price=10)).reservation
     day = 86_400
     spans = {
         "w:p:60": (60, 68),
@@ -66,7 +66,7 @@ async def test_every_key_lives_as_long_as_it_counts_and_not_much_longer(
         "s:p": (30, 63),
         "b:USD:2026-11-21": (end_of_day - 2, end_of_day),
         "b:USD:2026-11": (end_of_month - 2, end_of_month),
-        f"r:{hold.id.hex()}": (end_of_month - 2, end_of_month),
+        f"r:{reservation.id.hex()}": (end_of_month - 2, end_of_month),
     }
 
     def check() -> None:
@@ -76,10 +76,10 @@ async def test_every_key_lives_as_long_as_it_counts_and_not_much_longer(
             assert least <= found[f"ratelimit:{{caller}}:{name}"] <= most
 
     check()
-    await bench.backend.renew(hold, 30)
+    await bench.backend.renew(reservation, 30)
     check()
-    await bench.backend.settle(hold, 5)
-    spans[f"r:{hold.id.hex()}"] = (day - 2, day)  # nobody can replace the amount for longer
+    await bench.backend.settle(reservation, 5)
+    spans[f"r:{reservation.id.hex()}"] = (day - 2, day)  # nobody can replace the amount for longer
     for _ in range(3):
         await bench.acquire(window(5), window(2_000, 1, "hour"))
     await bench.acquire(*counters, cost=9)  # refused
@@ -87,11 +87,11 @@ async def test_every_key_lives_as_long_as_it_counts_and_not_much_longer(
     bench.wait(-10)
     await bench.acquire(window(5), window(2_000, 1, "hour"))
     check()
-    await bench.backend.renew(hold, 600)
+    await bench.backend.renew(reservation, 600)
     spans["s:p"] = (600, 1_203)
     check()
-    await bench.backend.finish(hold, EstimateAction.KEEP)
-    del spans["s:p"], spans[f"r:{hold.id.hex()}"]
+    await bench.backend.finish(reservation, EstimateAction.KEEP)
+    del spans["s:p"], spans[f"r:{reservation.id.hex()}"]
     check()
 
 
@@ -187,7 +187,7 @@ async def test_what_is_given_back_again_and_again_takes_no_room(
         outcome = await bench.acquire(requests)
         assert outcome.admitted
         if turn % 30 or turn >= 30 * kept:
-            backend.give_back(Charge([requests]), outcome.hold, [outcome.now])
+            backend.give_back(Charge([requests]), outcome.reservation, [outcome.now])
     assert await bench.used(requests) == [kept]
     [key] = client.keys("*:w:*")
     assert client.strlen(key) <= 108 + 12 * 10
@@ -203,7 +203,7 @@ async def test_partitions_of_any_text_are_counted_apart(bench: Bench, client: re
         counters = [window(99, of=name), slots(99, of=name), daily(999, of=name)]
         outcomes = [await bench.acquire(*counters, price=1) for _ in range(number)]
         assert outcomes[-1].used(0) == outcomes[-1].used(1) == number
-        await bench.backend.finish(outcomes[0].hold, EstimateAction.GIVE_BACK)
+        await bench.backend.finish(outcomes[0].reservation, EstimateAction.GIVE_BACK)
     for number, name in enumerate(NAMES, 1):
         counters = [window(99, of=name), slots(99, of=name), daily(999, of=name)]
         answer = await bench.peek(*counters)
@@ -234,11 +234,11 @@ async def test_the_script_refuses_what_is_no_cost(bench: Bench, cost: float) -> 
 @pytest.mark.parametrize("price", [-1, float("nan"), float("inf"), 2**54])
 async def test_the_script_refuses_what_is_no_price(bench: Bench, price: float) -> None:
     """The script refuses invalid prices and settled amounts, and counts nothing of them."""
-    hold = await bench.hold(daily(500), price=5)
+    reservation = await bench.reserve(daily(500), price=5)
     with pytest.raises(BackendError):
         await bench.acquire(daily(500), price=price)  # type: ignore[arg-type]
     with pytest.raises(BackendError):
-        await bench.backend.settle(hold, price)  # type: ignore[arg-type]
+        await bench.backend.settle(reservation, price)  # type: ignore[arg-type]
     assert (await bench.peek(daily(500))).statuses == [BudgetStatus(0, 5, is_short=False)]
 
 
@@ -247,18 +247,18 @@ async def test_the_servers_own_clock_decides(bench: Bench) -> None:
     assert isinstance(bench.server, StoreServer)
     backend = bench.on_clock(None)
     charge = Charge([window(5), slots(5), daily(50), monthly(50)])
-    hold = NO_RESERVATION
+    reservation = NO_RESERVATION
     with bench.server.client() as client:
         for used in (1, 2, 3):
             before = client.time()
             outcome = await acquired(backend, charge, new_id(), 10)
-            hold = outcome.hold
+            reservation = outcome.reservation
             after = client.time()
             assert outcome.admitted
             assert before[0] * SECOND + before[1] <= outcome.now <= after[0] * SECOND + after[1]
             assert outcome.counted == [used, used, 0, 0]
-            assert await backend.renew(hold, 3)
-    assert await backend.settle(hold, 7) is Settlement.SETTLED
+            assert await backend.renew(reservation, 3)
+    assert await backend.settle(reservation, 7) is Settlement.SETTLED
 
 
 MIDNIGHT = instant("2026-11-22T00:00:00+00:00")
@@ -271,9 +271,9 @@ async def test_the_servers_clock_picks_the_period(bench: Bench) -> None:
     outcome = await acquired(backend, Charge([window(5), slots(5), daily(100)]), new_id(), 60)
     assert outcome.admitted
     assert outcome.now == MIDNIGHT
-    assert [held.scope for held in outcome.hold.periods] == ["USD:2026-11-22"]
+    assert [held.scope for held in outcome.reservation.periods] == ["USD:2026-11-22"]
     assert outcome.counted == [1, 1, 0]
-    await backend.finish(outcome.hold, EstimateAction.KEEP)
+    await backend.finish(outcome.reservation, EstimateAction.KEEP)
     bench.clock.now = MIDNIGHT
     assert await bench.used(daily(100), slots(5)) == [60, 0]
     bench.clock.now = MIDNIGHT - 1

@@ -109,7 +109,7 @@ async def test_who_fails_without_memory_is_not_charged_where_another_makes_room(
     """Expired leases of the second caller free memory: it is admitted, and what is shared counts it alone."""
     assert isinstance(bench.server, StoreServer)
     shared = window(60, of="app")
-    await bench.hold(slots(1, lease=1, of="b"))
+    await bench.reserve(slots(1, lease=1, of="b"))
     bench.wait(2)
     with bench.server.client() as client:
         client.config_set("maxmemory", "1")

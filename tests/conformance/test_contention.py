@@ -191,7 +191,7 @@ async def take_slots(backends: list[RedisBackend], limit: int, seconds: float) -
                 changes.append((time.monotonic_ns(), 1))
                 await asyncio.sleep(0.001)
                 changes.append((time.monotonic_ns(), -1))
-                await backend.finish(outcome.hold, EstimateAction.KEEP)
+                await backend.finish(outcome.reservation, EstimateAction.KEEP)
             await asyncio.sleep(0)
 
     async with asyncio.TaskGroup() as tasks:
@@ -213,10 +213,10 @@ async def estimate(backends: list[RedisBackend], quota: int, seconds: float, set
             outcome = await backend.acquire(charge, new_id())
             if outcome.admitted and settles:
                 await asyncio.sleep(0.001)
-                await backend.settle_units(outcome.hold, {"tokens": units // 3})
+                await backend.settle_units(outcome.reservation, {"tokens": units // 3})
             if outcome.admitted:
                 ledger.append((outcome.now, units // 3 if settles else units))
-                await backend.finish(outcome.hold, EstimateAction.KEEP)
+                await backend.finish(outcome.reservation, EstimateAction.KEEP)
             await asyncio.sleep(0.001)
 
     async with asyncio.TaskGroup() as tasks:

@@ -235,13 +235,13 @@ async def test_a_damaged_period_is_spent_until_it_ends(
     bench: Bench, client: redis.Redis, spoil: Callable[[redis.Redis, bytes], Any], first: str
 ) -> None:
     """A day whose amounts are lost can't be spent any more; the next day, and the month, count."""
-    hold = await bench.hold(daily(100), monthly(500), price=40)
+    reservation = await bench.reserve(daily(100), monthly(500), price=40)
     with client:
         spoil(client, b"ratelimit:{caller}:b:USD:2026-11-21")
         if first == "settle":
-            assert await bench.backend.settle(hold, 30) is Settlement.SETTLED
+            assert await bench.backend.settle(reservation, 30) is Settlement.SETTLED
         elif first == "finish":
-            await bench.backend.finish(hold, EstimateAction.KEEP)
+            await bench.backend.finish(reservation, EstimateAction.KEEP)
         elif first == "peek":
             assert await bench.used(daily(100)) == [100]
         assert not (await bench.acquire(daily(100), price=1)).admitted
@@ -261,10 +261,10 @@ async def test_a_damaged_record_can_be_settled_and_ended(
     bench: Bench, client: redis.Redis, spoil: Callable[[redis.Redis, bytes], Any]
 ) -> None:
     """The actual price is charged all the same, in full; the estimate, which is lost, stays held."""
-    settled, ended = await bench.hold(daily(500), price=40), await bench.hold(daily(500), price=40)
+    settled, ended = await bench.reserve(daily(500), price=40), await bench.reserve(daily(500), price=40)
     with client:
-        for hold in (settled, ended):
-            spoil(client, f"ratelimit:{{caller}}:r:{hold.id.hex()}".encode())
+        for reservation in (settled, ended):
+            spoil(client, f"ratelimit:{{caller}}:r:{reservation.id.hex()}".encode())
         assert await bench.backend.settle(settled, 30) is Settlement.SETTLED
         assert client.pttl(f"ratelimit:{{caller}}:r:{settled.id.hex()}") > 3_600_000
         assert await bench.backend.settle(settled, 30) is Settlement.REPEATED
@@ -280,7 +280,7 @@ async def test_a_slot_that_never_ends_ends_a_lease_later(
     bench: Bench, client: redis.Redis, score: str | float
 ) -> None:
     """A lease that is longer than any can be blocks its slot for one lease more, and no longer."""
-    await bench.hold(slots(2))
+    await bench.reserve(slots(2))
     with client:
         client.zadd("ratelimit:{caller}:s:p", {new_id(): score})
     bench.wait(1)
@@ -290,21 +290,21 @@ async def test_a_slot_that_never_ends_ends_a_lease_later(
     assert await bench.used(slots(2)) == [1]
     bench.wait(microseconds=1)
     assert await bench.used(slots(2)) == [0]
-    await bench.hold(slots(2))
-    await bench.hold(slots(2))
+    await bench.reserve(slots(2))
+    await bench.reserve(slots(2))
     assert not (await bench.acquire(slots(2))).admitted
 
 
 @pytest.mark.parametrize("first", ["acquire", "peek", "renew", "finish"])
 async def test_what_is_no_slot_set_is_dropped(bench: Bench, client: redis.Redis, first: str) -> None:
     """Slots whose set has become something else are lost, as with any other data; nothing else is."""
-    hold = await bench.hold(slots(2), slots(2, of="app"), window(5))
+    reservation = await bench.reserve(slots(2), slots(2, of="app"), window(5))
     with client:
         client.set("ratelimit:{caller}:s:p", "x")
         if first == "renew":
-            assert not await bench.backend.renew(hold, 30)
+            assert not await bench.backend.renew(reservation, 30)
         elif first == "finish":
-            await bench.backend.finish(hold, EstimateAction.KEEP)
+            await bench.backend.finish(reservation, EstimateAction.KEEP)
             assert await bench.used(slots(2, of="app")) == [0]
         elif first == "peek":
             assert await bench.used(slots(2)) == [0]

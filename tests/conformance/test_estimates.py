@@ -128,7 +128,7 @@ async def test_a_slot_that_is_freed_before_the_end_leaves_the_estimate(make_loss
     if make_loss == "released":
         await lease.release()
     elif make_loss == "lost":
-        bench.backend.finish(lease.hold, EstimateAction.UNTOUCHED)
+        bench.backend.finish(lease.reservation, EstimateAction.UNTOUCHED)
     else:
         bench.limiter.engine.leases.renewing()._give_up(lease)
     await bench.wait(90)
@@ -154,7 +154,7 @@ async def test_the_lease_of_an_estimate_is_the_plans_also_where_its_route_takes_
         away = limiter_of(text, bench.clock, Down(clock=bench.clock))
         here = await away.acquire(api_key="a")
         assert here.decision.policy == "local"
-        assert (there.hold.lease, here.hold.lease) == (seconds, seconds)
+        assert (there.reservation.lease, here.reservation.lease) == (seconds, seconds)
         await away.close()
 
 
@@ -211,7 +211,7 @@ async def test_what_holds_no_money_is_not_renewed() -> None:
     """A price of nothing, or none, leaves nothing to be renewed where there is no slot."""
     bench = Bench(BUDGET.replace('"0.10"', '"0"'))
     free = await bench.acquire()
-    assert free.hold.periods
+    assert free.reservation.periods
     assert not bench.limiter.engine.leases.number
     bench = Bench(BUDGET)
     lease = await bench.acquire()

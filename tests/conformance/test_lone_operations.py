@@ -50,7 +50,7 @@ class Side:
 
     async def finish(self, outcome: Outcome, action: EstimateAction) -> None:
         """End a charge, alone or with another operation in the call."""
-        ended = self.backend.finish(outcome.hold, action)
+        ended = self.backend.finish(outcome.reservation, action)
         if not self._is_lone:
             await self.backend.peek(Charge([window(1, of="another")]))
         await ended
@@ -104,7 +104,7 @@ async def test_alone_and_among_others_an_operation_does_the_same(
         assert said[0] == said[1], f"operation {number} on {counters}"
         for pair in zip(*answers, strict=True):
             admitted, refused = admitted + pair[0].admitted, refused + (not pair[0].admitted)
-            if pair[0].hold.id:
+            if pair[0].reservation.id:
                 live.append(list(pair))
     assert min(admitted, refused) > operations / 10
     assert [side.backend.load.failed for side in sides] == [0, 0]
@@ -203,7 +203,9 @@ async def test_a_lone_release_is_a_plain_command(server: StoreServer) -> None:
         for number in (1, 3):
             held = await asyncio.gather(*[backend.acquire(charge, new_id()) for _ in range(number)])
             client.config_resetstat()
-            await asyncio.gather(*[backend.finish(each.hold, EstimateAction.UNTOUCHED) for each in held])
+            await asyncio.gather(
+                *[backend.finish(each.reservation, EstimateAction.UNTOUCHED) for each in held]
+            )
             stats = client.info("commandstats")
             assert stats["cmdstat_zrem"]["calls"] == 1
             assert "cmdstat_evalsha" not in stats
@@ -218,7 +220,7 @@ async def test_a_lone_release_mends_what_is_no_slot_set(server: StoreServer) -> 
     held = await backend.acquire(charge, new_id())
     with server.client() as client:
         client.set("ratelimit:{foreign}:s:p", "x")
-        await backend.finish(held.hold, EstimateAction.UNTOUCHED)
+        await backend.finish(held.reservation, EstimateAction.UNTOUCHED)
         assert client.exists("ratelimit:{foreign}:s:p") == 0
     assert backend.load.mended == 1
     assert backend.load.failed == 0
@@ -232,6 +234,6 @@ async def test_a_lone_release_works_without_memory(own: tuple[StoreServer, Redis
     held = await backend.acquire(charge, new_id())
     with server.client() as client:
         client.config_set("maxmemory", "1")
-        await backend.finish(held.hold, EstimateAction.UNTOUCHED)
+        await backend.finish(held.reservation, EstimateAction.UNTOUCHED)
         client.config_set("maxmemory", "0")
     assert (await backend.peek(charge)).used(0) == 0

@@ -45,7 +45,7 @@ async def tokens_used(backend: RedisBackend) -> list[int]:
 
 async def settle(backend: RedisBackend, outcome: Outcome, used: int, *, is_lone: bool) -> Settlement:
     """Settle alone in a call, or with another operation."""
-    settled = backend.settle_units(outcome.hold, {"tokens": used})
+    settled = backend.settle_units(outcome.reservation, {"tokens": used})
     if is_lone:
         return await settled
     met, _ = await asyncio.gather(_of(settled), backend.peek(Charge([window(1, of="another")])))
@@ -70,14 +70,14 @@ async def test_a_settle_is_exact_without_memory(
     for _ in range(later):
         assert isinstance(backend._clock, Clock)
         backend._clock.now += 1_000
-        await backend.keep((await backend.acquire(charge_of(1), new_id())).hold)
+        await backend.keep((await backend.acquire(charge_of(1), new_id())).reservation)
     with server.client() as client:
         client.config_set("maxmemory", "1")
         assert await settle(backend, held, used, is_lone=is_lone) is SETTLED
         client.config_set("maxmemory", "0")
     assert await tokens_used(backend) == [used + later] * 2
     assert await settle(backend, held, used, is_lone=is_lone) is Settlement.REPEATED
-    await backend.finish(held.hold, EstimateAction.GIVE_BACK)
+    await backend.finish(held.reservation, EstimateAction.GIVE_BACK)
     assert await tokens_used(backend) == [used + later] * 2
 
 

@@ -102,13 +102,13 @@ async def test_refused_at_each_limit_in_turn(bench: Bench) -> None:
             await app.limiter.engine.forget(counters.values())
             bench.wait(120)
             await settled(bench, counters, dict.fromkeys(counters, (0, 0)))
-            holds = await fill(bench, counter)
+            reservations = await fill(bench, counter)
             before = await used(bench, counters)
             answer = await client.get("/7")
             assert answer.status_code == 429, name
             await settled(bench, counters, before)
-            for hold in holds:
-                await bench.backend.finish(hold, EstimateAction.GIVE_BACK)
+            for reservation in reservations:
+                await bench.backend.finish(reservation, EstimateAction.GIVE_BACK)
     await app.limiter.close()
 
 
@@ -116,13 +116,13 @@ async def fill(bench: Bench, counter: Counter) -> list[Reservation]:
     """Use all that a counter grants; returns what has to be ended."""
     limit = counter.limit
     if isinstance(limit, Slots):
-        return [await bench.hold(counter) for _ in range(limit.limit)]
+        return [await bench.reserve(counter) for _ in range(limit.limit)]
     if isinstance(limit, Allowance):
-        return [await bench.hold(counter, price=limit.amount)]
+        return [await bench.reserve(counter, price=limit.amount)]
     if limit.is_metered:
-        hold = await bench.hold(counter, **{limit.counts: limit.quota})
-        await bench.backend.keep(hold)
-        return [hold]
+        reservation = await bench.reserve(counter, **{limit.counts: limit.quota})
+        await bench.backend.keep(reservation)
+        return [reservation]
     assert (await bench.acquire(counter, cost=limit.quota)).admitted
     return []
 

@@ -91,7 +91,7 @@ class Comparison(RuleBasedStateMachine):
         self.bench = bench
         self.runner = runner
         self.name = name
-        self.holds: list[Reservation] = []
+        self.reservations: list[Reservation] = []
         self.oracle = Oracle(0)
 
     @initialize(start=st.sampled_from(STARTS))
@@ -115,8 +115,8 @@ class Comparison(RuleBasedStateMachine):
 
         for (each, cost, price, units, id_), got in zip(calls, self.runner.run(all_at_once()), strict=True):
             self.oracle.check(each, cost, price, id_, got, units)
-            if got.hold.slots or got.hold.periods or got.hold.meters:
-                self.holds.append(got.hold)
+            if got.reservation.slots or got.reservation.periods or got.reservation.meters:
+                self.reservations.append(got.reservation)
 
     @rule(found=counters(), cost=st.integers(1, 12), units=UNITS, times=st.integers(2, 30))
     def acquire_often(self, found: list[Counter], cost: int, units: dict[str, int], times: int) -> None:
@@ -132,78 +132,90 @@ class Comparison(RuleBasedStateMachine):
         got = self.runner.run(self.backend().peek(Charge(mine, cost, estimates=units), price))
         self.oracle.check(mine, cost, price, None, got, units)
 
-    @precondition(lambda self: self.holds)
+    @precondition(lambda self: self.reservations)
     @rule(data=st.data(), lease=LEASES)
     def renew(self, data: st.DataObject, lease: float) -> None:
         """Renew the slots of some charge, however late."""
-        self.renew_hold(data.draw(st.sampled_from(self.holds)), lease)
+        self.renew_reservation(data.draw(st.sampled_from(self.reservations)), lease)
 
-    def renew_hold(self, hold: Reservation, lease: float) -> None:
+    def renew_reservation(self, reservation: Reservation, lease: float) -> None:
         """Renew the slots of one charge."""
-        kept = self.runner.run(self.backend().renew(hold, lease))
-        self.oracle.check_renewed([held[:2] for held in hold.slots], hold.id, lease, kept)
+        kept = self.runner.run(self.backend().renew(reservation, lease))
+        self.oracle.check_renewed([held[:2] for held in reservation.slots], reservation.id, lease, kept)
 
-    @precondition(lambda self: self.holds)
+    @precondition(lambda self: self.reservations)
     @rule(data=st.data(), money=MONEY, times=st.integers(1, 2))
     def finish(self, data: st.DataObject, money: EstimateAction, times: int) -> None:
         """End some charge, again perhaps."""
-        hold = data.draw(st.sampled_from(self.holds))
+        reservation = data.draw(st.sampled_from(self.reservations))
         for _ in range(times):
-            self.finish_hold(hold, money)
+            self.finish_reservation(reservation, money)
 
-    def finish_hold(self, hold: Reservation, money: EstimateAction) -> None:
+    def finish_reservation(self, reservation: Reservation, money: EstimateAction) -> None:
         """End one charge."""
-        self.runner.run(self._finish(hold, money))
-        self.oracle.finish([held[:2] for held in hold.slots], hold.id, money)
+        self.runner.run(self._finish(reservation, money))
+        self.oracle.finish([held[:2] for held in reservation.slots], reservation.id, money)
 
-    @precondition(lambda self: any(hold.periods for hold in self.holds))
+    @precondition(lambda self: any(reservation.periods for reservation in self.reservations))
     @rule(data=st.data(), amount=st.sampled_from([0, 1, 99_999, 100_000, 600_000]), replace=st.booleans())
     def settle(self, data: st.DataObject, amount: int, replace: bool) -> None:
         """Settle some charge, again perhaps or with another amount, while its periods are remembered."""
-        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.periods]))
-        past = min(held.ends for held in hold.periods) + KEPT_AFTER_END
-        if self.oracle.now < past and self.oracle.can_be_settled(hold.id):
-            met = self.runner.run(self._settle(hold, amount, replace=replace))
-            assert met is self.oracle.settle(hold.id, amount, replace=replace)
+        reservation = data.draw(
+            st.sampled_from([reservation for reservation in self.reservations if reservation.periods])
+        )
+        past = min(held.ends for held in reservation.periods) + KEPT_AFTER_END
+        if self.oracle.now < past and self.oracle.can_be_settled(reservation.id):
+            met = self.runner.run(self._settle(reservation, amount, replace=replace))
+            assert met is self.oracle.settle(reservation.id, amount, replace=replace)
 
-    @precondition(lambda self: any(hold.meters for hold in self.holds))
+    @precondition(lambda self: any(reservation.meters for reservation in self.reservations))
     @rule(data=st.data(), amount=AMOUNTS, other=AMOUNTS, replace=st.booleans())
     def settle_units(self, data: st.DataObject, amount: int, other: int, replace: bool) -> None:
         """Settle the units of some charge: one or all, again perhaps, also when it has left its windows."""
-        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.meters]))
-        units = {meter.unit: amount if meter.unit == "tokens" else other for meter in hold.meters}
+        reservation = data.draw(
+            st.sampled_from([reservation for reservation in self.reservations if reservation.meters])
+        )
+        units = {meter.unit: amount if meter.unit == "tokens" else other for meter in reservation.meters}
         if data.draw(st.booleans()):
             units.popitem()
-        if units and self.oracle.knows_units(hold.id):
-            self.settle_hold(hold, units, replace=replace)
+        if units and self.oracle.knows_units(reservation.id):
+            self.settle_reservation(reservation, units, replace=replace)
 
-    def settle_hold(self, hold: Reservation, units: dict[str, int], *, replace: bool) -> None:
+    def settle_reservation(self, reservation: Reservation, units: dict[str, int], *, replace: bool) -> None:
         """Settle units of one charge."""
-        met = self.runner.run(self._settle_units(hold, units, replace=replace))
-        assert met is self.oracle.settle_units(hold.id, units, replace=replace)
+        met = self.runner.run(self._settle_units(reservation, units, replace=replace))
+        assert met is self.oracle.settle_units(reservation.id, units, replace=replace)
 
-    @precondition(lambda self: any(hold.meters for hold in self.holds))
+    @precondition(lambda self: any(reservation.meters for reservation in self.reservations))
     @rule(data=st.data())
     def keep_units(self, data: st.DataObject) -> None:
         """Keep the estimates of some charge until they are settled."""
-        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.meters]))
-        if self.oracle.knows_units(hold.id):
-            self.keep_hold(hold)
+        reservation = data.draw(
+            st.sampled_from([reservation for reservation in self.reservations if reservation.meters])
+        )
+        if self.oracle.knows_units(reservation.id):
+            self.keep_reservation(reservation)
 
-    def keep_hold(self, hold: Reservation) -> None:
+    def keep_reservation(self, reservation: Reservation) -> None:
         """Keep the estimates of one charge."""
-        self.runner.run(self._keep(hold.with_places(hold.slots, (), hold.meters, hold.estimates)))
-        if any(hold.estimates):
-            self.oracle.keep_units(hold.id)
+        self.runner.run(
+            self._keep(
+                reservation.with_places(reservation.slots, (), reservation.meters, reservation.estimates)
+            )
+        )
+        if any(reservation.estimates):
+            self.oracle.keep_units(reservation.id)
 
-    @precondition(lambda self: any(hold.periods for hold in self.holds))
+    @precondition(lambda self: any(reservation.periods for reservation in self.reservations))
     @rule(data=st.data())
     def keep(self, data: st.DataObject) -> None:
         """Keep the estimate of some charge, while its periods are remembered."""
-        hold = data.draw(st.sampled_from([hold for hold in self.holds if hold.periods]))
-        if self.oracle.now < min(held.ends for held in hold.periods) + KEPT_AFTER_END:
-            self.runner.run(self._keep(hold.without_meters()))
-            self.oracle.keep(hold.id)
+        reservation = data.draw(
+            st.sampled_from([reservation for reservation in self.reservations if reservation.periods])
+        )
+        if self.oracle.now < min(held.ends for held in reservation.periods) + KEPT_AFTER_END:
+            self.runner.run(self._keep(reservation.without_meters()))
+            self.oracle.keep(reservation.id)
 
     @rule(microseconds=st.one_of(st.integers(0, 3), st.integers(0, 200_000_000), st.integers(0, 10**11)))
     def wait(self, microseconds: int) -> None:
@@ -239,19 +251,21 @@ class Comparison(RuleBasedStateMachine):
         self.bench.backends.rotate()
         return self.bench.backends[0]
 
-    async def _keep(self, hold: Reservation) -> None:
-        await self.backend().keep(hold)
+    async def _keep(self, reservation: Reservation) -> None:
+        await self.backend().keep(reservation)
 
-    async def _settle(self, hold: Reservation, amount: int, *, replace: bool) -> Settlement:
-        met: Settlement = await self.backend().settle(hold, amount, replace=replace)
+    async def _settle(self, reservation: Reservation, amount: int, *, replace: bool) -> Settlement:
+        met: Settlement = await self.backend().settle(reservation, amount, replace=replace)
         return met
 
-    async def _settle_units(self, hold: Reservation, units: dict[str, int], *, replace: bool) -> Settlement:
-        met: Settlement = await self.backend().settle_units(hold, units, replace=replace)
+    async def _settle_units(
+        self, reservation: Reservation, units: dict[str, int], *, replace: bool
+    ) -> Settlement:
+        met: Settlement = await self.backend().settle_units(reservation, units, replace=replace)
         return met
 
-    async def _finish(self, hold: Reservation, money: EstimateAction) -> None:
-        await self.backend().finish(hold, money)
+    async def _finish(self, reservation: Reservation, money: EstimateAction) -> None:
+        await self.backend().finish(reservation, money)
 
 
 @pytest.fixture(params=KINDS)
@@ -281,7 +295,7 @@ def test_a_backend_and_the_oracle_give_the_same_answers(bench: tuple[Bench, asyn
 
 
 def test_a_slot_that_is_left_of_two_is_renewed_and_counts(bench: tuple[Bench, asyncio.Runner]) -> None:
-    """A clock steps back after one of two expired slots was forgotten: the hold is lost, the other lives."""
+    """A clock steps back after one of two expired slots was forgotten: the other lives."""
     one, other = [Counter(of, "p", Slots(1, lease=30.0), "everyone") for of in ("a", "b")]
     state = Comparison(*bench, "left of two")
     state.set_clock(instant(STARTS[0]))
@@ -289,7 +303,7 @@ def test_a_slot_that_is_left_of_two_is_renewed_and_counts(bench: tuple[Bench, as
     state.wait(31_000_000)
     state.acquire([([one], 1, 0, {})])
     state.step_back(2_000_000)
-    state.renew_hold(state.holds[0], 30.0)
+    state.renew_reservation(state.reservations[0], 30.0)
     state.peek([other], 1, 0)
     state.wait(29_000_000)
     state.peek([other], 1, 0)

@@ -48,8 +48,8 @@ class Request:
 
     def note(self, lease: Lease) -> bytes:
         """Note one more charge; the id under which the oracle has it."""
-        lease_id = lease.hold.id or new_id()
-        self.charges.append((lease_id, [held[:2] for held in lease.hold.slots]))
+        lease_id = lease.reservation.id or new_id()
+        self.charges.append((lease_id, [held[:2] for held in lease.reservation.slots]))
         return lease_id
 
 
@@ -150,9 +150,9 @@ class Comparison:
         for request in self.requests:
             leases = [request.lease, *request.lease.late]
             for lease, (lease_id, places) in zip(leases, request.charges, strict=True):
-                if lease.hold is not NO_RESERVATION:
-                    kept = await self.bench.backend.renew(lease.hold, lease.hold.lease)
-                    self.oracle.check_renewed(places, lease_id, lease.hold.lease, kept)
+                if lease.reservation is not NO_RESERVATION:
+                    kept = await self.bench.backend.renew(lease.reservation, lease.reservation.lease)
+                    self.oracle.check_renewed(places, lease_id, lease.reservation.lease, kept)
 
     async def look(self) -> None:
         """Compare how all limits stand."""

@@ -46,7 +46,11 @@ def drive(state: Comparison, chance: random.Random, steps: int) -> None:
     steps_back = chance.random() < 0.3
     for _ in range(steps):
         what = chance.random()
-        running = [hold for hold in state.holds if hold.meters and state.oracle.knows_units(hold.id)]
+        running = [
+            reservation
+            for reservation in state.reservations
+            if reservation.meters and state.oracle.knows_units(reservation.id)
+        ]
         if what < 0.35:
             charges = [
                 (
@@ -61,15 +65,15 @@ def drive(state: Comparison, chance: random.Random, steps: int) -> None:
             ]
             state.acquire(charges)
         elif what < 0.6 and running:
-            hold = chance.choice(running)
-            units = {meter.unit: chance.choice(AMOUNTS) for meter in hold.meters}
-            state.settle_hold(hold, units, replace=chance.random() < 0.3)
+            reservation = chance.choice(running)
+            units = {meter.unit: chance.choice(AMOUNTS) for meter in reservation.meters}
+            state.settle_reservation(reservation, units, replace=chance.random() < 0.3)
         elif what < 0.7 and running:
-            state.finish_hold(chance.choice(running), chance.choice(list(EstimateAction)))
+            state.finish_reservation(chance.choice(running), chance.choice(list(EstimateAction)))
         elif what < 0.75 and running:
-            state.keep_hold(chance.choice(running))
+            state.keep_reservation(chance.choice(running))
         elif what < 0.8 and running:
-            state.renew_hold(chance.choice(running), 30.0)
+            state.renew_reservation(chance.choice(running), 30.0)
         elif what < 0.85:
             state.peek(limits_of(chance), 1, 0, {"tokens": chance.choice(AMOUNTS)})
         elif what < 0.88 and steps_back:

@@ -183,22 +183,22 @@ async def test_renewals_stand_before_no_request(
     async with opened(server.url, 10.0) as backend:
         caplog.clear()
         charge = Charge([slots(99_999)])
-        holds = []
+        reservations = []
         for _ in range(30):
-            holds += await asyncio.gather(*[backend.acquire(charge, new_id()) for _ in range(100)])
-        renewals = asyncio.gather(*[backend.renew_all([(each.hold, 60)]) for each in holds])
+            reservations += await asyncio.gather(*[backend.acquire(charge, new_id()) for _ in range(100)])
+        renewals = asyncio.gather(*[backend.renew_all([(each.reservation, 60)]) for each in reservations])
         await asyncio.sleep(0)
         first = asyncio.ensure_future(backend.acquire(Charge([window(9, of="other")]), new_id()))
         assert (await first).admitted
         assert not renewals.done()
-        assert await renewals == [[True]] * len(holds)
+        assert await renewals == [[True]] * len(reservations)
         assert away(caplog) == []
 
 
 async def test_renewals_are_not_starved(server: StoreServer) -> None:
     """However many requests come, a renewal goes along with them."""
     async with opened(server.url, 10.0) as backend:
-        hold = (await backend.acquire(Charge([slots(9)]), new_id())).hold
+        reservation = (await backend.acquire(Charge([slots(9)]), new_id())).reservation
         is_over = False
 
         async def ask(number: int) -> None:
@@ -210,7 +210,7 @@ async def test_renewals_are_not_starved(server: StoreServer) -> None:
         await asyncio.sleep(0.1)
         for _ in range(5):
             async with asyncio.timeout(20):
-                assert await backend.renew(hold, 60)
+                assert await backend.renew(reservation, 60)
         is_over = True
         await asyncio.gather(*busy)
 

@@ -247,13 +247,13 @@ async def test_what_was_answered_before_stays(proxy: Proxy) -> None:
     """A wrong reply to one batch takes nothing from the holds of the batches before it."""
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
     (charge,) = CHARGES["with money"][:1]
-    hold = (await backend.acquire(charge, new_id(), 5)).hold
+    reservation = (await backend.acquire(charge, new_id(), 5)).reservation
     proxy.change = Spoiler(SPOILT["another letter"])
     await failure_of(backend.acquire(charge, new_id(), 5))
     proxy.change = None
     await eventually(lambda: is_there(backend))
-    assert await backend.renew(hold, 30)
-    assert await backend.settle(hold, 7) is Settlement.SETTLED
+    assert await backend.renew(reservation, 30)
+    assert await backend.settle(reservation, 7) is Settlement.SETTLED
     await backend.close()
 
 
@@ -262,8 +262,8 @@ async def test_what_is_owed_is_sent_until_it_is_understood(proxy: Proxy, wrong: 
     """Releases and settles that got a wrong answer arrive, each counted once."""
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
     charge = Charge([slots(9), daily(100)])
-    settled, released = [(await backend.acquire(charge, new_id(), 10)).hold for _ in range(2)]
-    plain = (await backend.acquire(Charge([slots(9)]), new_id())).hold
+    settled, released = [(await backend.acquire(charge, new_id(), 10)).reservation for _ in range(2)]
+    plain = (await backend.acquire(Charge([slots(9)]), new_id())).reservation
     proxy.change = Spoiler(SPOILT[f"{wrong} for an answer"], longer_than=0)
     owed = [
         asyncio.ensure_future(backend.settle(settled, 7)),

@@ -79,9 +79,9 @@ async def figures(backend: RedisBackend) -> list[tuple[int, int]]:
     return [active[:2], day[:2]]
 
 
-async def hold(backend: RedisBackend) -> Reservation:
-    """The hold of a charge of one slot and ten units of money."""
-    return (await backend.acquire(CHARGE, new_id(), 10)).hold
+async def reserve(backend: RedisBackend) -> Reservation:
+    """The reservation of a charge of one slot and ten units of money."""
+    return (await backend.acquire(CHARGE, new_id(), 10)).reservation
 
 
 async def test_a_killed_server_is_found_out_and_found_again(
@@ -128,7 +128,7 @@ async def test_what_is_owed_arrives_when_the_server_is_back(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:
     """Releases and settles that met an outage are sent until they arrive, each counted once."""
-    released, settled, kept = [await hold(backend) for _ in range(3)]
+    released, settled, kept = [await reserve(backend) for _ in range(3)]
     own_server.stop_signal()
     pending = [
         asyncio.ensure_future(backend.settle(settled, 7)),
@@ -151,7 +151,7 @@ async def test_a_backlog_of_what_is_owed_is_no_second_outage(
     """However long it waited, and however long all of it takes, it counts as sent when it is sent."""
     async with Proxy(own_server.port) as proxy:
         backend = RedisBackend(proxy.url, timeout=1.5)
-        await hold(backend)
+        await reserve(backend)
         proxy.refuse()
         with pytest.raises(BackendError):
             await backend.acquire(CHARGE, new_id())
@@ -174,7 +174,7 @@ async def test_a_lost_answer_leaves_neither_slot_nor_money(own_server: StoreServ
     async with Proxy(own_server.port) as proxy:
         backend = RedisBackend(proxy.url, timeout=TIMEOUT)
         await backend.open()
-        kept = await hold(backend)
+        kept = await reserve(backend)
         proxy.fault = "drop_replies"
         results = await asyncio.gather(
             *[backend.acquire(CHARGE, new_id(), 10) for _ in range(5)], return_exceptions=True
@@ -228,7 +228,7 @@ async def test_closing_without_a_server_ends_every_wait(
     own_server: StoreServer, backend: RedisBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Closing waits for a bounded time; then what is still owed fails, is reported, and nothing goes on."""
-    kept = await hold(backend)
+    kept = await reserve(backend)
     own_server.stop_signal()
     lost = asyncio.ensure_future(backend.acquire(CHARGE, new_id(), 10))
     owed = asyncio.ensure_future(_await(backend.finish(kept, EstimateAction.KEEP)))
@@ -274,7 +274,7 @@ async def test_a_server_that_takes_no_writes_counts_as_away(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:
     """A primary made a replica fails requests at once, and what is owed waits until it takes writes again."""
-    kept = await hold(backend)
+    kept = await reserve(backend)
     with own_server.client() as client:
         client.replicaof("127.0.0.1", "1")
         released = asyncio.ensure_future(_await(backend.finish(kept, EstimateAction.GIVE_BACK)))
@@ -293,7 +293,7 @@ async def test_a_release_that_a_replica_refuses_is_owed_on(
 ) -> None:
     """The first to meet a server that takes no writes may be a release: it is written when one does."""
     charge = Charge([slots(5)])
-    kept = (await backend.acquire(charge, new_id())).hold
+    kept = (await backend.acquire(charge, new_id())).reservation
     with own_server.client() as client:
         client.replicaof("127.0.0.1", "1")
         released = backend.finish(kept, EstimateAction.KEEP)
@@ -309,9 +309,9 @@ async def test_full_memory_refuses_charges_and_nothing_else(
     own_server: StoreServer, backend: RedisBackend
 ) -> None:
     """Without memory a charge fails and changes nothing; releases, renewals and settles go on."""
-    kept, settled, released = [await hold(backend) for _ in range(3)]
+    kept, settled, released = [await reserve(backend) for _ in range(3)]
     alone = Charge([daily(100, of="alone")])
-    estimate = (await backend.acquire(alone, new_id(), 9)).hold
+    estimate = (await backend.acquire(alone, new_id(), 9)).reservation
     with own_server.client() as client:
         client.config_set("maxmemory", "1")
         for price in (0, 10):
@@ -350,9 +350,9 @@ async def test_the_fewest_permissions_are_enough(own_server: StoreServer, script
     backend = RedisBackend(url, timeout=2)
     outcomes = [outcome async for outcome in _in_turn(backend, 70)]
     assert all(outcome.admitted for outcome in outcomes)
-    assert await backend.renew(outcomes[0].hold, 30)
-    assert await backend.settle(outcomes[0].hold, 1) is Settlement.SETTLED
-    await backend.finish(outcomes[1].hold, EstimateAction.GIVE_BACK)
+    assert await backend.renew(outcomes[0].reservation, 30)
+    assert await backend.settle(outcomes[0].reservation, 1) is Settlement.SETTLED
+    await backend.finish(outcomes[1].reservation, EstimateAction.GIVE_BACK)
     await backend.reset(CHARGE)
     assert backend.error is None
     await backend.close()

@@ -56,18 +56,18 @@ async def test_what_lay_in_the_future_leaves_a_window_after_the_step(bench: Benc
 @pytest.mark.parametrize("seconds", [-MINUTE, -1, 1])
 async def test_slots_are_never_exceeded_by_a_step(bench: Bench, seconds: float) -> None:
     """Back, or forward by less than a lease: who holds a slot keeps it, and nobody gets one too many."""
-    holds = [await bench.hold(slots(2)) for _ in range(2)]
+    reservations = [await bench.reserve(slots(2)) for _ in range(2)]
     bench.wait(seconds)
     assert not (await bench.acquire(slots(2))).admitted
-    assert [await bench.backend.renew(hold, 30) for hold in holds] == [True, True]
-    await bench.backend.finish(holds[0], EstimateAction.KEEP)
+    assert [await bench.backend.renew(reservation, 30) for reservation in reservations] == [True, True]
+    await bench.backend.finish(reservations[0], EstimateAction.KEEP)
     assert (await bench.acquire(slots(2))).admitted
     assert not (await bench.acquire(slots(2))).admitted
 
 
 async def test_a_renewal_goes_by_the_clock_as_it_is_after_a_step_back(bench: Bench) -> None:
     """Renewed once, a lease ends as if there was no step; a dead holder's lasts longer by the step."""
-    living, _dead = await bench.hold(slots(2)), await bench.hold(slots(2))
+    living, _dead = await bench.reserve(slots(2)), await bench.reserve(slots(2))
     bench.wait(-MINUTE)
     assert await bench.backend.renew(living, 30)
     bench.wait(30)
@@ -80,9 +80,9 @@ async def test_a_renewal_goes_by_the_clock_as_it_is_after_a_step_back(bench: Ben
 
 async def test_a_step_beyond_the_lease_is_as_a_holder_that_died(bench: Bench) -> None:
     """Slots are lost, which their holders hear at the next renewal; their late release frees no other's."""
-    lost = await bench.hold(slots(1))
+    lost = await bench.reserve(slots(1))
     bench.wait(MINUTE)
-    taken = await bench.hold(slots(1))
+    taken = await bench.reserve(slots(1))
     assert not await bench.backend.renew(lost, 30)
     await bench.backend.finish(lost, EstimateAction.KEEP)
     assert await bench.used(slots(1)) == [1]
@@ -99,7 +99,7 @@ async def test_budgets_are_never_exceeded_by_steps_over_midnight(
     """Of each day and month what it allows is sold, once, whichever of them the clock shows in turn."""
     day, month = daily(100), monthly(100)
     bench.clock.now = MIDNIGHT if steps[0] < 0 else MIDNIGHT - 1
-    held = await bench.hold(day, month, price=60)
+    held = await bench.reserve(day, month, price=60)
     for step in steps:
         bench.wait(step)
         await bench.acquire(day, month, price=60)
@@ -117,7 +117,7 @@ async def test_budgets_are_never_exceeded_by_steps_over_midnight(
 async def test_a_budget_outlasts_a_step_of_a_day(bench: Bench) -> None:
     """A clock that shows tomorrow for a while sells tomorrow's budget; both days remember what was sold."""
     day = daily(100)
-    held = await bench.hold(day, price=100)
+    held = await bench.reserve(day, price=100)
     bench.wait(86_400)
     assert (await bench.acquire(day, price=100)).admitted
     bench.wait(-86_400)
@@ -133,9 +133,9 @@ async def test_a_charge_after_a_step_back_is_given_back_whole(bench: Bench, back
     """It shares an entry with all that was counted later than the clock shows, and none with what was not."""
     tokens = metered(100)
     for amount in (5, 2, 3):
-        await bench.hold(tokens, tokens=amount)
+        await bench.reserve(tokens, tokens=amount)
         bench.wait(1)
     bench.wait(-1 - back)
-    hold = await bench.hold(tokens, tokens=40)
-    assert await bench.backend.settle_units(hold, {"tokens": 0}) is Settlement.SETTLED
+    reservation = await bench.reserve(tokens, tokens=40)
+    assert await bench.backend.settle_units(reservation, {"tokens": 0}) is Settlement.SETTLED
     assert await bench.used(tokens) == [10]

@@ -95,7 +95,7 @@ async def test_a_node_that_is_gone_is_replaced_and_others_go_on(
     mine, other = partition_on(replicated, 0), partition_on(replicated, 1)
     owed = Charge([slots(5, of=mine), daily(1_000, of=mine)])
     async with opened(replicated.url, 2) as backends:
-        held = (await backends[0].acquire(owed, new_id(), 100)).hold
+        held = (await backends[0].acquire(owed, new_id(), 100)).reservation
         loads = [Load(backends, mine), Load(backends, other)]
         await asyncio.sleep(0.5)
         gone_at = time.monotonic()
@@ -129,12 +129,12 @@ async def test_a_dead_shard_comes_back_on_its_own(cluster: Cluster, caplog: pyte
     async with opened(cluster.url) as (backend,):
         charges = [Charge([slots(500, of=each)]) for each in (mine, other)]
         both = Charge([*charges[1].counters, *charges[0].counters])
-        hold = (await backend.acquire(both, new_id())).hold
+        reservation = (await backend.acquire(both, new_id())).reservation
         cluster.nodes[0].kill()
         await eventually(lambda: _fails(backend, charges[0]))
         with pytest.raises(BackendError):
             await backend.acquire(both, new_id())
-        released = asyncio.ensure_future(backend.finish(hold, EstimateAction.KEEP))
+        released = asyncio.ensure_future(backend.finish(reservation, EstimateAction.KEEP))
         await asyncio.sleep(2 * DOWN_AFTER / 1_000)
         assert not await _fails(backend, charges[1])
         await asyncio.to_thread(cluster.nodes[0].restart)

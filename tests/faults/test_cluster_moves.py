@@ -150,17 +150,17 @@ class Callers:
             outcome = await backend.acquire(self.charges[name], new_id(), 100)
             await asyncio.sleep(0.002)
             if outcome.admitted:
-                await self._end(backend, name, outcome.hold)
+                await self._end(backend, name, outcome.reservation)
             else:
                 self.refused += 1
 
-    async def _end(self, backend: ClusterBackend, name: str, hold: Reservation) -> None:
+    async def _end(self, backend: ClusterBackend, name: str, reservation: Reservation) -> None:
         amount = random.randint(1, 99)
         self.admitted[name] += 1
         self.settled[name] += amount
-        settling = asyncio.ensure_future(backend.settle(hold, amount))
+        settling = asyncio.ensure_future(backend.settle(reservation, amount))
         await asyncio.sleep(0.002)  # the request ends while its settle is under way
-        await backend.finish(hold, EstimateAction.KEEP)
+        await backend.finish(reservation, EstimateAction.KEEP)
         self.met.append(await settling)
 
     def books(self) -> dict[str, list[int]]:

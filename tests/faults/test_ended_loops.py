@@ -268,7 +268,7 @@ async def test_units_that_an_ended_loop_gave_back_are_given_back_once(redis_serv
             proxy.fault = "drop_replies"
 
             async def give_back() -> None:
-                backend.give_back(charge, outcomes[0].hold, [outcomes[0].now])
+                backend.give_back(charge, outcomes[0].reservation, [outcomes[0].now])
                 await asyncio.sleep(0.05)
 
             loop.run_until_complete(give_back())

@@ -227,15 +227,15 @@ async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy
     """A job may have been detached since, for longer than the lease of its request."""
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
     charge = Charge([slots(9, lease=30)])
-    hold = (await backend.acquire(charge, new_id())).hold
+    reservation = (await backend.acquire(charge, new_id())).reservation
     proxy.holds = True
     with pytest.raises(BackendError):
-        await backend.renew(hold, 1)
+        await backend.renew(reservation, 1)
     proxy.holds = False
 
     async def is_renewed() -> bool:
         with contextlib.suppress(BackendError):
-            return await backend.renew(hold, 600)
+            return await backend.renew(reservation, 600)
         return False
 
     await eventually(is_renewed)

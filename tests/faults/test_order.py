@@ -43,21 +43,25 @@ async def opened(url: str) -> AsyncIterator[RedisBackend]:
         await backend.close()
 
 
-async def holds_of(backend: RedisBackend | ClusterBackend, charge: Charge = CHARGE) -> list[Reservation]:
+async def reservations_of(
+    backend: RedisBackend | ClusterBackend, charge: Charge = CHARGE
+) -> list[Reservation]:
     """Holds of many leases with an estimate each."""
     outcomes = await asyncio.gather(*[backend.acquire(charge, new_id(), ESTIMATE) for _ in range(NUMBER)])
-    return [outcome.hold for outcome in outcomes]
+    return [outcome.reservation for outcome in outcomes]
 
 
 def settle_and_end(
-    backend: RedisBackend | ClusterBackend, holds: list[Reservation]
+    backend: RedisBackend | ClusterBackend, reservations: list[Reservation]
 ) -> "asyncio.Future[list[object]]":
     """Settle all and then end all, without a wait in between; the settles' answers come first."""
-    settles = [asyncio.ensure_future(backend.settle(hold, PRICE)) for hold in holds]
+    settles = [asyncio.ensure_future(backend.settle(reservation, PRICE)) for reservation in reservations]
 
     async def end() -> None:
         await asyncio.sleep(0)  # until the settles have been given
-        await asyncio.gather(*[_wait(backend.finish(hold, EstimateAction.KEEP)) for hold in holds])
+        await asyncio.gather(
+            *[_wait(backend.finish(reservation, EstimateAction.KEEP)) for reservation in reservations]
+        )
 
     return asyncio.gather(*settles, end())
 
@@ -120,9 +124,9 @@ async def test_a_settle_takes_effect_before_the_end(
     """Given one after the other to a server that does neither, both are done later, in this order."""
     server = start_server(kind)
     async with opened(server.url) as backend:
-        holds = await holds_of(backend)
+        reservations = await reservations_of(backend)
         with fault(server):
-            owed = settle_and_end(backend, holds)
+            owed = settle_and_end(backend, reservations)
             await asyncio.sleep(0.5)
         async with asyncio.timeout(30):
             results = await owed
@@ -134,9 +138,9 @@ async def test_connections_that_are_cut_change_no_order(server: StoreServer) -> 
     """Resets at any moment, with several batches under way: each lease costs its price, none its estimate."""
     async with Proxy(server.port) as proxy, opened(proxy.url) as backend:
         for turn in range(12):
-            holds = await holds_of(backend)
+            reservations = await reservations_of(backend)
             cut = asyncio.get_running_loop().call_later(0.002 * turn, proxy.reset)
-            owed = settle_and_end(backend, holds)
+            owed = settle_and_end(backend, reservations)
             async with asyncio.timeout(30):
                 await owed
             cut.cancel()
@@ -157,9 +161,9 @@ async def test_a_script_that_is_forgotten_changes_no_order(server: StoreServer) 
         thread.start()
         try:
             for turn in range(8):
-                holds = await holds_of(backend)
+                reservations = await reservations_of(backend)
                 async with asyncio.timeout(30):
-                    await settle_and_end(backend, holds)
+                    await settle_and_end(backend, reservations)
                 assert await money(backend) == (0, NUMBER * PRICE * (turn + 1), 0)
         finally:
             flushing = False
@@ -170,12 +174,12 @@ async def test_a_wait_that_is_cancelled_changes_no_order(kind: str, start_server
     """A settle whose caller has gone still comes before the end."""
     server = start_server(kind)
     async with opened(server.url) as backend:
-        hold = (await backend.acquire(CHARGE, new_id(), ESTIMATE)).hold
+        reservation = (await backend.acquire(CHARGE, new_id(), ESTIMATE)).reservation
         with replica(server):
-            settle = asyncio.ensure_future(backend.settle(hold, PRICE))
+            settle = asyncio.ensure_future(backend.settle(reservation, PRICE))
             await asyncio.sleep(0.1)
             settle.cancel()
-            end = asyncio.ensure_future(_wait(backend.finish(hold, EstimateAction.KEEP)))
+            end = asyncio.ensure_future(_wait(backend.finish(reservation, EstimateAction.KEEP)))
             await asyncio.sleep(0.1)
         async with asyncio.timeout(30):
             await end
@@ -188,16 +192,19 @@ async def test_keys_that_move_change_no_order(cluster: Cluster) -> None:
     slot = hash_slot(b"torn")
     backend = ClusterBackend(cluster.url, timeout=5)
     await backend.open()
-    holds = await holds_of(backend, charge)
+    reservations = await reservations_of(backend, charge)
     source = cluster.owner_of(slot)
     target = next(node for node in cluster.nodes if node is not source)
     cluster.open_migration(slot, target)
     with source.client() as client:
         keys = client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, NUMBER // 2)
         client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *keys)
-    settles = [asyncio.ensure_future(backend.settle(hold, PRICE)) for hold in holds]
+    settles = [asyncio.ensure_future(backend.settle(reservation, PRICE)) for reservation in reservations]
     await asyncio.sleep(0.15)
-    ends = [asyncio.ensure_future(_wait(backend.finish(hold, EstimateAction.KEEP))) for hold in holds]
+    ends = [
+        asyncio.ensure_future(_wait(backend.finish(reservation, EstimateAction.KEEP)))
+        for reservation in reservations
+    ]
     await asyncio.sleep(0.15)
     await asyncio.to_thread(cluster.move_keys, slot, source, target)
     cluster.close_migration(slot, target)
@@ -212,11 +219,11 @@ async def test_keys_that_move_change_no_order(cluster: Cluster) -> None:
 async def test_closing_waits_for_what_waits_in_line(server: StoreServer) -> None:
     """Operations given just before the end of the process arrive, the end after the settle."""
     async with opened(server.url) as backend:
-        holds = await holds_of(backend)
-        settles = [asyncio.ensure_future(backend.settle(hold, PRICE)) for hold in holds]
+        reservations = await reservations_of(backend)
+        settles = [asyncio.ensure_future(backend.settle(reservation, PRICE)) for reservation in reservations]
         await asyncio.sleep(0)
-        for hold in holds:
-            backend.finish(hold, EstimateAction.KEEP)
+        for reservation in reservations:
+            backend.finish(reservation, EstimateAction.KEEP)
         assert backend.load.owed >= NUMBER
         await backend.close()
         assert all(each.done() for each in settles)
@@ -228,11 +235,11 @@ def test_an_event_loop_that_ends_changes_no_order(kind: str, start_server: Start
     server = start_server(kind)
     backend = RedisBackend(server.url, timeout=5)
 
-    async def owe(holds: list[Reservation]) -> None:
-        settles = [asyncio.ensure_future(backend.settle(hold, PRICE)) for hold in holds]
+    async def owe(reservations: list[Reservation]) -> None:
+        settles = [asyncio.ensure_future(backend.settle(reservation, PRICE)) for reservation in reservations]
         await asyncio.sleep(0)
-        for hold in holds:
-            backend.finish(hold, EstimateAction.KEEP)
+        for reservation in reservations:
+            backend.finish(reservation, EstimateAction.KEEP)
         for settle in settles:
             settle.cancel()
 
@@ -240,9 +247,9 @@ def test_an_event_loop_that_ends_changes_no_order(kind: str, start_server: Start
         await eventually(lambda: _is(backend, (0, NUMBER * PRICE, 0)))
         await backend.close()
 
-    holds = asyncio.run(holds_of(backend))
+    reservations = asyncio.run(reservations_of(backend))
     with stopped(server):
-        asyncio.run(owe(holds))
+        asyncio.run(owe(reservations))
     asyncio.run(check())
 
 

@@ -52,7 +52,7 @@ async def statuses(limiter: Limiter) -> tuple[Status, ...]:
 
 async def is_synced(limiter: Limiter) -> bool:
     """Whether the backend knows everything."""
-    return len(limiter.engine.decider.local.holds) == 0
+    return len(limiter.engine.decider.local.reconciler) == 0
 
 
 async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: StartServer) -> None:
@@ -128,7 +128,7 @@ async def test_closing_undoes_nothing_that_is_being_told(
                 await asyncio.sleep(0.005)
         proxy.delay = 0
         await limiter.close()
-        lost = limiter.engine.decider.local.holds.lost
+        lost = limiter.engine.decider.local.reconciler.lost
     async with limiter_on(server.url, timeout=5) as limiter:
         window, slots, day = await statuses(limiter)
         assert (counted(slots), budget_status(day).held) == ((0, 0) if lost else (1, 10 * CENT))

@@ -55,9 +55,9 @@ class Run:
         self.finished: list[bytes] = []
         finish = self.limiter.engine.backend.finish
 
-        def watched(hold: Reservation, money: EstimateAction) -> Any:
-            self.finished.append(hold.id)
-            return finish(hold, money)
+        def watched(reservation: Reservation, money: EstimateAction) -> Any:
+            self.finished.append(reservation.id)
+            return finish(reservation, money)
 
         self.limiter.engine.backend.finish = watched  # type: ignore[method-assign]
 

@@ -130,14 +130,14 @@ async def test_a_renewal_that_is_lost_keeps_the_slot(bench: Bench) -> None:
 
 
 async def test_a_job_detached_during_an_outage_is_settled_after_it(bench: Bench) -> None:
-    """Its token names the very hold that the server is told of once it is back."""
+    """Its token names the very reservation that the server is told of once it is back."""
     bench.proxy.refuse()
     lease = await bench.limiter.acquire(api_key="a")
     assert lease.decision.policy == "local"
     token = await lease.detach(ttl=60)
     bench.limiter.engine.leases.end(lease, failed=False)
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.reconciler) == 0)
     await bench.becomes(1, 1_000_000)
     async with bench.observer.resume(token) as job:
         assert not job.is_lost
@@ -158,13 +158,13 @@ async def test_a_job_of_an_outage_is_settled_by_its_token_before_the_server_know
         await job.settle("2.00")
     await bench.limiter.settle(token, "2.00")
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.reconciler) == 0)
     await bench.becomes(0, 2_000_000)
     assert bench.limiter.stats().settles_ignored == 0
 
 
 async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
-    """However often its answer is lost, the hold is there once, and no late give-back frees it."""
+    """However often its answer is lost, the reservation is there once, and no late give-back frees it."""
     bench.proxy.refuse()
     lease = await bench.limiter.acquire(api_key="a")
     assert lease.decision.policy == "local"
@@ -175,7 +175,7 @@ async def test_a_hold_whose_telling_is_lost_is_told_again(bench: Bench) -> None:
         await until_async(lambda: bench.proxy.lost > lost)  # noqa: B023 - called before the next turn
         await asyncio.sleep(0.1)
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.reconciler) == 0)
     await until_async(lambda: bench.limiter.stats().load.owed == 0)
     assert (await bench.counted())[1:] == [1, 1_000_000]
     bench.limiter.engine.leases.end(lease, failed=False)
@@ -209,7 +209,7 @@ async def test_random_cuts_leave_the_books_balanced(bench: Bench) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await cutting
     await bench.heal()
-    await until_async(lambda: len(bench.limiter.engine.decider.local.holds) == 0)
+    await until_async(lambda: len(bench.limiter.engine.decider.local.reconciler) == 0)
     await until_async(lambda: held(bench.server) == 0)
     await until_async(lambda: bench.limiter.stats().load.owed == 0)
     assert (await bench.counted())[1:] == [0, paid * 1_000_000], f"seed {seed}"

@@ -101,7 +101,7 @@ class Outage:
     def __init__(self, backend: Any) -> None:
         self.faults = backend.faults = Faults()
         self.limiter = Limiter(settings_of(SETTINGS), backend=backend)
-        self.holds = self.limiter.engine.decider.local.holds
+        self.reconciler = self.limiter.engine.decider.local.reconciler
 
     async def chat(self, api_key: str = "a") -> Lease:
         """Admit one request in this process alone."""
@@ -115,7 +115,7 @@ class Outage:
 
     async def is_told(self) -> bool:
         """Whether the backend knows all."""
-        return len(self.holds) == 0 and self.limiter.stats().load.owed == 0
+        return len(self.reconciler) == 0 and self.limiter.stats().load.owed == 0
 
     async def back(self) -> None:
         """The backend is there again, and learns of all."""
@@ -195,8 +195,10 @@ async def test_an_end_comes_after_the_settle_that_is_told(outage: Outage) -> Non
     backend = outage.limiter.engine.backend
     settle = backend.settle
 
-    def settle_and_end(hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
-        sent = settle(hold, amount, replace=replace)
+    def settle_and_end(
+        reservation: Reservation, amount: int, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
+        sent = settle(reservation, amount, replace=replace)
         outage.end(lease, failed=True)
         return sent
 
@@ -230,7 +232,7 @@ async def test_an_end_of_the_process_within_an_outage_waits_for_its_end(outage: 
     outage.end(await outage.chat())
     asyncio.get_running_loop().call_later(0.2, setattr, outage.faults, "is_gone", False)
     await outage.limiter.close()
-    assert outage.holds.lost == 0
+    assert outage.reconciler.lost == 0
     assert await outage.figures() == [1, 0, 10, 300, 300, 1]
 
 

@@ -69,7 +69,7 @@ async def test_releases_renewals_and_settles_ride_along(server: StoreServer, bac
     """Releases, renewals and settles add no call to one that is made anyway."""
     outcomes = await asyncio.gather(*[backend.acquire(charge_of(i), new_id(), 1) for i in range(3)])
     before = script_calls(server)
-    released, renewed, settled = (outcome.hold for outcome in outcomes)
+    released, renewed, settled = (outcome.reservation for outcome in outcomes)
 
     async def release() -> None:
         await backend.finish(released, EstimateAction.KEEP)
@@ -92,7 +92,7 @@ async def test_only_renewals_that_nobody_waits_for_are_upkeep(
     backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Renewals of running requests are upkeep; those of a detaching handler or a resuming worker are not."""
-    hold = (await backend.acquire(Charge([slots(5)]), new_id())).hold
+    reservation = (await backend.acquire(Charge([slots(5)]), new_id())).reservation
     sent: list[bool] = []
     batcher = backend.loops.senders[asyncio.get_running_loop()]
     submit = batcher.submit
@@ -102,9 +102,9 @@ async def test_only_renewals_that_nobody_waits_for_are_upkeep(
         submit(operation)
 
     monkeypatch.setattr(batcher, "submit", noting)
-    await backend.renew(hold, 30)
-    await backend.renew_all([(hold, 30)])
-    await backend.finish(hold, EstimateAction.KEEP)
+    await backend.renew(reservation, 30)
+    await backend.renew_all([(reservation, 30)])
+    await backend.finish(reservation, EstimateAction.KEEP)
     assert sent == [False, True, False]
 
 

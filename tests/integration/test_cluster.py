@@ -70,7 +70,7 @@ async def test_a_refusal_gives_back_what_earlier_steps_took(backend: ClusterBack
     everything = Charge([*own, *address, *shared, full], cost=2)
     outcome = await backend.acquire(everything, new_id(), 100)
     assert not outcome.admitted
-    assert not outcome.hold.slots
+    assert not outcome.reservation.slots
     assert [status.refuses for status in everything.statuses(outcome)] == [False] * 7 + [True]
 
     async def is_undone() -> bool:
@@ -122,14 +122,16 @@ async def test_partitions_at_once_never_pass_a_shared_limit(backend: ClusterBack
 async def test_a_hold_in_several_partitions_is_kept_and_ended_as_one(backend: ClusterBackend) -> None:
     """Renewed, settled and released together; lost in one, it counts as lost."""
     own, shared = [slots(5), daily(900)], [slots(5, of="app")]
-    holds = [(await backend.acquire(Charge([*own, *shared]), new_id(), 100)).hold for _ in range(2)]
-    assert await backend.renew(holds[0], 30)
-    assert await backend.settle(holds[0], 30) is Settlement.SETTLED
-    assert await backend.settle(holds[0], 30) is Settlement.REPEATED
-    await backend.finish(holds[0], EstimateAction.KEEP)
+    reservations = [
+        (await backend.acquire(Charge([*own, *shared]), new_id(), 100)).reservation for _ in range(2)
+    ]
+    assert await backend.renew(reservations[0], 30)
+    assert await backend.settle(reservations[0], 30) is Settlement.SETTLED
+    assert await backend.settle(reservations[0], 30) is Settlement.REPEATED
+    await backend.finish(reservations[0], EstimateAction.KEEP)
     await backend.reset(Charge(shared))
-    assert not await backend.renew(holds[1], 30)
-    await backend.finish(holds[1], EstimateAction.GIVE_BACK)
+    assert not await backend.renew(reservations[1], 30)
+    await backend.finish(reservations[1], EstimateAction.GIVE_BACK)
     left = (await peeked(backend, Charge([*own, *shared]))).statuses
     assert [status[:2] for status in left] == [(0, 0), (30, 0), (0, 0)]
 
@@ -143,7 +145,7 @@ async def test_a_cancelled_charge_leaves_nothing_in_any_partition(backend: Clust
         await asyncio.sleep(delay)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await backend.finish((await task).hold, EstimateAction.GIVE_BACK)
+            await backend.finish((await task).reservation, EstimateAction.GIVE_BACK)
 
     await asyncio.gather(*[cancelled(0.0001 * n) for n in range(100)])
 
@@ -196,7 +198,7 @@ async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None
     counters = [window(9, of="torn"), slots(9, of="torn"), daily(900, of="torn")]
     slot = slot_of("torn")
     async with opened(cluster, 0.5) as backend:
-        hold = (await backend.acquire(Charge(counters), new_id(), 100)).hold
+        reservation = (await backend.acquire(Charge(counters), new_id(), 100)).reservation
         source, target = cluster.owner_of(slot), elsewhere(cluster, slot)
         cluster.open_migration(slot, target)
         with source.client() as client:
@@ -205,7 +207,7 @@ async def test_a_release_outlasts_the_move_of_its_slot(cluster: Cluster) -> None
         with pytest.raises(BackendError, match=r"sent on for more than 0\.5 s"):
             await backend.acquire(Charge(counters), new_id(), 100)
         assert backend.error is None
-        released = asyncio.ensure_future(backend.finish(hold, EstimateAction.GIVE_BACK))
+        released = asyncio.ensure_future(backend.finish(reservation, EstimateAction.GIVE_BACK))
         await asyncio.sleep(0.2)
         assert not released.done()
         cluster.move_keys(slot, source, target)
@@ -229,7 +231,7 @@ async def test_a_slot_set_that_vanishes_while_it_moves_fails_nobody(cluster: Clu
         cluster.open_migration(slot, target)
 
         async def release_and_charge() -> Answer:
-            backend.finish(first.hold, EstimateAction.UNTOUCHED)
+            backend.finish(first.reservation, EstimateAction.UNTOUCHED)
             return await acquired(backend, Charge(counters), new_id())
 
         second = asyncio.create_task(release_and_charge())
@@ -254,7 +256,7 @@ async def test_slots_move_under_load_and_nobody_notices(cluster: Cluster) -> Non
         while not done.is_set():
             outcome = await backend.acquire(charge, new_id())
             admitted[partition] += outcome.admitted
-            await backend.finish(outcome.hold, EstimateAction.KEEP)
+            await backend.finish(outcome.reservation, EstimateAction.KEEP)
             await asyncio.sleep(0.002)
 
     moved = 0
@@ -288,8 +290,8 @@ def test_all_keys_of_a_partition_have_the_slot_that_the_server_says(
     backend = ClusterBackend(redis_cluster.url)
     counters = [Counter(partition, "p", each.limit) for each in (window(5), slots(5), daily(5))]
     keys = [backend._partitions._names.of_counter(counter, 0) for counter in counters]
-    hold = Charge(counters).hold(new_id(), 1, 0)
-    keys.append(backend._partitions._names.of_record(hold))
+    reservation = Charge(counters).recorded_reservation(new_id(), (), 1)
+    keys.append(backend._partitions._names.of_record(reservation))
     with redis_cluster.nodes[0].client() as client:
         found = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in keys}
     assert found == {hash_slot(hash_tag(keys[0]))}

@@ -182,10 +182,10 @@ def worker_rights() -> str:
 async def use(backend: RedisBackend | ClusterBackend) -> None:
     """Do everything that a worker does with counts, in several partitions."""
     counters = [slots(5, of="least"), daily(900, of="least"), window(5, of="app")]
-    hold = (await backend.acquire(Charge(counters), new_id(), 100)).hold
-    assert await backend.renew(hold, 30)
-    assert await backend.settle(hold, 7) is Settlement.SETTLED
-    await backend.finish(hold, EstimateAction.KEEP)
+    reservation = (await backend.acquire(Charge(counters), new_id(), 100)).reservation
+    assert await backend.renew(reservation, 30)
+    assert await backend.settle(reservation, 7) is Settlement.SETTLED
+    await backend.finish(reservation, EstimateAction.KEEP)
     used = (await peeked(backend, Charge(counters))).counted
     assert used == [0, 7, 1]
     await backend.reset(Charge(counters))

@@ -48,10 +48,10 @@ class Watched(MemoryBackend):
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def renew(self, hold: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, lease: float) -> bool:
         """Renew, and remember."""
         self.renewed.append(lease)
-        return await super().renew(hold, lease)
+        return await super().renew(reservation, lease)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew, once the answer may come."""
@@ -63,10 +63,10 @@ class Watched(MemoryBackend):
         await self.answers.wait()
         return kept
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Finish, and remember."""
-        self.finished.append(hold.id)
-        return super().finish(hold, money)
+        self.finished.append(reservation.id)
+        return super().finish(reservation, money)
 
 
 class Bench:
@@ -188,7 +188,10 @@ async def test_what_could_not_be_renewed_is_due_at_the_next_look(bench: Bench) -
         async def renew_all(
             self, renewals: Sequence[tuple[Reservation, float]]
         ) -> Sequence[bool | BackendError]:
-            return [BackendError("away") if hold.id == failed.hold.id else True for hold, _ in renewals]
+            return [
+                BackendError("away") if reservation.id == failed.reservation.id else True
+                for reservation, _ in renewals
+            ]
 
     failed.backend = kept.backend = Half()
     bench.make_due()
@@ -214,7 +217,7 @@ async def test_a_lost_lease_is_reported_once_and_never_taken_again(
 ) -> None:
     """It is logged, counted and told to the app; another caller who has the slot keeps it."""
     lease = await bench.acquire()
-    bench.backend.finish(lease.hold, EstimateAction.UNTOUCHED)  # as an expiry does
+    bench.backend.finish(lease.reservation, EstimateAction.UNTOUCHED)  # as an expiry does
     with caplog.at_level(logging.WARNING, "ratelimit_mw"):
         bench.make_due()
         await turns()

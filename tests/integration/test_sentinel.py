@@ -106,7 +106,7 @@ async def test_a_primary_that_is_gone_is_replaced(
     owed = Charge([slots(5), daily(1_000)])
     async with backends(sentinels.url, 2) as (one, two):
         await eventually(lambda: _all_serve(one, two))
-        held = (await one.acquire(owed, new_id(), 100)).hold
+        held = (await one.acquire(owed, new_id(), 100)).reservation
         before = (await peeked(two, CHARGE)).used(0)
         load = Load([one, two])
         await asyncio.sleep(0.5)
@@ -177,7 +177,7 @@ async def test_a_planned_fail_over_moves_running_processes(
             client.execute_command("ACL", "SETUSER", "workers", "on", ">secret", *rights.split())
     url = f"{sentinels.url}?sentinel_username=workers&sentinel_password=secret"
     async with backends(url, 2, timeout=5) as (one, two):
-        hold = (await one.acquire(held, new_id(), 100)).hold
+        reservation = (await one.acquire(held, new_id(), 100)).reservation
         load = Load([one, two], pause=0.02)
         with sentinels.sentinels[0].client() as client:
             client.execute_command("SENTINEL", "FAILOVER", SERVICE)
@@ -191,7 +191,7 @@ async def test_a_planned_fail_over_moves_running_processes(
             await asyncio.sleep(0.5)
             assert client.get(WINDOW_KEY) == before
         await load.stop()
-        assert await one.settle(hold, 30) is Settlement.SETTLED
+        assert await one.settle(reservation, 30) is Settlement.SETTLED
         async with backends(sentinels.url, timeout=5) as (new,):
             counted = [(await peeked(each, CHARGE)).used(0) for each in (one, two, new)]
             assert (await peeked(new, held)).statuses[1][:2] == (30, 0)

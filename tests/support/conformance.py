@@ -95,11 +95,11 @@ class Bench:
         """Return the count of each counter: units, active slots, money spent."""
         return (await self.peek(*counters)).counted
 
-    async def hold(self, *counters: Counter, price: int = 0, **units: int) -> Reservation:
-        """The hold of a charge that has to be admitted."""
+    async def reserve(self, *counters: Counter, price: int = 0, **units: int) -> Reservation:
+        """The reservation of a charge that has to be admitted."""
         outcome = await self.acquire(*counters, price=price, **units)
         assert outcome.admitted
-        return outcome.hold
+        return outcome.reservation
 
 
 @asynccontextmanager

@@ -428,7 +428,7 @@ class Oracle:
             if found is None:
                 continue
             if live:
-                # Of a hold that is lost, a slot may be left: it was renewed, if it was not forgotten.
+                # Of a reservation that is lost, a slot may be left: it was renewed, if it was not forgotten.
                 found.expires = self.now + int(lease * SECOND)
                 found.has_expired = found.has_expired and not kept
             else:

@@ -33,7 +33,7 @@ class Answer(Outcome):
 def answer_of(charge: Charge, outcome: Outcome) -> Answer:
     """Add the status of each limit to the outcome of a charge."""
     statuses = charge.statuses(outcome)
-    answer = Answer.from_statuses(outcome.admitted, outcome.now, statuses, outcome.hold)
+    answer = Answer.from_statuses(outcome.admitted, outcome.now, statuses, outcome.reservation)
     answer.statuses = statuses
     return answer
 

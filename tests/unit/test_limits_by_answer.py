@@ -94,15 +94,17 @@ class Watched(MemoryBackend):
         super().__init__(clock=FakeClock())
         self.asked: list[str] = []
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
-        """End a hold, and remember how."""
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+        """End a reservation, and remember how."""
         self.asked.append(money.name)
-        return super().finish(hold, money)
+        return super().finish(reservation, money)
 
-    def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Known[Settlement]:
+    def settle_units(
+        self, reservation: Reservation, units: Units, *, replace: bool = False
+    ) -> Known[Settlement]:
         """Settle, and remember what."""
         self.asked.append("settle")
-        return super().settle_units(hold, units, replace=replace)
+        return super().settle_units(reservation, units, replace=replace)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class Pair:
     async def back(self) -> None:
         """The backend is back, and is told."""
         self.backend.away = False
-        await self.limiter.engine.decider.local.holds.sync()
+        await self.limiter.engine.decider.local.reconciler.sync()
 
     async def statuses(self) -> list[Status]:
         """Return the status of the caller's limits in the shared books."""
@@ -317,7 +317,7 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
     pair.limiter.engine.leases.end(running, failed=False)
     _, slots, day = await pair.statuses()
     assert (counted(slots), *budget_status(day)[:2]) == (0, 17 * CENT, 0)
-    assert len(pair.limiter.engine.decider.local.holds) == 0
+    assert len(pair.limiter.engine.decider.local.reconciler) == 0
 
 
 async def test_without_a_price_nothing_is_settled_that_was_admitted_meanwhile(make: MakePair) -> None:
@@ -373,27 +373,29 @@ async def test_what_the_backend_was_told_of_is_renewed_there(make: MakePair) -> 
     pair.backend.away = True
     here = await pair.limiter.acquire(api_key="a")
     pair.clock.set(29)
-    holds = pair.limiter.engine.decider.local.holds
-    assert await holds.renew_all([(lease.hold, 30.0) for lease in (told, here, told)]) == [True] * 3
+    reconciler = pair.limiter.engine.decider.local.reconciler
+    assert (
+        await reconciler.renew_all([(lease.reservation, 30.0) for lease in (told, here, told)]) == [True] * 3
+    )
     pair.backend.away = False
     pair.clock.set(58)
     assert [counted(status) for status in await pair.statuses()] == [1]
-    assert await holds.renew_all([(here.hold, 30.0)]) == [True]
+    assert await reconciler.renew_all([(here.reservation, 30.0)]) == [True]
 
 
 def test_a_child_process_owes_the_backend_nothing() -> None:
     """A process tells of its own admissions before a fork; its children begin anew."""
     pair = Pair(TEN)
-    holds = pair.limiter.engine.decider.local.holds
+    reconciler = pair.limiter.engine.decider.local.reconciler
 
     pair.backend.away = True
     assert asyncio.run(pair.admitted(3)) == 3
-    holds.lost = 7
+    reconciler.lost = 7
     child = os.fork()
     if not child:
-        os._exit(0 if (len(holds), holds.lost) == (0, 0) else 1)
+        os._exit(0 if (len(reconciler), reconciler.lost) == (0, 0) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert (len(holds), holds.lost) == (1, 7)
+    assert (len(reconciler), reconciler.lost) == (1, 7)
 
     async def end() -> None:
         await pair.back()
@@ -421,7 +423,7 @@ async def test_an_end_while_it_is_told(make: MakePair) -> None:
         return outcome
 
     pair.backend.restore = slow  # type: ignore[method-assign]
-    telling = pair.limiter.engine.decider.local.holds._syncing._task
+    telling = pair.limiter.engine.decider.local.reconciler._syncing._task
     assert telling is not None
     await telling
     assert ended == [lease]
@@ -436,7 +438,7 @@ async def test_the_backend_is_told_without_being_asked(make: MakePair) -> None:
     assert await pair.admitted(2) == 2
     await asyncio.sleep(0.15)
     pair.backend.away = False
-    telling = pair.limiter.engine.decider.local.holds._syncing._task
+    telling = pair.limiter.engine.decider.local.reconciler._syncing._task
     assert telling is not None
     await asyncio.wait_for(telling, 10)
     assert counted((await pair.statuses())[0]) == 2
@@ -450,7 +452,7 @@ async def test_closing_tells_what_is_lost(make: MakePair, caplog: pytest.LogCapt
         pass
     await pair.limiter.close()
     assert "never told of 2 counts" in caplog.text
-    assert pair.limiter.engine.decider.local.holds.lost == 2
+    assert pair.limiter.engine.decider.local.reconciler.lost == 2
 
 
 async def test_what_waits_is_bounded(
@@ -463,8 +465,8 @@ async def test_what_waits_is_bounded(
     for number in range(8):
         async with await pair.limiter.acquire(api_key=f"{number}"):
             pass
-    holds = pair.limiter.engine.decider.local.holds
-    assert (len(holds), holds.lost) == (10, 6)
+    reconciler = pair.limiter.engine.decider.local.reconciler
+    assert (len(reconciler), reconciler.lost) == (10, 6)
     assert [record.levelname for record in caplog.records if "will not be told of" in record.message] == [
         "ERROR"
     ]

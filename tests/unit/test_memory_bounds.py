@@ -52,7 +52,7 @@ async def test_any_number_of_callers_takes_bounded_memory(
     for turn in range(4):
         for counters in strangers(300, f"caller of turn {turn}"):
             outcome = await backend.acquire(Charge(counters), new_id(), 1)
-            await backend.finish(outcome.hold, EstimateAction.KEEP)
+            await backend.finish(outcome.reservation, EstimateAction.KEEP)
             await backend.acquire(Charge(counters), new_id(), 1)  # a crash: it never ends
             clock.now += 300_000
         sizes.append(tracemalloc.get_traced_memory()[0])
@@ -112,20 +112,21 @@ async def test_who_comes_often_is_not_pushed_out(backend: MemoryBackend, clock: 
 
 async def test_nobody_loses_a_slot_to_a_flood(backend: MemoryBackend, clock: Clock) -> None:
     """Held leases stay, however many others come and go; expired ones make room."""
-    holds = [
-        (await backend.acquire(Charge([slots(2, of=f"holder {each}")]), new_id())).hold for each in range(300)
+    reservations = [
+        (await backend.acquire(Charge([slots(2, of=f"holder {each}")]), new_id())).reservation
+        for each in range(300)
     ]
     for number in range(3_000):
         outcome = await backend.acquire(Charge([slots(2, of=f"passer-by {number}")]), new_id())
         if number % 2:
-            await backend.finish(outcome.hold, EstimateAction.KEEP)
+            await backend.finish(outcome.reservation, EstimateAction.KEEP)
         clock.now += 5_000
-    for hold in holds:
-        assert await backend.renew(hold, 30)
+    for reservation in reservations:
+        assert await backend.renew(reservation, 30)
     clock.now += 30_000_000
     for number in range(1_000):
         outcome = await backend.acquire(Charge([slots(2, of=f"late {number}")]), new_id())
-        await backend.finish(outcome.hold, EstimateAction.KEEP)
+        await backend.finish(outcome.reservation, EstimateAction.KEEP)
     assert len(backend.slots) <= 100, "as many as may be spare"
 
 
@@ -134,7 +135,7 @@ async def test_a_slot_set_is_kept_as_long_as_one_of_its_leases_lasts(
 ) -> None:
     """Expired leases beside a live one don't make others forget it."""
     mine = slots(2, of="mine")
-    crashed, live = [(await backend.acquire(Charge([mine]), new_id())).hold for _ in range(2)]
+    crashed, live = [(await backend.acquire(Charge([mine]), new_id())).reservation for _ in range(2)]
     assert await backend.renew(live, 600)
     clock.now += 60_000_000
     for number in range(300):
@@ -148,7 +149,7 @@ async def test_records_of_old_days_go_though_that_of_a_month_stays(
     backend: MemoryBackend, clock: Clock
 ) -> None:
     """Records of charges that never ended are forgotten once they are past settling, and no earlier."""
-    held = (await backend.acquire(Charge([monthly(999, of="mine")]), new_id(), 7)).hold
+    held = (await backend.acquire(Charge([monthly(999, of="mine")]), new_id(), 7)).reservation
     for _ in range(60):
         await backend.acquire(Charge([daily(999, of="crashed")]), new_id(), 1)
     clock.now += 4 * 86_400_000_000
@@ -161,12 +162,12 @@ async def test_records_of_old_days_go_though_that_of_a_month_stays(
 async def test_a_flood_after_midnight_clears_old_budgets(backend: MemoryBackend, clock: Clock) -> None:
     """Days are forgotten two days after they ended, and not before; a month outlives its days."""
     month, first = monthly(999, of="mine"), daily(999, of="mine")
-    hold = (await backend.acquire(Charge([first, month]), new_id(), 7)).hold
+    reservation = (await backend.acquire(Charge([first, month]), new_id(), 7)).reservation
     for _ in range(2):
         clock.now += 86_400_000_000
         for number in range(40):
             await backend.acquire(Charge([daily(9, of=f"{clock.now} {number}")]), new_id(), 1)
-    assert await backend.settle(hold, 5) is Settlement.SETTLED
+    assert await backend.settle(reservation, 5) is Settlement.SETTLED
     assert (await peeked(backend, Charge([month]))).statuses[0] == BudgetStatus(5, 0, is_short=False)
     clock.now += 86_400_000_000
     for number in range(90):
@@ -190,11 +191,11 @@ async def test_old_days_are_forgotten_though_a_month_was_there_before(
 
 async def test_what_settles_after_its_budget_was_forgotten_counts(backend: MemoryBackend) -> None:
     """A flood may push a budget out of memory; a job that settles then is charged all the same."""
-    hold = (await backend.acquire(Charge([daily(999, of="mine")]), new_id(), 100)).hold
+    reservation = (await backend.acquire(Charge([daily(999, of="mine")]), new_id(), 100)).reservation
     for number in range(150):
         outcome = await backend.acquire(Charge([daily(9, of=f"flood {number}")]), new_id(), 1)
-        await backend.finish(outcome.hold, EstimateAction.KEEP)
-    assert await backend.settle(hold, 70) is Settlement.SETTLED
+        await backend.finish(outcome.reservation, EstimateAction.KEEP)
+    assert await backend.settle(reservation, 70) is Settlement.SETTLED
     statuses = (await peeked(backend, Charge([daily(999, of="mine")]))).statuses
     assert statuses == [BudgetStatus(70, 0, is_short=False)]
 
@@ -331,5 +332,5 @@ async def test_what_is_no_cost_is_refused(backend: MemoryBackend, cost: float, p
     with pytest.raises(BackendError):
         await backend.acquire(Charge([window(5)], cost), new_id(), price)  # type: ignore[arg-type]
     with pytest.raises(BackendError):
-        await backend.settle((await backend.acquire(Charge([daily(5)]), new_id(), 1)).hold, -1)
+        await backend.settle((await backend.acquire(Charge([daily(5)]), new_id(), 1)).reservation, -1)
     assert (await peeked(backend, Charge([window(5)]))).used(0) == 0

@@ -235,7 +235,7 @@ def test_the_table_is_bounded() -> None:
     """However many callers are refused, so many are remembered, the latest."""
     bench = Bench()
     outcome = bench.backend.decide(charge(Window(1, 1, "minute"), cost=1), NO_LEASE, 0)
-    refused = Outcome(False, outcome.now, Numbers((1, 60 * SECOND, 60 * SECOND)), outcome.hold)
+    refused = Outcome(False, outcome.now, Numbers((1, 60 * SECOND, 60 * SECOND)), outcome.reservation)
     charges = [charge(Window(1, 1, "minute")) for _ in range(MOST + 10)]
     for each in charges:
         bench.table.add(each, refused, 0.0, KIND)

@@ -20,7 +20,7 @@ METERS = (Meter("caller", "p", "tokens", ()), Meter("caller", "p", "images", ())
 
 
 @pytest.mark.parametrize(
-    ("hold", "has_price", "has_estimate", "is_leased"),
+    ("reservation", "has_price", "has_estimate", "is_leased"),
     [
         (NO_RESERVATION, False, False, False),
         (Reservation(ID, SLOT), False, False, True),
@@ -35,17 +35,21 @@ METERS = (Meter("caller", "p", "tokens", ()), Meter("caller", "p", "images", ())
     ],
 )
 def test_what_lapses_is_leased(
-    hold: Reservation, has_price: bool, has_estimate: bool, is_leased: bool
+    reservation: Reservation, has_price: bool, has_estimate: bool, is_leased: bool
 ) -> None:
     """Slots and estimates lapse where nobody renews them; a budget or a meter that holds nothing doesn't."""
-    assert (hold.has_price, hold.has_estimate, hold.is_leased) == (has_price, has_estimate, is_leased)
+    assert (reservation.has_price, reservation.has_estimate, reservation.is_leased) == (
+        has_price,
+        has_estimate,
+        is_leased,
+    )
 
 
 WHOLE = Reservation(ID, SLOT, DAY, 30.0, 5, "EUR", METERS, (1, 2))
 
 
 @pytest.mark.parametrize(
-    ("hold", "without_slots"),
+    ("reservation", "without_slots"),
     [
         (WHOLE, Reservation(ID, (), DAY, 30.0, 5, "EUR", METERS, (1, 2))),
         (Reservation(ID, SLOT, DAY), Reservation(ID, (), DAY)),
@@ -53,13 +57,13 @@ WHOLE = Reservation(ID, SLOT, DAY, 30.0, 5, "EUR", METERS, (1, 2))
         (Reservation(ID, SLOT), NO_RESERVATION),
     ],
 )
-def test_freed_slots_leave_the_estimates(hold: Reservation, without_slots: Reservation) -> None:
-    """A hold without its slots is all else, under the same lease; or nothing."""
-    assert hold.without_slots() == without_slots
+def test_freed_slots_leave_the_estimates(reservation: Reservation, without_slots: Reservation) -> None:
+    """A reservation without its slots is all else, under the same lease; or nothing."""
+    assert reservation.without_slots() == without_slots
 
 
 @pytest.mark.parametrize(
-    ("hold", "without_meters"),
+    ("reservation", "without_meters"),
     [
         (WHOLE, Reservation(ID, SLOT, DAY, 30.0, 5, "EUR")),
         (Reservation(ID, SLOT, meters=METERS), Reservation(ID, SLOT)),
@@ -68,9 +72,9 @@ def test_freed_slots_leave_the_estimates(hold: Reservation, without_slots: Reser
         (Reservation(ID, SLOT, DAY), Reservation(ID, SLOT, DAY)),
     ],
 )
-def test_settled_units_leave_the_rest(hold: Reservation, without_meters: Reservation) -> None:
-    """A hold without its meters is all else, under the same lease; or nothing."""
-    assert hold.without_meters() == without_meters
+def test_settled_units_leave_the_rest(reservation: Reservation, without_meters: Reservation) -> None:
+    """A reservation without its meters is all else, under the same lease; or nothing."""
+    assert reservation.without_meters() == without_meters
 
 
 def test_reservations_of_one_lease_differ_by_what_they_hold() -> None:

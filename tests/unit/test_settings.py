@@ -195,7 +195,7 @@ def test_a_rate_is_in_the_notation_of_limits(tmp_path: Path, rate: str, window: 
     ],
 )
 def test_concurrent_is_a_number_or_a_table(tmp_path: Path, concurrent: str, slots: Slots) -> None:
-    """A bare number is the limit; a lease not written is no longer than the longest hold."""
+    """A bare number is the limit; a lease not written is no longer than `max_hold`."""
     assert load(tmp_path, f"plans.pro.concurrent = {concurrent}").plans["pro"].concurrent == slots
 
 

@@ -49,10 +49,10 @@ class Watched(MemoryBackend):
             raise BackendError("nobody answers")
         return await super().acquire(charge, lease_id, price)
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
-        """End a hold, and remember how."""
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+        """End a reservation, and remember how."""
         self.finished.append(money)
-        return super().finish(hold, money)
+        return super().finish(reservation, money)
 
 
 def limiter_of(backend: MemoryBackend) -> Limiter:
@@ -110,7 +110,7 @@ async def test_slots_are_released_once() -> None:
     assert backend.finished == [EstimateAction.UNTOUCHED]
     assert limiter.engine.leases.number == 1
     assert not limiter.engine.leases.renewing().leases
-    assert lease.hold.slots == ()
+    assert lease.reservation.slots == ()
 
 
 async def test_nothing_is_renewed_of_a_request_that_has_freed_all() -> None:

@@ -145,7 +145,7 @@ class RemoteCharge:
         """Undo it."""
         outcome = self._outcome
         if outcome is not None and outcome.admitted:
-            self._remote.server.give_back(self._charge, outcome.hold, (outcome.now,))
+            self._remote.server.give_back(self._charge, outcome.reservation, (outcome.now,))
 
 
 class Worker:

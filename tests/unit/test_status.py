@@ -109,7 +109,7 @@ def test_slots_of_one_request_end_with_the_shortest_of_them() -> None:
 
 
 def test_outcomes_are_told_apart_by_each_of_their_values() -> None:
-    """Two outcomes are the same where the answer, its time, all statuses and the hold are."""
+    """Two outcomes are the same where the answer, its time, all statuses and the reservation are."""
     outcome = outcome_of(STATUSES)
     assert outcome == outcome_of(STATUSES)
     assert hash(outcome) == hash(outcome_of(STATUSES))

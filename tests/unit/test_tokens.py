@@ -42,10 +42,10 @@ def fields_of(token: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("secret", ["", "secret"])
-@pytest.mark.parametrize("hold", [HOLD, NO_RESERVATION, Reservation(HOLD.id, ONE_SLOT, (), 1.5)])
-def test_a_token_gives_back_what_it_was_made_of(hold: Reservation, secret: str) -> None:
-    """A hold of any kind survives the way through a queue."""
-    assert read_token(write_token(Ticket(hold), secret), secret) == Ticket(hold)
+@pytest.mark.parametrize("reservation", [HOLD, NO_RESERVATION, Reservation(HOLD.id, ONE_SLOT, (), 1.5)])
+def test_a_token_gives_back_what_it_was_made_of(reservation: Reservation, secret: str) -> None:
+    """A reservation of any kind survives the way through a queue."""
+    assert read_token(write_token(Ticket(reservation), secret), secret) == Ticket(reservation)
 
 
 def test_a_token_is_safe_in_urls_queues_and_databases() -> None:
@@ -67,7 +67,7 @@ def test_the_same_lease_makes_the_same_token() -> None:
 )
 def test_any_hold_survives(number: int, partition: str, price: int, lease: float) -> None:
     """Partitions are any text, and amounts are exact."""
-    hold = Reservation(
+    reservation = Reservation(
         number.to_bytes(16, "big"),
         (ReservationKey(partition, "p"),),
         (ReservationKey(partition, "USD:x", 1),),
@@ -78,7 +78,7 @@ def test_any_hold_survives(number: int, partition: str, price: int, lease: float
         partition.encode()
     except UnicodeEncodeError:
         return  # no partition holds a lone surrogate: they are made of hashes and plain names
-    assert read_token(write_token(Ticket(hold), "s"), "s").hold == hold
+    assert read_token(write_token(Ticket(reservation), "s"), "s").reservation == reservation
 
 
 def test_the_time_to_give_up_goes_with_the_token() -> None:
@@ -142,7 +142,7 @@ def test_no_two_texts_are_one_token(secret: str) -> None:
                 parts = [head, payload, mac]
                 parts[place] = text[:-1] + last
                 texts.append(".".join(parts))
-        assert read_token(token, secret).hold.slots[0].partition == partition
+        assert read_token(token, secret).reservation.slots[0].partition == partition
         for text in texts:
             if text != token:
                 with pytest.raises(LeaseError):
@@ -191,7 +191,7 @@ GOOD = fields_of(write_token(TICKET, ""))
 )
 def test_without_a_secret_malformed_fields_are_a_lease_error(change: dict[str, object]) -> None:
     """A checksum proves nothing, so what it covers is checked before it is believed."""
-    assert read_token(checksummed(json.dumps(GOOD).encode()), "").hold == HOLD
+    assert read_token(checksummed(json.dumps(GOOD).encode()), "").reservation == HOLD
     with pytest.raises(LeaseError):
         read_token(checksummed(json.dumps({**GOOD, **change}).encode()), "")
 

@@ -227,7 +227,7 @@ class PartialCharge:
         outcome = decided
         if self._part.charge is not None:
             row = self._row(decided)
-            outcome = Outcome(decided.admitted, decided.now, row, decided.hold)
+            outcome = Outcome(decided.admitted, decided.now, row, decided.reservation)
             outcome.times = decided.times
         if not decided.admitted:
             self.put_back()

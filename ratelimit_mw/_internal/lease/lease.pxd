@@ -11,7 +11,7 @@ cdef class Lease:
     cdef readonly Policy policy
     cdef readonly Charge asked
     cdef readonly object identity, price, unsatisfiable
-    cdef public Reservation hold
+    cdef public Reservation reservation
     cdef public object backend, give_up_at, repeats, token, opening, renewals, holders, scope
     cdef public tuple late
     cdef object _decision

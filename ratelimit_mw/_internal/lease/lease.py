@@ -65,7 +65,7 @@ class LeaseRenewals(Protocol):
 
 
 class Lease:
-    """One request's or job's hold on slots and money. `request.state.ratelimit` is one.
+    """One request's or job's slots, estimates and decision. `request.state.ratelimit` is one.
 
     `async with lease:` runs its body only if the lease was admitted, and releases it at the end.
 
@@ -80,7 +80,6 @@ class Lease:
         "asked",
         "backend",
         "give_up_at",
-        "hold",
         "holders",
         "identity",
         "is_acquired",
@@ -98,6 +97,7 @@ class Lease:
         "renewals",
         "repeated_at",
         "repeats",
+        "reservation",
         "scope",
         "token",
         "unsatisfiable",
@@ -113,10 +113,10 @@ class Lease:
         price: int = 0,
         unsatisfiable: Counter | None = None,
     ) -> None:
-        """A request to be decided about: by an `outcome` and its hold, by `repeat` or by `decide`."""
+        """A request to be decided about: by an `outcome` and its reservation, by `repeat` or by `decide`."""
         self._leases = leases
         self.backend: Holder = backend
-        """Keeper of the hold: the limiter's backend, or this process during an outage."""
+        """Keeper of the reservation: the limiter's backend, or this process during an outage."""
         self.policy: Policy = policy
         self.identity: Identity = identity
         """The caller of this very request; others may share its policy."""
@@ -126,7 +126,7 @@ class Lease:
         """Estimate in units of the caller's currency; 0 without one."""
         self.unsatisfiable: Counter | None = unsatisfiable
         """A limit that the request can't ever fit into; None where it may."""
-        self.hold: Reservation = NO_RESERVATION
+        self.reservation: Reservation = NO_RESERVATION
         self._decision: Decision | None = None
         """The decision in words, once somebody has asked for it."""
         self.outcome: Outcome | None = None
@@ -185,7 +185,7 @@ class Lease:
     @property
     def id(self) -> str:
         """The lease's random id, as hexadecimal digits; empty where nothing is held."""
-        return self.hold.id.hex()
+        return self.reservation.id.hex()
 
     @property
     def decision(self) -> Decision:
@@ -209,7 +209,7 @@ class Lease:
     @property
     def is_charged(self) -> bool:
         """Whether anything was charged for it, or is held."""
-        return self.outcome is not None or self.hold is not NO_RESERVATION
+        return self.outcome is not None or self.reservation is not NO_RESERVATION
 
     @property
     def unpriced(self) -> Charge | None:
@@ -217,7 +217,7 @@ class Lease:
 
         None for any other.
         """
-        if self.outcome is None or self.hold.periods:
+        if self.outcome is None or self.reservation.periods:
             return None
         charge = self.policy.priced_charge
         return charge if charge.allowances else None

@@ -12,6 +12,6 @@ cdef class Leases:
     cpdef void keep(self, Lease lease, Charge charge) except *
     cpdef void undo(self, Lease lease) except *
     cpdef void end(self, Lease lease, bint failed, int status=*) except *
-    cdef _finish(self, Lease lease, hold, action)
+    cdef _finish(self, Lease lease, reservation, action)
     @cython.locals(renewals=Renewals)
     cpdef Renewals renewing(self)

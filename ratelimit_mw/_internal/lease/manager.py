@@ -63,7 +63,7 @@ class Leases:
     def __init__(self, backend: Backend, notify: Notifier, secret: str, timeout: float) -> None:
         """Tokens are signed under `secret`; `timeout` is how many seconds to wait for the backend at most."""
         self.holder: Holder = backend
-        """Keeper of holds that are known by a token alone."""
+        """Keeper of reservations that are known by a token alone."""
         self._notify = notify
         self._secret = secret
         self._jobs: dict[bytes, list[Lease]] = {}
@@ -125,19 +125,19 @@ class Leases:
         if lease.is_ended:
             return
         lease.is_ended, lease.scope = True, None
-        if lease.policy.answers is not None and lease.hold is not NO_RESERVATION:
+        if lease.policy.answers is not None and lease.reservation is not NO_RESERVATION:
             failed = self._judge(lease, failed, status)
-        if lease.hold is not NO_RESERVATION and not lease.is_detached:
+        if lease.reservation is not NO_RESERVATION and not lease.is_detached:
             lease.stop_renewing()
-            hold = lease.hold.without_meters() if lease.is_metered_out else lease.hold
-            if hold is not NO_RESERVATION:
-                self._finish(lease, hold, _GIVE_BACK if failed else _KEEP)
+            reservation = lease.reservation.without_meters() if lease.is_metered_out else lease.reservation
+            if reservation is not NO_RESERVATION:
+                self._finish(lease, reservation, _GIVE_BACK if failed else _KEEP)
 
-    def _finish(self, lease: Lease, hold: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def _finish(self, lease: Lease, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free slots and decide about the estimate, and tell those who wait for it. Waits for nothing."""
-        sent = lease.backend.finish(hold, action)
+        sent = lease.backend.finish(reservation, action)
         if self.freed is not None:
-            self.freed(hold)
+            self.freed(reservation)
         return sent
 
     def _judge(self, lease: Lease, failed: bool, status: int) -> bool:
@@ -145,19 +145,19 @@ class Leases:
 
         Where there is no rest, that alone says what becomes of them: one operation in place of two.
         """
-        hold, status = lease.hold, status or (_FAILED if failed else _SUCCEEDED)
+        reservation, status = lease.reservation, status or (_FAILED if failed else _SUCCEEDED)
         verdicts = verdicts_of(lease.policy, status)
-        others = [meter for meter in hold.meters if meter.unit not in verdicts]
+        others = [meter for meter in reservation.meters if meter.unit not in verdicts]
         said = set(verdicts.values())
-        if not others and not hold.has_price and len(said) == 1 and not lease.is_detached:
+        if not others and not reservation.has_price and len(said) == 1 and not lease.is_detached:
             return not said.pop()
         units = {
             meter.unit: estimate if verdicts[meter.unit] else 0
-            for meter, estimate in zip(hold.meters, hold.estimates, strict=True)
+            for meter, estimate in zip(reservation.meters, reservation.estimates, strict=True)
             if meter.unit in verdicts and (verdicts[meter.unit] == failed or lease.is_detached)
         }
         if units:
-            lease.backend.settle_units(hold, units)  # under way, whether somebody waits or not
+            lease.backend.settle_units(reservation, units)  # under way, whether somebody waits or not
         return failed
 
     async def charge(
@@ -173,8 +173,8 @@ class Leases:
         if lease.is_ended:
             return
         lease.is_ended = True
-        hold, outcome = lease.hold, lease.outcome
-        lease.hold, lease.outcome = NO_RESERVATION, None
+        reservation, outcome = lease.reservation, lease.outcome
+        lease.reservation, lease.outcome = NO_RESERVATION, None
         if outcome is None and lease.decision.policy != "local":
             return  # nothing was charged
         lease.stop_renewing()
@@ -185,31 +185,31 @@ class Leases:
             charge = outcome.drawn.charge
             outcome.drawn.put_back()
         if isinstance(charge, Charge):
-            lease.backend.give_back(charge, hold, times)
+            lease.backend.give_back(charge, reservation, times)
         if self.freed is not None:
-            self.freed(hold)
+            self.freed(reservation)
 
     async def release(self, lease: Lease | str) -> None:
         """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
         lease = self._given(lease)
         for late in lease.late:
             await self.release(late)
-        hold = lease.hold
-        if hold.slots:
+        reservation = lease.reservation
+        if reservation.slots:
             is_last = True
             if lease.holders:
                 is_last = self._leave_job(lease)
             else:
                 lease.stop_renewing()
             # Before anything is awaited: whatever comes in between, the slots are freed once.
-            lease.hold = hold.without_slots()
-            if hold.has_estimate and not lease.is_detached and not lease.is_ended:
+            lease.reservation = reservation.without_slots()
+            if reservation.has_estimate and not lease.is_detached and not lease.is_ended:
                 if lease.is_acquired:
-                    lease.backend.keep(hold)  # nobody may ever end it
+                    lease.backend.keep(reservation)  # nobody may ever end it
                 else:
                     self.renewing().add(lease)  # until its request ends
             if is_last:
-                sent = self._finish(lease, hold, EstimateAction.UNTOUCHED)
+                sent = self._finish(lease, reservation, EstimateAction.UNTOUCHED)
                 await self.owed.arrive(sent, "a release", lease.id)
 
     async def detach(self, lease: Lease, ttl: float) -> str:
@@ -222,9 +222,9 @@ class Leases:
         lease.stop_renewing()
         lease.is_detached = True
         # One of this process alone becomes the backend's, under the same id, when that is back.
-        hold = NO_RESERVATION if lease.is_ended else lease.hold
-        lease.token = write_token(Ticket(hold, lease.give_up_at), self._secret)
-        if hold.is_leased:
+        reservation = NO_RESERVATION if lease.is_ended else lease.reservation
+        lease.token = write_token(Ticket(reservation, lease.give_up_at), self._secret)
+        if reservation.is_leased:
             try:
                 await self._hand_over(lease, seconds)
             except BaseException:  # cancelled, or ended by hand
@@ -234,8 +234,8 @@ class Leases:
 
     async def _hand_over(self, lease: Lease, seconds: float) -> None:
         """Have the backend keep what a lease holds: slots for so long, the estimate until it is settled."""
-        kept = lease.backend.keep(lease.hold) if lease.hold.has_estimate else None
-        if lease.hold.slots:
+        kept = lease.backend.keep(lease.reservation) if lease.reservation.has_estimate else None
+        if lease.reservation.slots:
             await self._renew(lease, seconds)
         if kept is not None:
             await self.owed.arrive(kept, "the estimate of a detached job", lease.id)
@@ -244,8 +244,8 @@ class Leases:
         """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
         lease.is_detached, lease.token = False, ""
         if lease.is_ended:  # meanwhile
-            lease.backend.finish(lease.hold, EstimateAction.KEEP)
-        elif not lease.is_lost or lease.hold.has_estimate:
+            lease.backend.finish(lease.reservation, EstimateAction.KEEP)
+        elif not lease.is_lost or lease.reservation.has_estimate:
             self.renewing().add(lease)
 
     @asynccontextmanager
@@ -256,22 +256,22 @@ class Leases:
         runs on uncounted, and `is_lost` says so.
         """
         lease = self._of_token(token)
-        if not lease.hold.slots:
+        if not lease.reservation.slots:
             yield lease
             return
         self._join(lease)
         try:
-            if await self._renew(lease, lease.hold.lease):
+            if await self._renew(lease, lease.reservation.lease):
                 self.renewing().add(lease)
             yield lease
         finally:
-            if lease.hold.slots and self._leave_job(lease):
-                self._finish(lease, lease.hold, EstimateAction.UNTOUCHED)
+            if lease.reservation.slots and self._leave_job(lease):
+                self._finish(lease, lease.reservation, EstimateAction.UNTOUCHED)
 
     def _join(self, lease: Lease) -> None:
         """Go on with a job in this process, beside others perhaps: a queue may deliver it twice."""
         with self._lock:
-            holders = self._jobs.setdefault(lease.hold.id, [])
+            holders = self._jobs.setdefault(lease.reservation.id, [])
             holders.append(lease)
             lease.holders = holders
 
@@ -279,10 +279,10 @@ class Leases:
         """Leave a job. True if no other lease of this process works on it, so that its slot may be freed."""
         lease.stop_renewing()
         with self._lock:
-            others = self._jobs[lease.hold.id]
+            others = self._jobs[lease.reservation.id]
             others.remove(lease)
             if not others:
-                del self._jobs[lease.hold.id]
+                del self._jobs[lease.reservation.id]
             others = list(others)
         for other in others:
             if other.renewals is not None and other.renewals is lease.renewals and not other.is_lost:
@@ -293,7 +293,7 @@ class Leases:
     async def renew(self, token: str) -> bool:
         """Let a detached job's slot last for its lease from now; false where it was lost before."""
         lease = self._of_token(token)
-        return not lease.hold.slots or await self._renew(lease, lease.hold.lease)
+        return not lease.reservation.slots or await self._renew(lease, lease.reservation.lease)
 
     async def settle(
         self,
@@ -308,7 +308,7 @@ class Leases:
         await self.settling.settle(settled, amount, units, replace=replace)
         if self.freed is not None:
             for each in (settled, *settled.late):
-                self.freed(each.hold)
+                self.freed(each.reservation)
 
     async def _renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease that no timer renews; whether it is still held, as far as one can tell."""
@@ -326,7 +326,7 @@ class Leases:
         ticket = read_token(token, self._secret)
         lease = Lease(self, self.holder, _JOB, _JOB.identity, _JOB.charge)
         lease.decide(EXEMPT)
-        lease.hold = ticket.hold
+        lease.reservation = ticket.reservation
         lease.give_up_at = ticket.give_up_at
         lease.is_detached, lease.token = True, token
         return lease

@@ -10,6 +10,6 @@ cdef class Renewals:
     cdef object __weakref__
     cdef public dict leases
     cdef public double covers
-    @cython.locals(hold=Reservation, now=double)
+    @cython.locals(reservation=Reservation, now=double)
     cpdef void add(self, Lease lease) except *
     cpdef bint remove(self, Lease lease) except -1

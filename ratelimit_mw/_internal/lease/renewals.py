@@ -58,25 +58,25 @@ class Renewals:
 
     def add(self, lease: Lease) -> None:
         """Renew this lease until it is removed, its slots until it is time to give them up."""
-        hold, now = lease.hold, monotonic()
-        lease.renew_at = now + hold.lease * _RENEW_AFTER
+        reservation, now = lease.reservation, monotonic()
+        lease.renew_at = now + reservation.lease * _RENEW_AFTER
         lease.renewals = self
-        if hold.slots:
-            self.leases[hold.id] = lease
+        if reservation.slots:
+            self.leases[reservation.id] = lease
         else:
-            self._slotless[hold.id] = lease
-        if hold.lease < self.covers:
-            self._schedule(hold.lease)
+            self._slotless[reservation.id] = lease
+        if reservation.lease < self.covers:
+            self._schedule(reservation.lease)
         if lease.give_up_at is not None and lease.give_up_at <= self._next_look:
             self._loop.call_later(lease.give_up_at - now, self._give_up, lease)
 
     def remove(self, lease: Lease) -> bool:
         """Stop renewing; whether it was still being renewed."""
-        lease_id = lease.hold.id
+        lease_id = lease.reservation.id
         return (self.leases.pop(lease_id, None) or self._slotless.pop(lease_id, None)) is not None
 
     def _renews(self, lease: Lease) -> bool:
-        return (self.leases.get(lease.hold.id) or self._slotless.get(lease.hold.id)) is lease
+        return (self.leases.get(lease.reservation.id) or self._slotless.get(lease.reservation.id)) is lease
 
     async def renew(self, lease: Lease, seconds: float) -> bool:
         """Renew a lease now, for `seconds`; false where it was lost before. Raises `BackendError`."""
@@ -136,20 +136,20 @@ class Renewals:
             for lease in leases:
                 # Else it was renewed or has ended meanwhile, or was detached: that would cut its ttl short.
                 if self._renews(lease) and lease.renew_at <= now + seconds:
-                    lease.renew_at = now + lease.hold.lease / RENEWALS_PER_LEASE
+                    lease.renew_at = now + lease.reservation.lease / RENEWALS_PER_LEASE
                     by_backend.setdefault(lease.backend, []).append(lease)
             for backend, held in by_backend.items():
                 self._start(self._renew_all(backend, held))
 
     async def _renew_all(self, backend: Holder, leases: Sequence[Lease]) -> None:
-        seconds = [_seconds(lease, lease.hold.lease) for lease in leases]
+        seconds = [_seconds(lease, lease.reservation.lease) for lease in leases]
         renewals = [(lease, _held(lease), left) for lease, left in zip(leases, seconds, strict=True)]
         renewals = [each for each in renewals if each[2] > 0]  # the others are just being given up
         answers = await backend.renew_all([each[1:] for each in renewals])
         for (lease, _, _), kept in zip(renewals, answers, strict=True):
             if isinstance(kept, BackendError):
                 lease.renew_at = 0.0  # at the next look again, until the lease is over
-            elif not kept and self._renews(lease) and lease.hold.slots:
+            elif not kept and self._renews(lease) and lease.reservation.slots:
                 self._report_lost(lease)
                 self._leave_slots(lease)
 
@@ -162,12 +162,12 @@ class Renewals:
         self._notify(SlotLost(lease.id))
 
     def _give_up(self, lease: Lease) -> None:
-        if not self._renews(lease) or lease.is_lost or not lease.hold.slots:
+        if not self._renews(lease) or lease.is_lost or not lease.reservation.slots:
             return  # it has ended, or goes on elsewhere
         for each in lease.holders or (lease,):
             each.is_lost = True
         self._leave_slots(lease)
-        lease.backend.finish(lease.hold, EstimateAction.UNTOUCHED)
+        lease.backend.finish(lease.reservation, EstimateAction.UNTOUCHED)
         text = "slot freed: lease %s was held for its max_hold; its work runs on uncounted"
         logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_freed", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
@@ -175,20 +175,26 @@ class Renewals:
     def _leave_slots(self, lease: Lease) -> None:
         """Renew the slots of a lease no more: only its estimate, where its work goes on here."""
         self.remove(lease)
-        if not lease.is_detached and lease.hold.has_estimate:
-            self._slotless[lease.hold.id] = lease
+        if not lease.is_detached and lease.reservation.has_estimate:
+            self._slotless[lease.reservation.id] = lease
 
 
 def _held(lease: Lease) -> Reservation:
-    """Return the part of a lease's hold to renew: no lost slots, and no estimate that is kept anyway."""
-    hold = lease.hold
+    """Return the part of a reservation to renew: no lost slots, and no estimate that is kept anyway."""
+    reservation = lease.reservation
     if lease.is_lost:
-        hold = hold.with_places((), hold.periods, hold.meters, hold.estimates)
-    return hold.with_places(hold.slots, (), (), ()) if lease.is_detached and hold.has_estimate else hold
+        reservation = reservation.with_places(
+            (), reservation.periods, reservation.meters, reservation.estimates
+        )
+    return (
+        reservation.with_places(reservation.slots, (), (), ())
+        if lease.is_detached and reservation.has_estimate
+        else reservation
+    )
 
 
 def _seconds(lease: Lease, seconds: float) -> float:
     """For how long to renew the slots of a lease: never beyond the time to give them up."""
-    if lease.give_up_at is None or lease.is_lost or not lease.hold.slots:
+    if lease.give_up_at is None or lease.is_lost or not lease.reservation.slots:
         return seconds
     return min(seconds, lease.give_up_at - monotonic())

@@ -44,8 +44,8 @@ class Settling:
         try:
             if units is not None and lease.is_charged:
                 used = self._units_of(lease, units)
-            if amount is not None and (lease.hold.periods or unpriced is not None):
-                price = parse_amount(amount, (unpriced or lease.hold).currency, round_up=True)
+            if amount is not None and (lease.reservation.periods or unpriced is not None):
+                price = parse_amount(amount, (unpriced or lease.reservation).currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
         sent = list[Coroutine[Any, Any, None]]()
@@ -55,7 +55,7 @@ class Settling:
             sent.append(self._open_and_settle(lease, price, replace))
         elif price is not None:
             # Sent here and not in a task of its own, so that no end of the request comes before it.
-            met = lease.backend.settle(lease.hold, price, replace=replace)
+            met = lease.backend.settle(lease.reservation, price, replace=replace)
             sent.append(self._take_in_price(lease, price, met))
         for late in lease.late:
             if late_used := {} if units is None else self._units_of(late, units):
@@ -70,8 +70,8 @@ class Settling:
 
         Where no limit counts any unit, the amounts are not checked: nor is a price without a budget.
         """
-        counted = {meter.unit for meter in lease.hold.meters}
-        elsewhere = {meter.unit for each in lease.late for meter in each.hold.meters}
+        counted = {meter.unit for meter in lease.reservation.meters}
+        elsewhere = {meter.unit for each in lease.late for meter in each.reservation.meters}
         for unit in units.keys() - counted - elsewhere if isinstance(units, Mapping) else ():
             self.on_uncounted(unit)
         if not counted:
@@ -81,14 +81,14 @@ class Settling:
     def _send_units(self, lease: Lease, units: Units, replace: bool) -> Awaitable[Settlement]:
         if lease.is_ended and not lease.is_detached:
             return Known(Settlement.UNKNOWN)
-        return lease.backend.settle_units(lease.hold, units, replace=replace)
+        return lease.backend.settle_units(lease.reservation, units, replace=replace)
 
     async def _take_in_units(self, lease: Lease, units: Units, sent: Awaitable[Settlement]) -> None:
         met = await sent
-        is_all = units.keys() == {meter.unit for meter in lease.hold.meters}
+        is_all = units.keys() == {meter.unit for meter in lease.reservation.meters}
         if met is Settlement.SETTLED and is_all and lease.backend is self._backend:
             lease.is_metered_out = True
-            if not lease.hold.slots and not lease.hold.has_price:
+            if not lease.reservation.slots and not lease.reservation.has_price:
                 lease.stop_renewing()
         self._tell_of_ignored(lease, met, ", ".join([f"{used} {unit}" for unit, used in units.items()]))
 
@@ -100,17 +100,17 @@ class Settling:
         unpriced = lease.unpriced
         if unpriced is None:
             return
-        if lease.opening is None or (lease.opening.done() and not lease.hold.periods):
+        if lease.opening is None or (lease.opening.done() and not lease.reservation.periods):
             lease.opening = self._owed.start(self._open(lease, unpriced), "an estimate", lease.id)
         await asyncio.wait([lease.opening])  # not by this caller alone; the backend bounds it
 
     async def _open(self, lease: Lease, unpriced: Charge) -> None:
         charge = Charge(map(_without_end, unpriced.allowances))
-        lease_id = lease.hold.id if lease.hold is not NO_RESERVATION else new_lease_id()
-        opened = (await self._backend.acquire(charge, lease_id, 0)).hold
+        lease_id = lease.reservation.id if lease.reservation is not NO_RESERVATION else new_lease_id()
+        opened = (await self._backend.acquire(charge, lease_id, 0)).reservation
         # Its slots may have been freed meanwhile.
-        held = lease.hold
-        lease.hold = Reservation(
+        held = lease.reservation
+        lease.reservation = Reservation(
             opened.id,
             held.slots,
             opened.periods,
@@ -123,13 +123,15 @@ class Settling:
 
     async def _open_and_settle(self, lease: Lease, price: int, replace: bool) -> None:
         await self.open_estimate(lease)
-        await self._take_in_price(lease, price, lease.backend.settle(lease.hold, price, replace=replace))
+        await self._take_in_price(
+            lease, price, lease.backend.settle(lease.reservation, price, replace=replace)
+        )
 
     async def _take_in_price(self, lease: Lease, units: int, sent: Awaitable[Settlement]) -> None:
         met = await sent
-        if not lease.hold.slots and (lease.is_metered_out or not any(lease.hold.estimates)):
+        if not lease.reservation.slots and (lease.is_metered_out or not any(lease.reservation.estimates)):
             lease.stop_renewing()
-        self._tell_of_ignored(lease, met, format_amount(units, lease.hold.currency))
+        self._tell_of_ignored(lease, met, format_amount(units, lease.reservation.currency))
 
     def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:
         if met is Settlement.DIFFERENT:

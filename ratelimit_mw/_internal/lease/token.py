@@ -30,7 +30,7 @@ class LeaseError(ValueError):
 class Ticket:
     """Contents of a lease token."""
 
-    hold: Reservation
+    reservation: Reservation
     give_up_at: float | None = None
     """Time to give the slots up, by this process's `time.monotonic`."""
 
@@ -44,18 +44,18 @@ def check_ttl(ttl: object) -> float:
 
 def write_token(ticket: Ticket, secret: str) -> str:
     """A ticket as an opaque string, signed under `secret`; without one it only has a checksum."""
-    hold = ticket.hold
+    reservation = ticket.reservation
     fields = _Fields(
-        i=hold.id.hex(),
-        s=tuple(held[:2] for held in hold.slots),
-        b=tuple(tuple(held) for held in hold.periods),
-        l=hold.lease,
-        p=hold.price,
-        c=hold.currency,
+        i=reservation.id.hex(),
+        s=tuple(held[:2] for held in reservation.slots),
+        b=tuple(tuple(held) for held in reservation.periods),
+        l=reservation.lease,
+        p=reservation.price,
+        c=reservation.currency,
         g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),
-        u=tuple(_meter_fields(*each) for each in zip(hold.meters, hold.estimates, strict=True)),
+        u=tuple(_meter_fields(*each) for each in zip(reservation.meters, reservation.estimates, strict=True)),
     )
-    left_out = None if hold.meters else {"u"}  # as other versions write and read it
+    left_out = None if reservation.meters else {"u"}  # as other versions write and read it
     payload = _encode(fields.model_dump_json(exclude=left_out).encode())
     return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
 
@@ -126,7 +126,7 @@ def _meter(fields: _MeterFields) -> Meter:
 
 
 def _ticket(fields: _Fields) -> Ticket:
-    hold = Reservation(
+    reservation = Reservation(
         bytes.fromhex(fields.i),
         tuple(ReservationKey(*held) for held in fields.s),
         tuple(ReservationKey(*held) for held in fields.b),
@@ -136,7 +136,7 @@ def _ticket(fields: _Fields) -> Ticket:
         tuple(_meter(each) for each in fields.u),
         tuple(each[4] for each in fields.u),
     )
-    return Ticket(hold, None if fields.g is None else fields.g - time.time() + time.monotonic())
+    return Ticket(reservation, None if fields.g is None else fields.g - time.time() + time.monotonic())
 
 
 def _mac(payload: str, secret: str) -> bytes:

@@ -153,7 +153,7 @@ class Decider:
             self.local.note_budgets(charge)
             if charge.warn_amounts and charge.nears_budget(outcome):
                 self._budget_warnings.look(lease.identity, lease.decision)
-        if outcome.hold.is_leased:
+        if outcome.reservation.is_leased:
             self._leases.keep(lease, charge)
         return lease
 
@@ -179,11 +179,11 @@ class Decider:
             self._refuse(lease, self.local.look(policy, charge, price, lease.unsatisfiable, share=share))
             return lease
         was_asked = isinstance(error, OperationRefusedError)
-        decision, hold = self.local.answer(policy, charge, price, share=share, was_asked=was_asked)
-        lease.backend, lease.hold = self.local.holds, hold
+        decision, reservation = self.local.answer(policy, charge, price, share=share, was_asked=was_asked)
+        lease.backend, lease.reservation = self.local.reconciler, reservation
         lease.decide(decision)
         self._count(lease)
-        if hold.is_leased:
+        if reservation.is_leased:
             self._leases.keep(lease, charge)
         return lease
 
@@ -200,7 +200,7 @@ class Decider:
         policy.admitted += 1
         if policy.admitted == 1:
             self._tally.touch(policy)
-        lease.outcome, lease.hold = outcome, outcome.hold
+        lease.outcome, lease.reservation = outcome, outcome.reservation
         if self.observers is not None:
             self.observers(lease)
 

@@ -95,7 +95,9 @@ class Engine:
         """Calls that wait where they are refused."""
         self.leases.charge_late = LateCharges(self.decider, self.leases, self.live, self.turns).charge
         self.leases.settling.on_uncounted = UncountedUnits(lambda: self.settings)
-        self.leases.holder = self.decider.local.holds  # a token may be of a hold that only this process knows
+        self.leases.holder = (
+            self.decider.local.reconciler
+        )  # a token may be of a reservation that only this process knows
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
         self.at_close: list[Callable[[], object]] = []
@@ -140,9 +142,9 @@ class Engine:
         self.leases.stop_renewing()
         await self.live.close()
         if any(loop.is_running() for loop in list(self.live.ready)):
-            await self.decider.local.holds.leave()
+            await self.decider.local.reconciler.leave()
         else:
-            await self.decider.local.holds.close()
+            await self.decider.local.reconciler.close()
         await self.backend.close()
         await self.leases.owed.finish()
         for tell in self.at_close:
@@ -166,7 +168,7 @@ class Engine:
     async def _take_over(self) -> None:
         """Go on with what event loops that have ended owed to the backend."""
         self.backend.take_over()
-        self.decider.local.holds.resume()
+        self.decider.local.reconciler.resume()
 
     def stats(self) -> Stats:
         """Return figures of this limiter's work: done, and waiting."""
@@ -178,8 +180,8 @@ class Engine:
             leases=self.leases.number,
             slots_lost=self.leases.slots_lost,
             settles_ignored=self.leases.settling.ignored,
-            unsynced=len(self.decider.local.holds),
-            unsynced_lost=self.decider.local.holds.lost,
+            unsynced=len(self.decider.local.reconciler),
+            unsynced_lost=self.decider.local.reconciler.lost,
             version=self.version,
         )
 

@@ -188,13 +188,13 @@ class Lines:
         with self._lock:
             self._stand(call, ())
 
-    def freed(self, hold: Reservation) -> None:
+    def freed(self, reservation: Reservation) -> None:
         """Wake the calls whose turn it is at the places of what was given back."""
         if not self._lines:
             return
-        places = [(slot.partition, slot.scope) for slot in hold.slots]
-        places += [(meter.partition, meter.scope) for meter in hold.meters]
-        places += [(period.partition, PLAN_SCOPE) for period in hold.periods]
+        places = [(slot.partition, slot.scope) for slot in reservation.slots]
+        places += [(meter.partition, meter.scope) for meter in reservation.meters]
+        places += [(period.partition, PLAN_SCOPE) for period in reservation.periods]
         with self._lock:
             for place in places:
                 line = self._lines.get(place)

@@ -90,33 +90,36 @@ class Load(NamedTuple):
 class Holder(Protocol):
     """Keeper of reservations, from their admission on."""
 
-    async def renew(self, hold: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before.
 
-        An estimate that has neither lapsed nor been kept lasts for the hold's own lease from now.
+        An estimate that has neither lapsed nor been kept lasts for the own lease of its reservation from now.
         """
 
     async def renew_all(
         self, renewals: Sequence[tuple[Reservation, float]]
     ) -> "Sequence[bool | BackendError]":
-        """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
-        none. Raises nothing.
+        """Renew many reservations, each for its own time, as one operation. Raises nothing.
+
+        The answer to each, or the reason why there is none.
         """
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
 
         It is under way when this returns, whatever becomes of the caller; awaiting waits for the backend.
         """
 
-    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
+    def settle(
+        self, reservation: Reservation, amount: int, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent.
 
         It is under way when this returns, as `finish` is: so it takes effect before an end that comes later.
         """
 
     def settle_units(
-        self, hold: Reservation, units: Units, *, replace: bool = False
+        self, reservation: Reservation, units: Units, *, replace: bool = False
     ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent.
 
@@ -124,13 +127,14 @@ class Holder(Protocol):
         under way when this returns.
         """
 
-    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
-        """Undo an admitted charge: windows by its time, or its times on several nodes; the rest by its hold.
+    def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time or times, the rest by its reservation.
 
-        A time of 0 is not known. Waits for nothing. To be called once.
+        A charge on several nodes has several times; a time of 0 is not known. To be called once. Waits for
+        nothing.
         """
 
-    def keep(self, hold: Reservation) -> Awaitable[object]:
+    def keep(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.
 
         It is under way when this returns, as `finish` is.

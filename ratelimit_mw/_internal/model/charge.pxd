@@ -27,4 +27,4 @@ cdef class Charge:
     cpdef HeaderWindow nearest_window(self, Outcome outcome)
     @cython.locals(amount=i64, place=Py_ssize_t)
     cpdef bint nears_budget(self, Outcome outcome) except -1
-    cpdef Reservation recorded_hold(self, bytes lease_id, tuple periods, object price)
+    cpdef Reservation recorded_reservation(self, bytes lease_id, tuple periods, object price)

@@ -13,7 +13,7 @@ from ratelimit_mw._internal.model.header_window import HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw._internal.model.metered import Meter, Units, meter_places, meters_of
 from ratelimit_mw._internal.model.periods import period_at
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
+from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import Status
 
 if TYPE_CHECKING:
@@ -318,14 +318,9 @@ class Charge:
         """Status of each limit after the decision, in the order of the counters."""
         return [outcome.status(place, counter.limit) for place, counter in enumerate(self.counters)]
 
-    def hold(self, lease_id: bytes, price: int, now: int) -> Reservation:
-        """Return the reservation of this charge, admitted at `now`; of a budget also if the price is 0."""
-        if not self.is_recorded:
-            return Reservation(lease_id, self.slots, (), self.lease) if self.slots else NO_RESERVATION
-        periods = tuple([place_of(counter, now) for counter in self.allowances])
-        return self.recorded_hold(lease_id, periods, price)
-
-    def recorded_hold(self, lease_id: bytes, periods: tuple[ReservationKey, ...], price: int) -> Reservation:
+    def recorded_reservation(
+        self, lease_id: bytes, periods: tuple[ReservationKey, ...], price: int
+    ) -> Reservation:
         """Return the reservation of this charge: its slots, these budget periods and its metered units."""
         held = price if periods else 0
         return Reservation(

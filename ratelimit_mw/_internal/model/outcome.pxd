@@ -13,7 +13,7 @@ cpdef Numbers row_before(Numbers row, list steps, i64 others)
 cdef class Outcome:
     cdef readonly bint admitted
     cdef readonly i64 now
-    cdef readonly Reservation hold
+    cdef readonly Reservation reservation
     cdef public tuple times
     cdef public object drawn
     cdef Numbers _row

@@ -45,9 +45,9 @@ class Drawn(Protocol):
 class Outcome:
     """A backend's answer to a charge: whether it was admitted, and how each limit stands afterwards."""
 
-    __slots__ = ("_row", "admitted", "drawn", "hold", "now", "times")
+    __slots__ = ("_row", "admitted", "drawn", "now", "reservation", "times")
 
-    def __init__(self, admitted: bool, now: int, row: Numbers, hold: Reservation) -> None:
+    def __init__(self, admitted: bool, now: int, row: Numbers, reservation: Reservation) -> None:
         """`row` has the status of each counter of the charge, in their order, as `_WIDTH` numbers: it is made
         for every request, and mostly little of it is looked at.
         """
@@ -55,14 +55,16 @@ class Outcome:
         self.now: int = now
         """Time of the decision by the backend's clock, in microseconds since 1970."""
         self._row = row
-        self.hold: Reservation = hold
+        self.reservation: Reservation = reservation
         self.times: tuple[int, ...] = ()
         """Times of the charge on a cluster, one for each of its partitions; empty where `now` is the only."""
         self.drawn: Drawn | None = None
         """Units taken ahead that it was admitted by; None if the backend admitted all of it."""
 
     @classmethod
-    def from_statuses(cls, admitted: bool, now: int, statuses: Iterable[Status], hold: Reservation) -> Self:
+    def from_statuses(
+        cls, admitted: bool, now: int, statuses: Iterable[Status], reservation: Reservation
+    ) -> Self:
         """Make an outcome of the status of each counter."""
         row: list[int] = []
         for status in statuses:
@@ -72,7 +74,7 @@ class Outcome:
                 row += (status.active, 0, int(status.is_full))
             else:
                 row += (status.spent, status.held, int(status.is_short))
-        return cls(admitted, now, Numbers(row), hold)
+        return cls(admitted, now, Numbers(row), reservation)
 
     def status(self, place: int, limit: Limit) -> Status:
         """Status of the limit at this place of the charge."""
@@ -113,7 +115,7 @@ class Outcome:
         return f"Outcome{self._values()}"
 
     def _values(self) -> tuple[object, ...]:
-        return (self.admitted, self.now, tuple(self._row), self.hold)
+        return (self.admitted, self.now, tuple(self._row), self.reservation)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Outcome) and self._values() == other._values()

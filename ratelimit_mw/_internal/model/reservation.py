@@ -90,17 +90,17 @@ class Reservation:
         meters: tuple[Meter, ...],
         estimates: tuple[int, ...],
     ) -> "Reservation":
-        """Make a hold of the same lease on other slots, periods and meters."""
+        """Make a reservation of the same lease on other slots, periods and meters."""
         return Reservation(self.id, slots, periods, self.lease, self.price, self.currency, meters, estimates)
 
     def without_slots(self) -> "Reservation":
-        """Make a hold of all else, or of nothing where there is nothing else."""
+        """Make a reservation of all else, or of nothing where there is nothing else."""
         if not (self.periods or self.meters):
             return NO_RESERVATION
         return self.with_places((), self.periods, self.meters, self.estimates)
 
     def without_meters(self) -> "Reservation":
-        """Make a hold of slots and periods alone."""
+        """Make a reservation of slots and periods alone."""
         if not self.meters:
             return self
         if not (self.slots or self.periods):
@@ -122,4 +122,4 @@ class Reservation:
 
 
 NO_RESERVATION = Reservation(b"")
-"""The hold of a charge that takes neither a slot nor money."""
+"""The reservation of a charge that takes neither a slot nor money."""

@@ -44,7 +44,7 @@ class LocalPolicy:
         self._clock = clock
         self._books = MemoryBackend(clock=clock)
         self._known: dict[tuple[str, str, int], _Known] = {}
-        self.holds: OutageReconciler = OutageReconciler(shared, self._books, clock, self.remember)
+        self.reconciler: OutageReconciler = OutageReconciler(shared, self._books, clock, self.remember)
         """Keeper of the leases that are granted here."""
         self._seeded: dict[tuple[str, str, int], int] = {}
         """Timestamp of the snapshot that each local window was seeded from."""
@@ -74,7 +74,7 @@ class LocalPolicy:
         self.decisions[on_failure] += 1
         if on_failure == "local":
             outcome = self.decide(charge, price, share)
-            return decision_of(policy, charge, outcome, price, None, by="local"), outcome.hold
+            return decision_of(policy, charge, outcome, price, None, by="local"), outcome.reservation
         now = self._clock()
         if on_failure == "allow":
             return Decision(True, now, charge.cost, price, policy="allow"), NO_RESERVATION
@@ -119,16 +119,18 @@ class LocalPolicy:
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
         counters = [self._at_share(charge, place, part) for place in range(len(charge.counters))]
         local = Charge(counters, charge.cost, lease=charge.lease, estimates=charge.units)
-        with self.holds.lock:  # so that nobody forgets here what was admitted and is not yet owed
+        with self.reconciler.lock:  # so that nobody forgets here what was admitted and is not yet owed
             outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
-            hold = outcome.hold
-            if hold.meters:  # as the shared books will know them
-                hold = hold.with_places(hold.slots, hold.periods, charge.meters, hold.estimates)
+            reservation = outcome.reservation
+            if reservation.meters:  # as the shared books will know them
+                reservation = reservation.with_places(
+                    reservation.slots, reservation.periods, charge.meters, reservation.estimates
+                )
             if outcome.admitted and not only_look:
-                self.holds.add(charge, hold, price)
+                self.reconciler.add(charge, reservation, price)
         limits = zip(charge.counters, local.counters, local.statuses(outcome), strict=True)
         statuses = [_as_real(*each) for each in limits]
-        return Outcome.from_statuses(outcome.admitted, outcome.now, statuses, hold)
+        return Outcome.from_statuses(outcome.admitted, outcome.now, statuses, reservation)
 
     def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
         """Remember how the windows and budgets of `charge` stand by the shared books.
@@ -176,7 +178,9 @@ class LocalPolicy:
         if is_news:
             evict_oldest(self._seeded, MAX_KNOWN)
             self._seeded[place] = known_at
-            if unsynced := self.holds.unsynced(counter):  # admitted here, and not yet among what is known
+            if unsynced := self.reconciler.unsynced(
+                counter
+            ):  # admitted here, and not yet among what is known
                 entries = [*entries, (self._clock(), unsynced)]
         self._books.recall(local, entries, anew=is_news)
 

@@ -1,7 +1,7 @@
-"""Holds and counts that this process admitted alone while the backend was away, told to it afterwards.
+"""Reservations and counts that this process admitted alone while the backend was away, told to it afterwards.
 
-Until then a hold lives in this process's own books; from then on in the shared ones, under the same lease id.
-A crash before that loses it.
+Until then a reservation lives in this process's own books; from then on in the shared ones, under the same
+lease id. A crash before that loses it.
 
 The event loops of several threads admit here, and a task in one of them tells the backend: their shared state
 is changed under `lock`, in which nothing is ever waited for.
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ratelimit_mw")
 
 MAX_OWED = 10_000
-"""Holds, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
+"""Reservations, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
 AT_ONCE = 64
-"""Number of holds and counters that the backend is told of at once."""
+"""Number of reservations and counters that the backend is told of at once."""
 
 
 class OutageReconciler:
-    """Keeps the holds of charges that this process admitted alone, and tells the backend when it is back."""
+    """Keeps reservations that this process admitted alone; tells the backend when it is back."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class OutageReconciler:
         self._syncing = SyncTask(self.__len__, self.sync)
         self.lock: AbstractContextManager[bool] = threading.RLock()
         self.lost: int = 0
-        """Number of holds and counters that were given up before the backend was told all of them."""
+        """Number of reservations and counters that were given up before the backend was told all of them."""
         renew_after_fork(self)
         tell_at_process_end(self)
 
@@ -77,7 +77,7 @@ class OutageReconciler:
         self._budgets.clear()
 
     def __len__(self) -> int:
-        """Return the number of holds and counters that the backend has to be told of."""
+        """Return the number of reservations and counters that the backend has to be told of."""
         return len(self._windows) + len(self._owed)
 
     def unsynced(self, counter: Counter) -> int:
@@ -90,13 +90,13 @@ class OutageReconciler:
                 units += sum([used for window, used in unsynced.metered() if window == counter])
         return units
 
-    def add(self, charge: Charge, hold: Reservation, price: int) -> None:
+    def add(self, charge: Charge, reservation: Reservation, price: int) -> None:
         """Remember a charge that was admitted here. Waits for nothing; to be called under `lock`."""
         for place, counter in enumerate(charge.counters):
             if isinstance(counter.limit, Window) and not counter.limit.is_metered:
                 self._count(counter, counter.limit, charge.cost_at(place))
-        if hold.id:
-            self._owed[hold.id] = UnsyncedReservation(charge, hold, price)
+        if reservation.id:
+            self._owed[reservation.id] = UnsyncedReservation(charge, reservation, price)
             if len(self._budgets) < MAX_OWED:
                 self._budgets.update(dict.fromkeys(charge.allowances))
             if len(self._owed) > MAX_OWED:
@@ -115,28 +115,28 @@ class OutageReconciler:
                 self._note_lost()
         waiting.add(self._clock(), cost)
 
-    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
+    def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
         """Undo a charge that was admitted here, as far as the backend was not told of it."""
         with self.lock:
             for place, counter in enumerate(map(unshared, charge.counters)):
                 if (
                     isinstance(counter.limit, Window) and not counter.limit.is_metered
-                ):  # the hold has the others
+                ):  # the reservation has the others
                     waiting, cost = self._windows.get(counter), charge.cost_at(place)
                     if waiting is not None and waiting.take_back(cost):
                         self._books.give_back(Charge([counter], cost), NO_RESERVATION, times)
-        if hold is not NO_RESERVATION:
-            self.finish(hold, EstimateAction.GIVE_BACK)
+        if reservation is not NO_RESERVATION:
+            self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    # a hold's life, by whichever books it is in ---------------------------------------------------
+    # the life of a reservation, by whichever books it is in -----------------------------------------
 
-    async def renew(self, hold: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        return await (self._books if hold.id in self._owed else self._shared).renew(hold, lease)
+        return await (self._books if reservation.id in self._owed else self._shared).renew(reservation, lease)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
-        """Renew many holds, each for its own time; the answer to each, or why there is none."""
-        here = [hold.id in self._owed for hold, _ in renewals]
+        """Renew many reservations, each for its own time; the answer to each, or why there is none."""
+        here = [reservation.id in self._owed for reservation, _ in renewals]
         local = await self._books.renew_all(
             [each for each, is_here in zip(renewals, here, strict=True) if is_here]
         )
@@ -144,13 +144,13 @@ class OutageReconciler:
         answers = iter(local), iter(await self._shared.renew_all(shared) if shared else ())
         return [next(answers[0] if is_here else answers[1]) for is_here in here]
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         with self.lock:
-            owed = self._owed.get(hold.id)
+            owed = self._owed.get(reservation.id)
             if owed is None:
-                return self._shared.finish(hold, money)
-            owed.is_slotless = owed.is_slotless or bool(hold.slots)
+                return self._shared.finish(reservation, money)
+            owed.is_slotless = owed.is_slotless or bool(reservation.slots)
             if money is not EstimateAction.UNTOUCHED and not owed.is_ended:
                 owed.is_ended, owed.is_failed = True, money is EstimateAction.GIVE_BACK
                 if money is EstimateAction.GIVE_BACK and not owed.is_settled:
@@ -158,30 +158,32 @@ class OutageReconciler:
                 if not owed.is_synced:
                     self._count_units(owed)
             if owed.is_over:
-                del self._owed[hold.id]
+                del self._owed[reservation.id]
                 self._forget(owed)
-            return self._books.finish(hold, money)
+            return self._books.finish(reservation, money)
 
-    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
+    def settle(
+        self, reservation: Reservation, amount: int, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         with self.lock:
-            owed = self._owed.get(hold.id)
+            owed = self._owed.get(reservation.id)
             if owed is None:
-                return self._shared.settle(hold, amount, replace=replace)
-            met = self._books.settle(hold, amount, replace=replace)
+                return self._shared.settle(reservation, amount, replace=replace)
+            met = self._books.settle(reservation, amount, replace=replace)
             if met.value is Settlement.SETTLED:
                 owed.price, owed.is_settled = amount, True
             return met
 
     def settle_units(
-        self, hold: Reservation, units: Units, *, replace: bool = False
+        self, reservation: Reservation, units: Units, *, replace: bool = False
     ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         with self.lock:
-            owed = self._owed.get(hold.id)
+            owed = self._owed.get(reservation.id)
             if owed is None:
-                return self._shared.settle_units(hold, units, replace=replace)
-            met = self._books.settle_units(hold, units, replace=replace)
+                return self._shared.settle_units(reservation, units, replace=replace)
+            met = self._books.settle_units(reservation, units, replace=replace)
             for unit, used in units.items():
                 if replace or unit not in owed.units:
                     owed.units[unit] = used
@@ -194,14 +196,14 @@ class OutageReconciler:
                 self._count(counter, counter.limit, used)
         owed.is_metered_out = True
 
-    def keep(self, hold: Reservation) -> Awaitable[object]:
+    def keep(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
-            owed = self._owed.get(hold.id)
+            owed = self._owed.get(reservation.id)
             if owed is None:
-                return self._shared.keep(hold)
+                return self._shared.keep(reservation)
             owed.is_kept = True
-            return self._books.keep(hold)
+            return self._books.keep(reservation)
 
     # telling --------------------------------------------------------------------------------------
 
@@ -273,7 +275,7 @@ class OutageReconciler:
                         self._windows[counter] = waiting  # now the last in turn
                 return False
             # Its record goes with the window, so that it is known until then.
-            self._shared.settle_units(outcome.hold, charge.units)
+            self._shared.settle_units(outcome.reservation, charge.units)
             self._on_told(Charge([counter]), outcome)
         with self.lock:
             if waiting is not None:
@@ -285,12 +287,14 @@ class OutageReconciler:
         return True
 
     async def _sync_reservation(self, owed: UnsyncedReservation) -> bool:
-        """Open the hold in the shared books, in the state that it has here."""
-        lease_id = owed.hold.id
+        """Open the reservation in the shared books, in the state that it has here."""
+        lease_id = owed.reservation.id
         with self.lock:
             if self._owed.get(lease_id) is not owed:
                 return True
-            charge = Charge(owed.counters(self._clock()), lease=owed.hold.lease, estimates=owed.charge.units)
+            charge = Charge(
+                owed.counters(self._clock()), lease=owed.reservation.lease, estimates=owed.charge.units
+            )
             price = owed.price
             owed.is_synced = owed.is_synced or bool(charge.counters)
         if charge.counters:
@@ -302,14 +306,14 @@ class OutageReconciler:
                         self._owed[lease_id] = owed  # now the last in turn
                 return False
             self._on_told(charge, outcome)
-            await self._catch_up(owed, outcome.hold)
+            await self._catch_up(owed, outcome.reservation)
         with self.lock:
             self._owed.pop(lease_id, None)
-        await self._books.finish(owed.hold, EstimateAction.GIVE_BACK)
+        await self._books.finish(owed.reservation, EstimateAction.GIVE_BACK)
         return True
 
-    async def _catch_up(self, owed: UnsyncedReservation, hold: Reservation) -> None:
-        """Do in the shared books what was done here, before or while the hold was opened there.
+    async def _catch_up(self, owed: UnsyncedReservation, reservation: Reservation) -> None:
+        """Do in the shared books what was done here, before or while the reservation was opened there.
 
         Repeats that until nothing was done here during the last pass. Only then what is done to the lease
         goes to the shared books directly, so that no end gets there before a settle.
@@ -319,9 +323,9 @@ class OutageReconciler:
             with self.lock:
                 fate = owed.fate
                 if fate == done:
-                    self._owed.pop(hold.id, None)
+                    self._owed.pop(reservation.id, None)
                     return
-                sent = owed.repeat_on(self._shared, hold)
+                sent = owed.repeat_on(self._shared, reservation)
             done = fate
             try:
                 for each in sent:
@@ -329,14 +333,16 @@ class OutageReconciler:
             except BackendError as error:
                 self.lost += 1
                 logger.error(  # noqa: TRY400 - the reason says it all
-                    "what lease %s spent without the backend could not be written: %s", hold.id.hex(), error
+                    "what lease %s spent without the backend could not be written: %s",
+                    reservation.id.hex(),
+                    error,
                 )
                 return
 
     def _forget(self, owed: UnsyncedReservation) -> None:
-        """Have the backend forget a hold that it won't be told of, if it was and its answer was lost."""
+        """Have the backend forget a reservation that was perhaps told to it, and won't be told again."""
         if owed.is_synced:
-            self._shared.finish(owed.hold, EstimateAction.GIVE_BACK)
+            self._shared.finish(owed.reservation, EstimateAction.GIVE_BACK)
 
     def _note_lost(self) -> None:
         self.lost += 1

@@ -94,17 +94,17 @@ class UnsyncedWindow:
     def forget_on(self, shared: Backend) -> None:
         """Take back what the backend may have been told, where it will never be told the rest."""
         if self.charge is not None:
-            shared.finish(self.charge.recorded_hold(self.lease_id, (), 0), EstimateAction.GIVE_BACK)
+            shared.finish(self.charge.recorded_reservation(self.lease_id, (), 0), EstimateAction.GIVE_BACK)
 
 
 @dataclass(slots=True)
 class UnsyncedReservation:
-    """A hold of this process alone, and what has become of it."""
+    """A reservation of this process alone, and what has become of it."""
 
     charge: Charge
-    hold: Reservation
+    reservation: Reservation
     price: int
-    """Amount that the hold has, or has spent once it is settled."""
+    """Amount that the reservation has, or has spent once it is settled."""
     is_settled: bool = False
     is_ended: bool = False
     is_slotless: bool = False
@@ -122,7 +122,7 @@ class UnsyncedReservation:
 
     def counters(self, now: int) -> list[Counter]:
         """Return the counters that it still takes at `now`: slots that run, periods that are not over."""
-        running = {held.ends for held in self.hold.periods if held.ends > now}
+        running = {held.ends for held in self.reservation.periods if held.ends > now}
         return [
             boundless(counter)
             for counter in self.charge.counters
@@ -134,9 +134,9 @@ class UnsyncedReservation:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left of it that the backend should know."""
-        slots_gone = self.is_slotless or not self.hold.slots
-        money_gone = not self.hold.periods or (self.is_ended and not self.price)
-        return slots_gone and money_gone and (self.is_metered_out or not self.hold.meters)
+        slots_gone = self.is_slotless or not self.reservation.slots
+        money_gone = not self.reservation.periods or (self.is_ended and not self.price)
+        return slots_gone and money_gone and (self.is_metered_out or not self.reservation.meters)
 
     def counted(self, unit: str, estimate: int) -> int:
         """Return the amount of a metered unit that the reservation counts.
@@ -149,7 +149,7 @@ class UnsyncedReservation:
 
     def metered(self) -> Iterator[tuple[Counter, int]]:
         """The windows that count its metered units, and what it counts in each."""
-        counters = self.charge.counters if self.hold.meters and not self.is_metered_out else ()
+        counters = self.charge.counters if self.reservation.meters and not self.is_metered_out else ()
         for place, counter in enumerate(counters):
             if isinstance(counter.limit, Window) and counter.limit.is_metered:
                 yield unshared(counter), self.counted(counter.limit.counts, self.charge.cost_at(place))
@@ -160,23 +160,23 @@ class UnsyncedReservation:
         settled = self.price if self.is_settled else None
         return settled, tuple(self.units.items()), self.is_kept, self.is_ended, self.is_slotless
 
-    def repeat_on(self, shared: Backend, hold: Reservation) -> list[Awaitable[object]]:
+    def repeat_on(self, shared: Backend, reservation: Reservation) -> list[Awaitable[object]]:
         """Do to its copy in the shared books all that was done to it here, in order.
 
         All of it is under way when this returns.
         """
         sent = list[Awaitable[object]]()
         if self.is_settled:
-            sent.append(shared.settle(hold, self.price, replace=True))
-        if self.units and hold.meters:
-            sent.append(shared.settle_units(hold, self.units, replace=True))
+            sent.append(shared.settle(reservation, self.price, replace=True))
+        if self.units and reservation.meters:
+            sent.append(shared.settle_units(reservation, self.units, replace=True))
         if self.is_kept:
-            sent.append(shared.keep(hold))
+            sent.append(shared.keep(reservation))
         if self.is_ended:
             action = EstimateAction.GIVE_BACK if self.is_failed else EstimateAction.KEEP
-            sent.append(shared.finish(hold, action))
+            sent.append(shared.finish(reservation, action))
         elif self.is_slotless:
-            sent.append(shared.finish(hold, EstimateAction.UNTOUCHED))
+            sent.append(shared.finish(reservation, EstimateAction.UNTOUCHED))
         return sent
 
 

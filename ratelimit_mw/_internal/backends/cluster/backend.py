@@ -131,16 +131,17 @@ class ClusterBackend:
             all(each.admitted for each in outcomes), outcomes[0].now, statuses, NO_RESERVATION
         )
 
-    async def renew(self, hold: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        (kept,) = await self._renew([(hold, lease)], is_upkeep=False)
+        (kept,) = await self._renew([(reservation, lease)], is_upkeep=False)
         if isinstance(kept, BackendError):
             raise kept
         return kept
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
-        """Renew many holds, each for its own time, as one operation for each partition; the answer to each,
-        or why there is none.
+        """Renew many reservations, each for its own time, as one operation for each partition.
+
+        The answer to each, or the reason why there is none.
         """
         return await self._renew(renewals, is_upkeep=True)
 
@@ -148,8 +149,8 @@ class ClusterBackend:
         self, renewals: Sequence[tuple[Reservation, float]], *, is_upkeep: bool
     ) -> Sequence[bool | BackendError]:
         parts: dict[str, list[tuple[int, Reservation, float]]] = {}
-        for place, (hold, lease) in enumerate(renewals):
-            for part in parts_of(hold):
+        for place, (reservation, lease) in enumerate(renewals):
+            for part in parts_of(reservation):
                 if part.slots or part.has_estimate:
                     partition = partitions_of(part)[0]
                     parts.setdefault(partition, []).append((place, part, lease))
@@ -164,37 +165,39 @@ class ClusterBackend:
                     kept[place] = answer
         return kept
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        parts = parts_of(hold)
+        parts = parts_of(reservation)
         if len(parts) == 1:
-            return self._partitions.finish(hold, money)
+            return self._partitions.finish(reservation, money)
         finished = asyncio.gather(*[self._partitions.finish(part, money) for part in parts])
         finished.add_done_callback(lambda done: done.cancelled() or done.exception())
         return finished
 
-    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
+    def settle(
+        self, reservation: Reservation, amount: int, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
-        parts = [part for part in parts_of(hold) if part.periods]
+        parts = [part for part in parts_of(reservation) if part.periods]
         return MetByAll([self._partitions.settle(part, amount, replace=replace) for part in parts])
 
     def settle_units(
-        self, hold: Reservation, units: Units, *, replace: bool = False
+        self, reservation: Reservation, units: Units, *, replace: bool = False
     ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
-        parts = [part for part in parts_of(hold) if any(meter.unit in units for meter in part.meters)]
+        parts = [part for part in parts_of(reservation) if any(meter.unit in units for meter in part.meters)]
         return MetByAll([self._partitions.settle_units(part, units, replace=replace) for part in parts])
 
-    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
-        """Undo an admitted charge: windows by its time on each node, the rest by its hold."""
+    def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time on each node, the rest by its reservation."""
         for step, time in zip(steps_of(charge), times, strict=True):
-            self._partitions.undo(step.charge, hold.id or NO_LEASE_ID, NO_RESERVATION, time)
-        if hold is not NO_RESERVATION:
-            self.finish(hold, EstimateAction.GIVE_BACK)
+            self._partitions.undo(step.charge, reservation.id or NO_LEASE_ID, NO_RESERVATION, time)
+        if reservation is not NO_RESERVATION:
+            self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def keep(self, hold: Reservation) -> Awaitable[object]:
+    def keep(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        kept = asyncio.gather(*[self._partitions.keep(part) for part in parts_of(hold)])
+        kept = asyncio.gather(*[self._partitions.keep(part) for part in parts_of(reservation)])
         kept.add_done_callback(lambda done: done.cancelled() or done.exception())
         return kept
 
@@ -235,7 +238,7 @@ class ClusterBackend:
     def _give_back(self, steps: Sequence[Step], lease_id: bytes, outcomes: Iterable[Outcome]) -> None:
         for step, outcome in zip(steps, outcomes, strict=False):
             if outcome.admitted:
-                self._partitions.undo(step.charge, lease_id, outcome.hold, outcome.now)
+                self._partitions.undo(step.charge, lease_id, outcome.reservation, outcome.now)
 
 
 class _Partitions(RedisBackend):

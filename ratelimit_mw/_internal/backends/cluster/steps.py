@@ -53,17 +53,19 @@ def steps_of(charge: Charge) -> Sequence[Step]:
 def admission(
     charge: Charge, lease_id: bytes, price: int, steps: Sequence[Step], outcomes: Sequence[Outcome]
 ) -> Outcome:
-    holds = [outcome.hold for outcome in outcomes]
-    slots = tuple(held for hold in holds for held in hold.slots)
-    periods = tuple(held for hold in holds for held in hold.periods)
-    meters = tuple(meter for hold in holds for meter in hold.meters)
-    estimates = tuple(estimate for hold in holds for estimate in hold.estimates)
-    hold = NO_RESERVATION
+    reservations = [outcome.reservation for outcome in outcomes]
+    slots = tuple(held for reservation in reservations for held in reservation.slots)
+    periods = tuple(held for reservation in reservations for held in reservation.periods)
+    meters = tuple(meter for reservation in reservations for meter in reservation.meters)
+    estimates = tuple(estimate for reservation in reservations for estimate in reservation.estimates)
+    reservation = NO_RESERVATION
     if slots or periods or meters:
         priced = price if periods else 0
-        hold = Reservation(lease_id, slots, periods, charge.lease, priced, charge.currency, meters, estimates)
+        reservation = Reservation(
+            lease_id, slots, periods, charge.lease, priced, charge.currency, meters, estimates
+        )
     statuses = in_order_of(charge, steps, statuses_met(steps, outcomes))
-    outcome = Outcome.from_statuses(True, outcomes[0].now, statuses, hold)
+    outcome = Outcome.from_statuses(True, outcomes[0].now, statuses, reservation)
     outcome.times = tuple([each.now for each in outcomes])
     return outcome
 
@@ -93,26 +95,28 @@ def status_without(status: Status, cost: int, price: int) -> Status:
     return BudgetStatus(status.spent, status.held - price, is_short=False)
 
 
-def parts_of(hold: Reservation) -> list[Reservation]:
-    """A hold for each partition that it lies in."""
-    partitions = partitions_of(hold)
+def parts_of(reservation: Reservation) -> list[Reservation]:
+    """A reservation for each partition that it lies in."""
+    partitions = partitions_of(reservation)
     if len(partitions) <= 1:
-        return [hold]
-    return [_part_of(hold, each) for each in partitions]
+        return [reservation]
+    return [_part_of(reservation, each) for each in partitions]
 
 
-def partitions_of(hold: Reservation) -> list[str]:
-    partitions = [held.partition for held in (*hold.slots, *hold.periods)]
-    return list(dict.fromkeys([*partitions, *[meter.partition for meter in hold.meters]]))
+def partitions_of(reservation: Reservation) -> list[str]:
+    partitions = [held.partition for held in (*reservation.slots, *reservation.periods)]
+    return list(dict.fromkeys([*partitions, *[meter.partition for meter in reservation.meters]]))
 
 
-def _part_of(hold: Reservation, partition: str) -> Reservation:
+def _part_of(reservation: Reservation, partition: str) -> Reservation:
     metered = [
-        each for each in zip(hold.meters, hold.estimates, strict=True) if each[0].partition == partition
+        each
+        for each in zip(reservation.meters, reservation.estimates, strict=True)
+        if each[0].partition == partition
     ]
-    return hold.with_places(
-        _of(hold.slots, partition),
-        _of(hold.periods, partition),
+    return reservation.with_places(
+        _of(reservation.slots, partition),
+        _of(reservation.periods, partition),
         tuple([meter for meter, _ in metered]),
         tuple([estimate for _, estimate in metered]),
     )

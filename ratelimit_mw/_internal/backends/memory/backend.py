@@ -113,13 +113,13 @@ class MemoryBackend:
                     raise OperationRefusedError(f"an estimate is at least 0, not {min(charge.estimates)!r}")
                 self._meters.lapse(charge.meters, now)
             outcome = places.decide(charge, now, lease_id, price)
-            hold = outcome.hold
-            if hold.meters:
-                self._meters.open(hold, now)
-            if hold.periods:
-                ends = max([held.ends for held in hold.periods])
-                record = open_record(self._periods(hold), price, now, hold.lease, ends)
-                self._records.add(hold.id, record, now)
+            reservation = outcome.reservation
+            if reservation.meters:
+                self._meters.open(reservation, now)
+            if reservation.periods:
+                ends = max([held.ends for held in reservation.periods])
+                record = open_record(self._periods(reservation), price, now, reservation.lease, ends)
+                self._records.add(reservation.id, record, now)
             return outcome
         finally:
             self.lock.release()
@@ -153,63 +153,65 @@ class MemoryBackend:
                     log.charge(Numbers(), ref, at, b"", cost, 0)
                 logs.add(place, log, self.clock())
 
-    async def renew(self, hold: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
         with self.lock:
-            return self._renew(hold, self.clock(), lease)
+            return self._renew(reservation, self.clock(), lease)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
-        """Renew many holds, each for its own time; whether each one was still held."""
+        """Renew many reservations, each for its own time; whether each one was still held."""
         with self.lock:
             now = self.clock()
-            return [self._renew(hold, now, lease) for hold, lease in renewals]
+            return [self._renew(reservation, now, lease) for reservation, lease in renewals]
 
-    def _renew(self, hold: Reservation, now: int, lease: float) -> bool:
-        if hold.meters:
-            self._meters.renew(hold, now)
-        record = self._records.find(hold.id) if hold.has_price else None
+    def _renew(self, reservation: Reservation, now: int, lease: float) -> bool:
+        if reservation.meters:
+            self._meters.renew(reservation, now)
+        record = self._records.find(reservation.id) if reservation.has_price else None
         if record is not None:
-            renew_estimate(record, self._periods(hold), now, hold.lease)
-        slots = [self.slots.find(held) for held in hold.slots]
-        return all([s is not None and s.renew(hold.id, now, lease) for s in slots])
+            renew_estimate(record, self._periods(reservation), now, reservation.lease)
+        slots = [self.slots.find(held) for held in reservation.slots]
+        return all([s is not None and s.renew(reservation.id, now, lease) for s in slots])
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         self.lock.acquire()
         try:
-            for held in hold.slots:
+            for held in reservation.slots:
                 try:
                     slots = self.slots[held]
                 except KeyError:  # everything in it had expired
                     continue
-                slots.leases.pop(hold.id, 0)
-            if hold.periods and money is not EstimateAction.UNTOUCHED:
-                record = self._records.forget(hold.id)
+                slots.leases.pop(reservation.id, 0)
+            if reservation.periods and money is not EstimateAction.UNTOUCHED:
+                record = self._records.forget(reservation.id)
                 if record is not None:
-                    close(record, self._periods(hold), money)
-            if hold.meters and money is not EstimateAction.UNTOUCHED:
-                self._meters.finish(hold, money, self.clock())
+                    close(record, self._periods(reservation), money)
+            if reservation.meters and money is not EstimateAction.UNTOUCHED:
+                self._meters.finish(reservation, money, self.clock())
         finally:
             self.lock.release()
         return _DONE
 
-    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Known[Settlement]:
+    def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> Known[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
             raise OperationRefusedError(f"an amount is at least 0, not {amount!r}")
         with self.lock:
-            now, record = self.clock(), self._records.find(hold.id)
+            now, record = self.clock(), self._records.find(reservation.id)
             if record is None or record.is_dead(now):
                 return Known(Settlement.UNKNOWN)
-            return Known(settle(record, self._periods(hold), amount, now, replace=replace))
+            return Known(settle(record, self._periods(reservation), amount, now, replace=replace))
 
-    def settle_units(self, hold: Reservation, units: Units, *, replace: bool = False) -> Known[Settlement]:
+    def settle_units(
+        self, reservation: Reservation, units: Units, *, replace: bool = False
+    ) -> Known[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         with self.lock:
-            return Known(self._meters.settle(hold, checked(units), self.clock(), replace=replace))
+            return Known(self._meters.settle(reservation, checked(units), self.clock(), replace=replace))
 
-    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
-        """Undo an admitted charge: windows by its time, the rest by its hold."""
+    def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time, the rest by its reservation."""
         with self.lock:
             now = self.clock()
             for place, counter in enumerate(charge.counters) if times[0] else ():
@@ -220,16 +222,16 @@ class MemoryBackend:
                     if log is not None:
                         ref = CounterRef(logs, name, limit, partial(WindowLog, limit.length))
                         log.give_back(ref, now, times[0], charge.cost_at(place))
-        self.finish(hold, EstimateAction.GIVE_BACK)
+        self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def keep(self, hold: Reservation) -> Awaitable[object]:
+    def keep(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
-            if hold.meters:
-                self._meters.keep(hold, self.clock())
-            record = self._records.find(hold.id) if hold.has_price else None
+            if reservation.meters:
+                self._meters.keep(reservation, self.clock())
+            record = self._records.find(reservation.id) if reservation.has_price else None
             if record is not None:
-                keep(record, self._periods(hold))
+                keep(record, self._periods(reservation))
         return _DONE
 
     async def reset(self, charge: Charge) -> None:
@@ -255,7 +257,9 @@ class MemoryBackend:
     def _places_of(self, charge: Charge, now: int) -> Places:
         """The places where a charge's limits are counted, until a period of it ends."""
         refs, periods, since, until = list[CounterRef](), list[ReservationKey](), 0, 1 << 62
-        slots = iter(charge.slots)  # by the very keys that holds have: nothing is compared to find them
+        slots = iter(
+            charge.slots
+        )  # by the very keys that reservations have: nothing is compared to find them
         for place, counter in enumerate(charge.counters):
             limit, name = counter.limit, (counter.partition, counter.scope)
             if isinstance(limit, Window):
@@ -282,10 +286,10 @@ class MemoryBackend:
     def _books_of(self, period: ReservationKey) -> Store[Name, BudgetState]:
         return self._days if period.scope.count("-") > 1 else self._months
 
-    def _periods(self, hold: Reservation) -> list[BudgetState]:
-        """The books of a hold's periods, opened again where they were forgotten and can still be settled."""
+    def _periods(self, reservation: Reservation) -> list[BudgetState]:
+        """The budget states of a reservation, made anew where forgotten ones can still be settled."""
         now, books = self.clock(), []
-        for period in hold.periods:
+        for period in reservation.periods:
             store, name = self._books_of(period), _name(period)
             book = store.get(name)  # what happens to a lease later is no use of its period
             if book is None:

@@ -95,61 +95,61 @@ class Meters:
             for at, cost in [] if estimates is None else estimates.take_lapsed(now):
                 self._give_back(meter, now, at, cost)
 
-    def open(self, hold: Reservation, now: int) -> None:
+    def open(self, reservation: Reservation, now: int) -> None:
         """Make the record of a charge that was just admitted; its estimates lapse with its lease."""
-        record = MeterRecord(now, hold.estimates, now + _longest(hold) + KEPT)
-        self.records.add(hold.id, record, now)
-        for meter, estimate in zip(hold.meters, hold.estimates, strict=True):
+        record = MeterRecord(now, reservation.estimates, now + _longest(reservation) + KEPT)
+        self.records.add(reservation.id, record, now)
+        for meter, estimate in zip(reservation.meters, reservation.estimates, strict=True):
             if estimate:
-                self._put(meter, hold, record, estimate, now)
+                self._put(meter, reservation, record, estimate, now)
 
-    def renew(self, hold: Reservation, now: int) -> None:
+    def renew(self, reservation: Reservation, now: int) -> None:
         """Let the estimates last for a lease from now, but for those that have lapsed or are settled."""
-        record = self.records.find(hold.id)
+        record = self.records.find(reservation.id)
         if record is None:
             return
         record.dies = max(record.dies, now + KEPT)
         if record.is_kept_open:
             return
-        self.lapse(hold.meters, now)
-        for meter, entry in zip(hold.meters, record.entries, strict=True):
+        self.lapse(reservation.meters, now)
+        for meter, entry in zip(reservation.meters, record.entries, strict=True):
             estimates = self._open.get(_open_name(meter))
-            if estimates is not None and hold.id in estimates.by_id:
-                self._put(meter, hold, record, entry.base, now)
+            if estimates is not None and reservation.id in estimates.by_id:
+                self._put(meter, reservation, record, entry.base, now)
 
-    def keep(self, hold: Reservation, now: int) -> None:
+    def keep(self, reservation: Reservation, now: int) -> None:
         """Let the estimates last until they are settled."""
-        record = self.records.find(hold.id)
+        record = self.records.find(reservation.id)
         if record is None or record.is_kept_open:
             return
-        for meter, entry in zip(hold.meters, record.entries, strict=True):
+        for meter, entry in zip(reservation.meters, record.entries, strict=True):
             if not entry.is_settled:
-                self._hold_on(meter, hold, record, entry, now)
+                self._hold_on(meter, reservation, record, entry, now)
         record.is_kept_open = True
 
-    def settle(self, hold: Reservation, units: Units, now: int, *, replace: bool) -> Settlement:
+    def settle(self, reservation: Reservation, units: Units, now: int, *, replace: bool) -> Settlement:
         """Put what was used in place of the estimates, once."""
-        record = self.records.find(hold.id)
+        record = self.records.find(reservation.id)
         if record is None or record.is_dead(now):
             return Settlement.UNKNOWN
         met = set()
-        for meter, entry in zip(hold.meters, record.entries, strict=True):
+        for meter, entry in zip(reservation.meters, record.entries, strict=True):
             amount = units.get(meter.unit)
             if amount is not None:
-                met.add(self._settle(meter, hold, record, entry, amount, now, replace=replace))
+                met.add(self._settle(meter, reservation, record, entry, amount, now, replace=replace))
         if all([entry.is_settled for entry in record.entries]):
-            record.dies = now + _longest(hold)
+            record.dies = now + _longest(reservation)
         order = (Settlement.DIFFERENT, Settlement.SETTLED, Settlement.REPEATED)
         return next((each for each in order if each in met), Settlement.UNKNOWN)
 
-    def finish(self, hold: Reservation, money: EstimateAction, now: int) -> None:
+    def finish(self, reservation: Reservation, money: EstimateAction, now: int) -> None:
         """End a charge: what is not settled is counted as estimated, or given back."""
-        record = self.records.forget(hold.id)
+        record = self.records.forget(reservation.id)
         if record is None:
             return
-        for meter, entry in zip(hold.meters, record.entries, strict=True):
+        for meter, entry in zip(reservation.meters, record.entries, strict=True):
             if not entry.is_settled:
-                self._hold_on(meter, hold, record, entry, now)
+                self._hold_on(meter, reservation, record, entry, now)
                 if money is EstimateAction.GIVE_BACK:
                     self._give_back(meter, now, record.at, entry.base)
 
@@ -161,7 +161,7 @@ class Meters:
     def _settle(  # noqa: PLR0913 - one entry of one record
         self,
         meter: Meter,
-        hold: Reservation,
+        reservation: Reservation,
         record: MeterRecord,
         entry: MeterEntry,
         amount: int,
@@ -176,7 +176,7 @@ class Meters:
                 return Settlement.DIFFERENT
             self._give_back(meter, now, entry.extra_at, entry.extra)
         else:
-            self._hold_on(meter, hold, record, entry, now)
+            self._hold_on(meter, reservation, record, entry, now)
         entry.is_settled, entry.extra, entry.extra_at = True, max(amount - entry.base, 0), now
         if amount < entry.base:
             self._give_back(meter, now, record.at, entry.base - amount)
@@ -188,21 +188,23 @@ class Meters:
         return Settlement.SETTLED
 
     def _hold_on(
-        self, meter: Meter, hold: Reservation, record: MeterRecord, entry: MeterEntry, now: int
+        self, meter: Meter, reservation: Reservation, record: MeterRecord, entry: MeterEntry, now: int
     ) -> None:
         """Let an estimate lapse no more; one that has lapsed was given back, and counts nothing."""
         self.lapse((meter,), now)
         if entry.base and not record.is_kept_open:
             estimates = self._open.get(_open_name(meter))
-            if estimates is None or estimates.by_id.pop(hold.id, None) is None:
+            if estimates is None or estimates.by_id.pop(reservation.id, None) is None:
                 entry.base = 0
 
-    def _put(self, meter: Meter, hold: Reservation, record: MeterRecord, estimate: int, now: int) -> None:
+    def _put(
+        self, meter: Meter, reservation: Reservation, record: MeterRecord, estimate: int, now: int
+    ) -> None:
         estimates = self._open.get(_open_name(meter))
         if estimates is None:
             estimates = OpenEstimates()
             self._open.add(_open_name(meter), estimates, now)
-        estimates.put(hold.id, now + int(hold.lease * SECOND), record.at, estimate)
+        estimates.put(reservation.id, now + int(reservation.lease * SECOND), record.at, estimate)
 
     def _give_back(self, meter: Meter, now: int, at: int, cost: int) -> None:
         for log, ref in self._windows(meter) if cost else ():
@@ -219,5 +221,5 @@ def _open_name(meter: Meter) -> Name:
     return meter.partition, meter.open_scope
 
 
-def _longest(hold: Reservation) -> int:
-    return max([window.length for meter in hold.meters for window in meter.windows])
+def _longest(reservation: Reservation) -> int:
+    return max([window.length for meter in reservation.meters for window in meter.windows])

@@ -54,7 +54,7 @@ class Places:
             self._keep_new(now)
         if not charge.is_held:
             return Outcome(True, now, row, NO_RESERVATION)
-        return Outcome(True, now, row, charge.recorded_hold(lease_id, self._periods, price))
+        return Outcome(True, now, row, charge.recorded_reservation(lease_id, self._periods, price))
 
     def take_ahead(self, charge: Charge, now: int) -> Outcome:
         """Charge windows with units that will be used `charge.ahead` microseconds later at most."""

@@ -26,13 +26,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
 from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
 from ratelimit_mw._internal.backends.redis.loops import LoopSenders
 from ratelimit_mw._internal.backends.redis.meter_packing import MeterTemplates, Mode
-from ratelimit_mw._internal.backends.redis.operations import (
-    Met,
-    Operation,
-    Sender,
-    nothing_to_do,
-    probe_of,
-)
+from ratelimit_mw._internal.backends.redis.operations import Met, Operation, nothing_to_do, probe_of
 from ratelimit_mw._internal.backends.redis.packing import (
     LIMIT,
     ChargeOperation,
@@ -64,7 +58,7 @@ ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
 _MAX_PLACES = 16_384
-"""Callers of whom is kept how their holds end."""
+"""Callers of whom is kept how their reservations end."""
 
 
 class RedisBackend:
@@ -136,76 +130,83 @@ class RedisBackend:
         """Answer as `acquire` would, and charge nothing."""
         return await self._outcome_of(self._ask(PEEK, charge, NO_LEASE_ID, price))
 
-    async def renew(self, hold: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, lease: float) -> bool:
         """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        (kept,) = await renewed(self.send_renewals([(hold, lease)]), 1)
+        (kept,) = await renewed(self.send_renewals([(reservation, lease)]), 1)
         if isinstance(kept, BackendError):
             raise kept
         return kept
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
-        """Renew many holds, each for its own time, as one operation; the answer to each, or why there is
-        none.
+        """Renew many reservations, each for its own time, as one operation.
+
+        The answer to each, or the reason why there is none.
         """
         return await renewed(self.send_renewals(renewals, is_upkeep=True), len(renewals))
 
     def send_renewals(
         self, renewals: Iterable[tuple[Reservation, float]], *, is_upkeep: bool = False
     ) -> Operation:
-        """Send the renewals of many holds; `renewed` waits for the answers."""
+        """Send the renewals of many reservations; `renewed` waits for the answers."""
         operation = renewal_on(renewals, self._names.name)
         operation.is_upkeep = is_upkeep
         return self.loops.submit(operation)
 
-    def finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         units: Awaitable[object] | None = None
-        if hold.meters and money is not EstimateAction.UNTOUCHED:
-            units = self._owe_units(Mode.KEEP if money is EstimateAction.KEEP else Mode.GIVE_BACK, hold)
-        if not hold.id or not (hold.slots or hold.periods):
+        if reservation.meters and money is not EstimateAction.UNTOUCHED:
+            mode = Mode.KEEP if money is EstimateAction.KEEP else Mode.GIVE_BACK
+            units = self._owe_units(mode, reservation)
+        if not reservation.id or not (reservation.slots or reservation.periods):
             return units or nothing_to_do()
-        return self._owe_finish(hold, money)
+        return self._owe_finish(reservation, money)
 
-    def settle(self, hold: Reservation, amount: int, *, replace: bool = False) -> Awaitable[Settlement]:
+    def settle(
+        self, reservation: Reservation, amount: int, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
-        if not hold.id or not hold.periods:
+        if not reservation.id or not reservation.periods:
             return Known(Settlement.UNKNOWN)
-        return Met(self._owe_price(SETTLE, hold, amount, replace=replace))
+        return Met(self._owe_price(SETTLE, reservation, amount, replace=replace))
 
-    def keep(self, hold: Reservation) -> Awaitable[object]:
+    def keep(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         units: Awaitable[object] | None = None
-        if any(hold.estimates):
-            units = self._owe_units(Mode.HOLD, hold)
-        if hold.id and hold.has_price:
-            return self._owe_price(KEEP, hold, 0)
+        if any(reservation.estimates):
+            units = self._owe_units(Mode.HOLD, reservation)
+        if reservation.id and reservation.has_price:
+            return self._owe_price(KEEP, reservation, 0)
         return units or nothing_to_do()
 
     def settle_units(
-        self, hold: Reservation, units: Units, *, replace: bool = False
+        self, reservation: Reservation, units: Units, *, replace: bool = False
     ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         try:
             units = check_amounts(units)
         except ValueError as error:
             raise OperationRefusedError(str(error)) from None
-        if not any([meter.unit in units for meter in hold.meters]):
+        if not any([meter.unit in units for meter in reservation.meters]):
             return Known(Settlement.UNKNOWN)
-        return Met(self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, hold, units))
+        return Met(self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, reservation, units))
 
-    def _owe_units(self, mode: Mode, hold: Reservation, units: Units | None = None) -> OrderedOperation:
-        template, line = self._meter_templates.of(hold.meters, mode, units), f"u:{hold.meters[0].partition}"
-        return self.loops.submit_in_line(template, hold, line)
+    def _owe_units(
+        self, mode: Mode, reservation: Reservation, units: Units | None = None
+    ) -> OrderedOperation:
+        meters = reservation.meters
+        template = self._meter_templates.of(meters, mode, units)
+        return self.loops.submit_in_line(template, reservation, f"u:{meters[0].partition}")
 
     def _owe_price(
-        self, kind: bytes, hold: Reservation, amount: int, *, replace: bool = False
+        self, kind: bytes, reservation: Reservation, amount: int, *, replace: bool = False
     ) -> OrderedOperation:
-        template = self._places_of(hold).settle(kind, amount, replace=replace)
-        return self.loops.submit_in_line(template, hold, hold.periods[0].partition)
+        template = self._places_of(reservation).settle(kind, amount, replace=replace)
+        return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
 
-    def give_back(self, charge: Charge, hold: Reservation, times: Sequence[int]) -> None:
-        """Undo an admitted charge: windows by its time, the rest by its hold. Waits for nothing."""
-        self.undo(charge, hold.id or NO_LEASE_ID, hold, times[0])
+    def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
+        """Undo an admitted charge: windows by its time, the rest by its reservation. Waits for nothing."""
+        self.undo(charge, reservation.id or NO_LEASE_ID, reservation, times[0])
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""
@@ -253,7 +254,7 @@ class RedisBackend:
         charge, kind, price = operation.charge, operation.kind, operation.price
         packed = self.prepare(charge)
         if kind != PEEK and charge.is_held:
-            operation.hold = charge.recorded_hold(operation.id, packed.periods, price)
+            operation.reservation = charge.recorded_reservation(operation.id, packed.periods, price)
         if packed.records or kind != ACQUIRE:
             packed = packed.priced(kind, price, int(charge.lease * SECOND))
             if packed.units and packed.record:
@@ -303,7 +304,7 @@ class RedisBackend:
         layout.since, layout.until = since, until
         return layout
 
-    def undo(self, charge: Charge, lease_id: bytes, hold: Reservation, now: int) -> None:
+    def undo(self, charge: Charge, lease_id: bytes, reservation: Reservation, now: int) -> None:
         """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
         by_cost: dict[int, list[Counter]] = {}
         for place, counter in enumerate(charge.counters) if now else ():
@@ -312,27 +313,27 @@ class RedisBackend:
         for cost, windows in by_cost.items():
             keys = [self._names.of_counter(counter, now) for counter in windows]
             self.loops.submit(give_back_on(windows, keys, lease_id, now, cost), must_arrive=True)
-        if hold is not NO_RESERVATION:
-            self.finish(hold, EstimateAction.GIVE_BACK)
+        if reservation is not NO_RESERVATION:
+            self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def _owe_finish(self, hold: Reservation, money: EstimateAction) -> Awaitable[object]:
-        template = self._places_of(hold).end(money)
+    def _owe_finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+        template = self._places_of(reservation).end(money)
         if template.record:
-            return self.loops.submit_in_line(template, hold, hold.periods[0].partition)
-        return self.loops.submit(Operation(template, hold.id), must_arrive=True)
+            return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
+        return self.loops.submit(Operation(template, reservation.id), must_arrive=True)
 
-    def _places_of(self, hold: Reservation) -> HeldPlaces:
+    def _places_of(self, reservation: Reservation) -> HeldPlaces:
         """Return the operation templates for a reservation, shared by all requests of a caller on a route."""
-        key = (hold.slots, hold.periods) if hold.periods else hold.slots
+        key = (reservation.slots, reservation.periods) if reservation.periods else reservation.slots
         places = self._held_places.get(key)
         if places is None:
             evict_oldest(self._held_places, _MAX_PLACES)
-            places = self._held_places[key] = HeldPlaces(self._names, hold)
+            places = self._held_places[key] = HeldPlaces(self._names, reservation)
         return places
 
     # sending ------------------------------------------------------------------------------------
 
-    def _new_sender(self) -> Sender:
+    def _new_sender(self) -> Batcher:
         return Batcher(
             self._connector.connect,
             timeout=self._timeout,

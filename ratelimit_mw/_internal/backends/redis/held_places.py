@@ -1,4 +1,4 @@
-"""Operations on what charges hold, prepared once for all holds on the same slots and periods."""
+"""Operations on what charges hold, prepared once for all reservations on the same slots and periods."""
 
 import struct
 from functools import lru_cache
@@ -26,11 +26,11 @@ class HeldPlaces(Template):
 
     __slots__ = ("_ends", "_period_ends", "_period_keys", "_records")
 
-    def __init__(self, names: KeyNames, hold: Reservation) -> None:
+    def __init__(self, names: KeyNames, reservation: Reservation) -> None:
         """Any of the reservations will do."""
-        n_slots = len(hold.slots)
+        n_slots = len(reservation.slots)
         body, head = _end_of(n_slots, _UNTOUCHED, ())
-        slot_keys = b"".join(map(bulk, names.of_slots(hold)))
+        slot_keys = b"".join(map(bulk, names.of_slots(reservation)))
         Template.__init__(self, slot_keys, n_slots, body, LEASE_ID_SIZE, head=head)
         self.charges = ""
         if n_slots == 1:
@@ -38,10 +38,10 @@ class HeldPlaces(Template):
         self._period_keys = self._records = b""
         self._period_ends: tuple[int, ...] = ()
         self._ends: dict[int, Template] | None = None
-        if hold.periods:
-            self._period_keys = b"".join(map(bulk, names.of_periods(hold)))
-            self._records = names.record_argument(hold.periods[0].partition)
-            self._period_ends = tuple([held.ends for held in hold.periods])
+        if reservation.periods:
+            self._period_keys = b"".join(map(bulk, names.of_periods(reservation)))
+            self._records = names.record_argument(reservation.periods[0].partition)
+            self._period_ends = tuple([held.ends for held in reservation.periods])
             self._ends = {}
 
     def end(self, money: EstimateAction) -> Template:

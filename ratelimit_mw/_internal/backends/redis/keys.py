@@ -26,13 +26,13 @@ class KeyNames:
         """Name the key that a limit is counted in at `now`."""
         return self.name(counter.partition, suffix_of(counter, now))
 
-    def of_slots(self, hold: Reservation) -> list[bytes]:
-        """Name the slot sets that a hold has a slot of."""
-        return [self.name(held.partition, f"s:{held.scope}") for held in hold.slots]
+    def of_slots(self, reservation: Reservation) -> list[bytes]:
+        """Name the slot sets that a reservation has a slot of."""
+        return [self.name(held.partition, f"s:{held.scope}") for held in reservation.slots]
 
-    def of_periods(self, hold: Reservation) -> list[bytes]:
-        """Name the periods that a hold has an amount in."""
-        return [self.name(held.partition, f"b:{held.scope}") for held in hold.periods]
+    def of_periods(self, reservation: Reservation) -> list[bytes]:
+        """Name the periods that a reservation has an amount in."""
+        return [self.name(held.partition, f"b:{held.scope}") for held in reservation.periods]
 
     def of_open(self, meter: Meter) -> bytes:
         """Name the estimates of a meter that may lapse."""
@@ -42,9 +42,9 @@ class KeyNames:
         """Name the windows of a meter."""
         return [self.name(meter.partition, f"w:{meter.scope}:{each.seconds}") for each in meter.windows]
 
-    def of_record(self, hold: Reservation) -> bytes:
-        """Name the record of what a hold with periods estimated and settled."""
-        return self.name(hold.periods[0].partition, f"r:{hold.id.hex()}")
+    def of_record(self, reservation: Reservation) -> bytes:
+        """Name the record of what a reservation with periods estimated and settled."""
+        return self.name(reservation.periods[0].partition, f"r:{reservation.id.hex()}")
 
     def record_argument(self, partition: str, kind: str = "r") -> bytes:
         """A record's key as an argument in the Redis protocol, up to the lease's id in hexadecimal digits.

@@ -10,5 +10,5 @@ cdef class LoopSenders:
     cdef dict _lines
     cpdef Operation submit(self, Operation operation, bint must_arrive=*)
     @cython.locals(operation=OrderedOperation)
-    cpdef OrderedOperation submit_in_line(self, Template template, Reservation hold, str line)
+    cpdef OrderedOperation submit_in_line(self, Template template, Reservation reservation, str line)
     cpdef Lines _running_lines(self)

@@ -175,9 +175,9 @@ class LoopSenders:
         sender.submit(operation)
         return operation
 
-    def submit_in_line(self, template: Template, hold: Reservation, line: str) -> OrderedOperation:
+    def submit_in_line(self, template: Template, reservation: Reservation, line: str) -> OrderedOperation:
         """Send an operation on money or units until it arrives, after those before it in this line."""
-        operation = OrderedOperation(template, hold.id, (hold.id, line))
+        operation = OrderedOperation(template, reservation.id, (reservation.id, line))
         self._running_lines().submit(operation)
         return operation
 

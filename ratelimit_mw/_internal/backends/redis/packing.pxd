@@ -41,6 +41,6 @@ cdef class ChargeOperation(Operation):
     cdef readonly object backend, price
     cdef readonly bytes kind
     cdef readonly Charge charge
-    cdef public Reservation hold
+    cdef public Reservation reservation
     cpdef void decided(self, bint admitted, i64 now, Numbers row) except *
     cpdef void ask_again(self, i64 now) except *

@@ -208,7 +208,7 @@ class ChargeTemplate(Template):
 class ChargeOperation(Operation):
     """A charge on its way. Awaiting it waits for its `Outcome`, or raises a `BackendError`."""
 
-    __slots__ = ("backend", "charge", "hold", "kind", "price")
+    __slots__ = ("backend", "charge", "kind", "price", "reservation")
 
     def __init__(self, backend: "Undoes", kind: bytes, charge: Charge, lease_id: bytes, price: int) -> None:
         """`kind` is `ACQUIRE`, `ACQUIRE_AGAIN` for what was admitted elsewhere, or `PEEK`."""
@@ -217,11 +217,11 @@ class ChargeOperation(Operation):
         self.must_arrive = self.is_once = self.is_upkeep = self.is_asking = False
         self.tries, self.since, self.future, self.result = 0, 0.0, None, None
         self.backend, self.kind, self.charge, self.price = backend, kind, charge, price
-        self.hold = NO_RESERVATION
+        self.reservation = NO_RESERVATION
 
     def decided(self, admitted: bool, now: int, row: Numbers) -> None:
         """Deliver the outcome to whoever waits; undo an admission that nobody waits for."""
-        self.answer(Outcome(admitted, now, row, self.hold if admitted else NO_RESERVATION))
+        self.answer(Outcome(admitted, now, row, self.reservation if admitted else NO_RESERVATION))
 
     def ask_again(self, now: int) -> None:
         """Send the charge again: the server's time lies outside the periods that it names."""
@@ -230,7 +230,7 @@ class ChargeOperation(Operation):
     def orphaned(self, answer: Outcome | None) -> None:
         """Undo the charge, as nobody waits for it; `answer` is None where it is lost."""
         if self.kind == letters.ACQUIRE and (answer is None or answer.admitted):
-            self.backend.undo(self.charge, self.id, self.hold, 0 if answer is None else answer.now)
+            self.backend.undo(self.charge, self.id, self.reservation, 0 if answer is None else answer.now)
 
     def give_up(self) -> None:
         """Undo the charge of a request that has ended: now, or as soon as its answer comes.
@@ -249,7 +249,7 @@ class Undoes(Protocol):
     def ask_again(self, operation: ChargeOperation, now: int) -> None:
         """Name other periods, as the server's time is `now`, and send the charge again."""
 
-    def undo(self, charge: Charge, lease_id: bytes, hold: Reservation, now: int) -> None:
+    def undo(self, charge: Charge, lease_id: bytes, reservation: Reservation, now: int) -> None:
         """Undo a charge that was made at `now`, 0 where that is unknown. Waits for nothing."""
 
 

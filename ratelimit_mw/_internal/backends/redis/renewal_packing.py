@@ -24,16 +24,16 @@ PERIOD = struct.Struct("<Hd")
 
 
 NOT_RENEWED = 2
-"""A hold that could not be renewed, since one of its keys holds something else."""
+"""A reservation that could not be renewed, since one of its keys holds something else."""
 
 
 def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[str, str], bytes]) -> Operation:
-    """The operation that renews holds, each for its own time.
+    """The operation that renews reservations, each for its own time.
 
     `name` makes keys of partitions and suffixes.
     """
     renewals = list(renewals)
-    slot_sets = dict.fromkeys(held for hold, _ in renewals for held in hold.slots)
+    slot_sets = dict.fromkeys(held for reservation, _ in renewals for held in reservation.slots)
     keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
     places: dict[object, int] = {held: place for place, held in enumerate(slot_sets)}
 
@@ -44,21 +44,21 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
         return places[what]
 
     entries = []
-    for hold, seconds in renewals:
-        periods = hold.periods if hold.has_price else ()
-        meters = hold.meters if any(hold.estimates) else ()
-        times = int(seconds * SECOND), int(hold.lease * SECOND)
-        slots = [places[held] for held in hold.slots]
-        entries.append(RENEWAL.pack(hold.id, *times, len(slots), len(periods), len(meters)))
+    for reservation, seconds in renewals:
+        periods = reservation.periods if reservation.has_price else ()
+        meters = reservation.meters if any(reservation.estimates) else ()
+        times = int(seconds * SECOND), int(reservation.lease * SECOND)
+        slots = [places[held] for held in reservation.slots]
+        entries.append(RENEWAL.pack(reservation.id, *times, len(slots), len(periods), len(meters)))
         entries.append(struct.pack(f"<{len(slots)}H", *slots))
         if periods:
-            record = place_of(hold.id, periods[0].partition, f"r:{hold.id.hex()}")
+            record = place_of(reservation.id, periods[0].partition, f"r:{reservation.id.hex()}")
             entries.append(struct.pack("<H", record))
         entries += [
             PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
         ]
         if meters:
-            units = [place_of(("u", hold.id), meters[0].partition, f"u:{hold.id.hex()}")]
+            units = [place_of(("u", reservation.id), meters[0].partition, f"u:{reservation.id.hex()}")]
             units += [place_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
             entries.append(struct.pack(f"<{len(units)}H", *units))
     body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
@@ -70,8 +70,8 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
 async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:
     """Await the answers to so many renewals in one operation.
 
-    Each is true for a hold that was renewed, false for a lost one, or the `BackendError` if the hold was not
-    asked about.
+    Each is true for a reservation that was renewed, false for a lost one, or the `BackendError` if the
+    reservation was not asked about.
     """
     try:
         _, answers = await operation
