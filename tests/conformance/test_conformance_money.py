@@ -117,12 +117,12 @@ async def test_settling_and_finishing_count_once_in_any_order(bench: Bench, orde
             met = await backend.settle(reservation, 30)
             assert met is (SETTLED if expected is None else met)
         else:
-            money = {
+            action = {
                 "keep": EstimateAction.KEEP,
                 "give back": EstimateAction.GIVE_BACK,
                 "untouched": EstimateAction.UNTOUCHED,
             }[step]
-            await backend.finish(reservation, money)
+            await backend.finish(reservation, action)
         if expected is None:
             expected = {"settle 30": (30, 0), "keep": (100, 0), "give back": (0, 0)}.get(step)
         assert await books(bench, day) == await books(bench, month) == (expected or (0, 100))

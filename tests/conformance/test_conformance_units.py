@@ -141,16 +141,16 @@ async def test_a_refused_charge_estimates_nothing(bench: Bench) -> None:
     assert (await bench.peek(*found, price=0)).counted == [1, 0, 0, 0, 0, 0]
 
 
-@pytest.mark.parametrize(("money", "left"), [(EstimateAction.KEEP, 250), (EstimateAction.GIVE_BACK, 0)])
+@pytest.mark.parametrize(("action", "left"), [(EstimateAction.KEEP, 250), (EstimateAction.GIVE_BACK, 0)])
 async def test_an_end_decides_about_what_is_not_settled(
-    bench: Bench, money: EstimateAction, left: int
+    bench: Bench, action: EstimateAction, left: int
 ) -> None:
     """An estimate is kept where the request went well, and given back where it failed; a settle stands."""
     unsettled, settled = await bench.reserve(TOKENS, tokens=250), await bench.reserve(TOKENS, tokens=300)
     await bench.backend.settle_units(settled, {"tokens": 20})
     for _ in range(2):
-        await bench.backend.finish(unsettled, money)
-        await bench.backend.finish(settled, money)
+        await bench.backend.finish(unsettled, action)
+        await bench.backend.finish(settled, action)
     assert await bench.used(TOKENS) == [left + 20]
     assert await bench.backend.settle_units(unsettled, {"tokens": 5}) is UNKNOWN
     assert await bench.used(TOKENS) == [left + 20]

@@ -39,7 +39,7 @@ STARTS = [
     "2028-02-28T23:00:00+00:00",
     "2026-12-31T22:00:00+00:00",
 ]
-MONEY = st.sampled_from(list(EstimateAction))
+ACTIONS = st.sampled_from(list(EstimateAction))
 # Keys of a server live by its own clock, which an example must not outlast: nothing shorter than this.
 LEASES = st.sampled_from([30.0, 45.5, 61.0])
 PRICES = st.sampled_from([0, 1, 7, 100_000, 300_000])
@@ -144,17 +144,17 @@ class Comparison(RuleBasedStateMachine):
         self.oracle.check_renewed([held[:2] for held in reservation.slots], reservation.id, lease, kept)
 
     @precondition(lambda self: self.reservations)
-    @rule(data=st.data(), money=MONEY, times=st.integers(1, 2))
-    def finish(self, data: st.DataObject, money: EstimateAction, times: int) -> None:
+    @rule(data=st.data(), action=ACTIONS, times=st.integers(1, 2))
+    def finish(self, data: st.DataObject, action: EstimateAction, times: int) -> None:
         """End some charge, again perhaps."""
         reservation = data.draw(st.sampled_from(self.reservations))
         for _ in range(times):
-            self.finish_reservation(reservation, money)
+            self.finish_reservation(reservation, action)
 
-    def finish_reservation(self, reservation: Reservation, money: EstimateAction) -> None:
+    def finish_reservation(self, reservation: Reservation, action: EstimateAction) -> None:
         """End one charge."""
-        self.runner.run(self._finish(reservation, money))
-        self.oracle.finish([held[:2] for held in reservation.slots], reservation.id, money)
+        self.runner.run(self._finish(reservation, action))
+        self.oracle.finish([held[:2] for held in reservation.slots], reservation.id, action)
 
     @precondition(lambda self: any(reservation.periods for reservation in self.reservations))
     @rule(data=st.data(), amount=st.sampled_from([0, 1, 99_999, 100_000, 600_000]), replace=st.booleans())
@@ -264,8 +264,8 @@ class Comparison(RuleBasedStateMachine):
         met: Settlement = await self.backend().settle_units(reservation, units, replace=replace)
         return met
 
-    async def _finish(self, reservation: Reservation, money: EstimateAction) -> None:
-        await self.backend().finish(reservation, money)
+    async def _finish(self, reservation: Reservation, action: EstimateAction) -> None:
+        await self.backend().finish(reservation, action)
 
 
 @pytest.fixture(params=KINDS)

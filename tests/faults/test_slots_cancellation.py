@@ -55,9 +55,9 @@ class Run:
         self.finished: list[bytes] = []
         finish = self.limiter.engine.backend.finish
 
-        def watched(reservation: Reservation, money: EstimateAction) -> Any:
+        def watched(reservation: Reservation, action: EstimateAction) -> Any:
             self.finished.append(reservation.id)
-            return finish(reservation, money)
+            return finish(reservation, action)
 
         self.limiter.engine.backend.finish = watched  # type: ignore[method-assign]
 

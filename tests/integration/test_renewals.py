@@ -63,10 +63,10 @@ class Watched(MemoryBackend):
         await self.answers.wait()
         return kept
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Finish, and remember."""
         self.finished.append(reservation.id)
-        return super().finish(reservation, money)
+        return super().finish(reservation, action)
 
 
 class Bench:

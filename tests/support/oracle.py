@@ -403,7 +403,7 @@ class Oracle:
             unit.cost = 0
         self.finish(places, lease_id, EstimateAction.GIVE_BACK)
 
-    def finish_units(self, lease_id: bytes, money: EstimateAction) -> None:
+    def finish_units(self, lease_id: bytes, action: EstimateAction) -> None:
         """End what is not settled."""
         self._notice_what_is_over()
         for estimate in self.estimates.pop(lease_id, {}).values():
@@ -413,7 +413,7 @@ class Oracle:
                 self._doubt(estimate)
             for place, base in estimate.bases:
                 base.estimate = None
-                if money is EstimateAction.GIVE_BACK:
+                if action is EstimateAction.GIVE_BACK:
                     self._cut(estimate, place, base, 0)
 
     def check_renewed(self, places: Iterable[Place], lease_id: bytes, lease: float, kept: bool) -> None:
@@ -455,17 +455,17 @@ class Oracle:
         bill = self.bills[lease_id]
         return not bill.is_settled or self.latest < bill.settled_at + 86_400 * SECOND
 
-    def finish(self, places: Iterable[Place], lease_id: bytes, money: EstimateAction) -> None:
+    def finish(self, places: Iterable[Place], lease_id: bytes, action: EstimateAction) -> None:
         """Free the slots and decide about the estimate."""
         for place in places:
             self.leases.get(place, {}).pop(lease_id, None)
-        if money is not EstimateAction.UNTOUCHED:
-            self.finish_units(lease_id, money)
+        if action is not EstimateAction.UNTOUCHED:
+            self.finish_units(lease_id, action)
         bill = self.bills.get(lease_id)
-        if bill is not None and money is not EstimateAction.UNTOUCHED and not bill.is_closed:
+        if bill is not None and action is not EstimateAction.UNTOUCHED and not bill.is_closed:
             bill.is_closed = True
             if bill.counted is None:
-                bill.counted = bill.estimate if money is EstimateAction.KEEP else Decimal(0)
+                bill.counted = bill.estimate if action is EstimateAction.KEEP else Decimal(0)
 
     def settle(self, lease_id: bytes, amount: int, *, replace: bool) -> Settlement:
         """Settle a bill; return the result that settling meets."""

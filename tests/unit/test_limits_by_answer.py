@@ -94,10 +94,10 @@ class Watched(MemoryBackend):
         super().__init__(clock=FakeClock())
         self.asked: list[str] = []
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """End a reservation, and remember how."""
-        self.asked.append(money.name)
-        return super().finish(reservation, money)
+        self.asked.append(action.name)
+        return super().finish(reservation, action)
 
     def settle_units(
         self, reservation: Reservation, units: Units, *, replace: bool = False

@@ -49,10 +49,10 @@ class Watched(MemoryBackend):
             raise BackendError("nobody answers")
         return await super().acquire(charge, lease_id, price)
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """End a reservation, and remember how."""
-        self.finished.append(money)
-        return super().finish(reservation, money)
+        self.finished.append(action)
+        return super().finish(reservation, action)
 
 
 def limiter_of(backend: MemoryBackend) -> Limiter:

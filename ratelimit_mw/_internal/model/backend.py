@@ -104,7 +104,7 @@ class Holder(Protocol):
         The answer to each, or the reason why there is none.
         """
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
 
         It is under way when this returns, whatever becomes of the caller; awaiting waits for the backend.

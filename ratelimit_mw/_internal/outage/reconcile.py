@@ -144,23 +144,23 @@ class OutageReconciler:
         answers = iter(local), iter(await self._shared.renew_all(shared) if shared else ())
         return [next(answers[0] if is_here else answers[1]) for is_here in here]
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         with self.lock:
             owed = self._owed.get(reservation.id)
             if owed is None:
-                return self._shared.finish(reservation, money)
+                return self._shared.finish(reservation, action)
             owed.is_slotless = owed.is_slotless or bool(reservation.slots)
-            if money is not EstimateAction.UNTOUCHED and not owed.is_ended:
-                owed.is_ended, owed.is_failed = True, money is EstimateAction.GIVE_BACK
-                if money is EstimateAction.GIVE_BACK and not owed.is_settled:
+            if action is not EstimateAction.UNTOUCHED and not owed.is_ended:
+                owed.is_ended, owed.is_failed = True, action is EstimateAction.GIVE_BACK
+                if action is EstimateAction.GIVE_BACK and not owed.is_settled:
                     owed.price = 0
                 if not owed.is_synced:
                     self._count_units(owed)
             if owed.is_over:
                 del self._owed[reservation.id]
                 self._forget(owed)
-            return self._books.finish(reservation, money)
+            return self._books.finish(reservation, action)
 
     def settle(
         self, reservation: Reservation, amount: int, *, replace: bool = False

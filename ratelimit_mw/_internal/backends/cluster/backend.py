@@ -165,12 +165,12 @@ class ClusterBackend:
                     kept[place] = answer
         return kept
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         parts = parts_of(reservation)
         if len(parts) == 1:
-            return self._partitions.finish(reservation, money)
-        finished = asyncio.gather(*[self._partitions.finish(part, money) for part in parts])
+            return self._partitions.finish(reservation, action)
+        finished = asyncio.gather(*[self._partitions.finish(part, action) for part in parts])
         finished.add_done_callback(lambda done: done.cancelled() or done.exception())
         return finished
 

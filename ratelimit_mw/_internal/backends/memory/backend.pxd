@@ -22,4 +22,4 @@ cdef class MemoryBackend:
     @cython.locals(places=Places)
     cdef Places _prepare(self, Charge charge, i64 now)
     @cython.locals(slots=SlotSet)
-    cpdef object finish(self, Reservation reservation, object money)
+    cpdef object finish(self, Reservation reservation, object action)

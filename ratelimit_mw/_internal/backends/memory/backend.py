@@ -173,7 +173,7 @@ class MemoryBackend:
         slots = [self.slots.find(held) for held in reservation.slots]
         return all([s is not None and s.renew(reservation.id, now, lease) for s in slots])
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         self.lock.acquire()
         try:
@@ -183,12 +183,12 @@ class MemoryBackend:
                 except KeyError:  # everything in it had expired
                     continue
                 slots.leases.pop(reservation.id, 0)
-            if reservation.periods and money is not EstimateAction.UNTOUCHED:
+            if reservation.periods and action is not EstimateAction.UNTOUCHED:
                 record = self._records.forget(reservation.id)
                 if record is not None:
-                    close(record, self._periods(reservation), money)
-            if reservation.meters and money is not EstimateAction.UNTOUCHED:
-                self._meters.finish(reservation, money, self.clock())
+                    close(record, self._periods(reservation), action)
+            if reservation.meters and action is not EstimateAction.UNTOUCHED:
+                self._meters.finish(reservation, action, self.clock())
         finally:
             self.lock.release()
         return _DONE

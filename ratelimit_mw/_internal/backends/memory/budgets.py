@@ -164,11 +164,11 @@ def settle(record: Record, books: list[BudgetState], amount: int, now: int, *, r
     return Settlement.SETTLED
 
 
-def close(record: Record, books: list[BudgetState], money: EstimateAction) -> None:
+def close(record: Record, books: list[BudgetState], action: EstimateAction) -> None:
     """Move or give back what an unsettled record holds, once its request has ended."""
     if record.settled is not None:
         return
     for book in books:
         book.give_back(record.lapses, record.estimate)
-        if money is EstimateAction.KEEP:
+        if action is EstimateAction.KEEP:
             book.spent += record.estimate

@@ -142,7 +142,7 @@ class Meters:
         order = (Settlement.DIFFERENT, Settlement.SETTLED, Settlement.REPEATED)
         return next((each for each in order if each in met), Settlement.UNKNOWN)
 
-    def finish(self, reservation: Reservation, money: EstimateAction, now: int) -> None:
+    def finish(self, reservation: Reservation, action: EstimateAction, now: int) -> None:
         """End a charge: what is not settled is counted as estimated, or given back."""
         record = self.records.forget(reservation.id)
         if record is None:
@@ -150,7 +150,7 @@ class Meters:
         for meter, entry in zip(reservation.meters, record.entries, strict=True):
             if not entry.is_settled:
                 self._hold_on(meter, reservation, record, entry, now)
-                if money is EstimateAction.GIVE_BACK:
+                if action is EstimateAction.GIVE_BACK:
                     self._give_back(meter, now, record.at, entry.base)
 
     def forget(self, meters: tuple[Meter, ...]) -> None:

@@ -22,7 +22,7 @@ cdef class RedisBackend:
     cpdef void _pack_into(self, ChargeOperation operation) except *
     @cython.locals(packed=ChargeTemplate)
     cpdef ChargeTemplate prepare(self, Charge charge)
-    cpdef object finish(self, Reservation reservation, object money)
+    cpdef object finish(self, Reservation reservation, object action)
     @cython.locals(template=Template)
-    cpdef object _owe_finish(self, Reservation reservation, object money)
+    cpdef object _owe_finish(self, Reservation reservation, object action)
     cpdef HeldPlaces _places_of(self, Reservation reservation)

@@ -152,15 +152,15 @@ class RedisBackend:
         operation.is_upkeep = is_upkeep
         return self.loops.submit(operation)
 
-    def finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         units: Awaitable[object] | None = None
-        if reservation.meters and money is not EstimateAction.UNTOUCHED:
-            mode = Mode.KEEP if money is EstimateAction.KEEP else Mode.GIVE_BACK
+        if reservation.meters and action is not EstimateAction.UNTOUCHED:
+            mode = Mode.KEEP if action is EstimateAction.KEEP else Mode.GIVE_BACK
             units = self._owe_units(mode, reservation)
         if not reservation.id or not (reservation.slots or reservation.periods):
             return units or nothing_to_do()
-        return self._owe_finish(reservation, money)
+        return self._owe_finish(reservation, action)
 
     def settle(
         self, reservation: Reservation, amount: int, *, replace: bool = False
@@ -316,8 +316,8 @@ class RedisBackend:
         if reservation is not NO_RESERVATION:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def _owe_finish(self, reservation: Reservation, money: EstimateAction) -> Awaitable[object]:
-        template = self._places_of(reservation).end(money)
+    def _owe_finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+        template = self._places_of(reservation).end(action)
         if template.record:
             return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
         return self.loops.submit(Operation(template, reservation.id), must_arrive=True)

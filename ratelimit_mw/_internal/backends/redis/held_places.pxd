@@ -6,4 +6,4 @@ cdef class HeldPlaces(Template):
     cdef tuple _period_ends
     cdef dict _ends
     @cython.locals(template=Template)
-    cpdef Template end(self, object money)
+    cpdef Template end(self, object action)

@@ -44,16 +44,16 @@ class HeldPlaces(Template):
             self._period_ends = tuple([held.ends for held in reservation.periods])
             self._ends = {}
 
-    def end(self, money: EstimateAction) -> Template:
+    def end(self, action: EstimateAction) -> Template:
         """Free the slots and, unless it was settled, decide about the estimate."""
-        if self._ends is None or money is _UNTOUCHED:
+        if self._ends is None or action is _UNTOUCHED:
             return self
-        template = self._ends.get(money)
+        template = self._ends.get(action)
         if template is None:
-            body, head = _end_of(self.n_keys, money, self._period_ends)
+            body, head = _end_of(self.n_keys, action, self._period_ends)
             keys, n_keys = self.keys + self._period_keys, self.n_keys + len(self._period_ends) + 1
             template = Template(keys, n_keys, body, LEASE_ID_SIZE, head=head, record=self._records)
-            self._ends[money] = template
+            self._ends[action] = template
         return template
 
     def settle(self, kind: bytes, amount: int, *, replace: bool) -> Template:
@@ -67,8 +67,8 @@ class HeldPlaces(Template):
 
 
 @lru_cache(maxsize=64)
-def _end_of(n_slots: int, money: EstimateAction, period_ends: tuple[int, ...]) -> tuple[bytes, bytes]:
+def _end_of(n_slots: int, action: EstimateAction, period_ends: tuple[int, ...]) -> tuple[bytes, bytes]:
     """The body of an end, up to the id; the same as an argument."""
     limits = SLOT * n_slots + b"".join([LIMIT.pack(BUDGET, 0, 0, ends) for ends in period_ends])
-    body = FINISH_HEAD.pack(FINISH, n_slots + len(period_ends), money, 0, 0) + limits
+    body = FINISH_HEAD.pack(FINISH, n_slots + len(period_ends), action, 0, 0) + limits
     return body, Template(b"", 0, body, LEASE_ID_SIZE).head
