@@ -151,7 +151,7 @@ async def test_an_estimate_lapses_at_the_end_of_a_part_of_its_lease(bench: Bench
     assert START % 1_000_000 == 0
     for late in (0, 1):
         bench.clock.now = START + late * 60_000_000 + late
-        await bench.backend.acquire(Charge([day], lease=32.0), new_id(), 10)
+        await bench.backend.acquire(Charge([day], lease_seconds=32.0), new_id(), 10)
         bench.clock.now = START + late * 60_000_000 + (32 + late) * 1_000_000 - 1
         assert await books(bench, day) == (0, 10)
         bench.wait(microseconds=1)
@@ -256,7 +256,7 @@ async def test_estimates_of_different_leases_lapse_each_in_its_turn(bench: Bench
     leases = [30.0, 7.0, 300.0, 1.0, 61.0]
     for turn in range(40):
         for place, lease in enumerate(leases):
-            await bench.backend.acquire(Charge([day], lease=lease), new_id(), 10**place)
+            await bench.backend.acquire(Charge([day], lease_seconds=lease), new_id(), 10**place)
         if turn % 8 == 7:
             bench.wait(microseconds=100_003)
     for lease, held in ((1.0, 10111), (7.0, 10101), (30.0, 10100), (61.0, 100), (300.0, 0)):
@@ -463,7 +463,7 @@ async def test_what_has_no_lease_is_neither_settled_nor_ended(bench: Bench) -> N
         b"",
         reservation.slots,
         reservation.periods,
-        reservation.lease,
+        reservation.lease_seconds,
         reservation.price,
         reservation.currency,
     )

@@ -28,7 +28,7 @@ async def renew(bench: Bench, reservation: Reservation, seconds: float) -> None:
     """Let time pass in which a reservation is renewed as a running request's is."""
     for _ in range(int(seconds // 10)):
         bench.wait(10)
-        await bench.backend.renew(reservation, reservation.lease)
+        await bench.backend.renew(reservation, reservation.lease_seconds)
 
 
 async def test_estimates_cannot_exceed_a_limit_together(bench: Bench) -> None:
@@ -244,7 +244,7 @@ async def test_a_request_that_runs_for_days_is_settled(bench: Bench) -> None:
     reservation = await bench.reserve(TOKENS, tokens=10)
     for _ in range(4):
         bench.wait(80_000)
-        await bench.backend.renew(reservation, reservation.lease)
+        await bench.backend.renew(reservation, reservation.lease_seconds)
     assert await bench.backend.settle_units(reservation, {"tokens": 20}) is SETTLED
     assert await bench.backend.settle_units(reservation, {"tokens": 20}) is REPEATED
 

@@ -154,7 +154,7 @@ async def test_the_lease_of_an_estimate_is_the_plans_also_where_its_route_takes_
         away = limiter_of(text, bench.clock, Down(clock=bench.clock))
         here = await away.acquire(api_key="a")
         assert here.decision.policy == "local"
-        assert (there.reservation.lease, here.reservation.lease) == (seconds, seconds)
+        assert (there.reservation.lease_seconds, here.reservation.lease_seconds) == (seconds, seconds)
         await away.close()
 
 

@@ -56,7 +56,9 @@ def shared_counters(draw: st.DrawFn) -> list[Counter]:
     if draw(st.booleans()):
         found.append(Counter("app", "app:tokens", Window(draw(QUOTAS), 1, "minute", "tokens"), "everyone"))
     if draw(st.booleans()):
-        found.append(Counter("app", "app", Slots(draw(st.integers(1, 5)), lease=draw(LEASES)), "everyone"))
+        found.append(
+            Counter("app", "app", Slots(draw(st.integers(1, 5)), lease_seconds=draw(LEASES)), "everyone")
+        )
     return found
 
 
@@ -73,7 +75,7 @@ def counters(draw: st.DrawFn) -> list[Counter]:
             lengths = [Window(draw(QUOTAS), multiple, "minute", unit) for multiple in multiples]
             found += [Counter(caller, f"p:{unit}", length) for length in lengths]
     if draw(st.booleans()):
-        found.append(Counter(caller, "p", Slots(draw(st.integers(1, 4)), lease=draw(LEASES))))
+        found.append(Counter(caller, "p", Slots(draw(st.integers(1, 4)), lease_seconds=draw(LEASES))))
     if draw(st.booleans()):
         zone = draw(ZONES)
         daily = draw(st.sampled_from([100_000, 300_000, 1_000_000]))
@@ -296,7 +298,7 @@ def test_a_backend_and_the_oracle_give_the_same_answers(bench: tuple[Bench, asyn
 
 def test_a_slot_that_is_left_of_two_is_renewed_and_counts(bench: tuple[Bench, asyncio.Runner]) -> None:
     """A clock steps back after one of two expired slots was forgotten: the other lives."""
-    one, other = [Counter(of, "p", Slots(1, lease=30.0), "everyone") for of in ("a", "b")]
+    one, other = [Counter(of, "p", Slots(1, lease_seconds=30.0), "everyone") for of in ("a", "b")]
     state = Comparison(*bench, "left of two")
     state.set_clock(instant(STARTS[0]))
     state.acquire([([one, other], 1, 0, {})])

@@ -151,8 +151,8 @@ class Comparison:
             leases = [request.lease, *request.lease.late]
             for lease, (lease_id, places) in zip(leases, request.charges, strict=True):
                 if lease.reservation is not NO_RESERVATION:
-                    kept = await self.bench.backend.renew(lease.reservation, lease.reservation.lease)
-                    self.oracle.check_renewed(places, lease_id, lease.reservation.lease, kept)
+                    kept = await self.bench.backend.renew(lease.reservation, lease.reservation.lease_seconds)
+                    self.oracle.check_renewed(places, lease_id, lease.reservation.lease_seconds, kept)
 
     async def look(self) -> None:
         """Compare how all limits stand."""

@@ -35,7 +35,7 @@ def limits_of(chance: random.Random) -> list[Counter]:
     if chance.random() < 0.3:
         found.append(Counter(caller, "p:images", Window(10, 1, "minute", "images")))
     if chance.random() < 0.5:
-        found.append(Counter(caller, "p", Slots(chance.choice([2, 50]), lease=30.0)))
+        found.append(Counter(caller, "p", Slots(chance.choice([2, 50]), lease_seconds=30.0)))
     if chance.random() < 0.3:
         found.append(Counter("app", "app:tokens", Window(60, 1, "minute", "tokens"), "everyone"))
     return found

@@ -48,10 +48,10 @@ class Watched(MemoryBackend):
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Renew, and remember."""
-        self.renewed.append(lease)
-        return await super().renew(reservation, lease)
+        self.renewed.append(seconds)
+        return await super().renew(reservation, seconds)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew, once the answer may come."""

@@ -133,7 +133,7 @@ def metered(
 
 def slots(limit: int, *, lease: float = 30.0, of: str = "caller", scope: str = "p") -> Counter:
     """A slot set's counter."""
-    return Counter(of, scope, Slots(limit, lease=lease))
+    return Counter(of, scope, Slots(limit, lease_seconds=lease))
 
 
 def daily(amount: int, *, timezone: str = "UTC", currency: str = "USD", of: str = "caller") -> Counter:

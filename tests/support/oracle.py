@@ -250,12 +250,12 @@ class Oracle:
                     self.units.setdefault(place, []).append(unit)
                     self.charged.setdefault(lease_id, []).append(unit)
             elif isinstance(counter.limit, Slots):
-                expires = self.now + int(counter.limit.lease * SECOND)
+                expires = self.now + int(counter.limit.lease_seconds * SECOND)
                 self.leases.setdefault(place, {})[lease_id] = Lease(expires)
             else:
                 books.append(place)
         if books:
-            leases = [counter.limit.lease for counter in counters if isinstance(counter.limit, Slots)]
+            leases = [counter.limit.lease_seconds for counter in counters if isinstance(counter.limit, Slots)]
             lease = int(min(leases, default=30) * SECOND)
             self.bills[lease_id] = Bill(books, price * UNIT, lease, *self._lapses(lease))
 
@@ -314,7 +314,7 @@ class Oracle:
 
     def _estimate(self, counters: list[Counter], units: dict[str, int], lease_id: bytes) -> None:
         """Count what a charge has estimated of metered units."""
-        leases = [counter.limit.lease for counter in counters if isinstance(counter.limit, Slots)]
+        leases = [counter.limit.lease_seconds for counter in counters if isinstance(counter.limit, Slots)]
         lease = int(min(leases, default=30) * SECOND)
         for counter in counters:
             if not (isinstance(counter.limit, Window) and counter.limit.is_metered):

@@ -61,8 +61,8 @@ def test_live_keys_have_the_same_bounds() -> None:
         ({"requests": (Window(1.5, 1, "minute"),)}, "is not in whole numbers"),  # type: ignore[arg-type]
         ({"concurrent": Slots(MAX_SLOTS + 1)}, "concurrent"),
         ({"concurrent": Slots(0)}, "concurrent"),
-        ({"concurrent": Slots(5, lease=float("nan"))}, "lease"),
-        ({"concurrent": Slots(5, lease=1e12)}, "lease"),
+        ({"concurrent": Slots(5, lease_seconds=float("nan"))}, "lease"),
+        ({"concurrent": Slots(5, lease_seconds=1e12)}, "lease"),
     ],
 )
 def test_limits_that_code_makes_have_the_same_bounds(limits: dict[str, Any], what: str) -> None:

@@ -26,11 +26,11 @@ class Slow(MemoryBackend):
         self.asked = asyncio.Event()
         self.answers = asyncio.Event()
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Renew, once the answer may come."""
         self.asked.set()
         await self.answers.wait()
-        return await super().renew(reservation, lease)
+        return await super().renew(reservation, seconds)
 
 
 class Bench:

@@ -417,7 +417,11 @@ async def test_a_policy_made_from_another_is_as_if_it_was_made_alone(
             assert one.counters == other.counters
             assert [one.slots, one.allowances] == [other.slots, other.allowances]
             assert [each.window for each in one.windows] == [each.window for each in other.windows]
-            assert [one.lease, one.is_of_one, one.is_held] == [other.lease, other.is_of_one, other.is_held]
+            assert [one.lease_seconds, one.is_of_one, one.is_held] == [
+                other.lease_seconds,
+                other.is_of_one,
+                other.is_held,
+            ]
         packed, same = backend.prepare(made.charge), backend.prepare(alone.charge)
         assert (packed.keys, packed.head, packed.n_keys) == (same.keys, same.head, same.n_keys)
         assert (made.route, made.price, made.on_failure) == (alone.route, alone.price, alone.on_failure)

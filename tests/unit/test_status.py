@@ -101,10 +101,14 @@ def test_charges_alike_are_told_how_it_was_before_the_others() -> None:
 
 def test_slots_of_one_request_end_with_the_shortest_of_them() -> None:
     """They are renewed and freed together: the shortest lease and the shortest `max_hold` count for all."""
-    limits = [Slots(3, lease=30.0, max_hold=9.0), Slots(5, lease=10.0, max_hold=60.0), Slots(7, lease=20.0)]
+    limits = [
+        Slots(3, lease_seconds=30.0, max_hold=9.0),
+        Slots(5, lease_seconds=10.0, max_hold=60.0),
+        Slots(7, lease_seconds=20.0),
+    ]
     for order in (limits, limits[::-1]):
         charge = Charge([Counter("k", f"p{place}", limit) for place, limit in enumerate(order)])
-        assert (charge.lease, charge.max_hold) == (10.0, 9.0)
+        assert (charge.lease_seconds, charge.max_hold) == (10.0, 9.0)
     assert Charge([Counter("k", "p", Slots(3))]).max_hold is None
 
 

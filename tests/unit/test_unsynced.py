@@ -109,7 +109,7 @@ def test_the_charge_is_counted_in_the_same_window_without_a_limit() -> None:
         assert isinstance(counter.limit, Window)
         assert (counter.partition, counter.scope, counter.limit.seconds) == ("a", "p", 60)
         assert (counter.limit.quota, counter.limit.granule) == (ANY_COST, MINUTE // 1_000)
-        assert (charge.is_recorded, charge.lease) == (True, 60.0)
+        assert (charge.is_recorded, charge.lease_seconds) == (True, 60.0)
     exact = boundless(Counter("a", "p", Window(7, 1, "minute"))).limit
     assert isinstance(exact, Window)
     assert exact.granule == 0

@@ -121,7 +121,7 @@ class UnitsAhead:
         others = [(number, places) for number, places in enumerate(of_states) if not drawn >> number & 1]
         if not drawn:
             return Part(None, sources, others, rest)
-        part = Charge(left, charge.cost, lease=charge.lease, estimates=charge.units)
+        part = Charge(left, charge.cost, lease_seconds=charge.lease_seconds, estimates=charge.units)
         part.caller, part.address, part.keys = charge.caller, charge.address, charge.keys
         return Part(part, sources, others, rest)
 

@@ -32,7 +32,7 @@ def limit_json(limit: Limit) -> dict[str, Any]:
         slots = {"kind": "concurrency", "limit": limit.limit, "unit": limit.unit}
         if limit.whole:
             slots["of"] = limit.whole
-        return {**slots, "lease": limit.lease, "max_hold": limit.max_hold}
+        return {**slots, "lease": limit.lease_seconds, "max_hold": limit.max_hold}
     return {
         "kind": "spending",
         "period": limit.period,

@@ -261,7 +261,7 @@ class Leases:
             return
         self._join(lease)
         try:
-            if await self._renew(lease, lease.reservation.lease):
+            if await self._renew(lease, lease.reservation.lease_seconds):
                 self.renewing().add(lease)
             yield lease
         finally:
@@ -293,7 +293,7 @@ class Leases:
     async def renew(self, token: str) -> bool:
         """Let a detached job's slot last for its lease from now; false where it was lost before."""
         lease = self._of_token(token)
-        return not lease.reservation.slots or await self._renew(lease, lease.reservation.lease)
+        return not lease.reservation.slots or await self._renew(lease, lease.reservation.lease_seconds)
 
     async def settle(
         self,

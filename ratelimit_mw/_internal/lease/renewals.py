@@ -59,14 +59,14 @@ class Renewals:
     def add(self, lease: Lease) -> None:
         """Renew this lease until it is removed, its slots until it is time to give them up."""
         reservation, now = lease.reservation, monotonic()
-        lease.renew_at = now + reservation.lease * _RENEW_AFTER
+        lease.renew_at = now + reservation.lease_seconds * _RENEW_AFTER
         lease.renewals = self
         if reservation.slots:
             self.leases[reservation.id] = lease
         else:
             self._slotless[reservation.id] = lease
-        if reservation.lease < self.covers:
-            self._schedule(reservation.lease)
+        if reservation.lease_seconds < self.covers:
+            self._schedule(reservation.lease_seconds)
         if lease.give_up_at is not None and lease.give_up_at <= self._next_look:
             self._loop.call_later(lease.give_up_at - now, self._give_up, lease)
 
@@ -136,13 +136,13 @@ class Renewals:
             for lease in leases:
                 # Else it was renewed or has ended meanwhile, or was detached: that would cut its ttl short.
                 if self._renews(lease) and lease.renew_at <= now + seconds:
-                    lease.renew_at = now + lease.reservation.lease / RENEWALS_PER_LEASE
+                    lease.renew_at = now + lease.reservation.lease_seconds / RENEWALS_PER_LEASE
                     by_backend.setdefault(lease.backend, []).append(lease)
             for backend, held in by_backend.items():
                 self._start(self._renew_all(backend, held))
 
     async def _renew_all(self, backend: Holder, leases: Sequence[Lease]) -> None:
-        seconds = [_seconds(lease, lease.reservation.lease) for lease in leases]
+        seconds = [_seconds(lease, lease.reservation.lease_seconds) for lease in leases]
         renewals = [(lease, _held(lease), left) for lease, left in zip(leases, seconds, strict=True)]
         renewals = [each for each in renewals if each[2] > 0]  # the others are just being given up
         answers = await backend.renew_all([each[1:] for each in renewals])

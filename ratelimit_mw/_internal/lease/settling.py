@@ -114,7 +114,7 @@ class Settling:
             opened.id,
             held.slots,
             opened.periods,
-            held.lease,
+            held.lease_seconds,
             opened.price,
             opened.currency,
             held.meters,

@@ -49,7 +49,7 @@ def write_token(ticket: Ticket, secret: str) -> str:
         i=reservation.id.hex(),
         s=tuple(held[:2] for held in reservation.slots),
         b=tuple(tuple(held) for held in reservation.periods),
-        l=reservation.lease,
+        l=reservation.lease_seconds,
         p=reservation.price,
         c=reservation.currency,
         g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),

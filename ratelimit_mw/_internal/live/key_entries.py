@@ -121,7 +121,9 @@ def _table(entry: KeyEntry, api_key_hash: str, settings: Settings) -> dict[str, 
         table["units"] = entry.units
     if entry.concurrent is not None:
         own = plan.concurrent if plan is not None else None
-        shape = {} if own is None else {"unit": own.unit, "lease": own.lease, "max_hold": own.max_hold}
+        shape = (
+            {} if own is None else {"unit": own.unit, "lease": own.lease_seconds, "max_hold": own.max_hold}
+        )
         table["concurrent"] = {**_written(shape), "limit": entry.concurrent}
     amounts = _written({"daily": entry.daily, "monthly": entry.monthly})
     if amounts:

@@ -90,8 +90,8 @@ class Load(NamedTuple):
 class Holder(Protocol):
     """Keeper of reservations, from their admission on."""
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before.
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
+        """Let the slots last `seconds` from now; false where one of them was lost before.
 
         An estimate that has neither lapsed nor been kept lasts for the own lease of its reservation from now.
         """

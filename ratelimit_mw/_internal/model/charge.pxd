@@ -8,7 +8,7 @@ ctypedef long long i64
 cdef class Charge:
     cdef public object cost, max_hold, prepared
     cdef public i64 ahead
-    cdef public double lease
+    cdef public double lease_seconds
     cdef public str caller, address, currency
     cdef public bint is_held, is_of_one, is_recorded
     cdef public tuple slots, allowances, meters, meter_places, estimates, costs

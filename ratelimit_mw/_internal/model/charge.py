@@ -76,7 +76,7 @@ class Charge:
         "is_recorded",
         "keys",
         "last",
-        "lease",
+        "lease_seconds",
         "max_hold",
         "meter_places",
         "meters",
@@ -95,14 +95,14 @@ class Charge:
         cost: int = 1,
         *,
         ahead: int = 0,
-        lease: float = DEFAULT_LEASE,
+        lease_seconds: float = DEFAULT_LEASE,
         estimates: Units | None = None,
     ) -> None:
         """Of windows alone: `ahead` is for how many microseconds the units may be used later than they are
         taken, at most an eighth of each window and `MAX_AHEAD`; they leave it a window's length after the end
-        of that time. `lease` is how many seconds the estimate of a charge without slots lasts. `estimates`
-        are of metered units; of one that is left out nothing is charged until it is settled. Those with a
-        scope in place of a unit are the costs of limits in code.
+        of that time. The estimate of a charge without slots lasts for `lease_seconds`. `estimates` are of
+        metered units; of one that is left out nothing is charged until it is settled. Those with a scope in
+        place of a unit are the costs of limits in code.
         """
         self._counters: tuple[Counter, ...] | None = tuple(counters)
         self.model: Charge | None = None
@@ -124,7 +124,7 @@ class Charge:
             [ReservationKey(each.partition, each.scope) for each in held]
         )
         # A request's slots are renewed and freed together, so the shortest counts for all.
-        self.lease: float = min([limit.lease for limit in limits], default=lease)
+        self.lease_seconds: float = min([limit.lease_seconds for limit in limits], default=lease_seconds)
         self.max_hold: float | None = min(
             [limit.max_hold for limit in limits if limit.max_hold], default=None
         )
@@ -180,7 +180,7 @@ class Charge:
         made._counters = made.prepared = made.parts = made.last = None  # noqa: SLF001 - its own
         made.model, made.caller, made.address, made.keys = self, caller, address, keys
         made.cost, made.ahead = self.cost, self.ahead
-        made.lease, made.max_hold, made.is_held = self.lease, self.max_hold, self.is_held
+        made.lease_seconds, made.max_hold, made.is_held = self.lease_seconds, self.max_hold, self.is_held
         made.is_of_one, made.windows, made.currency = self.is_of_one, self.windows, self.currency
         made.warn_amounts = self.warn_amounts
         made.base, made.costs, made.estimates = None, self.costs, self.estimates
@@ -324,7 +324,14 @@ class Charge:
         """Return the reservation of this charge: its slots, these budget periods and its metered units."""
         held = price if periods else 0
         return Reservation(
-            lease_id, self.slots, periods, self.lease, held, self.currency, self.meters, self.estimates
+            lease_id,
+            self.slots,
+            periods,
+            self.lease_seconds,
+            held,
+            self.currency,
+            self.meters,
+            self.estimates,
         )
 
 

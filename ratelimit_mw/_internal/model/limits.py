@@ -114,12 +114,12 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """So many requests or jobs at once. A slot not renewed for `lease` seconds frees itself."""
+    """So many requests or jobs at once. A slot not renewed for `lease_seconds` frees itself."""
 
     limit: int
     unit: str = "request"
     """Name of the work that takes a slot, for the refusal's message."""
-    lease: float = DEFAULT_LEASE
+    lease_seconds: float = DEFAULT_LEASE
     max_hold: float | None = None
     """Seconds after which a slot is no longer renewed, though its work may go on."""
     whole: int = 0

@@ -9,7 +9,7 @@ cpdef bytes new_lease_id()
 cdef class Reservation:
     cdef readonly bytes id
     cdef readonly tuple slots, periods, meters, estimates
-    cdef readonly double lease
+    cdef readonly double lease_seconds
     cdef readonly object price
     cdef readonly str currency
     cdef readonly bint has_price, has_estimate, is_leased

@@ -47,7 +47,7 @@ class Reservation:
         "has_price",
         "id",
         "is_leased",
-        "lease",
+        "lease_seconds",
         "meters",
         "periods",
         "price",
@@ -59,7 +59,7 @@ class Reservation:
         id: bytes,  # noqa: A002 - the lease's
         slots: tuple[ReservationKey, ...] = (),
         periods: tuple[ReservationKey, ...] = (),
-        lease: float = 0.0,
+        lease_seconds: float = 0.0,
         price: int = 0,
         currency: str = "USD",
         meters: tuple[Meter, ...] = (),
@@ -68,7 +68,7 @@ class Reservation:
         self.id: bytes = id
         self.slots: tuple[ReservationKey, ...] = slots
         self.periods: tuple[ReservationKey, ...] = periods
-        self.lease: float = lease
+        self.lease_seconds: float = lease_seconds
         """Seconds that the slots last past their last renewal, and the estimate with them."""
         self.price: int = price
         self.currency: str = currency
@@ -91,7 +91,9 @@ class Reservation:
         estimates: tuple[int, ...],
     ) -> "Reservation":
         """Make a reservation of the same lease on other slots, periods and meters."""
-        return Reservation(self.id, slots, periods, self.lease, self.price, self.currency, meters, estimates)
+        return Reservation(
+            self.id, slots, periods, self.lease_seconds, self.price, self.currency, meters, estimates
+        )
 
     def without_slots(self) -> "Reservation":
         """Make a reservation of all else, or of nothing where there is nothing else."""
@@ -108,7 +110,7 @@ class Reservation:
         return self.with_places(self.slots, self.periods, (), ())
 
     def _values(self) -> tuple[object, ...]:
-        values = (self.id, self.slots, self.periods, self.lease, self.price, self.currency)
+        values = (self.id, self.slots, self.periods, self.lease_seconds, self.price, self.currency)
         return (*values, self.meters, self.estimates)
 
     def __eq__(self, other: object) -> bool:

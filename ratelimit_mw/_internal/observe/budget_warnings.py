@@ -47,7 +47,7 @@ class BudgetWarnings:
     async def _announce(self, identity: Identity, near: NearBudget, now: int) -> None:
         partition, scope, ends = near.period
         # A single slot, held to the end of the period and never released: whoever gets it announces.
-        once = Charge([Counter(partition, f"n:{scope}", Slots(1, lease=(ends - now) / SECOND))])
+        once = Charge([Counter(partition, f"n:{scope}", Slots(1, lease_seconds=(ends - now) / SECOND))])
         try:
             outcome = await self._backend.acquire(once, new_lease_id())
         except BackendError:

@@ -118,7 +118,7 @@ class LocalPolicy:
         """Decide about a charge at a share of its limits; the figures are told of the real limits."""
         part = Decimal(repr(share))  # as the settings wrote it: 0.07 of 100 is 7, and not a bit more
         counters = [self._at_share(charge, place, part) for place in range(len(charge.counters))]
-        local = Charge(counters, charge.cost, lease=charge.lease, estimates=charge.units)
+        local = Charge(counters, charge.cost, lease_seconds=charge.lease_seconds, estimates=charge.units)
         with self.reconciler.lock:  # so that nobody forgets here what was admitted and is not yet owed
             outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
             reservation = outcome.reservation

@@ -130,9 +130,11 @@ class OutageReconciler:
 
     # the life of a reservation, by whichever books it is in -----------------------------------------
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        return await (self._books if reservation.id in self._owed else self._shared).renew(reservation, lease)
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
+        """Let the slots last `seconds` from now; false where one of them was lost before."""
+        return await (self._books if reservation.id in self._owed else self._shared).renew(
+            reservation, seconds
+        )
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew many reservations, each for its own time; the answer to each, or why there is none."""
@@ -293,7 +295,9 @@ class OutageReconciler:
             if self._owed.get(lease_id) is not owed:
                 return True
             charge = Charge(
-                owed.counters(self._clock()), lease=owed.reservation.lease, estimates=owed.charge.units
+                owed.counters(self._clock()),
+                lease_seconds=owed.reservation.lease_seconds,
+                estimates=owed.charge.units,
             )
             price = owed.price
             owed.is_synced = owed.is_synced or bool(charge.counters)

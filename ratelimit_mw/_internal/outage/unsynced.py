@@ -77,8 +77,8 @@ class UnsyncedWindow:
             if cost:
                 self._newest, self.lease_id = live[-1][0], new_lease_id()
                 # Never given back: by then it has left the window.
-                lease = self._length / 1_000_000
-                self.charge = Charge([self._counter], lease=lease, estimates={self._unit: cost})
+                seconds = self._length / 1_000_000
+                self.charge = Charge([self._counter], lease_seconds=seconds, estimates={self._unit: cost})
         return self.charge
 
     def told(self, charge: Charge | None) -> None:

@@ -203,7 +203,9 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         if len(mine) > MAX_LIMITS:
             raise ValueError(f"a request meets at most {MAX_LIMITS} limits, not {len(mine)}")
         cost = 1 if alone else own.cost
-        charge = Charge(mine, cost, lease=own.lease, estimates=costs if alone else own.units | costs)
+        charge = Charge(
+            mine, cost, lease_seconds=own.lease_seconds, estimates=costs if alone else own.units | costs
+        )
         charge.caller, charge.address, charge.keys = base.caller, base.address, keys
         charges.append(charge)
     charge, priced = charges

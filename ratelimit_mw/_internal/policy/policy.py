@@ -280,12 +280,12 @@ class Policies:
         cost = rule.cost if cost is None else cost
         currency = plan.spending.budget.currency if plan.spending is not None else None
         on_failure = rule.on_failure or plan.on_failure or self._settings.backend.on_failure
-        lease = plan.concurrent.lease if plan.concurrent is not None else DEFAULT_LEASE
+        lease_seconds = plan.concurrent.lease_seconds if plan.concurrent is not None else DEFAULT_LEASE
         unpriced = [c for c in counters if not isinstance(c.limit, Allowance)]
-        charge = Charge(unpriced, cost, lease=lease, estimates=rule.units)
+        charge = Charge(unpriced, cost, lease_seconds=lease_seconds, estimates=rule.units)
         priced = charge
         if plan.spending is not None:
-            priced = Charge(counters, cost, lease=lease, estimates=rule.units)
+            priced = Charge(counters, cost, lease_seconds=lease_seconds, estimates=rule.units)
         for each in (charge, priced):
             each.caller, each.address = identity.partition, _ADDRESS
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)

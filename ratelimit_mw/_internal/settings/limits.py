@@ -25,7 +25,7 @@ MAX_RATES = 32
 MAX_SLOTS = 10**6
 """The most slots that one limit may have."""
 MAX_SECONDS = 10 * UNIT_SECONDS["year"]
-"""The longest window, lease and hold."""
+"""Seconds of the longest window, `lease` and `max_hold`."""
 
 RATE = "rate"
 """Title of a rate in the JSON schema and in the reference."""
@@ -135,13 +135,14 @@ class SlotsTable(Table):
 
     def slots(self) -> Slots:
         """Return the limit that this table describes."""
-        lease = self.lease or min(_LEASE, self.max_hold or _LEASE)
-        return Slots(self.limit, self.unit, lease, self.max_hold)
+        lease_seconds = self.lease or min(_LEASE, self.max_hold or _LEASE)
+        return Slots(self.limit, self.unit, lease_seconds, self.max_hold)
 
 
 def _slots_table(slots: Slots) -> dict[str, Any]:
     """Slots as the file would have them."""
-    return {name: getattr(slots, name) for name in SlotsTable.model_fields}
+    lease, max_hold = slots.lease_seconds, slots.max_hold
+    return {"limit": slots.limit, "unit": slots.unit, "lease": lease, "max_hold": max_hold}
 
 
 def parse_slots(concurrent: object) -> Slots:

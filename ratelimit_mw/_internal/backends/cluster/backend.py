@@ -131,9 +131,9 @@ class ClusterBackend:
             all(each.admitted for each in outcomes), outcomes[0].now, statuses, NO_RESERVATION
         )
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        (kept,) = await self._renew([(reservation, lease)], is_upkeep=False)
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
+        """Let the slots last `seconds` from now; false where one of them was lost before."""
+        (kept,) = await self._renew([(reservation, seconds)], is_upkeep=False)
         if isinstance(kept, BackendError):
             raise kept
         return kept
@@ -149,11 +149,11 @@ class ClusterBackend:
         self, renewals: Sequence[tuple[Reservation, float]], *, is_upkeep: bool
     ) -> Sequence[bool | BackendError]:
         parts: dict[str, list[tuple[int, Reservation, float]]] = {}
-        for place, (reservation, lease) in enumerate(renewals):
+        for place, (reservation, seconds) in enumerate(renewals):
             for part in parts_of(reservation):
                 if part.slots or part.has_estimate:
                     partition = partitions_of(part)[0]
-                    parts.setdefault(partition, []).append((place, part, lease))
+                    parts.setdefault(partition, []).append((place, part, seconds))
         sent = []
         for found in parts.values():
             operation = self._partitions.send_renewals([each[1:] for each in found], is_upkeep=is_upkeep)

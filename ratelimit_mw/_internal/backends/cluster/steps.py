@@ -39,7 +39,7 @@ def steps_of(charge: Charge) -> Sequence[Step]:
             Charge(
                 [charge.counters[place] for place in found],
                 charge.cost,
-                lease=charge.lease,
+                lease_seconds=charge.lease_seconds,
                 estimates=charge.units,
             ),
             tuple(found),
@@ -62,7 +62,7 @@ def admission(
     if slots or periods or meters:
         priced = price if periods else 0
         reservation = Reservation(
-            lease_id, slots, periods, charge.lease, priced, charge.currency, meters, estimates
+            lease_id, slots, periods, charge.lease_seconds, priced, charge.currency, meters, estimates
         )
     statuses = in_order_of(charge, steps, statuses_met(steps, outcomes))
     outcome = Outcome.from_statuses(True, outcomes[0].now, statuses, reservation)

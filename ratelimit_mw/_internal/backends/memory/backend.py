@@ -118,7 +118,7 @@ class MemoryBackend:
                 self._meters.open(reservation, now)
             if reservation.periods:
                 ends = max([held.ends for held in reservation.periods])
-                record = open_record(self._periods(reservation), price, now, reservation.lease, ends)
+                record = open_record(self._periods(reservation), price, now, reservation.lease_seconds, ends)
                 self._records.add(reservation.id, record, now)
             return outcome
         finally:
@@ -153,25 +153,25 @@ class MemoryBackend:
                     log.charge(Numbers(), ref, at, b"", cost, 0)
                 logs.add(place, log, self.clock())
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
+        """Let the slots last `seconds` from now; false where one of them was lost before."""
         with self.lock:
-            return self._renew(reservation, self.clock(), lease)
+            return self._renew(reservation, self.clock(), seconds)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew many reservations, each for its own time; whether each one was still held."""
         with self.lock:
             now = self.clock()
-            return [self._renew(reservation, now, lease) for reservation, lease in renewals]
+            return [self._renew(reservation, now, seconds) for reservation, seconds in renewals]
 
-    def _renew(self, reservation: Reservation, now: int, lease: float) -> bool:
+    def _renew(self, reservation: Reservation, now: int, seconds: float) -> bool:
         if reservation.meters:
             self._meters.renew(reservation, now)
         record = self._records.find(reservation.id) if reservation.has_price else None
         if record is not None:
-            renew_estimate(record, self._periods(reservation), now, reservation.lease)
+            renew_estimate(record, self._periods(reservation), now, reservation.lease_seconds)
         slots = [self.slots.find(held) for held in reservation.slots]
-        return all([s is not None and s.renew(reservation.id, now, lease) for s in slots])
+        return all([s is not None and s.renew(reservation.id, now, seconds) for s in slots])
 
     def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""

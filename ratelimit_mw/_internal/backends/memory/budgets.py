@@ -103,35 +103,35 @@ LAPSE_STEPS = 32
 """Parts of a lease, to whose end an estimate lasts: so few times are told apart that a book stays small."""
 
 
-def lapse_of(books: list[BudgetState], now: int, lease: float) -> int:
+def lapse_of(books: list[BudgetState], now: int, seconds: float) -> int:
     """Return the time, in microseconds, when an estimate that is held or renewed now lapses.
 
     The time lies after every lapse that the estimate's books have seen.
     """
-    length = int(lease * SECOND)
+    length = int(seconds * SECOND)
     step = max(length // LAPSE_STEPS, 1)
     lapses = -(-(now + length) // step) * step
     return max([lapses] + [book.lapsed + 1 for book in books])
 
 
-def open_record(books: list[BudgetState], price: int, now: int, lease: float, ends: int) -> Record:
+def open_record(books: list[BudgetState], price: int, now: int, seconds: float, ends: int) -> Record:
     """Make the record of a charge that was just admitted, whose estimate lapses with its lease."""
     record = Record(price, ends)
     if price:
-        record.lapses = lapse_of(books, now, lease)
+        record.lapses = lapse_of(books, now, seconds)
         for book in books:
             book.lapse_at(record.lapses, price)
     return record
 
 
-def renew_estimate(record: Record, books: list[BudgetState], now: int, lease: float) -> None:
+def renew_estimate(record: Record, books: list[BudgetState], now: int, seconds: float) -> None:
     """Let an estimate last for a lease from now, unless it has lapsed, is kept anyway, or was settled."""
     if record.settled is not None or record.lapses <= 0:
         return
     for book in books:
         book.lapse(now)
     has_lapsed = any(record.lapses <= book.lapsed for book in books)
-    at = -1 if has_lapsed else lapse_of(books, now, lease)
+    at = -1 if has_lapsed else lapse_of(books, now, seconds)
     for book in books:
         book.shift(record.estimate, record.lapses, at)
     record.lapses = at

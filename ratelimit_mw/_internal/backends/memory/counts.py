@@ -50,7 +50,7 @@ class CounterRef:
         if isinstance(limit, Window):
             self.quota, self.length, self.granule = limit.quota, limit.length, limit.granule
         elif isinstance(limit, Slots):
-            self.quota, self.length = limit.limit, int(limit.lease * SECOND)
+            self.quota, self.length = limit.limit, int(limit.lease_seconds * SECOND)
         else:
             self.quota = limit.amount
 
@@ -237,11 +237,11 @@ class SlotSet(CountedState):
         row.append(0)
         row.append(1 if len(self.leases) >= ref.quota else 0)
 
-    def renew(self, lease_id: bytes, now: int, lease: float) -> bool:
-        """Let a live lease last `lease` seconds from now; an expired one is never revived."""
+    def renew(self, lease_id: bytes, now: int, seconds: float) -> bool:
+        """Let a live lease last `seconds` from now; an expired one is never revived."""
         live = self.leases.pop(lease_id, 0) > now
         if live:
-            self.leases[lease_id] = expires = now + int(lease * SECOND)
+            self.leases[lease_id] = expires = now + int(seconds * SECOND)
             self.soonest = min(self.soonest, expires)
         return live
 

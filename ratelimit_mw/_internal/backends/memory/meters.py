@@ -204,7 +204,7 @@ class Meters:
         if estimates is None:
             estimates = OpenEstimates()
             self._open.add(_open_name(meter), estimates, now)
-        estimates.put(reservation.id, now + int(reservation.lease * SECOND), record.at, estimate)
+        estimates.put(reservation.id, now + int(reservation.lease_seconds * SECOND), record.at, estimate)
 
     def _give_back(self, meter: Meter, now: int, at: int, cost: int) -> None:
         for log, ref in self._windows(meter) if cost else ():

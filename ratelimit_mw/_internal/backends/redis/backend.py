@@ -130,9 +130,9 @@ class RedisBackend:
         """Answer as `acquire` would, and charge nothing."""
         return await self._outcome_of(self._ask(PEEK, charge, NO_LEASE_ID, price))
 
-    async def renew(self, reservation: Reservation, lease: float) -> bool:
-        """Let the slots last `lease` seconds from now; false where one of them was lost before."""
-        (kept,) = await renewed(self.send_renewals([(reservation, lease)]), 1)
+    async def renew(self, reservation: Reservation, seconds: float) -> bool:
+        """Let the slots last `seconds` from now; false where one of them was lost before."""
+        (kept,) = await renewed(self.send_renewals([(reservation, seconds)]), 1)
         if isinstance(kept, BackendError):
             raise kept
         return kept
@@ -256,7 +256,7 @@ class RedisBackend:
         if kind != PEEK and charge.is_held:
             operation.reservation = charge.recorded_reservation(operation.id, packed.periods, price)
         if packed.records or kind != ACQUIRE:
-            packed = packed.priced(kind, price, int(charge.lease * SECOND))
+            packed = packed.priced(kind, price, int(charge.lease_seconds * SECOND))
             if packed.units and packed.record:
                 packed = packed.with_units(operation.id)
         operation.template = packed

@@ -35,9 +35,9 @@ def own_limits(charge: Charge, limits: bytes) -> bytes:
     return b"".join(parts)
 
 
-def own_head(kind: bytes, charge: Charge, price: int, lease: int) -> bytes:
-    """The head of such a charge; the lease of estimates, in microseconds, is 0 where it leaves no record."""
-    of_money, of_units = bool(lease and charge.allowances), bool(lease and charge.meters)
+def own_head(kind: bytes, charge: Charge, price: int, lease_us: int) -> bytes:
+    """The head of such a charge; `lease_us` is that of estimates, 0 where it leaves no record."""
+    of_money, of_units = bool(lease_us and charge.allowances), bool(lease_us and charge.meters)
     others = len(charge.meters) + of_money + of_units
     records = OF_MONEY * of_money + OF_UNITS * of_units
-    return OWN_HEAD.pack(_OWN_KINDS[kind], len(charge.counters), others, records, price, lease)
+    return OWN_HEAD.pack(_OWN_KINDS[kind], len(charge.counters), others, records, price, lease_us)

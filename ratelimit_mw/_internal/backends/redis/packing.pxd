@@ -20,7 +20,7 @@ cdef class Layout:
     cdef list _steps
     cdef Py_ssize_t _numbers, _size
     cpdef bint holds(self, i64 now)
-    cpdef tuple body_of(self, bytes kind, object price, object lease)
+    cpdef tuple body_of(self, bytes kind, object price, object lease_us)
     @cython.locals(code=int, admitted=Py_ssize_t, row=Numbers)
     cpdef tuple read(self, bytes answer, Py_ssize_t number)
     @cython.locals(admitted=Py_ssize_t, row=Numbers, place=Py_ssize_t, operation=ChargeOperation)
@@ -34,7 +34,7 @@ cdef class ChargeTemplate(Template):
     cdef readonly bytes kind
     cdef ChargeTemplate _priced
     @cython.locals(template=ChargeTemplate)
-    cpdef ChargeTemplate priced(self, bytes kind, object price, object lease)
+    cpdef ChargeTemplate priced(self, bytes kind, object price, object lease_us)
     cpdef ChargeTemplate with_units(self, bytes lease_id)
 
 cdef class ChargeOperation(Operation):

@@ -91,15 +91,15 @@ class Layout:
         """Whether the periods in it are those of this time."""
         return self.since <= now < self.until
 
-    def body_of(self, kind: bytes, price: int, lease: int) -> tuple[bytes, bytes]:
-        """The body of a charge, up to the id; the same as an argument. `lease` is that of its estimate."""
-        key = (kind, price, lease)
+    def body_of(self, kind: bytes, price: int, lease_us: int) -> tuple[bytes, bytes]:
+        """The body of a charge, up to the id; the same as an argument. `lease_us` is that of its estimate."""
+        key = (kind, price, lease_us)
         known = self._bodies.get(key)
         if known is None:
             if self._own is None:
-                head = CHARGE_HEAD.pack(kind, self.n_keys, self._cost, price, lease)
+                head = CHARGE_HEAD.pack(kind, self.n_keys, self._cost, price, lease_us)
             else:
-                head = own_head(kind, self._own, price, lease)
+                head = own_head(kind, self._own, price, lease_us)
             body = head + self._limits
             known = body, b"$%d\r\n%b" % (len(body) + LEASE_ID_SIZE, body)
             evict_oldest(self._bodies, _MAX_BODIES)
@@ -168,16 +168,15 @@ class ChargeTemplate(Template):
         self.kind, self.price = letters.ACQUIRE, 0
         self._priced: ChargeTemplate | None = None
 
-    def priced(self, kind: bytes, price: int, lease: int) -> "ChargeTemplate":
+    def priced(self, kind: bytes, price: int, lease_us: int) -> "ChargeTemplate":
         """The template of a charge of another kind or price on the same keys, decided apart from others.
 
-        The latest with a record is kept, as a route has one price. `lease` is for how many microseconds the
-        estimate lasts.
+        The latest with a record is kept, as a route has one price. The estimate lasts `lease_us`.
         """
         template = self._priced
         if template is None or template.price != price or template.kind != kind:
             record = b"" if kind == letters.PEEK else self.records
-            body, head = self.layout.body_of(kind, price, lease if record else 0)
+            body, head = self.layout.body_of(kind, price, lease_us if record else 0)
             template = ChargeTemplate(self.owner, self.layout, self.keys, body, head, record)
             template.kind, template.price = kind, price
             template.units = self.units
@@ -284,5 +283,5 @@ def pack_limit(limit: Limit) -> bytes:
     if isinstance(limit, Window):
         return LIMIT.pack(letters.WINDOW, limit.quota, limit.length, limit.granule)
     if isinstance(limit, Slots):
-        return LIMIT.pack(letters.SLOTS, limit.limit, int(limit.lease * SECOND), 0)
+        return LIMIT.pack(letters.SLOTS, limit.limit, int(limit.lease_seconds * SECOND), 0)
     raise TypeError(f"an allowance is packed with its period: {limit!r}")

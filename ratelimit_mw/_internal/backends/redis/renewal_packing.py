@@ -47,7 +47,7 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
     for reservation, seconds in renewals:
         periods = reservation.periods if reservation.has_price else ()
         meters = reservation.meters if any(reservation.estimates) else ()
-        times = int(seconds * SECOND), int(reservation.lease * SECOND)
+        times = int(seconds * SECOND), int(reservation.lease_seconds * SECOND)
         slots = [places[held] for held in reservation.slots]
         entries.append(RENEWAL.pack(reservation.id, *times, len(slots), len(periods), len(meters)))
         entries.append(struct.pack(f"<{len(slots)}H", *slots))
