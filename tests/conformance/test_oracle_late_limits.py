@@ -82,8 +82,8 @@ class Comparison:
             price=self.chance.choice([None, "0.000007", "0"]),
         )
         request = Request(lease)
-        price = lease.price if lease.asked.allowances else 0
-        self.check(lease, request.note(lease), lease.asked, price)
+        price = lease.price if lease.initial_charge.allowances else 0
+        self.check(lease, request.note(lease), lease.initial_charge, price)
         self.seen["admitted" if lease.allowed else "refused"] += 1
         if lease.allowed:
             self.requests.append(request)
@@ -104,7 +104,7 @@ class Comparison:
         try:
             await lease.charge(*limits)
         except RateLimited as refused:
-            late = refused.decision.limits[len(lease.asked.counters) :]
+            late = refused.decision.limits[len(lease.initial_charge.counters) :]
             costs = {f"{CODE_SCOPE}{each.limit.name}": int(str(each.limit.cost)) for each in limits}
             statuses = [each.status for each in late]
             got = Outcome.from_statuses(False, refused.decision.now_us, statuses, NO_RESERVATION)
@@ -115,7 +115,7 @@ class Comparison:
             self.seen["taken back"] += 1
         else:
             for each in lease.late[before:]:
-                self.check(each, request.note(each), each.asked)
+                self.check(each, request.note(each), each.initial_charge)
                 self.seen["charged"] += 1
 
     async def settle(self, request: Request) -> None:

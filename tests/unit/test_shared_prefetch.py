@@ -341,7 +341,7 @@ async def test_a_request_asks_for_what_is_not_in_hand_alone(path: str) -> None:
     lease = await worker.request(path=path)
     assert [each.owner for each in worker.remote.asked[-1].counters] == ["caller"]
     assert list(_drawn(worker, "default", path)) == [number - 1 for number in before]
-    counters = [counter.owner for counter in lease.asked.counters]
+    counters = [counter.owner for counter in lease.initial_charge.counters]
     assert counters == ["caller"] + ["everyone"] * len(before)
     own, *shared = [status.used for _, status in lease.decision.windows()]
     assert own == sum(each.cost for each in world.admitted)

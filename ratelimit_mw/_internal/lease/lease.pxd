@@ -9,7 +9,7 @@ from ratelimit_mw._internal.policy.policy cimport Policy
 cdef class Lease:
     cdef object __weakref__
     cdef readonly Policy policy
-    cdef readonly Charge asked
+    cdef readonly Charge initial_charge
     cdef readonly object identity, price, unsatisfiable
     cdef public Reservation reservation
     cdef public object backend, give_up_at, repeats, token, opening, renewals, holders, scope

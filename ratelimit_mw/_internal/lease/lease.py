@@ -77,11 +77,11 @@ class Lease:
         "__weakref__",
         "_decision",
         "_leases",
-        "asked",
         "backend",
         "give_up_at",
         "holders",
         "identity",
+        "initial_charge",
         "is_acquired",
         "is_detached",
         "is_ended",
@@ -120,7 +120,7 @@ class Lease:
         self.policy: Policy = policy
         self.identity: Identity = identity
         """The caller of this very request; others may share its policy."""
-        self.asked: Charge = charge
+        self.initial_charge: Charge = charge
         """Limits that decide about it, and their costs."""
         self.price: int = price
         """Estimate in units of the caller's currency; 0 without one."""
@@ -180,7 +180,7 @@ class Lease:
         """
         decision, self.scope = self.decision, None
         self._leases.undo(self)
-        self.decide(without_charge(decision, self.asked))
+        self.decide(without_charge(decision, self.initial_charge))
 
     @property
     def id(self) -> str:
@@ -196,7 +196,7 @@ class Lease:
                 outcome = self.repeats.outcome_at(self.repeated_at)
             if outcome is None:
                 raise ValueError("the lease has no decision yet")
-            self._decision = decision_of(self.policy, self.asked, outcome, self.price, None)
+            self._decision = decision_of(self.policy, self.initial_charge, outcome, self.price, None)
         return self._decision
 
     @property

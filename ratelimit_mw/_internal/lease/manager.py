@@ -180,7 +180,7 @@ class Leases:
         lease.stop_renewing()
         now = lease.decision.now_us if outcome is None else outcome.now
         times = (now,) if outcome is None else outcome.times or (now,)
-        charge: object = lease.asked
+        charge: object = lease.initial_charge
         if outcome is not None and outcome.drawn is not None:
             charge = outcome.drawn.charge
             outcome.drawn.put_back()

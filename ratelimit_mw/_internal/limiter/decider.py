@@ -131,7 +131,7 @@ class Decider:
 
     def answered(self, lease: Lease, outcome: Outcome, sent: float) -> Lease:
         """Have a lease say what the backend answered to a request that was sent at that time."""
-        policy, charge = lease.policy, lease.asked
+        policy, charge = lease.policy, lease.initial_charge
         if lease.unsatisfiable is not None:
             self._refuse(lease, _decision_of(lease, outcome))
             return lease
@@ -171,7 +171,7 @@ class Decider:
 
     def without_backend(self, lease: Lease, error: BackendError) -> Lease:
         """Decide as the settings say about a request that the backend didn't decide about."""
-        rules, policy, charge, price = self._live.rules, lease.policy, lease.asked, lease.price
+        rules, policy, charge, price = self._live.rules, lease.policy, lease.initial_charge, lease.price
         share = rules.settings.backend.local_share
         self.local.recall(rules.policies, policy.identity.partition)
         if lease.unsatisfiable is not None:
@@ -262,7 +262,7 @@ class PendingDecision:
 
 
 def _decision_of(lease: Lease, outcome: Outcome) -> Decision:
-    return decision_of(lease.policy, lease.asked, outcome, lease.price, lease.unsatisfiable)
+    return decision_of(lease.policy, lease.initial_charge, outcome, lease.price, lease.unsatisfiable)
 
 
 def _charge_of(policy: Policy, price: int | None, units: Units | None) -> Charge:

@@ -61,7 +61,7 @@ class HeaderWriter:
         outcome = lease.outcome
         if not self.is_classic_only or outcome is None:
             return self(lease.decision)
-        charge = lease.asked
+        charge = lease.initial_charge
         if charge.warn_amounts and charge.nears_budget(outcome):
             return self(lease.decision)
         window = charge.nearest_window(outcome)
