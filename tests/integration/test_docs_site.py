@@ -51,6 +51,22 @@ def test_every_page_is_in_the_navigation(site: Path) -> None:
     assert [page for page in sorted(pages) if f'href="{page}/"' not in navigation] == []
 
 
+def test_no_page_is_named_twice() -> None:
+    """A reader meets each page once in the navigation, by its own title, and each question once at home."""
+    navigation = re.findall(
+        r"^ +- ([^:]+): (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(navigation) > 20
+    for title, page in navigation:
+        assert [name for name, of in navigation if of == page] == [title]
+        heading = (ROOT / "docs" / page).read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        assert title in (heading, "Home"), page
+    rows = re.findall(r"^\| (.+?) \| (.*) \|$", (ROOT / "docs" / "index.md").read_text("utf-8"), re.MULTILINE)
+    for column in zip(*rows, strict=True):
+        cells = [link for cell in column for link in re.findall(r"\]\(([^)]+)\)", cell) or [cell]]
+        assert len(cells) == len(set(cells)) > 10
+
+
 def test_every_finding_has_its_anchor(site: Path) -> None:
     """A start-up message points at a section that is there."""
     names = {name for text in SOURCES.values() for name in re.findall(r"\bFinding\(\s*\"([a-z-]+)\"", text)}
