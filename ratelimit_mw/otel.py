@@ -59,7 +59,7 @@ def describe_span(lease: Lease) -> None:
         attributes |= _told_of(policy, lease.decision)
     else:  # admitted by the backend, whose answer has all that is told: no decision is put into words
         attributes["ratelimit.outcome"] = ADMITTED
-        window = lease.initial_charge.nearest_window(outcome)
+        window = outcome.nearest_of(lease.initial_charge.windows)
         if window is not None:
             attributes["ratelimit.remaining"] = max(window.quota - outcome.used(window.place), 0)
     span.set_attributes(attributes)

@@ -112,7 +112,8 @@ def test_an_admitted_request_is_told_of_the_same_window(used: list[tuple[Window,
     windows = [(window, window.quota - left) for window, left in used]
     charge = Charge([Counter("k:1", "p", window) for window, _ in windows], cost)
     statuses = [WindowStatus(used, SECOND, 0) for _, used in windows]
-    found = charge.nearest_window(Outcome.from_statuses(True, START * SECOND, statuses, NO_RESERVATION))
+    outcome = Outcome.from_statuses(True, START * SECOND, statuses, NO_RESERVATION)
+    found = outcome.nearest_of(charge.windows)
     nearest = decision_of(*windows, cost=cost).nearest()
     assert (found and (found.window, windows[found.place][1])) == (nearest and (nearest[0], nearest[1].used))
 

@@ -91,7 +91,7 @@ class Decider:
                     self._admit(lease, in_hand)
                     return lease
             price = policy.price
-        charge = _charge_of(policy, price, units)
+        charge = policy.charge if price is None and units is None else _charge_of(policy, price, units)
         amount = 0 if price is None else price
         too_small = policy.too_small if charge.base is None else charge.too_small
         unsatisfiable = too_small or (_too_small_budget(charge, amount) if amount else None)

@@ -1,5 +1,4 @@
 cimport cython
-from ratelimit_mw._internal.model.header_window cimport HeaderWindow, nearest_of
 from ratelimit_mw._internal.model.outcome cimport Outcome
 from ratelimit_mw._internal.model.reservation cimport Reservation
 
@@ -24,7 +23,6 @@ cdef class Charge:
     cpdef str partition_of(self, str partition)
     cpdef Charge with_estimates(self, units)
     cpdef object cost_at(self, Py_ssize_t place)
-    cpdef HeaderWindow nearest_window(self, Outcome outcome)
     @cython.locals(amount=i64, place=Py_ssize_t)
     cpdef bint nears_budget(self, Outcome outcome) except -1
     cpdef Reservation recorded_reservation(self, bytes lease_id, tuple periods, object price)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from ratelimit_mw._internal.model.header_window import HeaderWindow, nearest_of
+from ratelimit_mw._internal.model.header_window import HeaderWindow
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw._internal.model.metered import Meter, Units, meter_places, meters_of
 from ratelimit_mw._internal.model.periods import period_at
@@ -299,13 +299,6 @@ class Charge:
         if self.keys and partition in self.model.keys:
             return self.keys[self.model.keys.index(partition)]
         return self.address if partition == self.model.address else partition
-
-    def nearest_window(self, outcome: "Outcome") -> HeaderWindow | None:
-        """The caller's own window under which the fewest more of this charge fit; of equals the longer.
-
-        Of windows that count requests; `nearest_of` tells it of others.
-        """
-        return nearest_of(self.windows, outcome)
 
     def nears_budget(self, outcome: "Outcome") -> bool:
         """Whether one of the budgets has reached its `warn_at`."""

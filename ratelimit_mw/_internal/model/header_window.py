@@ -1,13 +1,7 @@
-"""A window as headers need it, and the one of several that is nearest to its limit."""
-
-from typing import TYPE_CHECKING
+"""A window as headers need it."""
 
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.runtime.leaf import digits
-
-if TYPE_CHECKING:
-    from ratelimit_mw._internal.model.outcome import Outcome
-
 
 MOST_UNITS = 2**62
 """More than any limit grants; what is larger is compared as this."""
@@ -31,13 +25,3 @@ class HeaderWindow:
             b"x-ratelimit-limit",
             digits(window.quota),
         )
-
-
-def nearest_of(windows: list[HeaderWindow], outcome: "Outcome") -> HeaderWindow | None:
-    """Find the window under which the fewest more charges fit; of equals the longer."""
-    best, fewest = None, 0
-    for window in windows:
-        left = (window.quota - outcome.used(window.place)) // window.cost
-        if best is None or left < fewest or (left == fewest and window.length > best.length):
-            best, fewest = window, left
-    return best

@@ -1,4 +1,5 @@
 cimport cython
+from ratelimit_mw._internal.model.header_window cimport HeaderWindow
 from ratelimit_mw._internal.model.reservation cimport Reservation
 from ratelimit_mw._internal.runtime.leaf cimport Numbers
 
@@ -22,6 +23,8 @@ cdef class Outcome:
     @cython.locals(at=Py_ssize_t)
     cpdef void append_status(self, Numbers row, Py_ssize_t place) except *
     cpdef i64 used(self, Py_ssize_t place) except? -1
+    @cython.locals(best=HeaderWindow, window=HeaderWindow, row=Numbers, fewest=i64, left=i64)
+    cpdef HeaderWindow nearest_of(self, list windows)
     cpdef i64 reset_after(self, Py_ssize_t place) except? -1
     cpdef i64 held(self, Py_ssize_t place) except? -1
     cpdef tuple _values(self)

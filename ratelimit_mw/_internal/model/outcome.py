@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol, Self
 
+from ratelimit_mw._internal.model.header_window import HeaderWindow
 from ratelimit_mw._internal.model.limits import Limit, Slots, Window
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
@@ -102,6 +103,15 @@ class Outcome:
     def used(self, place: int) -> int:
         """Units used of the limit at this place: of slots those active, of an allowance the amount spent."""
         return self._row.at(_WIDTH * place)
+
+    def nearest_of(self, windows: list[HeaderWindow]) -> HeaderWindow | None:
+        """Find the window under which the fewest more charges fit; of equals the longer."""
+        best, fewest, row = None, 0, self._row
+        for window in windows:
+            left = (window.quota - row.at(_WIDTH * window.place)) // window.cost
+            if best is None or left < fewest or (left == fewest and window.length > best.length):
+                best, fewest = window, left
+        return best
 
     def reset_after(self, place: int) -> int:
         """Microseconds until the oldest unit leaves the window at this place."""

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.model.charge import Charge
-from ratelimit_mw._internal.model.header_window import HeaderWindow, nearest_of
+from ratelimit_mw._internal.model.header_window import HeaderWindow
 from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -64,7 +64,7 @@ class HeaderWriter:
         charge = lease.initial_charge
         if charge.warn_amounts and charge.nears_budget(outcome):
             return self(lease.decision)
-        window = charge.nearest_window(outcome)
+        window = outcome.nearest_of(charge.windows)
         if charge.unit_windows:
             return self._with_units(charge, outcome, window)
         return [] if window is None else self._figures(window, outcome)
@@ -73,7 +73,7 @@ class HeaderWriter:
         """The headers of an admitted request of a plan with metered units."""
         headers: RawHeaders = [] if window is None else self._figures(window, outcome)
         for unit, windows in charge.unit_windows.items():
-            window = nearest_of(windows, outcome)
+            window = outcome.nearest_of(windows)
             if window is not None:
                 headers += _of_unit(self._figures(window, outcome), unit)
         return headers

@@ -16,10 +16,8 @@ cdef class MemoryBackend:
     cdef object __weakref__
     cdef public Lock lock
     cdef public object clock, slots
-    cpdef Outcome ask(self, Charge charge, bytes lease_id, object price=*)
-    @cython.locals(now=i64, outcome=Outcome, places=Places)
+    @cython.locals(now=i64, outcome=Outcome, places=Places, reservation=Reservation)
     cpdef Outcome decide(self, Charge charge, bytes lease_id, object price)
-    @cython.locals(places=Places)
-    cdef Places _prepare(self, Charge charge, i64 now)
+    cpdef Outcome ask(self, Charge charge, bytes lease_id, object price=*)
     @cython.locals(slots=SlotSet)
     cpdef object finish(self, Reservation reservation, object action)

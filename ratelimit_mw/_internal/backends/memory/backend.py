@@ -82,9 +82,6 @@ class MemoryBackend:
 
     def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
         """Charge all of `charge`'s counters, or none."""
-        if charge.ahead:
-            with self.lock:
-                return self._take_ahead(charge)
         return self.decide(charge, lease_id, price)
 
     async def acquire(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome:
@@ -106,8 +103,12 @@ class MemoryBackend:
             raise OperationRefusedError(text)
         self.lock.acquire()
         try:
-            now = self.clock()
-            places = self._prepare(charge, now)
+            now, known = self.clock(), charge.prepared  # by another backend perhaps
+            places = known if isinstance(known, Places) else None
+            if places is None or places.owner is not self or not places.since <= now < places.until:
+                places = charge.prepared = self._places_of(charge, now)
+            if charge.ahead:
+                return places.take_ahead(charge, now)
             if charge.meters:
                 if not min(charge.estimates) >= 0:
                     raise OperationRefusedError(f"an estimate is at least 0, not {min(charge.estimates)!r}")
@@ -123,16 +124,6 @@ class MemoryBackend:
             return outcome
         finally:
             self.lock.release()
-
-    def _prepare(self, charge: Charge, now: int) -> Places:
-        """The places of a charge, found once, or again where a period of it has ended."""
-        known = charge.prepared  # of another backend perhaps
-        if isinstance(known, Places):
-            places = known
-            if places.owner is self and places.since <= now < places.until:
-                return places
-        places = charge.prepared = self._places_of(charge, now)
-        return places
 
     def recall(self, counter: Counter, entries: Sequence[tuple[int, int]], *, anew: bool) -> None:
         """Take over what a window counted elsewhere, as times and costs, where nothing is counted yet.
@@ -248,11 +239,6 @@ class MemoryBackend:
                 else:
                     period = place_of(counter, now)
                     self._books_of(period).forget(_name(period))
-
-    def _take_ahead(self, charge: Charge) -> Outcome:
-        """Charge windows with units that will be used later."""
-        now = self.clock()
-        return self._prepare(charge, now).take_ahead(charge, now)
 
     def _places_of(self, charge: Charge, now: int) -> Places:
         """The places where a charge's limits are counted, until a period of it ends."""

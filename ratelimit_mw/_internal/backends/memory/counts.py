@@ -124,8 +124,8 @@ class WindowLog(CountedState):
         at = now if now > newest else newest  # noqa: FURB136 - a call costs three times as much
         if newest == at or (granule > 0 and newest >= 0 and newest // granule == at // granule):
             self._entries.extend_last(at, cost)
-            if self._oldest == newest:
-                self._oldest = self._entries.first_time()
+            if self._oldest == newest:  # it is the only entry
+                self._oldest = at
         else:
             self._entries.append(at, cost)
             if newest < 0:
