@@ -224,7 +224,7 @@ async def test_a_kept_estimate_needs_no_renewal(bench: Bench, late: bool) -> Non
         bench.wait(LATE)
         assert await books(bench, day) == (0, 0)
     for backend in (bench.backend, bench.another()):
-        await backend.keep(reservation)
+        await backend.hold_estimate(reservation)
     assert await books(bench, day) == (0, 100 if late else 110)
     bench.wait(3_600)
     assert await bench.backend.renew(reservation, 30)
@@ -233,7 +233,7 @@ async def test_a_kept_estimate_needs_no_renewal(bench: Bench, late: bool) -> Non
     assert await books(bench, day) == (0, 100)
     assert await bench.backend.settle(reservation, 30) is SETTLED
     for each in (reservation, other):
-        await bench.backend.keep(each)
+        await bench.backend.hold_estimate(each)
     await bench.backend.finish(other, EstimateAction.GIVE_BACK)
     assert await books(bench, day) == await books(bench, month) == (30, 0)
 
@@ -245,7 +245,7 @@ async def test_what_was_settled_or_ended_is_not_kept(bench: Bench) -> None:
     await bench.backend.settle(settled, 3)
     await bench.backend.finish(ended, EstimateAction.GIVE_BACK)
     for reservation in (settled, ended):
-        await bench.backend.keep(reservation)
+        await bench.backend.hold_estimate(reservation)
         await bench.backend.renew(reservation, 30)
     assert await books(bench, day) == (3, 0)
 
@@ -302,7 +302,7 @@ async def test_a_settled_amount_can_be_replaced_for_a_day(bench: Bench) -> None:
     """Records go a day after they are settled, so that jobs of a whole month leave few; none counts twice."""
     month = monthly(5_000)
     reservation = await bench.reserve(month, price=100)
-    await bench.backend.keep(reservation)
+    await bench.backend.hold_estimate(reservation)
     bench.wait(3 * 86_400)
     assert await bench.backend.settle(reservation, 30) is SETTLED
     bench.wait(86_400 - 1)
@@ -327,11 +327,11 @@ async def test_a_kept_estimate_is_held_until_a_late_settle(bench: Bench) -> None
     day, month = daily(1_000), monthly(5_000)
     early, late, lost = [await bench.reserve(day, month, price=100) for _ in range(3)]
     for reservation in (early, late, lost):
-        await bench.backend.keep(reservation)
+        await bench.backend.hold_estimate(reservation)
     bench.wait(microseconds=1)
     assert await books(bench, day) == (0, 0)
     assert await books(bench, month) == (0, 300)
-    await bench.backend.keep(await bench.reserve(day, month, price=1_000))
+    await bench.backend.hold_estimate(await bench.reserve(day, month, price=1_000))
     assert await bench.backend.settle(early, 70) is SETTLED
     assert await books(bench, day) == (0, 1_000)
     assert await books(bench, month) == (70, 1_200)
@@ -388,7 +388,7 @@ async def test_a_period_lasts_as_long_as_the_calendar_says(
     for now in (first - 1, first, first + (end - first) // 2, end - 1, end):
         bench.clock.now = now
         outcome = await bench.acquire(counter, price=100)
-        await bench.backend.keep(outcome.reservation)
+        await bench.backend.hold_estimate(outcome.reservation)
         admitted.append(outcome.admitted)
         ends += [held.ends for held in outcome.reservation.periods]
     assert admitted == [True, True, False, False, True]
@@ -416,7 +416,7 @@ async def test_a_reset_leaves_no_negative_books(bench: Bench) -> None:
     day = daily(100)
     settled, given_back, kept = [await bench.reserve(day, price=30) for _ in range(3)]
     await bench.backend.settle(settled, 40)
-    await bench.backend.keep(kept)
+    await bench.backend.hold_estimate(kept)
     await bench.backend.reset(Charge([day]))
     assert await bench.backend.settle(settled, 10, replace=True) is SETTLED
     await bench.backend.finish(given_back, EstimateAction.GIVE_BACK)
@@ -468,7 +468,7 @@ async def test_what_has_no_lease_is_neither_settled_nor_ended(bench: Bench) -> N
         reservation.currency,
     )
     assert await bench.backend.settle(nobody, 200) is UNKNOWN
-    await bench.backend.keep(nobody)
+    await bench.backend.hold_estimate(nobody)
     await bench.backend.finish(nobody, EstimateAction.GIVE_BACK)
     assert await books(bench, day) == (0, 300)
     assert await bench.backend.settle(reservation, 200) is SETTLED

@@ -56,7 +56,7 @@ async def test_what_was_not_used_is_given_back_to_the_moment_of_admission(bench:
     bench.wait(10)
     assert not (await bench.acquire(TOKENS, tokens=200)).admitted
     assert await bench.backend.settle_units(reservation, {"tokens": 100}) is SETTLED
-    await bench.backend.keep(await bench.reserve(TOKENS, tokens=900))
+    await bench.backend.hold_estimate(await bench.reserve(TOKENS, tokens=900))
     refused = await bench.acquire(TOKENS, tokens=100)
     assert refused.window() == (1_000, 50 * SECOND, 50 * SECOND)
     bench.wait(50)
@@ -197,7 +197,7 @@ async def test_a_lapsed_estimate_is_never_revived(bench: Bench) -> None:
 async def test_a_lapsed_estimate_that_ends_takes_nothing_from_others(bench: Bench) -> None:
     """An estimate that was given back once is not given back again."""
     reservation, other = await bench.reserve(TOKENS, tokens=100), await bench.reserve(TOKENS, tokens=300)
-    await bench.backend.keep(other)
+    await bench.backend.hold_estimate(other)
     bench.wait(30)
     assert await bench.used(TOKENS) == [300]
     await bench.backend.finish(reservation, EstimateAction.GIVE_BACK)
@@ -208,8 +208,8 @@ async def test_a_kept_estimate_waits_for_its_settle(bench: Bench) -> None:
     """A job that was detached keeps its estimate, unrenewed, until a late settle corrects it."""
     day = metered(1_000, 1_440)
     reservation = await bench.reserve(day, tokens=900)
-    await bench.backend.keep(reservation)
-    await bench.backend.keep(reservation)
+    await bench.backend.hold_estimate(reservation)
+    await bench.backend.hold_estimate(reservation)
     bench.wait(3_600)
     assert await bench.used(day) == [900]
     assert await bench.backend.settle_units(reservation, {"tokens": 100}) is SETTLED
@@ -220,7 +220,7 @@ async def test_a_settle_after_the_window_charges_what_the_estimate_left_out(benc
     """A settle after the window charges only the amount used above the estimate, from now on."""
     less, more = await bench.reserve(TOKENS, tokens=100), await bench.reserve(TOKENS, tokens=100)
     for reservation in (less, more):
-        await bench.backend.keep(reservation)
+        await bench.backend.hold_estimate(reservation)
     bench.wait(3_600)
     assert await bench.backend.settle_units(less, {"tokens": 40}) is SETTLED
     assert await bench.used(TOKENS) == [0]
@@ -232,7 +232,7 @@ async def test_a_unit_may_be_settled_long_after_another(bench: Bench) -> None:
     """A charge waits for its last unit to be settled, however short its windows are."""
     images = metered(50, counts="images")
     reservation = await bench.reserve(TOKENS, images, tokens=10, images=1)
-    await bench.backend.keep(reservation)
+    await bench.backend.hold_estimate(reservation)
     assert await bench.backend.settle_units(reservation, {"tokens": 20}) is SETTLED
     bench.wait(3_600)
     assert await bench.backend.settle_units(reservation, {"images": 3}) is SETTLED
@@ -301,7 +301,7 @@ async def test_a_window_that_is_added_meanwhile_loses_nothing(bench: Bench) -> N
     await bench.reserve(TOKENS, tokens=900)
     day = metered(1_000_000, 1_440)
     others = await bench.reserve(TOKENS, day, tokens=100)
-    await bench.backend.keep(others)
+    await bench.backend.hold_estimate(others)
     bench.wait(30)
     await bench.acquire(TOKENS, tokens=950)
     await bench.acquire(TOKENS, day, tokens=1_000)

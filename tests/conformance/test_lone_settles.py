@@ -70,7 +70,7 @@ async def test_a_settle_is_exact_without_memory(
     for _ in range(later):
         assert isinstance(backend._clock, Clock)
         backend._clock.now += 1_000
-        await backend.keep((await backend.acquire(charge_of(1), new_id())).reservation)
+        await backend.hold_estimate((await backend.acquire(charge_of(1), new_id())).reservation)
     with server.client() as client:
         client.config_set("maxmemory", "1")
         assert await settle(backend, held, used, is_lone=is_lone) is SETTLED

@@ -121,7 +121,7 @@ async def fill(bench: Bench, counter: Counter) -> list[Reservation]:
         return [await bench.reserve(counter, price=limit.amount)]
     if limit.is_metered:
         reservation = await bench.reserve(counter, **{limit.counts: limit.quota})
-        await bench.backend.keep(reservation)
+        await bench.backend.hold_estimate(reservation)
         return [reservation]
     assert (await bench.acquire(counter, cost=limit.quota)).admitted
     return []

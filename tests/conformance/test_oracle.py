@@ -190,34 +190,34 @@ class Comparison(RuleBasedStateMachine):
 
     @precondition(lambda self: any(reservation.meters for reservation in self.reservations))
     @rule(data=st.data())
-    def keep_units(self, data: st.DataObject) -> None:
-        """Keep the estimates of some charge until they are settled."""
+    def hold_units(self, data: st.DataObject) -> None:
+        """Hold the estimates of some charge until they are settled."""
         reservation = data.draw(
             st.sampled_from([reservation for reservation in self.reservations if reservation.meters])
         )
         if self.oracle.knows_units(reservation.id):
-            self.keep_reservation(reservation)
+            self.hold_estimate(reservation)
 
-    def keep_reservation(self, reservation: Reservation) -> None:
-        """Keep the estimates of one charge."""
+    def hold_estimate(self, reservation: Reservation) -> None:
+        """Hold the estimates of one charge."""
         self.runner.run(
-            self._keep(
+            self._hold(
                 reservation.with_places(reservation.slots, (), reservation.meters, reservation.estimates)
             )
         )
         if any(reservation.estimates):
-            self.oracle.keep_units(reservation.id)
+            self.oracle.hold_units(reservation.id)
 
     @precondition(lambda self: any(reservation.periods for reservation in self.reservations))
     @rule(data=st.data())
-    def keep(self, data: st.DataObject) -> None:
-        """Keep the estimate of some charge, while its periods are remembered."""
+    def hold_price(self, data: st.DataObject) -> None:
+        """Hold the estimate of some charge, while its periods are remembered."""
         reservation = data.draw(
             st.sampled_from([reservation for reservation in self.reservations if reservation.periods])
         )
         if self.oracle.now < min(held.ends for held in reservation.periods) + KEPT_AFTER_END:
-            self.runner.run(self._keep(reservation.without_meters()))
-            self.oracle.keep(reservation.id)
+            self.runner.run(self._hold(reservation.without_meters()))
+            self.oracle.hold_estimate(reservation.id)
 
     @rule(microseconds=st.one_of(st.integers(0, 3), st.integers(0, 200_000_000), st.integers(0, 10**11)))
     def wait(self, microseconds: int) -> None:
@@ -253,8 +253,8 @@ class Comparison(RuleBasedStateMachine):
         self.bench.backends.rotate()
         return self.bench.backends[0]
 
-    async def _keep(self, reservation: Reservation) -> None:
-        await self.backend().keep(reservation)
+    async def _hold(self, reservation: Reservation) -> None:
+        await self.backend().hold_estimate(reservation)
 
     async def _settle(self, reservation: Reservation, amount: int, *, replace: bool) -> Settlement:
         met: Settlement = await self.backend().settle(reservation, amount, replace=replace)

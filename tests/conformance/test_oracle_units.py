@@ -71,7 +71,7 @@ def drive(state: Comparison, chance: random.Random, steps: int) -> None:
         elif what < 0.7 and running:
             state.finish_reservation(chance.choice(running), chance.choice(list(EstimateAction)))
         elif what < 0.75 and running:
-            state.keep_reservation(chance.choice(running))
+            state.hold_estimate(chance.choice(running))
         elif what < 0.8 and running:
             state.renew_reservation(chance.choice(running), 30.0)
         elif what < 0.85:

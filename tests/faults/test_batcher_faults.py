@@ -321,7 +321,7 @@ async def test_full_memory_refuses_charges_and_nothing_else(
             await backend.acquire(Charge([window(5, of="newcomer"), slots(5, of="newcomer")]), new_id())
         assert await backend.renew(kept, 60)
         assert await backend.renew(estimate, 60)
-        await backend.keep(estimate)
+        await backend.hold_estimate(estimate)
         assert (await peeked(backend, alone)).statuses == [BudgetStatus(0, 9, is_short=False)]
         assert await backend.settle(settled, 4) is Settlement.SETTLED
         await backend.finish(released, EstimateAction.GIVE_BACK)

@@ -61,18 +61,18 @@ class Estimate:
     """
     bases: list[tuple[Place, Unit]] = field(default_factory=list)
     may_have_lapsed: bool = False
-    is_kept: bool = False
+    never_lapses: bool = False
     settled: int | None = None
     settled_at: int = 0
     extras: list[tuple[Place, Unit]] = field(default_factory=list)
 
     def has_lapsed(self, now: int) -> bool:
         """Whether it is not held any more for sure, once somebody looks."""
-        return not self.is_kept and now >= self.held_until
+        return not self.never_lapses and now >= self.held_until
 
     def is_held(self, now: int) -> bool:
         """Whether it is held for sure."""
-        return self.is_kept or (now < self.held_until and not self.may_have_lapsed)
+        return self.never_lapses or (now < self.held_until and not self.may_have_lapsed)
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Bill:
     """From when on it is not held any more for sure."""
     may_have_lapsed: bool = False
     """Seen at a time at which it may not be held: it may be given back, though the clock should step back."""
-    is_kept: bool = False
+    never_lapses: bool = False
     counted: Decimal | None = None
     """The price, once it is known or decided; what is not counted is held."""
     is_settled: bool = False
@@ -108,7 +108,7 @@ class Bill:
         """Return the amounts that it holds: at least, at most."""
         if self.counted is not None or self.is_closed:
             return Decimal(0), Decimal(0)
-        if self.is_kept:
+        if self.never_lapses:
             return self.estimate, self.estimate
         surely = now < self.held_until and not self.may_have_lapsed
         maybe = surely or now < self.lapsed_from
@@ -378,13 +378,13 @@ class Oracle:
             self.slack[place] = self.slack.get(place, 0) + total - least
         unit.cost, unit.more = least, (min(total, most) if is_found else total) - least
 
-    def keep_units(self, lease_id: bytes) -> None:
+    def hold_units(self, lease_id: bytes) -> None:
         """Hold estimates until they are settled."""
         self._notice_what_is_over()
         for estimate in self.estimates.get(lease_id, {}).values():
             if not estimate.is_held(self.now):
                 self._doubt(estimate)
-            estimate.is_kept = True
+            estimate.never_lapses = True
 
     def _doubt(self, estimate: Estimate) -> None:
         """Whether it is counted is unknown from now on: it was given back where somebody had looked."""
@@ -439,16 +439,16 @@ class Oracle:
             if not estimate.has_lapsed(self.now):
                 estimate.held_until = self.now + estimate.lease
         bill = self.bills.get(lease_id)
-        if bill is None or bill.is_kept:
+        if bill is None or bill.never_lapses:
             return
         if self.now >= bill.lapsed_from:
             bill.held_until = bill.lapsed_from = 0
         else:
             bill.held_until, bill.lapsed_from = self._lapses(bill.lease)
 
-    def keep(self, lease_id: bytes) -> None:
+    def hold_estimate(self, lease_id: bytes) -> None:
         """Hold an estimate until it is settled."""
-        self.bills[lease_id].is_kept = True
+        self.bills[lease_id].never_lapses = True
 
     def can_be_settled(self, lease_id: bytes) -> bool:
         """Whether an amount that was settled before can still be replaced."""

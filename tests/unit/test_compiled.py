@@ -173,7 +173,7 @@ async def test_a_refusal_met_again_tells_the_time_that_is_left(server: StoreServ
         assert limiter.engine.tally.totals()["default", "", "rate", "3/minute"] == 7
         seconds = 101.1
         assert (await start_of(app, b"one"))["status"] == 429
-        assert limiter.engine.refusals.kept[policy.charge].received == seconds, "the server was asked"
+        assert limiter.engine.refusals.by_charge[policy.charge].received == seconds, "the server was asked"
 
 
 async def test_what_a_request_held_comes_back_whenever_it_is_cancelled(server: StoreServer) -> None:

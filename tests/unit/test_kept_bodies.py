@@ -65,7 +65,7 @@ def test_an_answer_is_given_again_as_long_as_its_seconds_are_the_same(wait: int)
     outcome = Outcome.from_statuses(False, 5 * SECOND, [WindowStatus(2, wait, wait)], NO_RESERVATION)
     refused = CachedRefusal(Charge([counter]), outcome, 0.0, 1.0, ("rate", "p"))
     first = writer(refused_at(0))
-    writer.keep(refused, first, refused_at(0))
+    writer.remember(refused, first, refused_at(0))
     seconds = dict(first.headers)[b"retry-after"]
     for age in sorted({0, 1, wait % SECOND - 1, wait % SECOND, wait % SECOND + 1, wait - 1}):
         if 0 <= age < wait:

@@ -250,8 +250,8 @@ def test_a_store_never_has_more_than_its_bound(rotates: bool) -> None:
         store.add(number, state, 0)
         sizes.append(len(store))
     assert sizes == [1, 2, 3, 3, 3, 3, 3, 3, 3, 3]
-    assert sum(state.is_kept for state in states) == 3
-    assert states[9].is_kept
+    assert sum(state.is_stored for state in states) == 3
+    assert states[9].is_stored
 
 
 def test_the_dead_are_let_be_as_long_as_there_is_room_to_spare() -> None:
@@ -285,7 +285,7 @@ def test_who_was_used_gets_one_more_chance() -> None:
     store.add(1_000, states[1_000], 0)
     assert sum(state.is_used for state in states[:1_000]) > 900
     assert len(store) == 1_000
-    gone = [number for number, state in enumerate(states[:1_001]) if not state.is_kept]
+    gone = [number for number, state in enumerate(states[:1_001]) if not state.is_stored]
     assert len(gone) == 1
     assert store.find(0) is not None, "used, so it went to the end"
 

@@ -272,7 +272,7 @@ async def test_threads_never_spend_one_unit_twice() -> None:
     outcome = await world.server.acquire(Charge(charge.counters, 20_000, ahead=stock.ahead), NO_LEASE_ID)
     block = PrefetchBatch(charge, outcome, 20_000, worker.prefetch.era)
     block.until, block.low = world.now / SECOND + 1, -1
-    stock.keep(block)
+    stock.add(block)
 
     def spend() -> list[int]:
         spent = []

@@ -309,7 +309,7 @@ def test_an_answer_that_is_given_again_says_what_a_new_one_would(
     refused = bench.table.find(policy.charge)
     assume(refused is not None and not decided().allowed)
     assert refused is not None
-    writer.keep(refused, writer(decided()), decided())
+    writer.remember(refused, writer(decided()), decided())
     is_kept = writer.again(refused, refused.age(bench.table.now())) is not None
     assert is_kept == (response in {"", 'body = "problem"'}), "what tells of durations is written anew"
     for age in ages:
@@ -330,7 +330,7 @@ def test_what_is_added_to_one_answer_is_not_given_again() -> None:
     refused = bench.table.find(policy.charge)
     assert refused is not None
     first = writer(decision)
-    writer.keep(refused, first, decision)
+    writer.remember(refused, first, decision)
     second = writer.again(refused, 0)
     assert second is not None
     for sent in (first, second):
@@ -427,15 +427,15 @@ def test_nothing_is_left_of_forgotten_refusals(seed: int) -> None:
         bench.acquire(chance.choice(charges))
         bench.clock.wait(chance.choice([0, 0.001, 0.1]))
         table = bench.table
-        assert {each for found in table._by_caller.values() for each in found} == set(table.kept)
+        assert {each for found in table._by_caller.values() for each in found} == set(table.by_charge)
         by_shared = [
             each for costs in table._by_shared.values() for found in costs.values() for each in found
         ]
-        assert sorted(map(id, by_shared)) == sorted(2 * list(map(id, table.kept)))
+        assert sorted(map(id, by_shared)) == sorted(2 * list(map(id, table.by_charge)))
     bench.clock.wait(2)
     for each in charges:
         bench.table.find(each)
-    assert [len(bench.table.kept), len(bench.table._by_caller), len(bench.table._by_shared)] == [0, 0, 0]
+    assert [len(bench.table.by_charge), len(bench.table._by_caller), len(bench.table._by_shared)] == [0, 0, 0]
 
 
 async def test_a_repeated_refusal_tells_of_a_shared_limit_that_is_full(redis_server: StoreServer) -> None:

@@ -118,7 +118,7 @@ class Prefetch:
         if outcome.admitted:
             block = PrefetchBatch(charge, outcome, number, era)
             block.received, block.until = self.now(), sent + stock.life
-            stock.keep(block)
+            stock.add(block)
 
 
 def _pop(returned: list[int]) -> int:

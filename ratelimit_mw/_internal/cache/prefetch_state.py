@@ -131,8 +131,8 @@ class PrefetchState:
         """So many requests' units were taken, as far as one knows, and can't be spent."""
         self._lost += number
 
-    def keep(self, block: PrefetchBatch) -> None:
-        """Have a block in hand."""
+    def add(self, block: PrefetchBatch) -> None:
+        """Add a block to those in hand: at most two, of which the second waits."""
         if self.block is None:
             self.block = block
         else:
@@ -155,7 +155,7 @@ class PrefetchState:
         if self.block is None or self.spare is None:  # it was given up when its last unit was drawn
             self._spent -= block.size - block.left_over
             self._lost -= block.left_over
-            self.keep(block)
+            self.add(block)
         else:
             self._spent -= 1
             self._lost += 1

@@ -18,7 +18,7 @@ cdef class RefusalCache:
     cdef object __weakref__
     cdef object _lock
     cdef public object now
-    cdef readonly dict kept, _by_caller, _by_shared
+    cdef readonly dict by_charge, _by_caller, _by_shared
     @cython.locals(refused=CachedRefusal)
     cpdef CachedRefusal find(self, Charge charge)
     cpdef void admitted(self, Charge charge, Outcome outcome) except *

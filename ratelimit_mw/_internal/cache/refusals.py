@@ -43,11 +43,11 @@ class CachedRefusal:
         self.received: float = received
         """Time of the answer's arrival: the backend decided before, so no promise told from here is early."""
         self.until: float = until
-        """Counted from when the charge was sent: the backend decided later, so that none is kept too long."""
+        """Counted from when the charge was sent: the backend decided later, so that none is used too long."""
         self.kind: tuple[str, str] = kind
         """Outcome and limit that the tally counts it under."""
         self.answer: object = None
-        """The latest answer to it, as the writer of answers keeps it to answer so again."""
+        """The latest response to it, as `RefusalWriter` remembers it to send it again."""
 
     def age(self, now: float) -> int:
         """Microseconds since the answer came."""
@@ -68,7 +68,7 @@ class RefusalCache:
 
     def __init__(self, clock: SteadyClock = time.monotonic) -> None:
         self.now = clock
-        self.kept: dict[Charge, CachedRefusal] = {}
+        self.by_charge: dict[Charge, CachedRefusal] = {}
         """Cached refusals that `find` looks in; empty if nobody was refused lately."""
         self._by_caller: dict[str, list[Charge]] = {}
         self._by_shared: dict[_Place, dict[int, dict[Charge, None]]] = {}
@@ -83,11 +83,11 @@ class RefusalCache:
         self.clear()
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.by_charge)
 
     def find(self, charge: Charge) -> CachedRefusal | None:
         """The refusal that a charge would meet now; None where that is unknown."""
-        refused = self.kept.get(charge)
+        refused = self.by_charge.get(charge)
         if refused is not None and self.now() >= refused.until:
             with self._lock:
                 self._forget(charge)
@@ -105,9 +105,9 @@ class RefusalCache:
         refused = CachedRefusal(charge, outcome, self.now(), sent + wait / SECOND, kind)
         with self._lock:
             self._forget(charge)
-            if len(self.kept) >= MOST:
-                self._forget(next(iter(self.kept)))
-            self.kept[charge] = refused
+            if len(self.by_charge) >= MOST:
+                self._forget(next(iter(self.by_charge)))
+            self.by_charge[charge] = refused
             self._by_caller.setdefault(charge.own_partition, []).append(charge)
             for _, place, room in _shared_windows(charge):
                 self._by_shared.setdefault(place, {}).setdefault(room, {})[charge] = None
@@ -130,12 +130,12 @@ class RefusalCache:
     def clear(self) -> None:
         """Forget every refusal."""
         with self._lock:
-            self.kept.clear()
+            self.by_charge.clear()
             self._by_caller.clear()
             self._by_shared.clear()
 
     def _forget(self, charge: Charge) -> None:
-        if self.kept.pop(charge, None) is not None:
+        if self.by_charge.pop(charge, None) is not None:
             caller = charge.own_partition
             others = [each for each in self._by_caller.pop(caller, ()) if each is not charge]
             if others:

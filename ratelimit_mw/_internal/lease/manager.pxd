@@ -9,7 +9,7 @@ cdef class Leases:
     cdef object __weakref__
     cdef public dict renewals
     cdef public object freed
-    cpdef void keep(self, Lease lease, Charge charge) except *
+    cpdef void start_renewing(self, Lease lease, Charge charge) except *
     cpdef void undo(self, Lease lease) except *
     cpdef void end(self, Lease lease, bint failed, int status=*) except *
     cdef _finish(self, Lease lease, reservation, action)

@@ -105,7 +105,7 @@ class Leases:
             renewals.close()
             self._slots_lost += renewals.lost
 
-    def keep(self, lease: Lease, charge: Charge) -> None:
+    def start_renewing(self, lease: Lease, charge: Charge) -> None:
         """Renew the slots and the estimate of a lease from now on."""
         if charge.max_hold is not None:
             lease.give_up_at = monotonic() + charge.max_hold
@@ -205,7 +205,7 @@ class Leases:
             lease.reservation = reservation.without_slots()
             if reservation.has_estimate and not lease.is_detached and not lease.is_ended:
                 if lease.is_acquired:
-                    lease.backend.keep(reservation)  # nobody may ever end it
+                    lease.backend.hold_estimate(reservation)  # nobody may ever end it
                 else:
                     self.renewing().add(lease)  # until its request ends
             if is_last:
@@ -234,7 +234,7 @@ class Leases:
 
     async def _hand_over(self, lease: Lease, seconds: float) -> None:
         """Have the backend keep what a lease holds: slots for so long, the estimate until it is settled."""
-        kept = lease.backend.keep(lease.reservation) if lease.reservation.has_estimate else None
+        kept = lease.backend.hold_estimate(lease.reservation) if lease.reservation.has_estimate else None
         if lease.reservation.slots:
             await self._renew(lease, seconds)
         if kept is not None:

@@ -55,7 +55,7 @@ class Decider:
         self._leases = leases
         self._prefetch = prefetch
         self._refusals = refusals
-        self._refused = refusals.kept
+        self._refused = refusals.by_charge
         self.local = local
         """Decides while the backend is away."""
         self._budget_warnings = budget_warnings
@@ -154,7 +154,7 @@ class Decider:
             if charge.warn_amounts and charge.nears_budget(outcome):
                 self._budget_warnings.look(lease.identity, lease.decision)
         if outcome.reservation.is_leased:
-            self._leases.keep(lease, charge)
+            self._leases.start_renewing(lease, charge)
         return lease
 
     def refuse(self, policy: Policy, identity: Identity, decision: Decision) -> Lease:
@@ -184,7 +184,7 @@ class Decider:
         lease.decide(decision)
         self._count(lease)
         if reservation.is_leased:
-            self._leases.keep(lease, charge)
+            self._leases.start_renewing(lease, charge)
         return lease
 
     def _known_refusal(self, charge: Charge) -> CachedRefusal | None:

@@ -134,7 +134,7 @@ class Holder(Protocol):
         nothing.
         """
 
-    def keep(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.
 
         It is under way when this returns, as `finish` is.

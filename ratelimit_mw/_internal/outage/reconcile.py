@@ -198,14 +198,14 @@ class OutageReconciler:
                 self._count(counter, counter.limit, used)
         owed.is_metered_out = True
 
-    def keep(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
             owed = self._owed.get(reservation.id)
             if owed is None:
-                return self._shared.keep(reservation)
-            owed.is_kept = True
-            return self._books.keep(reservation)
+                return self._shared.hold_estimate(reservation)
+            owed.never_lapses = True
+            return self._books.hold_estimate(reservation)
 
     # telling --------------------------------------------------------------------------------------
 

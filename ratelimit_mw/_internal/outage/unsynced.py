@@ -109,7 +109,7 @@ class UnsyncedReservation:
     is_ended: bool = False
     is_slotless: bool = False
     """Whether its slots were freed."""
-    is_kept: bool = False
+    never_lapses: bool = False
     """Whether it was detached, so that its estimate lasts."""
     is_synced: bool = False
     """Whether the backend was told of it, as far as one can know."""
@@ -158,7 +158,7 @@ class UnsyncedReservation:
     def fate(self) -> tuple[object, ...]:
         """Value that changes with everything that becomes of it after its admission."""
         settled = self.price if self.is_settled else None
-        return settled, tuple(self.units.items()), self.is_kept, self.is_ended, self.is_slotless
+        return settled, tuple(self.units.items()), self.never_lapses, self.is_ended, self.is_slotless
 
     def repeat_on(self, shared: Backend, reservation: Reservation) -> list[Awaitable[object]]:
         """Do to its copy in the shared books all that was done to it here, in order.
@@ -170,8 +170,8 @@ class UnsyncedReservation:
             sent.append(shared.settle(reservation, self.price, replace=True))
         if self.units and reservation.meters:
             sent.append(shared.settle_units(reservation, self.units, replace=True))
-        if self.is_kept:
-            sent.append(shared.keep(reservation))
+        if self.never_lapses:
+            sent.append(shared.hold_estimate(reservation))
         if self.is_ended:
             action = EstimateAction.GIVE_BACK if self.is_failed else EstimateAction.KEEP
             sent.append(shared.finish(reservation, action))

@@ -20,11 +20,11 @@ cdef class RefusalWriter:
     cdef readonly dict _bodies
     @cython.locals(refused=CachedRefusal)
     cpdef answer(self, Lease lease)
-    @cython.locals(headers=list, left=i64, response=Response, kept=Kept)
+    @cython.locals(headers=list, left=i64, response=Response, remembered=RememberedResponse)
     cpdef Response again(self, CachedRefusal refused, i64 age)
 
 @cython.final
-cdef class Kept:
+cdef class RememberedResponse:
     cdef readonly RefusalWriter writer
     cdef readonly Response response
     cdef readonly i64 at, wait, last

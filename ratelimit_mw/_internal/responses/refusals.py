@@ -73,18 +73,18 @@ class RefusalWriter:
         return self._response(status, headers, body)
 
     def answer(self, lease: Lease) -> Response:
-        """The answer to a refused request; the one that was kept, where this refusal repeats another."""
+        """The answer to a refused request; the remembered one, where this refusal repeats another."""
         refused = lease.repeats
         if refused is None:
             return self(lease.decision)
         again = self.again(refused, refused.age(lease.repeated_at))
         if again is None:
             again = self(lease.decision)
-            self.keep(refused, again, lease.decision)
+            self.remember(refused, again, lease.decision)
         return again
 
-    def keep(self, refused: CachedRefusal, response: Response, decision: Decision) -> None:
-        """Keep the answer to a refusal, to give it again for as long as it says the same."""
+    def remember(self, refused: CachedRefusal, response: Response, decision: Decision) -> None:
+        """Remember the answer to a refusal, to give it again for as long as it says the same."""
         wait = None if decision.refusal is None else decision.refusal.retry_after_us
         if wait is None or not self._headers.is_absolute:
             return
@@ -93,18 +93,20 @@ class RefusalWriter:
         last = wait - (seconds - 1) * SECOND
         at = [name for name, _ in response.headers].index(_MILLISECONDS)
         # A copy: middleware outside of ours may add to the headers that it is sent.
-        kept = Response(response.status, response.headers.copy(), response.body)
-        refused.answer = Kept(self, kept, at, wait, last)
+        copied = Response(response.status, response.headers.copy(), response.body)
+        refused.answer = RememberedResponse(self, copied, at, wait, last)
 
     def again(self, refused: CachedRefusal, age: int) -> Response | None:
-        """The answer that was kept, `age` microseconds after the refusal; None where it would say another."""
-        kept = refused.answer
-        if not isinstance(kept, Kept) or kept.writer is not self or age >= kept.last:
+        """The remembered answer, `age` microseconds after the refusal; None where it would say another."""
+        remembered = refused.answer
+        if not isinstance(remembered, RememberedResponse) or remembered.writer is not self:
             return None
-        response = kept.response
+        if age >= remembered.last:
+            return None
+        response = remembered.response
         headers = response.headers.copy()
-        left = kept.wait - age
-        headers[kept.at] = (_MILLISECONDS, digits(max(-(-left // 1000), 1)))
+        left = remembered.wait - age
+        headers[remembered.at] = (_MILLISECONDS, digits(max(-(-left // 1000), 1)))
         return Response(response.status, headers, response.body)
 
     def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
@@ -155,7 +157,7 @@ class RefusalWriter:
         )
 
 
-class Kept:
+class RememberedResponse:
     """An answer of which only the milliseconds to wait change."""
 
     __slots__ = ("at", "last", "response", "wait", "writer")

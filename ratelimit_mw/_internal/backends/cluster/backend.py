@@ -195,9 +195,9 @@ class ClusterBackend:
         if reservation is not NO_RESERVATION:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def keep(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        kept = asyncio.gather(*[self._partitions.keep(part) for part in parts_of(reservation)])
+        kept = asyncio.gather(*[self._partitions.hold_estimate(part) for part in parts_of(reservation)])
         kept.add_done_callback(lambda done: done.cancelled() or done.exception())
         return kept
 

@@ -9,7 +9,7 @@ from ratelimit_mw._internal.backends.memory.budgets import (
     BudgetState,
     Record,
     close,
-    keep,
+    hold_estimate,
     open_record,
     renew_estimate,
     settle,
@@ -215,14 +215,14 @@ class MemoryBackend:
                         log.give_back(ref, now, times[0], charge.cost_at(place))
         self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def keep(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
             if reservation.meters:
-                self._meters.keep(reservation, self.clock())
+                self._meters.hold_estimates(reservation, self.clock())
             record = self._records.find(reservation.id) if reservation.has_price else None
             if record is not None:
-                keep(record, self._periods(reservation))
+                hold_estimate(record, self._periods(reservation))
         return _DONE
 
     async def reset(self, charge: Charge) -> None:

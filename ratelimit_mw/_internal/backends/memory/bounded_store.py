@@ -8,18 +8,18 @@ from typing import TypeVar
 class StoredState:
     """State of one limit, kept by a store that may drop it later.
 
-    A holder of one has to check that it is still kept: a charge to a dropped state would be lost.
+    Check that it is still stored before charging it: a charge to a dropped state would be lost.
     """
 
-    __slots__ = ("is_kept", "is_used")
+    __slots__ = ("is_stored", "is_used")
 
-    is_kept: bool
+    is_stored: bool
     """Whether a store has it."""
     is_used: bool
     """Whether it was used since its store looked at it last."""
 
     def __init__(self) -> None:
-        self.is_kept = self.is_used = False
+        self.is_stored = self.is_used = False
 
     def is_dead(self, now: int) -> bool:
         """Whether the state can be dropped at `now` without a trace."""
@@ -27,7 +27,7 @@ class StoredState:
 
     def dropped(self) -> None:
         """Note that no store has it any more."""
-        self.is_kept = False
+        self.is_stored = False
 
 
 K = TypeVar("K")
@@ -64,7 +64,7 @@ class Store(OrderedDict[K, S]):
         """Keep a new state, and forget a few that are dead."""
         if len(self) >= self._spare:
             self._make_room(now)
-        state.is_kept, state.is_used = True, False
+        state.is_stored, state.is_used = True, False
         self[place] = state
 
     def forget(self, place: K) -> S | None:

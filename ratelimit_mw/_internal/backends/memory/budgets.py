@@ -18,7 +18,7 @@ class BudgetState(CountedState):
     __slots__ = ("_next", "_open", "ends", "held", "lapsed", "spent")
 
     def __init__(self, ends: int) -> None:
-        self.is_kept = self.is_used = False
+        self.is_stored = self.is_used = False
         self.ends = ends
         self.spent = 0
         self.held = 0
@@ -87,7 +87,7 @@ class Record(StoredState):
 
     def __init__(self, estimate: int, ends: int) -> None:
         """`ends` is the end of the longest of its periods."""
-        self.is_kept = self.is_used = False
+        self.is_stored = self.is_used = False
         self.estimate = estimate
         self.settled: int | None = None
         self.lapses = 0
@@ -137,7 +137,7 @@ def renew_estimate(record: Record, books: list[BudgetState], now: int, seconds: 
     record.lapses = at
 
 
-def keep(record: Record, books: list[BudgetState]) -> None:
+def hold_estimate(record: Record, books: list[BudgetState]) -> None:
     """Hold an estimate until it is settled, also one that has lapsed."""
     if record.settled is None and record.lapses:
         for book in books:

@@ -92,7 +92,7 @@ class WindowLog(CountedState):
     __slots__ = ("_ahead", "_empty", "_entries", "_newest", "_oldest", "length", "used")
 
     def __init__(self, length: int) -> None:
-        self.is_kept = self.is_used = False
+        self.is_stored = self.is_used = False
         self.length = length
         self.used = 0
         self._entries = Entries()
@@ -106,7 +106,7 @@ class WindowLog(CountedState):
 
     def dropped(self) -> None:
         """Note that no store has it any more; a policy may still hold on to it."""
-        self.is_kept = False
+        self.is_stored = False
         self._entries.clear()
         self.used = self._ahead = self._empty = 0
         self._oldest, self._newest = _NEVER, -_NEVER
@@ -206,7 +206,7 @@ class SlotSet(CountedState):
     __slots__ = ("leases", "soonest")
 
     def __init__(self) -> None:
-        self.is_kept = self.is_used = False
+        self.is_stored = self.is_used = False
         self.leases: dict[bytes, int] = {}
         self.soonest = _NEVER
         """No lease expires before."""

@@ -64,13 +64,13 @@ class MeterEntry:
 class MeterRecord(StoredState):
     """Amounts that one charge counts under all its meters."""
 
-    __slots__ = ("at", "dies", "entries", "is_kept_open")
+    __slots__ = ("at", "dies", "entries", "never_lapses")
 
     def __init__(self, at: int, estimates: tuple[int, ...], dies: int) -> None:
         super().__init__()
         self.at = at
         self.entries = [MeterEntry(estimate) for estimate in estimates]
-        self.is_kept_open = False
+        self.never_lapses = False
         """Whether its estimates last until they are settled, and don't lapse."""
         self.dies = dies
 
@@ -109,7 +109,7 @@ class Meters:
         if record is None:
             return
         record.dies = max(record.dies, now + KEPT)
-        if record.is_kept_open:
+        if record.never_lapses:
             return
         self.lapse(reservation.meters, now)
         for meter, entry in zip(reservation.meters, record.entries, strict=True):
@@ -117,15 +117,15 @@ class Meters:
             if estimates is not None and reservation.id in estimates.by_id:
                 self._put(meter, reservation, record, entry.base, now)
 
-    def keep(self, reservation: Reservation, now: int) -> None:
+    def hold_estimates(self, reservation: Reservation, now: int) -> None:
         """Let the estimates last until they are settled."""
         record = self.records.find(reservation.id)
-        if record is None or record.is_kept_open:
+        if record is None or record.never_lapses:
             return
         for meter, entry in zip(reservation.meters, record.entries, strict=True):
             if not entry.is_settled:
                 self._hold_on(meter, reservation, record, entry, now)
-        record.is_kept_open = True
+        record.never_lapses = True
 
     def settle(self, reservation: Reservation, units: Units, now: int, *, replace: bool) -> Settlement:
         """Put what was used in place of the estimates, once."""
@@ -183,7 +183,7 @@ class Meters:
             entry.base = amount
         for log, ref in self._windows(meter) if entry.extra else ():
             log.add(ref, now, entry.extra)
-            if not log.is_kept:
+            if not log.is_stored:
                 ref.store.add(ref.name, log, now)
         return Settlement.SETTLED
 
@@ -192,7 +192,7 @@ class Meters:
     ) -> None:
         """Let an estimate lapse no more; one that has lapsed was given back, and counts nothing."""
         self.lapse((meter,), now)
-        if entry.base and not record.is_kept_open:
+        if entry.base and not record.never_lapses:
             estimates = self._open.get(_open_name(meter))
             if estimates is None or estimates.by_id.pop(reservation.id, None) is None:
                 entry.base = 0

@@ -36,9 +36,9 @@ class Places:
         admitted, has_new = True, False
         for ref in self._refs:
             state = ref.state
-            if not state.is_kept:
+            if not state.is_stored:
                 state = ref.find()
-                has_new = has_new or not state.is_kept
+                has_new = has_new or not state.is_stored
             state.is_used = True
             if not state.admits(ref, now, ref.need, amount):
                 admitted = False
@@ -79,5 +79,5 @@ class Places:
     def _keep_new(self, now: int) -> None:
         """Put new states into their stores. A refused charge leaves nothing behind."""
         for ref in self._refs:
-            if not ref.state.is_kept:
+            if not ref.state.is_stored:
                 ref.store.add(ref.name, ref.state, now)

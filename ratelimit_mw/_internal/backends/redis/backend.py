@@ -19,7 +19,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
     ACQUIRE_AGAIN,
     BUDGET,
     DELETE,
-    KEEP,
+    HOLD,
     PEEK,
     SETTLE,
 )
@@ -170,13 +170,13 @@ class RedisBackend:
             return Known(Settlement.UNKNOWN)
         return Met(self._owe_price(SETTLE, reservation, amount, replace=replace))
 
-    def keep(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         units: Awaitable[object] | None = None
         if any(reservation.estimates):
             units = self._owe_units(Mode.HOLD, reservation)
         if reservation.id and reservation.has_price:
-            return self._owe_price(KEEP, reservation, 0)
+            return self._owe_price(HOLD, reservation, 0)
         return units or nothing_to_do()
 
     def settle_units(

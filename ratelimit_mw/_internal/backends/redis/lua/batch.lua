@@ -29,7 +29,7 @@
 --             their keys in two bytes each: the slots'; the record's and each period's with its end; the record of
 --             units' and each meter's open estimates'
 --        S    settle: amount, replace (0 or 1), n, n ends of periods, id; keys: n periods, then the record
---        K    keep an estimate until it is settled: as settle
+--        K    hold an estimate until it is settled: as settle
 --        D    delete: n; keys: n
 --        Ids: one, or as many as there are charges (releases) that differ in nothing else: they are decided
 --             as if each were an operation of its own, one after the other. Not where money moves.
@@ -45,7 +45,7 @@
 --        F D  1
 --        N    a byte for each hold: 1 renewed, 0 lost, 2 not renewed: a key is of another type, and a sentence
 --        S M  1 settled, 2 settled before with this amount, 3 before with another, 0 no record
---        K    1 kept, 2 kept or settled before, 0 no record
+--        K    1 held, 2 held or settled before, 0 no record
 --        E    and a sentence, of any operation: it failed and changed nothing
 -- Cost   two commands for a window and one more for every fifth entry, three for a slot set, two for a period,
 --        one to release the slots of an operation; to renew three for a slot set, one for each slot, four for an

@@ -19,7 +19,7 @@ local FIRST_COUNT = 15 -- place of the first count in ARGV
 local id, about, now, kept, kept_of_day, most_watched, life_of_plans, life_of_day, life_of_callers,
   life_of_workers, plans, rules, callers, places = unpack(ARGV, 1, FIRST_COUNT - 1)
 
-local function keep(key, number, life)
+local function trim(key, number, life)
   redis.call('ZREMRANGEBYRANK', key, 0, -number - 1)
   redis.call('PEXPIRE', key, life)
 end
@@ -31,7 +31,7 @@ local function add(key, first, number, most, life)
     redis.call('ZADD', key, 'INCR', ARGV[i + 1], ARGV[i])
   end
   if after > first then
-    keep(key, most, life)
+    trim(key, most, life)
   end
   return after
 end
@@ -45,7 +45,7 @@ if ARGV[place] then
   for i = place, #ARGV do
     redis.call('ZADD', KEYS[6], now, ARGV[i])
   end
-  keep(KEYS[6], kept, life_of_callers)
+  trim(KEYS[6], kept, life_of_callers)
 end
 redis.call('ZADD', KEYS[7], now, id)
 redis.call('ZREMRANGEBYSCORE', KEYS[7], '-inf', now - life_of_workers / 1000)

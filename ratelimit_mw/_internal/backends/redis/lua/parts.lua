@@ -63,9 +63,9 @@ local function part(name)
     -- include take_off
     -- include meters
     made = {run = meter, read_record = read_record}
-  elseif name == SETTLE or name == KEEP then
+  elseif name == SETTLE or name == HOLD then
     -- include settle
-    made = {run = name == SETTLE and settle or keep}
+    made = {run = name == SETTLE and settle or hold_estimate}
   elseif name == RENEW then
     -- include texts
     -- include renew

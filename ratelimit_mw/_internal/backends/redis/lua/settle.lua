@@ -1,11 +1,11 @@
--- settle.lua: puts what was really spent in place of an estimate, or keeps the estimate until that is known.
+-- settle.lua: puts what was really spent in place of an estimate, or holds the estimate until that is known.
 --
 -- Needs   of MONEY get_record and touch (records.lua), load_period, change and shift (budgets.lua)
--- Gives   settle(op, first), keep(op, first): the answers
+-- Gives   settle(op, first), hold_estimate(op, first): the answers
 
 local AMOUNT_AT = 2 -- the place of the amount in a packed settle
-local KEPT = '\1'
-local KEPT_BEFORE = '\2'
+local HELD = '\1'
+local HELD_BEFORE = '\2'
 
 local money = part(MONEY)
 
@@ -29,12 +29,12 @@ local function settle(op, first)
   return SETTLED
 end
 
-local function keep(op, first)
+local function hold_estimate(op, first)
   local n, position = parse('<B', op, SETTLE_HEAD)
   local record = KEYS[first + n + 1]
   local estimate, settled, at = money.get_record(record)
   if not estimate then return UNKNOWN end
-  if settled >= 0 or at == 0 then return KEPT_BEFORE end
+  if settled >= 0 or at == 0 then return HELD_BEFORE end
   local periods = {}
   for j = 1, n do
     local ends
@@ -44,5 +44,5 @@ local function keep(op, first)
   money.touch(record)
   call('SETRANGE', record, LAPSES_AT, pack('<d', 0))
   for _, p in ipairs(periods) do money.shift(p, estimate, at, 0) end
-  return KEPT
+  return HELD
 end
