@@ -17,7 +17,7 @@ import pytest
 
 from ratelimit_mw import Limiter, Settings
 from ratelimit_mw._internal.cache.prefetch import steady_clock
-from ratelimit_mw._internal.cache.prefetch_state import PrefetchBatch, PrefetchState
+from ratelimit_mw._internal.cache.prefetch_state import PrefetchedBlock, PrefetchState
 from ratelimit_mw._internal.model.limits import SECOND, Window
 from ratelimit_mw._internal.model.status import WindowStatus
 from ratelimit_mw._internal.policy.policy import Policy
@@ -249,7 +249,7 @@ async def test_what_is_not_the_callers_own_windows_alone_goes_on_as_ever(
     """Requests that take a slot, or draw on what all callers share, ask the server each time."""
     async with Limiter(settings(server.url, "100000/minute", **plan)) as limiter:
         policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", path)
-        assert policy.stock is None
+        assert policy.prefetch_state is None
         for _ in range(300):
             async with await limiter.engine.charge(policy) as lease:
                 assert lease.allowed
@@ -261,10 +261,10 @@ async def test_units_in_hand_are_spent_while_the_server_is_away(start_server: St
     server = start_server("redis")
     async with Limiter(settings(server.url, "100000/hour", on_failure="deny")) as limiter:
         policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
-        while policy.stock is None or policy.stock.block is None:
+        while policy.prefetch_state is None or policy.prefetch_state.block is None:
             assert (await limiter.engine.charge(policy)).allowed
             await asyncio.sleep(0)
-        left = policy.stock.block.left
+        left = policy.prefetch_state.block.left
         server.kill()
         decisions = [(await limiter.engine.charge(policy)).decision for _ in range(left + 1)]
         assert [each.policy for each in decisions] == ["shared"] * left + ["deny"]
@@ -275,7 +275,7 @@ async def test_a_reset_forgets_what_is_in_hand(server: StoreServer) -> None:
     """After it a caller starts from nothing, with nothing in hand that is counted nowhere."""
     async with Limiter(settings(server.url, "100000/hour")) as limiter:
         policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="k"), "GET", "/")
-        while policy.stock is None or policy.stock.block is None:
+        while policy.prefetch_state is None or policy.prefetch_state.block is None:
             await limiter.engine.charge(policy)
             await asyncio.sleep(0)
         await limiter.engine.reset(policy)
@@ -301,10 +301,10 @@ async def ask(url: str, whose: str, name: str) -> None:
             loop.remove_reader(sys.stdin)
             over.set()
 
-    def have_units(block: PrefetchBatch | None) -> bool:
+    def have_units(block: PrefetchedBlock | None) -> bool:
         return block is not None and block.left > 1 and clock() < block.until
 
-    async def work(limiter: Limiter, policy: Policy, stock: PrefetchState) -> None:
+    async def work(limiter: Limiter, policy: Policy, prefetch_state: PrefetchState) -> None:
         nonlocal asked
         while not over.is_set():
             asked += 1
@@ -313,7 +313,7 @@ async def ask(url: str, whose: str, name: str) -> None:
             if lease.allowed:
                 os.write(1, b"%d %d\n" % (before, now()))
                 limiter.engine.leases.end(lease, failed=False)
-            if signals and have_units(stock.block):
+            if signals and have_units(prefetch_state.block):
                 os.kill(os.getpid(), signals.popleft())
             await asyncio.sleep(0 if lease.allowed else 0.001)
 
@@ -322,7 +322,7 @@ async def ask(url: str, whose: str, name: str) -> None:
     async with Limiter(own if whose == "own" else shared(url)) as limiter:
         key = "k" if whose == "own" else name  # callers of their own share one limit
         policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key=key), "GET", "/")
-        state = policy.stock if policy.ahead is None else policy.ahead.shared[0]
+        state = policy.prefetch_state if policy.ahead is None else policy.ahead.shared[0]
         assert state is not None
         await asyncio.gather(*[work(limiter, policy, state) for _ in range(TASKS)])
     os.write(1, b"asked %d\n" % asked)

@@ -227,17 +227,17 @@ async def test_a_block_is_not_spent_after_its_time(server: StoreServer) -> None:
         policy = limiter.engine.policies.match(
             limiter.engine.identity_of(api_key="one", address="192.0.2.1"), "GET", "/"
         )
-        stock = policy.stock
-        assert stock is not None
+        prefetch_state = policy.prefetch_state
+        assert prefetch_state is not None
         for _ in range(2_000):
             await start_of(app, b"one")
-            if stock.block is not None and stock.block.left > 2:
+            if prefetch_state.block is not None and prefetch_state.block.left > 2:
                 break
-        block = stock.block
+        block = prefetch_state.block
         assert block is not None
         block.until = 0.0
         assert (await start_of(app, b"one"))["status"] == 200
-        assert stock.block is not block
+        assert prefetch_state.block is not block
 
 
 def _python(*arguments: str, pure: bool = False) -> str:

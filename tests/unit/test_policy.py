@@ -473,7 +473,7 @@ def test_which_requests_are_counted_ahead(plan: str, route: str, is_taken: bool)
         routes = [{{ path = "/"{route} }}]
     """
     policy = Policies(settings_of(text)).match(Identity("k:1", "default"), "GET", "/")
-    assert (policy.stock is not None) is is_taken
+    assert (policy.prefetch_state is not None) is is_taken
 
 
 def test_keys_that_come_again_are_remembered_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:

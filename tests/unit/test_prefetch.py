@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.cache.prefetch import Prefetch
-from ratelimit_mw._internal.cache.prefetch_state import PART, PrefetchBatch, PrefetchState, is_taken_ahead
+from ratelimit_mw._internal.cache.prefetch_state import PART, PrefetchedBlock, PrefetchState, is_taken_ahead
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import SECOND, Window
@@ -78,16 +78,16 @@ class Worker:
         self.server = Slow(world)
         self.tasks: set[asyncio.Future[None]] = set()
         self.prefetch = Prefetch(self.server, self.tasks, lambda: world.now / SECOND)  # type: ignore[arg-type]
-        self.stocks = [
+        self.prefetch_states = [
             PrefetchState(Charge([Counter("me", "p", w) for w in world.windows], c)) for c in costs
         ]
 
     async def request(self, route: int = 0, *, ahead: bool = True) -> bool:
         """One request: from what is in hand, else by asking the server; whether it was admitted."""
-        stock = self.stocks[route % len(self.stocks)]
-        charge = stock.charge
+        prefetch_state = self.prefetch_states[route % len(self.prefetch_states)]
+        charge = prefetch_state.charge
         at = self.world.now
-        if self.prefetch.spend(stock) is None:
+        if self.prefetch.spend(prefetch_state) is None:
             sent = self.world.now
             try:
                 outcome = await self.server.acquire(charge, NO_LEASE_ID)
@@ -99,7 +99,7 @@ class Worker:
                 return False
             at = sent + self.server.there
             if ahead:
-                self.prefetch.asked(stock)
+                self.prefetch.refill(prefetch_state)
         self.world.spent.append((at, charge.cost))
         return True
 
@@ -172,8 +172,8 @@ def _happen(what: str, world: World, worker: Worker, amount: int) -> None:
 def _busy(world: World, costs: tuple[int, ...] = (1,)) -> Worker:
     """A worker that has been at it for a while: whoever has spent little takes little."""
     worker = Worker(world, costs)
-    for stock in worker.stocks:
-        stock._spent, stock._marked = 5_000, world.now / SECOND
+    for prefetch_state in worker.prefetch_states:
+        prefetch_state._spent, prefetch_state._marked = 5_000, world.now / SECOND
     return worker
 
 
@@ -185,7 +185,7 @@ async def _in_hand(world: World, worker: Worker, there: int = 0) -> int:
         await worker.settle()
         worker.server.there = 0
         world.pass_by(1)
-        block = worker.stocks[0].block
+        block = worker.prefetch_states[0].block
         if block is not None and block.left == block.size and block.size >= 4:
             return block.size
     raise AssertionError("nothing was taken ahead")
@@ -194,7 +194,7 @@ async def _in_hand(world: World, worker: Worker, there: int = 0) -> int:
 async def _fill(world: World, worker: Worker) -> int:
     """Ask the server for units until it refuses; how many it gave."""
     given = 0
-    while (await worker.server.acquire(worker.stocks[0].charge, NO_LEASE_ID)).admitted:
+    while (await worker.server.acquire(worker.prefetch_states[0].charge, NO_LEASE_ID)).admitted:
         world.spent.append((world.now, 1))
         given += 1
     return given
@@ -208,12 +208,12 @@ async def test_units_spent_at_the_last_moment_count_for_a_whole_window(quota: in
     worker, other = _busy(world), Worker(world)
     number = await _in_hand(world, worker, there)
     taken = world.now
-    block = worker.stocks[0].block
+    block = worker.prefetch_states[0].block
     assert block is not None
     world.pass_by(int(block.until * SECOND) - 1 - world.now)
     assert world.now - taken > 0.5 * LIFE
     for _ in range(number):
-        assert worker.prefetch.spend(worker.stocks[0]) is not None
+        assert worker.prefetch.spend(worker.prefetch_states[0]) is not None
         world.spent.append((world.now, 1))
     late = world.now
     assert await _fill(world, other) > 0
@@ -229,7 +229,7 @@ async def test_a_worker_that_was_paused_spends_nothing_of_before() -> None:
     worker = _busy(world)
     await _in_hand(world, worker)
     world.pass_by(LIFE)
-    assert worker.prefetch.spend(worker.stocks[0]) is None
+    assert worker.prefetch.spend(worker.prefetch_states[0]) is None
 
 
 async def test_what_was_taken_is_forgotten_by_a_reset_also_if_it_comes_later() -> None:
@@ -238,13 +238,13 @@ async def test_what_was_taken_is_forgotten_by_a_reset_also_if_it_comes_later() -
     worker = _busy(world)
     await _in_hand(world, worker)
     worker.prefetch.clear()
-    assert worker.prefetch.spend(worker.stocks[0]) is None
+    assert worker.prefetch.spend(worker.prefetch_states[0]) is None
     for _ in range(50):
         await worker.request()
         await asyncio.sleep(0)
         worker.prefetch.clear()
         await worker.settle()
-        assert worker.prefetch.spend(worker.stocks[0]) is None
+        assert worker.prefetch.spend(worker.prefetch_states[0]) is None
 
 
 async def test_figures_say_what_is_still_to_be_had() -> None:
@@ -252,31 +252,36 @@ async def test_figures_say_what_is_still_to_be_had() -> None:
     world = World((Window(1_000, 1, "second"),))
     worker = _busy(world)
     number = await _in_hand(world, worker)
-    stock = worker.stocks[0]
-    used = (await worker.server.acquire(Charge(stock.charge.counters), NO_LEASE_ID)).used(0) - 1
+    prefetch_state = worker.prefetch_states[0]
+    used = (await worker.server.acquire(Charge(prefetch_state.charge.counters), NO_LEASE_ID)).used(0) - 1
     for n in range(1, number + 1):
         world.pass_by(10)
-        outcome = worker.prefetch.spend(stock)
+        outcome = worker.prefetch.spend(prefetch_state)
         assert outcome is not None
         assert world.clock.now - 1 <= outcome.now <= world.clock.now
         assert outcome.used(0) == used - number + n
-        assert outcome.reset_after(0) + outcome.now >= world.clock.now + stock.life * SECOND - 10 * number
-        assert not any(each.refuses for each in stock.charge.statuses(outcome))
+        assert (
+            outcome.reset_after(0) + outcome.now
+            >= world.clock.now + prefetch_state.life * SECOND - 10 * number
+        )
+        assert not any(each.refuses for each in prefetch_state.charge.statuses(outcome))
 
 
 async def test_threads_never_spend_one_unit_twice() -> None:
     """Event loops in several threads draw on one block, and each unit goes to one of them."""
     world = World((Window(10**9, 1, "minute"),))
     worker = _busy(world)
-    stock, charge = worker.stocks[0], worker.stocks[0].charge
-    outcome = await world.server.acquire(Charge(charge.counters, 20_000, ahead=stock.ahead), NO_LEASE_ID)
-    block = PrefetchBatch(charge, outcome, 20_000, worker.prefetch.era)
+    prefetch_state, charge = worker.prefetch_states[0], worker.prefetch_states[0].charge
+    outcome = await world.server.acquire(
+        Charge(charge.counters, 20_000, ahead=prefetch_state.ahead), NO_LEASE_ID
+    )
+    block = PrefetchedBlock(charge, outcome, 20_000, worker.prefetch.era)
     block.until, block.low = world.now / SECOND + 1, -1
-    stock.add(block)
+    prefetch_state.add(block)
 
     def spend() -> list[int]:
         spent = []
-        while (outcome := worker.prefetch.spend(stock)) is not None:
+        while (outcome := worker.prefetch.spend(prefetch_state)) is not None:
             spent.append(outcome.used(0))
         return spent
 
@@ -291,9 +296,9 @@ def test_a_child_process_has_nothing_in_hand() -> None:
     asyncio.run(_in_hand_of(world, worker))
     child = os.fork()
     if not child:
-        os._exit(0 if worker.prefetch.spend(worker.stocks[0]) is None else 1)
+        os._exit(0 if worker.prefetch.spend(worker.prefetch_states[0]) is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert worker.prefetch.spend(worker.stocks[0]) is not None
+    assert worker.prefetch.spend(worker.prefetch_states[0]) is not None
 
 
 async def _in_hand_of(world: World, worker: Worker) -> None:
@@ -367,14 +372,14 @@ def test_a_block_is_no_larger_than_what_is_soon_spent(
 ) -> None:
     """Little is held of a limit that others need: by pace, by what was spent, and by what is left of it."""
     window = Window(2_000_000, 1, "second")
-    stock = PrefetchState(Charge([Counter("me", "p", window)]))
+    prefetch_state = PrefetchState(Charge([Counter("me", "p", window)]))
     status = WindowStatus(window.quota - left, SECOND, 0)
-    stock.charge.last = Outcome.from_statuses(True, 0, [status], NO_RESERVATION)
-    assert stock.wanted(100.0) == 0
+    prefetch_state.charge.last = Outcome.from_statuses(True, 0, [status], NO_RESERVATION)
+    assert prefetch_state.wanted(100.0) == 0
     for _ in range(spent):
-        stock.admitted()
-    stock.lose(lost)
-    assert stock.wanted(100.0 + lives * stock.life) == taken
+        prefetch_state.admitted()
+    prefetch_state.lose(lost)
+    assert prefetch_state.wanted(100.0 + lives * prefetch_state.life) == taken
 
 
 async def test_a_steady_worker_asks_seldom() -> None:
@@ -387,7 +392,7 @@ async def test_a_steady_worker_asks_seldom() -> None:
         world.pass_by(2_000)
     assert len(world.spent) == 20_000
     assert world.asked < 1_000
-    counted = (await peeked(world.server, worker.stocks[0].charge)).used(0)
+    counted = (await peeked(world.server, worker.prefetch_states[0].charge)).used(0)
     assert counted <= 20_000 * 1.02
 
 

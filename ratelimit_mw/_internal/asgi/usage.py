@@ -121,7 +121,7 @@ def _gate_of(policy: Policy, path: str) -> Policy:
         shadow=False,
         is_exempt=False,
         is_blocked=policy.is_blocked and not policy.shadow,
-        stock=None,
+        prefetch_state=None,
     )
 
 

@@ -1,5 +1,5 @@
 cimport cython
-from ratelimit_mw._internal.cache.prefetch_state cimport PrefetchBatch, PrefetchedUnit, PrefetchState
+from ratelimit_mw._internal.cache.prefetch_state cimport PrefetchedBlock, PrefetchedUnit, PrefetchState
 from ratelimit_mw._internal.model.charge cimport Charge
 from ratelimit_mw._internal.model.outcome cimport Outcome
 
@@ -11,7 +11,7 @@ cdef class Prefetch:
     cdef object _backend, _tasks
     cdef public object era, now
     @cython.locals(unit=PrefetchedUnit)
-    cpdef Outcome spend(self, PrefetchState stock)
-    @cython.locals(block=PrefetchBatch, left=i64, now=double)
-    cpdef PrefetchedUnit draw(self, PrefetchState stock)
-    cpdef void take(self, PrefetchState stock, double now) except *
+    cpdef Outcome spend(self, PrefetchState state)
+    @cython.locals(block=PrefetchedBlock, left=i64, now=double)
+    cpdef PrefetchedUnit draw(self, PrefetchState state)
+    cpdef void take(self, PrefetchState state, double now) except *

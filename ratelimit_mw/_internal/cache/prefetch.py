@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from weakref import WeakSet
 
-from ratelimit_mw._internal.cache.prefetch_state import PrefetchBatch, PrefetchedUnit, PrefetchState
+from ratelimit_mw._internal.cache.prefetch_state import PrefetchedBlock, PrefetchedUnit, PrefetchState
 from ratelimit_mw._internal.model.backend import Backend, BackendError
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -64,14 +64,14 @@ class Prefetch:
         """Forget every block, those included that are under way."""
         self.era = object()
 
-    def spend(self, stock: PrefetchState) -> Outcome | None:
+    def spend(self, state: PrefetchState) -> Outcome | None:
         """The admission of one request by what is in hand; None where there is nothing. Asks nobody."""
-        unit = self.draw(stock)
+        unit = self.draw(state)
         return None if unit is None else unit.admission()
 
-    def draw(self, stock: PrefetchState) -> PrefetchedUnit | None:
+    def draw(self, state: PrefetchState) -> PrefetchedUnit | None:
         """The units of one request from what is in hand; None where there are none. Asks nobody."""
-        block = stock.block
+        block = state.block
         while block is not None:
             left = next(block.units, -1)
             if left < 0 and block.returned:
@@ -82,43 +82,43 @@ class Prefetch:
                 now = self.now()
                 if now < block.until and block.era is self.era:
                     if left == block.low:
-                        self.take(stock, now)
-                    return PrefetchedUnit(stock, block, left, now)
-            block = stock.after(block)
+                        self.take(state, now)
+                    return PrefetchedUnit(state, block, left, now)
+            block = state.after(block)
         return None
 
-    def asked(self, stock: PrefetchState) -> None:
+    def refill(self, state: PrefetchState) -> None:
         """A request was admitted that found nothing in hand: take units for those that follow."""
-        stock.admitted()
-        self.take(stock, self.now())
+        state.admitted()
+        self.take(state, self.now())
 
-    def take(self, stock: PrefetchState, now: float) -> None:
+    def take(self, state: PrefetchState, now: float) -> None:
         """Take as many units as are wanted, if any, one block at a time. Waits for nothing."""
-        if now < stock.asking_until:
+        if now < state.asking_until:
             return
-        number = stock.wanted(now)
+        number = state.wanted(now)
         if number:
-            stock.asking_until = now + PATIENCE
-            taking = self._take(stock, number)
+            state.asking_until = now + PATIENCE
+            taking = self._take(state, number)
             task = asyncio.get_running_loop().create_task(taking, name="ratelimit_mw prefetch")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _take(self, stock: PrefetchState, number: int) -> None:
-        charge = Charge(stock.charge.counters, stock.charge.cost * number, ahead=stock.ahead)
+    async def _take(self, state: PrefetchState, number: int) -> None:
+        charge = Charge(state.charge.counters, state.charge.cost * number, ahead=state.ahead)
         era, sent = self.era, self.now()
         try:
             outcome = await self._backend.acquire(charge, NO_LEASE_ID)
         except BackendError:
-            stock.lose(number)  # perhaps: only the answer would tell
+            state.lose(number)  # perhaps: only the answer would tell
             return  # requests ask for themselves, and are told
         finally:
-            stock.asking_until = 0.0
-        stock.charge.last = outcome
+            state.asking_until = 0.0
+        state.charge.last = outcome
         if outcome.admitted:
-            block = PrefetchBatch(charge, outcome, number, era)
-            block.received, block.until = self.now(), sent + stock.life
-            stock.add(block)
+            block = PrefetchedBlock(charge, outcome, number, era)
+            block.received, block.until = self.now(), sent + state.life
+            state.add(block)
 
 
 def _pop(returned: list[int]) -> int:

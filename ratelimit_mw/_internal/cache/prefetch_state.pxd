@@ -6,7 +6,7 @@ from ratelimit_mw._internal.runtime.leaf cimport Numbers
 ctypedef long long i64
 
 @cython.final
-cdef class PrefetchBatch:
+cdef class PrefetchedBlock:
     cdef public object units, era
     cdef public i64 size, low, decided, left_over
     cdef public list windows, returned
@@ -15,20 +15,20 @@ cdef class PrefetchBatch:
 @cython.final
 cdef class PrefetchState:
     cdef public Charge charge
-    cdef public PrefetchBatch block, spare
+    cdef public PrefetchedBlock block, next_block
     cdef public double life, asking_until
     cdef public i64 ahead
     cdef public double _period, _began, _marked
     cdef public i64 _spent, _lost, _start, _started
     cdef public tuple _before, _now
-    cpdef PrefetchBatch after(self, PrefetchBatch block)
-    cpdef void put_back(self, PrefetchBatch block, i64 unit) except *
+    cpdef PrefetchedBlock after(self, PrefetchedBlock block)
+    cpdef void put_back(self, PrefetchedBlock block, i64 unit) except *
 
 @cython.final
 @cython.freelist(16)
 cdef class PrefetchedUnit:
     cdef PrefetchState _state
-    cdef PrefetchBatch _block
+    cdef PrefetchedBlock _block
     cdef i64 _left, _age
     cdef public Charge charge
     cpdef void put_back(self) except *

@@ -37,7 +37,7 @@ REFILL = 2
 """With such a part of a block left the next is taken."""
 
 
-class PrefetchBatch:
+class PrefetchedBlock:
     """Units for so many requests of one charge, to be spent before `until`."""
 
     __slots__ = (
@@ -100,7 +100,7 @@ class PrefetchState:
         "block",
         "charge",
         "life",
-        "spare",
+        "next_block",
     )
 
     def __init__(self, charge: Charge, start: int = START) -> None:
@@ -112,8 +112,8 @@ class PrefetchState:
         self.ahead: int = min(shortest // PART, LONGEST)
         self.life: float = self.ahead * (1 - 1 / DRIFT) / SECOND
         """Seconds for which a block may be spent, from when it was asked for."""
-        self.block: PrefetchBatch | None = None
-        self.spare: PrefetchBatch | None = None
+        self.block: PrefetchedBlock | None = None
+        self.next_block: PrefetchedBlock | None = None
         """Block to spend from when `block` is over."""
         self.asking_until: float = 0.0
         """A question for more is under way, until its answer comes or, at the latest, until then."""
@@ -131,28 +131,28 @@ class PrefetchState:
         """So many requests' units were taken, as far as one knows, and can't be spent."""
         self._lost += number
 
-    def add(self, block: PrefetchBatch) -> None:
+    def add(self, block: PrefetchedBlock) -> None:
         """Add a block to those in hand: at most two, of which the second waits."""
         if self.block is None:
             self.block = block
         else:
-            if self.spare is not None:
-                self._end(self.spare)
-            self.spare = block
+            if self.next_block is not None:
+                self._end(self.next_block)
+            self.next_block = block
 
-    def after(self, block: PrefetchBatch) -> PrefetchBatch | None:
+    def after(self, block: PrefetchedBlock) -> PrefetchedBlock | None:
         """The block to spend from when this one is over."""
         if self.block is block:  # and no other thread has seen to it
-            self.block, self.spare = self.spare, None
+            self.block, self.next_block = self.next_block, None
             self._end(block)
         return self.block
 
-    def put_back(self, block: PrefetchBatch, unit: int) -> None:
+    def put_back(self, block: PrefetchedBlock, unit: int) -> None:
         """Have the units of a request in hand again, which was not admitted after all."""
         block.returned.append(unit)
-        if self.block is block or self.spare is block:
+        if self.block is block or self.next_block is block:
             return
-        if self.block is None or self.spare is None:  # it was given up when its last unit was drawn
+        if self.block is None or self.next_block is None:  # it was given up when its last unit was drawn
             self._spent -= block.size - block.left_over
             self._lost -= block.left_over
             self.add(block)
@@ -166,7 +166,7 @@ class PrefetchState:
             self.after(self.block)
         block = self.block
         in_hand = 0 if block is None else block.left
-        if self.spare is not None or (block is not None and in_hand > block.low):
+        if self.next_block is not None or (block is not None and in_hand > block.low):
             return 0
         spent = self._spent + (0 if block is None else block.size - in_hand)
         self._turn(now, spent)
@@ -203,7 +203,7 @@ class PrefetchState:
         quotas = [limit.quota for limit in limits if isinstance(limit, Window)]
         return min([(quota - last.used(place)) // charge.cost for place, quota in enumerate(quotas)])
 
-    def _end(self, block: PrefetchBatch) -> None:
+    def _end(self, block: PrefetchedBlock) -> None:
         left = block.left_over = block.left
         self._spent += block.size - left
         self._lost += left
@@ -214,7 +214,7 @@ class PrefetchedUnit:
 
     __slots__ = ("_age", "_block", "_left", "_state", "charge")
 
-    def __init__(self, state: PrefetchState, block: PrefetchBatch, left: int, at: float) -> None:
+    def __init__(self, state: PrefetchState, block: PrefetchedBlock, left: int, at: float) -> None:
         self._state = state
         self._block = block
         self._left = left

@@ -255,8 +255,8 @@ class PartialCharge:
         for number, places in part.others:
             state = ahead.shared[number]
             state.charge.last = outcome.part(places)
-            self._prefetch.asked(state)
+            self._prefetch.refill(state)
         own = ahead.own
         if own is not None and own.charge is ahead.rest(self._whole):
             own.charge.last = outcome.part(part.rest)
-            self._prefetch.asked(own)
+            self._prefetch.refill(own)

@@ -43,7 +43,7 @@ _JOB = Policy(
     on_failure_priced="allow",
     shadow=False,
     is_exempt=True,
-    stock=None,
+    prefetch_state=None,
 )
 """Policy of a lease that is known by its token alone: nothing limits it any more."""
 _KEEP, _GIVE_BACK = EstimateAction.KEEP, EstimateAction.GIVE_BACK  # looked up once: that costs a lot

@@ -84,8 +84,8 @@ class Decider:
         if policy.is_decided:
             return self._decided(policy, identity)
         if price is None:
-            if policy.stock is not None:
-                in_hand = self._prefetch.spend(policy.stock)
+            if policy.prefetch_state is not None:
+                in_hand = self._prefetch.spend(policy.prefetch_state)
                 if in_hand is not None:
                     lease = Lease(self._leases, self._backend, policy, identity, policy.charge)
                     self._admit(lease, in_hand)
@@ -142,8 +142,12 @@ class Decider:
             if self._refused:
                 self._refusals.admitted(charge, outcome)
             self._admit(lease, outcome)
-            if policy.stock is not None and self.remembers and policy.stock.charge is charge:
-                self._prefetch.asked(policy.stock)
+            if (
+                policy.prefetch_state is not None
+                and self.remembers
+                and policy.prefetch_state.charge is charge
+            ):
+                self._prefetch.refill(policy.prefetch_state)
         else:
             decision = _decision_of(lease, outcome)
             if self.remembers:

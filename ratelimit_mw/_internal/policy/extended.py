@@ -225,7 +225,7 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         on_failure_priced=_strictest(placed, policy.on_failure_priced, alone),
         shadow=policy.shadow,
         is_exempt=not charge.counters,  # of a late charge whose limits all only report
-        stock=None,
+        prefetch_state=None,
         ahead=None if alone or policy.ahead is None else policy.ahead.without_own(),
         answers=answers or None,
     )

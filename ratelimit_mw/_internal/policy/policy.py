@@ -56,13 +56,13 @@ class Policy:
         "is_latest",
         "on_failure",
         "on_failure_priced",
+        "prefetch_state",
         "price",
         "priced_charge",
         "refused",
         "route",
         "shadow",
         "shadowed",
-        "stock",
         "too_small",
     )
 
@@ -81,7 +81,7 @@ class Policy:
         shadow: bool,
         is_exempt: bool,
         is_blocked: bool = False,
-        stock: PrefetchState | None,
+        prefetch_state: PrefetchState | None,
         ahead: UnitsAhead | None = None,
         answers: Mapping[str, Counts] | None = None,
     ) -> None:
@@ -107,7 +107,7 @@ class Policy:
         """Whether this request is refused, whatever is counted."""
         self.is_decided: bool = is_exempt or is_blocked
         """Whether the request is decided about without asking anybody."""
-        self.stock: PrefetchState | None = stock
+        self.prefetch_state: PrefetchState | None = prefetch_state
         """Units that this process has taken ahead for requests without a price; None where it takes none."""
         self.ahead: UnitsAhead | None = ahead
         """Limits of all callers of which units are taken ahead, for requests with a price, too."""
@@ -149,7 +149,7 @@ class Policy:
             shadow=self.shadow,
             is_exempt=self.is_exempt,
             is_blocked=self.is_blocked,
-            stock=None if self.stock is None else PrefetchState(charge),
+            prefetch_state=None if self.prefetch_state is None else PrefetchState(charge),
             ahead=None if self.ahead is None else self.ahead.for_caller(charge),
             answers=self.answers,
         )
@@ -291,7 +291,7 @@ class Policies:
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
         shared = self._shared.of(charge, shared_scopes_ahead(self._settings, rule))
         rest = UnitsAhead(shared).rest(charge) if shared else charge
-        stock = PrefetchState(rest) if plan.prefetch and price is None and is_taken_ahead(rest) else None
+        state = PrefetchState(rest) if plan.prefetch and price is None and is_taken_ahead(rest) else None
         return Policy(
             identity=identity,
             route=route,
@@ -306,8 +306,8 @@ class Policies:
             shadow=_first(rule.shadow, plan.shadow, self._settings.shadow),
             is_exempt=rule.exempt and not plan.blocked,
             is_blocked=plan.blocked,
-            stock=None if shared else stock,
-            ahead=UnitsAhead(shared, stock) if shared else None,
+            prefetch_state=None if shared else state,
+            ahead=UnitsAhead(shared, state) if shared else None,
         )
 
 
