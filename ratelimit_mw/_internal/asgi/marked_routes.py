@@ -21,7 +21,7 @@ from ratelimit_mw._internal.settings.findings import Finding
 if TYPE_CHECKING:
     from starlette.convertors import Convertor
 
-    from ratelimit_mw._internal.policy.extended import Asked, CodeLimits
+    from ratelimit_mw._internal.policy.extended import AskedLimits, CodeLimits
 
 
 class MarkedRoute:
@@ -38,7 +38,7 @@ class MarkedRoute:
         self.parameters: Mapping[str, Convertor[Any]] = parameters
         self.is_plain: bool = not any(map(differs, self.limits))
         """Whether all requests meet the same limits, whatever they say."""
-        self.asked: dict[CodeLimits, Asked] = {}
+        self.asked: dict[CodeLimits, AskedLimits] = {}
         """Limits as all requests meet them, by the settings in force."""
 
     def read(self, path: str, name: str) -> str | None:

@@ -24,7 +24,7 @@ cdef class UnitsAhead:
 cdef class PartialCharge:
     cdef Prefetch _prefetch
     cdef UnitsAhead _ahead
-    cdef object _asked
+    cdef object _pending
     cdef Part _part
     cdef list _units
     cdef Charge _whole

@@ -10,7 +10,7 @@ from typing import Any
 
 from ratelimit_mw._internal.cache.prefetch import Prefetch
 from ratelimit_mw._internal.cache.prefetch_state import SHARED_START, PrefetchedUnit, PrefetchState
-from ratelimit_mw._internal.model.backend import Asked, Backend
+from ratelimit_mw._internal.model.backend import Backend, PendingCharge
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -160,14 +160,14 @@ class PartialCharge:
     Afterwards it is what the request was admitted by, for whoever has to undo it.
     """
 
-    __slots__ = ("_ahead", "_asked", "_part", "_prefetch", "_units", "_whole", "charge")
+    __slots__ = ("_ahead", "_part", "_pending", "_prefetch", "_units", "_whole", "charge")
 
     def __init__(self, prefetch: Prefetch, ahead: UnitsAhead, whole: Charge) -> None:
         """Draw units of the shared limits, as far as there are any in hand."""
         self._prefetch = prefetch
         self._ahead = ahead
         self._whole = whole
-        self._asked: Asked | None = None
+        self._pending: PendingCharge | None = None
         self._units: list[PrefetchedUnit | None] = []
         """The units that were drawn of each shared limit, then perhaps the caller's own."""
         drawn = 0
@@ -197,14 +197,14 @@ class PartialCharge:
             raise
         if isinstance(answer, Outcome):
             return self._answered(answer)
-        self._asked = answer
+        self._pending = answer
         return self
 
     def __await__(self) -> Generator[Any, None, Outcome]:
-        if self._asked is None:
+        if self._pending is None:
             raise RuntimeError("a charge is asked before it is awaited")
         try:
-            outcome = yield from self._asked.__await__()
+            outcome = yield from self._pending.__await__()
         except BaseException:  # failed, cancelled, or ended by hand
             self.put_back()
             raise
@@ -212,8 +212,8 @@ class PartialCharge:
 
     def give_up(self) -> None:
         """Undo what the backend was asked for; everything else is in hand again."""
-        if self._asked is not None:
-            self._asked.give_up()
+        if self._pending is not None:
+            self._pending.give_up()
 
     def put_back(self) -> None:
         """Have all that was drawn in hand again."""

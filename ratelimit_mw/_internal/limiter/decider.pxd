@@ -42,7 +42,7 @@ cdef class Decider:
 cdef class PendingDecision:
     cdef Decider _decider
     cdef Lease _lease
-    cdef object _asked
+    cdef object _pending
     cdef double _sent
 
 cdef _decision_of(Lease lease, Outcome outcome)

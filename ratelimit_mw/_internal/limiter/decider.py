@@ -11,14 +11,14 @@ from ratelimit_mw._internal.cache.shared_units import PartialCharge
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import EXEMPT, Leases
 from ratelimit_mw._internal.live.state import Live
-from ratelimit_mw._internal.model.backend import Asked, Backend, BackendError, OperationRefusedError
+from ratelimit_mw._internal.model.backend import Backend, BackendError, OperationRefusedError, PendingCharge
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, new_lease_id
 from ratelimit_mw._internal.observe.budget_warnings import BudgetWarnings
-from ratelimit_mw._internal.observe.decision_counts import DecisionCounts, kind_of
+from ratelimit_mw._internal.observe.decision_counts import DecisionCounts, outcome_and_limit
 from ratelimit_mw._internal.observe.refusal_log import RefusalLog
 from ratelimit_mw._internal.outage.fallback import LocalPolicy
 from ratelimit_mw._internal.policy.decision import Decision, blocked, decision_of
@@ -114,7 +114,7 @@ class Decider:
             return self.answered(lease, answer, sent)
         return PendingDecision(self, lease, answer, sent)
 
-    def _ask(self, policy: Policy, charge: Charge, lease_id: bytes, price: int) -> Outcome | Asked:
+    def _ask(self, policy: Policy, charge: Charge, lease_id: bytes, price: int) -> Outcome | PendingCharge:
         """Ask the backend, for what is not in hand: the outcome, or what to await for it."""
         if policy.ahead is None or not self.remembers:
             return self._backend.ask(charge, lease_id, price)
@@ -151,7 +151,7 @@ class Decider:
         else:
             decision = _decision_of(lease, outcome)
             if self.remembers:
-                self._refusals.add(charge, outcome, sent, kind_of(policy, decision))
+                self._refusals.add(charge, outcome, sent, outcome_and_limit(policy, decision))
             self._refuse(lease, decision)
         if charge.allowances:
             self.local.note_budgets(charge)
@@ -224,7 +224,7 @@ class Decider:
         if decision.refusal is not None:
             if lease.may_wait and not decision.allowed:
                 return
-            self._tally.refuse(policy, kind_of(policy, decision))
+            self._tally.refuse(policy, outcome_and_limit(policy, decision))
             self._tell_of_refusal(lease)
             return
         self._tally.admit(policy)
@@ -243,24 +243,28 @@ class Decider:
 class PendingDecision:
     """A decision that waits for the backend. Awaiting it gives the lease, whatever becomes of the backend."""
 
-    __slots__ = ("_asked", "_decider", "_lease", "_sent")
+    __slots__ = ("_decider", "_lease", "_pending", "_sent")
 
     def __init__(
-        self, decider: Decider, lease: Lease, asked: Asked | Coroutine[Any, Any, Outcome], sent: float
+        self,
+        decider: Decider,
+        lease: Lease,
+        pending: PendingCharge | Coroutine[Any, Any, Outcome],
+        sent: float,
     ) -> None:
         self._decider = decider
         self._lease = lease
-        self._asked = asked
+        self._pending = pending
         self._sent = sent
 
     def __await__(self) -> Generator[Any, None, Lease]:
         try:
-            outcome = yield from self._asked.__await__()
+            outcome = yield from self._pending.__await__()
         except BackendError as error:
             return self._decider.without_backend(self._lease, error)
         except BaseException:  # cancelled, or ended by hand
-            if not isinstance(self._asked, Coroutine):  # that one only looked
-                self._asked.give_up()
+            if not isinstance(self._pending, Coroutine):  # that one only looked
+                self._pending.give_up()
             raise
         return self._decider.answered(self._lease, outcome, self._sent)
 

@@ -16,7 +16,7 @@ from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.policy.by import Whose
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, rates_of
 from ratelimit_mw._internal.policy.decision import Decision, without_charge
-from ratelimit_mw._internal.policy.extended import Asked, AskedLimit, CodeLimits, everyones_partition
+from ratelimit_mw._internal.policy.extended import AskedLimit, AskedLimits, CodeLimits, everyones_partition
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.rate_limited import RateLimited
@@ -87,7 +87,7 @@ def _refused(lease: Lease, late: Decision) -> Decision:
 
 async def asked_late(
     limits: Sequence[KeyedLimit | Limit], identity: Identity, code_limits: CodeLimits, scope: Scope
-) -> Asked:
+) -> AskedLimits:
     """Return limits as they count, by the keys that the app gave. Raises TypeError for one without a key.
 
     Limits whose `when` says no are left out.
@@ -139,7 +139,7 @@ def first_partition(limit: KeyedLimit | Limit, code_limits: CodeLimits) -> str:
     return code_limits.partition_of(limit.key if isinstance(limit, KeyedLimit) else "")
 
 
-def policy_with(policy: Policy, asked: Asked, code_limits: CodeLimits, *, alone: bool) -> Policy:
+def policy_with(policy: Policy, asked: AskedLimits, code_limits: CodeLimits, *, alone: bool) -> Policy:
     """Return a policy with limits in code added, or with these limits `alone`.
 
     An exempt policy is returned as it is. So is a blocked one, unless the limits stand alone: then no plan

@@ -141,7 +141,7 @@ class Holder(Protocol):
         """
 
 
-class Asked(Protocol):
+class PendingCharge(Protocol):
     """A charge on its way to a backend."""
 
     def __await__(self) -> Generator[Any, None, Outcome]:
@@ -171,7 +171,7 @@ class Backend(Holder, Protocol):
     async def close(self) -> None:
         """Send what still waits and close; a closed backend may be opened again."""
 
-    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome | Asked:
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Outcome | PendingCharge:
         """Charge all of `charge`'s counters, or none: the outcome, or what to await for it."""
 
     def take_over(self) -> None:

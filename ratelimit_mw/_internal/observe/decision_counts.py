@@ -24,7 +24,7 @@ Totals = dict[tuple[str, str, str, str], int]
 """By plan, pattern of the route's rule ("" where none matched), outcome and limit. The outcome is `admitted`,
 `shadow` (let through, would have been refused) or the reason of a refusal; the limit, by its name, is the one
 that refused, else ""."""
-Kind = tuple[str, str]
+OutcomeAndLimit = tuple[str, str]
 """Outcome and limit."""
 RouteCounts = dict[tuple[frozenset[str] | None, str, str], int]
 """By methods and path of the route's rule (None and "" where none matched), and outcome."""
@@ -60,7 +60,7 @@ class DecisionCounts:
         if policy.admitted == 1:
             self.touch(policy)
 
-    def refuse(self, policy: Policy, kind: Kind) -> None:
+    def refuse(self, policy: Policy, kind: OutcomeAndLimit) -> None:
         """Count a request that was refused, or would have been."""
         self._lock.acquire()
         try:
@@ -147,7 +147,7 @@ def _requests_of_caller(caller: tuple[object, tuple[Identity, dict[str, int]]]) 
     return sum(counts.values())
 
 
-def kind_of(policy: Policy, decision: Decision) -> Kind:
+def outcome_and_limit(policy: Policy, decision: Decision) -> OutcomeAndLimit:
     """Outcome and limit of a refusal."""
     limit = "" if decision.refusal is None else limit_name(policy, decision.refusal)
     return outcome_of(decision), limit

@@ -49,7 +49,7 @@ class AskedLimit(NamedTuple):
     """Partition that counts it; "" for the caller's own."""
 
 
-Asked = tuple[AskedLimit, ...]
+AskedLimits = tuple[AskedLimit, ...]
 
 
 _UNSAID = LimitSettings()
@@ -63,7 +63,7 @@ class CodeLimits:
         self._settings = settings.limits
         self._chosen: dict[tuple[object, ...], CodeLimit] = {}
         self._models: dict[tuple[object, ...], Policy] = {}
-        self._extended: dict[tuple[Policy, Asked, bool], Policy] = {}
+        self._extended: dict[tuple[Policy, AskedLimits, bool], Policy] = {}
         self.by_caller: dict[Limit, None] = {}
         """Limits that a handler or a job has charged by caller."""
         self._lock = threading.Lock()
@@ -124,7 +124,7 @@ class CodeLimits:
         chosen = self.choose(limit, rates, cost)
         return None if chosen is None else AskedLimit(chosen, "key", self.partition_of(keyed.key))
 
-    def extend(self, policy: Policy, asked: Asked, *, alone: bool = False) -> Policy:
+    def extend(self, policy: Policy, asked: AskedLimits, *, alone: bool = False) -> Policy:
         """Return a policy with these limits beside its own, or with these `alone`.
 
         Raises ValueError for more limits than one charge can have.
@@ -139,7 +139,7 @@ class CodeLimits:
                 self._extended[place] = extended
         return extended
 
-    def _extend(self, policy: Policy, asked: Asked, alone: bool) -> Policy:
+    def _extend(self, policy: Policy, asked: AskedLimits, alone: bool) -> Policy:
         keys = tuple(dict.fromkeys([each.partition for each in asked if each.partition]))
         placed = tuple(
             [(each.limit, each.owner, keys.index(each.partition) if each.partition else -1) for each in asked]

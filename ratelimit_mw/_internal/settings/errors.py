@@ -132,7 +132,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:70]}…{text[-1]}"
 
 
-def kind_of(value: object) -> str:
+def type_name(value: object) -> str:
     """Return what TOML calls a value of this type."""
     return next((words for kind, words in _KINDS.items() if isinstance(value, kind)), "a date or time")
 
@@ -146,7 +146,7 @@ def _fault_of(line: Mapping[str, Any], names: list[str]) -> PydanticCustomError:
     if kind == "missing":
         return fault("is missing")
     if kind in _WANTED:
-        return fault(f"is {kind_of(value)}", _WANTED[kind])
+        return fault(f"is {type_name(value)}", _WANTED[kind])
     if kind in _RANGES:
         name, words = _RANGES[kind]
         return fault(f"{shown(value)} is out of range", f"{words} {context[name]:.15g}")
@@ -160,7 +160,7 @@ def _fault_of(line: Mapping[str, Any], names: list[str]) -> PydanticCustomError:
 def _choice_fault(value: object, expected: str) -> PydanticCustomError:
     choices = re.findall(r"'([^']*)'", expected)
     if choices and not isinstance(value, str):
-        return fault(f"is {kind_of(value)}", expected)
+        return fault(f"is {type_name(value)}", expected)
     return fault(f"{shown(value)} is not a choice", expected, nearest_name(str(value), choices))
 
 

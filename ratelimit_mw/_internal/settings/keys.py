@@ -7,11 +7,11 @@ from typing import Any
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.settings.errors import (
     SettingsProblem,
-    kind_of,
     nearest_name,
     one_of,
     path_of,
     shown,
+    type_name,
 )
 from ratelimit_mw._internal.settings.tables import KeySettings, PlanSettings
 
@@ -114,7 +114,7 @@ def _inspect(entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
         return ("hash",), "", ""
     key = entry["key"]
     if not isinstance(key, str):
-        return ("key",), f"is {kind_of(key)}", "a string"
+        return ("key",), f"is {type_name(key)}", "a string"
     return ("key",), *(unusable(_key_bytes(key)) or ("", ""))
 
 

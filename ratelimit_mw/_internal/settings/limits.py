@@ -15,7 +15,7 @@ from pydantic import (
 
 from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Slots, Window
 from ratelimit_mw._internal.model.money import parse_amount, plain_text
-from ratelimit_mw._internal.settings.errors import fault, faults, kind_of, nearest_name, shown
+from ratelimit_mw._internal.settings.errors import fault, faults, nearest_name, shown, type_name
 from ratelimit_mw._internal.settings.values import Items, Label, Table, any_case, text
 
 MAX_QUOTA = 10**9
@@ -55,7 +55,7 @@ def parse_rate(rate: object) -> Window:
     if isinstance(rate, Window):
         return _window(rate.text, rate)
     if not isinstance(rate, str):
-        raise fault(f"is {kind_of(rate)}", _RATE)
+        raise fault(f"is {type_name(rate)}", _RATE)
     if len(rate) > MAX_RATE:
         raise fault(f"{shown(rate)} is too long for a rate", f"at most {MAX_RATE} characters")
     import limits as notation  # noqa: PLC0415 - by those who set a rate: it has much beside the notation
@@ -153,7 +153,7 @@ def parse_slots(concurrent: object) -> Slots:
         return SlotsTable.model_validate(concurrent).slots()
     if isinstance(concurrent, bool) or not isinstance(concurrent, int):
         raise fault(
-            f"is {kind_of(concurrent)}", "a whole number, or a table such as { limit = 5, lease = 30 }"
+            f"is {type_name(concurrent)}", "a whole number, or a table such as { limit = 5, lease = 30 }"
         )
     if not 1 <= concurrent <= MAX_SLOTS:
         raise fault(f"{shown(concurrent)} is out of range", f"a whole number from 1 to {MAX_SLOTS}")
@@ -175,7 +175,7 @@ def parse_amount_of(amount: object, currency: str) -> int:
 def money_text(amount: object, currency: str) -> str:
     """Return an amount as decimal text: as it was written, where that is plain digits."""
     if not isinstance(amount, str | Decimal):
-        raise fault(f"is {kind_of(amount)}", 'a decimal string, such as "25.00"')
+        raise fault(f"is {type_name(amount)}", 'a decimal string, such as "25.00"')
     try:
         return plain_text(amount, currency)
     except ValueError as error:

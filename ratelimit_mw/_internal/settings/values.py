@@ -31,10 +31,10 @@ from ratelimit_mw._internal.settings.errors import (
     fault,
     faults,
     in_our_words,
-    kind_of,
     nearest_name,
     one_of,
     shown,
+    type_name,
 )
 
 MAX_NAME = 64
@@ -172,7 +172,7 @@ def _network(text: object, expected: str, others: Sequence[str] = ()) -> IPNetwo
     if isinstance(text, IPv4Network | IPv6Network):
         return text
     if not isinstance(text, str):
-        raise fault(f"is {kind_of(text)}", expected)
+        raise fault(f"is {type_name(text)}", expected)
     if "%" in text:
         raise fault(f"{shown(text)} has a zone", expected, re.sub("%[^/]*", "", text))
     try:

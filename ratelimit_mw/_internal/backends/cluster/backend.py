@@ -27,7 +27,7 @@ from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.operations import Sender
 from ratelimit_mw._internal.backends.redis.renewal_packing import renewed
 from ratelimit_mw._internal.backends.redis.time_limit import time_limit
-from ratelimit_mw._internal.model.backend import Asked, BackendError, EstimateAction, Load, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Load, PendingCharge, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Clock
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -80,7 +80,7 @@ class ClusterBackend:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
         await self._partitions.close()
 
-    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> Asked:
+    def ask(self, charge: Charge, lease_id: bytes, price: int = 0) -> PendingCharge:
         """Send a charge of all of `charge`'s counters, or none, on its way."""
         if charge.is_of_one:
             return self._partitions.ask(charge, lease_id, price)
