@@ -76,8 +76,8 @@ MODULES = {
     "lease/manager": "detach settling renewals spending jobs estimates units late_limits limits_by_answer",
     "lease/settling": "settling spending jobs estimates units units_outage late_limits",
     "lease/renewals": "renewals slots estimates",
-    "limiter/decider": "limiter hooks_decisions hooks_log tally slots refused local unservable prefetch"
-    " limits_by_answer",
+    "limiter/decider": "limiter hooks_decisions hooks_log decision_counts slots refused local unservable"
+    " prefetch limits_by_answer",
     "model/charge": OUTCOMES,
     "model/outcome": OUTCOMES,
     "model/reservation": f"reservation {OUTCOMES}",
@@ -85,7 +85,7 @@ MODULES = {
     "model/money": "money spending",
     "model/periods": "periods",
     "model/status": "status refused",
-    "observe/decision_counts": "tally prometheus",
+    "observe/decision_counts": "decision_counts prometheus",
     "outage/fallback": "local unservable units_outage application_share",
     "outage/reconcile": "local units_outage",
     "outage/unsynced": "unsynced local units_outage",
@@ -94,7 +94,7 @@ MODULES = {
     "policy/decision": "decision headers refusals spending units",
     "policy/identity": "identity policy resolve",
     "policy/lookup": "policy identity spending",
-    "policy/policy": "policy refusals spending tally",
+    "policy/policy": "policy refusals spending decision_counts",
     "policy/routing": "routing loose_paths",
     "responses/header_sender": "headers websocket spending",
     "responses/headers": "headers spending policy",

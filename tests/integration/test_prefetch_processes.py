@@ -211,7 +211,7 @@ async def test_most_requests_ask_nobody(server: StoreServer, path: str) -> None:
             if number % 20 == 0:
                 await asyncio.sleep(0.001)  # as requests arrive: not all at once
         assert _calls(server) < 4_000 / 5
-        assert sum(limiter.engine.tally.totals().values()) == 4_000
+        assert sum(limiter.engine.decision_counts.totals().values()) == 4_000
         window, status = next(iter((await limiter.engine.peek(policy)).windows()))
         assert 4_000 <= status.used <= 4_000 * 1.03
         shown = [figures.used for _, figures in lease.decision.windows()]

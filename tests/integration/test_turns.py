@@ -48,7 +48,7 @@ def ask(limiter: Limiter, callers: int) -> None:
     engine = limiter.engine
     for number in range(callers):
         identity = engine.identity_of(api_key=f"k{number}", address="10.0.0.1")
-        engine.tally.admit(engine.policies.match(identity, "GET", "/"))
+        engine.decision_counts.admit(engine.policies.match(identity, "GET", "/"))
 
 
 async def test_a_dashboard_reads_thousands_of_limits_in_many_turns() -> None:

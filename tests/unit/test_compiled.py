@@ -93,7 +93,7 @@ async def test_through_the_middleware_exactly_the_limit_is_admitted(
         for _ in range(63):
             starts += await asyncio.gather(*[start_of(app, b"one") for _ in range(100)])
         assert Counter(start["status"] for start in starts) == {200: 6000, 429: 300}
-        assert limiter.engine.tally.totals()["default", "", "admitted", ""] == 6000
+        assert limiter.engine.decision_counts.totals()["default", "", "admitted", ""] == 6000
     told = [dict(start["headers"])[b"x-ratelimit-remaining"] for start in starts if start["status"] == 200]
     if not prefetch:
         assert sorted(map(int, told)) == list(range(6000))
@@ -170,7 +170,7 @@ async def test_a_refusal_met_again_tells_the_time_that_is_left(server: StoreServ
             waits.append(int(dict(start["headers"])[b"retry-after-ms"]))
         passed = [waits[0] - wait for wait in waits]
         assert passed == [0, 0, 1, 250, 900]
-        assert limiter.engine.tally.totals()["default", "", "rate", "3/minute"] == 7
+        assert limiter.engine.decision_counts.totals()["default", "", "rate", "3/minute"] == 7
         seconds = 101.1
         assert (await start_of(app, b"one"))["status"] == 429
         assert limiter.engine.refusals.by_charge[policy.charge].received == seconds, "the server was asked"
@@ -292,7 +292,7 @@ async def test_a_refusal_is_counted_though_another_thread_reads(
 
     def read_first(level: int) -> bool:
         for limiter in limiters:
-            limiter.engine.tally.totals()
+            limiter.engine.decision_counts.totals()
         return is_enabled_for(level)
 
     monkeypatch.setattr(logger, "isEnabledFor", read_first)
@@ -302,4 +302,4 @@ async def test_a_refusal_is_counted_though_another_thread_reads(
         limiters.append(limiter)
         for _ in range(22):
             await start_of(app, b"one")
-        assert limiter.engine.tally.totals()["default", "", "rate", "2/minute"] == 20
+        assert limiter.engine.decision_counts.totals()["default", "", "rate", "2/minute"] == 20

@@ -76,7 +76,7 @@ async def test_a_flood_of_keys_takes_bounded_memory(
         for turn in range(3):
             for number in range(1_000):
                 assert (await start_of(app, f"{turn} {number}".encode()))["status"] == 200
-            limiter.engine.tally.take_callers()
+            limiter.engine.decision_counts.take_callers()
             sizes.append(tracemalloc.get_traced_memory()[0])
     finally:
         gc.enable()

@@ -367,7 +367,7 @@ async def test_a_refusal_met_again_knows_what_was_admitted_meanwhile(
         assert await remaining("/") == (200, 5)
         assert [await remaining("/big") for _ in range(3)] == [(429, 5)] * 3
         assert len(app.limiter.engine.refusals) == 1
-        assert app.limiter.engine.tally.totals() == {
+        assert app.limiter.engine.decision_counts.totals() == {
             ("default", "", "admitted", ""): 5,
             ("default", "/big", "rate", "10/hour"): 6,
         }, "what is repeated is counted as well"

@@ -55,7 +55,7 @@ def test_threads_share_one_count_in_memory(monkeypatch: pytest.MonkeyPatch) -> N
     with ThreadPoolExecutor(THREADS) as threads:
         admitted = sum(threads.map(lambda thread: asyncio.run(ask(thread)), range(THREADS)))
     assert admitted == KEYS * QUOTA
-    assert sum(limiter.engine.tally.totals().values()) == THREADS * EACH
+    assert sum(limiter.engine.decision_counts.totals().values()) == THREADS * EACH
 
 
 @pytest.fixture

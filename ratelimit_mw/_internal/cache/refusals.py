@@ -45,7 +45,7 @@ class CachedRefusal:
         self.until: float = until
         """Counted from when the charge was sent: the backend decided later, so that none is used too long."""
         self.kind: tuple[str, str] = kind
-        """Outcome and limit that the tally counts it under."""
+        """Outcome and limit that it is counted under."""
         self.answer: object = None
         """The latest response to it, as `RefusalWriter` remembers it to send it again."""
 

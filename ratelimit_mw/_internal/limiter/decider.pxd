@@ -15,7 +15,7 @@ cdef class Decider:
     cdef object _backend, _budget_warnings, _live
     cdef Prefetch _prefetch
     cdef RefusalCache _refusals
-    cdef DecisionCounts _tally
+    cdef DecisionCounts _counts
     cdef dict _refused
     cdef public object local, log_refusal
     cdef public bint remembers

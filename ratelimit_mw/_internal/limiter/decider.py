@@ -42,7 +42,7 @@ class Decider:
         self,
         backend: Backend,
         *,
-        tally: DecisionCounts,
+        decision_counts: DecisionCounts,
         leases: Leases,
         prefetch: Prefetch,
         refusals: RefusalCache,
@@ -51,7 +51,7 @@ class Decider:
         live: Live,
     ) -> None:
         self._backend = backend
-        self._tally = tally
+        self._counts = decision_counts
         self._leases = leases
         self._prefetch = prefetch
         self._refusals = refusals
@@ -203,7 +203,7 @@ class Decider:
         policy = lease.policy
         policy.admitted += 1
         if policy.admitted == 1:
-            self._tally.touch(policy)
+            self._counts.touch(policy)
         lease.outcome, lease.reservation = outcome, outcome.reservation
         if self.observers is not None:
             self.observers(lease)
@@ -212,7 +212,7 @@ class Decider:
         lease.repeat(known, self._refusals.now())
         if lease.may_wait and not lease.allowed:
             return
-        self._tally.refuse(lease.policy, known.kind)
+        self._counts.refuse(lease.policy, known.kind)
         self._tell_of_refusal(lease)
 
     def _refuse(self, lease: Lease, decision: Decision) -> None:
@@ -224,10 +224,10 @@ class Decider:
         if decision.refusal is not None:
             if lease.may_wait and not decision.allowed:
                 return
-            self._tally.refuse(policy, outcome_and_limit(policy, decision))
+            self._counts.refuse(policy, outcome_and_limit(policy, decision))
             self._tell_of_refusal(lease)
             return
-        self._tally.admit(policy)
+        self._counts.admit(policy)
         if self.observers is not None:
             self.observers(lease)
 

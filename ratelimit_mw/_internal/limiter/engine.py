@@ -58,11 +58,11 @@ class Engine:
     ) -> None:
         """Take the arguments of `Limiter`."""
         settings = settings or Settings()
-        self.tally: DecisionCounts = DecisionCounts()
+        self.decision_counts: DecisionCounts = DecisionCounts()
         """Counts every decision."""
         sightings = Sightings(lambda scope: self.identify.address_of(scope), self._watch)  # noqa: PLW0108 - settings change
         self.reporter: Reporter = Reporter(
-            open_figures_store(settings.backend), self.tally, self.stats, sightings
+            open_figures_store(settings.backend), self.decision_counts, self.stats, sightings
         )
         """Tells the fleet of them."""
         taking_over = Job("taking over from ended event loops", TAKE_OVER_SECONDS, self._take_over)
@@ -82,7 +82,7 @@ class Engine:
         self.prefetch: Prefetch = Prefetch(self.backend, self.leases.owed.tasks)
         self.decider: Decider = Decider(
             self.backend,
-            tally=self.tally,
+            decision_counts=self.decision_counts,
             leases=self.leases,
             prefetch=self.prefetch,
             refusals=self.refusals,
@@ -175,7 +175,7 @@ class Engine:
         return Stats(
             backend_up=not self.backend.is_away,
             load=self.backend.load,
-            totals=self.tally.totals(),
+            totals=self.decision_counts.totals(),
             decisions_without_backend=dict(self.decider.local.decisions),
             leases=self.leases.number,
             slots_lost=self.leases.slots_lost,

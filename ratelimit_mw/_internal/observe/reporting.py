@@ -54,7 +54,7 @@ class Reporter:
     """Reports what a limiter has counted. A report that fails is dropped: these are figures, not limits."""
 
     def __init__(
-        self, store: FiguresStore, tally: DecisionCounts, stats: Callable[[], Stats], watching: Watching
+        self, store: FiguresStore, counts: DecisionCounts, stats: Callable[[], Stats], watching: Watching
     ) -> None:
         self.store = store
         self._watching = watching
@@ -62,7 +62,7 @@ class Reporter:
         """Reports that did not reach the backend."""
         self.is_serving = False
         """Whether to report although nothing was decided yet."""
-        self._tally = tally
+        self._counts = counts
         self._stats = stats
         self._told: Mapping[tuple[str, str, str, str], int] = {}
         self._name, self._pid = "", 0
@@ -93,7 +93,7 @@ class Reporter:
 
     async def report(self) -> None:
         """Report what was counted since the last time."""
-        while self._tally.add_up_some():  # in several turns of the event loop, so that none takes long
+        while self._counts.add_up_some():  # in several turns of the event loop, so that none takes long
             await sleep(0)
         report = self._take()
         if report is None:
@@ -149,8 +149,8 @@ class Reporter:
             if is_idle and (is_last or not self._is_due(now)):
                 return None
             self._last = now
-            callers, identities = _callers(self._tally.take_callers())
-            routes, sightings = _routes(self._tally.take_routes()), self._watching.take()
+            callers, identities = _callers(self._counts.take_callers())
+            routes, sightings = _routes(self._counts.take_routes()), self._watching.take()
             return Report(self._own_name(), self._about(), counted, callers, identities, routes, sightings)
 
     def _is_due(self, now: float) -> bool:
@@ -158,7 +158,7 @@ class Reporter:
 
     def _counted(self) -> dict[str, int]:
         """Decisions since the last time, by outcome and plan."""
-        totals = self._tally.totals()
+        totals = self._counts.totals()
         counted: dict[str, int] = {}
         for what, number in totals.items():
             grown = number - self._told.get(what, 0)

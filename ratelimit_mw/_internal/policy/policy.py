@@ -40,7 +40,7 @@ Counts = Callable[[int], bool]
 
 
 class Policy:
-    """The limits of one caller on one route. They never change; the tally counts decisions on it."""
+    """The limits of one caller on one route. They never change; `DecisionCounts` counts decisions on it."""
 
     __slots__ = (
         "admitted",
@@ -120,7 +120,7 @@ class Policy:
         self.is_latest: bool = False
         """Whether `Policies.latest` has it."""
         self.admitted: int = 0
-        """Number of requests admitted since the tally was added up last."""
+        """Number of requests admitted since they were added up last."""
         self.refused: dict[tuple[str, str], int] | None = None
         """Number of requests refused since then, by outcome and limit; None for none."""
 

@@ -35,7 +35,7 @@ async def test_every_decision_is_counted_by_plan_route_outcome_and_limit() -> No
     for _ in range(2):
         await limiter.acquire(api_key="busy")
 
-    assert limiter.engine.tally.totals() == {
+    assert limiter.engine.decision_counts.totals() == {
         ("default", "/v1/{x}", "admitted", ""): 2,
         ("default", "/v1/{x}", "rate", "2/minute"): 1,
         ("default", "", "admitted", ""): 1,
@@ -53,14 +53,14 @@ async def test_callers_are_taken_once() -> None:
     for path in ("/v1/a", "/v2", "/v2"):
         await limiter.acquire(api_key="someone", address="10.0.0.1", path=path)
 
-    (taken,) = limiter.engine.tally.take_callers()
+    (taken,) = limiter.engine.decision_counts.take_callers()
 
     assert taken[0].partition.startswith("k:")
     assert taken[1] == {"admitted": 2, "rate": 1}
-    assert limiter.engine.tally.take_callers() == []
+    assert limiter.engine.decision_counts.take_callers() == []
     await limiter.acquire(api_key="trial")
-    assert [counts for _, counts in limiter.engine.tally.take_callers()] == [{"admitted": 1}]
-    assert sum(limiter.engine.tally.totals().values()) == 4
+    assert [counts for _, counts in limiter.engine.decision_counts.take_callers()] == [{"admitted": 1}]
+    assert sum(limiter.engine.decision_counts.totals().values()) == 4
 
 
 async def test_of_very_many_callers_the_busiest_are_kept() -> None:
@@ -71,33 +71,33 @@ async def test_of_very_many_callers_the_busiest_are_kept() -> None:
     for number in range(12_000):
         await limiter.acquire(api_key=f"invented {number}", address="10.0.0.1")
 
-    taken = limiter.engine.tally.take_callers()
+    taken = limiter.engine.decision_counts.take_callers()
 
     assert len(taken) <= MAX_CALLERS
     assert {"admitted": 2, "rate": 1} in [counts for _, counts in taken]
-    assert sum(limiter.engine.tally.totals().values()) == 12_003
+    assert sum(limiter.engine.decision_counts.totals().values()) == 12_003
 
 
 async def test_a_report_adds_up_thousands_of_callers_in_pieces() -> None:
     """No turn of the event loop adds up more than a piece, neither of a report nor of the requests before."""
     engine = Limiter(SETTINGS).engine
-    tally = engine.tally
+    decision_counts = engine.decision_counts
     most = 0
     for number in range(10_000):
         identity = engine.identity_of(api_key=f"caller {number}", address="10.0.0.1")
-        tally.admit(engine.policies.match(identity, "GET", "/v2"))
-        most = max(most, tally.waiting)
+        decision_counts.admit(engine.policies.match(identity, "GET", "/v2"))
+        most = max(most, decision_counts.waiting)
     assert PIECE < most <= MAX_TOUCHED
-    waiting = [tally.waiting]
+    waiting = [decision_counts.waiting]
 
     async def look() -> None:
         while waiting[-1]:
             await asyncio.sleep(0)
-            waiting.append(tally.waiting)
+            waiting.append(decision_counts.waiting)
 
     await asyncio.gather(look(), engine.reporter.report())
     assert max(before - after for before, after in pairwise(waiting)) == PIECE
-    assert sum(tally.totals().values()) == 10_000
+    assert sum(decision_counts.totals().values()) == 10_000
 
 
 async def test_a_first_refusal_that_has_all_added_up_is_counted_itself() -> None:
@@ -106,13 +106,13 @@ async def test_a_first_refusal_that_has_all_added_up_is_counted_itself() -> None
     last = f"key {MAX_TOUCHED - 1}"
     for number in range(MAX_TOUCHED):
         await limiter.acquire(api_key=f"key {number}")
-    assert limiter.engine.tally.waiting == MAX_TOUCHED, "the next policy that is counted on finds no room"
+    assert limiter.engine.decision_counts.waiting == MAX_TOUCHED, "the next policy finds no room"
 
     for _ in range(2):
         await limiter.acquire(api_key=last)
 
-    assert limiter.engine.tally.waiting < MAX_TOUCHED, "some were added up"
-    assert limiter.engine.tally.totals() == {
+    assert limiter.engine.decision_counts.waiting < MAX_TOUCHED, "some were added up"
+    assert limiter.engine.decision_counts.totals() == {
         ("default", "", "admitted", ""): MAX_TOUCHED + 1,
         ("default", "", "rate", "2/minute"): 1,
     }
@@ -145,7 +145,7 @@ async def test_what_the_backend_is_not_asked_about_is_counted() -> None:
         for api_key in ("open", "closed", "blocked"):
             await limiter.acquire(api_key=api_key)
 
-    assert limiter.engine.tally.totals() == {
+    assert limiter.engine.decision_counts.totals() == {
         ("default", "", "admitted", ""): 2,
         ("default", "", "rate", "2/minute"): 1,
         ("open", "", "admitted", ""): 3,
@@ -160,9 +160,9 @@ async def test_a_piece_is_added_up_at_a_time() -> None:
     engine = Limiter(SETTINGS).engine
     for number in range(PIECE + 1):
         identity = engine.identity_of(api_key=f"caller {number}", address="10.0.0.1")
-        engine.tally.admit(engine.policies.match(identity, "GET", "/v2"))
-    assert [engine.tally.add_up_some(), engine.tally.waiting] == [True, 1]
-    assert [engine.tally.add_up_some(), engine.tally.waiting] == [False, 0]
+        engine.decision_counts.admit(engine.policies.match(identity, "GET", "/v2"))
+    assert [engine.decision_counts.add_up_some(), engine.decision_counts.waiting] == [True, 1]
+    assert [engine.decision_counts.add_up_some(), engine.decision_counts.waiting] == [False, 0]
 
 
 async def test_another_thread_may_read() -> None:
@@ -172,7 +172,7 @@ async def test_another_thread_may_read() -> None:
         await limiter.acquire(api_key="busy")
     totals: list[int] = []
     reader = threading.Thread(
-        target=lambda: totals.append(sum(limiter.engine.tally.totals().values())), daemon=True
+        target=lambda: totals.append(sum(limiter.engine.decision_counts.totals().values())), daemon=True
     )
     reader.start()
     await asyncio.to_thread(reader.join, 10)
@@ -182,27 +182,27 @@ async def test_another_thread_may_read() -> None:
 def test_a_child_process_counts_anew() -> None:
     """Counts from before a fork are told by the parent alone, whether they were added up or not."""
     limiter = Limiter(SETTINGS)
-    tally = limiter.engine.tally
+    decision_counts = limiter.engine.decision_counts
 
     async def use(api_key: str, number: int = 1) -> None:
         for _ in range(number):
             await limiter.acquire(api_key=api_key, address="10.0.0.1")
 
     asyncio.run(use("added up"))
-    tally.totals()
+    decision_counts.totals()
     asyncio.run(use("admitted"))
     asyncio.run(use("refused", 3))
     child = os.fork()
     if not child:
-        os._exit(0 if _counts_anew(tally, use) else 1)
+        os._exit(0 if _counts_anew(decision_counts, use) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert sum(tally.totals().values()) == 5
+    assert sum(decision_counts.totals().values()) == 5
 
 
-def _counts_anew(tally: DecisionCounts, use: Callable[[str], Coroutine[None, None, None]]) -> bool:
+def _counts_anew(decision_counts: DecisionCounts, use: Callable[[str], Coroutine[None, None, None]]) -> bool:
     """Whether a child process counts its own decisions alone."""
-    before = tally.totals(), tally.take_callers()
+    before = decision_counts.totals(), decision_counts.take_callers()
     asyncio.run(use("admitted"))
     asyncio.run(use("refused"))
     expected = {("default", "", "admitted", ""): 1, ("default", "", "rate", "2/minute"): 1}
-    return before == ({}, []) and tally.totals() == expected
+    return before == ({}, []) and decision_counts.totals() == expected
