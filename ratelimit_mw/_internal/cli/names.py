@@ -46,7 +46,7 @@ class Directory:
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
-        self._people = CallerLookup(limiter)
+        self._lookup = CallerLookup(limiter)
 
     async def read(self) -> None:
         """Learn the live keys, and whom workers have told of lately. Raises `BackendError`."""
@@ -58,7 +58,7 @@ class Directory:
             reading = await store.read(Question((), (), 0.0))
         finally:
             await store.close()
-        self._people.learn(seen_callers(reading.identities))
+        self._lookup.learn(seen_callers(reading.identities))
 
     def keys(self) -> dict[str, tuple[str, KeySettings]]:
         """Return each known key by its hash, with its place: `live`, or a place in the file."""
@@ -84,16 +84,16 @@ class Directory:
 
     def label(self, name: str) -> str | None:
         """The label of a key or of an account's keys."""
-        return self._people.label(name)
+        return self._lookup.label(name)
 
     def starting_with(self, text: str, number: int) -> list[tuple[str, str]]:
         """The first names of known callers that begin with a text, each with its label or account."""
         keys = self.keys()
         found = []
-        for name in self._people.names(text, number):
-            hashes = self._people.key_hashes(name)
+        for name in self._lookup.names(text, number):
+            hashes = self._lookup.key_hashes(name)
             account = keys[hashes[0]][1].account if hashes else None
-            found.append((name, self._people.label(name) or account or ""))
+            found.append((name, self._lookup.label(name) or account or ""))
         return found
 
     async def callers(self, text: str) -> list[Caller]:
@@ -103,7 +103,7 @@ class Directory:
         Raises `CommandError`, `BackendError`.
         """
         name = _whole(text)
-        if not self._people.is_known(name):
+        if not self._lookup.is_known(name):
             counted = await self._by_counts(name)
             if counted is not None:
                 return [counted]
@@ -113,14 +113,14 @@ class Directory:
     def hashes(self, text: str) -> list[str]:
         """Hashes of the API keys that a name or a prefix stands for. Raises `CommandError`."""
         name = _whole(text)
-        if not self._people.is_known(name):
+        if not self._lookup.is_known(name):
             name = self._by_prefix(text, name)
-        hashes = self._people.key_hashes(name)
+        hashes = self._lookup.key_hashes(name)
         if hashes:
             return hashes
         if not name.startswith("k:"):
             raise CommandError(f"{name} is no API key, and no account of known keys")
-        identity = self._people.identity(name)
+        identity = self._lookup.identity(name)
         if identity is None or identity.api_key_hash is None:
             raise CommandError(f"{name}: the whole hash of this key is not known; name the key itself")
         return [identity.api_key_hash]
@@ -132,15 +132,15 @@ class Directory:
 
     def _known(self, name: str) -> list[Caller]:
         keys, found = self.keys(), dict[str, Caller]()
-        for each in self._people.key_hashes(name):
+        for each in self._lookup.key_hashes(name):
             place, key = keys[each]
             identity = self._limiter.engine.identify.of_key(key.hash)
             if identity is not None:
-                label = self._people.label(identity.partition)
+                label = self._lookup.label(identity.partition)
                 found.setdefault(identity.partition, Caller(identity, place, label))
         if found:
             return list(found.values())
-        identity = self._people.identity(name)
+        identity = self._lookup.identity(name)
         if identity is None or identity.plan not in self._limiter.settings.plans:
             plan = None if identity is None else identity.plan
             raise CommandError(f"{name} was seen with the plan {plan!r}, which the settings don't have")
@@ -152,7 +152,7 @@ class Directory:
         found: list[tuple[int, Caller]] = []
         if _could_be_whole(name):
             for plan, why in self._assumed(name):
-                identity = self._people.of_plan(name, plan)
+                identity = self._lookup.of_plan(name, plan)
                 decision = await overview(self._limiter, identity)
                 found.append((_used(decision), Caller(identity, why)))
         used, caller = max(found, key=lambda each: each[0], default=(0, None))
@@ -172,7 +172,7 @@ class Directory:
 
     def _by_prefix(self, text: str, start: str) -> str:
         rest = start.partition(":")[2]
-        names = self._people.names(start, _SHOWN + 1) if len(rest) >= MIN_DIGITS else []
+        names = self._lookup.names(start, _SHOWN + 1) if len(rest) >= MIN_DIGITS else []
         if len(names) == 1:
             return names[0]
         if names:
@@ -186,7 +186,7 @@ class Directory:
         )
 
     def _shown(self, name: str) -> str:
-        label = self._people.label(name)
+        label = self._lookup.label(name)
         return f"{name} ({label})" if label else name
 
 

@@ -71,7 +71,7 @@ class FleetView:
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
         self._store = limiter.engine.reporter.store
-        self._people = CallerLookup(limiter)
+        self._lookup = CallerLookup(limiter)
         self._limit_figures = LimitFiguresReader(limiter)
         self._points: dict[int, Point] = {}
         self._totals: dict[int, Counts] = {}
@@ -118,9 +118,9 @@ class FleetView:
             if figures is None:
                 raise
             why = f"the backend is away: {error}; this is how it was last seen"
-            return CallerDetail(figures, (), self._people.hashes(partition), plans, why)
+            return CallerDetail(figures, (), self._lookup.hashes(partition), plans, why)
         series = tuple(Point(bucket * BUCKET, each) for bucket, each in zip(buckets, history, strict=True))
-        hashes = self._people.hashes(partition)
+        hashes = self._lookup.hashes(partition)
         return CallerDetail(figures, series, hashes, plans, addresses=addresses, routes=routes)
 
     async def _sightings(self, partition: str, now: float) -> tuple[Places, Places]:
@@ -169,22 +169,22 @@ class FleetView:
     async def search(self, text: str) -> list[dict[str, str | None]]:
         """Callers who are known or were seen lately, by a part of their name, label, account or hash."""
         await self.read()
-        names = await threads.call(partial(self._people.search, text, FOUND))
-        callers = dict.fromkeys(each for name in names for each in self._people.counted_as(name))
+        names = await threads.call(partial(self._lookup.search, text, FOUND))
+        callers = dict.fromkeys(each for name in names for each in self._lookup.counted_as(name))
         return [
-            {"caller": each, "label": self._people.label(each), "account": self._people.account(each)}
+            {"caller": each, "label": self._lookup.label(each), "account": self._lookup.account(each)}
             for each in [*callers][:FOUND]
         ]
 
     async def identity(self, partition: str) -> Identity | None:
         """Return the identity that a partition counts; None if nobody can tell it."""
         await self.read()
-        return self._people.identity(partition)
+        return self._lookup.identity(partition)
 
     # reading ------------------------------------------------------------------------------------
 
     async def _look(self) -> Snapshot:
-        await self._people.follow()
+        await self._lookup.follow()
         try:
             now = await self._store.now()
             newest = int(now // BUCKET)
@@ -200,7 +200,7 @@ class FleetView:
         self._outage = None
         self._decided = self._decided_alone()
         self._remember(question, reading, newest)
-        self._people.learn(seen_callers(reading.identities))
+        self._lookup.learn(seen_callers(reading.identities))
         callers, number = self._busiest(minute, now)
         missing = None
         try:
@@ -274,13 +274,13 @@ class FleetView:
         return sorted(callers, key=lambda each: each.outcomes.asked, reverse=True), len(found)
 
     def _figures(self, partition: str, outcomes: Outcomes, now: float) -> CallerFigures:
-        identity = self._people.identity(partition)
+        identity = self._lookup.identity(partition)
         seconds = (MINUTE - 1) * BUCKET + now % BUCKET
         return CallerFigures(
             caller=partition,
             plan=None if identity is None else identity.plan,
             account=None if identity is None else identity.account,
-            label=self._people.label(partition),
+            label=self._lookup.label(partition),
             api_key_hash=None if identity is None or partition[:2] != "k:" else identity.api_key_hash,
             outcomes=outcomes,
             rate=round(outcomes.asked / seconds, 2),
@@ -292,7 +292,7 @@ class FleetView:
         """Return the callers, with limits for the busiest and the most refused of them: all, or so many."""
         refused = nlargest(PEEKED // 2, callers, key=lambda each: each.outcomes.all_refused)
         chosen = list(dict.fromkeys(each.caller for each in (*refused, *callers)))[:PEEKED]
-        identities = [found for each in chosen if (found := self._people.identity(each)) is not None]
+        identities = [found for each in chosen if (found := self._lookup.identity(each)) is not None]
         limits = await self._limit_figures.of(identities, most)
         known: Mapping[str, tuple[LimitFigures, ...]] = {
             identity.partition: each for identity, each in zip(identities, limits, strict=True)
