@@ -83,7 +83,7 @@ class Batcher:
         """Calls of the script, and in `operations` what they were for."""
         self.operations = 0
         self._deadlines = Deadlines(
-            timeout, backlog.queue, backlog.sent, on_silence=self._on_silence, on_late=replies.complaints.late
+            timeout, backlog.queue, backlog.sent, on_silence=self._on_silence, on_late=replies.error_log.late
         )
 
     @property

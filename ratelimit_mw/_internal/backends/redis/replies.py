@@ -49,7 +49,7 @@ class Replies:
         self._redirect = redirect
         self._call_observers = call_observers
         self._loop = asyncio.get_running_loop()
-        self.complaints = ThrottledErrorLog()
+        self.error_log = ThrottledErrorLog()
         """Errors of single operations, counted."""
         self.server_clock = ServerClock()
         self._waited = 0.0
@@ -57,8 +57,8 @@ class Replies:
 
     def load(self, batches: int, operations: int, owed: int) -> Load:
         """Return the load of a batcher, which knows these numbers itself."""
-        said = self.complaints
-        return Load(batches, operations, owed, said.number, self._waited, tuple(self._waits), said.mended)
+        log = self.error_log
+        return Load(batches, operations, owed, log.number, self._waited, tuple(self._waits), log.mended)
 
     def count(self, waited: float) -> None:
         """Count a call that took so many seconds."""
@@ -78,7 +78,7 @@ class Replies:
             return NOTHING_UNDONE
         now, answers, mended = read_reply(reply, len(batch.groups))
         if mended:
-            self.complaints.note_mended(mended)
+            self.error_log.note_mended(mended)
         self.server_clock.show(now)
         failed = hand_out(batch.groups, now, answers)
         return self._sorted(failed) if failed else NOTHING_UNDONE
@@ -99,7 +99,7 @@ class Replies:
                 late += operations
                 continue
             for operation in operations:
-                self.complaints(failure)
+                self.error_log(failure)
                 operation.fail(failure)
         return Undone(self._still_awaited(late), unwritten, error)
 
