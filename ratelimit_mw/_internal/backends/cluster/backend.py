@@ -24,7 +24,7 @@ from ratelimit_mw._internal.backends.cluster.steps import (
 )
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
-from ratelimit_mw._internal.backends.redis.operations import Sender
+from ratelimit_mw._internal.backends.redis.loops import OperationSender
 from ratelimit_mw._internal.backends.redis.renewal_packing import renewed
 from ratelimit_mw._internal.backends.redis.time_limit import time_limit
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Load, PendingCharge, Settlement
@@ -248,7 +248,7 @@ class _Partitions(RedisBackend):
         super().__init__(nodes.url_of(nodes.seeds[0]), **options)
         self._nodes = nodes
 
-    def _new_sender(self) -> Sender:
+    def _new_sender(self) -> OperationSender:
         new_batcher = partial(
             Batcher,
             timeout=self._timeout,

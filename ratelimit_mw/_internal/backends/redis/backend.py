@@ -24,9 +24,9 @@ from ratelimit_mw._internal.backends.redis.letters import (
     SETTLE,
 )
 from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
-from ratelimit_mw._internal.backends.redis.loops import LoopSenders
+from ratelimit_mw._internal.backends.redis.loops import LoopSenders, OperationSender
 from ratelimit_mw._internal.backends.redis.meter_packing import MeterTemplates, Mode
-from ratelimit_mw._internal.backends.redis.operations import Met, Operation, Sender, nothing_to_do, probe_of
+from ratelimit_mw._internal.backends.redis.operations import Met, Operation, nothing_to_do, probe_of
 from ratelimit_mw._internal.backends.redis.packing import (
     LIMIT,
     ChargeOperation,
@@ -333,7 +333,7 @@ class RedisBackend:
 
     # sending ------------------------------------------------------------------------------------
 
-    def _new_sender(self) -> Sender:
+    def _new_sender(self) -> OperationSender:
         return Batcher(
             self._connector.connect,
             timeout=self._timeout,

@@ -9,11 +9,12 @@ import threading
 from asyncio import get_running_loop
 from collections.abc import Callable
 from functools import reduce
+from typing import Protocol
 
 from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
-from ratelimit_mw._internal.backends.redis.operations import Operation, Sender, Template
+from ratelimit_mw._internal.backends.redis.operations import Operation, Template
 from ratelimit_mw._internal.model.backend import BackendError, Load
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
@@ -28,14 +29,47 @@ UNDO_SHARE = 0.25
 """Share of that time for giving back charges whose answers were lost, though the server may have them."""
 
 
+class OperationSender(Protocol):
+    """Receiver of operations: the batcher of one server, or the router before those of several."""
+
+    @property
+    def error(self) -> BackendError | None:
+        """Error that marks the server as away; None while the server is there or was not asked yet."""
+
+    @property
+    def load(self) -> Load:
+        """Load of this sender: operations carried, and operations that wait."""
+
+    def submit(self, operation: Operation) -> None:
+        """Queue an operation; it gets an answer, or a `BackendError`."""
+
+    async def connect(self) -> None:
+        """Connect and wait for it, as long as an operation would."""
+
+    async def drain(self, timeout: float) -> int:
+        """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
+
+    def undo_doubtful(self) -> None:
+        """Undo now what may have been done and whose answer was lost, though it may still be on its way."""
+
+    def close(self) -> None:
+        """Close; whoever still waits gets a `BackendError`."""
+
+    def bequeath(self) -> list[Operation]:
+        """Hand out what is owed, in its order, and what was sent and may have to be undone."""
+
+    def leave_to_parent(self) -> None:
+        """Give up the connections in a process that was forked off."""
+
+
 class LoopSenders:
     """The senders of one backend: one for each event loop that uses it."""
 
-    def __init__(self, new_sender: Callable[[], Sender], timeout: float) -> None:
+    def __init__(self, new_sender: Callable[[], OperationSender], timeout: float) -> None:
         """`new_sender` makes one for the running event loop; `timeout` is in seconds, for an operation."""
         self._new_sender = new_sender
         self._timeout = timeout
-        self.senders: dict[asyncio.AbstractEventLoop, Sender] = {}
+        self.senders: dict[asyncio.AbstractEventLoop, OperationSender] = {}
         self._ends: dict[asyncio.AbstractEventLoop, LoopEnd] = {}
         self._lines: dict[asyncio.AbstractEventLoop, Lines] = {}
         self._past = Load()
@@ -140,7 +174,7 @@ class LoopSenders:
         if lost:
             logger.error("%d operations that were owed to the backend are lost: the process ended", lost)
 
-    def _inherit(self, sender: Sender, lines: Lines | None) -> None:
+    def _inherit(self, sender: OperationSender, lines: Lines | None) -> None:
         self._left += sender.bequeath()
         if lines is not None:
             self._left += lines.bequeath()
@@ -189,7 +223,7 @@ class LoopSenders:
             lines = self._lines[loop] = Lines(self.sender().submit)
         return lines
 
-    def sender(self) -> Sender:
+    def sender(self) -> OperationSender:
         """The running loop's own: connections and futures belong to one loop."""
         loop = asyncio.get_running_loop()
         sender = self.senders.get(loop)
@@ -200,7 +234,7 @@ class LoopSenders:
         return sender
 
 
-async def _drain(sender: Sender, lines: Lines | None, deadline: float) -> None:
+async def _drain(sender: OperationSender, lines: Lines | None, deadline: float) -> None:
     """Wait until all that is owed has been answered, until `deadline` at most."""
     now = get_running_loop().time
     if lines is not None:

@@ -4,10 +4,10 @@ import asyncio
 from asyncio import InvalidStateError
 from binascii import hexlify
 from collections.abc import Callable, Collection, Generator
-from typing import Any, Protocol
+from typing import Any
 
 from ratelimit_mw._internal.backends.redis.letters import DONE, FAILED
-from ratelimit_mw._internal.model.backend import BackendError, Load, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, Settlement
 
 
 def bulk(data: bytes) -> bytes:
@@ -20,39 +20,6 @@ def done(answer: bytes) -> bytes:
     if answer != DONE:
         raise ValueError(f"{answer!r} does not say that the operation was done")
     return answer
-
-
-class Sender(Protocol):
-    """Receiver of operations: the batcher of one server, or the router before those of several."""
-
-    @property
-    def error(self) -> BackendError | None:
-        """Error that marks the server as away; None while the server is there or was not asked yet."""
-
-    @property
-    def load(self) -> Load:
-        """Load of this sender: operations carried, and operations that wait."""
-
-    def submit(self, operation: "Operation") -> None:
-        """Queue an operation; it gets an answer, or a `BackendError`."""
-
-    async def connect(self) -> None:
-        """Connect and wait for it, as long as an operation would."""
-
-    async def drain(self, timeout: float) -> int:
-        """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
-
-    def undo_doubtful(self) -> None:
-        """Undo now what may have been done and whose answer was lost, though it may still be on its way."""
-
-    def close(self) -> None:
-        """Close; whoever still waits gets a `BackendError`."""
-
-    def bequeath(self) -> "list[Operation]":
-        """Hand out what is owed, in its order, and what was sent and may have to be undone."""
-
-    def leave_to_parent(self) -> None:
-        """Give up the connections in a process that was forked off."""
 
 
 Answer = tuple[int, Any]
