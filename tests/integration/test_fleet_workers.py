@@ -63,7 +63,7 @@ async def test_two_workers_are_counted_as_by_their_clients(
         histories = [
             await view.caller(looking.engine.identity_of(api_key=key).partition) for key in ("a", "b")
         ]
-    counted = [sum(point.outcomes.asked for point in each.series) for each in histories]
+    counted = [sum(point.outcomes.all_requests for point in each.series) for each in histories]
     assert counted == [70, 30]
 
 

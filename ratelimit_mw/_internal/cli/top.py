@@ -30,7 +30,7 @@ _AROUND = 7
 """Lines of the screen that are no callers."""
 _MAX_FILTER = 100
 _ORDERS: Mapping[Sort, Callable[[CallerFigures], float]] = {
-    "requests": lambda caller: caller.outcomes.asked,
+    "requests": lambda caller: caller.outcomes.all_requests,
     "refused": lambda caller: caller.outcomes.all_refused,
     "nearest": lambda caller: caller.nearest,
 }

@@ -49,7 +49,7 @@ def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDEST) -> Group
         table.add_row(*_row(caller, name, width))
     lines: list[RenderableType] = [_heading(snapshot), *_notes(snapshot), Text(), table]
     if not snapshot.callers:
-        asked = _all(snapshot.plans).asked
+        asked = _all(snapshot.plans).all_requests
         lines.append(Text(f"nobody {'of whom this is true ' if asked else ''}asked in the last minute"))
     return Group(*lines)
 

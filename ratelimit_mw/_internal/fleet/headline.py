@@ -163,10 +163,10 @@ def _of_refusals(snapshot: Snapshot, known: Circumstances) -> Headline:
 
 
 def _of_everybody(snapshot: Snapshot, minute: Outcomes) -> Headline | None:
-    refused, share = minute.all_refused, minute.all_refused / minute.asked
+    refused, share = minute.all_refused, minute.all_refused / minute.all_requests
     capacity = minute.refused.get("capacity", 0)
     callers = [caller for caller in snapshot.callers if _mostly_refused(caller.outcomes)]
-    if capacity >= MANY and capacity >= CAPACITY * minute.asked:
+    if capacity >= MANY and capacity >= CAPACITY * minute.all_requests:
         more = (
             f"{_of_all(capacity, minute)} were refused by limits that all callers share. Who takes the room "
             "stands first under “Busiest”."
@@ -192,7 +192,7 @@ def _of_plan(snapshot: Snapshot) -> Headline | None:
         ]  # fmt: skip
         if (
             outcomes.all_refused >= MANY
-            and outcomes.all_refused >= MUCH_OF_PLAN * outcomes.asked
+            and outcomes.all_refused >= MUCH_OF_PLAN * outcomes.all_requests
             and len(callers) >= CALLERS_OF_PLAN
         ):
             return _plan_headline(plan, len(callers))
@@ -226,7 +226,7 @@ def _caller_headline(
     refused = caller.outcomes.all_refused
     share = _percent(refused / max(minute.all_refused, refused))
     text = (
-        f"{refused:,} of its {_count(caller.outcomes.asked, 'request')} in the last minute were refused "
+        f"{refused:,} of its {_count(caller.outcomes.all_requests, 'request')} in the last minute were refused "
         f"({_reasons(caller.outcomes)}): {share} of all refusals. "
         f"Its plan is {caller.plan or 'unknown'}.{more}"
     )
@@ -234,7 +234,7 @@ def _caller_headline(
 
 
 def _mostly_refused(outcomes: Outcomes, share: float = MOST) -> bool:
-    return outcomes.all_refused > 0 and outcomes.all_refused >= share * outcomes.asked
+    return outcomes.all_refused > 0 and outcomes.all_refused >= share * outcomes.all_requests
 
 
 def _versions(workers: Sequence[WorkerFigures]) -> str:
@@ -252,7 +252,7 @@ def _reasons(outcomes: Outcomes) -> str:
 
 
 def _of_all(number: int, outcomes: Outcomes) -> str:
-    return f"{number:,} of {_count(outcomes.asked, 'request')} in the last minute"
+    return f"{number:,} of {_count(outcomes.all_requests, 'request')} in the last minute"
 
 
 def _percent(share: float) -> str:

@@ -25,7 +25,7 @@ class Outcomes(NamedTuple):
         return sum(self.refused.values())
 
     @property
-    def asked(self) -> int:
+    def all_requests(self) -> int:
         """All requests together."""
         return self.admitted + self.shadow + self.all_refused
 

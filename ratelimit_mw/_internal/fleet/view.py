@@ -139,12 +139,12 @@ class FleetView:
         """Callers of the last minute that are counted one by one, the busiest first, without their limits."""
         snapshot = await self.read()
         found = self._found(_minute(snapshot.now))
-        names = nlargest(LISTED, found, key=lambda each: (found[each].all_refused, found[each].asked))
+        names = nlargest(LISTED, found, key=lambda each: (found[each].all_refused, found[each].all_requests))
         listed: list[CallerFigures] = []
         for start in range(0, len(names), TOGETHER):
             listed += [self._figures(each, found[each], snapshot.now) for each in names[start:][:TOGETHER]]
             await asyncio.sleep(0)
-        return sorted(listed, key=lambda each: each.outcomes.asked, reverse=True)
+        return sorted(listed, key=lambda each: each.outcomes.all_requests, reverse=True)
 
     async def these_callers(self, names: Sequence[str]) -> list[CallerFigures]:
         """Callers by their names, in this order, as they are now. Raises `BackendError`."""
@@ -266,12 +266,12 @@ class FleetView:
     def _busiest(self, minute: Sequence[int], now: float) -> tuple[list[CallerFigures], int]:
         """The callers of a snapshot, and how many there were."""
         found = self._found(minute)
-        busiest = nlargest(CALLERS, found, key=lambda each: found[each].asked)
+        busiest = nlargest(CALLERS, found, key=lambda each: found[each].all_requests)
         refused = nlargest(CALLERS // 2, found, key=lambda each: found[each].all_refused)
         half = CALLERS - len(refused)
         chosen = list(dict.fromkeys([*busiest[:half], *refused, *busiest]))[:CALLERS]
         callers = [self._figures(each, found[each], now) for each in chosen]
-        return sorted(callers, key=lambda each: each.outcomes.asked, reverse=True), len(found)
+        return sorted(callers, key=lambda each: each.outcomes.all_requests, reverse=True), len(found)
 
     def _figures(self, partition: str, outcomes: Outcomes, now: float) -> CallerFigures:
         identity = self._lookup.identity(partition)
@@ -283,7 +283,7 @@ class FleetView:
             label=self._lookup.label(partition),
             api_key_hash=None if identity is None or partition[:2] != "k:" else identity.api_key_hash,
             outcomes=outcomes,
-            rate=round(outcomes.asked / seconds, 2),
+            rate=round(outcomes.all_requests / seconds, 2),
         )
 
     async def _with_limits(
@@ -307,12 +307,12 @@ def _minute(now: float) -> range:
 
 def _plans(buckets: Iterable[Counts]) -> tuple[PlanFigures, ...]:
     found = [PlanFigures(plan, outcomes_of(counts)) for plan, counts in sums(buckets).items()]
-    return tuple(sorted(found, key=lambda each: (-each.outcomes.asked, each.plan)))
+    return tuple(sorted(found, key=lambda each: (-each.outcomes.all_requests, each.plan)))
 
 
 def _routes(buckets: Iterable[Counts]) -> tuple[RouteFigures, ...]:
     found = [RouteFigures(route, outcomes_of(counts)) for route, counts in sums(buckets).items()]
-    found.sort(key=lambda each: (-each.outcomes.all_refused, -each.outcomes.asked, each.route))
+    found.sort(key=lambda each: (-each.outcomes.all_refused, -each.outcomes.all_requests, each.route))
     return tuple(found[:ROUTES])
 
 
