@@ -11,7 +11,7 @@ import pytest
 
 from ratelimit_mw._internal.backends import open_figures_store, open_key_store
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
-from ratelimit_mw._internal.backends.figures_store import Question, Report
+from ratelimit_mw._internal.backends.figures_store import FiguresQuery, Report
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge
@@ -310,7 +310,7 @@ async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Pro
     """A store returns sound values or raises a `BackendError`, whatever the server answers."""
     settings = BackendSettings(url=SecretURL(proxy.url), timeout=0.5)
     keys, figures = open_key_store(settings, timeout=0.5), open_figures_store(settings, timeout=0.5)
-    question = Question([1], [1], 0.0)
+    question = FiguresQuery([1], [1], 0.0)
     calls: list[Callable[[], Awaitable[object]]] = [
         keys.version,
         keys.entries,

@@ -17,8 +17,8 @@ from ratelimit_mw._internal.backends.figures_store import (
     KEPT,
     MOST_WATCHED,
     TOTALS_LIFE,
+    FiguresQuery,
     FiguresStore,
-    Question,
     Report,
 )
 from ratelimit_mw._internal.backends.memory_figures import MemoryFiguresStore
@@ -55,7 +55,7 @@ async def writes_and_reads(store: FiguresStore) -> None:
     await store.write(report)
     await store.write(Report("w:2", '{"pid":2}', {"rate pro": 1}))
     buckets = range(int(now // BUCKET), int(await store.now() // BUCKET) + 1)
-    reading = await store.read(Question(buckets, buckets, now - 60))
+    reading = await store.read(FiguresQuery(buckets, buckets, now - 60))
     totals = [sum(counts.get(name, 0) for counts in reading.totals) for name in ("admitted pro", "rate pro")]
     assert totals == [6, 1]
     history = await store.history(["admitted k:a", "rate k:a", "rate k:b"], buckets)
@@ -71,7 +71,7 @@ async def writes_and_reads(store: FiguresStore) -> None:
     }
     assert all(abs(at - now) < 30 for _, at in reading.workers.values())
     await store.leave("w:1")
-    assert list((await store.read(Question((), (), now))).workers) == ["w:2"]
+    assert list((await store.read(FiguresQuery((), (), now))).workers) == ["w:2"]
     await store.close()
 
 
@@ -93,7 +93,7 @@ async def test_a_bucket_keeps_the_highest_counts(url: str) -> None:
         few = {f"rate k:{number}": number + 1 for number in range(start, start + 100)}
         await store.write(Report("w", "{}", {}, few, [f"[{number}]" for number in range(start, start + 100)]))
     buckets = range(int(now // BUCKET), int(await store.now() // BUCKET) + 1)
-    reading = await store.read(Question((), buckets, now - 60))
+    reading = await store.read(FiguresQuery((), buckets, now - 60))
     await store.close()
     assert all(len(counts) <= KEPT for counts in reading.callers)
     assert max(counts.get("rate k:1999", 0) for counts in reading.callers) == 2_000

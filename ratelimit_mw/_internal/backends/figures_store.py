@@ -63,7 +63,7 @@ class Report:
         return not self.totals and not self.callers
 
 
-class Question(NamedTuple):
+class FiguresQuery(NamedTuple):
     """Query for the buckets with these numbers, and for callers seen at `since` (a Unix time) or later."""
 
     totals: Sequence[int]
@@ -99,7 +99,7 @@ class FiguresStore(Protocol):
     async def leave(self, worker: str) -> None:
         """A worker ends."""
 
-    async def read(self, question: Question) -> Reading:
+    async def read(self, query: FiguresQuery) -> Reading:
         """Look figures up."""
 
     async def history(self, names: Sequence[str], buckets: Sequence[int]) -> Sequence[Counts]:
@@ -168,11 +168,11 @@ class RedisFiguresStore:
             [("ZREM", f"{self._prefix}workers", worker), ("DEL", f"{self._prefix}h:{worker}")]
         )
 
-    async def read(self, question: Question) -> Reading:
+    async def read(self, query: FiguresQuery) -> Reading:
         """Look figures up."""
-        prefix, since = self._prefix, f"{question.since:.3f}"
-        keys = [f"{prefix}t:{bucket}" for bucket in question.totals]
-        keys += [f"{prefix}{kind}:{bucket}" for kind in "cr" for bucket in question.callers]
+        prefix, since = self._prefix, f"{query.since:.3f}"
+        keys = [f"{prefix}t:{bucket}" for bucket in query.totals]
+        keys += [f"{prefix}{kind}:{bucket}" for kind in "cr" for bucket in query.callers]
         look = [("ZRANGE", key, 0, -1, "WITHSCORES") for key in keys]
         seen = ("ZRANGE", f"{prefix}i", "+inf", since, "BYSCORE", "REV", "LIMIT", 0, KEPT)
         workers = ("ZRANGE", f"{prefix}workers", 0, KEPT - 1, "WITHSCORES")
@@ -185,7 +185,7 @@ class RedisFiguresStore:
             for (worker, at), text in zip(when.items(), said, strict=True)
             if isinstance(text, bytes)
         }
-        number, half = len(question.totals), len(question.callers)
+        number, half = len(query.totals), len(query.callers)
         callers, routes = counts[number : number + half], counts[number + half :]
         return Reading(counts[:number], callers, _texts(identities), told, routes)
 

@@ -16,7 +16,7 @@ from ratelimit_mw._internal.backends.figures_store import (
     SIGHTINGS_BUCKET,
     TOTALS_LIFE,
     Counts,
-    Question,
+    FiguresQuery,
     Reading,
     Report,
 )
@@ -65,15 +65,15 @@ class MemoryFiguresStore:
         """A worker ends."""
         self._workers.pop(worker, None)
 
-    async def read(self, question: Question) -> Reading:
+    async def read(self, query: FiguresQuery) -> Reading:
         """Look figures up."""
-        seen = [each for each, at in self._identities.items() if at >= question.since]
+        seen = [each for each, at in self._identities.items() if at >= query.since]
         return Reading(
-            [dict(self._totals.get(bucket, {})) for bucket in question.totals],
-            [dict(self._callers.get(bucket, {})) for bucket in question.callers],
+            [dict(self._totals.get(bucket, {})) for bucket in query.totals],
+            [dict(self._callers.get(bucket, {})) for bucket in query.callers],
             seen[::-1],
             dict(self._workers),
-            [dict(self._routes.get(bucket, {})) for bucket in question.callers],
+            [dict(self._routes.get(bucket, {})) for bucket in query.callers],
         )
 
     async def history(self, names: Sequence[str], buckets: Sequence[int]) -> Sequence[Counts]:

@@ -26,7 +26,7 @@ _NOWHERE = "ADDRESS"
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedCaller:
     """Options of the command line that name a caller."""
 
     key: str | None = None
@@ -51,7 +51,7 @@ class Named:
             raise UsageError("a caller is named once: CALLER stands alone, without --key and --address")
 
 
-async def find_caller(limiter: Limiter, named: Named) -> tuple[Caller, str | None]:
+async def find_caller(limiter: Limiter, named: NamedCaller) -> tuple[Caller, str | None]:
     """The one caller that is named, and why live keys could not be read.
 
     Nobody named is anybody without a key. Does without the backend as far as it can. Raises `CommandError`,
@@ -63,7 +63,7 @@ async def find_caller(limiter: Limiter, named: Named) -> tuple[Caller, str | Non
     return callers[0], unread
 
 
-async def find_callers(limiter: Limiter, named: Named) -> list[Caller]:
+async def find_callers(limiter: Limiter, named: NamedCaller) -> list[Caller]:
     """The callers that are named: one, or the keys of an account that are counted one by one.
 
     Raises `CommandError`, `BackendError`.
@@ -191,7 +191,9 @@ def block_of(limiter: Limiter, identity: Identity, address: str | None = None) -
     return f"plans.{identity.plan}.blocked" if plan is not None and plan.blocked else None
 
 
-async def _find(limiter: Limiter, named: Named, *, needs_backend: bool) -> tuple[list[Caller], str | None]:
+async def _find(
+    limiter: Limiter, named: NamedCaller, *, needs_backend: bool
+) -> tuple[list[Caller], str | None]:
     named.check()
     key = None if named.key is None else read_key(named.key)
     caller = None if named.caller is None else read_key(named.caller)

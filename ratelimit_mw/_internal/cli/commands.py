@@ -12,7 +12,7 @@ from ratelimit_mw._internal.cli import check as check_command
 from ratelimit_mw._internal.cli import counts, keys, sources
 from ratelimit_mw._internal.cli.apps import import_app
 from ratelimit_mw._internal.cli.audit import audit
-from ratelimit_mw._internal.cli.callers import Named
+from ratelimit_mw._internal.cli.callers import NamedCaller
 from ratelimit_mw._internal.cli.completion import complete_account, complete_caller, complete_file
 from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.explain import explain as explain_request
@@ -208,7 +208,7 @@ def explain(  # noqa: PLR0913, PLR0917 - an option each
     """
     mounted = None if app_name is None else import_app(app_name, app_dir)
     limiter = Limiter(sources.load(settings))
-    explain_request(limiter, (method, path), Named(key, address), mounted, as_json=json)
+    explain_request(limiter, (method, path), NamedCaller(key, address), mounted, as_json=json)
 
 
 @app.command(**with_examples("show"))
@@ -227,7 +227,9 @@ def show(  # noqa: PLR0913, PLR0917 - an option each
     Without a caller: how the limits stand that all callers share.
     """
     mounted = None if app_name is None else import_app(app_name, app_dir)
-    counts.show(sources.load_usable(settings), Named(key, address, account, caller), mounted, as_json=json)
+    counts.show(
+        sources.load_usable(settings), NamedCaller(key, address, account, caller), mounted, as_json=json
+    )
 
 
 @app.command(**with_examples("reset"))
@@ -246,7 +248,9 @@ def reset(  # noqa: PLR0913, PLR0917 - an option each
     Its requests, its slots, and its spending of this day and month.
     """
     mounted = None if app_name is None else import_app(app_name, app_dir)
-    counts.reset(sources.load_usable(settings), Named(key, address, account, caller), mounted, as_json=json)
+    counts.reset(
+        sources.load_usable(settings), NamedCaller(key, address, account, caller), mounted, as_json=json
+    )
 
 
 @keys_app.command("hash", **with_examples("hash"))

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ratelimit_mw._internal.asgi.app_routes import Mounted
 from ratelimit_mw._internal.cli.apps import marked_in
 from ratelimit_mw._internal.cli.callers import (
-    Named,
+    NamedCaller,
     block_of,
     facts_of,
     find_callers,
@@ -39,7 +39,7 @@ from ratelimit_mw._internal.settings import Settings
 T = TypeVar("T")
 
 
-def show(settings: Settings, named: Named, mounted: Mounted | None = None, *, as_json: bool) -> None:
+def show(settings: Settings, named: NamedCaller, mounted: Mounted | None = None, *, as_json: bool) -> None:
     """Print how everything stands that is counted of a caller; of nobody: what all callers share.
 
     Raises `CommandError` and `BackendError`.
@@ -59,7 +59,7 @@ def show(settings: Settings, named: Named, mounted: Mounted | None = None, *, as
         _print(settings, caller, decision, _block(limiter, named, caller))
 
 
-def reset(settings: Settings, named: Named, mounted: Mounted | None = None, *, as_json: bool) -> None:
+def reset(settings: Settings, named: NamedCaller, mounted: Mounted | None = None, *, as_json: bool) -> None:
     """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
     if named.is_nobody:
         raise UsageError("reset needs a caller: CALLER, --key, --address or --account")
@@ -103,14 +103,14 @@ def run_with(limiter: Limiter, question: Coroutine[None, None, T]) -> T:
     return asyncio.run(run())
 
 
-async def _look(limiter: Limiter, named: Named) -> list[tuple[Caller | None, Decision]]:
+async def _look(limiter: Limiter, named: NamedCaller) -> list[tuple[Caller | None, Decision]]:
     if named.is_nobody:
         return [(None, await shared_overview(limiter))]
     callers = await find_callers(limiter, named)
     return [(caller, await overview(limiter, _counted(caller))) for caller in callers]
 
 
-async def _clear(limiter: Limiter, named: Named) -> list[tuple[Identity, int]]:
+async def _clear(limiter: Limiter, named: NamedCaller) -> list[tuple[Identity, int]]:
     identities = [_counted(caller) for caller in await find_callers(limiter, named)]
     return [(identity, await forget(limiter, identity)) for identity in identities]
 
@@ -163,7 +163,7 @@ def _status_json(limit_status: LimitStatus, now: int) -> dict[str, Any]:
     raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
-def _block(limiter: Limiter, named: Named, caller: Caller | None) -> str | None:
+def _block(limiter: Limiter, named: NamedCaller, caller: Caller | None) -> str | None:
     """The setting by which every request of a caller is refused; None where none does."""
     address = named.address if named.address and not is_name(named.address) else None
     return None if caller is None else block_of(limiter, caller.identity, address)

@@ -6,7 +6,7 @@ from urllib.parse import unquote
 from ratelimit_mw._internal.asgi.app_routes import Mounted
 from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
 from ratelimit_mw._internal.cli.apps import code_limit_json, code_limit_text
-from ratelimit_mw._internal.cli.callers import Named, block_of, facts_of, find_caller
+from ratelimit_mw._internal.cli.callers import NamedCaller, block_of, facts_of, find_caller
 from ratelimit_mw._internal.cli.counts import run_with
 from ratelimit_mw._internal.cli.names import Caller, is_name
 from ratelimit_mw._internal.cli.output import UsageError, console, print_facts, print_json, print_table
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def explain(
     limiter: Limiter,
     request: tuple[str, str],
-    named: Named,
+    named: NamedCaller,
     mounted: Mounted | None = None,
     *,
     as_json: bool,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ratelimit_mw._internal.backends.figures_store import Question
+from ratelimit_mw._internal.backends.figures_store import FiguresQuery
 from ratelimit_mw._internal.cli.output import CommandError
 from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
 from ratelimit_mw._internal.fleet.reading import seen_callers
@@ -55,7 +55,7 @@ class Directory:
         await self._limiter.engine.live.read_keys()
         store = self._limiter.engine.reporter.store
         try:
-            reading = await store.read(Question((), (), 0.0))
+            reading = await store.read(FiguresQuery((), (), 0.0))
         finally:
             await store.close()
         self._lookup.learn(seen_callers(reading.identities))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp, Message
 
 
-class Caller(NamedTuple):
+class SimulatedCaller(NamedTuple):
     """Somebody who asks for the same thing again and again."""
 
     name: str
@@ -23,11 +23,11 @@ class Caller(NamedTuple):
 
 
 CALLERS = (
-    Caller("scraper", "203.0.113.66", "GET", "/v1/models", 0.1),  # the abusive one
-    Caller("acme", "198.51.100.10", "POST", "/v1/predictions", 0.7),
-    Caller("globex", "198.51.100.20", "GET", "/v1/models", 0.25),
-    Caller("nightly-batch", "198.51.100.30", "POST", "/v1/predictions", 15.0, at_once=3),
-    Caller("", "203.0.113.7", "GET", "/v1/models", 14.0),
+    SimulatedCaller("scraper", "203.0.113.66", "GET", "/v1/models", 0.1),  # the abusive one
+    SimulatedCaller("acme", "198.51.100.10", "POST", "/v1/predictions", 0.7),
+    SimulatedCaller("globex", "198.51.100.20", "GET", "/v1/models", 0.25),
+    SimulatedCaller("nightly-batch", "198.51.100.30", "POST", "/v1/predictions", 15.0, at_once=3),
+    SimulatedCaller("", "203.0.113.7", "GET", "/v1/models", 14.0),
 )
 """None of them has a key or an address that the printed hints use."""
 
@@ -42,7 +42,7 @@ async def simulate(app: ASGIApp, is_over: Callable[[], bool]) -> None:
             group.create_task(_go_on(app, caller, is_over))
 
 
-async def _go_on(app: ASGIApp, caller: Caller, is_over: Callable[[], bool]) -> None:
+async def _go_on(app: ASGIApp, caller: SimulatedCaller, is_over: Callable[[], bool]) -> None:
     now = asyncio.get_running_loop().time
     async with asyncio.TaskGroup() as requests:
         while not is_over():
@@ -51,7 +51,7 @@ async def _go_on(app: ASGIApp, caller: Caller, is_over: Callable[[], bool]) -> N
             await asyncio.sleep(caller.seconds * (1 + 0.5 * math.sin(2 * math.pi * now() / SWING_SECONDS)))
 
 
-async def _ask(app: ASGIApp, caller: Caller) -> None:
+async def _ask(app: ASGIApp, caller: SimulatedCaller) -> None:
     scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

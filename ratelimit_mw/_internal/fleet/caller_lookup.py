@@ -10,7 +10,7 @@ from heapq import nsmallest
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ratelimit_mw._internal.fleet.reading import Seen
+from ratelimit_mw._internal.fleet.reading import SeenCaller
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.policy.identity import HASH, Identity, account_partition, key_partition
 from ratelimit_mw._internal.runtime import threads
@@ -31,7 +31,7 @@ class CallerLookup:
         self._labels: dict[str, str] = {}
         self._accounts: dict[str, str] = {}
         self._by_account: dict[str, list[str]] = {}
-        self._seen: Mapping[str, Seen] = {}
+        self._seen: Mapping[str, SeenCaller] = {}
 
     async def follow(self) -> None:
         """Learn the keys in force beside the event loop; until then those from before are told of."""
@@ -39,7 +39,7 @@ class CallerLookup:
         if self._rules is not rules:
             await threads.call(partial(self._learn_keys, rules))
 
-    def learn(self, seen: Mapping[str, Seen]) -> None:
+    def learn(self, seen: Mapping[str, SeenCaller]) -> None:
         """Take note of who was seen last."""
         self._seen = seen
 
@@ -48,7 +48,7 @@ class CallerLookup:
         known = self._known(partition)
         if known:
             return known[0]
-        seen = self._seen.get(partition, Seen())
+        seen = self._seen.get(partition, SeenCaller())
         plan = self._network_plan(partition) or seen.plan or self._assumed_plan(partition)
         if plan is None:
             return None
@@ -56,7 +56,7 @@ class CallerLookup:
 
     def of_plan(self, partition: str, plan: str) -> Identity:
         """The caller who is counted so, as one of a plan that is not asked about."""
-        seen = self._seen.get(partition, Seen())
+        seen = self._seen.get(partition, SeenCaller())
         kind, _, rest = partition.partition(":")
         address = rest if kind == "ip" and self._limiter.settings.identity.per_address else None
         return Identity(
@@ -114,7 +114,7 @@ class CallerLookup:
     def account(self, name: str) -> str | None:
         """The account of a key, or of keys that are counted together."""
         hashes = self.key_hashes(name)
-        return self._accounts.get(hashes[0]) if hashes else self._seen.get(name, Seen()).account
+        return self._accounts.get(hashes[0]) if hashes else self._seen.get(name, SeenCaller()).account
 
     def _texts(self, name: str) -> Iterator[str]:
         """Yield the texts, besides the name itself, by which a search finds a name."""
@@ -123,7 +123,7 @@ class CallerLookup:
             yield each
             yield self._labels.get(each, "")
         yield self.account(name) or ""
-        yield self._seen.get(name, Seen()).api_key_hash or ""
+        yield self._seen.get(name, SeenCaller()).api_key_hash or ""
 
     def _names(self) -> Iterator[str]:
         self._go_by_rules()
@@ -171,7 +171,7 @@ class CallerLookup:
         return {"k": identity.default_plan, "ip": identity.anonymous_plan}.get(kind)
 
 
-def _hash_of(partition: str, seen: Seen) -> str | None:
+def _hash_of(partition: str, seen: SeenCaller) -> str | None:
     """The hash of a key that is counted alone, where it fits: others may have written it."""
     text = seen.api_key_hash or ""
     return text if HASH.fullmatch(text) and partition == key_partition(text) else None

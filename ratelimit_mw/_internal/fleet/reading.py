@@ -12,7 +12,7 @@ _NO_REASONS = dict.fromkeys(REASONS, 0)
 NOTHING = Outcomes(0, 0, _NO_REASONS)
 
 
-class Seen(NamedTuple):
+class SeenCaller(NamedTuple):
     """Plan, account and key hash of a caller, as the worker says that decided about it."""
 
     plan: str | None = None
@@ -46,13 +46,13 @@ def total(counts: Mapping[str, int]) -> Outcomes:
     return outcomes_of(by_outcome) if by_outcome else NOTHING
 
 
-def seen_callers(texts: Iterable[str]) -> dict[str, Seen]:
+def seen_callers(texts: Iterable[str]) -> dict[str, SeenCaller]:
     """Return the callers by partition; the first entry about a partition counts."""
-    found: dict[str, Seen] = {}
+    found: dict[str, SeenCaller] = {}
     for text in texts:
         said = _json(text)
         if isinstance(said, list) and len(said) == 4 and isinstance(said[0], str):
-            found.setdefault(_text(said[0]), Seen(*[_text(each) or None for each in said[1:]]))
+            found.setdefault(_text(said[0]), SeenCaller(*[_text(each) or None for each in said[1:]]))
     return found
 
 

@@ -8,7 +8,13 @@ from functools import partial
 from heapq import nlargest
 from typing import Any
 
-from ratelimit_mw._internal.backends.figures_store import BUCKET, SIGHTINGS_BUCKET, Counts, Question, Reading
+from ratelimit_mw._internal.backends.figures_store import (
+    BUCKET,
+    SIGHTINGS_BUCKET,
+    Counts,
+    FiguresQuery,
+    Reading,
+)
 from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
 from ratelimit_mw._internal.fleet.day import Day, DayReader
 from ratelimit_mw._internal.fleet.habits import Habits, Workers
@@ -189,17 +195,17 @@ class FleetView:
             now = await self._store.now()
             newest = int(now // BUCKET)
             minute = _minute(now)
-            question = Question(
+            query = FiguresQuery(
                 self._unread(range(newest - POINTS + 1, newest + 1), self._points),
                 self._unread(minute, self._callers),
                 (newest - MINUTE) * BUCKET,
             )
-            reading = await self._store.read(question)
+            reading = await self._store.read(query)
         except BackendError as error:
             return self._without_backend(str(error))
         self._outage = None
         self._decided = self._decided_alone()
-        self._remember(question, reading, newest)
+        self._remember(query, reading, newest)
         self._lookup.learn(seen_callers(reading.identities))
         callers, number = self._busiest(minute, now)
         missing = None
@@ -248,12 +254,12 @@ class FleetView:
     def _unread(self, buckets: range, known: Mapping[int, object]) -> list[int]:
         return [bucket for bucket in buckets if bucket not in known or bucket > self._settled]
 
-    def _remember(self, question: Question, reading: Reading, newest: int) -> None:
-        for bucket, counts in zip(question.totals, reading.totals, strict=True):
+    def _remember(self, query: FiguresQuery, reading: Reading, newest: int) -> None:
+        for bucket, counts in zip(query.totals, reading.totals, strict=True):
             self._points[bucket] = Point(bucket * BUCKET, total(counts))
             self._totals[bucket] = counts
-        self._callers.update(zip(question.callers, reading.callers, strict=True))
-        self._routes.update(zip(question.callers, reading.routes, strict=True))
+        self._callers.update(zip(query.callers, reading.callers, strict=True))
+        self._routes.update(zip(query.callers, reading.routes, strict=True))
         self._settled = newest - OPEN
         of_minute = [(each, MINUTE) for each in (self._totals, self._callers, self._routes)]
         known: list[tuple[dict[int, Any], int]] = [(self._points, POINTS), *of_minute]

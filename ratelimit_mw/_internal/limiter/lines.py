@@ -125,7 +125,7 @@ class _Line:
         return moment
 
 
-class Lines:
+class WaitingLines:
     """The lines of one limiter, in all its event loops.
 
     Whoever came first is before all others wherever both wait, so one of them can always go on.

@@ -8,7 +8,7 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.lease.token import MAX_TTL
 from ratelimit_mw._internal.limiter.decider import Decider
-from ratelimit_mw._internal.limiter.lines import Call, Lines, Place, Refused
+from ratelimit_mw._internal.limiter.lines import Call, Place, Refused, WaitingLines
 from ratelimit_mw._internal.limiter.questions import Question, ask
 
 POLL_SECONDS = (0.05, 0.5)
@@ -29,7 +29,7 @@ class Turns:
     def __init__(self, decider: Decider, leases: Leases) -> None:
         self._decider = decider
         self._leases = leases
-        self._lines = Lines()
+        self._lines = WaitingLines()
         self._numbers = count()
 
     def __len__(self) -> int:

@@ -24,7 +24,7 @@ EVENTS = ("+switch-master", "+promoted-slave")
 """Channels on which a sentinel announces a new primary; the leader of a fail-over uses the second first."""
 
 
-class Named(NamedTuple):
+class NamedPrimary(NamedTuple):
     """A primary, as a sentinel names it."""
 
     address: Address
@@ -45,7 +45,7 @@ class SentinelConnector:
         self._options = options
         self._service, *database = self._hosts.path
         self._database = "".join(database)
-        self._latest: Named | None = None
+        self._latest: NamedPrimary | None = None
         self._named_at = 0.0
         self._tells_epoch = True
 
@@ -64,14 +64,14 @@ class SentinelConnector:
 
         return Client(server_of_primary, find_every=CHECK_EVERY)
 
-    async def _primary(self) -> Named:
+    async def _primary(self) -> NamedPrimary:
         clients = self._sentinels()
         try:
             return self._latest_of(await self._ask_all(clients, enough=len(clients) // 2 + 1))
         finally:
             await _close(clients)
 
-    async def _wait_for_another(self, primary: Named) -> ServerMovedError:
+    async def _wait_for_another(self, primary: NamedPrimary) -> ServerMovedError:
         """Return once the sentinels name another primary."""
         news = asyncio.Event()
         clients = self._sentinels()
@@ -107,10 +107,10 @@ class SentinelConnector:
             except BackendError:
                 await asyncio.sleep(CHECK_EVERY)
 
-    async def _ask_all(self, clients: Sequence[Client], *, enough: int) -> list[Named]:
+    async def _ask_all(self, clients: Sequence[Client], *, enough: int) -> list[NamedPrimary]:
         """Answers of the sentinels, of `enough` of them at least where so many answer."""
         questions = [asyncio.create_task(self._ask(client)) for client in clients]
-        found: list[Named] = []
+        found: list[NamedPrimary] = []
         error: BackendError | None = None
         try:
             for answer in asyncio.as_completed(questions):
@@ -128,7 +128,7 @@ class SentinelConnector:
             raise BackendError(f"no sentinel names the primary of '{self._service}': {error}")
         return found
 
-    def _latest_of(self, found: list[Named]) -> Named:
+    def _latest_of(self, found: list[NamedPrimary]) -> NamedPrimary:
         """The primary of the latest fail-over: a sentinel that was cut off from others names an older one.
 
         It is not taken back by sentinels that have not heard of it yet: by all together, or by most of them
@@ -143,14 +143,14 @@ class SentinelConnector:
             self._named_at = now
         return self._latest
 
-    async def _ask(self, client: Client) -> Named:
+    async def _ask(self, client: Client) -> NamedPrimary:
         answer = await client.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
         if answer is None:
             raise BackendError("a sentinel knows no such service")
         async with client.reading():
             host, port = answer
             address = Address(host.decode(), int(port))
-        return Named(address, await self._epoch(client))
+        return NamedPrimary(address, await self._epoch(client))
 
     async def _epoch(self, client: Client) -> int:
         if self._tells_epoch:
@@ -166,7 +166,7 @@ class SentinelConnector:
         urls = [self._hosts.sentinel_url_of(sentinel) for sentinel in self._hosts.hosts]
         return [self._connector(url).client() for url in urls]
 
-    def _server(self, primary: Named) -> ServerConnector:
+    def _server(self, primary: NamedPrimary) -> ServerConnector:
         return self._connector(self._hosts.url_of(primary.address, self._database))
 
     def _connector(self, url: str) -> ServerConnector:
