@@ -226,8 +226,8 @@ def _caller_headline(
     refused = caller.outcomes.all_refused
     share = _percent(refused / max(minute.all_refused, refused))
     text = (
-        f"{refused:,} of its {_count(caller.outcomes.all_requests, 'request')} in the last minute were refused "
-        f"({_reasons(caller.outcomes)}): {share} of all refusals. "
+        f"{refused:,} of its {_count(caller.outcomes.all_requests, 'request')} in the last minute "
+        f"were refused ({_reasons(caller.outcomes)}): {share} of all refusals. "
         f"Its plan is {caller.plan or 'unknown'}.{more}"
     )
     return Headline(level, "caller", "is refused most", text, caller.caller, caller.plan)
