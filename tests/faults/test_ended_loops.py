@@ -47,7 +47,7 @@ async def in_short_lived_loop(work: Callable[[], Coroutine[Any, Any, object]]) -
 
 
 async def day_of(limiter: Limiter) -> BudgetStatus:
-    """Return the status of the day's budget in the shared books, once these can be asked."""
+    """Return the status of the day's budget in the shared backend, once these can be asked."""
     while True:
         with contextlib.suppress(BackendError):
             return budget_status((await statuses(limiter))[2])
@@ -152,7 +152,7 @@ def test_what_one_loop_owed_the_next_one_sends(start_server: StartServer) -> Non
 
 @pytest.mark.parametrize("closes", [False, True])
 async def test_what_a_loop_admitted_in_an_outage_is_told(start_server: StartServer, *, closes: bool) -> None:
-    """The units and the money of an outage reach the shared books after the loop that counted them."""
+    """The units and the money of an outage reach the shared backend after the loop that counted them."""
     server = start_server("redis")
     async with limiter_on(server.url, timeout=0.5) as limiter:
         await limiter.acquire(api_key="b")

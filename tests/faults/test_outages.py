@@ -45,7 +45,7 @@ async def limiter_on(url: str, **backend: object) -> AsyncIterator[Limiter]:
 
 
 async def statuses(limiter: Limiter) -> tuple[Status, ...]:
-    """Return the status of the window, the slots and the day's budget in the shared books."""
+    """Return the status of the window, the slots and the day's budget in the shared backend."""
     policy = limiter.engine.policies.match(limiter.engine.identity_of(api_key="a"), "GET", "/")
     return tuple(status for _, status in (await limiter.engine.peek(policy)).limits)
 
@@ -55,8 +55,8 @@ async def is_synced(limiter: Limiter) -> bool:
     return len(limiter.engine.decider.local.reconciler) == 0
 
 
-async def test_an_outage_is_told_to_the_shared_books(kind: str, start_server: StartServer) -> None:
-    """Units, running slots and money of an outage are in the shared books when it is over."""
+async def test_an_outage_is_told_to_the_shared_backend(kind: str, start_server: StartServer) -> None:
+    """Units, running slots and money of an outage are in the shared backend when it is over."""
     server = start_server(kind)
     async with limiter_on(server.url, timeout=0.5) as limiter:
         before = await limiter.acquire(api_key="a")

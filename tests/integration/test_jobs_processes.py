@@ -20,7 +20,7 @@ from tests.conftest import StartApp
 from tests.support.apps import ROOT
 from tests.support.asgi import settings_of
 from tests.support.servers import StoreServer
-from tests.support.slots import ask, expiries, held, in_the_books, until, until_async
+from tests.support.slots import ask, expiries, held, slots_on_server, until, until_async
 
 pytestmark = pytest.mark.rerun
 
@@ -248,7 +248,7 @@ async def test_the_predictions_example_end_to_end(
             "'six seven': succeeded: seven six",
             "'eight nine': succeeded: nine eight",
         }
-        await until_async(lambda: in_the_books(redis_server) == 0)
+        await until_async(lambda: slots_on_server(redis_server) == 0)
         until(lambda: redis.llen("predictions:taken:worker-1") == 0)
     worker.terminate()
     assert await asyncio.to_thread(worker.wait, 10) == 0

@@ -14,7 +14,17 @@ import websockets
 from tests.conftest import StartApp
 from tests.support.apps import AppServer
 from tests.support.servers import StoreServer
-from tests.support.slots import Answer, Client, Ledger, ask, expiries, held, in_the_books, until, until_async
+from tests.support.slots import (
+    Answer,
+    Client,
+    Ledger,
+    ask,
+    expiries,
+    held,
+    slots_on_server,
+    until,
+    until_async,
+)
 
 pytestmark = pytest.mark.rerun
 
@@ -116,7 +126,7 @@ async def _rounds(served: Served, rounds: int) -> None:
         error = json.loads(refused[0].body)["error"]
         assert error["code"] == "CONCURRENT_LIMIT_EXCEEDED"
         assert error["message"] == "Concurrent prediction limit exceeded. 5/5 predictions running."
-        await until_async(lambda: in_the_books(served.server) == 0)
+        await until_async(lambda: slots_on_server(served.server) == 0)
     assert served.ledger.peak() == 5
     assert served.ledger.entered() == 5 * rounds
     assert len(waits) > 100, "clients must not come back in step"
@@ -240,7 +250,7 @@ async def test_a_worker_paused_beyond_its_lease_reports_lost_slots(serve: Serve)
     assert other.log.count("slot lost") == 0
     served.gate.with_suffix(".0").touch()
     assert [(await client.answer()).status for client in taken] == [200] * 3
-    until(lambda: in_the_books(served.server) == 0)
+    until(lambda: slots_on_server(served.server) == 0)
 
 
 async def test_a_stalled_event_loop_reports_lost_slots(serve: Serve) -> None:

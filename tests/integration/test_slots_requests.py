@@ -11,7 +11,7 @@ import websockets
 
 from tests.support.apps import AppServer
 from tests.support.servers import StoreServer
-from tests.support.slots import Client, Ledger, ask, expiries, held, in_the_books, until_async
+from tests.support.slots import Client, Ledger, ask, expiries, held, slots_on_server, until_async
 
 pytestmark = pytest.mark.rerun
 
@@ -80,8 +80,8 @@ async def served(app_server: Served) -> AsyncIterator[Served]:
 
 
 async def freed(served: Served) -> None:
-    """Wait until every slot was released: one that only expired would still be in the books."""
-    await until_async(lambda: in_the_books(served.server) == 0)
+    """Wait until every slot was released: one that only expired would still be on the server."""
+    await until_async(lambda: slots_on_server(served.server) == 0)
 
 
 async def test_a_response_frees_its_slot(served: Served) -> None:

@@ -38,7 +38,7 @@ class Drill:
     arguments: tuple[str, ...] = ()
     keeps_data: bool = True
     is_outage: bool = True
-    """Whether the shared books can't be used meanwhile."""
+    """Whether the shared backend can't be used meanwhile."""
 
 
 def _command(*words: str | int) -> Act:

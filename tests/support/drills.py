@@ -124,7 +124,7 @@ class Report:
 
     @property
     def over_when_healthy(self) -> int:
-        """Units over the limit in intervals in and before which the shared books decided everything."""
+        """Units over the limit in intervals in and before which the shared backend decided everything."""
         entries = self.entries
         if not self.drill.keeps_data:
             entries = [e for e in entries if e.answered < self.began or e.sent > self.ended + self.recovered]

@@ -41,8 +41,8 @@ def expiries(server: StoreServer) -> list[float]:
     return sorted((score - now) / 1_000_000 for score in scores if score > now)
 
 
-def in_the_books(server: StoreServer) -> int:
-    """Return the number of slots in the server's books: expired ones, too, but none that was released."""
+def slots_on_server(server: StoreServer) -> int:
+    """Return the number of slots on the server: expired ones, too, but none that was released."""
     with server.client() as client:
         return sum([client.zcard(key) for key in client.scan_iter("ratelimit:*:s:*")])
 

@@ -51,7 +51,7 @@ class Pair:
         await self.limiter.engine.decider.local.reconciler.sync()
 
     async def statuses(self) -> list[Status]:
-        """Return the status of the caller's limits in the shared books."""
+        """Return the status of the caller's limits in the shared backend."""
         policy = self.limiter.engine.policies.match(self.limiter.engine.identity_of(api_key="a"), "GET", "/")
         return [status for _, status in (await self.limiter.engine.peek(policy)).limits]
 
@@ -173,7 +173,7 @@ async def test_the_smallest_share_of_a_share_is_one(make: MakePair) -> None:
 
 
 async def test_no_second_quota_when_the_backend_is_back(make: MakePair) -> None:
-    """Admissions of an outage are charged to the shared books, and remembered there from then on."""
+    """Admissions of an outage are charged to the shared backend, and remembered there from then on."""
     pair = make(TEN)
     assert await pair.admitted(3) == 3
     pair.backend.away = True
@@ -302,7 +302,7 @@ async def test_yesterdays_spending_is_not_todays(make: MakePair) -> None:
 
 
 async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
-    """Settled, kept, given back or still running: the shared books show each as if they had been there."""
+    """Settled, kept, given back or still running: the shared backend show each as if they had been there."""
     pair = make(MONEY.replace("concurrent = 3", "concurrent = 9"))
     pair.backend.away = True
     settled, kept, failed, running = [await pair.limiter.acquire(api_key="a") for _ in range(4)]

@@ -37,13 +37,13 @@ def end(pair: Pair, lease: Lease, *, failed: bool = False) -> None:
 
 
 async def used(pair: Pair) -> list[int]:
-    """Tokens of both windows in the shared books."""
+    """Tokens of both windows in the shared backend."""
     _, *tokens = await pair.statuses()
     return [status.used for status in tokens if isinstance(status, WindowStatus)]
 
 
 async def test_estimates_and_settles_count_here(make: MakePair) -> None:
-    """From what was last known, and as exactly as in the shared books."""
+    """From what was last known, and as exactly as in the shared backend."""
     pair = make(SETTINGS)
     await (await chat(pair)).settle(units={"tokens": 400})
     pair.backend.away = True
@@ -69,7 +69,7 @@ async def test_what_was_settled_meanwhile_is_told(make: MakePair) -> None:
 
 @pytest.mark.parametrize("share", ["1.0", "0.7"])
 async def test_a_request_that_outlives_the_outage_settles_afterwards(make: MakePair, share: str) -> None:
-    """Its estimate is told, and corrected once in the shared books."""
+    """Its estimate is told, and corrected once in the shared backend."""
     pair = make(f"backend.local_share = {share}\n{SETTINGS}")
     pair.backend.away = True
     running, settled = await chat(pair), await chat(pair)

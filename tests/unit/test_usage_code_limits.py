@@ -124,7 +124,7 @@ async def test_operators_see_and_clear_them(app: RateLimitMiddleware) -> None:
         await statuses(client, 1)
     limiter = app.limiter
     who = limiter.engine.identity_of(api_key="a")
-    (figures,) = await LimitFiguresReader(limiter).of([who])
+    (figures,) = await LimitFiguresReader(limiter).read([who])
     assert [(each.name, each.used) for each in figures if each.scope == "limit exports"] == [
         ("3/minute", 2),
         ("20/hour", 2),

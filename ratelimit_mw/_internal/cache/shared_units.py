@@ -132,8 +132,8 @@ class SharedUnits:
     def __init__(self) -> None:
         self._states: dict[tuple[tuple[Counter, ...], int], PrefetchState] = {}
 
-    def of(self, charge: Charge, scopes: Iterable[str]) -> list[PrefetchState]:
-        """Return the blocks for shared windows of a charge in these scopes, one for each partition.
+    def states_for(self, charge: Charge, scopes: Iterable[str]) -> list[PrefetchState]:
+        """Return the prefetch states for shared windows of a charge in these scopes, one for each partition.
 
         Plans that may use another share of a limit have blocks of their own, and so have other costs: what
         was taken for them was granted by their share.

@@ -70,10 +70,10 @@ def top(  # noqa: PLR0913, PLR0917 - an option each
     order = Order(sort, number, text, plan)
     if json:
         snapshot = asyncio.run(_once(limiter))
-        print_json(order.of(snapshot).as_dict())
+        print_json(order.arrange(snapshot).as_dict())
     elif once or not console.is_terminal:
         width = console.width if console.is_terminal else WIDEST
-        print_whole(table_of(order.of(asyncio.run(_once(limiter))), width=width))
+        print_whole(table_of(order.arrange(asyncio.run(_once(limiter))), width=width))
     else:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_watch(limiter, order, interval))
@@ -92,7 +92,7 @@ class Order:
         self._number = number
         self._plan = plan
 
-    def of(self, snapshot: Snapshot) -> Snapshot:
+    def arrange(self, snapshot: Snapshot) -> Snapshot:
         """Return the snapshot with these callers only, in this order."""
         callers = [caller for caller in snapshot.callers if self._is_shown(caller)]
         callers.sort(key=_ORDERS[self.sort], reverse=True)
@@ -163,7 +163,7 @@ async def _watch(limiter: Limiter, order: Order, interval: float) -> None:
 
 
 def _screen(snapshot: Snapshot, order: Order, keyboard: Keyboard) -> Group:
-    table = table_of(order.of(snapshot), max(console.height - _AROUND, 1), console.width)
+    table = table_of(order.arrange(snapshot), max(console.height - _AROUND, 1), console.width)
     return Group(table, order.help()) if keyboard.is_open else table
 
 

@@ -27,7 +27,7 @@ class Habits:
         self._known: dict[str, tuple[float, float]] = {}
         """Time of the lookup, in seconds since 1970, and refusals a minute, by caller."""
 
-    async def of(self, snapshot: Snapshot, history: History) -> Mapping[str, float]:
+    async def usual_refusals(self, snapshot: Snapshot, history: History) -> Mapping[str, float]:
         """Refusals a minute before the last minute, of the callers that are refused most now."""
         worst = [
             each.caller

@@ -44,7 +44,7 @@ class LimitFiguresReader:
         self._scopes: Mapping[str, str] = {}
         self._spent: OrderedDict[tuple[str, str], deque[tuple[float, int]]] = OrderedDict()
 
-    async def of(
+    async def read(
         self, identities: Iterable[Identity], most: int | None = None
     ) -> list[tuple[LimitFigures, ...]]:
         """The limits of each of them; none of a plan that is gone. Raises `BackendError`.

@@ -227,7 +227,7 @@ class FleetView:
             is_shared=self._store.is_shared,
             partial=missing,
         )
-        habits = await self._habits.of(snapshot, self._history)
+        habits = await self._habits.usual_refusals(snapshot, self._history)
         known = Circumstances(
             self._limiter.settings, disagree_since=self._workers.disagree_since, habits=habits
         )
@@ -299,7 +299,7 @@ class FleetView:
         refused = nlargest(PEEKED // 2, callers, key=lambda each: each.outcomes.all_refused)
         chosen = list(dict.fromkeys(each.caller for each in (*refused, *callers)))[:PEEKED]
         identities = [found for each in chosen if (found := self._lookup.identity(each)) is not None]
-        limits = await self._limit_figures.of(identities, most)
+        limits = await self._limit_figures.read(identities, most)
         known: Mapping[str, tuple[LimitFigures, ...]] = {
             identity.partition: each for identity, each in zip(identities, limits, strict=True)
         }

@@ -74,7 +74,7 @@ class Refused(NamedTuple):
     """Seconds until the limit admits the call; None where that may be at any moment."""
 
     @classmethod
-    def of(cls, status: LimitStatus, decision: Decision, at: float) -> "Refused":
+    def from_status(cls, status: LimitStatus, decision: Decision, at: float) -> "Refused":
         """Make it of a limit that refuses in a decision."""
         wait = known_wait(status, decision.price_micros, decision.now_us)
         return cls(status, decision.now_us, at, None if wait is None else wait / SECOND)

@@ -84,7 +84,7 @@ class Turns:
         if decision.retry_after is None:
             return None
         refusing = [status for status in decision.limits if status.status.refuses]
-        refused = [Refused.of(status, decision, now) for status in refusing]
+        refused = [Refused.from_status(status, decision, now) for status in refusing]
         waits = [each.wait for each in refused if each.wait is not None]
         known = max(waits, default=0.0 if refused else decision.retry_after)
         if sent + known > call.deadline:  # the backend has decided after that

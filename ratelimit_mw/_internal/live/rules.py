@@ -79,7 +79,7 @@ class Rules:
         return safe
 
     @classmethod
-    def of(cls, settings: Settings, live: LiveTables) -> "Rules":
+    def from_settings(cls, settings: Settings, live: LiveTables) -> "Rules":
         """The rules of these settings and live entries."""
         limits = CodeLimits(settings)
         return cls(settings, Policies(settings), limits, live.keys, version_of(settings), live.networks)

@@ -40,7 +40,7 @@ class Live:
     ) -> None:
         """`others` are jobs to do beside, wherever something is watched."""
         self._registry = Registry(open_key_store(settings.backend))
-        self.rules: Rules = Rules.of(settings, LiveTables())
+        self.rules: Rules = Rules.from_settings(settings, LiveTables())
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
@@ -86,7 +86,7 @@ class Live:
         Raises `SettingsError` where that doesn't fit together.
         """
         kept = settings.with_backend_of(self.rules.settings)
-        self._put(Rules.of(kept, self._registry.sound_under(kept)))
+        self._put(Rules.from_settings(kept, self._registry.sound_under(kept)))
 
     async def for_a_while(self, entries: Mapping[str, KeyEntry], seconds: float) -> dict[str, KeyEntry]:
         """Make entries that go back by themselves, after so many seconds, to what is known to hold now.
@@ -144,7 +144,7 @@ class Live:
     async def _look_at_file(self) -> None:
         settings = await self._watch.check(self.rules.settings)
         if settings is not None:
-            await self._swap(lambda _: Rules.of(settings, self._registry.sound_under(settings)))
+            await self._swap(lambda _: Rules.from_settings(settings, self._registry.sound_under(settings)))
             await threads.call(partial(log_findings, settings))  # in force already: nobody waits for it
 
     async def _look_at_keys(self) -> None:

@@ -31,7 +31,7 @@ STEPS = 10
 
 
 class _Known(NamedTuple):
-    """Status of a limit in the shared books, and the time of that status."""
+    """Status of a limit in the shared backend, and the time of that status."""
 
     status: Status
     at: int
@@ -42,9 +42,9 @@ class LocalPolicy:
 
     def __init__(self, shared: Backend, *, clock: Clock = wall_clock) -> None:
         self._clock = clock
-        self._books = MemoryBackend(clock=clock)
+        self._local = MemoryBackend(clock=clock)
         self._known: dict[tuple[str, str, int], _Known] = {}
-        self.reconciler: OutageReconciler = OutageReconciler(shared, self._books, clock, self.remember)
+        self.reconciler: OutageReconciler = OutageReconciler(shared, self._local, clock, self.remember)
         """Keeper of the leases that are granted here."""
         self._seeded: dict[tuple[str, str, int], int] = {}
         """Timestamp of the snapshot that each local window was seeded from."""
@@ -82,11 +82,13 @@ class LocalPolicy:
         denied = Decision(policy.shadow, now, charge.cost, price, (), refusal, policy.shadow, "deny")
         return denied, NO_RESERVATION
 
-    def look(self, policy: Policy, charge: Charge, price: int, never: Counter, *, share: float) -> Decision:
-        """The refusal of a request that can't ever fit into `never`, with the figures known here."""
+    def look(
+        self, policy: Policy, charge: Charge, price: int, unsatisfiable: Counter, *, share: float
+    ) -> Decision:
+        """The refusal of a request that can't ever fit into `unsatisfiable`, with the figures known here."""
         self.decisions["local"] += 1
         outcome = self.decide(charge, price, share, only_look=True)
-        return decision_of(policy, charge, outcome, price, never, by="local")
+        return decision_of(policy, charge, outcome, price, unsatisfiable, by="local")
 
     def recall(self, policies: Policies, partition: str) -> None:
         """Start from what was last known of a caller on each of its routes; once a second: outages end."""
@@ -100,7 +102,7 @@ class LocalPolicy:
         priced = self._priced.get(partition)
         if priced is not None and priced.last is not None:
             self.remember(priced, priced.last, since=priced.last.now)
-        for policy in policies.of(partition):
+        for policy in policies.for_partition(partition):
             ahead = () if policy.ahead is None else policy.ahead.charges
             for charge in (policy.charge, policy.priced_charge, *ahead):
                 last = charge.last
@@ -120,9 +122,9 @@ class LocalPolicy:
         counters = [self._at_share(charge, place, part) for place in range(len(charge.counters))]
         local = Charge(counters, charge.cost, lease_seconds=charge.lease_seconds, estimates=charge.units)
         with self.reconciler.lock:  # so that nobody forgets here what was admitted and is not yet owed
-            outcome = self._books.decide(local, None if only_look else new_lease_id(), price)
+            outcome = self._local.decide(local, None if only_look else new_lease_id(), price)
             reservation = outcome.reservation
-            if reservation.meters:  # as the shared books will know them
+            if reservation.meters:  # as the shared backend will know them
                 reservation = reservation.with_places(
                     reservation.slots, reservation.periods, charge.meters, reservation.estimates
                 )
@@ -133,7 +135,7 @@ class LocalPolicy:
         return Outcome.from_statuses(outcome.admitted, outcome.now, statuses, reservation)
 
     def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
-        """Remember how the windows and budgets of `charge` stand by the shared books.
+        """Remember how the windows and budgets of `charge` stand in the shared backend.
 
         What is known of a place from `since` on is kept.
         """
@@ -182,7 +184,7 @@ class LocalPolicy:
                 counter
             ):  # admitted here, and not yet among what is known
                 entries = [*entries, (self._clock(), unsynced)]
-        self._books.recall(local, entries, anew=is_news)
+        self._local.recall(local, entries, anew=is_news)
 
 
 def _local_part(granted: int, whole: int, share: Decimal) -> int:

@@ -1,6 +1,6 @@
 """Reservations and counts that this process admitted alone while the backend was away, told to it afterwards.
 
-Until then a reservation lives in this process's own books; from then on in the shared ones, under the same
+Until then a reservation lives in this process's memory; from then on in the shared backend, under the same
 lease id. A crash before that loses it.
 
 The event loops of several threads admit here, and a task in one of them tells the backend: their shared state
@@ -48,13 +48,13 @@ class OutageReconciler:
     def __init__(
         self,
         shared: Backend,
-        books: MemoryBackend,
+        local: MemoryBackend,
         clock: Clock,
         on_told: Callable[[Charge, Outcome], None],
     ) -> None:
-        """`on_told` learns how a caller stands in the shared books before the local ones are cleared."""
+        """`on_told` learns how a caller stands in the shared backend before the local counts are cleared."""
         self._shared = shared
-        self._books = books
+        self._local = local
         self._clock = clock
         self._on_told = on_told
         self._windows: dict[Counter, UnsyncedWindow] = {}
@@ -124,22 +124,22 @@ class OutageReconciler:
                 ):  # the reservation has the others
                     waiting, cost = self._windows.get(counter), charge.cost_at(place)
                     if waiting is not None and waiting.take_back(cost):
-                        self._books.give_back(Charge([counter], cost), NO_RESERVATION, times)
+                        self._local.give_back(Charge([counter], cost), NO_RESERVATION, times)
         if reservation is not NO_RESERVATION:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    # the life of a reservation, by whichever books it is in -----------------------------------------
+    # the life of a reservation, in whichever backend it is -----------------------------------------
 
     async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Let the slots last `seconds` from now; false where one of them was lost before."""
-        return await (self._books if reservation.id in self._owed else self._shared).renew(
+        return await (self._local if reservation.id in self._owed else self._shared).renew(
             reservation, seconds
         )
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew many reservations, each for its own time; the answer to each, or why there is none."""
         here = [reservation.id in self._owed for reservation, _ in renewals]
-        local = await self._books.renew_all(
+        local = await self._local.renew_all(
             [each for each, is_here in zip(renewals, here, strict=True) if is_here]
         )
         shared = [each for each, is_here in zip(renewals, here, strict=True) if not is_here]
@@ -162,7 +162,7 @@ class OutageReconciler:
             if owed.is_over:
                 del self._owed[reservation.id]
                 self._forget(owed)
-            return self._books.finish(reservation, action)
+            return self._local.finish(reservation, action)
 
     def settle(
         self, reservation: Reservation, amount: int, *, replace: bool = False
@@ -172,7 +172,7 @@ class OutageReconciler:
             owed = self._owed.get(reservation.id)
             if owed is None:
                 return self._shared.settle(reservation, amount, replace=replace)
-            met = self._books.settle(reservation, amount, replace=replace)
+            met = self._local.settle(reservation, amount, replace=replace)
             if met.value is Settlement.SETTLED:
                 owed.price, owed.is_settled = amount, True
             return met
@@ -185,7 +185,7 @@ class OutageReconciler:
             owed = self._owed.get(reservation.id)
             if owed is None:
                 return self._shared.settle_units(reservation, units, replace=replace)
-            met = self._books.settle_units(reservation, units, replace=replace)
+            met = self._local.settle_units(reservation, units, replace=replace)
             for unit, used in units.items():
                 if replace or unit not in owed.units:
                     owed.units[unit] = used
@@ -205,7 +205,7 @@ class OutageReconciler:
             if owed is None:
                 return self._shared.hold_estimate(reservation)
             owed.never_lapses = True
-            return self._books.hold_estimate(reservation)
+            return self._local.hold_estimate(reservation)
 
     # telling --------------------------------------------------------------------------------------
 
@@ -252,9 +252,9 @@ class OutageReconciler:
             if not any(await asyncio.gather(*[job() for job in jobs[start : start + AT_ONCE]])):
                 return
         with self.lock:
-            if not self._owed:  # so that the local books hold nothing which the shared ones don't
+            if not self._owed:  # so that this process counts nothing which the shared backend doesn't
                 budgets, self._budgets = Charge(self._budgets), {}
-                await self._books.reset(budgets)  # which never waits
+                await self._local.reset(budgets)  # which never waits
 
     async def _sync_first(self) -> bool:
         with self.lock:
@@ -285,11 +285,11 @@ class OutageReconciler:
                 if waiting.is_over and self._windows.get(counter) is waiting:
                     del self._windows[counter]
             if counter not in self._windows:
-                await self._books.reset(Charge([counter]))  # which never waits
+                await self._local.reset(Charge([counter]))  # which never waits
         return True
 
     async def _sync_reservation(self, owed: UnsyncedReservation) -> bool:
-        """Open the reservation in the shared books, in the state that it has here."""
+        """Open the reservation in the shared backend, in the state that it has here."""
         lease_id = owed.reservation.id
         with self.lock:
             if self._owed.get(lease_id) is not owed:
@@ -313,14 +313,14 @@ class OutageReconciler:
             await self._catch_up(owed, outcome.reservation)
         with self.lock:
             self._owed.pop(lease_id, None)
-        await self._books.finish(owed.reservation, EstimateAction.GIVE_BACK)
+        await self._local.finish(owed.reservation, EstimateAction.GIVE_BACK)
         return True
 
     async def _catch_up(self, owed: UnsyncedReservation, reservation: Reservation) -> None:
-        """Do in the shared books what was done here, before or while the reservation was opened there.
+        """Do in the shared backend what was done here, before or while the reservation was opened there.
 
         Repeats that until nothing was done here during the last pass. Only then what is done to the lease
-        goes to the shared books directly, so that no end gets there before a settle.
+        goes to the shared backend directly, so that no end gets there before a settle.
         """
         done = UNTOUCHED
         while True:

@@ -161,7 +161,7 @@ class UnsyncedReservation:
         return settled, tuple(self.units.items()), self.never_lapses, self.is_ended, self.is_slotless
 
     def repeat_on(self, shared: Backend, reservation: Reservation) -> list[Awaitable[object]]:
-        """Do to its copy in the shared books all that was done to it here, in order.
+        """Do to its copy in the shared backend all that was done to it here, in order.
 
         All of it is under way when this returns.
         """

@@ -239,24 +239,26 @@ def decision_of(
     charge: Charge,
     outcome: Outcome,
     price: int,
-    never: Counter | None,
+    unsatisfiable: Counter | None,
     *,
     by: Literal["shared", "local"] = "shared",
 ) -> Decision:
     """Make the decision that a backend's answer means under a policy.
 
-    `never` is a limit that can't ever admit the request.
+    `unsatisfiable` is a limit that can't ever admit the request.
     """
     limit_statuses = tuple(map(_limit_status, zip(charge.counters, charge.statuses(outcome), strict=True)))
     costs = None if charge.costs is None else tuple([max(cost, 1) for cost in charge.costs])
     refusal = None
-    if never is not None:
-        refusal = Refusal("cost", next(s for s in limit_statuses if s.counter == never), None)
+    if unsatisfiable is not None:
+        refusal = Refusal("cost", next(s for s in limit_statuses if s.counter == unsatisfiable), None)
     elif not outcome.admitted:
         refusal = refusal_of(limit_statuses, price, outcome.now)
     shadow = policy.shadow
     if refusal is not None and policy.shadowed:
-        refusing = [refusal.limit] if never is not None else [s for s in limit_statuses if s.status.refuses]
+        refusing = (
+            [refusal.limit] if unsatisfiable is not None else [s for s in limit_statuses if s.status.refuses]
+        )
         # If others refuse as well, `Policy.enforced` says so, which is asked next.
         shadow = shadow or any([s is not None and s.counter.scope in policy.shadowed for s in refusing])
     allowed, now = refusal is None or shadow, outcome.now

@@ -229,7 +229,7 @@ class Policies:
         """Whether nothing limits a request under the rule of this index; None for no rule."""
         return index is not None and self._settings.routes[index].exempt
 
-    def of(self, partition: str) -> list[Policy]:
+    def for_partition(self, partition: str) -> list[Policy]:
         """Return the policies of a caller's latest request on each route, as far as they are remembered."""
         indexes = (None, *range(len(self._settings.routes)))
         return [policy for index in indexes if (policy := self.latest.get((partition, index))) is not None]
@@ -289,7 +289,7 @@ class Policies:
         for each in (charge, priced):
             each.caller, each.address = identity.partition, _ADDRESS
         price = None if rule.price is None or currency is None else parse_amount(rule.price, currency)
-        shared = self._shared.of(charge, shared_scopes_ahead(self._settings, rule))
+        shared = self._shared.states_for(charge, shared_scopes_ahead(self._settings, rule))
         rest = UnitsAhead(shared).rest(charge) if shared else charge
         state = PrefetchState(rest) if plan.prefetch and price is None and is_taken_ahead(rest) else None
         return Policy(

@@ -274,16 +274,16 @@ class MemoryBackend:
 
     def _periods(self, reservation: Reservation) -> list[BudgetState]:
         """The budget states of a reservation, made anew where forgotten ones can still be settled."""
-        now, books = self.clock(), []
+        now, budgets = self.clock(), []
         for period in reservation.periods:
             store, name = self._books_of(period), _name(period)
-            book = store.get(name)  # what happens to a lease later is no use of its period
-            if book is None:
-                book = BudgetState(period.ends)
-                if not book.is_dead(now):
-                    store.add(name, book, now)
-            books.append(book)
-        return books
+            budget = store.get(name)  # what happens to a lease later is no use of its period
+            if budget is None:
+                budget = BudgetState(period.ends)
+                if not budget.is_dead(now):
+                    store.add(name, budget, now)
+            budgets.append(budget)
+        return budgets
 
 
 def checked(units: Units) -> Units:

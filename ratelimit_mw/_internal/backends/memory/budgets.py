@@ -100,48 +100,48 @@ class Record(StoredState):
 
 
 LAPSE_STEPS = 32
-"""Parts of a lease, to whose end an estimate lasts: so few times are told apart that a book stays small."""
+"""Parts of a lease, to whose end an estimate lasts: so few times are told apart that a budget stays small."""
 
 
-def lapse_of(books: list[BudgetState], now: int, seconds: float) -> int:
+def lapse_of(budgets: list[BudgetState], now: int, seconds: float) -> int:
     """Return the time, in microseconds, when an estimate that is held or renewed now lapses.
 
-    The time lies after every lapse that the estimate's books have seen.
+    The time lies after every lapse that the budgets of the estimate have seen.
     """
     length = int(seconds * SECOND)
     step = max(length // LAPSE_STEPS, 1)
     lapses = -(-(now + length) // step) * step
-    return max([lapses] + [book.lapsed + 1 for book in books])
+    return max([lapses] + [budget.lapsed + 1 for budget in budgets])
 
 
-def open_record(books: list[BudgetState], price: int, now: int, seconds: float, ends: int) -> Record:
+def open_record(budgets: list[BudgetState], price: int, now: int, seconds: float, ends: int) -> Record:
     """Make the record of a charge that was just admitted, whose estimate lapses with its lease."""
     record = Record(price, ends)
     if price:
-        record.lapses = lapse_of(books, now, seconds)
-        for book in books:
-            book.lapse_at(record.lapses, price)
+        record.lapses = lapse_of(budgets, now, seconds)
+        for budget in budgets:
+            budget.lapse_at(record.lapses, price)
     return record
 
 
-def renew_estimate(record: Record, books: list[BudgetState], now: int, seconds: float) -> None:
+def renew_estimate(record: Record, budgets: list[BudgetState], now: int, seconds: float) -> None:
     """Let an estimate last for a lease from now, unless it has lapsed, is kept anyway, or was settled."""
     if record.settled is not None or record.lapses <= 0:
         return
-    for book in books:
-        book.lapse(now)
-    has_lapsed = any(record.lapses <= book.lapsed for book in books)
-    at = -1 if has_lapsed else lapse_of(books, now, seconds)
-    for book in books:
-        book.shift(record.estimate, record.lapses, at)
+    for budget in budgets:
+        budget.lapse(now)
+    has_lapsed = any(record.lapses <= budget.lapsed for budget in budgets)
+    at = -1 if has_lapsed else lapse_of(budgets, now, seconds)
+    for budget in budgets:
+        budget.shift(record.estimate, record.lapses, at)
     record.lapses = at
 
 
-def hold_estimate(record: Record, books: list[BudgetState]) -> None:
+def hold_estimate(record: Record, budgets: list[BudgetState]) -> None:
     """Hold an estimate until it is settled, also one that has lapsed."""
     if record.settled is None and record.lapses:
-        for book in books:
-            book.shift(record.estimate, record.lapses, 0)
+        for budget in budgets:
+            budget.shift(record.estimate, record.lapses, 0)
         record.lapses = 0
 
 
@@ -149,26 +149,26 @@ SETTLED = 86_400 * SECOND
 """Microseconds after which a settled amount can no longer be replaced."""
 
 
-def settle(record: Record, books: list[BudgetState], amount: int, now: int, *, replace: bool) -> Settlement:
+def settle(record: Record, budgets: list[BudgetState], amount: int, now: int, *, replace: bool) -> Settlement:
     """Put `amount` in place of a record's estimate, once."""
     if record.settled == amount:
         return Settlement.REPEATED
     if record.settled is not None and not replace:
         return Settlement.DIFFERENT
-    for book in books:
+    for budget in budgets:
         if record.settled is None:
-            book.give_back(record.lapses, record.estimate)
-        book.spent = max(book.spent + amount - (record.settled or 0), 0)
+            budget.give_back(record.lapses, record.estimate)
+        budget.spent = max(budget.spent + amount - (record.settled or 0), 0)
     record.settled = amount
     record.dies = min(record.dies, now + SETTLED)
     return Settlement.SETTLED
 
 
-def close(record: Record, books: list[BudgetState], action: EstimateAction) -> None:
+def close(record: Record, budgets: list[BudgetState], action: EstimateAction) -> None:
     """Move or give back what an unsettled record holds, once its request has ended."""
     if record.settled is not None:
         return
-    for book in books:
-        book.give_back(record.lapses, record.estimate)
+    for budget in budgets:
+        budget.give_back(record.lapses, record.estimate)
         if action is EstimateAction.KEEP:
-            book.spent += record.estimate
+            budget.spent += record.estimate

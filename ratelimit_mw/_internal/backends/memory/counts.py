@@ -1,4 +1,4 @@
-"""States that the memory backend counts in: a window's log, a slot set, a period's book.
+"""States that the memory backend counts in: a window's log, a slot set, a budget of one period.
 
 The rules are those of `lua/batch.lua`, which says what is guaranteed.
 """

@@ -195,7 +195,7 @@ class RedisBackend:
         self, mode: Mode, reservation: Reservation, units: Units | None = None
     ) -> OrderedOperation:
         meters = reservation.meters
-        template = self._meter_templates.of(meters, mode, units)
+        template = self._meter_templates.template(meters, mode, units)
         return self.loops.submit_in_line(template, reservation, f"u:{meters[0].partition}")
 
     def _owe_price(
@@ -278,7 +278,7 @@ class RedisBackend:
             layout, keys = base.layout.with_costs(charge), base.keys
         else:
             layout = self._lay_out(charge, now) if charge.model is None else self.prepare(charge.model).layout
-            keys = layout.keys.of(charge)
+            keys = layout.keys.for_charge(charge)
         template = ChargeTemplate(self, layout, keys, layout.body, layout.head)
         template.charges = layout.keys.only_partition_of(charge)
         if charge.meters:

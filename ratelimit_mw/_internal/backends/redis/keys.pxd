@@ -6,5 +6,5 @@ cdef class ChargeKeys:
     cdef bytes _text
     cdef list _places
     @cython.locals(filled=list, size=Py_ssize_t, tag=bytes, partition=str, last=str)
-    cpdef bytes of(self, Charge charge)
+    cpdef bytes for_charge(self, Charge charge)
     cpdef object only_partition_of(self, Charge charge)

@@ -68,7 +68,7 @@ class ChargeKeys:
             self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
             self._places.append((partition, len(before + after)))
 
-    def of(self, charge: Charge) -> bytes:
+    def for_charge(self, charge: Charge) -> bytes:
         """Return the keys of one of the charges, as arguments in the Redis protocol."""
         last, tag, filled = None, b"", list[int | bytes]()
         for partition, size in self._places:

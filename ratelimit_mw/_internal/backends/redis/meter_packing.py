@@ -79,7 +79,7 @@ class MeterTemplates:
         self._most = most
         self._places: dict[tuple[Meter, ...], MeterPlaces] = {}
 
-    def of(self, meters: tuple[Meter, ...], mode: Mode, units: Units | None = None) -> Template:
+    def template(self, meters: tuple[Meter, ...], mode: Mode, units: Units | None = None) -> Template:
         """All but the lease's id of an operation on these meters."""
         places = self._places.get(meters)
         if places is None:
