@@ -132,9 +132,8 @@ class OutageReconciler:
 
     async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Let the slots last `seconds` from now; false where one of them was lost before."""
-        return await (self._local if reservation.id in self._owed else self._shared).renew(
-            reservation, seconds
-        )
+        holder = self._local if reservation.id in self._owed else self._shared
+        return await holder.renew(reservation, seconds)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew many reservations, each for its own time; the answer to each, or why there is none."""
@@ -294,11 +293,8 @@ class OutageReconciler:
         with self.lock:
             if self._owed.get(lease_id) is not owed:
                 return True
-            charge = Charge(
-                owed.counters(self._clock()),
-                lease_seconds=owed.reservation.lease_seconds,
-                estimates=owed.charge.units,
-            )
+            counters, seconds = owed.counters(self._clock()), owed.reservation.lease_seconds
+            charge = Charge(counters, lease_seconds=seconds, estimates=owed.charge.units)
             price = owed.price
             owed.is_synced = owed.is_synced or bool(charge.counters)
         if charge.counters:
