@@ -218,8 +218,10 @@ async def test_a_request_that_ends_while_others_are_told_counts(
 
     async def end(charge: Charge) -> None:
         counter = charge.counters[0]
-        own = running.initial_charge.own_partition
-        if counter.partition not in {own, "app"} and "tokens" in counter.scope:
+        if (
+            counter.partition not in {running.initial_charge.own_partition, "app"}
+            and "tokens" in counter.scope
+        ):
             outage.end(running)
 
     outage.faults.meanwhile = end

@@ -137,7 +137,7 @@ async def test_an_end_while_units_are_told(make: MakePair) -> None:
 async def test_a_job_of_an_outage_settles_by_its_token(make: MakePair) -> None:
     """Before the backend knows of it and after."""
     pair = make(SETTINGS)
-    pair.limiter.engine.leases.holder = pair.limiter.engine.decider.local.reconciler
+    pair.limiter.engine.leases.token_store = pair.limiter.engine.decider.local.reconciler
     pair.backend.away = True
     early, late = await chat(pair), await chat(pair)
     tokens = [await early.detach(ttl=60), await late.detach(ttl=60)]

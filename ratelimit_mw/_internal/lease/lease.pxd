@@ -12,7 +12,7 @@ cdef class Lease:
     cdef readonly Charge initial_charge
     cdef readonly object identity, price, unsatisfiable
     cdef public Reservation reservation
-    cdef public object backend, give_up_at, repeats, token, opening, renewals, holders, scope
+    cdef public object backend, give_up_at, repeats, token, opening, renewals, same_job, scope
     cdef public tuple late
     cdef object _decision
     cdef readonly object _leases

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ratelimit_mw._internal.cache.refusals import CachedRefusal
-    from ratelimit_mw._internal.model.backend import Holder
+    from ratelimit_mw._internal.model.backend import ReservationStore
     from ratelimit_mw._internal.model.metered import Units
     from ratelimit_mw._internal.model.outcome import Outcome
     from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 
 
 class LeaseKeeper(Protocol):
-    """Keeper of all leases of a limiter: what a lease asks for its holder."""
+    """Keeper of all leases of a limiter: what a lease asks for the app that has it."""
 
     async def detach(self, lease: "Lease", ttl: float) -> str:
         """See `Lease.detach`."""
@@ -79,7 +79,6 @@ class Lease:
         "_leases",
         "backend",
         "give_up_at",
-        "holders",
         "identity",
         "initial_charge",
         "is_acquired",
@@ -98,6 +97,7 @@ class Lease:
         "repeated_at",
         "repeats",
         "reservation",
+        "same_job",
         "scope",
         "token",
         "unsatisfiable",
@@ -106,7 +106,7 @@ class Lease:
     def __init__(  # noqa: PLR0913, PLR0917 - made for every request: names would cost it
         self,
         leases: LeaseKeeper,
-        backend: "Holder",
+        backend: "ReservationStore",
         policy: Policy,
         identity: Identity,
         charge: Charge,
@@ -115,8 +115,8 @@ class Lease:
     ) -> None:
         """A request to be decided about: by an `outcome` and its reservation, by `repeat` or by `decide`."""
         self._leases = leases
-        self.backend: Holder = backend
-        """Keeper of the reservation: the limiter's backend, or this process during an outage."""
+        self.backend: ReservationStore = backend
+        """Store of the reservation: the limiter's backend, or this process during an outage."""
         self.policy: Policy = policy
         self.identity: Identity = identity
         """The caller of this very request; others may share its policy."""
@@ -155,7 +155,7 @@ class Lease:
         self.scope: MutableMapping[str, object] | None = None
         """Scope of the request while it runs, where limits in code may ask for it."""
         self.token: str = ""
-        self.holders: Sequence[Lease] = ()
+        self.same_job: Sequence[Lease] = ()
         """All leases that go on with the same job in this process; empty for a request."""
         self.opening: asyncio.Task[None] | None = None
         """Task that gives a request without a price an estimate of zero, so that it can be settled."""

@@ -15,7 +15,7 @@ from ratelimit_mw._internal.lease.renewals import Renewals
 from ratelimit_mw._internal.lease.settling import Settling
 from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw._internal.lease.verdicts import verdicts_of
-from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Holder
+from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, ReservationStore
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
@@ -62,8 +62,8 @@ class Leases:
 
     def __init__(self, backend: Backend, notify: Notifier, secret: str, timeout: float) -> None:
         """Tokens are signed under `secret`; `timeout` is how many seconds to wait for the backend at most."""
-        self.holder: Holder = backend
-        """Keeper of reservations that are known by a token alone."""
+        self.token_store: ReservationStore = backend
+        """Store of the reservations that are known by a token alone."""
         self._notify = notify
         self._secret = secret
         self._jobs: dict[bytes, list[Lease]] = {}
@@ -197,7 +197,7 @@ class Leases:
         reservation = lease.reservation
         if reservation.slots:
             is_last = True
-            if lease.holders:
+            if lease.same_job:
                 is_last = self._leave_job(lease)
             else:
                 lease.stop_renewing()
@@ -271,9 +271,9 @@ class Leases:
     def _join(self, lease: Lease) -> None:
         """Go on with a job in this process, beside others perhaps: a queue may deliver it twice."""
         with self._lock:
-            holders = self._jobs.setdefault(lease.reservation.id, [])
-            holders.append(lease)
-            lease.holders = holders
+            working = self._jobs.setdefault(lease.reservation.id, [])
+            working.append(lease)
+            lease.same_job = working
 
     def _leave_job(self, lease: Lease) -> bool:
         """Leave a job. True if no other lease of this process works on it, so that its slot may be freed."""
@@ -324,7 +324,7 @@ class Leases:
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
-        lease = Lease(self, self.holder, _JOB, _JOB.identity, _JOB.charge)
+        lease = Lease(self, self.token_store, _JOB, _JOB.identity, _JOB.charge)
         lease.decide(EXEMPT)
         lease.reservation = ticket.reservation
         lease.give_up_at = ticket.give_up_at

@@ -13,7 +13,7 @@ from time import monotonic
 from weakref import WeakValueDictionary
 
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Holder
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, ReservationStore
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.observe.events import Notifier, SlotLost
 
@@ -132,7 +132,7 @@ class Renewals:
                 await asyncio.sleep(start + seconds * part / parts - self._loop.time())
             leases = due[part * size : part * size + size]
             now = monotonic()
-            by_backend: dict[Holder, list[Lease]] = {}
+            by_backend: dict[ReservationStore, list[Lease]] = {}
             for lease in leases:
                 # Else it was renewed or has ended meanwhile, or was detached: that would cut its ttl short.
                 if self._renews(lease) and lease.renew_at <= now + seconds:
@@ -141,7 +141,7 @@ class Renewals:
             for backend, held in by_backend.items():
                 self._start(self._renew_all(backend, held))
 
-    async def _renew_all(self, backend: Holder, leases: Sequence[Lease]) -> None:
+    async def _renew_all(self, backend: ReservationStore, leases: Sequence[Lease]) -> None:
         seconds = [_seconds(lease, lease.reservation.lease_seconds) for lease in leases]
         renewals = [(lease, _held(lease), left) for lease, left in zip(leases, seconds, strict=True)]
         renewals = [each for each in renewals if each[2] > 0]  # the others are just being given up
@@ -155,7 +155,7 @@ class Renewals:
 
     def _report_lost(self, lease: Lease) -> None:
         self.lost += 1
-        for each in lease.holders or (lease,):
+        for each in lease.same_job or (lease,):
             each.is_lost = True
         text = "slot lost: lease %s was not renewed in time; its work runs on uncounted"
         logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_lost", "lease": lease.id}})
@@ -164,7 +164,7 @@ class Renewals:
     def _give_up(self, lease: Lease) -> None:
         if not self._renews(lease) or lease.is_lost or not lease.reservation.slots:
             return  # it has ended, or goes on elsewhere
-        for each in lease.holders or (lease,):
+        for each in lease.same_job or (lease,):
             each.is_lost = True
         self._leave_slots(lease)
         lease.backend.finish(lease.reservation, EstimateAction.UNTOUCHED)

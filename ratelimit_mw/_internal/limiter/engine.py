@@ -95,7 +95,7 @@ class Engine:
         """Calls that wait where they are refused."""
         self.leases.charge_late = LateCharges(self.decider, self.leases, self.live, self.turns).charge
         self.leases.settling.on_uncounted = UncountedUnits(lambda: self.settings)
-        self.leases.holder = (
+        self.leases.token_store = (
             self.decider.local.reconciler
         )  # a token may be of a reservation that only this process knows
         if on_decision is not None:

@@ -87,8 +87,8 @@ class Load(NamedTuple):
         )
 
 
-class Holder(Protocol):
-    """Keeper of reservations, from their admission on."""
+class ReservationStore(Protocol):
+    """Store of reservations, from their admission on."""
 
     async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Let the slots last `seconds` from now; false where one of them was lost before.
@@ -151,7 +151,7 @@ class PendingCharge(Protocol):
         """The request was cancelled: undo the charge, whether its outcome is here or still to come."""
 
 
-class Backend(Holder, Protocol):
+class Backend(ReservationStore, Protocol):
     """Store of counts. Every method that fails raises `BackendError` and nothing else."""
 
     call_observers: list[Callable[[float], None]]

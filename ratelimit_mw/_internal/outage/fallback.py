@@ -45,7 +45,7 @@ class LocalPolicy:
         self._local = MemoryBackend(clock=clock)
         self._known: dict[tuple[str, str, int], _Known] = {}
         self.reconciler: OutageReconciler = OutageReconciler(shared, self._local, clock, self.remember)
-        """Keeper of the leases that are granted here."""
+        """Store of the reservations that are made here."""
         self._seeded: dict[tuple[str, str, int], int] = {}
         """Timestamp of the snapshot that each local window was seeded from."""
         self._recalled: set[str] = set()

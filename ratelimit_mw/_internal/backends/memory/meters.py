@@ -13,7 +13,7 @@ from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.metered import Meter, Units
 from ratelimit_mw._internal.model.reservation import Reservation
 
-KEPT = 86_400 * SECOND
+RECORD_LIFE = 86_400 * SECOND
 """Microseconds that a record lives beyond its longest window where nobody settles it, and after a renewal."""
 
 
@@ -97,7 +97,7 @@ class Meters:
 
     def open(self, reservation: Reservation, now: int) -> None:
         """Make the record of a charge that was just admitted; its estimates lapse with its lease."""
-        record = MeterRecord(now, reservation.estimates, now + _longest(reservation) + KEPT)
+        record = MeterRecord(now, reservation.estimates, now + _longest(reservation) + RECORD_LIFE)
         self.records.add(reservation.id, record, now)
         for meter, estimate in zip(reservation.meters, reservation.estimates, strict=True):
             if estimate:
@@ -108,7 +108,7 @@ class Meters:
         record = self.records.find(reservation.id)
         if record is None:
             return
-        record.dies = max(record.dies, now + KEPT)
+        record.dies = max(record.dies, now + RECORD_LIFE)
         if record.never_lapses:
             return
         self.lapse(reservation.meters, now)
