@@ -24,6 +24,14 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *arguments, env={"PATH": path})
 
 
+@nox.session(name="free-threaded", python="3.14t", default=False)
+def free_threaded(session: nox.Session) -> None:
+    """What happens on a Python without the GIL, where the package is not supported, is as documented."""
+    pure = {"RATELIMIT_PURE_PYTHON": "1"}
+    session.install(".", env=pure)
+    session.run("python", "tests/support/check_free_threaded.py", env=pure)
+
+
 def _redis_server(session: nox.Session) -> Path:
     """Install the Redis that the tests run, whose wheel names old Pythons only; returns its folder."""
     folder = Path(session.cache_dir, "redis").resolve()

@@ -138,6 +138,13 @@ def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) ->
         assert ("checks/#not-compiled" in done.stdout) is not wanted
 
 
+@pytest.mark.parametrize("is_on", [True, False])
+def test_it_is_told_that_the_gil_is_off(monkeypatch: pytest.MonkeyPatch, *, is_on: bool) -> None:
+    """A process without the GIL is warned about, and one of a free-threaded Python that has it on is not."""
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: is_on, raising=False)
+    assert [finding.name for finding in findings_of(settings_of(""))] == ([] if is_on else ["without-gil"])
+
+
 def test_links_lead_to_the_documentation() -> None:
     """A reader who has only the wheel can follow a warning's link to a page of the documentation."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

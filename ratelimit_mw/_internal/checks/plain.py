@@ -5,6 +5,7 @@ is looked for in `surroundings`, `address` and `middleware`.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
@@ -39,6 +40,7 @@ def findings(settings: Settings) -> tuple[Finding, ...]:
             _unreachable_plans,
             prefetch_without_effect,
             _not_compiled,
+            _without_gil,
         )
         for finding in check(settings)
     )
@@ -116,3 +118,13 @@ def _not_compiled(_settings: Settings) -> Iterator[Finding]:
             "wheel, and the installation had no C compiler."
         )
         yield Finding("not-compiled", text)
+
+
+def _without_gil(_settings: Settings) -> Iterator[Finding]:
+    is_enabled = getattr(sys, "_is_gil_enabled", None)
+    if is_enabled and not is_enabled():
+        text = (
+            "this Python runs without the GIL, which is not supported: a limiter that event loops of several "
+            "threads share may count wrongly. Start Python with PYTHON_GIL=1."
+        )
+        yield Finding("without-gil", text)
