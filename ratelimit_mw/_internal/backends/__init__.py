@@ -1,7 +1,14 @@
 """Backends that store the counts: in this process, or in a Redis or Valkey that all workers share.
 
-Those that talk to a server are imported when a settings file names one: redis-py takes as long to import, and
-as much memory, as the rest of this package.
+- `memory/`: the backend in this process. `redis/`: on one server. `cluster/`: on a cluster.
+- `connecting/`: connections to servers, and which server is the primary.
+- `key_store.py`, `figures_store.py`, `audit_store.py`: what is stored beside the counts
+  (`memory_figures.py` in memory).
+- `servers.py`: the choice by URL. `rights.py`: users of a server that may not do all of this.
+
+All backends have the interface `Backend` in `model/backend.py`, and give the same answers. Those that talk
+to a server are imported when a settings file names one: redis-py takes as long to import, and as much
+memory, as the rest of this package.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,13 @@
-"""The command line. This file alone needs none of the packages of the extra `cli`."""
+"""The command line `ratelimit-mw`. This file alone needs none of the packages of the extra `cli`.
+
+- `commands.py`, `key_commands.py`: the commands, with their parameters and help (`options.py`,
+  `examples.py`).
+- A module for each: `check.py`, `routes.py`, `explain.py`, `counts.py` (`show` and `reset`), `keys.py`,
+  `audit.py`, `top.py` (its table is in `top_table.py`, its keys in `keyboard.py`).
+- `sources.py`, `apps.py`: the settings and the app that a command is about.
+- `callers.py`, `names.py`: the callers that it is about. `completion.py`: names for the shell.
+- `output.py`, `texts.py`: what it prints. `durations.py`: times. `recording.py`: changes, for `audit`.
+"""
 
 import sys
 

@@ -1,6 +1,10 @@
 """The dashboard: one page that shows, live and for the whole fleet, who is limited and why.
 
 Served by the middleware under `operations.dashboard_path`, to whoever has `operations.dashboard_token`.
+
+- `app.py`: `Dashboard`, which answers each path. `access.py`: who may look, and who may change.
+- `stream.py`: the live figures. `callers.py`: one caller. `exports.py`: CSV and JSON.
+- `answers.py`, `compression.py`: parts of responses. `static/`: the page.
 """
 
 from typing import TYPE_CHECKING

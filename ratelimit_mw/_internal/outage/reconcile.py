@@ -22,12 +22,7 @@ from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.outage.sync_task import SyncTask
-from ratelimit_mw._internal.outage.unsynced import (
-    UNTOUCHED,
-    UnsyncedReservation,
-    UnsyncedWindow,
-    unshared,
-)
+from ratelimit_mw._internal.outage.unsynced import UNTOUCHED, UnsyncedReservation, UnsyncedWindow, unshared
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
 from ratelimit_mw._internal.runtime.process_end import tell_at_process_end
 

@@ -1,1 +1,20 @@
-"""The backend on one Redis or Valkey server."""
+"""The backend on one Redis or Valkey server.
+
+- `backend.py`: `RedisBackend`. It makes an operation of each charge, release, renewal and settle.
+- `packing.py`, `own_costs.py`, `held_places.py`, `meter_packing.py`, `renewal_packing.py`: operations as
+  bytes; `keys.py` and `letters.py` have the names in them.
+- `operations.py`: what operations have in common.
+- `loops.py`: a batcher for each event loop, and what ended loops leave. `lines.py`: the order of one
+  lease's settles and its end.
+- `batcher.py`: sends operations together. `backlog.py` has what waits: what must arrive (releases, settles)
+  stays in it while the server is away. `replies.py` gives each operation its answer, and `error_log.py`
+  logs errors.
+- `link.py`, `deadlines.py`, `doubtful.py`, `calls.py`, `server_clock.py`, `time_limit.py`: the connection,
+  time limits, lost answers.
+- `script.py` loads the Lua script. `lua/batch.lua` says what it takes and answers; `lua/decide.lua` decides
+  a charge, limit by limit (`lua/windows.lua`, `lua/slots.lua`, `lua/budgets.lua`).
+
+Everything in one call of the script is atomic. A slot is an entry under its lease's random id: a charge
+counts the set and adds its id in one step (`lua/slots.lua`), and a release removes that id alone, however
+often it arrives (`lua/releases.lua`, or a plain `ZREM`).
+"""

@@ -57,7 +57,7 @@ class HeldPlaces(Template):
         return template
 
     def settle(self, kind: bytes, amount: int, *, replace: bool) -> Template:
-        """Settle at an amount, or keep the estimate, as `kind` says."""
+        """Settle at an amount, or hold the estimate, as `kind` says."""
         n_periods = len(self._period_ends)
         body = SETTLE_HEAD.pack(kind, amount, replace, n_periods)
         body += struct.pack(f"<{n_periods}d", *self._period_ends)
