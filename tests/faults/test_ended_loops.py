@@ -105,6 +105,34 @@ async def test_a_settle_of_a_loop_that_ended_in_an_outage_arrives(
         await limiter.release(token)
 
 
+async def test_a_settle_without_a_price_of_a_loop_that_ended_in_an_outage_arrives(
+    kind: str, start_server: StartServer
+) -> None:
+    """What a request without a price has cost is the process's, whenever it was admitted; the first settle
+    meets a server that hangs, the second one that is known to be away.
+    """
+    server = start_server(kind)
+    async with limiter_on(server.url, timeout=0.5) as limiter:
+        leases = [await limiter.acquire(api_key="a", path="/unpriced") for _ in range(2)]
+        server.stop_signal()
+        for lease in leases:
+            await in_short_lived_loop(lambda lease=lease: lease.settle("0.03"))  # type: ignore[misc]
+        late = await limiter.acquire(api_key="a", path="/unpriced")
+        assert late.decision.policy == "local"
+        await in_short_lived_loop(lambda: late.settle("0.03"))
+        server.continue_signal()
+
+        async def is_settled() -> bool:
+            return (await day_of(limiter))[:2] == (9 * CENT, 0)
+
+        assert await eventually(is_settled) < 10
+        for lease in (*leases, late):
+            limiter.engine.leases.end(lease, failed=True)
+        await eventually(lambda: is_synced(limiter))
+        assert (await day_of(limiter))[:2] == (9 * CENT, 0)
+        assert limiter.stats().settles_ignored == 0
+
+
 async def test_a_settle_arrives_where_the_loop_closed_the_limiter(start_server: StartServer) -> None:
     """To close a limiter in one event loop gives nothing up while another one serves requests."""
     server = start_server("redis")

@@ -39,7 +39,9 @@ class Pair:
         self.clock = FakeClock()
         self.backend = Shaky(clock=self.clock)
         self.limiter = Limiter(settings_of(text), backend=self.backend)
-        self.limiter.engine.decider.local = LocalPolicy(self.backend, clock=self.clock)
+        engine = self.limiter.engine
+        engine.decider.local = LocalPolicy(self.backend, clock=self.clock)
+        engine.leases.token_store = engine.leases.settling.outage = engine.decider.local.reconciler
 
     async def admitted(self, number: int) -> int:
         """Send so many requests; return the number of those admitted."""
@@ -320,19 +322,59 @@ async def test_what_was_spent_meanwhile_is_told(make: MakePair) -> None:
     assert len(pair.limiter.engine.decider.local.reconciler) == 0
 
 
-async def test_without_a_price_nothing_is_settled_that_was_admitted_meanwhile(make: MakePair) -> None:
-    """Such a request has no estimate, in the outage or after it; one with a price of 0 has."""
-    unpriced = make(MONEY.replace(', price = "0.10"', ""))
-    priced = make(MONEY.replace('price = "0.10"', 'price = "0"'))
-    for pair in (unpriced, priced):
-        pair.backend.away = True
-        lease = await pair.limiter.acquire(api_key="a")
-        with pytest.raises(LeaseError):
-            await lease.detach(ttl=-1)
+@pytest.mark.parametrize("price", ["", ', price = "0"'])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_was_admitted_meanwhile_is_settled_with_and_without_a_price(
+    make: MakePair, price: str, is_late: bool
+) -> None:
+    """A request of an outage is charged what it costs, in the outage or after it, by lease or by token."""
+    pair = make(MONEY.replace(', price = "0.10"', price))
+    pair.backend.away = True
+    by_lease, by_token = [await pair.limiter.acquire(api_key="a") for _ in range(2)]
+    with pytest.raises(LeaseError):
+        await by_token.detach(ttl=-1)
+    token = await by_token.detach(ttl=60)
+    if is_late:
         await pair.back()
-        await lease.settle("0.03")
-    assert counted((await unpriced.statuses())[2]) == 0
-    assert counted((await priced.statuses())[2]) == 3 * CENT
+    await by_lease.settle("0.03")
+    await by_lease.settle("0.03")
+    await pair.limiter.settle(token, "0.04")
+    await pair.back()
+    assert pair.limiter.stats().settles_ignored == 0
+    assert counted((await pair.statuses())[2]) == 7 * CENT
+
+
+@pytest.mark.parametrize("concurrent", ["", "concurrent = 3, "])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_was_admitted_before_is_settled_without_a_price(
+    make: MakePair, concurrent: str, is_late: bool
+) -> None:
+    """A request that the backend has admitted may settle or detach in an outage; its slot stays."""
+    pair = make(MONEY.replace("concurrent = 3, ", concurrent).replace(', price = "0.10"', ""))
+    by_lease, by_token = [await pair.limiter.acquire(api_key="a") for _ in range(2)]
+    pair.backend.away = True
+    token = await by_token.detach(ttl=60)
+    if not is_late:
+        await by_lease.settle("0.03")
+        await pair.limiter.settle(token, "0.04")
+    await pair.back()
+    await by_lease.settle("0.03")
+    async with pair.limiter.resume(token) as job:
+        await job.settle("0.04")
+        assert not job.is_lost
+    pair.limiter.engine.leases.end(by_lease, failed=True)
+    assert pair.limiter.stats().settles_ignored == 0
+    _, *slots, day = await pair.statuses()
+    assert [counted(each) for each in [*slots, day]] == [0] * len(slots) + [7 * CENT]
+
+
+async def test_what_was_spent_without_a_price_is_spent_in_the_outage(make: MakePair) -> None:
+    """A budget that requests without a price have used up refuses those with one, also meanwhile."""
+    pair = make(MONEY.replace(', price = "0.10"', ""))
+    assert (await pair.limiter.acquire(api_key="a", price="0.10")).allowed
+    pair.backend.away = True
+    await (await pair.limiter.acquire(api_key="a")).settle("0.95")
+    assert not (await pair.limiter.acquire(api_key="a", price="0.10")).allowed
 
 
 async def test_a_second_outage_grants_no_money_twice(make: MakePair) -> None:

@@ -14,6 +14,7 @@ from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus
 from tests.support.asgi import FakeClock, settings_of
+from tests.support.conformance import eventually
 
 TOKENS = """
 plans.default = { units = { tokens = ["1000/minute"] }, spending = { daily = "1.00" } }
@@ -49,6 +50,12 @@ class Watched(MemoryBackend):
             raise BackendError("nobody answers")
         return await super().acquire(charge, lease_id, price)
 
+    async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
+        """Charge what was admitted elsewhere, where anybody answers."""
+        if self.away:
+            raise BackendError("nobody answers")
+        return await super().restore(charge, lease_id, price)
+
     def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """End a reservation, and remember how."""
         self.finished.append(action)
@@ -67,6 +74,11 @@ async def spent(limiter: Limiter) -> tuple[int, int]:
         each for _, each in (await limiter.engine.peek(policy)).limits if isinstance(each, BudgetStatus)
     ]
     return budget.spent, budget.held
+
+
+async def has_spent(limiter: Limiter, amounts: tuple[int, int]) -> bool:
+    """Whether the caller has spent so much, and so much is held for it."""
+    return await spent(limiter) == amounts
 
 
 def end(limiter: Limiter, lease: Lease) -> None:
@@ -136,15 +148,22 @@ async def test_settles_at_once_open_one_estimate() -> None:
     assert await spent(limiter) == (300_000, 0)
 
 
-async def test_an_estimate_that_could_not_be_opened_is_opened_by_the_next_settle() -> None:
-    """A price that the backend never got can be settled once more when it is back."""
+async def test_a_price_that_the_backend_could_not_take_is_kept_until_it_can(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What a request without a price settles in an outage is written later, once, however often it comes."""
     limiter = limiter_of(backend := Watched())
     lease = await limiter.acquire(api_key="a", path="/chat")
     backend.away = True
     await lease.settle("0.30")
-    backend.away = False
     assert await spent(limiter) == (0, 0)
+    backend.away = False
     await lease.settle("0.30")
+    await eventually(lambda: has_spent(limiter, (300_000, 0)))
+    await lease.settle("0.30")
+    assert caplog.messages == []
+    await lease.settle("0.40")
+    assert limiter.stats().settles_ignored == 1
     assert await spent(limiter) == (300_000, 0)
 
 
@@ -156,6 +175,20 @@ async def test_a_job_without_a_price_holds_no_money() -> None:
     assert await spent(limiter) == (0, 0)
     await limiter.settle(token, "0.30")
     assert await spent(limiter) == (300_000, 0)
+
+
+async def test_a_price_is_read_in_the_currency_of_the_budget() -> None:
+    """A settle of tokens counts whole tokens, with an estimate and without one."""
+    text = """
+        plans.default.spending = { daily = "1000", currency = "token" }
+        routes = [{ path = "/priced", price = "100" }]
+    """
+    limiter = Limiter(settings_of(text), backend=MemoryBackend(clock=FakeClock()))
+    for path in ("/priced", "/"):
+        lease = await limiter.acquire(api_key="a", path=path)
+        await lease.settle("399.5")
+    (budget,) = (await limiter.acquire(api_key="a", path="/priced")).decision.limits
+    assert budget.remaining == 100
 
 
 @pytest.mark.parametrize("amount", ["0.40", None])

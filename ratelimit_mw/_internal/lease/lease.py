@@ -212,12 +212,18 @@ class Lease:
         return self.outcome is not None or self.reservation is not NO_RESERVATION
 
     @property
+    def is_local(self) -> bool:
+        """Whether this process admitted it alone, as the backend was away."""
+        made = self._decision
+        return made is not None and made.policy == "local" and made.refusal is None
+
+    @property
     def unpriced(self) -> Charge | None:
         """The charge with the caller's budgets, of a request that was admitted without a price.
 
         None for any other.
         """
-        if self.outcome is None or self.reservation.periods:
+        if self.reservation.periods or (self.outcome is None and not self.is_local):
             return None
         charge = self.policy.priced_charge
         return charge if charge.allowances else None

@@ -223,7 +223,8 @@ class Leases:
         lease.is_detached = True
         # One of this process alone becomes the backend's, under the same id, when that is back.
         reservation = NO_RESERVATION if lease.is_ended else lease.reservation
-        lease.token = write_token(Ticket(reservation, lease.give_up_at), self._secret)
+        money = self.settling.separate.get(lease)
+        lease.token = write_token(Ticket(reservation, lease.give_up_at, money), self._secret)
         if reservation.is_leased:
             try:
                 await self._hand_over(lease, seconds)
@@ -328,6 +329,8 @@ class Leases:
         lease.decide(EXEMPT)
         lease.reservation = ticket.reservation
         lease.give_up_at = ticket.give_up_at
+        if ticket.money is not None:
+            self.settling.separate[lease] = ticket.money
         lease.is_detached, lease.token = True, token
         return lease
 

@@ -5,12 +5,13 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.owed import OwedWork
 from ratelimit_mw._internal.lease.token import LeaseError
-from ratelimit_mw._internal.model.backend import Backend, Known, Settlement
+from ratelimit_mw._internal.model.backend import Backend, BackendError, Known, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.metered import Units, check_amounts
@@ -24,11 +25,29 @@ _ANY_AMOUNT = 2**53
 """More than any budget has."""
 
 
+class OutageEstimates(Protocol):
+    """Keeper of the estimates that are opened while the backend is away."""
+
+    def open(self, charge: Charge) -> Reservation:
+        """Open an estimate of nothing under an id of its own; the backend is told when it is back."""
+        ...
+
+    def settle(
+        self, reservation: Reservation, amount: int, *, replace: bool = False
+    ) -> Awaitable[Settlement]:
+        """Settle it, wherever it is known by then."""
+        ...
+
+
 class Settling:
     """The settles of one limiter's leases: of money and of metered units."""
 
     def __init__(self, backend: Backend, owed: OwedWork, notify: Notifier) -> None:
         self._backend = backend
+        self.outage: OutageEstimates | None = None
+        """Keeper of estimates that the backend could not be asked for."""
+        self.separate: WeakKeyDictionary[Lease, Reservation] = WeakKeyDictionary()
+        """Such estimates, by their lease: each has an id of its own."""
         self._owed = owed
         self._notify = notify
         self.ignored: int = 0
@@ -40,23 +59,24 @@ class Settling:
         self, lease: Lease, amount: str | int | Decimal | None, units: Units | None, *, replace: bool
     ) -> None:
         """See `Lease.settle`. Raises `LeaseError`."""
-        unpriced, price, used = lease.unpriced, None, dict[str, int]()
+        separate, unpriced, price, used = self.separate.get(lease), lease.unpriced, None, dict[str, int]()
         try:
             if units is not None and lease.is_charged:
                 used = self._units_of(lease, units)
-            if amount is not None and (lease.reservation.periods or unpriced is not None):
-                price = parse_amount(amount, (unpriced or lease.reservation).currency, round_up=True)
+            if amount is not None and (separate or lease.reservation.periods or unpriced is not None):
+                currency = (separate or unpriced or lease.reservation).currency
+                price = parse_amount(amount, currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
         sent = list[Coroutine[Any, Any, None]]()
         if used:
             sent.append(self._take_in_units(lease, used, self._send_units(lease, used, replace)))
-        if price is not None and unpriced is not None and (not lease.is_ended or lease.is_detached):
+        is_open = separate is not None or unpriced is None
+        if price is not None and not is_open and (not lease.is_ended or lease.is_detached):
             sent.append(self._open_and_settle(lease, price, replace))
         elif price is not None:
             # Sent here and not in a task of its own, so that no end of the request comes before it.
-            met = lease.backend.settle(lease.reservation, price, replace=replace)
-            sent.append(self._take_in_price(lease, price, met))
+            sent.append(self._take_in_price(lease, price, self._send_price(lease, price, replace)))
         for late in lease.late:
             if late_used := {} if units is None else self._units_of(late, units):
                 late_sent = self._send_units(late, late_used, replace)
@@ -95,10 +115,13 @@ class Settling:
     async def open_estimate(self, lease: Lease) -> None:
         """Create a zero estimate for a request without a price, so that it can be settled.
 
-        The estimate is never refused.
+        The estimate is never refused. Where the backend is away, it is one of this process.
         """
         unpriced = lease.unpriced
-        if unpriced is None:
+        if unpriced is None or lease in self.separate:
+            return
+        if lease.is_local:
+            self._open_here(lease)
             return
         if lease.opening is None or (lease.opening.done() and not lease.reservation.periods):
             lease.opening = self._owed.start(self._open(lease, unpriced), "an estimate", lease.id)
@@ -107,7 +130,11 @@ class Settling:
     async def _open(self, lease: Lease, unpriced: Charge) -> None:
         charge = Charge(map(_without_end, unpriced.allowances))
         lease_id = lease.reservation.id if lease.reservation is not NO_RESERVATION else new_lease_id()
-        opened = (await self._backend.acquire(charge, lease_id, 0)).reservation
+        try:
+            opened = (await self._backend.acquire(charge, lease_id, 0)).reservation
+        except BackendError:
+            self._open_here(lease)
+            return
         # Its slots may have been freed meanwhile.
         held = lease.reservation
         lease.reservation = Reservation(
@@ -121,17 +148,33 @@ class Settling:
             held.estimates,
         )
 
+    def _open_here(self, lease: Lease) -> None:
+        """Create that estimate in this process, which tells the backend of it later."""
+        unpriced = lease.unpriced
+        if unpriced is not None and lease not in self.separate and self.outage is not None:
+            self.separate[lease] = self.outage.open(Charge(map(_without_end, unpriced.allowances)))
+
     async def _open_and_settle(self, lease: Lease, price: int, replace: bool) -> None:
-        await self.open_estimate(lease)
-        await self._take_in_price(
-            lease, price, lease.backend.settle(lease.reservation, price, replace=replace)
-        )
+        try:
+            await self.open_estimate(lease)
+        except asyncio.CancelledError:  # the event loop ends: the price is the process's
+            self._open_here(lease)
+            self._send_price(lease, price, replace)
+            raise
+        await self._take_in_price(lease, price, self._send_price(lease, price, replace))
+
+    def _send_price(self, lease: Lease, price: int, replace: bool) -> Awaitable[Settlement]:
+        separate = self.separate.get(lease)
+        if separate is not None and self.outage is not None:
+            return self.outage.settle(separate, price, replace=replace)
+        return lease.backend.settle(lease.reservation, price, replace=replace)
 
     async def _take_in_price(self, lease: Lease, units: int, sent: Awaitable[Settlement]) -> None:
         met = await sent
         if not lease.reservation.slots and (lease.is_metered_out or not any(lease.reservation.estimates)):
             lease.stop_renewing()
-        self._tell_of_ignored(lease, met, format_amount(units, lease.reservation.currency))
+        currency = self.separate.get(lease, lease.reservation).currency
+        self._tell_of_ignored(lease, met, format_amount(units, currency))
 
     def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:
         if met is Settlement.DIFFERENT:

@@ -33,6 +33,8 @@ class Ticket:
     reservation: Reservation
     give_up_at: float | None = None
     """Time to give the slots up, by this process's `time.monotonic`."""
+    money: Reservation | None = None
+    """Estimate of money, where it has an id of its own; `reservation` has none then."""
 
 
 def check_ttl(ttl: object) -> float:
@@ -44,18 +46,20 @@ def check_ttl(ttl: object) -> float:
 
 def write_token(ticket: Ticket, secret: str) -> str:
     """A ticket as an opaque string, signed under `secret`; without one it only has a checksum."""
-    reservation = ticket.reservation
+    reservation, money = ticket.reservation, ticket.money or ticket.reservation
     fields = _Fields(
         i=reservation.id.hex(),
         s=tuple(held[:2] for held in reservation.slots),
-        b=tuple(tuple(held) for held in reservation.periods),
+        b=tuple(tuple(held) for held in money.periods),
         l=reservation.lease_seconds,
-        p=reservation.price,
-        c=reservation.currency,
+        p=money.price,
+        c=money.currency,
         g=None if ticket.give_up_at is None else ticket.give_up_at - time.monotonic() + time.time(),
         u=tuple(_meter_fields(*each) for each in zip(reservation.meters, reservation.estimates, strict=True)),
+        m=None if ticket.money is None else money.id.hex(),
     )
-    left_out = None if reservation.meters else {"u"}  # as other versions write and read it
+    # As other versions write and read it.
+    left_out = {name for name, value in (("u", reservation.meters), ("m", ticket.money)) if not value}
     payload = _encode(fields.model_dump_json(exclude=left_out).encode())
     return f"{_VERSION}.{payload}.{_encode(_mac(payload, secret))}"
 
@@ -113,6 +117,8 @@ class _Fields(BaseModel):
     """Time to give the slots up, in seconds since 1970: the one clock that machines have in common."""
     u: Annotated[tuple[_MeterFields, ...], Field(max_length=_MAX_PLACES)] = ()
     """Metered units."""
+    m: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+    """The id of the estimate of money, where that is another than the lease's."""
 
 
 def _meter_fields(meter: Meter, estimate: int) -> _MeterFields:
@@ -126,17 +132,20 @@ def _meter(fields: _MeterFields) -> Meter:
 
 
 def _ticket(fields: _Fields) -> Ticket:
+    periods, money = tuple(ReservationKey(*held) for held in fields.b), None
+    if fields.m is not None:
+        money = Reservation(bytes.fromhex(fields.m), (), periods, fields.l, fields.p, fields.c)
     reservation = Reservation(
         bytes.fromhex(fields.i),
         tuple(ReservationKey(*held) for held in fields.s),
-        tuple(ReservationKey(*held) for held in fields.b),
+        periods if money is None else (),
         fields.l,
-        fields.p,
+        fields.p if money is None else 0,
         fields.c,
         tuple(_meter(each) for each in fields.u),
         tuple(each[4] for each in fields.u),
     )
-    return Ticket(reservation, None if fields.g is None else fields.g - time.time() + time.monotonic())
+    return Ticket(reservation, None if fields.g is None else fields.g - time.time() + time.monotonic(), money)
 
 
 def _mac(payload: str, secret: str) -> bytes:

@@ -95,9 +95,8 @@ class Engine:
         """Calls that wait where they are refused."""
         self.leases.charge_late = LateCharges(self.decider, self.leases, self.live, self.turns).charge
         self.leases.settling.on_uncounted = UncountedUnits(lambda: self.settings)
-        self.leases.token_store = (
-            self.decider.local.reconciler
-        )  # a token may be of a reservation that only this process knows
+        # A token may be of a reservation that only this process knows.
+        self.leases.token_store = self.leases.settling.outage = self.decider.local.reconciler
         if on_decision is not None:
             self.observe(DecisionNotifier(on_decision))
         self.at_close: list[Callable[[], object]] = []

@@ -20,7 +20,7 @@ from ratelimit_mw._internal.model.charge import Charge, Clock, Counter
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, new_lease_id
 from ratelimit_mw._internal.outage.sync_task import SyncTask
 from ratelimit_mw._internal.outage.unsynced import UNTOUCHED, UnsyncedReservation, UnsyncedWindow, unshared
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -99,6 +99,13 @@ class OutageReconciler:
                 self._note_lost()
         self._syncing.start()
 
+    def open(self, charge: Charge) -> Reservation:
+        """Open an estimate of nothing here, under an id of its own. Waits for nothing."""
+        with self.lock:
+            reservation = self._local.decide(charge, new_lease_id(), 0).reservation
+            self.add(charge, reservation, 0)
+        return reservation
+
     def _count(self, counter: Counter, window: Window, cost: int) -> None:
         """Count units that were admitted here, which the backend has to be told of."""
         counter = unshared(counter)
@@ -114,9 +121,7 @@ class OutageReconciler:
         """Undo a charge that was admitted here, as far as the backend was not told of it."""
         with self.lock:
             for place, counter in enumerate(map(unshared, charge.counters)):
-                if (
-                    isinstance(counter.limit, Window) and not counter.limit.is_metered
-                ):  # the reservation has the others
+                if isinstance(counter.limit, Window) and not counter.limit.is_metered:  # as in `add`
                     waiting, cost = self._windows.get(counter), charge.cost_at(place)
                     if waiting is not None and waiting.take_back(cost):
                         self._local.give_back(Charge([counter], cost), NO_RESERVATION, times)
@@ -133,12 +138,11 @@ class OutageReconciler:
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew many reservations, each for its own time; the answer to each, or why there is none."""
         here = [reservation.id in self._owed for reservation, _ in renewals]
-        local = await self._local.renew_all(
-            [each for each, is_here in zip(renewals, here, strict=True) if is_here]
-        )
+        local = [each for each, is_here in zip(renewals, here, strict=True) if is_here]
         shared = [each for each, is_here in zip(renewals, here, strict=True) if not is_here]
-        answers = iter(local), iter(await self._shared.renew_all(shared) if shared else ())
-        return [next(answers[0] if is_here else answers[1]) for is_here in here]
+        local_answers = iter(await self._local.renew_all(local))
+        answers = iter(await self._shared.renew_all(shared) if shared else ())
+        return [next(local_answers if is_here else answers) for is_here in here]
 
     def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
@@ -217,8 +221,7 @@ class OutageReconciler:
         with self.lock:
             if len(self):
                 self.lost += len(self)
-                text = "the backend was never told of %d counts of this process: %s"
-                logger.error(text, len(self), reason)
+                logger.error("the backend was never told of %d counts of this process: %s", len(self), reason)
                 if not is_over:
                     for owed in self._owed.values():
                         self._forget(owed)
@@ -327,11 +330,8 @@ class OutageReconciler:
                     await each
             except BackendError as error:
                 self.lost += 1
-                logger.error(  # noqa: TRY400 - the reason says it all
-                    "what lease %s spent without the backend could not be written: %s",
-                    reservation.id.hex(),
-                    error,
-                )
+                text = "what lease %s spent without the backend could not be written: %s"
+                logger.error(text, reservation.id.hex(), error)  # noqa: TRY400 - the reason says it all
                 return
 
     def _forget(self, owed: UnsyncedReservation) -> None:
