@@ -78,7 +78,7 @@ MODULES = {
     "lease/renewals": "renewals slots estimates",
     "limiter/decider": "limiter hooks_decisions hooks_log decision_counts slots refused local unservable"
     " prefetch limits_by_answer",
-    "model/charge": OUTCOMES,
+    "model/charge": f"{OUTCOMES} charge limits_in_code memory_bounds prefetch",
     "model/outcome": OUTCOMES,
     "model/reservation": f"reservation {OUTCOMES}",
     "model/limits": "limits headers conformance_windows application_share",
@@ -91,7 +91,8 @@ MODULES = {
     "outage/unsynced": "unsynced local units_outage",
     "policy/api_key_reader": "identity",
     "policy/client_address": "address forwarded_findings identity networks",
-    "policy/decision": "decision headers refusals spending units",
+    "policy/decision": "decision headers refusals spending units limiter limits_switches rate_limited"
+    " late_limits",
     "policy/identity": "identity policy resolve",
     "policy/lookup": "policy identity spending",
     "policy/policy": "policy refusals spending decision_counts",

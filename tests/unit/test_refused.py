@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -229,6 +230,57 @@ def test_a_window_with_a_free_slot_beside_it_is_remembered() -> None:
     bench.acquire(one, b"a" * 16)
     bench.acquire(one, b"b" * 16)
     assert len(bench.table) == 1
+
+
+def test_an_admission_makes_all_refusals_of_its_caller_untrue() -> None:
+    """Units that are used since are in the figures of every cost that was refused, asked once or twice."""
+    bench, window = Bench(), Window(5, 1, "minute")
+    bench.acquire(charge(window, cost=3))
+    refused = [charge(window, cost=cost) for cost in (3, 4, 5)]
+    assert not any(bench.acquire(each).admitted for each in refused)
+    bench.table.add(refused[0], bench.backend.decide(refused[0], NO_LEASE, 0), bench.table.now(), KIND)
+    assert len(bench.table) == 3
+    assert bench.acquire(charge(window, cost=1)).admitted
+    assert [bench.table.find(each) for each in refused] == [None] * 3
+
+
+def test_a_refusal_that_names_no_limit_is_not_remembered() -> None:
+    """Where nothing says until when a refusal holds on, the backend is asked again."""
+    bench, one = Bench(), charge(Window(1, 1, "minute"))
+    unfounded = Outcome(False, START, Numbers((0, 0, 0)), bench.backend.decide(one, None, 0).reservation)
+    bench.table.add(one, unfounded, bench.table.now(), KIND)
+    assert bench.known(one) is None
+
+
+def _clear(bench: Bench, refused: Charge) -> None:
+    bench.table.clear()
+
+
+def _fork(bench: Bench, refused: Charge) -> None:
+    bench.table.after_fork()
+
+
+def _outlive(bench: Bench, refused: Charge) -> None:
+    bench.clock.wait(LONGEST)
+    bench.table.find(refused)
+
+
+def _admit(bench: Bench, refused: Charge) -> None:
+    bench.acquire(Charge(refused.counters, 1))
+
+
+@pytest.mark.parametrize("forget", [_clear, _fork, _outlive, _admit])
+def test_nothing_is_kept_of_what_is_forgotten(forget: Callable[[Bench, Charge], None]) -> None:
+    """A process that forked, a reset, the time and an admission leave no trace of a refusal in the table."""
+    bench = Bench()
+    one = Charge(
+        [Counter("caller", "p", Window(5, 1, "hour")), Counter("app", "app", Window(9, 1, "hour"))], 3
+    )
+    assert bench.acquire(one).admitted
+    assert not bench.acquire(one).admitted
+    forget(bench, one)
+    table = bench.table
+    assert (table.kept, table._by_caller, table._by_shared) == ({}, {}, {})
 
 
 def test_the_table_is_bounded() -> None:

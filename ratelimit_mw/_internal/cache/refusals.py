@@ -101,7 +101,7 @@ class RefusalCache:
         statuses = charge.statuses(outcome)
         if any(status.refuses for status in statuses if not isinstance(status, WindowStatus)):
             return  # a slot may be free at any moment
-        wait = min(LONGEST * SECOND, min(_changes(statuses), default=LONGEST * SECOND))
+        wait = min(LONGEST * SECOND, min(_changes(statuses), default=0))
         refused = CachedRefusal(charge, outcome, self.now(), sent + wait / SECOND, kind)
         with self._lock:
             self._forget(charge)
