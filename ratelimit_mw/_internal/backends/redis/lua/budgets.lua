@@ -103,7 +103,7 @@ local function open(more, key, op, n)
   is_open = more.again and get_record(key) ~= nil
   if is_open then return end
   local ends, head, limit_size = 0, CHARGE_HEAD, LIMIT_SIZE
-  if more.is_own then head, limit_size = OWN_HEAD, OWN_SIZE end
+  if more.own_format then head, limit_size = OWN_HEAD, OWN_SIZE end
   for j = 1, n do
     local letter, _, _, period_ends = parse('<Bddd', op, head + 1 + (j - 1) * limit_size)
     if letter == BUDGET then ends = max(ends, period_ends) end

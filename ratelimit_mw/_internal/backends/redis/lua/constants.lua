@@ -62,12 +62,21 @@ local SETTLE_HEAD = 11
 local LIMIT_SIZE = 25
 local OWN_HEAD = 20 -- of a charge whose limits have costs of their own
 local OWN_SIZE = 34 -- of such a limit
+local OWN_LIMIT = '<BddddB' -- how it is packed
 local METER_SIZE = 16 -- of each meter behind the limits
 local ID_SIZE = 16
 
--- A record of units (meters.lua): its head, and an entry; an estimate as the set of its meter has it (estimates.lua)
+-- A meter's operation up to its first meter; more entries than a window has, where what was used is what was estimated
+-- at most
+local METER_HEAD = 4
+local MANY_ENTRIES = 1002
+
+-- A record of units (meters.lua): its head, an entry, and as arguments the places where it says
+-- whether its estimates may lapse, and of its first entry; an estimate as the set of its meter has it (estimates.lua)
 local UNITS_HEAD = 16
 local UNITS_ENTRY = 24
+local HOLDS_AT = '8'
+local FIRST_ENTRY = '16'
 local MEMBER = '<c0dd'
 local KEEPS_SET = '' -- a member that never lapses: to make the set anew for each estimate would cost more
 

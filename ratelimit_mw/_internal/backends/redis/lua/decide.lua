@@ -15,7 +15,7 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
   -- are admitted, nil where TIME lies outside a period. A limit has three figures.
   if j > n then
     if not alone then
-      at = more.is_own and OWN_HEAD + 1 or CHARGE_HEAD + 1
+      at = more.own_format and OWN_HEAD + 1 or CHARGE_HEAD + 1
       return decide(more, figures, op, first, n, number, charge_cost, charges, 1, at, true, admitted)
     end
     if more and more.records and admitted > 0 then
@@ -24,20 +24,26 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
     end
     return admitted
   end
-  local key, letter, quota, length, granule, next_at = KEYS[first + j], parse('<Bddd', op, at)
+  local key, letter, quota, length, granule, next_at, meter, behind =
+    KEYS[first + j], parse(more and more.own_format or '<Bddd', op, at)
   local cost, pays = charge_cost, charges
   if more then
-    if more.is_own then
-      local meter
-      cost, meter, next_at = parse('<dB', op, next_at)
+    if meter then -- and a cost of its own
+      cost, next_at = next_at, behind
       if not (cost >= 0 and cost <= MOST_COST and cost % 1 == 0) then error('ERR a cost is a whole number from 0', 0) end
-      cost, pays = math.max(cost, 1), charges and cost > 0 and not (more.is_charged and meter > 0)
+      if cost == 0 then
+        cost, pays = 1, false
+      elseif more.is_charged and meter > 0 then
+        pays = false
+      end
     end
     if more.states and (more.states[key] == true) ~= alone then
       return decide(more, figures, op, first, n, number, charge_cost, charges, j + 1, next_at, alone, admitted)
     end
   end
   if letter == WINDOW then
+    local shared = not alone and part(SHARING).shared(key, letter, quota, length, granule)
+    local read = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
     -- include windows
   elseif letter == SLOTS then
     -- include slots

@@ -4,10 +4,11 @@
 -- the lease, when it was charged and how much, by when it lapses. A lapsed one is given back to the windows at the
 -- time of its charge when a charge is refused, when somebody looks, and once in an eighth of its longest window.
 --
--- Needs   get_numbers (numbers.lua), on_set (open_sets.lua), take_off.lua, decide, read_record (meters.lua)
+-- Needs   get_numbers (numbers.lua), on_set (open_sets.lua), take_off.lua, note_damage (faults.lua), decide
 -- Gives   decide_metered(...): as decide of decide.lua, for a charge with meters that lets estimates lapse first, or may
 --         have been done before
 --         lapsed(more, admitted, ...): the same for one that was asked and is refused, or found that some may have lapsed
+--         read_record(record): a record of units (meters.lua) as it is stored, nil where there is none
 --         renew_meters(id, record, sets, lease): lets the estimates of a lease last
 
 local MEMBER_SIZE = 32
@@ -56,9 +57,19 @@ local function decide_metered(more, figures, op, first, n, ...)
   return lapsed(decide(more, figures, op, first, n, ...), more, figures, op, first, n, ...)
 end
 
+local function read_record(record)
+  local raw = get_numbers(record)
+  if raw and (#raw < UNITS_HEAD or #raw % UNITS_ENTRY ~= UNITS_HEAD) then
+    part(REPAIR).note_damage(record)
+    call('DEL', record)
+    return nil
+  end
+  return raw
+end
+
 local function renew_meters(id, record, sets, lease)
   -- Lets the estimates of a lease last, but for those that have lapsed or are settled.
-  local raw = part(METER).read_record(record)
+  local raw = read_record(record)
   if not raw then return end
   local at, is_open = parse('<dd', raw)
   if is_open ~= 1 then return end

@@ -2,7 +2,7 @@
 --
 -- Functions and what they share cost when they are made: only those are that the operation needs.
 --
--- Needs   releases.lua; decide.lua, charges.lua, charge_answers.lua; parts.lua
+-- Needs   releases.lua, meters.lua; decide.lua, charges.lua, charge_answers.lua; parts.lua
 -- Gives   the reply, which it returns
 
 local op, first = ARGV[2], 0
@@ -10,13 +10,17 @@ local kind, ok, said = byte(op), false, nil
 if kind == FINISH then
   -- include releases
   ok, said = pcall(release, op, first)
+elseif kind == METER then
+  -- include meters
+  ok, said = pcall(meter, op, first)
 else
   if kind == ACQUIRE or kind == PEEK or kind == TAKE_AHEAD or kind == ACQUIRE_AGAIN or kind >= OWN_COSTS then
     -- include decide
     -- include charges
     said = fault
     if not fault then
-      local figures = {nil, nil, nil, nil, nil, nil, nil, nil, nil} -- room for those of three limits
+      local figures = {nil, nil, nil, nil, nil, nil, nil, nil, nil} -- room for those of three limits, or of four
+      if n > 3 then figures = {nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil} end
       local meters, admitted = more and more.meters, nil
       local asks = meters and (not charges or more.again) and part(ESTIMATES).decide_metered or decide
       repeat

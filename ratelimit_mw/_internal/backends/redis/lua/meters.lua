@@ -3,89 +3,91 @@
 -- A record per charge says what it counts: the time of the charge, and 1 while its estimates may lapse; then for each
 -- meter what counts at that time, what counts besides, and since when (-1: not settled yet).
 --
--- Needs   get_numbers (numbers.lua), on_set (open_sets.lua), take_off.lua, note_damage (faults.lua), windows.lua
--- Gives   meter(op, first): the answer; read_record(record): a record as it is stored, nil where there is none
--- Cost    three commands for a settle, and two or three for each window
-
-local METER_HEAD = 4 -- of the operation, up to its first meter
-local MANY_ENTRIES = 1002 -- more than a window has, where what was used is what was estimated at most
-
-local function read_record(record)
-  local raw = get_numbers(record)
-  if raw and (#raw < UNITS_HEAD or #raw % UNITS_ENTRY ~= UNITS_HEAD) then
-    part(REPAIR).note_damage(record)
-    call('DEL', record)
-    return nil
-  end
-  return raw
-end
-
-local function use(key, quota, length, granule, cost)
-  -- Charges a window with what was used, also beyond its limit: it counts up to MOST_COST.
-  local raw = redis.pcall('GETRANGE', key, '0', LAST_STAGED)
-  if type(raw) == 'string' and #raw >= HEADER_SIZE then
-    local sum, _, _, _, _, _, _, _, ring = parse(HEADER, raw)
-    if ring > MANY_ENTRIES then granule = max(granule, floor(length / 1000)) end
-    if sum >= 0 then cost = min(cost, MOST_COST - sum) end
-  end
-  if cost <= 0 then return end
-  quota = MOST_COST
-  local more, figures, op, first, charge_cost, charges, next_at -- of a charge of this window alone
-  local alone, letter, j, n, number, admitted, pays = true, WINDOW, 1, 1, 1, 1, true
-  figures = {}
-  -- include windows
-end
+-- Most of a settle alone in a call would be making functions: so this one holds all that most settles need.
+--
+-- Needs   of ESTIMATES on_set (open_sets.lua), read_record (estimates.lua), take_off.lua; UPKEEP, REPAIR (parts.lua)
+-- Gives   meter(op, first): the answer
+-- Cost    four commands for a settle, and two for each window
 
 local function meter(op, first)
   local _, n_keys, mode, n = byte(op, 1, METER_HEAD)
-  local id, record, from, key = slice(op, -ID_SIZE), KEYS[first + n_keys], METER_HEAD + 1, first
-  local raw = read_record(record)
-  if not raw or #raw ~= UNITS_HEAD + n * UNITS_ENTRY then return UNKNOWN end
-  local at, is_open = parse('<dd', raw)
-  local ends, met, longest, all_settled = mode >= UNITS_KEEP, UNKNOWN, 0, true
-  local entries = pack('<dd', at, mode == UNITS_HOLD and 0 or is_open)
+  local record, from, key_at = KEYS[first + n_keys], METER_HEAD + 1, first + 1
+  local stored = redis.pcall('GET', record)
+  if not stored then return UNKNOWN end
+  if #stored ~= UNITS_HEAD + n * UNITS_ENTRY then
+    part(ESTIMATES).read_record(record) -- which mends what is damaged
+    return UNKNOWN
+  end
+  local at, is_open, base, extra, extra_at = parse('<ddddd', stored)
+  local met, longest, all_settled = UNKNOWN, 0, true
+  local ends = mode >= UNITS_KEEP
   local is_dirty = ends -- whether there was a write, which the first has to be that works when memory is full
   if ends then call('DEL', record) end
   for i = 1, n do
     local amount, n_windows, position = parse('<dB', op, from)
-    local base, extra, extra_at = parse('<ddd', raw, UNITS_HEAD + 1 + (i - 1) * UNITS_ENTRY)
-    local settles, off, used = mode <= UNITS_REPLACE and amount >= 0 and amount <= MOST_COST, 0, 0
-    local extra_off, extra_off_at = 0, extra_at
-    local said = SETTLED
+    local entry_at = UNITS_HEAD + (i - 1) * UNITS_ENTRY
+    if i > 1 then base, extra, extra_at = parse('<ddd', stored, entry_at + 1) end
+    local settles, said, off, used = mode <= UNITS_REPLACE and amount >= 0 and amount <= MOST_COST, SETTLED, 0, 0
+    local extra_off, extra_off_at, has_lapsed = 0, extra_at, false
     if settles and extra_at >= 0 then -- it was settled before
       if base + extra == amount then said = REPEATED elseif mode ~= UNITS_REPLACE then said = DIFFERENT end
       extra_off = extra
     elseif is_open == 1 and base > 0 and extra_at < 0 and (settles or mode > UNITS_REPLACE) then
-      if on_set('ZREM', KEYS[key + 1], pack(MEMBER, id, at, base)) == 1 then
+      local open, member = KEYS[key_at], pack(MEMBER, slice(op, -ID_SIZE), at, base)
+      local was_open = redis.pcall('ZREM', open, member)
+      if type(was_open) == 'table' then was_open = part(ESTIMATES).on_set('ZREM', open, member) end
+      if was_open == 1 then
         is_dirty = true
       else
-        base = 0 -- it has lapsed, and was given back
+        base, has_lapsed = 0, true -- and was given back
       end
-    end
-    if not is_dirty then
-      call('PEXPIRE', record, KEPT_FOR)
-      is_dirty = true
     end
     local changes = settles and said == SETTLED
     if changes then
-      off, used = max(base - amount, 0), max(amount - base, 0)
-      base, extra, extra_at = base - off, used, now
+      if base > amount then off, base = base - amount, amount else used = amount - base end
+      extra, extra_at = used, now
     elseif mode == UNITS_GIVE_BACK and extra_at < 0 then
       off = base
     end
-    for j = 1, n_windows do
-      local quota, length, granule, behind = parse('<ddd', op, position)
-      local window = KEYS[key + 1 + j]
-      if changes and extra_off > 0 then take_off(window, quota, length, granule, extra_off_at, extra_off) end
-      if off > 0 then take_off(window, quota, length, granule, at, off) end
-      if used > 0 then use(window, quota, length, granule, used) end
-      longest, position = max(longest, length), behind
+    if not is_dirty and (changes or has_lapsed or mode == UNITS_HOLD) then
+      call('PEXPIRE', record, KEPT_FOR)
+      is_dirty = true
+    end
+    for place = key_at + 1, key_at + n_windows do
+      local key, quota, length, granule = KEYS[place], nil, nil, nil
+      quota, length, granule, position = parse('<ddd', op, position)
+      if changes and extra_off > 0 then
+        part(ESTIMATES).take_off(key, quota, length, granule, extra_off_at, extra_off)
+      end
+      if off > 0 then
+        local raw, time, cost = redis.pcall('GETRANGE', key, '0', LAST_STAGED), at, off
+        if raw ~= '' then
+          -- include window_credit
+          if changed and not is_mended then call('SETRANGE', key, '0', changed) end
+        end
+      elseif used > 0 then -- also beyond the limit: a window counts up to MOST_COST
+        local shared, more, cost, read = nil, nil, 1, redis.pcall('GETRANGE', key, '0', LAST_STAGED)
+        quota = MOST_COST
+        -- include window_load
+        if ring > MANY_ENTRIES then granule = math.max(granule, math.floor(length / 1000)) end
+        local admitted = math.min(used, MOST_COST - sum)
+        if admitted > 0 then
+          -- include window_charge
+        end
+      end
+      if length > longest then longest = length end
+    end
+    if not ends and (changes or has_lapsed) then
+      call('SETRANGE', record, i == 1 and FIRST_ENTRY or entry_at, pack('<ddd', base, extra, extra_at))
     end
     if settles and (met == UNKNOWN or said == DIFFERENT or met == REPEATED) then met = said end
-    entries, all_settled = entries .. pack('<ddd', base, extra, extra_at), all_settled and extra_at >= 0
-    from, key = position, key + 1 + n_windows
+    all_settled, from, key_at = all_settled and extra_at >= 0, position, key_at + 1 + n_windows
   end
   if ends then return SETTLED end
-  call('SET', record, entries, 'PX', floor(longest / 1000) + (all_settled and 0 or KEPT_FOR))
-  return mode == UNITS_HOLD and SETTLED or met
+  if mode == UNITS_HOLD then
+    call('SETRANGE', record, HOLDS_AT, pack('<d', 0))
+    met = SETTLED
+  end
+  call('PEXPIRE', record, math.floor(longest / 1000) + (all_settled and 0 or KEPT_FOR))
+  return met
 end

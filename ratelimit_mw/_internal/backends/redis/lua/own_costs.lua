@@ -1,7 +1,8 @@
 -- own_costs.lua: reads what there is more to a charge whose limits have costs of their own.
 --
 -- Needs   op, kind and n. A part of charges.lua
--- Gives   more: as money_plan of budgets.lua; whether there are `meters`, and how many, `n_meters`
+-- Gives   more: as money_plan of budgets.lua; how its limits are packed, `own_format`; whether there are `meters`, and how
+--         many, `n_meters`. What is not so stays nil: a small table costs less
 --         at, number, fault: as charges.lua
 
 local _, _, others, records, own_price, own_lease, limits_at = parse('<BBBBdd', op)
@@ -10,9 +11,11 @@ local n_meters = others - (has_money and 1 or 0) - (has_units and 1 or 0)
 at, number = limits_at, (#op - OWN_HEAD - n * OWN_SIZE - n_meters * METER_SIZE) / ID_SIZE
 if own_price >= 0 and own_price <= MOST_MONEY then -- no NaN
   more = {
-    is_own = true, again = kind == ACQUIRE_AGAIN_OWN, price = own_price, lease = own_lease, has_money = has_money,
-    records = charges and records > 0, n_meters = n_meters, meters = n_meters > 0, is_charged = false, is_due = false,
+    own_format = OWN_LIMIT, price = own_price, lease = own_lease, n_meters = n_meters, records = charges and records > 0,
   }
+  if n_meters > 0 then more.meters = true end
+  if has_money then more.has_money = true end
+  if kind == ACQUIRE_AGAIN_OWN then more.again = true end
 else
   fault = 'ERR a price is a number from 0'
 end

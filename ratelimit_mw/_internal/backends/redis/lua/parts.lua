@@ -56,13 +56,13 @@ local function part(name)
     -- include open_sets
     -- include take_off
     -- include estimates
-    made = {decide_metered = decide_metered, lapsed = lapsed, on_set = on_set, renew_meters = renew_meters}
+    made = {
+      decide_metered = decide_metered, lapsed = lapsed, on_set = on_set, renew_meters = renew_meters, take_off = take_off,
+      read_record = read_record,
+    }
   elseif name == METER then
-    -- include numbers
-    -- include open_sets
-    -- include take_off
     -- include meters
-    made = {run = meter, read_record = read_record}
+    made = {run = meter}
   elseif name == SETTLE or name == HOLD then
     -- include settle
     made = {run = name == SETTLE and settle or hold_estimate}

@@ -36,7 +36,8 @@ if shared and charges then
 end
 if admitted > 0 and charges then
   local texts, from = figures.texts, #op - number * ID_SIZE + 1
-  local expires = texts and texts[length] or string.format('%.0f', now + length)
+  local expires = texts and texts[length] or more and more.lease == length and more.lapses
+    or string.format('%.0f', now + length)
   if texts then texts[length] = expires end
   if admitted == 1 and not shared and expired == 0 then
     call('ZADD', key, expires, slice(op, from, from + ID_SIZE - 1))

@@ -1,6 +1,6 @@
 -- take_off.lua: gives back to a window.
 --
--- Needs   give_back (window_upkeep.lua), repaired (window_repair.lua)
+-- Needs   window_credit.lua
 -- Gives   take_off(key, quota, length, granule, time, cost): what a charge at `time` was charged
 -- Cost    two commands
 
@@ -9,20 +9,10 @@ local function take_off(key, quota, length, granule, time, cost)
   local shared = type(s) == 'table' and s.raw and s
   local raw = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
   if raw == '' then return end
-  local changed
   -- include window_credit
-  if not changed then
-    local ok
-    ok, changed = pcall(part(UPKEEP).give_back, key, quota, length, granule, raw, time, cost)
-    if not ok then
-      changed = part(REPAIR).repaired(changed, key, quota, length, granule, raw)
-      if shared then shared.raw = changed end
-      return
-    end
-  end
   if shared then
     shared.raw = changed or raw
-  elseif changed then
+  elseif changed and not is_mended then
     call('SETRANGE', key, '0', changed)
   end
 end

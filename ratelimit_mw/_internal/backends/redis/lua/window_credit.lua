@@ -1,10 +1,13 @@
--- window_credit.lua: takes a cost off an entry of a window that lies outside of its ring, as of a request that has just
--- been charged: what give_back of window_upkeep.lua does, with less.
+-- window_credit.lua: takes a cost off an entry of a window.
 --
--- Needs   a window as it is stored, `raw`, with its key, quota, length and granule; the `time` of a charge, and a `cost`
--- Gives   changed: what is to be written; nil where the entry is none of these, where nothing is left of the first one,
---         or where the window has more to do
+-- An entry outside of the window's ring, as of a request that has just been charged, is found here, with less than
+-- give_back of window_upkeep.lua takes, which does all else.
+--
+-- Needs   a window as it is stored, `raw`, with its key, quota, length and granule; the `time` of a charge, and a `cost`;
+--         give_back (window_upkeep.lua), repaired (window_repair.lua)
+-- Gives   changed: what is to be written of it, nil for nothing; or what is written already, if it `is_mended`
 
+local changed, is_mended
 if #raw >= HEADER_SIZE then
   local sum, oldest, newest, dies, last, ahead, head, cap, ring, later = parse(HEADER, raw)
   local staged = (later - 1) * ENTRY_SIZE
@@ -21,7 +24,7 @@ if #raw >= HEADER_SIZE then
     if granule > 0 and stored > time and (place > 1 or ring == 0) then
       is_found = math.floor(stored / granule) == math.floor(time / granule)
     end
-    local left = math.max(spent - cost, 0)
+    local left = spent > cost and spent - cost or 0
     if is_found and (left > 0 or place + ring > 1) then
       local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + staged)
       if place == later then
@@ -32,5 +35,12 @@ if #raw >= HEADER_SIZE then
       end
       changed = pack(WITH_STAGE, sum - spent + left, oldest, newest, dies, last, 0, head, cap, ring, later, stage)
     end
+  end
+end
+if not changed then
+  local ok
+  ok, changed = pcall(part(UPKEEP).give_back, key, quota, length, granule, raw, time, cost)
+  if not ok then
+    changed, is_mended = part(REPAIR).repaired(changed, key, quota, length, granule, raw), true
   end
 end
