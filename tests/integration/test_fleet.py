@@ -384,8 +384,8 @@ async def test_a_report_is_sent_by_the_digest_of_its_script(server: StoreServer)
     assert calls["cmdstat_evalsha"] == 4
 
 
-async def test_a_process_keeps_three_connections(start_server: StartServer) -> None:
-    """The documentation tells how many, by which `maxclients` is set: decisions, live keys, reports."""
+async def test_a_process_keeps_one_connection(start_server: StartServer) -> None:
+    """The documentation tells how many, by which `maxclients` is set: one for decisions, keys and reports."""
     server = start_server("redis")
     async with Limiter(settings_of(server.url)) as limiter:
         await ask(limiter, "k", 20)
@@ -395,4 +395,4 @@ async def test_a_process_keeps_three_connections(start_server: StartServer) -> N
         await asyncio.sleep(1)
         with server.client() as client:
             names = [each["name"] for each in client.client_list()]
-    assert names.count("ratelimit_mw") == 3
+    assert names.count("ratelimit_mw") == 1

@@ -36,14 +36,18 @@ def open_backend(settings: BackendSettings) -> Backend:
     return servers.open_backend(settings)
 
 
-def open_key_store(settings: BackendSettings, *, timeout: float = 1.0) -> KeyStore:
+def open_key_store(
+    settings: BackendSettings, *, timeout: float = 1.0, beside: Backend | None = None
+) -> KeyStore:
     """The live keys of the backend that the settings name. It connects when it is first used.
 
-    `timeout` is how many seconds a command may take; no request waits for one.
+    `timeout` is how many seconds a command may take; no request waits for one. The store shares the
+    connection of the backend that it is used `beside`, and opens one of its own for what takes long.
     """
     if not settings.is_shared:
         return MemoryKeyStore()
-    return RedisKeyStore(_clients(settings, keys_hash(settings.namespace), timeout), settings.namespace)
+    new_client = _clients(settings, keys_hash(settings.namespace), timeout, beside)
+    return RedisKeyStore(new_client, settings.namespace)
 
 
 def open_audit_store(settings: BackendSettings, *, timeout: float = 1.0) -> AuditStore:
@@ -53,16 +57,19 @@ def open_audit_store(settings: BackendSettings, *, timeout: float = 1.0) -> Audi
     return RedisAuditStore(_clients(settings, keys_hash(settings.namespace), timeout), settings.namespace)
 
 
-def open_figures_store(settings: BackendSettings, *, timeout: float = 1.0) -> FiguresStore:
+def open_figures_store(
+    settings: BackendSettings, *, timeout: float = 1.0, beside: Backend | None = None
+) -> FiguresStore:
     """The figures of the fleet in the backend that the settings name; otherwise as `open_key_store`."""
     if not settings.is_shared:
         return MemoryFiguresStore()
-    return RedisFiguresStore(
-        _clients(settings, fleet_prefix(settings.namespace), timeout), settings.namespace
-    )
+    new_client = _clients(settings, fleet_prefix(settings.namespace), timeout, beside)
+    return RedisFiguresStore(new_client, settings.namespace)
 
 
-def _clients(settings: BackendSettings, key: str, timeout: float) -> "Callable[[], Client]":
+def _clients(
+    settings: BackendSettings, key: str, timeout: float, beside: Backend | None = None
+) -> "Callable[[], Client]":
     from ratelimit_mw._internal.backends import servers
 
-    return servers.clients(settings, key, timeout)
+    return servers.clients(settings, key, timeout, beside)

@@ -1,13 +1,13 @@
 """Store for records of operators' changes, beside the keys: the latest records, each a text and its time."""
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ratelimit_mw._internal.backends.connecting.clients import Clients
 from ratelimit_mw._internal.backends.key_store import keys_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ratelimit_mw._internal.backends.connecting.client import Client
 
@@ -56,12 +56,19 @@ class RedisAuditStore:
     async def add(self, at: float, record: bytes) -> None:
         """Add a record, and forget the oldest of too many."""
         add = ("ZADD", self._key, f"{at:.6f}", record)
-        await self._clients.get().ask([add, ("ZREMRANGEBYRANK", self._key, 0, -KEPT - 1)])
+        await self._ask([add, ("ZREMRANGEBYRANK", self._key, 0, -KEPT - 1)])
 
     async def latest(self, number: int) -> list[bytes]:
         """The latest records, newest first."""
-        (found,) = await self._clients.get().ask([("ZRANGE", self._key, 0, number - 1, "REV")])
+        (found,) = await self._ask([("ZRANGE", self._key, 0, number - 1, "REV")])
         return [each for each in found if isinstance(each, bytes)] if isinstance(found, list) else []
+
+    async def _ask(self, commands: "Sequence[Sequence[str | bytes | int]]") -> list[Any]:
+        """Ask over a connection that lasts no longer: changes are rare."""
+        try:
+            return await self._clients.get().ask(commands)
+        finally:
+            await self.close()
 
     async def close(self) -> None:
         """Close the connection of the running event loop."""

@@ -139,7 +139,7 @@ class RedisFiguresStore:
         if self._ahead is None:
             client = self._clients.get()
             async with client.reading():
-                self._set_clock(await client.execute("TIME"))
+                self._set_clock(await client.execute("TIME", is_short=True))
         return time.time() + (self._ahead or 0.0)
 
     async def write(self, report: Report) -> Sequence[str]:
@@ -165,7 +165,7 @@ class RedisFiguresStore:
     async def leave(self, worker: str) -> None:
         """A worker ends."""
         await self._clients.get().ask(
-            [("ZREM", f"{self._prefix}workers", worker), ("DEL", f"{self._prefix}h:{worker}")]
+            [("ZREM", f"{self._prefix}workers", worker), ("DEL", f"{self._prefix}h:{worker}")], is_short=True
         )
 
     async def read(self, query: FiguresQuery) -> Reading:

@@ -131,7 +131,7 @@ class RedisKeyStore:
 
     async def version(self) -> bytes | None:
         """Return the version, which changes whenever an entry does."""
-        version = await self._clients.get().execute("GET", self._version_key)
+        version = await self._clients.get().execute("GET", self._version_key, is_short=True)
         if version is None or isinstance(version, bytes):
             return version
         raise BackendError(f"{version!r} is no version of live keys")
@@ -143,12 +143,13 @@ class RedisKeyStore:
         """
         client, known = self._clients.get(), b"v" + since
         async with client.reading():
-            (place,) = await client.ask([("ZSCORE", self._log, known)])
+            (place,) = await client.ask([("ZSCORE", self._log, known)], is_short=True)
             records: list[bytes] = []
             while place is not None:
                 later = (f"({int(place)}", "+inf", "BYSCORE", "LIMIT", 0, READ_PAGE, "WITHSCORES")
                 version, page, is_logged = await client.ask(
-                    [("GET", self._version_key), ("ZRANGE", self._log, *later), ("ZSCORE", self._log, known)]
+                    [("GET", self._version_key), ("ZRANGE", self._log, *later), ("ZSCORE", self._log, known)],
+                    is_short=True,
                 )
                 records += page[::2]
                 if is_logged is None:
@@ -179,7 +180,7 @@ class RedisKeyStore:
 
     async def time(self) -> float:
         """Seconds since 1970, by the server's clock."""
-        seconds, microseconds = await self._clients.get().execute("TIME")
+        seconds, microseconds = await self._clients.get().execute("TIME", is_short=True)
         return int(seconds) + int(microseconds) / 1_000_000
 
     async def try_write(self) -> None:

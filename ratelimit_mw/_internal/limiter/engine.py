@@ -60,9 +60,11 @@ class Engine:
         settings = settings or Settings()
         self.decision_counts: DecisionCounts = DecisionCounts()
         """Counts every decision."""
+        self.backend: Backend = backend or open_backend(settings.backend)
+        own = None if backend else self.backend
         sightings = Sightings(lambda scope: self.identify.address_of(scope), self._watch)  # noqa: PLW0108 - settings change
         self.reporter: Reporter = Reporter(
-            open_figures_store(settings.backend), self.decision_counts, self.stats, sightings
+            open_figures_store(settings.backend, beside=own), self.decision_counts, self.stats, sightings
         )
         """Tells the fleet of them."""
         taking_over = Job("taking over from ended event loops", TAKE_OVER_SECONDS, self._take_over)
@@ -70,9 +72,8 @@ class Engine:
         if not is_shared(settings):
             look = WorkerCheck(lambda: self.settings).run
             jobs.append(Job("looking for other workers", LOOK_SECONDS, look, waits=True))
-        self.live: Live = Live(settings, resolve, jobs)
+        self.live: Live = Live(settings, resolve, jobs, beside=own)
         log_findings(self.settings)
-        self.backend: Backend = backend or open_backend(self.settings.backend)
         self.refusals: RefusalCache = RefusalCache()
         self._secret = self.settings.identity.hash_secret.get_secret_value()
         self.notify: Notifier = Notifier(on_event)

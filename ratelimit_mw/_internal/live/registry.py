@@ -39,7 +39,7 @@ from ratelimit_mw._internal.settings import (
 
 logger = logging.getLogger("ratelimit_mw")
 
-POLL_SECONDS = 0.7
+POLL_SECONDS = 1.0
 """Seconds between two requests for the version: all processes see a change within two seconds."""
 
 CLOCK_SECONDS = 60.0
@@ -48,7 +48,7 @@ CLOCK_SECONDS = 60.0
 READ_AGAIN = 3
 """Times that all entries are read where some are written meanwhile and the log doesn't tell which."""
 
-SPREAD_SECONDS = 1.0
+SPREAD_SECONDS = 0.7
 """Seconds over which workers spread their readings of many entries; the change is still seen in time."""
 SPREAD_PER_ENTRY = 0.000_1
 """Seconds of that for each entry: few entries are read at once."""

@@ -15,6 +15,7 @@ from ratelimit_mw._internal.live.reload import FileWatch
 from ratelimit_mw._internal.live.resolve import Resolve, Resolver
 from ratelimit_mw._internal.live.rights import RightsCheck
 from ratelimit_mw._internal.live.rules import Rules
+from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -36,10 +37,17 @@ class Live:
     """The rules in force, and what changes them: always as a whole, between two requests."""
 
     def __init__(
-        self, settings: Settings, resolve: Resolve | None = None, others: Iterable[Job] = ()
+        self,
+        settings: Settings,
+        resolve: Resolve | None = None,
+        others: Iterable[Job] = (),
+        *,
+        beside: Backend | None = None,
     ) -> None:
-        """`others` are jobs to do beside, wherever something is watched."""
-        self._registry = Registry(open_key_store(settings.backend))
+        """`others` are jobs to do beside, wherever something is watched. Live keys are asked for over the
+        connection of the backend that they are `beside`.
+        """
+        self._registry = Registry(open_key_store(settings.backend, beside=beside))
         self.rules: Rules = Rules.from_settings(settings, LiveTables())
         self.resolver: Resolver | None = None
         if resolve is not None:

@@ -56,6 +56,7 @@ class ClusterBackend:
             nodes, namespace=namespace, timeout=timeout, options=options, clock=clock
         )
         self.call_observers = self._partitions.call_observers
+        self.loops = self._partitions.loops
 
     @property
     def error(self) -> BackendError | None:

@@ -85,6 +85,11 @@ class Router:
         found = {owner for owner in self._owners if owner is not None}
         await asyncio.gather(*[self._batcher(node).connect() for node in found])
 
+    async def connection_to(self, key: bytes) -> Connection | None:
+        """The connection to the node that serves a key; None where that is away, or not known yet."""
+        owner = self._owners[hash_slot(hash_tag(key))] if self._owners else None
+        return None if owner is None else await self._batcher(owner).connection_to(key)
+
     async def drain(self, timeout: float) -> int:
         """Wait until everything has been answered; how much was left after `timeout` seconds."""
         deadline = self._loop.time() + timeout

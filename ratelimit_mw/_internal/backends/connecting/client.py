@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -16,8 +16,13 @@ from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.runtime import threads
 
+if TYPE_CHECKING:
+    from ratelimit_mw._internal.backends.connecting.shared import SharedConnection
+
 CONNECT_TIMEOUT = 1.0
 """Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
+IDLE_SECONDS = 5.0
+"""Seconds after which a connection is closed that is not needed, since another takes short commands."""
 _GIVEN_UP = "because of previous errors"
 """Part of the answer of a server that gave up a transaction, and not of one that may not execute it."""
 
@@ -44,14 +49,28 @@ class Client:
         self._url = ""
         self._redis: Redis | None = None
         self._end: LoopEnd | None = None
+        self._in_use = 0
+        self._used_at = 0.0
+        self.shared: SharedConnection | None = None
+        """The connection that requests wait for, where it may take short commands."""
 
-    async def execute(self, *command: str | bytes | int) -> Any:
-        """Send one command; its answer as redis-py gives it, texts as bytes."""
+    async def execute(self, *command: str | bytes | int, is_short: bool = False) -> Any:
+        """Send one command; its answer as redis-py gives it, texts as bytes.
+
+        What `is_short`, asked and answered in a moment, may share the connection that requests wait for.
+        """
+        if is_short and (answers := await self._ask_shared([command])) is not None:
+            return _unless_error(answers[0])
         async with self._connected() as redis:
             return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
     async def run(self, text: str, digest: str, arguments: Sequence[str | bytes | int]) -> Any:
-        """Run a script by its digest, and send its text where the server lacks it; its answer."""
+        """Run a short script by its digest, and send its text where the server lacks it; its answer."""
+        answers = await self._ask_shared([("EVALSHA", digest, *arguments)])
+        if answers is not None and str(answers[0]).startswith("NOSCRIPT"):
+            answers = await self._ask_shared([("EVAL", text, *arguments)])
+        if answers is not None:
+            return _unless_error(answers[0])
         async with self._connected() as redis:
             try:
                 return await redis.execute_command("EVALSHA", digest, *arguments)  # type: ignore[no-untyped-call]
@@ -100,8 +119,12 @@ class Client:
                 if refusal is not None and _GIVEN_UP not in str(refusal):
                     raise refusal
 
-    async def ask(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any]:
+    async def ask(
+        self, commands: Sequence[Sequence[str | bytes | int]], *, is_short: bool = False
+    ) -> list[Any]:
         """Send commands together; their answers, None for a key of another type than was expected."""
+        if is_short and (found := await self._ask_shared(commands)) is not None:
+            return [_unless_wrong_type(answer) for answer in found]
         async with self._connected() as redis, redis.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
@@ -144,16 +167,27 @@ class Client:
                 if connection._writer is not None:
                     silence(connection._writer.transport)
 
+    async def _ask_shared(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any] | None:
+        """Ask over the connection that requests wait for; None where this needs a connection of its own."""
+        answers = None if self.shared is None else await self.shared.ask(commands)
+        is_idle = not self._in_use and asyncio.get_running_loop().time() > self._used_at + IDLE_SECONDS
+        if answers is not None and self._redis is not None and is_idle:
+            await self.close()
+        return answers
+
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Redis]:
         """Find the server and hand out redis-py's client of it; raise `BackendError` for what fails."""
         redis: Redis | None = None
+        self._in_use += 1
         try:
             redis = await self._server()
             yield redis
         except Exception as error:
             raise await self._failed(error) from error
         finally:
+            self._in_use -= 1
+            self._used_at = asyncio.get_running_loop().time()
             if redis is not None and redis is not self._redis:
                 await _close(redis)  # it was closed while this command was opening a connection
 
@@ -213,8 +247,12 @@ async def _refusal(connection: AbstractConnection) -> ResponseError | None:
 
 
 def _unless_wrong_type(answer: Any) -> Any:
-    if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+    if isinstance(answer, (ResponseError, ReplyError)) and str(answer).startswith("WRONGTYPE"):
         return None
+    return _unless_error(answer)
+
+
+def _unless_error(answer: Any) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -42,6 +42,9 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[OnReply] = deque()
         self._transport: asyncio.WriteTransport | None = None
         self._watch: asyncio.Task[BackendError] | None = None
+        self._asked: set[asyncio.Future[list[Reply]]] = set()
+        self.is_stuck = False
+        """Whether answers to what was asked beside the requests are overdue."""
 
     @classmethod
     def take_over(cls, connection: AbstractConnection, on_lost: Callable[[BackendError], None]) -> Self:
@@ -65,6 +68,23 @@ class Connection(asyncio.Protocol):
             lost = BackendError(f"connection lost: {error}")
             asyncio.get_running_loop().call_soon(self.connection_lost, lost)
 
+    def ask(self, commands: bytes, number: int) -> "asyncio.Future[list[Reply]]":
+        """Write commands beside those of requests; the answers to them, so many, or `BackendError`."""
+        answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+        answers: list[Reply] = []
+
+        def take(reply: Reply) -> None:
+            answers.append(reply)
+            if len(answers) == number:
+                self.is_stuck = False
+                self._asked.discard(answered)
+                if not answered.done():
+                    answered.set_result(answers)
+
+        self.send(commands, *[take] * number)
+        self._asked.add(answered)
+        return answered
+
     def watch(self, reason: Coroutine[Any, Any, BackendError]) -> None:
         """End the connection for the reason that a coroutine returns, which runs no longer than it."""
         self._watch = asyncio.create_task(reason, name="ratelimit_mw watch")
@@ -84,6 +104,10 @@ class Connection(asyncio.Protocol):
                 _forget_unsent(transport)
             transport.abort()
             self._connection._reader = self._connection._writer = None
+        while self._asked:
+            answered = self._asked.pop()
+            if not answered.done():
+                answered.set_exception(BackendError("the connection was closed"))
 
     def leave_to_parent(self) -> None:
         """Give up the connection in a process that was forked off; the parent goes on with it."""

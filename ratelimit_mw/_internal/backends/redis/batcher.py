@@ -14,11 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply, Reply
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
 from ratelimit_mw._internal.backends.redis.backlog import MAX_QUEUE, Backlog
-from ratelimit_mw._internal.backends.redis.calls import (
-    ASKING,
-    call_head,
-    ignore,
-)
+from ratelimit_mw._internal.backends.redis.calls import ASKING, call_head, ignore
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
 from ratelimit_mw._internal.backends.redis.link import Link
@@ -125,6 +121,12 @@ class Batcher:
         """Connect and wait for it, as long as an operation would."""
         self._link.start()
         await self._link.wait()
+
+    async def connection_to(self, key: bytes) -> Connection | None:
+        """The connection, once its server has answered; None where that is away."""
+        if self._error is None and not self._link.is_ready:
+            await self.connect()
+        return self._link.connection if self._link.is_ready else None
 
     async def drain(self, timeout: float) -> int:
         """Wait until everything queued has been answered; how much was left after `timeout` seconds."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Protocol
 
-from ratelimit_mw._internal.backends.connecting.connection import end_of_watches
+from ratelimit_mw._internal.backends.connecting.connection import Connection, end_of_watches
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template
@@ -45,6 +45,9 @@ class OperationSender(Protocol):
 
     async def connect(self) -> None:
         """Connect and wait for it, as long as an operation would."""
+
+    async def connection_to(self, key: bytes) -> Connection | None:
+        """The connection to the server that has a key; None where that is away."""
 
     async def drain(self, timeout: float) -> int:
         """Wait until everything queued has been answered; how much was left after `timeout` seconds."""
@@ -108,6 +111,11 @@ class LoopSenders:
     async def open(self) -> None:
         """Connect ahead of the first request. A server that is away is no error: it is tried again."""
         await self.sender().connect()
+
+    async def connection_to(self, key: bytes) -> Connection | None:
+        """The running loop's connection to the server that has a key; None where there is none to use."""
+        sender = self.senders.get(get_running_loop())
+        return None if sender is None else await sender.connection_to(key)
 
     async def close(self) -> None:
         """Send what is owed, for a bounded time, and close; the backend may be used again."""
