@@ -1,9 +1,9 @@
 """CPU of Redis for each request of a fleet, by the number of workers: `python -m benchmarks.fleet`.
 
 The total load is the same whatever the number of workers, and its requests come at a constant rate. Beside
-this limiter stand the least that others cost: `INCR`, `INCR` and `EXPIRE`, and a token bucket (GCRA) in a
-script. CPU is counted by Redis itself, so a busy machine shows up less than in times; what it uses idle is
-taken off.
+this limiter stand the least that others cost: `INCR`, `INCR` and `EXPIRE`, a token bucket (GCRA) in a script,
+and the exact window of the package `limits`, without and with the call that its figures for headers take. CPU
+is counted by Redis itself, so a busy machine shows up less than in times; what it uses idle is taken off.
 """
 
 import argparse
@@ -13,8 +13,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-from redis.asyncio import Redis
+from limits import RateLimitItemPerHour
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+from redis.asyncio import ConnectionPool, Redis
 
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import EstimateAction
@@ -65,6 +69,30 @@ async def gcra(url: str, stack: AsyncExitStack) -> Ask:
     return lambda caller: client.evalsha(digest, 1, f"g{caller}", 60, 60_000_000)
 
 
+async def _moving(url: str, stack: AsyncExitStack, *, figures: bool) -> Ask:
+    pool: Any = ConnectionPool.from_url(url)
+    stack.push_async_callback(pool.disconnect)
+    storage = RedisStorage(f"async+{url}", implementation="redispy", connection_pool=pool)
+    limiter, rate = MovingWindowRateLimiter(storage), RateLimitItemPerHour(QUOTA)
+
+    async def ask(caller: int) -> None:
+        await limiter.hit(rate, f"{caller}")
+        if figures:
+            await limiter.get_window_stats(rate, f"{caller}")
+
+    return ask
+
+
+async def moving(url: str, stack: AsyncExitStack) -> Ask:
+    """The exact window of `limits`, which tells only whether a request is admitted."""
+    return await _moving(url, stack, figures=False)
+
+
+async def moving_with_figures(url: str, stack: AsyncExitStack) -> Ask:
+    """The same with what is left, as headers tell it."""
+    return await _moving(url, stack, figures=True)
+
+
 async def _ours(url: str, stack: AsyncExitStack, *, slots: bool) -> Ask:
     backend = RedisBackend(url, timeout=5)
     stack.push_async_callback(backend.close)
@@ -95,6 +123,8 @@ KINDS: dict[str, Make] = {
     "INCR": incr,
     "INCR, EXPIRE": incr_and_expire,
     "GCRA in a script": gcra,
+    "limits, moving window": moving,
+    "the same with figures": moving_with_figures,
     "one window": window,
     "two windows and a slot": windows_and_slot,
 }

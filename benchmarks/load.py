@@ -82,7 +82,7 @@ class _Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._data += data
         head, end, body = self._data.partition(b"\r\n\r\n")
-        if not end or len(body) < _content_length(head):
+        if not end or len(body) < content_length(head):
             return
         self._latencies.append(time.perf_counter() - self._sent)
         self._statuses.append(int(head[9:12]))
@@ -96,7 +96,8 @@ class _Client(asyncio.Protocol):
         self._transport.write(request.encode())
 
 
-def _content_length(head: bytes) -> int:
+def content_length(head: bytes) -> int:
+    """Bytes of the body that a head announces."""
     lines = (line.partition(b":") for line in head.split(b"\r\n"))
     return next((int(value) for name, _, value in lines if name.lower() == b"content-length"), 0)
 

@@ -167,6 +167,10 @@ class Bench:
             else:
                 self._servers[case.server] = server
 
+    def port_of(self, case: Case) -> int:
+        """The port at which a case is served."""
+        return self._servers[case.server].port
+
     def measure(self, cases: Sequence[Case], rounds: int) -> dict[Case, Result]:
         """Every case once a round, between two measurements of its yardstick; every other round backwards."""
         served = [case for case in cases if {case.server, case.bare.server} <= self._servers.keys()]
