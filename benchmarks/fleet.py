@@ -89,7 +89,7 @@ async def moving(url: str, stack: AsyncExitStack) -> Ask:
 
 
 async def moving_with_figures(url: str, stack: AsyncExitStack) -> Ask:
-    """The same with what is left, as headers tell it."""
+    """The exact window of `limits` with what is left, as headers tell it."""
     return await _moving(url, stack, figures=True)
 
 

@@ -108,7 +108,7 @@ async def test_a_settle_of_a_loop_that_ended_in_an_outage_arrives(
 async def test_a_settle_without_a_price_of_a_loop_that_ended_in_an_outage_arrives(
     kind: str, start_server: StartServer
 ) -> None:
-    """What a request without a price has cost is the process's, whenever it was admitted; the first settle
+    """The process owes what a request without a price has cost, whenever it was admitted; the first settle
     meets a server that hangs, the second one that is known to be away.
     """
     server = start_server(kind)

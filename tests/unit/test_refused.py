@@ -245,7 +245,7 @@ def test_an_admission_makes_all_refusals_of_its_caller_untrue() -> None:
 
 
 def test_a_refusal_that_names_no_limit_is_not_remembered() -> None:
-    """Where nothing says until when a refusal holds on, the backend is asked again."""
+    """A refusal that says nothing of when it ends is not remembered: the backend is asked again."""
     bench, one = Bench(), charge(Window(1, 1, "minute"))
     unfounded = Outcome(False, START, Numbers((0, 0, 0)), bench.backend.decide(one, None, 0).reservation)
     bench.table.add(one, unfounded, bench.table.now(), KIND)
@@ -280,7 +280,7 @@ def test_nothing_is_kept_of_what_is_forgotten(forget: Callable[[Bench, Charge], 
     assert not bench.acquire(one).admitted
     forget(bench, one)
     table = bench.table
-    assert (table.kept, table._by_caller, table._by_shared) == ({}, {}, {})
+    assert (table.by_charge, table._by_caller, table._by_shared) == ({}, {}, {})
 
 
 def test_the_table_is_bounded() -> None:

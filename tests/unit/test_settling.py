@@ -151,7 +151,7 @@ async def test_settles_at_once_open_one_estimate() -> None:
 async def test_a_price_that_the_backend_could_not_take_is_kept_until_it_can(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What a request without a price settles in an outage is written later, once, however often it comes."""
+    """A settle of a request without a price in an outage is written later, once, however often it comes."""
     limiter = limiter_of(backend := Watched())
     lease = await limiter.acquire(api_key="a", path="/chat")
     backend.away = True

@@ -50,7 +50,7 @@ def test_a_token_gives_back_what_it_was_made_of(reservation: Reservation, secret
 
 @pytest.mark.parametrize("reservation", [NO_RESERVATION, Reservation(HOLD.id, ONE_SLOT, (), 1.5)])
 def test_an_estimate_with_an_id_of_its_own_goes_with_the_token(reservation: Reservation) -> None:
-    """What was opened while the backend was away has another id than the slot beside it."""
+    """An estimate that was opened while the backend was away has another id than the slot beside it."""
     money = Reservation(bytes(range(16, 32)), (), HOLD.periods, reservation.lease_seconds, 0, "EUR")
     found = read_token(write_token(Ticket(reservation, None, money), "s"), "s")
     assert (found.money, found.reservation.id, found.reservation.slots) == (
