@@ -19,7 +19,7 @@ from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.support.conformance import Waits, daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.statuses import peeked
-from tests.support.topologies import SERVICE, Sentinels, running, wait_until
+from tests.support.topologies import SERVICE, Sentinels, master_of, running, wait_until
 
 pytestmark = pytest.mark.rerun
 
@@ -220,8 +220,8 @@ async def test_a_sentinel_that_missed_a_fail_over_leads_nobody_back(sentinels: S
         first.kill()
         second.kill()
         await asyncio.to_thread(third.restart)
-        with third.client() as client, new.client() as server, old.client() as zombie:
-            assert client.sentinel_master(SERVICE)["port"] == old.port
+        with new.client() as server, old.client() as zombie:
+            assert master_of(third)["port"] == old.port
             zombie.replicaof("NO", "ONE")
             before = zombie.get(WINDOW_KEY)
             server.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")

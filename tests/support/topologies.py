@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -92,12 +93,18 @@ class Sentinels:
 
     def _is_ready(self) -> bool:
         for sentinel in self.sentinels:
+            state = master_of(sentinel)
             with sentinel.client() as client:
-                state = client.sentinel_master(SERVICE)
                 links = [each["master-link-status"] for each in client.sentinel_slaves(SERVICE)]
             if state["num-other-sentinels"] != 2 or links != ["ok", "ok"]:
                 return False
         return True
+
+
+def master_of(sentinel: SentinelServer) -> dict[str, Any]:
+    """A sentinel's view of the service. `sentinel_master` of redis-py 6 can't read its own answer."""
+    with sentinel.client() as client:
+        return dict(client.execute_command("SENTINEL MASTER", SERVICE))
 
 
 class Cluster:
