@@ -1,8 +1,10 @@
 """examples/deploy/users.acl: users of Redis and Valkey with every right that is needed, and no other."""
 
 import asyncio
+import contextlib
 import os
 import re
+import shutil
 import socket
 import subprocess
 from pathlib import Path
@@ -20,8 +22,9 @@ from ratelimit_mw._internal.live import rights
 from ratelimit_mw._internal.settings import findings
 from tests.conftest import StartServer
 from tests.integration.test_deploy import DEPLOY
-from tests.support.processes import HOST
-from tests.support.servers import StoreServer
+from tests.support.pages import blocks
+from tests.support.processes import HOST, ServerProcess
+from tests.support.servers import StoreServer, server_binaries
 from tests.support.statuses import counted
 
 pytestmark = pytest.mark.rerun
@@ -52,6 +55,46 @@ def users() -> dict[str, str]:
     lines = [line.split(" ", 2) for line in USERS.read_text().splitlines()]
     assert all(line[0] == "user" for line in lines)
     return {user: rules for _, user, rules in lines}
+
+
+class ServerOfThePage(ServerProcess):
+    """The server that docs/deployment.md starts, on a port of its own and in the foreground."""
+
+    url = ""
+
+    def command(self) -> list[str]:
+        """Its command, of the files that the page makes."""
+        page = (DEPLOY.parents[1] / "docs" / "deployment.md").read_text("utf-8")
+        (text,) = [block.text for block in blocks(page) if "users.local.acl" in block.text]
+        text = re.sub(r"^redis-server (.*) --daemonize yes$", r"echo \1", text, flags=re.MULTILINE)
+        commands = f'{text}echo "$RATELIMIT_BACKEND__URL"'
+        done = subprocess.run(
+            ["bash", "-ec", commands], cwd=self.folder, capture_output=True, text=True, check=True, timeout=60
+        )
+        arguments, url = done.stdout.splitlines()
+        self.url = url.replace("6379", str(self.port))
+        file, *options = arguments.split()
+        return [str(server_binaries()["redis"]), str(self.folder / file), *options, "--port", str(self.port)]
+
+    def answers(self) -> bool:
+        """Whether the address that the page exports opens it."""
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(self.url) as client:
+            return bool(client.ping())
+        return False
+
+
+def test_the_page_starts_a_server_with_users(tmp_path: Path) -> None:
+    """A server that the page's commands start keeps its log in that folder, and is open to its user alone."""
+    for name in ("users.acl", "redis.conf"):
+        shutil.copy(DEPLOY / name, tmp_path)
+    server = ServerOfThePage("page", tmp_path)
+    server.start()
+    try:
+        with redis.Redis(HOST, server.port) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+        assert list(tmp_path.glob("appendonly*"))
+    finally:
+        server.stop()
 
 
 def granted(user: str) -> set[str]:
