@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from hypothesis import settings
@@ -16,6 +16,10 @@ from ratelimit_mw._internal.policy.code_limits import declared
 from tests.support.apps import AppServer
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
+
+if TYPE_CHECKING:
+    from tests.support.certificates import Certificates
+    from tests.support.commands import Commands
 
 # Real servers answer when they answer.
 settings.register_profile("ratelimit_mw", deadline=None)
@@ -191,6 +195,30 @@ def start_app(tmp_path: Path) -> Iterator[StartApp]:
             return served
 
         yield start
+
+
+@pytest.fixture
+def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> "Commands":
+    """Commands, away from the settings of whoever runs the tests."""
+    from tests.support.commands import Commands  # noqa: PLC0415 - needs the extra `cli`
+
+    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+    return Commands(capsys)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> "Certificates":
+    """Certificates of an authority of the module's own."""
+    from tests.support.certificates import Certificates  # noqa: PLC0415 - few tests need it
+
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the variables of whoever runs the tests that are settings."""
+    for variable in [name for name in os.environ if name.startswith("RATELIMIT_")]:
+        monkeypatch.delenv(variable)
 
 
 def _end(server: StoreServer | AppServer) -> None:

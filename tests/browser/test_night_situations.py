@@ -84,12 +84,6 @@ def server(file: Path, start_app: StartApp) -> AppServer:
     return start_app(APP, workers=2, environment={"RATELIMIT_SETTINGS": str(file)})
 
 
-@pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str]) -> Commands:
-    """The command line."""
-    return Commands(capsys)
-
-
 async def run(commands: Commands, *arguments: str) -> str:
     """Run a command that has to succeed."""
     return await asyncio.to_thread(commands.good, *arguments)

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from ratelimit_mw import Limiter
-from tests.integration.test_connections import Certificates
 from tests.support.asgi import settings_of
+from tests.support.certificates import Certificates
 from tests.support.conformance import eventually
 from tests.support.proxy import Fault, Proxy
 from tests.support.servers import StoreServer
@@ -32,12 +32,6 @@ spending = {{ daily = "1000.00" }}
 path = "/{{rest:path}}"
 price = "0.10"
 """
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Of an authority of this module's own."""
-    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.settings import BackendSettings
 from ratelimit_mw._internal.settings.url import SecretURL
 from tests.conftest import StartServer
-from tests.integration.test_connections import Certificates
+from tests.support.certificates import Certificates
 from tests.support.conformance import eventually, new_id, window
 from tests.support.processes import HOST
 from tests.support.proxy import Proxy

@@ -22,13 +22,6 @@ pytestmark = pytest.mark.rerun
 K = key_partition(hash_api_key(b"k", ""))
 
 
-@pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
-    return Commands(capsys)
-
-
 def test_commands_record_what_they_change(
     commands: Commands, tmp_path: Path, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,13 +19,6 @@ pytestmark = pytest.mark.rerun
 
 
 @pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
-    return Commands(capsys)
-
-
-@pytest.fixture
 def shared(tmp_path: Path, redis_server: StoreServer) -> str:
     """A settings file with a real Redis."""
     text = f"""

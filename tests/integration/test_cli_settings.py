@@ -30,11 +30,10 @@ GONE_WRONG = {
 
 
 @pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
-    """Commands in an empty folder, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+def commands(commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Commands:
+    """Commands in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return Commands(capsys)
+    return commands
 
 
 def broken(folder: Path, url: str, mistake: str) -> Path:

@@ -14,8 +14,9 @@ from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge
 from tests.integration.test_acl import users
-from tests.integration.test_connections import Certificates, complaints, decided_by
+from tests.integration.test_connections import complaints, decided_by
 from tests.integration.test_deploy import DEPLOY
+from tests.support.certificates import Certificates
 from tests.support.conformance import daily, new_id, slots, window
 from tests.support.processes import HOST
 from tests.support.proxy import Proxy
@@ -32,12 +33,6 @@ SENTINEL_RIGHTS = (
     " +auth +subscribe +client|setname +sentinel|get-master-addr-by-name +sentinel|master"
 )
 """Rights that docs/deployment.md gives to the user on the sentinels."""
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Certificates for this module."""
-    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 # TLS --------------------------------------------------------------------------------------------

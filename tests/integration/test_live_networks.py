@@ -57,12 +57,6 @@ def file(tmp_path: Path, server: StoreServer) -> Path:
     return written(tmp_path / "s.toml", f'backend = {{ url = "{server.url}", timeout = 5.0 }}\n{PLANS}')
 
 
-@pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str]) -> Commands:
-    """Commands in this process."""
-    return Commands(capsys)
-
-
 def stored(server: StoreServer) -> dict[str, KeyEntry]:
     """The live entries in the server."""
     with server.client() as client:

@@ -21,13 +21,6 @@ pytestmark = pytest.mark.rerun
 WORKERS = 2
 
 
-@pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
-    return Commands(capsys)
-
-
 def settings(redis_url: str, small: int) -> str:
     """A settings file with so many requests an hour on the small plan."""
     return f"""

@@ -24,13 +24,6 @@ BAD = ROOT / "tests" / "settings_bad"
 FULL = str(GOOD / "ratelimit.toml")
 
 
-@pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
-    return Commands(capsys)
-
-
 def test_the_version_says_what_runs(commands: Commands) -> None:
     """`--version` tells the version, the Python that runs it, and whether it is compiled."""
     words = "compiled" if is_compiled() else "not compiled"

@@ -18,13 +18,6 @@ NASTY = "\x1b[31m\x9b2J\u202e\x07"
 
 
 @pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
-    return Commands(capsys)
-
-
-@pytest.fixture
 def file(tmp_path: Path, redis_server: StoreServer) -> str:
     """Settings with such characters in the one name that may have them, and in a key that is set live."""
     entry = {"plan": f"pro{NASTY}", "account": f"acme{NASTY}"}

@@ -22,11 +22,10 @@ NAME = "k:ca978112ca1bbdcafac231b39a23dc4d"
 
 
 @pytest.fixture
-def commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Commands:
-    """Commands, away from the settings of whoever runs the tests."""
-    monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
+def commands(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    """Commands on a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
-    return Commands(capsys)
+    return commands
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import json
-import os
 from decimal import Decimal
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,14 +23,10 @@ from ratelimit_mw._internal.settings import (
 )
 from tests.support.settings_files import load
 
+pytestmark = pytest.mark.usefixtures("no_environment")
+
 HERE = Path(__file__).parents[1]
 GOOD = sorted((HERE / "settings_good").glob("*.toml"))
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("RATELIMIT_")]:
-        monkeypatch.delenv(variable)
 
 
 @pytest.mark.parametrize("file", GOOD, ids=lambda file: file.stem)

@@ -23,14 +23,10 @@ from ratelimit_mw._internal.settings import (
 )
 from tests.support.settings_files import load, problems, written
 
+pytestmark = pytest.mark.usefixtures("no_environment")
+
 HERE = Path(__file__).parents[1]
 BAD = sorted((HERE / "settings_bad").glob("*.toml"))
-
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("RATELIMIT_")]:
-        monkeypatch.delenv(variable)
 
 
 @pytest.mark.parametrize("file", BAD, ids=lambda file: file.stem)

@@ -1,6 +1,5 @@
 """The environment over the settings file: what it may set, and how its errors name the variable."""
 
-import os
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -11,11 +10,7 @@ from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.settings import Settings, SettingsError
 from tests.support.settings_files import load, problems, written
 
-
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in [name for name in os.environ if name.startswith("RATELIMIT_")]:
-        monkeypatch.delenv(variable)
+pytestmark = pytest.mark.usefixtures("no_environment")
 
 
 @pytest.mark.parametrize(
