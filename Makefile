@@ -26,7 +26,7 @@ help:
 	@echo "make docs        the documentation: pages that are made of the code, and the site in site/"
 	@echo "make mutants     which changes of the deciding code no test notices (hours; MUTANTS=\"money policy/policy\")"
 	@echo "make bench       the load test, in an environment of its own"
-	@echo "make bench-fleet a fleet: Redis' CPU by the number of workers, idle workers, a changed live key"
+	@echo "make bench-fleet a fleet: Redis' CPU by the number of workers and of nodes, idle workers, a changed live key"
 	@echo "make clean       remove what all of these made"
 
 # With what it needs and no more, and in Python alone: to compile would take a minute.
@@ -104,6 +104,7 @@ bench: .venv-bench/installed
 
 bench-fleet: .venv/installed
 	$(BIN)/python -m benchmarks.fleet
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.live_keys
 

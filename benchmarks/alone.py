@@ -40,16 +40,22 @@ class CountedStore(StoreServer):
 
     async def count(self, asked: Sequence[Ask], together: int = 1) -> float:
         """Instructions for each of so many questions, one after the other, or so many at once."""
-        self._control("-i", "on")
-        self._control("-z")
+        self.begin()
         for place in range(0, len(asked), together):
             await asyncio.gather(*[ask() for ask in asked[place : place + together]])
+        return self.end() / len(asked)
+
+    def begin(self) -> None:
+        """Count from now on."""
+        self._control("-i", "on")
+        self._control("-z")
+
+    def end(self) -> int:
+        """Count no more; the instructions since the beginning."""
         self._control("-d")
         self._control("-i", "off")
         newest = max(self.folder.glob("out.*"), key=lambda path: int(path.suffix[1:]))
-        return int(re.findall(r"^(?:totals|summary): (\d+)", newest.read_text(), re.MULTILINE)[-1]) / len(
-            asked
-        )
+        return int(re.findall(r"^(?:totals|summary): (\d+)", newest.read_text(), re.MULTILINE)[-1])
 
     def _control(self, *setting: str) -> None:
         subprocess.run(["callgrind_control", *setting, str(self.pid)], check=True, capture_output=True)

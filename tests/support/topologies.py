@@ -111,19 +111,25 @@ class Cluster:
     """A cluster of so many primaries, each with as many replicas; `arguments` are its servers' own."""
 
     def __init__(
-        self, kind: str, folder: Path, *arguments: str, primaries: int = 3, replicas: int = 0
+        self,
+        kind: str,
+        folder: Path,
+        *arguments: str,
+        primaries: int = 3,
+        replicas: int = 0,
+        server: type[StoreServer] = StoreServer,
     ) -> None:
         self.kind = kind
         number = primaries * (1 + replicas)
         self.nodes = [
-            StoreServer(kind, folder / f"node-{n}", *_CLUSTER, *_FAST_SYNC, *arguments) for n in range(number)
+            server(kind, folder / f"node-{n}", *_CLUSTER, *_FAST_SYNC, *arguments) for n in range(number)
         ]
         self._primaries = primaries
 
     @property
     def url(self) -> str:
-        """Its address as the settings write it: two of its nodes."""
-        return f"redis+cluster://{HOST}:{self.nodes[0].port},{HOST}:{self.nodes[1].port}"
+        """Its address as the settings write it: two of its nodes, or the one."""
+        return "redis+cluster://" + ",".join([f"{HOST}:{node.port}" for node in self.nodes[:2]])
 
     def start(self) -> None:
         """Start the nodes, have them meet, share out the slots, and wait until all of them agree."""
