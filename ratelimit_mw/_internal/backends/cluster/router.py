@@ -6,16 +6,18 @@ A router belongs to one event loop.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial, reduce
 from typing import Protocol
 
+from ratelimit_mw._internal.backends.cluster.grouping import Grouping
 from ratelimit_mw._internal.backends.cluster.nodes import Nodes, Owners, hash_slot, hash_tag
 from ratelimit_mw._internal.backends.cluster.probes import Probes
 from ratelimit_mw._internal.backends.connecting.connection import Connection
 from ratelimit_mw._internal.backends.connecting.errors import ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address
 from ratelimit_mw._internal.backends.redis.batcher import Batcher, Group
+from ratelimit_mw._internal.backends.redis.calls import LATER
 from ratelimit_mw._internal.backends.redis.operations import Operation, Template
 from ratelimit_mw._internal.backends.redis.replies import Redirect
 from ratelimit_mw._internal.model.backend import BackendError, Load
@@ -51,6 +53,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
         self._owners: Owners = []
         self._probes = Probes(prefix)
+        self._grouping = Grouping(prefix, lambda node, operation: self._batcher(node).submit(operation))
         self._batchers: dict[Address, Batcher] = {}
         self._paused: dict[Operation, asyncio.TimerHandle] = {}
         self._refreshing: asyncio.Task[None] | None = None
@@ -141,7 +144,7 @@ class Router:
         if batcher is None:
             batcher = self._batchers[node] = self._new_batcher(
                 partial(self._connect, node),
-                group=_by_partition,
+                group=lambda operations: self._grouping.group(node, self._owners, operations),
                 redirect=partial(self._redirect, node),
                 new_probe=partial(self._new_probe, node),
             )
@@ -161,6 +164,7 @@ class Router:
         if not self._probes.can_reach(node, self._owners):
             self._refresh_soon()
             raise ServerMovedError(f"{node.host}:{node.port} serves no slots")
+        self._grouping.forget(node)
         return await self._nodes.connector(node).connect(on_lost)
 
     def _refresh_soon(self) -> None:
@@ -199,29 +203,47 @@ class Router:
 
     def _redirect(self, node: Address, operations: list[Operation], error: str) -> bool:
         """Whether an error of `node` means that operations belong elsewhere, or later; sends them there."""
+        if self._grouping.take_over(node, operations, error):
+            return True
         word, _, rest = error.partition(" ")
         if word not in ("MOVED", "ASK", "TRYAGAIN") and not error.startswith(_UNSERVED):
             return False
+        slot, _, address = rest.partition(" ")
+        target = _address(address, node) if word in ("MOVED", "ASK") else None
+        if word != "MOVED":
+            self._grouping.moves(operations[0].template.slot)
+        else:
+            if self._owners:
+                self._owners[int(slot)] = target
+            self._refresh_soon()
+        operations = self._of_first_slot(operations)
         if word == "ASK" and len(operations) > 1:
             # A key of one of them has moved, which says nothing of those of the others: each asks alone.
             for operation in operations:
                 self._count(operation)
                 self._send_again(operation, 0, node)
             return True
-        slot, _, address = rest.partition(" ")
-        target = _address(address, node) if word in ("MOVED", "ASK") else None
-        if word == "MOVED":
-            if self._owners:
-                self._owners[int(slot)] = target
-            self._refresh_soon()
         if self._probes.is_one(node, operations[0]):
             self._redirect_probe(node, operations[0], error)
         else:
             self._send_on(operations, error, target)
         return True
 
+    def _of_first_slot(self, operations: list[Operation]) -> list[Operation]:
+        """Return the operations of a call that share the slot of the first, whose keys were declared.
+
+        The others are sent again: the error says nothing of them.
+        """
+        first = operations[0].template.slot
+        for operation in operations:
+            if operation.template.slot != first:
+                self._send_again(operation, 0)
+        return [operation for operation in operations if operation.template.slot == first]
+
     def _send_on(self, operations: list[Operation], error: str, target: Address | None) -> None:
         is_asking = error.startswith("ASK")
+        # Where a call for several slots met a key that is elsewhere, a call of its own learns where.
+        at_once = AT_ONCE if target is not None else 1 if error == LATER else 0
         if is_asking and target is not None:
             self._probes.imports(target, hash_tag(operations[0].template.keys))
         for operation in operations:
@@ -229,7 +251,7 @@ class Router:
                 operation.fail(BackendError(error))
             tries = self._count(operation)
             operation.is_asking = is_asking
-            if target is None or tries > AT_ONCE:
+            if tries > at_once:
                 self._send_again(operation, RETRY_WAITS[min(tries, len(RETRY_WAITS)) - 1], target)
             else:
                 self._send_again(operation, 0, target)
@@ -271,21 +293,6 @@ class Router:
     @property
     def _is_busy(self) -> bool:
         return bool(self._paused) or any(each.is_busy for each in self._batchers.values())
-
-
-def _by_partition(operations: list[Operation]) -> Iterable[list[Operation]]:
-    """Group operations that may share a call of the script: one group for each partition.
-
-    An operation that was sent again is a group of its own.
-    """
-    groups: dict[object, list[Operation]] = {}
-    for operation in operations:
-        group = operation if operation.tries else operation.template.tag
-        members = groups.get(group)
-        if members is None:
-            members = groups[group] = []
-        members.append(operation)
-    return groups.values()
 
 
 def _find_slot(template: Template) -> None:

@@ -16,11 +16,11 @@ from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedErr
 from ratelimit_mw._internal.backends.redis.backlog import MAX_QUEUE, Backlog
 from ratelimit_mw._internal.backends.redis.calls import ASKING, call_head, ignore
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
-from ratelimit_mw._internal.backends.redis.letters import DISJOINT, SHARED
 from ratelimit_mw._internal.backends.redis.link import Link
 from ratelimit_mw._internal.backends.redis.operations import (
     Operation,
     bulk,
+    by_template,
     command_for,
     compose,
     waiting_since,
@@ -207,7 +207,8 @@ class Batcher:
 
     def _call_of(self, batch: list[Operation], by_digest: bool, by_script: bool) -> bytes:
         """The call of the script for a batch, or a command, which counts as sent from now on."""
-        groups, n_keys, keys, arguments, is_shared = compose(batch)
+        groups = by_template(batch)
+        letter, n_keys, n_arguments, keys, arguments = compose(groups)
         is_command = len(groups) == 1 and not by_script and bool(batch[0].template.command)
         now = self._loop.time()
         self._backlog.sent.append(Batch(batch, groups, waiting_since(batch, now), now, by_digest, is_command))
@@ -218,9 +219,8 @@ class Batcher:
             return command_for(batch)
         clock = self._clock_argument()
         until = WITHOUT_END if clock else self._replies.server_clock.in_(self._timeout + GRACE)
-        shares_and_time = bulk((SHARED if is_shared else DISJOINT) + until + clock)
-        head = call_head(n_keys, len(groups), by_digest=by_digest)
-        return b"".join((head, keys, shares_and_time, arguments))
+        head = call_head(n_keys, n_arguments, by_digest=by_digest)
+        return b"".join((head, keys, bulk(letter + until + clock), arguments))
 
     # answers ------------------------------------------------------------------------------------
 

@@ -12,10 +12,13 @@ MOST_TIME = 2**53
 """The latest time that an answer can show, in microseconds: the script counts exactly up to here."""
 
 
-def call_head(n_keys: int, n_operations: int, *, by_digest: bool) -> bytes:
-    """Return the beginning of a call of the script: all that comes before its keys."""
+def call_head(n_keys: int, n_arguments: int, *, by_digest: bool) -> bytes:
+    """Return the beginning of a call of the script: all that comes before its keys.
+
+    Of the arguments behind the keys, the first is not counted: the flags.
+    """
     script = _BY_DIGEST if by_digest else _BY_TEXT
-    return b"*%d\r\n%b%b" % (4 + n_keys + n_operations, script, bulk(b"%d" % n_keys))
+    return b"*%d\r\n%b%b" % (4 + n_keys + n_arguments, script, bulk(b"%d" % n_keys))
 
 
 def read_reply(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:

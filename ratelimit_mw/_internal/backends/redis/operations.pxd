@@ -36,11 +36,15 @@ cpdef bytes command_for(list batch)
 @cython.locals(operation=Operation)
 cpdef double waiting_since(list batch, double now) except? -1
 
+@cython.locals(places=dict, groups=list, members=list, operation=Operation, template=Template)
+cpdef list by_template(list batch)
+
 @cython.locals(
-    places=dict, groups=list, members=list, operation=Operation, template=Template, keys=list, arguments=list,
-    charged=set, n_keys=Py_ssize_t, charges=Py_ssize_t, is_shared=bint, each=Operation,
+    members=list, operation=Operation, template=Template, keys=list, arguments=list, charged=set,
+    n_keys=Py_ssize_t, charges=Py_ssize_t, declared=Py_ssize_t, n_declared=Py_ssize_t, tag=bytes, letter=bytes,
+    is_shared=bint, is_spread=bint, n_arguments=Py_ssize_t, each=Operation,
 )
-cpdef tuple compose(list batch)
+cpdef tuple compose(list groups)
 
 @cython.locals(
     at=Py_ssize_t, operations=list, template=Template, first=Operation, read=list, failed=list, is_failed=bint,

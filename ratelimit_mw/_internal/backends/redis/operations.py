@@ -6,7 +6,14 @@ from binascii import hexlify
 from collections.abc import Callable, Collection, Generator
 from typing import Any
 
-from ratelimit_mw._internal.backends.redis.letters import DONE, FAILED
+from ratelimit_mw._internal.backends.redis.letters import (
+    DISJOINT,
+    DISJOINT_SPREAD,
+    DONE,
+    FAILED,
+    SHARED,
+    SHARED_SPREAD,
+)
 from ratelimit_mw._internal.model.backend import BackendError, Settlement
 
 
@@ -224,11 +231,8 @@ def waiting_since(batch: list[Operation], now: float) -> float:
     return now
 
 
-def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, bytes, bool]:
-    """A batch by template, and in the Redis protocol: how many keys, the keys, the operations.
-
-    And whether two charges may have a key in common.
-    """
+def by_template(batch: list[Operation]) -> list[list[Operation]]:
+    """Group operations that are sent as one. One that has a record is a group of its own."""
     places: dict[Template, list[Operation]] = {}
     groups: list[list[Operation]] = []
     for operation in batch:
@@ -238,11 +242,21 @@ def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, 
             members = places[template] = []
             groups.append(members)
         members.append(operation)
+    return groups
+
+
+def compose(groups: list[list[Operation]]) -> tuple[bytes, int, int, bytes, bytes]:
+    """Groups of operations in the Redis protocol: a letter, the numbers of keys and arguments, and these.
+
+    Where the keys lie in several hash slots, on a cluster, those of the first operation are declared, and the
+    others are arguments behind the operations.
+    """
     keys: list[bytes] = []
     arguments: list[bytes] = []
     charged: set[str] = set()
-    n_keys = charges = 0
-    is_shared = False
+    n_keys = charges = declared = n_declared = 0
+    is_shared = is_spread = False
+    tag = groups[0][0].template.tag
     for members in groups:
         operation = members[0]
         template = operation.template
@@ -250,6 +264,10 @@ def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, 
         keys.append(template.keys)
         if template.record:
             keys += (template.record, hexlify(operation.id), b"\r\n")
+        if not declared:
+            declared, n_declared = len(keys), n_keys
+        if template.tag != tag:
+            is_spread = True
         if template.charges is None:
             is_shared = True
         elif template.charges:
@@ -261,7 +279,17 @@ def compose(batch: list[Operation]) -> tuple[list[list[Operation]], int, bytes, 
             arguments.append(b"\r\n")
         else:
             arguments.append(template.several([each.id for each in members]))
-    return groups, n_keys, b"".join(keys), b"".join(arguments), is_shared or len(charged) < charges
+    n_arguments = len(groups)
+    is_shared = is_shared or len(charged) < charges
+    letter = SHARED if is_shared else DISJOINT
+    if is_spread:
+        letter = SHARED_SPREAD if is_shared else DISJOINT_SPREAD
+        arguments += keys[declared:]
+        arguments.append(bulk(n_arguments.to_bytes(2, "little")))
+        del keys[declared:]
+        n_arguments += n_keys - n_declared + 1
+        n_keys = n_declared
+    return letter, n_keys, n_arguments, b"".join(keys), b"".join(arguments)
 
 
 def hand_out(

@@ -98,6 +98,8 @@ class Replies:
             if str(failure).startswith(LATE):
                 late += operations
                 continue
+            if self._redirect is not None and self._redirect(operations, str(failure)):
+                continue
             for operation in operations:
                 self.error_log(failure)
                 operation.fail(failure)

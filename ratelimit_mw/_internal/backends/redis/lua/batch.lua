@@ -5,10 +5,13 @@
 -- that frees. A key is read once and written once per batch; in between the charges are decided in order on
 -- what was read.
 --
--- KEYS   the keys of every operation, one operation after the other
+-- KEYS   the keys of every operation, one operation after the other; on a cluster, where they lie in several hash
+--        slots, those of the first operation
 -- ARGV   [1] D where no two charges have a key in common and none has a period, else S; a double: the time after
 --        which the call is given up, and charges, renews and deletes nothing; and the digits of the time in microseconds,
---        or nothing for the server's own TIME; [2..] an operation each, a letter and packed little-endian fields:
+--        or nothing for the server's own TIME. As small letters, d and s, they say that behind the operations stand the
+--        keys of all but the first, and then, in two bytes, the number of operations;
+--        [2..] an operation each, a letter and packed little-endian fields:
 --        A P  acquire, peek: n, cost, price, lease of its estimate (0: no record), n limits, ids;
 --             keys: one for each limit, then the record
 --        O    acquire again what may have been acquired under this id: as A, and the estimate is held once
@@ -74,6 +77,11 @@ else
   now = parts[1] * 1000000 + parts[2]
 end
 local is_late = now > parse('<d', flags, 2)
+
+local is_spread = byte(flags) >= SPREAD
+if is_spread then
+  -- include spread
+end
 
 local decide -- defined below
 

@@ -1,6 +1,6 @@
 -- operations.lua: walks over the operations of a batch: once for all but charges, once for charges.
 --
--- Needs   decide.lua, charges.lua, charge_answers.lua, release (releases.lua); parts.lua
+-- Needs   decide.lua, charges.lua, charge_answers.lua, stay.lua, release (releases.lua); parts.lua
 -- Gives   all_but_charges(), all_charges(): do the operations from `place` on, and leave `place` at one that failed
 --         replies: the answers, by place; firsts: the number of keys before those of each charge
 
@@ -8,32 +8,33 @@ local replies, firsts = {now}, {0} -- `firsts` as `keys` below, of charges
 local place, keys = 2, 0 -- of the operation in hand: its place in ARGV, and the number of keys before its own
 local any_shared = false -- whether several charges need a key
 local shared_states -- `states` where several do
-local looks = byte(ARGV[1]) ~= DISJOINT -- whether any may
+local looks = byte(flags) ~= DISJOINT and byte(flags) ~= DISJOINT_SPREAD -- whether any may
 local figures = {texts = {}} -- of the charge in hand; and times as arguments, which are the same for most of a batch
 
 local function all_but_charges()
   while place <= #ARGV do
-    local said, before = ARGV[place], keys
+    local said, first = ARGV[place], keys
     local kind, n, mode = byte(said, 1, 3)
     -- The number of keys is read from the operation alone: one which fails cannot shift those of the next.
     if kind == ACQUIRE or kind == PEEK or kind == TAKE_AHEAD or kind == ACQUIRE_AGAIN or kind >= OWN_COSTS then
-      firsts[place] = before
-      for i = before + 1, looks and before + n or 0 do
+      firsts[place] = first
+      for i = first + 1, looks and first + n or 0 do
         local key = KEYS[i]
         local known = states[key]
         any_shared = any_shared or known ~= nil
         if known == nil or known == true then states[key] = not known end
       end
       -- No lease but 0 has a 0.
-      keys = before + n + (kind >= OWN_COSTS and mode or byte(said, CHARGE_HEAD) > 0 and 1 or 0)
+      keys = first + n + (kind >= OWN_COSTS and mode or byte(said, CHARGE_HEAD) > 0 and 1 or 0)
     elseif kind == FINISH then
-      keys = before + n + (mode ~= MONEY_UNTOUCHED and 1 or 0)
-      replies[place] = release(said, before)
+      keys = first + n + (mode ~= MONEY_UNTOUCHED and 1 or 0)
+      replies[place] = release(said, first)
     else
       keys = (kind == DELETE or kind == METER) and n or kind == RENEW and n + 256 * mode or byte(said, SETTLE_HEAD) + 1
-      keys = before + keys
+      keys = first + keys
       if is_late and (kind == DELETE or kind == RENEW) then error(LATE, 0) end -- others may have come since
-      replies[place] = part(kind).run(said, before)
+      -- include stay
+      replies[place] = part(kind).run(said, first)
     end
     place = place + 1
   end
@@ -46,6 +47,9 @@ local function all_charges()
       local kind = byte(op)
       -- include charges
       if fault then error(fault, 0) end
+      if more then
+        -- include stay
+      end
       if shared_states then
         more = more or {}
         more.states = shared_states

@@ -1,6 +1,6 @@
 -- releases.lua: ends charges: frees their slots, and has `finish` do what else there is.
 --
--- Needs   of other parts finish (finish.lua), drop_foreign (slot_repair.lua), sentence (faults.lua)
+-- Needs   stay.lua; of other parts finish (finish.lua), drop_foreign (slot_repair.lua), sentence (faults.lua)
 -- Gives   release(op, first): the answer
 -- Cost    one command for the slots of an operation in each set
 
@@ -19,6 +19,9 @@ local function release(op, first)
       others = true
     end
   end
-  if others then part(MONEY).finish(op, first, n, mode) end
+  if others then
+    -- include stay
+    part(MONEY).finish(op, first, n, mode)
+  end
   return failed and FAILED .. part(REPAIR).sentence(failed) or DONE
 end
