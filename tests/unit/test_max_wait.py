@@ -97,7 +97,7 @@ def test_calls_are_served_in_the_order_in_which_they_came() -> None:
     async def run(limiter: Limiter) -> list[tuple[float, int]]:
         tasks = []
         for _ in range(8):
-            tasks.append(asyncio.create_task(admitted_at(limiter, RATE.on("x"), max_wait=30)))
+            tasks.append(asyncio.create_task(admitted_at(limiter, RATE.on("x"), max_wait=40)))
             await asyncio.sleep(0)
         return await ended(tasks)
 
