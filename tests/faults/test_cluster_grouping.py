@@ -259,7 +259,7 @@ async def test_nobody_is_admitted_twice_while_slots_move_key_by_key(cluster: Clu
 async def test_nobody_is_admitted_twice_while_slots_move_as_a_whole(
     shared_cluster: Callable[[str], Cluster],
 ) -> None:
-    """The same where the server moves slots by itself, all of their keys at one moment, as Valkey 9 does."""
+    """Slots that a server moves by itself, all keys at one moment as Valkey 9 does, admit nobody twice."""
     cluster = shared_cluster("valkey")
     names = [name for node in cluster.nodes[:2] for name in callers_on(cluster, node, 6)]
     async with opened(cluster.url, 20) as one, opened(cluster.url, 20) as two:

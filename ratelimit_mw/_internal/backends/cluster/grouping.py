@@ -125,7 +125,7 @@ class _Trial:
 
     def __init__(self, again_at: float) -> None:
         self.waiting: dict[Operation, bool] = {}
-        """Those that are under way, and whether each is about a key of another node."""
+        """Operations that are under way, and whether each is about a key of another node."""
         self.again_at = again_at
         """Time, by the event loop's clock, from which the node is tried out again unless it has passed."""
         self.is_passed = False

@@ -26,7 +26,7 @@ SHARED = b"S"
 """Begins any other batch."""
 DISJOINT_SPREAD = b"d"
 SHARED_SPREAD = b"s"
-"""The same for batches whose keys lie in several hash slots of a node of a cluster."""
+"""Begin such batches where their keys lie in several hash slots of a node of a cluster."""
 
 FAILED = b"E"
 DONE = b"\1"
