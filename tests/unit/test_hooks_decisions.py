@@ -327,6 +327,23 @@ def test_a_hook_that_would_have_to_be_awaited_is_an_error(hook: Any, name: str) 
             make()
 
 
+@pytest.mark.parametrize(
+    "name", ["identify", "price", "estimate", "refusal", "resolve", "on_event", "on_decision"]
+)
+@pytest.mark.parametrize("hook", [3, "a name", ()])
+def test_a_hook_that_is_no_function_is_an_error(hook: Any, name: str) -> None:
+    """What can't be called says so when it is handed in, not by a log line for each request."""
+    hooks = {name: hook}
+    makes: list[Callable[[], object]] = [
+        lambda: RateLimitMiddleware(ok_app(), settings=settings_of(""), **hooks)
+    ]
+    if name in {"resolve", "on_event", "on_decision"}:
+        makes.append(lambda: Limiter(settings_of(""), **hooks))
+    for make in makes:
+        with pytest.raises(TypeError, match=f"{name} must be a function, not "):
+            make()
+
+
 def test_an_observer_that_would_have_to_be_awaited_is_an_error() -> None:
     """An observer that would have to be awaited is an error."""
     with pytest.raises(TypeError, match="observer must be a plain function"):

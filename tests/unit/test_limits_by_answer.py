@@ -204,6 +204,29 @@ async def test_a_predicate_that_fails_counts(caplog: pytest.LogCaptureFixture) -
     assert "count= of x failed; the request counts" in caplog.text
 
 
+async def late(status: int) -> bool:
+    """A predicate that would have to be awaited."""
+    return status == 400
+
+
+def test_a_predicate_that_would_have_to_be_awaited_is_an_error() -> None:
+    """An async predicate would count every answer, so it says so when it is handed in."""
+    count: Any = late
+    with pytest.raises(TypeError, match="x: count must be a plain function: nobody awaits it"):
+        Limit("x", "1/minute", count=count)
+
+
+async def test_a_predicate_that_returns_what_would_have_to_be_awaited_counts(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that only looks like a plain function is found out when it is called; the log names its limit."""
+    count: Any = lambda status: late(status)  # noqa: E731, PLW0108 - which no look at it can tell
+    async with client_of(behind(app_of(Limit("x", "1/minute", count=count)))) as client:
+        assert await statuses(client, 2, "/200") == [200, 429]
+    assert "count= of x failed; the request counts" in caplog.text
+    assert "count must be a plain function" in caplog.text
+
+
 async def test_a_late_refusal_counts_nowhere() -> None:
     """A request that a late limit refuses is no failure: its early limits are given back."""
     early, late = Limit("early", "2/minute", count="failures"), Limit("late", "1/minute")

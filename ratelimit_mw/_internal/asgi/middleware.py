@@ -45,6 +45,7 @@ from ratelimit_mw._internal.responses.refusals import Response
 from ratelimit_mw._internal.responses.writers import Writers
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.event_loop import NEEDS_ASYNCIO
+from ratelimit_mw._internal.runtime.plain_hooks import check_hooks
 from ratelimit_mw._internal.settings import Settings, SettingsError
 from ratelimit_mw._internal.settings.findings import say_once
 
@@ -68,6 +69,7 @@ class LimitedApp:
         on_decision: OnDecision | None = None,
         limiter: Limiter | None = None,
     ) -> None:
+        check_hooks(identify=identify, price=price, estimate=estimate, refusal=refusal)
         self.app = app
         self._identify_hook = identify
         has_estimates = price is not None or estimate is not None

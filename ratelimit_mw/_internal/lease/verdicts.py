@@ -4,6 +4,7 @@ import logging
 
 from ratelimit_mw._internal.model.limits import ANSWERS
 from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.runtime.plain_hooks import check_nothing_to_await
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -13,7 +14,9 @@ def verdicts_of(policy: Policy, status: int) -> dict[str, bool]:
     verdicts = {}
     for unit, counts in (policy.answers or {}).items():
         try:
-            verdicts[unit] = bool(counts(status))
+            verdict = counts(status)
+            check_nothing_to_await(verdict, "count", "")
+            verdicts[unit] = bool(verdict)
         except Exception:
             logger.exception("count= of %s failed; the request counts", unit.removeprefix(ANSWERS))
             verdicts[unit] = True

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.observe.events import check_nothing_to_await, check_plain
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.runtime.plain_hooks import check_nothing_to_await, check_plain
 
 logger = logging.getLogger("ratelimit_mw")
 

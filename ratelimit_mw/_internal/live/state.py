@@ -19,6 +19,7 @@ from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
+from ratelimit_mw._internal.runtime.plain_hooks import check_hooks
 from ratelimit_mw._internal.runtime.printable import printable
 from ratelimit_mw._internal.runtime.upkeep import Job, Upkeep
 from ratelimit_mw._internal.settings import Settings
@@ -86,6 +87,7 @@ class Live:
 
     def resolve_by(self, resolve: Resolve) -> None:
         """Ask this hook about keys that are neither set live nor in the settings."""
+        check_hooks(resolve=resolve)
         self.resolver = Resolver(resolve, lambda: self.rules)
 
     def apply(self, settings: Settings) -> None:

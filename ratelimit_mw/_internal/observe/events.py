@@ -1,13 +1,13 @@
 """Events that an app can be told about as they happen: frozen values, handed to `on_event`."""
 
 import asyncio
-import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.runtime.plain_hooks import check_nothing_to_await, check_plain
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -44,22 +44,6 @@ class SlotLost:
 
 Event = BudgetWarning | SettleIgnored | SlotLost
 OnEvent = Callable[[Event], object]
-
-_PLAIN = "{} must be a plain function: nobody awaits it. Start a task in it (asyncio.create_task) instead."
-
-
-def check_plain(hook: object, name: str) -> None:
-    """Raise TypeError for a hook that would have to be awaited, and so would never run."""
-    called = getattr(type(hook), "__call__", None)  # noqa: B004 - of an object that is called like a function
-    if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(called):
-        raise TypeError(_PLAIN.format(name))
-
-
-def check_nothing_to_await(result: object, name: str) -> None:
-    """Raise TypeError if a hook returned a coroutine, which could not be seen before the call."""
-    if inspect.iscoroutine(result):
-        result.close()
-        raise TypeError(_PLAIN.format(name))
 
 
 class Notifier:

@@ -15,6 +15,7 @@ from ratelimit_mw._internal.model.metered import MAX_AMOUNT
 from ratelimit_mw._internal.policy.by import By, HeaderValue, Key, PathPart, Whose
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Counts
+from ratelimit_mw._internal.runtime.plain_hooks import check_plain
 from ratelimit_mw._internal.settings.errors import in_our_words
 from ratelimit_mw._internal.settings.limits import Concurrent, Rates
 from ratelimit_mw._internal.settings.units import UnitName, counting
@@ -125,8 +126,10 @@ class Limit:
     def _check_count(self, count: Literal["all", "failures"] | Counts) -> Literal["all", "failures"] | Counts:
         if count != "all" and self.unit != REQUESTS:
             raise ValueError(f"{self.name}: {self.unit} are settled by the app; count is for requests")
-        if count not in ("all", "failures") and not callable(count):
-            raise ValueError(f"{self.name}: count is 'all', 'failures' or a function, not {count!r:.60}")
+        if count not in ("all", "failures"):
+            if not callable(count):
+                raise ValueError(f"{self.name}: count is 'all', 'failures' or a function, not {count!r:.60}")
+            check_plain(count, f"{self.name}: count", "")
         return count
 
     def is_like(self, other: "Limit") -> bool:

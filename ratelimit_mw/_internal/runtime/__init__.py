@@ -4,5 +4,5 @@
 - `forks.py`, `process_end.py`, `liveness.py`: processes that fork, end, or share a folder.
 - `bounded.py`, `layered.py`: caches with a bound, mappings of which little changes.
 - `leaf.py` (`leaf.pyx` in C), `compiled.py`: what is compiled, and whether it is in use.
-- `printable.py`: texts from outside, made safe. `version.py`.
+- `printable.py`: texts from outside, made safe. `plain_hooks.py`: checks of hooks. `version.py`.
 """
