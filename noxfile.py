@@ -18,7 +18,7 @@ PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """All tests but the slow drills; or what is named: `nox -s tests-3.13 -- tests/unit/test_money.py`."""
-    session.install("--editable", ".[cli,metrics,otel]", "--group", "test")
+    session.install("--editable", ".[cli,metrics,otel]", "--group", "dev")
     path = os.pathsep.join([str(_redis_server(session)), os.environ["PATH"]])
     arguments = session.posargs or ["-m", "not slow"]
     session.run("pytest", "--numprocesses", "2", "--dist", "worksteal", *arguments, env={"PATH": path})
