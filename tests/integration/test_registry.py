@@ -179,7 +179,7 @@ async def test_thousands_of_keys_are_read(redis_server: StoreServer) -> None:
     hashes = [hash_api_key(b"%d" % number, "") for number in range(3_000)]
     put(redis_server, {each: {"plan": "pro"} for each in hashes})
     async with Limiter(settings_on(redis_server.url)) as limiter:
-        assert len(limiter.engine.live.keys) == 3_000
+        await until_async(lambda: len(limiter.engine.live.keys) == 3_000)
         assert plan_of(limiter, "2999") == "pro"
         put(redis_server, {hashes[7]: {"plan": "team", "account": "bolt"}}, version="y")
         await seen(limiter, "7", "team")

@@ -40,6 +40,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Seconds since the start."""
         return self.clock.now
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Wait for threads to end, however far the clock would jump meanwhile."""
+        await super().shutdown_default_executor()
+
 
 def in_virtual_time(
     text: str,

@@ -39,6 +39,7 @@ class Database:
     def __init__(self, **entries: KeyEntry) -> None:
         self.entries: dict[str, KeyEntry | None] = dict(entries)
         self.asked: list[str] = []
+        self.answered = 0
         self.error: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -47,6 +48,7 @@ class Database:
         """Look a key up."""
         self.asked.append(api_key)
         await self.gate.wait()
+        self.answered += 1
         if self.error is not None:
             raise self.error
         return self.entries.get(api_key)
@@ -299,6 +301,8 @@ async def test_a_flood_of_invented_keys_is_bounded(clock: FakeTime, caplog: pyte
     assert await asyncio.gather(*flood) == ["10"] * 200
     assert len(database.asked) == 2 + resolve.MAX_STRANGERS
     assert failures(caplog) == [f"resolve= failed: more than {resolve.MAX_STRANGERS} look-ups at once"]
+    await until_async(lambda: database.answered == len(database.asked))
+    await asyncio.sleep(0)  # then the last look-up has ended
     assert await limit_of(app, "afterwards") == "10"
     assert database.asked[-1] == "afterwards"
 
