@@ -1,6 +1,7 @@
 """All that is made of the settings and of the keys that are set live: one object, swapped as a whole."""
 
 import hashlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from ratelimit_mw._internal.policy.extended import CodeLimits
 from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.lookup import PolicyLookup
 from ratelimit_mw._internal.policy.policy import Policies
+from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings import AddressSettings, KeySettings, Settings
 
@@ -95,6 +97,17 @@ class Rules:
             live.networks,
             listed=self.identify.listed,
         )
+
+
+def free(rules: list[Rules]) -> None:
+    """Free the rules of a list in a thread, in pieces: an event loop would free all at once."""
+    parts = deque[object]()
+    while rules:
+        policies, settings = rules[-1].policies, rules.pop().settings
+        parts.extend([*list(policies.latest.values()), *policies.routes.parts, *settings.routes])
+        del policies, settings
+    for _ in threads.in_pieces(range(len(parts))):
+        parts.popleft()
 
 
 def version_of(settings: Settings) -> str:

@@ -14,7 +14,7 @@ from ratelimit_mw._internal.live.registry import LiveTables, Registry
 from ratelimit_mw._internal.live.reload import FileWatch
 from ratelimit_mw._internal.live.resolve import Resolve, Resolver
 from ratelimit_mw._internal.live.rights import RightsCheck
-from ratelimit_mw._internal.live.rules import Rules
+from ratelimit_mw._internal.live.rules import Rules, free
 from ratelimit_mw._internal.model.backend import Backend
 from ratelimit_mw._internal.policy.key_entry import KeyEntry
 from ratelimit_mw._internal.runtime import threads
@@ -176,6 +176,7 @@ class Live:
     def _put(self, rules: Rules) -> None:
         before, self.rules = self.rules, rules
         if rules.settings is not before.settings:
+            threads.start(partial(free, [before]))
             fields = {"event": "settings_in_force", "version": rules.version}
             logger.info(
                 "settings in force: version %s of %s",

@@ -5,7 +5,7 @@ asking, so that a look-up costs the same with one rule and with a thousand.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -82,6 +82,11 @@ class RouteTable:
             return by_method.get(method, other)
         return self._search(method, path)
 
+    @property
+    def parts(self) -> list[object]:
+        """All that it has many of, each before what it is made of."""
+        return [*self._index.nodes(), *self.literal.values()]
+
     def of_scope(self, scope: Mapping[str, Any]) -> int | None:
         """Index of the rule that holds for an `http` or `websocket` scope, or None."""
         return self.match(scope.get("method", "GET"), route_path(scope)) if self._none else None
@@ -153,6 +158,13 @@ class _Node:
         group = node.tails.setdefault((len(before), len(after)), {})
         group.setdefault(pattern.tail, []).append(pattern)
         return len(pattern.segments) + 1
+
+    def nodes(self) -> Iterator["_Node"]:
+        """Yield the node, and all below it."""
+        yield self
+        below = [*self.literals.values(), *[each for group in self.mixed.values() for each in group.values()]]
+        for node in below if self.anything is None else [*below, self.anything]:
+            yield from node.nodes()
 
     def _child(self, segment: tuple[str, ...]) -> "_Node":
         before, after = segment[0], segment[-1]
