@@ -64,6 +64,7 @@ class Generator:
         self._connections = connections
         self._number = 0
         self._free: list[_Connection] = []
+        self._transports: list[asyncio.BaseTransport] = []
         self._waiting: deque[float] = deque()
 
     @property
@@ -75,7 +76,8 @@ class Generator:
         """Send all that is due, and wait for the answers."""
         loop = asyncio.get_running_loop()
         for _ in range(self._connections):
-            await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self.port)
+            transport, _ = await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self.port)
+            self._transports.append(transport)
         begin = time.perf_counter()
         for tick in range(schedule.ticks):
             at = begin + tick * TICK
@@ -88,6 +90,8 @@ class Generator:
         deadline = time.perf_counter() + PATIENCE
         while not self.is_done and time.perf_counter() < deadline:
             await asyncio.sleep(0.01)
+        for transport in self._transports:
+            transport.close()
 
     def next_on(self, connection: "_Connection") -> None:
         """Send the request that has waited longest over a connection that is free."""

@@ -55,13 +55,15 @@ async def test_latencies_count_from_the_moment_that_was_due() -> None:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal stood
-        while await reader.readuntil(b"\r\n\r\n"):
+        while await reader.readline():
+            await reader.readuntil(b"\r\n\r\n")
             if not stood:
                 stood = True
                 gate.clear()
                 asyncio.get_running_loop().call_later(0.5, gate.set)
             await gate.wait()
             writer.write(answer)
+        writer.close()
 
     gate = asyncio.Event()
     gate.set()
