@@ -1,5 +1,6 @@
 """Limits in code that count by caller, where callers and operators read how a caller stands."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -94,21 +95,46 @@ async def test_amounts_are_those_in_force(app: RateLimitMiddleware) -> None:
     assert "fails" not in found
 
 
-@pytest.mark.parametrize("kind", ["raises", "async", "nonsense"])
+@pytest.mark.parametrize("kind", ["raises", "raises later", "nonsense"])
 async def test_rates_that_cannot_be_told_are_the_limits_own(kind: str) -> None:
-    """A function that fails, or has to be awaited, does not break the answer."""
+    """A function that fails does not break the answer."""
 
     def rates(identity: Identity) -> Any:
         if kind == "raises":
             raise ZeroDivisionError
-        return later() if kind == "async" else 7.5
+        return later() if kind == "raises later" else 7.5
 
     async def later() -> str:
-        return "9/minute"
+        raise ZeroDivisionError
 
-    route = Route("/", limited(Limit("odd", "3/minute", rates_for=rates))(lambda _: PlainTextResponse("ok")))
-    odd = RateLimitMiddleware(Starlette(routes=[route]), limiter=limiter_of(SETTINGS, FakeClock()))
+    odd = app_of(Limit("odd", "3/minute", rates_for=rates))
     assert [each["limit"] for each in (await told(odd))["odd"]["rates"]] == [3]
+
+
+async def test_rates_that_are_awaited_are_told_and_forgotten() -> None:
+    """Rates of an async `rates_for` are what callers and operators see, and what a reset clears."""
+
+    async def rates(identity: Identity) -> str | None:
+        await asyncio.sleep(0)
+        return more_for_gold(identity)
+
+    app = app_of(Limit("awaited", "3/minute", rates_for=rates))
+    async with client_of(app, x_api_key="rich") as client:
+        assert await statuses(client, 2) == [200, 200]
+    assert [each["limit"] for each in (await told(app, "rich"))["awaited"]["rates"]] == [9]
+    assert [each["limit"] for each in (await told(app))["awaited"]["rates"]] == [3]
+    lease = await app.limiter.acquire(api_key="rich", path="/")
+    ((*_, figures),) = await LimitFiguresReader(app.limiter).read([lease.identity])
+    assert (figures.used, figures.limit) == (2, 9)
+    assert (await overview(app.limiter, lease.identity)).limits[-1].window is not None
+    await forget(app.limiter, lease.identity)
+    assert used(await told(app, "rich"))["awaited"] == [0]
+
+
+def app_of(limit: Limit) -> RateLimitMiddleware:
+    """An app with one route and a limit on it."""
+    route = Route("/", limited(limit)(lambda _: PlainTextResponse("ok")))
+    return RateLimitMiddleware(Starlette(routes=[route]), limiter=limiter_of(SETTINGS, FakeClock()))
 
 
 async def test_without_any_nothing_is_added() -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any, NamedTuple
 
-from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look
+from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look, with_rates
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter, place_of
@@ -72,7 +72,7 @@ class UsageEndpoint:
         return Response(answer.status, answer.headers, b"") if method == "HEAD" else answer
 
     async def _answer(self, policy: Policy, writers: Writers) -> Response:
-        question, identity = self._question(policy), policy.identity  # which another request may change
+        question, identity = await self._question(policy), policy.identity  # which another request may change
         # Gate and figures together take the backend no longer than any other request may.
         deadline = asyncio.get_running_loop().time() + self._limiter.settings.backend.timeout
         lease = await self._limiter.engine.charge(question.gate, identity)
@@ -88,15 +88,16 @@ class UsageEndpoint:
         body = json.dumps(_usage(identity, usage, routes, writers.headers)).encode()
         return Response(200, _headers(len(body), usage, writers.headers), body)
 
-    def _question(self, policy: Policy) -> _Question:
+    async def _question(self, policy: Policy) -> _Question:
         """Made once for a caller under the settings in force, which a policy stands for."""
         limits = limits_by_caller(self._limiter)
         question = self._questions.get((policy, limits))
         if question is None:
+            rated = await with_rates(limits, policy.identity)
             if len(self._questions) >= MAX_QUESTIONS:
                 self._questions.clear()
             path = self._limiter.settings.operations.usage_path or "/"
-            charges = charges_of(self._limiter, policy.identity, limits)
+            charges = charges_of(self._limiter, policy.identity, rated)
             question = self._questions[policy, limits] = _Question(_gate_of(policy, path), charges)
         return question
 

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.fleet.snapshot import LimitFigures
-from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look
+from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look, with_rates
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
 from ratelimit_mw._internal.model.limit_text import limit_text
@@ -71,8 +71,9 @@ class LimitFiguresReader:
         key = (identity.partition, identity.plan, identity.address, limits)
         charges = self._charges.get(key)
         if charges is None:  # of thousands of routes, it takes a while
+            rated = await with_rates(limits, identity)
             charges = self._charges[key] = await threads.call(
-                partial(charges_of, self._limiter, identity, limits)
+                partial(charges_of, self._limiter, identity, rated)
             )
         found: list[LimitFigures] = []
         for charge in charges:

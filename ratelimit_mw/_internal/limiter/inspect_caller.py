@@ -15,6 +15,8 @@ from ratelimit_mw._internal.policy.identity import Identity
 
 logger = logging.getLogger("ratelimit_mw")
 
+LimitWithRates = tuple[Limit, tuple[Window, ...] | None]
+"""A limit in code, and its rates for one caller; None for its own."""
 MAX_COUNTERS = 100
 """Counters in one question, so that none takes the backend long."""
 
@@ -24,7 +26,8 @@ async def overview(limiter: Limiter, identity: Identity) -> Decision:
 
     Charges nothing. Raises `BackendError`.
     """
-    return await look(limiter, charges_of(limiter, identity, limits_by_caller(limiter)))
+    limits = await with_rates(limits_by_caller(limiter), identity)
+    return await look(limiter, charges_of(limiter, identity, limits))
 
 
 def limits_by_caller(limiter: Limiter) -> tuple[Limit, ...]:
@@ -34,28 +37,31 @@ def limits_by_caller(limiter: Limiter) -> tuple[Limit, ...]:
     return tuple(dict.fromkeys([*marked, *limiter.engine.live.rules.code_limits.by_caller]))
 
 
-def charges_of(limiter: Limiter, identity: Identity, limits: Sequence[Limit]) -> tuple[Charge, ...]:
+async def with_rates(limits: Iterable[Limit], identity: Identity) -> list[LimitWithRates]:
+    """Return limits with their rates for this caller, which `rates_for` may have to be awaited for."""
+    return [(limit, await _rates(limit, identity)) for limit in limits]
+
+
+def charges_of(limiter: Limiter, identity: Identity, limits: Sequence[LimitWithRates]) -> tuple[Charge, ...]:
     """Return the charges of an `overview`, the same as long as settings and limits in code are the same."""
     return tuple(map(Charge, _parts(_counters_of(limiter, identity, limits))))
 
 
-def _counters_of(limiter: Limiter, identity: Identity, limits: Sequence[Limit]) -> list[Counter]:
+def _counters_of(limiter: Limiter, identity: Identity, limits: Sequence[LimitWithRates]) -> list[Counter]:
     """Return everything that counts a caller, of these limits in code, too."""
     found = [each for each in limiter.engine.policies.counters_of(identity) if each.owner != "everyone"]
-    rates = [(limit, _rates(limit, identity)) for limit in limits]
-    found += limiter.engine.live.rules.code_limits.counters_of(rates, identity.partition)
+    found += limiter.engine.live.rules.code_limits.counters_of(limits, identity.partition)
     return found
 
 
-def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
-    """Return the rates of a limit for this caller; None for its own, also where they have to be awaited."""
+async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
+    """Return the rates of a limit for this caller; None for its own."""
     if limit.rates_for is None:
         return None
     try:
         rates: object = limit.rates_for(identity)
-        if inspect.iscoroutine(rates):
-            rates.close()
-            return None
+        if inspect.isawaitable(rates):
+            rates = await rates
         return None if rates is None else rates_of(rates, limit.unit, limit.name)
     except Exception:
         logger.exception("rates_for of %s failed; its own rates are shown", limit.name)
@@ -83,7 +89,8 @@ async def shared_overview(limiter: Limiter) -> Decision:
 
 async def forget(limiter: Limiter, identity: Identity) -> int:
     """Clear everything that is counted of a caller; returns how many counters. Raises `BackendError`."""
-    counters = _counters_of(limiter, identity, limits_by_caller(limiter))
+    limits = await with_rates(limits_by_caller(limiter), identity)
+    counters = _counters_of(limiter, identity, limits)
     for part in _parts(counters):
         await limiter.engine.forget(part)
     return len(counters)

@@ -27,7 +27,7 @@ MAX_NAME = 200
 
 CostFunction = Callable[[MutableMapping[str, Any], Identity], "int | Awaitable[int]"]
 """A function of scope and identity that returns what a request costs."""
-RatesFunction = Callable[[Identity], "str | Iterable[str] | None"]
+RatesFunction = Callable[[Identity], "str | Iterable[str] | Awaitable[str | Iterable[str] | None] | None"]
 """A function of the identity that returns the rates of some callers; None: the limit's own."""
 Condition = Callable[[MutableMapping[str, Any], Identity], "bool | Awaitable[bool]"]
 """A function of scope and identity that returns whether a limit applies to a request."""
