@@ -121,9 +121,9 @@ class Dashboard:
             return file
         handlers = self._handlers.get(path)
         if handlers is None:
-            raise DashboardError(404, "There is nothing here.")
+            raise DashboardError(404, "There is no such page.")
         if method not in handlers:
-            raise DashboardError(405, "That method is not for this.", {"Allow": ", ".join(handlers)})
+            raise DashboardError(405, "This path does not take that method.", {"Allow": ", ".join(handlers)})
         return await handlers[method](request, operations)
 
     async def _granted(self, request: Request, path: str, operations: OperationsSettings) -> Response | None:

@@ -17,7 +17,7 @@ async def first_answer(asks: Iterable[Callable[[], Coroutine[Any, Any, T]]], pat
     """
     left = deque(asks)
     waiting: set[asyncio.Task[T]] = set()
-    error = BackendError("there is nobody to ask")
+    error = BackendError("no server is left to ask")
     try:
         while waiting or left:
             if left:

@@ -274,7 +274,7 @@ class Router:
         operation.tries += 1
         if operation.tries == 1 and not operation.must_arrive:
             left = operation.since + self._timeout - self._loop.time()
-            error = BackendError(f"sent on for more than {self._timeout:g} s")
+            error = BackendError(f"the request was sent on for more than {self._timeout:g} s")
             self._loop.call_later(max(left, 0), operation.fail, error)
         return operation.tries
 

@@ -239,7 +239,7 @@ class RedisBackend:
         self._skew = now - machine_clock()
         operation.tries += 1
         if operation.tries == 1:  # once more, in what is left of the request's time
-            error = BackendError(f"asked again for more than {self._timeout:g} s")
+            error = BackendError(f"the server was asked again for more than {self._timeout:g} s")
             loop = asyncio.get_running_loop()
             loop.call_at(operation.since + self._timeout, operation.fail, error)
         if operation.tries > ASKED_AGAIN:

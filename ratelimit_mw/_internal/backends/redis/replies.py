@@ -113,5 +113,7 @@ class Replies:
         waits_since = self._loop.time() - self._timeout
         for operation in late:
             if operation.since <= waits_since:
-                operation.fail(BackendError(f"the server got it after more than {self._timeout:g} s"))
+                operation.fail(
+                    BackendError(f"the server got the request after more than {self._timeout:g} s")
+                )
         return [operation for operation in late if not operation.is_over]

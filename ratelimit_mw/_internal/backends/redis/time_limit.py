@@ -22,4 +22,4 @@ async def time_limit(seconds: float) -> AsyncIterator[None]:
             finally:
                 timer.cancel()
     except TimeoutError as error:
-        raise BackendError("no answer of all servers in time") from error
+        raise BackendError("some servers gave no answer in time") from error
