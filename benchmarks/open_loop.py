@@ -90,8 +90,8 @@ class Generator:
         deadline = time.perf_counter() + PATIENCE
         while not self.is_done and time.perf_counter() < deadline:
             await asyncio.sleep(0.01)
-        for transport in self._transports:
-            transport.close()
+        for each in self._transports:
+            each.close()
 
     def next_on(self, connection: "_Connection") -> None:
         """Send the request that has waited longest over a connection that is free."""

@@ -238,12 +238,12 @@ def watched(file: str, columns: int, steps: Sequence[tuple[str, str]] = ()) -> t
         for keys, awaited in steps:
             before = len(drawn)
             os.write(terminal, keys.encode())
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90
             while awaited and awaited.encode() not in drawn[before:] and time.monotonic() < deadline:
                 drawn += read(terminal)
             assert awaited.encode() in drawn, f"no {awaited!r} after {keys!r}"
         if not steps:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 90
             while drawn.count(b"nearest limit") < 2 and time.monotonic() < deadline:
                 drawn += read(terminal)
             os.kill(pid, signal.SIGINT)

@@ -332,7 +332,7 @@ def test_a_hook_that_would_have_to_be_awaited_is_an_error(hook: Any, name: str) 
 )
 @pytest.mark.parametrize("hook", [3, "a name", ()])
 def test_a_hook_that_is_no_function_is_an_error(hook: Any, name: str) -> None:
-    """What can't be called says so when it is handed in, not by a log line for each request."""
+    """A hook that can't be called says so when it is handed in, not by a log line for each request."""
     hooks = {name: hook}
     makes: list[Callable[[], object]] = [
         lambda: RateLimitMiddleware(ok_app(), settings=settings_of(""), **hooks)

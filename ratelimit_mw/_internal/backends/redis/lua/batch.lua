@@ -78,7 +78,7 @@ else
 end
 local is_late = now > parse('<d', flags, 2)
 
-local is_spread = byte(flags) >= SPREAD
+local is_spread = byte(flags) == DISJOINT_SPREAD or byte(flags) == SHARED_SPREAD
 if is_spread then
   -- include spread
 end

@@ -28,8 +28,8 @@ local BUDGET = byte('B')
 -- Flags of a batch: in which no two charges share a key, and none has a budget; and any other
 local DISJOINT = byte('D')
 local SHARED = byte('S')
-local DISJOINT_SPREAD = byte('d') -- the same where the keys lie in several hash slots
-local SPREAD = 97 -- the letters from here on
+local DISJOINT_SPREAD = byte('d') -- such batches where the keys lie in several hash slots
+local SHARED_SPREAD = byte('s')
 local FLAGS_SIZE = 9 -- of the flag and a time
 
 -- Modes of a finish: what becomes of the estimate
