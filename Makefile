@@ -85,8 +85,8 @@ run-lowest: .venv-lowest/installed
 # without the drills of many seconds and without those that need no second run.
 tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
-	RATELIMIT_PURE_PYTHON=1 $(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal \
-	  -m "not slow and not once" --cov --cov-report=term:skip-covered
+	RATELIMIT_PURE_PYTHON=1 $(BIN)/python -W "ignore:Unable to activate pytest" -m slipcover -m pytest \
+	  --numprocesses $(PROCESSES) --dist worksteal -m "not slow and not once"
 
 # Strictly: a broken link or anchor is an error. The tests build it as well.
 docs: .venv/installed
@@ -110,7 +110,7 @@ bench-fleet: .venv/installed
 
 clean:
 	rm -rf .venv .venv-wheel .venv-lowest .venv-bench .venv-demo .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf dist build site .coverage .coverage.*
+	rm -rf dist build site
 	find ratelimit_mw -name "*.so" -delete
 
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.

@@ -15,9 +15,6 @@ from tests.conftest import StartServer
 from tests.support.conformance import TIMEOUT, Clock, daily, metered, new_id, slots, window
 from tests.support.servers import StoreServer
 
-# Much of the same: the lines that it runs, other tests of this folder run as well.
-pytestmark = pytest.mark.no_cover
-
 CALLERS = ("ann", "bob", "cid")
 QUOTAS = (1, 3, 10, 40, 2_000)
 

@@ -25,9 +25,6 @@ from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.conformance import KINDS, Bench, SharedServer, instant, new_id
 from tests.support.oracle import Oracle
 
-# Much of the same: the lines that it runs, other tests of this folder run as well.
-pytestmark = pytest.mark.no_cover
-
 QUOTAS = st.sampled_from([1, 3, 10, 10, 10, 40, 2_000])
 ZONES = st.sampled_from(
     ["UTC", "UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Pacific/Auckland"]

@@ -13,9 +13,6 @@ from tests.conformance.test_oracle import STARTS, Comparison, bench
 from tests.support.conformance import Bench, instant
 from tests.support.oracle import Oracle
 
-# Much of the same: the lines that it runs, other tests of this folder run as well.
-pytestmark = pytest.mark.no_cover
-
 __all__ = ["bench"]
 
 AMOUNTS = (0, 1, 3, 3, 9, 40)
