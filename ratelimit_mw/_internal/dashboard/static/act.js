@@ -1,8 +1,7 @@
 // What can be done about a caller from anywhere on the page: ask first, say what was done, offer to undo it.
 
-import { find, keepRows, make, plain, setText, shortCaller } from "./dom.js";
+import { callerLink, find, keepRows, knownAs, make, plain, setText, shortCaller } from "./dom.js";
 import { chosenSeconds, clock } from "./format.js";
-import { callerLink, knownAs } from "./overview.js";
 
 const AUDIT_MS = 5000;
 const SHOWN = 8;

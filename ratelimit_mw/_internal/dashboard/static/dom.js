@@ -73,3 +73,11 @@ export function setBar(element, share) {
   element.classList.toggle("full", part >= 1);
   element.classList.toggle("near", part >= 0.8 && part < 1);
 }
+
+export const knownAs = ({ label, account }) => [...new Set([label, account])].filter(Boolean).map(plain).join(" · ");
+
+export function callerLink(caller) {
+  const link = make("a", { href: `#caller=${encodeURIComponent(caller.toWellFormed())}`, title: plain(caller) });
+  link.append(make("bdi", { text: shortCaller(caller) }));
+  return link;
+}

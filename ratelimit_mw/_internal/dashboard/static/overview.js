@@ -1,6 +1,6 @@
 // The overview: who is the trouble, the traffic, the callers, and what stands behind them.
 
-import { bar, find, keepRows, make, plain, setBar, setText, shortCaller } from "./dom.js";
+import { bar, callerLink, find, keepRows, knownAs, make, plain, setBar, setText, shortCaller } from "./dom.js";
 import { Chart } from "./chart.js";
 import { Pages } from "./pages.js";
 import { Search } from "./search.js";
@@ -207,14 +207,6 @@ export function showHeadline({ level, title, more, caller, since }, figures) {
 }
 
 // What the settings call a caller beside its name.
-export const knownAs = ({ label, account }) => [...new Set([label, account])].filter(Boolean).map(plain).join(" · ");
-
-export function callerLink(caller) {
-  const link = make("a", { href: `#caller=${encodeURIComponent(caller.toWellFormed())}`, title: plain(caller) });
-  link.append(make("bdi", { text: shortCaller(caller) }));
-  return link;
-}
-
 function callerRow({ caller }) {
   const tag = make("strong", { className: "tag", text: "most refused" });
   const cell = (className, ...children) => make("td", { role: "cell", className }, ...children);

@@ -1,7 +1,6 @@
 // Finds callers: among those shown by text and plan, and on the server among all who are known.
 
-import { find, keepRows, make, plain } from "./dom.js";
-import { callerLink, knownAs } from "./overview.js";
+import { callerLink, find, keepRows, knownAs, make, plain } from "./dom.js";
 
 const WAIT_MS = 300;
 
