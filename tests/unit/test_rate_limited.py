@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -141,6 +142,17 @@ async def test_a_refusal_that_the_app_answers_itself_costs_nothing(make: Callabl
         answers = [await client.get("/") for _ in range(20)]
     assert [answer.status_code for answer in answers] == [420] * 20
     assert [answer.headers["x-ratelimit-remaining"] for answer in answers] == ["9"] * 20
+
+
+async def test_a_decision_that_is_given_back_says_what_is_left_then() -> None:
+    """Units, slots and money that a request gave back are left again, and what others hold is not."""
+    text = 'plans.default = { requests = ["10/minute"], concurrent = 3, spending = { daily = "1.00" } }'
+    limiter = limiter_of(text, FakeClock())
+    running = await limiter.acquire(api_key="a", price="0.10")
+    refused = await limiter.acquire(api_key="a", price="0.20")
+    refused.give_back()
+    left = [each.remaining for each in refused.decision.limits]
+    assert left == [each.remaining for each in running.decision.limits] == [9, 2, Decimal("0.90")]
 
 
 async def test_other_errors_stay_the_apps() -> None:
