@@ -77,7 +77,7 @@ MODULES = {
     "lease/settling": "settling spending jobs estimates units units_outage late_limits",
     "lease/renewals": "renewals slots estimates",
     "limiter/decider": "limiter hooks_decisions hooks_log decision_counts slots refused local unservable"
-    " prefetch limits_by_answer",
+    " prefetch limits_by_answer max_wait units",
     "model/charge": f"{OUTCOMES} charge limits_in_code memory_bounds prefetch",
     "model/outcome": OUTCOMES,
     "model/reservation": f"reservation {OUTCOMES}",

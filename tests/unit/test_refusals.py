@@ -342,3 +342,13 @@ async def test_slots_among_other_limits(text: str, code: str) -> None:
     async with client_of(RateLimitMiddleware(ok_app(), limiter=limiter), x_api_key="a") as client:
         response = await client.get("/")
     assert (error_of(response)["code"], response.headers["retry-after"]) == (code, "60")
+
+
+@pytest.mark.parametrize(("cost", "needs"), [(1, False), (2, True)])
+async def test_a_request_that_needs_more_than_one_unit_says_so(cost: int, needs: bool) -> None:
+    """From two units on, message and details tell what the request needs."""
+    text = f'plans.anonymous.requests = ["2/minute"]\nroutes = [{{ path = "/", cost = {cost} }}]'
+    async with limited_client(text, FakeClock()) as client:
+        *_, refused = [await client.get("/") for _ in range(3)]
+    error = refused.json()["error"]
+    assert (f"; this request needs {cost}." in error["message"]) == ("cost" in error["details"]) == needs
