@@ -352,3 +352,13 @@ async def test_a_request_that_needs_more_than_one_unit_says_so(cost: int, needs:
         *_, refused = [await client.get("/") for _ in range(3)]
     error = refused.json()["error"]
     assert (f"; this request needs {cost}." in error["message"]) == ("cost" in error["details"]) == needs
+
+
+async def test_no_wait_is_rounded_down() -> None:
+    """A microsecond more than a second is two seconds in `Retry-After`, and one millisecond more."""
+    clock = FakeClock()
+    async with limited_client('plans.anonymous.requests = ["1/2 seconds"]', clock) as client:
+        await client.get("/")
+        clock.set(0.999_999)
+        refused = await client.get("/")
+    assert (refused.headers["retry-after"], refused.headers["retry-after-ms"]) == ("2", "1001")
