@@ -511,3 +511,19 @@ async def test_a_repeated_refusal_tells_of_a_shared_limit_that_is_full(redis_ser
         assert all(0 < wait <= 60 for wait in waits[5:])
         assert [await ask(f"b {n % 5}") for n in range(15)] == [0] * 15
         assert await ask("a") > 3_000
+
+
+async def test_a_refusal_is_not_repeated_in_an_outage(start_server: StartServer) -> None:
+    """Once the backend is known to be away the settings decide, also about who was refused a moment ago."""
+    server = start_server("redis")
+    settings = _settings(server.url, "1/hour")
+    settings = settings.model_copy(
+        update={"backend": settings.backend.model_copy(update={"on_failure": "allow"})}
+    )
+    async with Limiter(settings) as limiter:
+        now = limiter.engine.refusals.now()
+        limiter.engine.refusals.now = lambda: now  # so that it is remembered however slow the machine is
+        assert [(await limiter.acquire(api_key="k")).allowed for _ in range(3)] == [True, False, False]
+        server.kill()
+        await until_async(lambda: limiter.engine.backend.is_away)
+        assert (await limiter.acquire(api_key="k")).decision.policy == "allow"
