@@ -104,8 +104,9 @@ def free(rules: list[Rules]) -> None:
     parts = deque[object]()
     while rules:
         policies, settings = rules[-1].policies, rules.pop().settings
-        parts.extend([*list(policies.latest.values()), *policies.routes.parts, *settings.routes])
-        del policies, settings
+        for some in (list(policies.latest.values()), policies.routes.parts, settings.routes):
+            parts.extend(some)
+        del policies, settings, some
     for _ in threads.in_pieces(range(len(parts))):
         parts.popleft()
 

@@ -85,7 +85,7 @@ class RouteTable:
     @property
     def parts(self) -> list[object]:
         """All that it has many of, each before what it is made of."""
-        return [*self._index.nodes(), *self.literal.values()]
+        return list(self._index.nodes()) + list(self.literal.values())
 
     def of_scope(self, scope: Mapping[str, Any]) -> int | None:
         """Index of the rule that holds for an `http` or `websocket` scope, or None."""
@@ -162,8 +162,12 @@ class _Node:
     def nodes(self) -> Iterator["_Node"]:
         """Yield the node, and all below it."""
         yield self
-        below = [*self.literals.values(), *[each for group in self.mixed.values() for each in group.values()]]
-        for node in below if self.anything is None else [*below, self.anything]:
+        below = list(self.literals.values())
+        for group in self.mixed.values():
+            below += group.values()
+        if self.anything is not None:
+            below.append(self.anything)
+        for node in below:
             yield from node.nodes()
 
     def _child(self, segment: tuple[str, ...]) -> "_Node":
