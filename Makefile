@@ -71,7 +71,8 @@ wheel: .venv/installed .venv-wheel/made
 # is compiled is the same with all of them.
 LOWEST := $(addprefix tests/unit/test_,$(addsuffix .py,lifespan middleware openapi otel prometheus \
   refusals settings settings_bad settings_environment usage)) \
-  $(addprefix tests/,conformance/test_conformance_windows.py integration/test_connections.py integration/test_registry.py)
+  $(addprefix tests/,conformance/test_conformance_windows.py integration/test_connections.py integration/test_registry.py \
+  integration/test_cluster.py)
 
 # There are no wheels of the oldest pydantic for a later Python than 3.12.
 lowest: .venv/installed
