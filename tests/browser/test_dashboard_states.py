@@ -95,7 +95,7 @@ async def test_nobody_and_one_caller(server: AppServer) -> None:
         await state(page, "no-traffic")
         await ask(server, "greedy", 45)
         await expect(page.locator("#headline-text")).to_have_text(f"{short('greedy')} is refused most")
-        await expect(page.locator("#routes tbody tr")).to_contain_text("no rule of its own")
+        await expect(page.locator("#routes tbody tr")).to_contain_text("GET /{rest:path}")
         await page.locator("#files summary").click()
         await state(page, "one-caller")
         async with page.expect_download() as saved:
@@ -245,11 +245,14 @@ async def test_redis_away_and_all_workers_silent(server: AppServer, redis_server
     """Old figures look old, and can still be read."""
     async with browser_page(has_outage=True) as page:
         await log_in(page, server)
-        await ask(server, "greedy", 40)
-        await expect(rows_of(page)).to_have_count(1)
-        redis_server.stop_signal()
-        await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")
-        await state(page, "redis-away")
+        async with traffic(server, (("X-API-Key=greedy", "/", 0.05),)):
+            await asyncio.sleep(60 if IMAGES else 6)
+            await expect(rows_of(page)).to_have_count(1)
+            redis_server.stop_signal()
+            await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")
+            await asyncio.sleep(30 if IMAGES else 0)
+            await expect(page.locator("#traffic .gaps")).to_contain_text("No figures since")
+            await state(page, "redis-away")
         await page.locator("#callers tbody a").click()
         await expect(page.locator("#caller-notice")).to_be_visible()
         await state(page, "redis-away-caller")

@@ -6,8 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Mount, Route
 
-from ratelimit_mw import Limiter, RateLimitMiddleware
+from ratelimit_mw import Limit, Limiter, RateLimitMiddleware
 from ratelimit_mw._internal.backends import open_figures_store
 from ratelimit_mw._internal.backends.figures_store import (
     BUCKET,
@@ -26,6 +30,7 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.fleet.day import DayReader
 from ratelimit_mw._internal.fleet.view import POINTS
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.observe.sightings import ROUTES
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from tests.conftest import StartServer
 from tests.support.asgi import client_of, ok_app
@@ -214,6 +219,77 @@ async def test_traffic_is_told_by_route_and_method(url: str) -> None:
     ]  # fmt: skip
 
 
+async def test_traffic_is_told_by_the_apps_own_routes_while_somebody_looks(url: str) -> None:
+    """A row for each route and method of the app, however many paths and methods clients invent."""
+    login = Limit("login", "3/hour")
+
+    async def item(request: Request) -> Response:
+        if request.method == "POST":
+            await request.state.ratelimit.charge(login)
+        return PlainTextResponse("ok")
+
+    served = Starlette(routes=[
+        Route("/items/{id}", item, methods=["GET", "POST"]), Mount("/files", PlainTextResponse("ok")),
+    ])  # fmt: skip
+    rule = {"path": "/items/{id}", "methods": ["GET"], "requests": ["4/hour"]}
+    settings = settings_of(url, plans={"default": {"requests": ["1000/hour"]}}, routes=[rule])
+    middleware = RateLimitMiddleware(served, settings=settings)
+    live, reporter = middleware.limiter.engine.live, middleware.limiter.engine.reporter
+    async with middleware.limiter, client_of(middleware, x_api_key="a") as client:
+        view = FleetView(middleware.limiter)
+        await view.read()
+        await reporter.store.write(Report("w", "{}"))
+        await client.get("/items/before")
+        await reporter.report()
+        assert live.watch is not None
+        for number in range(6):
+            await client.get(f"/items/{number}")
+            await client.post(f"/items/{number}")
+            await client.get(f"/files/{number}")
+            await client.get(f"/missing/{number}")
+            await client.request(f"INVENTED{number}", "/files/x")
+        await reporter.report()
+        said = (await FleetView(middleware.limiter).read()).as_dict()
+        assert said["app_routes_since"] is not None
+        rows = [
+            (each["route"], each["rule"], each["admitted"], each["refused"]["rate"])
+            for each in said["app_routes"]
+        ]
+        assert rows == [
+            # Late refusals stand beside the admission of their request, as in all figures.
+            ("POST /items/{id}", "", 6, 3),
+            ("GET /items/{id}", "GET /items/{id}", 3, 3),
+            ("(other) /files/{rest:path}", "", 6, 0),
+            ("GET (no route)", "", 6, 0),
+            ("GET /files/{rest:path}", "", 6, 0),
+        ]
+        assert [each["route"] for each in said["routes"]] == ["", "GET /items/{id}"]
+        await reporter.store.watch(ROUTES, 0.001)
+        await client.get("/items/1")
+        await asyncio.sleep(0.01)
+        await reporter.report()
+        assert live.watch is None
+
+
+async def test_an_app_that_shows_no_routes_is_told_by_rule_and_method(url: str) -> None:
+    """The path of the rule stands for routes that can't be read."""
+    settings = settings_of(url, routes=[{"path": "/a/{rest:path}", "requests": ["9/hour"]}])
+    middleware = RateLimitMiddleware(PlainTextResponse("ok"), settings=settings)
+    async with middleware.limiter, client_of(middleware) as client:
+        await FleetView(middleware.limiter).read()
+        await client.get("/a/1")
+        await middleware.limiter.engine.reporter.report()
+        for method, path in (("GET", "/a/1"), ("PUT", "/a/2"), ("GET", "/b/3")):
+            await client.request(method, path)
+        await middleware.limiter.engine.reporter.report()
+        said = (await FleetView(middleware.limiter).read()).app_routes
+    assert [(each.route, each.rule) for each in said] == [
+        ("GET (any path)", ""),
+        ("GET /a/{rest:path}", "/a/{rest:path}"),
+        ("PUT /a/{rest:path}", "/a/{rest:path}"),
+    ]  # fmt: skip
+
+
 async def test_where_a_caller_comes_from_is_told_while_somebody_looks(url: str) -> None:
     """Addresses and routes of a caller are counted for it alone, and only while somebody looks."""
     middleware = RateLimitMiddleware(ok_app(), settings=settings_of(url))
@@ -246,7 +322,8 @@ async def test_where_a_caller_comes_from_is_told_while_somebody_looks(url: str) 
             {"address": "192.0.2.8", "requests": 2}, {"address": "192.0.2.9", "requests": 1},
         ]  # fmt: skip
         assert detail["routes"] == [{"route": "GET /x", "requests": 2}, {"route": "GET /y", "requests": 1}]
-        await reporter.store.watch(name, 0.001)
+        for each in (name, ROUTES):
+            await reporter.store.watch(each, 0.001)
         await call("a", "192.0.2.8", "/x")
         await asyncio.sleep(0.01)
         await reporter.report()

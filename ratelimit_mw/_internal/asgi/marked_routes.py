@@ -9,7 +9,8 @@ from starlette.types import Scope
 
 from ratelimit_mw._internal.asgi.asked_limits import asked_as, asked_by, differs
 from ratelimit_mw._internal.asgi.marks import Mark
-from ratelimit_mw._internal.asgi.route_walk import ANY, MAX_LAYERS, AppRoute, app_routes, routes_of
+from ratelimit_mw._internal.asgi.route_names import RouteNames
+from ratelimit_mw._internal.asgi.route_walk import ANY, AppRoute, app_routes, app_with_routes
 from ratelimit_mw._internal.live.rules import Rules
 from ratelimit_mw._internal.policy.by import PathPart
 from ratelimit_mw._internal.policy.code_limits import MAX_NAME, Limit
@@ -56,7 +57,9 @@ class MarkedRoutes:
         self.findings: list[Finding] = []
         """Findings about routes that can't be read, and about limits that never apply."""
         self._entries: dict[str, list[MarkedRoute]] = {"http": [], "websocket": []}
-        app = _with_routes(app)
+        self._app = app
+        self._names: RouteNames | None = None
+        app = app_with_routes(app)
         routes = [] if app is None else list(app_routes(app))
         self.has_limits: bool = any([route.marks for route in routes])
         """Whether any route has a limit in code."""
@@ -73,6 +76,13 @@ class MarkedRoutes:
         for entries in self._entries.values():
             for entry in entries:
                 yield from entry.limits
+
+    @property
+    def names(self) -> RouteNames:
+        """The patterns of all routes, read when they are first needed."""
+        if self._names is None:
+            self._names = RouteNames(self._app)
+        return self._names
 
     def at(self, scope: Scope) -> MarkedRoute | None:
         """Find the route of a request; None where no limit in code is on it."""
@@ -150,15 +160,6 @@ def limits_of(route: AppRoute) -> Iterator[Limit]:
     yield from dict.fromkeys(limits)
     name = f"{','.join(route.methods)} {route.path}"[:MAX_NAME]
     yield from [Limit(name, rate) for rate in dict.fromkeys(rates)]
-
-
-def _with_routes(app: Any) -> Any:
-    """The app with routes inside its wrappers; None where nothing shows any."""
-    for _ in range(MAX_LAYERS):
-        if app is None or routes_of(app) is not None:
-            return app
-        app = getattr(app, "app", None)
-    return None
 
 
 def _unreadable(app: Any, routes: Sequence[AppRoute]) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from ratelimit_mw._internal.asgi.marks import Mark
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook, close_accepted, with_own_body
 from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
 from ratelimit_mw._internal.checks.code_limits import code_limit_findings
-from ratelimit_mw._internal.checks.surroundings import app_findings, mounted_twice, router_findings
+from ratelimit_mw._internal.checks.surroundings import mounted_twice, mounting_findings
 from ratelimit_mw._internal.dashboard import is_below, open_dashboard
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.limiter.limiter import Limiter
@@ -93,8 +93,7 @@ class LimitedApp:
         self._marked: MarkedRoutes | None = None
         self.follow()
         self.limiter.followers.add(self)
-        routers = router_findings(app, self.limiter.settings)
-        for finding in (*app_findings(app, RateLimitMiddleware), *routers):
+        for finding in mounting_findings(app, RateLimitMiddleware, self.limiter.settings):
             say_once(finding)
 
     def follow(self) -> None:
@@ -161,8 +160,6 @@ class LimitedApp:
                     return
                 found = rules.lookup.find_for(rules.identify.anonymous(scope), scope)
             policy, price, units = found.policy, None, None
-            if live.watch is not None:
-                live.watch(found, scope)
             if marked.has_limits:
                 extended = marked.policy_of(policy, found.identity, scope, rules)
                 policy = extended if isinstance(extended, Policy) else await extended
@@ -174,6 +171,8 @@ class LimitedApp:
                 lease = await lease
             if policy.enforced is not None:
                 lease = await enforced(self._decider, lease, price, units)
+            if live.watch is not None:
+                live.watch(found, scope, lease.decision, marked.names)
             if lease.outcome is None and not lease.allowed:
                 answer = writers.refusals.answer(lease)
                 if self._refusal_hook is not None:
@@ -204,6 +203,8 @@ class LimitedApp:
                     lease.give_back()
                 self._leases.end(lease, failed, status)
             if sender.refused is not None:
+                if live.watch is not None:
+                    live.watch.count(found, scope, sender.refused.decision, marked.names)
                 await self._answer_raised(sender.refused.decision, sender, writers, scope, send)
         except HookError as raised:
             await self._answer_hook(raised.cause, scope, receive, send)
@@ -217,8 +218,7 @@ class LimitedApp:
         except RateLimited as refused:
             if refused is not error:
                 raise
-            answer = await self._refusal_of(refused.decision, self.writers, scope)
-            await respond(answer, scope, receive, send)
+            await respond(await self._refusal_of(refused.decision, self.writers, scope), scope, receive, send)
 
     async def _refusal_of(self, decision: Decision, writers: Writers, scope: Scope) -> Response:
         """Return the answer to a refusal, with the app's own body where its `refusal=` hook has one."""
@@ -233,8 +233,8 @@ class LimitedApp:
         """Answer a request whose refusal was raised inside the app."""
         if sender.has_started:
             await close_accepted(send)
-            return
-        await respond(await self._refusal_of(decision, writers, scope), scope, None, send)
+        else:
+            await respond(await self._refusal_of(decision, writers, scope), scope, None, send)
 
     async def _serve_unlimited(
         self, scope: Scope, receive: Receive, send: Send, error: Exception | None

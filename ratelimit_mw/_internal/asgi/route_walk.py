@@ -47,6 +47,15 @@ def routes_of(app: Any) -> list[Any] | None:
     return list(routes) if isinstance(routes, list | tuple) else None
 
 
+def app_with_routes(app: Any) -> Any:
+    """The app with routes inside its wrappers; None where nothing shows any."""
+    for _ in range(MAX_LAYERS):
+        if app is None or routes_of(app) is not None:
+            return app
+        app = getattr(app, "app", None)
+    return None
+
+
 def _walk(routes: Sequence[Any], prefix: str) -> Iterator[AppRoute]:
     for shown, route in _flat(routes):
         path = f"{prefix}{shown.path}" if isinstance(getattr(shown, "path", None), str) else prefix

@@ -57,11 +57,6 @@ class Report:
     sightings: Counts = field(default_factory=dict)
     """Requests of watched callers, by caller and by address or route."""
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was counted."""
-        return not self.totals and not self.callers
-
 
 class FiguresQuery(NamedTuple):
     """Query for the buckets with these numbers, and for callers seen at `since` (a Unix time) or later."""
@@ -209,7 +204,7 @@ class RedisFiguresStore:
                 ("ZADD", key, f"{now + seconds:.3f}", caller),
                 ("ZREMRANGEBYSCORE", key, "-inf", f"{now:.3f}"),
                 ("ZREMRANGEBYRANK", key, 0, -MOST_WATCHED - 1),
-                ("PEXPIRE", key, int(1_000 * seconds)),
+                ("PEXPIRE", key, 1_000 * CALLERS_LIFE),  # of all who are watched; each has its own end
             ]
         )
 

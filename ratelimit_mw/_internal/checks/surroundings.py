@@ -94,6 +94,12 @@ def trusted_by_server(arguments: Sequence[str], environment: Mapping[str, str]) 
     return environment.get("FORWARDED_ALLOW_IPS", "")
 
 
+def mounting_findings(app: Any, ours: type, settings: Settings) -> Iterator[Finding]:
+    """Yield findings about an app that `ours` is mounted around."""
+    yield from app_findings(app, ours)
+    yield from router_findings(app, settings)
+
+
 def app_findings(app: Any, ours: type) -> Iterator[Finding]:
     """Yield findings about the middleware that lies inside ours, whose class is `ours`."""
     for inner in _inside(app):

@@ -22,7 +22,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 async def _hour(view: FleetView, _limiter: Limiter) -> list[Row]:
     snapshot = await view.read()
-    return [{"at": _time(point.at), **_numbers(point.outcomes)} for point in snapshot.series]
+    rows = [(point, _numbers(point.outcomes)) for point in snapshot.series]
+    return [
+        {"at": _time(point.at), **(numbers if point.known else dict.fromkeys(numbers))}
+        for point, numbers in rows
+    ]
 
 
 async def _day(view: FleetView, _limiter: Limiter) -> list[Row]:
@@ -52,6 +56,13 @@ async def _routes(view: FleetView, _limiter: Limiter) -> list[Row]:
     return [{"route": each.route, **_numbers(each.outcomes)} for each in (await view.read()).routes]
 
 
+async def _app_routes(view: FleetView, _limiter: Limiter) -> list[Row]:
+    return [
+        {"route": each.route, "rule": each.rule, **_numbers(each.outcomes)}
+        for each in (await view.read()).app_routes
+    ]
+
+
 async def _audit(_view: FleetView, limiter: Limiter) -> list[Row]:
     changes = await limiter.engine.live.audit.latest()
     return [
@@ -71,6 +82,7 @@ EXPORTED: Mapping[str, Callable[[FleetView, Limiter], Awaitable[list[Row]]]] = {
     "day": _day,
     "callers": _callers,
     "routes": _routes,
+    "app-routes": _app_routes,
     "audit": _audit,
 }
 """Rows of each file, by its name without the ending. Each may raise `BackendError`."""

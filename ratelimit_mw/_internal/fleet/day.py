@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ratelimit_mw._internal.backends.figures_store import DAY_BUCKET, Counts, FiguresStore
-from ratelimit_mw._internal.fleet.reading import outcomes_of, sums, total
+from ratelimit_mw._internal.fleet.reading import by_plan
+from ratelimit_mw._internal.fleet.series import point_of, with_gaps
 from ratelimit_mw._internal.fleet.snapshot import Outcomes, Point
 
 STEPS = 288
@@ -51,10 +52,6 @@ class DayReader:
         self._known, self._settled = {step: known[step] for step in steps}, newest - OPEN
         return Day(
             round(now, 3),
-            tuple(Point(step * DAY_BUCKET, total(known[step])) for step in steps),
-            tuple(DayStep(step * DAY_BUCKET, _by_plan(known[step])) for step in steps),
+            with_gaps([point_of(step * DAY_BUCKET, known[step]) for step in steps]),
+            tuple(DayStep(step * DAY_BUCKET, dict(sorted(by_plan([known[step]]).items()))) for step in steps),
         )
-
-
-def _by_plan(counts: Counts) -> dict[str, Outcomes]:
-    return {plan: outcomes_of(each) for plan, each in sorted(sums([counts]).items())}

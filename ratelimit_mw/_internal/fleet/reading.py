@@ -37,6 +37,12 @@ def sums(buckets: Iterable[Mapping[str, int]]) -> dict[str, dict[str, int]]:
     return found
 
 
+def by_plan(buckets: Iterable[Mapping[str, int]]) -> dict[str, Outcomes]:
+    """The outcomes of several buckets together, by plan."""
+    found = {plan: outcomes_of(counts) for plan, counts in sums(buckets).items()}
+    return {plan: outcomes for plan, outcomes in found.items() if plan}  # a report without one has no plan
+
+
 def total(counts: Mapping[str, int]) -> Outcomes:
     """The numbers of one bucket, whomever they are about."""
     by_outcome: dict[str, int] = {}

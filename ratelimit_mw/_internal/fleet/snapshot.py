@@ -36,10 +36,12 @@ class Point(NamedTuple):
     at: int
     """Its start, in seconds since 1970."""
     outcomes: Outcomes
+    known: bool = True
+    """False where no worker reported, so that nobody knows the numbers."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"at": self.at, **self.outcomes._asdict()}
+        return {"at": self.at, **self.outcomes._asdict(), "known": self.known}
 
 
 class PlanFigures(NamedTuple):
@@ -63,6 +65,20 @@ class RouteFigures(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"route": self.route, **self.outcomes._asdict()}
+
+
+class AppRouteFigures(NamedTuple):
+    """Outcomes of the requests to one route of the app by one method, in the last minute."""
+
+    route: str
+    """Method and pattern of the route, such as `GET /items/{id}`."""
+    rule: str
+    """The rule of the settings that they fall under, as in `RouteFigures`; empty for none."""
+    outcomes: Outcomes
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"route": self.route, "rule": self.rule, **self.outcomes._asdict()}
 
 
 class LimitFigures(NamedTuple):
@@ -212,6 +228,10 @@ class Snapshot:
     """Callers of the last minute, as far as they are counted one by one; `callers` has some of them."""
     routes: tuple[RouteFigures, ...] = ()
     """Rules of routes in the last minute, the most refused first, then the busiest: at most so many."""
+    app_routes: tuple[AppRouteFigures, ...] = ()
+    """Routes of the app in the last minute, ordered as `routes`. They are counted while somebody looks."""
+    app_routes_since: float | None = None
+    """Time from which on they are counted, in seconds since 1970; None where that is the whole minute."""
 
     def without_backend(self, why: str) -> "Snapshot":
         """Return the snapshot with a note that the backend is away since; `why` is the reason."""
@@ -237,6 +257,8 @@ class Snapshot:
             "series": [point.as_dict() for point in self.series],
             "plans": [plan.as_dict() for plan in self.plans],
             "routes": [route.as_dict() for route in self.routes],
+            "app_routes": [route.as_dict() for route in self.app_routes],
+            "app_routes_since": self.app_routes_since,
             "callers": [caller.as_dict() for caller in self.callers],
             "callers_seen": self.callers_seen,
             "workers": [worker.as_dict() for worker in self.workers],

@@ -20,7 +20,9 @@ from ratelimit_mw._internal.fleet.day import Day, DayReader
 from ratelimit_mw._internal.fleet.habits import Habits, Workers
 from ratelimit_mw._internal.fleet.headline import Circumstances, Outage, headline_of
 from ratelimit_mw._internal.fleet.limit_figures import LimitFiguresReader
-from ratelimit_mw._internal.fleet.reading import NOTHING, outcomes_of, seen_callers, sums, total, worker_of
+from ratelimit_mw._internal.fleet.reading import NOTHING, by_plan, outcomes_of, seen_callers, sums, worker_of
+from ratelimit_mw._internal.fleet.route_figures import RouteReader, by_app_route, by_rule
+from ratelimit_mw._internal.fleet.series import continued, point_of, with_gaps
 from ratelimit_mw._internal.fleet.snapshot import (
     REASONS,
     CallerDetail,
@@ -29,7 +31,6 @@ from ratelimit_mw._internal.fleet.snapshot import (
     Outcomes,
     PlanFigures,
     Point,
-    RouteFigures,
     Snapshot,
     WorkerFigures,
 )
@@ -61,8 +62,6 @@ PEEKED = 20
 """Callers in a snapshot, and those of them whose limits are asked for."""
 LISTED = 1_000
 """Callers in a list of all of them."""
-ROUTES = 20
-"""Rules of routes in a snapshot."""
 WATCHED_SECONDS = 30.0
 """Seconds for which workers tell where a caller comes from after somebody has looked at it."""
 TOGETHER = 50
@@ -83,9 +82,12 @@ class FleetView:
         self._totals: dict[int, Counts] = {}
         self._callers: dict[int, Counts] = {}
         self._routes: dict[int, Counts] = {}
+        self._route_reader = RouteReader(self._store)
         self._settled = 0
         """The last bucket that had stopped growing when it was read."""
         self._snapshot: Snapshot | None = None
+        self._seen_at = 0.0
+        """Time at which the snapshot was taken, by the clock of this process."""
         self._workers = Workers()
         self._habits = Habits()
         self._day = DayReader(self._store)
@@ -125,7 +127,11 @@ class FleetView:
                 raise
             why = f"the backend is away: {error}; this is how it was last seen"
             return CallerDetail(figures, (), self._lookup.hashes(partition), plans, why)
-        series = tuple(Point(bucket * BUCKET, each) for bucket, each in zip(buckets, history, strict=True))
+        gaps = {point.at for point in snapshot.series if not point.known}
+        series = tuple(
+            Point(bucket * BUCKET, each, known=bucket * BUCKET not in gaps)
+            for bucket, each in zip(buckets, history, strict=True)
+        )
         hashes = self._lookup.hashes(partition)
         return CallerDetail(figures, series, hashes, plans, addresses=addresses, routes=routes)
 
@@ -144,7 +150,7 @@ class FleetView:
     async def every_caller(self) -> list[CallerFigures]:
         """Callers of the last minute that are counted one by one, the busiest first, without their limits."""
         snapshot = await self.read()
-        found = self._found(_minute(snapshot.now))
+        found = self._found()
         names = nlargest(LISTED, found, key=lambda each: (found[each].all_refused, found[each].all_requests))
         listed: list[CallerFigures] = []
         for start in range(0, len(names), TOGETHER):
@@ -155,13 +161,13 @@ class FleetView:
     async def these_callers(self, names: Sequence[str]) -> list[CallerFigures]:
         """Callers by their names, in this order, as they are now. Raises `BackendError`."""
         snapshot = await self.read()
-        found = self._found(_minute(snapshot.now))
+        found = self._found()
         callers = [self._figures(each, found.get(each, NOTHING), snapshot.now) for each in names]
         return await self._with_limits(callers, MOST_LIMITS)
 
-    def _found(self, minute: Sequence[int]) -> dict[str, Outcomes]:
-        """The callers that are counted one by one in these buckets, as far as they were read."""
-        counts = sums(self._callers.get(each, {}) for each in minute)
+    def _found(self) -> dict[str, Outcomes]:
+        """The callers that were counted one by one in the minute that was read last."""
+        counts = sums(self._callers.values())
         return {partition: outcomes_of(each) for partition, each in counts.items()}
 
     async def _history(self, partition: str, buckets: Sequence[int]) -> list[Outcomes]:
@@ -193,6 +199,7 @@ class FleetView:
         await self._lookup.follow()
         try:
             now = await self._store.now()
+            await self._route_reader.look(now)
             newest = int(now // BUCKET)
             minute = _minute(now)
             query = FiguresQuery(
@@ -207,7 +214,7 @@ class FleetView:
         self._decided = self._decided_alone()
         self._remember(query, reading, newest)
         self._lookup.learn(seen_callers(reading.identities))
-        callers, number = self._busiest(minute, now)
+        callers, number = self._busiest(now)
         missing = None
         try:
             callers = await self._with_limits(callers, MOST_LIMITS)
@@ -217,11 +224,13 @@ class FleetView:
         snapshot = Snapshot(
             now=round(now, 3),
             bucket=BUCKET,
-            series=tuple(self._points[each] for each in range(newest - POINTS + 1, newest + 1)),
+            series=with_gaps([self._points[each] for each in range(newest - POINTS + 1, newest + 1)]),
             plans=_plans(self._totals[each] for each in minute),
             callers=tuple(callers),
             callers_seen=number,
-            routes=_routes(self._routes[each] for each in minute),
+            routes=by_rule(self._routes.values()),
+            app_routes=by_app_route(self._routes.values()),
+            app_routes_since=self._route_reader.since(now),
             workers=workers,
             backend_up=not self._limiter.engine.backend.is_away,
             is_shared=self._store.is_shared,
@@ -232,6 +241,7 @@ class FleetView:
             self._limiter.settings, disagree_since=self._workers.disagree_since, habits=habits
         )
         self._snapshot = replace(snapshot, headline=headline_of(snapshot, known))
+        self._seen_at = time.monotonic()
         return self._snapshot
 
     def _without_backend(self, reason: str) -> Snapshot:
@@ -243,7 +253,8 @@ class FleetView:
             now = round(time.time(), 3)
             known = Snapshot(now, BUCKET, (), (), (), (), False, self._store.is_shared, why)
         else:
-            known = self._snapshot.without_backend(why)
+            passed = time.monotonic() - self._seen_at
+            known = continued(self._snapshot.without_backend(why), passed)
         headline = headline_of(known, Circumstances(self._limiter.settings, self._outage))
         return replace(known, headline=headline)
 
@@ -256,7 +267,7 @@ class FleetView:
 
     def _remember(self, query: FiguresQuery, reading: Reading, newest: int) -> None:
         for bucket, counts in zip(query.totals, reading.totals, strict=True):
-            self._points[bucket] = Point(bucket * BUCKET, total(counts))
+            self._points[bucket] = point_of(bucket * BUCKET, counts)
             self._totals[bucket] = counts
         self._callers.update(zip(query.callers, reading.callers, strict=True))
         self._routes.update(zip(query.callers, reading.routes, strict=True))
@@ -269,9 +280,9 @@ class FleetView:
 
     # callers ------------------------------------------------------------------------------------
 
-    def _busiest(self, minute: Sequence[int], now: float) -> tuple[list[CallerFigures], int]:
+    def _busiest(self, now: float) -> tuple[list[CallerFigures], int]:
         """The callers of a snapshot, and how many there were."""
-        found = self._found(minute)
+        found = self._found()
         busiest = nlargest(CALLERS, found, key=lambda each: found[each].all_requests)
         refused = nlargest(CALLERS // 2, found, key=lambda each: found[each].all_refused)
         half = CALLERS - len(refused)
@@ -312,14 +323,8 @@ def _minute(now: float) -> range:
 
 
 def _plans(buckets: Iterable[Counts]) -> tuple[PlanFigures, ...]:
-    found = [PlanFigures(plan, outcomes_of(counts)) for plan, counts in sums(buckets).items()]
+    found = [PlanFigures(plan, outcomes) for plan, outcomes in by_plan(buckets).items()]
     return tuple(sorted(found, key=lambda each: (-each.outcomes.all_requests, each.plan)))
-
-
-def _routes(buckets: Iterable[Counts]) -> tuple[RouteFigures, ...]:
-    found = [RouteFigures(route, outcomes_of(counts)) for route, counts in sums(buckets).items()]
-    found.sort(key=lambda each: (-each.outcomes.all_refused, -each.outcomes.all_requests, each.route))
-    return tuple(found[:ROUTES])
 
 
 def _workers(reading: Reading, now: float) -> tuple[WorkerFigures, ...]:

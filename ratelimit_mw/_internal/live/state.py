@@ -25,8 +25,7 @@ from ratelimit_mw._internal.runtime.upkeep import Job, Upkeep
 from ratelimit_mw._internal.settings import Settings
 
 if TYPE_CHECKING:
-    from ratelimit_mw._internal.policy.client_address import Scope
-    from ratelimit_mw._internal.policy.lookup import LookupEntry
+    from ratelimit_mw._internal.observe.sightings import Watch
 
 logger = logging.getLogger("ratelimit_mw")
 
@@ -53,8 +52,8 @@ class Live:
         self.resolver: Resolver | None = None
         if resolve is not None:
             self.resolve_by(resolve)
-        self.watch: Callable[[LookupEntry, Scope], None] | None = None
-        """Takes note of where requests come from, while somebody looks at a caller."""
+        self.watch: Watch | None = None
+        """Takes note of where requests come from and go to, while somebody looks."""
         self.audit: AuditLog = AuditLog(open_audit_store(settings.backend))
         """Changes by operators."""
         self.rights: RightsCheck = RightsCheck(lambda: self.rules.settings, self._registry.try_write)

@@ -10,7 +10,7 @@ import threading
 import time
 from asyncio import sleep, timeout
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 from ratelimit_mw._internal.backends.figures_store import FiguresStore, Report
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.decision_counts import CallerCounts, DecisionCounts, RouteCounts
+from ratelimit_mw._internal.observe.sightings import rule_name
 from ratelimit_mw._internal.observe.stats import Stats
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -37,17 +38,22 @@ CLOSE_SECONDS = 1.0
 """Seconds that shutdown waits for the last report at most."""
 LONGEST = 200
 """Characters of a name in a report."""
+REPORTED = "reported"
+"""Stands beside the outcomes of plans in every report: a bucket without it is unknown, and not calm."""
 _SAMPLES = 60
 
 
 class Watching(Protocol):
-    """Places that the requests of watched callers come from."""
+    """Places that requests come from and go to, while somebody looks."""
 
     def watch(self, callers: Sequence[str], /) -> None:
         """Count these callers from now on, and no others."""
 
     def take(self) -> Mapping[str, int]:
-        """The counts since the last call."""
+        """The counts of watched callers since the last call."""
+
+    def take_routes(self) -> Mapping[str, int]:
+        """The counts of the app's routes since the last call."""
 
 
 class Reporter:
@@ -150,8 +156,10 @@ class Reporter:
                 return None
             self._last = now
             callers, identities = _callers(self._counts.take_callers())
-            routes, sightings = _routes(self._counts.take_routes()), self._watching.take()
-            return Report(self._own_name(), self._about(), counted, callers, identities, routes, sightings)
+            routes = {**_routes(self._counts.take_routes()), **self._watching.take_routes()}
+            sightings = self._watching.take()
+            totals = {**counted, name_of(REPORTED, ""): 1}
+            return Report(self._own_name(), self._about(), totals, callers, identities, routes, sightings)
 
     def _is_due(self, now: float) -> bool:
         return (self.is_serving or bool(self._told)) and now - self._last >= IDLE_SECONDS
@@ -194,11 +202,6 @@ class Reporter:
 def name_of(outcome: str, whom: str) -> str:
     """Return the name of the count of an outcome, for a plan or a partition."""
     return f"{outcome} {whom[:LONGEST]}".encode("utf-8", "replace").decode()
-
-
-def rule_name(methods: Iterable[str] | None, path: str) -> str:
-    """Return the name of a rule in figures: its methods and path; empty for requests without one."""
-    return " ".join(filter(None, (",".join(sorted(methods or ())), path)))
 
 
 def _routes(counts: RouteCounts) -> dict[str, int]:

@@ -8,6 +8,7 @@ import { Overview, showHeadline } from "./overview.js";
 
 const POINTS = 720;
 const SILENT_MS = 4000;
+const FROM_BACKEND = ["workers", "settings"];
 const SAY_EVERY_MS = 10000;
 
 const overview = new Overview(ask);
@@ -52,6 +53,10 @@ function connect() {
       connect(); // this page slept through some of it
       return;
     }
+    if (last && !last.backend.up && snapshot.backend.up) {
+      connect(); // what was reported before and after the outage
+      return;
+    }
     if (first) series = [...series.filter((point) => point.at < first.at), ...snapshot.series].slice(-POINTS);
     take(snapshot);
   });
@@ -93,7 +98,8 @@ function status(snapshot) {
   keepRows(find("status"), facts, ([name]) => name, ([name]) => make("li", { id: `status-${name}` }),
     (element, [name, text, good]) => {
       setText(element, text);
-      element.className = old && good ? "unknown" : good ? "good" : "bad";
+      const isOld = old || (!backend.up && FROM_BACKEND.includes(name));
+      element.className = isOld && good ? "unknown" : good ? "good" : "bad";
     });
   document.body.classList.toggle("old", old);
   if (unheard) {

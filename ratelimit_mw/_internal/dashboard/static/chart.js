@@ -4,6 +4,7 @@ import { make, setText } from "./dom.js";
 import { clock, count, rate, total } from "./format.js";
 
 const HEIGHT = 200;
+const ADMITTED = 1;
 const SHADOW = 3;
 const SHORTEST = 2;
 const LONGEST = 3600;
@@ -16,8 +17,9 @@ export class Chart {
     const head = ["From", "Admitted", "Refused", "Would be refused (shadow)"];
     const row = make("tr", {}, ...head.map((text) => make("th", { scope: "col", text })));
     const table = make("table", {}, make("thead", {}, row), this.table);
+    this.gaps = make("p", { className: "gaps", hidden: true });
     this.details = make("details", {}, make("summary", { text: "The same in numbers, by minute" }), table);
-    place.append(this.place, this.details);
+    place.append(this.place, this.gaps, this.details);
     this.title = title;
     this.seconds = 300;
     dark.addEventListener("change", () => this.rebuild());
@@ -44,8 +46,20 @@ export class Chart {
       if (this.plot?.cursor.idx === null || this.plot?.cursor.idx === undefined) this.plot?.setLegend({ idx: data[0].length - 1 });
     }, 0);
     const sum = this.lastMinute();
-    const said = `${count(sum.admitted)} requests admitted and ${count(sum.refused)} refused in the last minute`;
+    const numbers = `${count(sum.admitted)} requests admitted and ${count(sum.refused)} refused in the last minute`;
+    const said = sum.seconds ? numbers : "no figures of the last minute";
+    this.sayGaps(data[0], data[ADMITTED]);
     this.place.setAttribute("aria-label", `${this.title}: ${said}`);
+  }
+
+  sayGaps(times, numbers) {
+    const last = numbers.findLastIndex((number) => number != null);
+    const texts = [[last < 0, "No worker reported in the time shown."],
+      [last < numbers.length - 1, `No figures since ${clock(times[last + 1] ?? 0)}.`],
+      [numbers.includes(null), "Where the lines break, no worker reported: nothing is known of that time."]];
+    const text = texts.find(([fits]) => fits)?.[1] ?? "";
+    setText(this.gaps, text);
+    this.gaps.hidden = text === "";
   }
 
   // The last day, which is read now and then; shorter times come with each event.
@@ -63,23 +77,26 @@ export class Chart {
     const { series, bucket, now } = this.told;
     // The bucket that is still filling stands for the part of it that has passed, unless that is too short.
     const shown = series.filter((point) => point.at > now - this.seconds - bucket && point.at <= now - SHORTEST);
-    const length = (point) => Math.min(bucket, now - point.at);
+    // Where nobody reported, the lines break: nothing is known, which is not the same as nothing.
+    const line = (of) => shown.map((point) => (point.known ? of(point) / Math.min(bucket, now - point.at) : null));
     return [
       shown.map((point) => point.at),
-      shown.map((point) => point.admitted / length(point)),
-      shown.map((point) => total(point.refused) / length(point)),
-      shown.map((point) => point.shadow / length(point)),
+      line((point) => point.admitted),
+      line((point) => total(point.refused)),
+      line((point) => point.shadow),
     ];
   }
 
+  // Sums over what is known of the last minute; of no seconds at all where nothing is.
   lastMinute() {
-    const recent = this.series.filter((point) => point.at > this.now - 60);
-    const sum = (of) => recent.reduce((all, point) => all + of(point), 0);
     const first = this.series.find((point) => point.admitted || point.shadow || total(point.refused));
+    const recent = this.series.filter((point) => point.at > this.now - 60 && point.known);
+    const sum = (of) => recent.reduce((all, point) => all + of(point), 0);
+    const seconds = recent.reduce((all, { at }) => all + (at < first?.at ? 0 : Math.min(this.bucket, this.now - at)), 0);
     return {
       admitted: sum((point) => point.admitted + point.shadow),
       refused: sum((point) => total(point.refused)),
-      seconds: Math.max(1, Math.min(60, this.now - (first?.at ?? this.now))),
+      seconds: recent.length ? Math.max(1, seconds) : 0,
     };
   }
 
@@ -90,8 +107,8 @@ export class Chart {
     const minutes = new Map();
     for (const point of this.told.series) {
       const minute = Math.floor(point.at / length) * length;
-      const row = minutes.get(minute) ?? [0, 0, 0];
-      minutes.set(minute, [row[0] + point.admitted, row[1] + total(point.refused), row[2] + point.shadow]);
+      const row = minutes.get(minute) ?? [null, null, null];
+      minutes.set(minute, point.known ? [row[0] + point.admitted, row[1] + total(point.refused), row[2] + point.shadow] : row);
     }
     const rows = [...minutes].reverse().slice(0, length === 60 ? 15 : 25);
     while (this.table.rows.length < rows.length) {
@@ -99,7 +116,7 @@ export class Chart {
     }
     while (this.table.rows.length > rows.length) this.table.lastChild.remove();
     rows.forEach(([minute, numbers], index) => {
-      [clock(minute), ...numbers.map(count)].forEach((text, i) => setText(this.table.rows[index].cells[i], text));
+      [clock(minute), ...numbers.map((number) => (number == null ? "–" : count(number)))].forEach((text, i) => setText(this.table.rows[index].cells[i], text));
     });
   }
 
@@ -121,13 +138,19 @@ export class Chart {
   }
 }
 
+// Places of the numbers that no line leads to or from: a point each, or nobody would see them.
+function alone(plot, series) {
+  const numbers = plot.data[series];
+  return [...numbers.keys()].filter((i) => numbers[i] != null && numbers[i - 1] == null && numbers[i + 1] == null);
+}
+
 function options(width) {
   const styles = getComputedStyle(document.documentElement);
   const colour = (name) => styles.getPropertyValue(`--${name}`).trim();
   const axis = { stroke: colour("soft"), grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
   const value = (_plot, number) => (number == null ? "–" : `${rate(number)}/s`);
   const line = (label, name, more) => ({
-    label, value, stroke: colour(name), width: 2, points: { show: false }, ...more,
+    label, value, stroke: colour(name), width: 2, points: { show: false, filter: alone }, ...more,
   });
   return {
     width,

@@ -46,7 +46,7 @@ export class Overview {
     this.callers(snapshot);
     this.kinds(snapshot.plans);
     this.plans(snapshot.plans);
-    this.routes(snapshot.routes ?? []);
+    this.routes(snapshot);
     this.held(snapshot.callers);
     this.workers(snapshot.workers);
   }
@@ -66,10 +66,12 @@ export class Overview {
   }
 
   now(sum) {
+    const speed = (number) => (sum.seconds ? `${rate(number / sum.seconds)}/s` : "–");
+    const share = sum.refused ? percent(sum.refused / (sum.admitted + sum.refused)) : "0 %";
     const facts = [
-      ["admitted", `${rate(sum.admitted / sum.seconds)}/s`, "admitted"],
-      ["refused", `${rate(sum.refused / sum.seconds)}/s`, "refused"],
-      ["of all", sum.refused ? percent(sum.refused / (sum.admitted + sum.refused)) : "0 %", "refused"],
+      ["admitted", speed(sum.admitted), "admitted"],
+      ["refused", speed(sum.refused), "refused"],
+      ["of all", sum.seconds ? share : "–", "refused"],
     ];
     keepRows(find("now"), facts, ([name]) => name,
       ([name, , style]) => make("div", { className: style }, make("dt", { text: name }), make("dd")),
@@ -140,9 +142,14 @@ export class Overview {
       (element, plan) => outcomes(element, plan));
   }
 
-  routes(routes) {
-    keepRows(find("routes").tBodies[0], routes, ({ route }) => route,
-      ({ route }) => row(named(route || "no rule of its own"), make("td"), number(), number()),
+  // By the app's own routes as soon as workers count by them, which they do while a page is open; until then
+  // by the rules of the settings.
+  routes({ routes: rules = [], app_routes: appRoutes = [], app_routes_since: since }) {
+    const routes = appRoutes.length ? appRoutes : rules.map(({ route, ...each }) => ({ route: route || "no rule of its own", ...each }));
+    const when = since == null ? "in the last minute" : `since ${clock(since)}`;
+    setText(find("routes-when"), appRoutes.length ? when : "in the last minute, by the rules of the settings");
+    keepRows(find("routes").tBodies[0], routes, ({ route, rule }) => JSON.stringify([route, rule]),
+      ({ route, rule }) => row(namedRoute(route, rule), make("td"), number(), number()),
       (element, each) => outcomes(element, each));
     find("no-routes").hidden = routes.length > 0;
     find("routes").hidden = routes.length === 0;
@@ -244,6 +251,13 @@ function choice(place, options, first, choose) {
     return button;
   });
   place.append(...buttons);
+}
+
+// The rule of the settings stands below the route that it is for, where the two differ.
+function namedRoute(route, rule) {
+  const cell = named(route);
+  if (rule && rule !== route) cell.append(make("bdi", { className: "rule", text: plain(`rule ${rule}`) }));
+  return cell;
 }
 
 const row = (...cells) => make("tr", {}, ...cells);
