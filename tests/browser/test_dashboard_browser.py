@@ -209,6 +209,29 @@ async def test_without_changes_the_page_offers_none(
         assert await page.get_by_role("button", name="Act on").count() == 0
 
 
+async def test_an_outlook_of_no_time_is_a_sentence(server: AppServer) -> None:
+    """A limit whose room grows within the second "grows now", and not "in now"."""
+    limits: list[dict[str, object]] = [
+        {"kind": "window", "share": 1, "reset_after": 0.4},
+        {"kind": "window", "share": 1, "reset_after": 30},
+        {"kind": "spending", "share": 1, "reset_after": 0.2},
+        {"kind": "spending", "share": 0.9, "reset_after": 900, "forecast": 0.5},
+        {"kind": "spending", "share": 0.9, "reset_after": 900, "forecast": 42},
+    ]
+    async with browser_page() as page:
+        await log_in(page, server)
+        await expect(page.locator("#status-workers")).to_be_visible()
+        read = "limits => import(document.querySelector('script[type=module]').src.replace('app', 'format'))"
+        texts = await page.evaluate(f"{read}.then(format => limits.map(format.outlook))", limits)
+    assert texts == [
+        "used up, grows now",
+        "used up, grows in 30 s",
+        "used up, starts again now",
+        "used up now at this pace",
+        "used up in 42 s at this pace",
+    ]
+
+
 async def test_it_works_under_another_path_behind_a_proxy(server: AppServer, tmp_path: Path) -> None:
     """Nginx shows it under a path, and to the app under a name, that the app knows nothing of."""
     configuration = tmp_path / "proxy.conf"

@@ -255,6 +255,8 @@ async def test_redis_away_and_all_workers_silent(server: AppServer, redis_server
             await state(page, "redis-away")
         await page.locator("#callers tbody a").click()
         await expect(page.locator("#caller-notice")).to_be_visible()
+        await expect(page.locator("#history .gaps")).to_have_text("No figures for now.")
+        await expect(page.locator("#sightings")).to_be_hidden()
         await state(page, "redis-away-caller")
         redis_server.continue_signal()
         await page.get_by_role("link", name="All callers").click()

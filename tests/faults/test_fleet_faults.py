@@ -42,12 +42,21 @@ async def test_without_its_backend_nothing_is_logged_and_the_view_says_so(
         now = await view.read()
         assert now.backend_up is False
         assert now.callers == seen.callers
+        await eventually(lambda: _ends_in_a_gap(view))
+        later = await view.read()
+        assert later.now > seen.now
+        assert sum(point.outcomes.admitted for point in later.series) == 2
+        assert [each.caller for each in await view.every_caller()] == [each.caller for each in seen.callers]
         with pytest.raises(BackendError):
             await view.caller("k:x")
         empty = (await FleetView(limiter).read()).as_dict()
         assert (empty["series"], empty["backend"]["up"]) == ([], False)
         assert empty["partial"]
     assert [record for record in caplog.records if "figures" in record.getMessage()] == []
+
+
+async def _ends_in_a_gap(view: FleetView) -> bool:
+    return not (await view.read()).series[-1].known
 
 
 async def _has_lost(limiter: Limiter) -> bool:
@@ -124,7 +133,8 @@ async def test_ten_thousand_invented_callers_cost_little(redis_server: StoreServ
             names = list(client.scan_iter("*{fleet}*", count=10_000))
             buckets = [name for name in names if b":c:" in name]
             taken = {name: client.memory_usage(name) or 0 for name in names}
-    assert len(names) <= 5 + 3 * len(buckets)
+    reported = [name for name in names if b":t:" in name]
+    assert len(names) <= 7 + 3 * len(reported)
     assert max(taken[name] for name in buckets) < 100_000
     assert taken[b"ratelimit:{fleet}:i"] < 250_000
     busy = limiter.engine.identity_of(api_key="busy").partition

@@ -199,7 +199,6 @@ class FleetView:
         await self._lookup.follow()
         try:
             now = await self._store.now()
-            await self._route_reader.look(now)
             newest = int(now // BUCKET)
             minute = _minute(now)
             query = FiguresQuery(
@@ -208,6 +207,7 @@ class FleetView:
                 (newest - MINUTE) * BUCKET,
             )
             reading = await self._store.read(query)
+            await self._route_reader.look(now)  # after that: where a backend hangs, once is enough
         except BackendError as error:
             return self._without_backend(str(error))
         self._outage = None

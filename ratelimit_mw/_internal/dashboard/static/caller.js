@@ -32,6 +32,8 @@ export class CallerPage {
     find("caller-notice").hidden = true;
     setText(find("caller-name"), plain(caller));
     for (const id of ["limits", "caller-facts", "addresses", "asked"]) emptied(find(id).tBodies?.[0] ?? find(id));
+    this.chart.forget("");
+    find("sightings").hidden = true;
     find("changes").hidden = true;
     find("caller-name").focus({ preventScroll: true });
     this.refresh();
@@ -75,7 +77,9 @@ export class CallerPage {
         element.classList.toggle("trouble", refused > 0 && name.startsWith("Refused"));
       });
     this.limits(detail.limits);
+    if (detail.partial && !this.chart.series) this.chart.forget("No figures for now.");
     if (!detail.partial) {
+      find("sightings").hidden = false;
       places("addresses", detail.addresses, ({ address }) => address);
       places("asked", detail.routes, ({ route }) => route);
       this.chart.show(detail.series, detail.bucket, detail.now);

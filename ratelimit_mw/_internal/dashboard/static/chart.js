@@ -4,6 +4,7 @@ import { make, setText } from "./dom.js";
 import { clock, count, rate, total } from "./format.js";
 
 const HEIGHT = 200;
+const NARROW = 500;
 const ADMITTED = 1;
 const SHADOW = 3;
 const SHORTEST = 2;
@@ -28,11 +29,23 @@ export class Chart {
   }
 
   show(series, bucket, now) {
+    this.details.hidden = false;
     this.series = series;
     this.bucket = bucket;
     this.now = now;
     this.draw();
     this.fillTable();
+  }
+
+  // Nothing is known of whom the chart is about now, for this reason.
+  forget(why) {
+    this.series = null;
+    this.plot?.destroy();
+    this.plot = null;
+    this.place.setAttribute("aria-label", `${this.title}: no figures`);
+    this.details.hidden = true;
+    setText(this.gaps, why);
+    this.gaps.hidden = why === "";
   }
 
   draw() {
@@ -55,7 +68,7 @@ export class Chart {
   sayGaps(times, numbers) {
     const last = numbers.findLastIndex((number) => number != null);
     const texts = [[last < 0, "No worker reported in the time shown."],
-      [last < numbers.length - 1, `No figures since ${clock(times[last + 1] ?? 0)}.`],
+      [last < numbers.length - 1, `No figures since ${clock(times[last + 1] ?? 0)}; all else here is as it was then.`],
       [numbers.includes(null), "Where the lines break, no worker reported: nothing is known of that time."]];
     const text = texts.find(([fits]) => fits)?.[1] ?? "";
     setText(this.gaps, text);
@@ -160,7 +173,7 @@ function options(width) {
     legend: { live: true },
     scales: { y: { range: (_plot, _low, high) => [0, Math.max(1, high * 1.1)] } },
     axes: [
-      { ...axis, size: 30, space: 70, values: (_plot, times) => times.map((at) => clock(at).slice(0, at % 60 ? 8 : 5)) },
+      { ...axis, size: 30, space: width < NARROW ? 45 : 70, values: (_plot, times) => times.map((at) => clock(at).slice(0, at % 60 ? 8 : 5)) },
       { ...axis, size: 44, values: (_plot, numbers) => numbers.map(String) },
     ],
     series: [

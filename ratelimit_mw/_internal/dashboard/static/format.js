@@ -37,6 +37,8 @@ export function duration(seconds) {
   return hours < 48 ? `${hours} h` : `${Math.round(hours / 24)} days`;
 }
 
+const within = (seconds) => (seconds < 1 ? "now" : `in ${duration(seconds)}`);
+
 export const milliseconds = (number) => (number == null ? "–" : `${number < 10 ? number.toFixed(1) : Math.round(number)} ms`);
 export const clock = (at) => new Date(at * 1000).toLocaleTimeString("en-GB");
 
@@ -51,8 +53,8 @@ const amount = ({ held, currency }) => (currency === "token" ? count(held) : mon
 
 export function outlook(limit) {
   if (limit.kind === "slots") return limit.share >= 1 ? "all held" : "–";
-  if (limit.forecast != null && limit.share < 1) return `used up in ${duration(limit.forecast)} at this pace`;
-  const again = limit.reset_after ? `${limit.kind === "window" ? "grows" : "starts again"} in ${duration(limit.reset_after)}` : "–";
+  if (limit.forecast != null && limit.share < 1) return `used up ${within(limit.forecast)} at this pace`;
+  const again = limit.reset_after ? `${limit.kind === "window" ? "grows" : "starts again"} ${within(limit.reset_after)}` : "–";
   return limit.share >= 1 ? `used up, ${again}` : again;
 }
 
