@@ -1,5 +1,6 @@
 """The dashboard's files: traffic, callers, routes and changes as CSV and JSON; and all callers."""
 
+import asyncio
 import csv
 import io
 
@@ -48,6 +49,28 @@ async def test_files_have_what_the_page_shows() -> None:
             rows = (await client.get(f"/ops/export/{name}.json", headers=bearer())).json()
             sums = [sum(row[each] or 0 for row in rows) for each in ("admitted", "refused", "refused_rate")]
             assert sums == [10, 2, 2], name
+
+
+async def test_the_apps_routes_are_in_a_file_of_their_own_while_a_page_is_open() -> None:
+    """Rows by route and method, with their rules; the file is empty before anybody has looked."""
+    middleware = RateLimitMiddleware(ok_app(), settings=settings())
+    reporter = middleware.limiter.engine.reporter
+    async with client_of(middleware) as client, asyncio.timeout(60):
+
+        async def rows(kind: str) -> str:
+            return (await client.get(f"/ops/export/app-routes.{kind}", headers=bearer())).text
+
+        assert await rows("json") == "[]"
+        await client.get("/before")
+        await reporter.report()
+        await client.get("/jobs/1")
+        await client.post("/jobs/2")
+        await reporter.report()
+        while await rows("json") == "[]":
+            await asyncio.sleep(0.05)
+        found = list(csv.DictReader(io.StringIO(await rows("csv"), newline="")))
+    told = [(row["route"], row["rule"], int(row["admitted"]) + int(row["refused"])) for row in found]
+    assert sorted(told) == [("GET /{rest:path}", "", 1), ("POST /{rest:path}", "", 1)]
 
 
 async def test_no_cell_is_run_as_a_formula() -> None:
