@@ -50,7 +50,7 @@ export class CallerPage {
     const answer = document.hidden ? null : await this.ask("caller", { caller });
     if (caller !== this.caller) return;
     if (answer?.ok) this.show(answer.value);
-    else if (answer) this.show({ ...NOTHING, ...this.lastSeen(caller), ...(this.detail?.caller === caller ? this.detail : {}), partial: `${answer.error} This is how it was last seen.` });
+    else if (answer) this.show({ ...NOTHING, ...this.lastSeen(caller), ...(this.detail?.caller === caller ? this.detail : {}), partial: `${answer.error.replace(/[.]?$/, ".")} This is how it was last seen.` });
     this.timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
