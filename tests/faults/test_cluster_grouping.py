@@ -82,6 +82,15 @@ async def grouped(backend: ClusterBackend, names: list[str]) -> None:
     await eventually(are)
 
 
+async def serves(backend: ClusterBackend, names: list[str]) -> bool:
+    """Whether requests of these callers are answered."""
+    try:
+        await calls_for(backend, names)
+    except BackendError:
+        return False
+    return True
+
+
 async def test_requests_of_one_node_share_a_call(cluster: Cluster) -> None:
     """Requests that come at once take one call for each node, whatever the hash slots of their callers."""
     on_first, on_second = (callers_on(cluster, node) for node in cluster.nodes[:2])
@@ -291,7 +300,7 @@ async def test_quotas_hold_while_a_replica_takes_over(tmp_path: Path, kind: str,
             for backend in (one, two):
                 await grouped(backend, names)
             load = Load([one, two], names)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.1)
             if end == "killed":
                 cluster.nodes[0].kill()
             else:
@@ -304,8 +313,10 @@ async def test_quotas_hold_while_a_replica_takes_over(tmp_path: Path, kind: str,
             else:
                 assert set(admitted) == {QUOTA}
                 assert load.most_running <= 2
+            await eventually(lambda: serves(one, names))
             used = [(await peeked(one, load.charges[name])).used(0) for name in names]
-            assert used == [QUOTA] * len(names)
+            assert max(used) <= QUOTA
+            assert sum(used) >= QUOTA * len(names) - (MOST_LOST if end == "killed" else 0)
             await grouped(one, names)
 
 
