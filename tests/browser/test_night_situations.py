@@ -70,8 +70,10 @@ def chromium() -> None:
 
 
 @pytest.fixture
-def file(tmp_path: Path, redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The settings file, which commands find as those of an operator do."""
+def file(
+    tmp_path: Path, redis_server: StoreServer, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The settings file, which commands find as those of an operator do: once `commands` has cleared it."""
     found = tmp_path / "ratelimit.toml"
     found.write_text(settings(redis_server.url))
     monkeypatch.setenv("RATELIMIT_SETTINGS", str(found))
