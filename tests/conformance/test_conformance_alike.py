@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -181,16 +182,20 @@ async def finished(backend: RedisBackend, reservations: Sequence[Reservation]) -
     return await asyncio.gather(*map(release, reservations), return_exceptions=True)
 
 
+def arguments(line: bytes | str) -> list[str]:
+    """Return the arguments of a command in a line of `MONITOR`, where bytes may be blanks and quotes."""
+    text = line.decode("latin-1") if isinstance(line, bytes) else line
+    return re.findall(r'"((?:[^"\\]|\\.)*)"', text)
+
+
 async def test_charges_alike_cost_what_one_costs(server: StoreServer, backend: RedisBackend) -> None:
     """However many there are in a batch, they are one argument of one call and one command for each key."""
-    ids = [b"%016d" % number for number in range(40)]  # without a space, which random ones may have
+    ids = [new_id() for _ in range(40)]
     with server.client() as client, client.monitor() as monitor:
         outcomes = await asyncio.gather(*[backend.acquire(ALIKE, each) for each in ids])
         await finished(backend, [outcome.reservation for outcome in outcomes])
         client.echo("the end")
-        commands = [
-            each.split(" ") for each in iter(lambda: monitor.next_command()["command"], "ECHO the end")
-        ]
+        commands = list(iter(lambda: arguments(monitor.connection.read_response()), ["ECHO", "the end"]))
     of_call = 3  # the digest, the number of keys, the time
     assert [
         (name, len(rest)) for name, *rest in commands if name in ("EVALSHA", "ZCARD", "ZADD", "ZREM")
