@@ -89,9 +89,9 @@ run-lowest: .venv-lowest/installed
 tests: .venv/installed
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist worksteal
 	RATELIMIT_PURE_PYTHON=1 $(BIN)/python -W "ignore:Unable to activate pytest" \
-	  -m slipcover --json --out .coverage.json -m pytest \
+	  -m slipcover --json --out .coverage -m pytest \
 	  --numprocesses $(PROCESSES) --dist worksteal -m "not slow and not once"
-	$(BIN)/python -m slipcover --fail-under $(COVERAGE) --out .coverage.json --merge .coverage.json
+	$(BIN)/python -m slipcover --fail-under $(COVERAGE) --out .coverage --merge .coverage
 
 # Strictly: a broken link or anchor is an error. The tests build it as well.
 docs: .venv/installed
@@ -115,7 +115,7 @@ bench-fleet: .venv/installed
 
 clean:
 	rm -rf .venv .venv-wheel .venv-lowest .venv-bench .venv-demo .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf dist build site .coverage.json
+	rm -rf dist build site .coverage
 	find ratelimit_mw -name "*.so" -delete
 
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.

@@ -126,7 +126,7 @@ def _gate_of(policy: Policy, path: str) -> Policy:
     )
 
 
-def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[bytes, bytes]]:
+def _headers(length: int, usage: Decision, writer: HeaderWriter) -> list[tuple[bytes, bytes]]:
     """Return the headers of a usage response.
 
     Limits of single routes are left out of the rate limit headers.
@@ -136,19 +136,19 @@ def _headers(length: int, usage: Decision, headers: HeaderWriter) -> list[tuple[
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % length),
         (b"cache-control", b"no-store"),
-        *headers(usage._replace(limits=tuple(everywhere))),
+        *writer(usage._replace(limits=tuple(everywhere))),
     ]
 
 
 def _usage(
-    identity: Identity, usage: Decision, routes: Iterable[RouteSettings], headers: HeaderWriter
+    identity: Identity, usage: Decision, routes: Iterable[RouteSettings], writer: HeaderWriter
 ) -> dict[str, Any]:
     """Return a caller's usage as the object of the JSON body. Limits that all callers share are left out."""
     by_scope: dict[str, list[LimitStatus]] = {}
     for limit_status in usage.limits:
         by_scope.setdefault(limit_status.counter.scope, []).append(limit_status)
     units = {
-        scope.removeprefix(f"{PLAN_SCOPE}:"): list(_rates(by_scope[scope], usage.now_us, headers))
+        scope.removeprefix(f"{PLAN_SCOPE}:"): list(_rates(by_scope[scope], usage.now_us, writer))
         for scope in by_scope
         if scope.startswith(f"{PLAN_SCOPE}:")
     }
@@ -156,7 +156,7 @@ def _usage(
         {
             "name": scope.removeprefix(CODE_SCOPE),
             "unit": _unit(statuses),
-            "rates": list(_rates(statuses, usage.now_us, headers)),
+            "rates": list(_rates(statuses, usage.now_us, writer)),
             "concurrent": next(_slots(statuses), None),
         }
         for scope, statuses in by_scope.items()
@@ -165,26 +165,26 @@ def _usage(
     now, of_plan, of_address = usage.now_us, by_scope.pop(PLAN_SCOPE, []), by_scope.pop("a", [])
     return {
         "plan": identity.plan,
-        "requests": list(_rates(of_plan, now, headers)),
+        "requests": list(_rates(of_plan, now, writer)),
         **({"units": units} if units else {}),
         "concurrent": next(_slots(of_plan), None),
-        "spending": list(_budgets(of_plan, now, headers)),
+        "spending": list(_budgets(of_plan, now, writer)),
         "routes": [
             {
                 "path": route.path,
                 "methods": None if route.methods is None else sorted(route.methods),
-                "requests": list(_rates(by_scope.pop(scope), now, headers)),
+                "requests": list(_rates(by_scope.pop(scope), now, writer)),
             }
             for route in routes
             if route.requests
             and (scope := route_scope(route)) in by_scope  # a repeated rule counts with the first
         ],
-        "address": list(_rates(of_address, now, headers)),
+        "address": list(_rates(of_address, now, writer)),
         **({"limits": in_code} if in_code else {}),
     }
 
 
-def _rates(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+def _rates(statuses: Iterable[LimitStatus], now: int, writer: HeaderWriter) -> Iterator[dict[str, Any]]:
     for limit_status in statuses:
         if limit_status.window is not None:
             window, status = limit_status.window
@@ -194,7 +194,7 @@ def _rates(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> 
                 "used": status.used,
                 "remaining": max(window.quota - status.used, 0),
                 "window": window.seconds,
-                "reset": headers.reset(now, status.reset_after_us),
+                "reset": writer.reset(now, status.reset_after_us),
             }
 
 
@@ -212,7 +212,7 @@ def _slots(statuses: Iterable[LimitStatus]) -> Iterator[dict[str, Any]]:
             yield {"unit": slots.unit, "limit": slots.limit, "active": status.active, "remaining": remaining}
 
 
-def _budgets(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -> Iterator[dict[str, Any]]:
+def _budgets(statuses: Iterable[LimitStatus], now: int, writer: HeaderWriter) -> Iterator[dict[str, Any]]:
     for limit_status in statuses:
         if limit_status.budget is not None:
             budget, status = limit_status.budget
@@ -226,5 +226,5 @@ def _budgets(statuses: Iterable[LimitStatus], now: int, headers: HeaderWriter) -
                 "period": budget.period,
                 "currency": budget.currency,
                 **{name: format_amount(amount, budget.currency) for name, amount in amounts.items()},
-                "reset": headers.reset(now, place_of(limit_status.counter, now).ends - now),
+                "reset": writer.reset(now, place_of(limit_status.counter, now).ends - now),
             }

@@ -223,7 +223,7 @@ class Leases:
         lease.is_detached = True
         # One of this process alone becomes the backend's, under the same id, when that is back.
         reservation = NO_RESERVATION if lease.is_ended else lease.reservation
-        money = self.settling.separate.get(lease)
+        money = self.settling.local_estimates.get(lease)
         lease.token = write_token(Ticket(reservation, lease.give_up_at, money), self._secret)
         if reservation.is_leased:
             try:
@@ -330,7 +330,7 @@ class Leases:
         lease.reservation = ticket.reservation
         lease.give_up_at = ticket.give_up_at
         if ticket.money is not None:
-            self.settling.separate[lease] = ticket.money
+            self.settling.local_estimates[lease] = ticket.money
         lease.is_detached, lease.token = True, token
         return lease
 

@@ -1,6 +1,6 @@
 """Waits a bounded time for operations that are under way to the backend.
 
-The backend itself sends them again where they are lost (`backends/redis/batcher.py`).
+The backend itself sends them again where they are lost (`backends/redis/backlog.py`).
 """
 
 import asyncio

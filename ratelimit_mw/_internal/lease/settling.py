@@ -45,9 +45,9 @@ class Settling:
     def __init__(self, backend: Backend, owed: OwedWork, notify: Notifier) -> None:
         self._backend = backend
         self.outage: OutageEstimates | None = None
-        """Keeper of estimates that the backend could not be asked for."""
-        self.separate: WeakKeyDictionary[Lease, Reservation] = WeakKeyDictionary()
-        """Such estimates, by their lease: each has an id of its own."""
+        """Settles in this process what the backend can't be asked about; None where nothing is ever away."""
+        self.local_estimates: WeakKeyDictionary[Lease, Reservation] = WeakKeyDictionary()
+        """Estimates of zero by which requests without a price are settled there, by their lease."""
         self._owed = owed
         self._notify = notify
         self.ignored: int = 0
@@ -59,19 +59,24 @@ class Settling:
         self, lease: Lease, amount: str | int | Decimal | None, units: Units | None, *, replace: bool
     ) -> None:
         """See `Lease.settle`. Raises `LeaseError`."""
-        separate, unpriced, price, used = self.separate.get(lease), lease.unpriced, None, dict[str, int]()
+        local_estimate, unpriced, price, used = (
+            self.local_estimates.get(lease),
+            lease.unpriced,
+            None,
+            dict[str, int](),
+        )
         try:
             if units is not None and lease.is_charged:
                 used = self._units_of(lease, units)
-            if amount is not None and (separate or lease.reservation.periods or unpriced is not None):
-                currency = (separate or unpriced or lease.reservation).currency
+            if amount is not None and (local_estimate or lease.reservation.periods or unpriced is not None):
+                currency = (local_estimate or unpriced or lease.reservation).currency
                 price = parse_amount(amount, currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
         sent = list[Coroutine[Any, Any, None]]()
         if used:
             sent.append(self._take_in_units(lease, used, self._send_units(lease, used, replace)))
-        is_open = separate is not None or unpriced is None
+        is_open = local_estimate is not None or unpriced is None
         if price is not None and not is_open and (not lease.is_ended or lease.is_detached):
             sent.append(self._open_and_settle(lease, price, replace))
         elif price is not None:
@@ -118,7 +123,7 @@ class Settling:
         The estimate is never refused. Where the backend is away, it is one of this process.
         """
         unpriced = lease.unpriced
-        if unpriced is None or lease in self.separate:
+        if unpriced is None or lease in self.local_estimates:
             return
         if lease.is_local:
             self._open_here(lease)
@@ -151,8 +156,8 @@ class Settling:
     def _open_here(self, lease: Lease) -> None:
         """Create that estimate in this process, which tells the backend of it later."""
         unpriced = lease.unpriced
-        if unpriced is not None and lease not in self.separate and self.outage is not None:
-            self.separate[lease] = self.outage.open(Charge(map(_without_end, unpriced.allowances)))
+        if unpriced is not None and lease not in self.local_estimates and self.outage is not None:
+            self.local_estimates[lease] = self.outage.open(Charge(map(_without_end, unpriced.allowances)))
 
     async def _open_and_settle(self, lease: Lease, price: int, replace: bool) -> None:
         try:
@@ -164,16 +169,16 @@ class Settling:
         await self._take_in_price(lease, price, self._send_price(lease, price, replace))
 
     def _send_price(self, lease: Lease, price: int, replace: bool) -> Awaitable[Settlement]:
-        separate = self.separate.get(lease)
-        if separate is not None and self.outage is not None:
-            return self.outage.settle(separate, price, replace=replace)
+        local_estimate = self.local_estimates.get(lease)
+        if local_estimate is not None and self.outage is not None:
+            return self.outage.settle(local_estimate, price, replace=replace)
         return lease.backend.settle(lease.reservation, price, replace=replace)
 
     async def _take_in_price(self, lease: Lease, units: int, sent: Awaitable[Settlement]) -> None:
         met = await sent
         if not lease.reservation.slots and (lease.is_metered_out or not any(lease.reservation.estimates)):
             lease.stop_renewing()
-        currency = self.separate.get(lease, lease.reservation).currency
+        currency = self.local_estimates.get(lease, lease.reservation).currency
         self._tell_of_ignored(lease, met, format_amount(units, currency))
 
     def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:

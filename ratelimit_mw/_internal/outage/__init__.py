@@ -5,6 +5,7 @@
   settled and ended here, and told to the backend when it is back. `unsynced.py`: what is told.
   `sync_task.py`: when.
 
-Requests that were admitted before the outage stay with the backend: their releases and settles wait for it
-(`lease/`).
+Requests that were admitted before the outage stay with the backend: their releases and settles wait for
+it (`lease/`). Only a settle of a request without an estimate is kept here, since the backend has nothing
+to settle.
 """

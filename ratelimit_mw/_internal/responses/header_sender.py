@@ -73,7 +73,7 @@ class HeaderSender:
         else:
             return message  # another comes before it, such as early hints
         self.has_started = True
-        ours = self._writer.of_lease(self._lease)
+        ours = self._writer.of_admitted(self._lease)
         if not ours:
             return message
         changed = {**message}

@@ -11,7 +11,7 @@ cdef class HeaderWriter:
     cdef bint _classic, _ietf
     cdef readonly bint is_absolute, is_classic_only, is_unix
     @cython.locals(outcome=Outcome, charge=Charge, window=HeaderWindow)
-    cpdef list of_lease(self, Lease lease)
+    cpdef list of_admitted(self, Lease lease)
     cpdef i64 reset(self, i64 now, i64 reset_after) except? -1
     cdef list _with_units(self, Charge charge, Outcome outcome, HeaderWindow window)
     @cython.locals(left=i64)

@@ -39,7 +39,7 @@ class HeaderWriter:
         """Whether all times in headers are absolute, so that an answer that is kept stays true."""
 
     def __call__(self, decision: Decision) -> RawHeaders:
-        """The headers of any response to this request; none where nothing is known."""
+        """The headers for any decision; `of_admitted` writes the same for most admitted requests."""
         headers: RawHeaders = []
         for unit in (REQUESTS, *decision.units()) if self._classic else ():
             nearest = decision.nearest(unit)
@@ -56,8 +56,11 @@ class HeaderWriter:
             headers.append((SHADOW, b"refused"))
         return headers
 
-    def of_lease(self, lease: Lease) -> RawHeaders:
-        """The headers of the response to an admitted request."""
+    def of_admitted(self, lease: Lease) -> RawHeaders:
+        """The headers of the response to an admitted request, as `__call__` would write them.
+
+        It makes no `Decision`, unless the settings or a budget need more than `X-RateLimit-*`.
+        """
         outcome = lease.outcome
         if not self.is_classic_only or outcome is None:
             return self(lease.decision)

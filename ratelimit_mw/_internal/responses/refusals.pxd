@@ -16,7 +16,7 @@ cdef class Response:
 @cython.final
 cdef class RefusalWriter:
     cdef object _settings
-    cdef HeaderWriter _headers
+    cdef HeaderWriter _writer
     cdef readonly dict _bodies
     @cython.locals(refused=CachedRefusal)
     cpdef answer(self, Lease lease)

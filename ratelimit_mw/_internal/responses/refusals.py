@@ -51,7 +51,7 @@ class RefusalWriter:
 
     def __init__(self, settings: ResponseSettings) -> None:
         self._settings = settings
-        self._headers = HeaderWriter(settings)
+        self._writer = HeaderWriter(settings)
         self._bodies: dict[tuple[object, ...], bytes] = {}
 
     def __call__(self, decision: Decision) -> Response:
@@ -61,7 +61,7 @@ class RefusalWriter:
             raise ValueError("the request was not refused")
         statuses = {"capacity": self._settings.capacity_status, "unavailable": 503, "blocked": 403}
         status = statuses.get(refusal.reason, 429)
-        headers = [*_waiting(refusal.retry_after_us), *self._headers(decision)]
+        headers = [*_waiting(refusal.retry_after_us), *self._writer(decision)]
         figures = self._figures(decision, refusal)
         body = None if figures is None else self._bodies.get(figures)
         if body is None:
@@ -86,7 +86,7 @@ class RefusalWriter:
     def remember(self, refused: CachedRefusal, response: Response, decision: Decision) -> None:
         """Remember the answer to a refusal, to give it again for as long as it says the same."""
         wait = None if decision.refusal is None else decision.refusal.retry_after_us
-        if wait is None or not self._headers.is_absolute:
+        if wait is None or not self._writer.is_absolute:
             return
         seconds = _whole_seconds(wait)
         wait += decision.now_us - refused.outcome.now  # from the refusal that is remembered
@@ -110,7 +110,7 @@ class RefusalWriter:
         return Response(response.status, headers, response.body)
 
     def _refusal_body(self, status: int, decision: Decision, refusal: Refusal) -> bytes:
-        error = _describe(decision, refusal, self._headers)
+        error = _describe(decision, refusal, self._writer)
         if refusal.retry_after_us is not None and refusal.reason not in ("capacity", "unavailable"):
             error["details"]["retry_after"] = _whole_seconds(refusal.retry_after_us)
         return self._body(status, error, _violated(decision))
@@ -123,7 +123,7 @@ class RefusalWriter:
         if refusal.reason != "rate" or limit_status is None or limit_status.window is None or wait is None:
             return None
         window, status = limit_status.window
-        reset = self._headers.reset(decision.now_us, status.reset_after_us)
+        reset = self._writer.reset(decision.now_us, status.reset_after_us)
         cost = decision.cost_of(limit_status)
         return (window, *_violated(decision), status.used, reset, cost, _whole_seconds(wait))
 
@@ -201,7 +201,7 @@ def _whole_seconds(wait: int) -> int:
     return max(-(-wait // 1_000_000), 1)
 
 
-def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> dict[str, Any]:
+def _describe(decision: Decision, refusal: Refusal, writer: HeaderWriter) -> dict[str, Any]:
     """Type, code, message and details of the error, in that order."""
     limit_status = refusal.limit
     if refusal.reason == "blocked":
@@ -218,17 +218,17 @@ def _describe(decision: Decision, refusal: Refusal, headers: HeaderWriter) -> di
             details["policy"] = limit_status.counter.name
         return _error("capacity_error", "CAPACITY_EXCEEDED", message, details)
     if limit_status.window is not None:
-        return _rate(decision, limit_status, *limit_status.window, headers)
+        return _rate(decision, limit_status, *limit_status.window, writer)
     if limit_status.slots is not None:
         return _concurrency(*limit_status.slots, limit_status.counter.name)
     if limit_status.budget is not None:
         period_ends = place_of(limit_status.counter, decision.now_us).ends
-        return _spending(decision, *limit_status.budget, period_ends, headers)
+        return _spending(decision, *limit_status.budget, period_ends, writer)
     raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
 def _rate(
-    decision: Decision, standing: LimitStatus, window: Window, status: WindowStatus, headers: HeaderWriter
+    decision: Decision, standing: LimitStatus, window: Window, status: WindowStatus, writer: HeaderWriter
 ) -> dict[str, Any]:
     used, cost = status.used, decision.cost_of(standing)
     details: dict[str, Any] = {
@@ -236,7 +236,7 @@ def _rate(
         "limit": window.quota,
         "remaining": max(window.quota - used, 0),
         "window": window.seconds,
-        "reset": headers.reset(decision.now_us, status.reset_after_us),
+        "reset": writer.reset(decision.now_us, status.reset_after_us),
     }
     if window.counted != REQUESTS:
         details["unit"] = window.counts
@@ -258,7 +258,7 @@ def _concurrency(slots: Slots, status: SlotStatus, name: str) -> dict[str, Any]:
 
 
 def _spending(
-    decision: Decision, allowance: Allowance, status: BudgetStatus, period_ends: int, headers: HeaderWriter
+    decision: Decision, allowance: Allowance, status: BudgetStatus, period_ends: int, writer: HeaderWriter
 ) -> dict[str, Any]:
     spent, held, currency = status.spent, status.held, allowance.currency
     unit = "tokens" if currency == "token" else currency
@@ -271,7 +271,7 @@ def _spending(
         "spent": spent_text,
         "held": held_text,
         "currency": currency,
-        "reset": headers.reset(decision.now_us, period_ends - decision.now_us),
+        "reset": writer.reset(decision.now_us, period_ends - decision.now_us),
     }
     message = f"{_PERIODS[allowance.period]} spending limit exceeded. {spent_text}/{limit_text} {unit} spent"
     if held:

@@ -89,7 +89,7 @@ class MemoryBackend:
         return self.ask(charge, lease_id, price)
 
     async def restore(self, charge: Charge, lease_id: bytes, price: int) -> Outcome:
-        """Charge slots and allowances that were admitted elsewhere: nothing here is ever asked for twice."""
+        """Charge slots and allowances that were admitted elsewhere."""
         return self.decide(charge, lease_id, price)
 
     async def peek(self, charge: Charge, price: int = 0) -> Outcome:

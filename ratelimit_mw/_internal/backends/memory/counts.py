@@ -1,6 +1,6 @@
 """States that the memory backend counts in: a window's log, a slot set, a budget of one period.
 
-The rules are those of `lua/batch.lua`, which says what is guaranteed.
+The rules are those of the script (`backends/redis/lua/batch.lua`), which says what is guaranteed.
 """
 
 from collections.abc import Callable

@@ -114,7 +114,8 @@ class Operation:
         self.must_arrive = False
         """Sent again until it arrives: for operations that are idempotent and owed."""
         self.is_once = False
-        """Not sent again where it may have been done: done twice, it would change other counts."""
+        """Not sent again where it may have been done: done twice, it would change other counts. With
+        `must_arrive`, it is sent again as long as it was surely not done."""
         self.is_upkeep = False
         """Not waited for by a request: it leaves when requests leave room, and may wait longer than they."""
         self.is_asking = False
