@@ -11,6 +11,7 @@ from tests.conformance import (
     test_conformance_slots,
     test_conformance_units,
     test_conformance_windows,
+    test_oracle_late_limits,
 )
 from tests.support.conformance import Bench
 from tests.support.servers import server_binaries
@@ -30,6 +31,7 @@ for suite in (
     test_conformance_units,
     test_conformance_batches,
     test_conformance_code_limits,
+    test_oracle_late_limits,
 ):
     rules = {name: test for name, test in vars(suite).items() if name.startswith("test_")}
     globals().update({name: test for name, test in rules.items() if name not in BY_ITS_CLOCK})
