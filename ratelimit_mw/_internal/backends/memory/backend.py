@@ -243,9 +243,7 @@ class MemoryBackend:
     def _places_of(self, charge: Charge, now: int) -> Places:
         """The places where a charge's limits are counted, until a period of it ends."""
         refs, periods, since, until = list[CounterRef](), list[ReservationKey](), 0, 1 << 62
-        slots = iter(
-            charge.slots
-        )  # by the very keys that reservations have: nothing is compared to find them
+        slots = iter(charge.slots)  # the very keys of reservations: nothing is compared to find them
         for place, counter in enumerate(charge.counters):
             limit, name = counter.limit, (counter.partition, counter.scope)
             if isinstance(limit, Window):
