@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Self
 
 import pytest
@@ -13,8 +13,9 @@ from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END, ServerClock
-from ratelimit_mw._internal.model.backend import BackendError
+from ratelimit_mw._internal.model.backend import BackendError, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
+from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
 from tests.support.conformance import daily, eventually, metered, monthly, new_id, slots, window
 from tests.support.processes import HOST
@@ -242,6 +243,58 @@ async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy
     await proxy.deliver()
     await asyncio.sleep(1.1)
     assert (await peeked(backend, charge)).used(0) == 1
+    await backend.close()
+
+
+@pytest.mark.parametrize("kind", ["money", "units"])
+@pytest.mark.parametrize("joined", [False, True])
+async def test_an_amount_that_comes_again_replaces_no_newer_one(
+    proxy: Holding, kind: str, *, joined: bool
+) -> None:
+    """A settle that was given up and sent again changes nothing once another has replaced it."""
+    backend = RedisBackend(proxy.url, timeout=TIMEOUT)
+    charge = Charge([daily(1_000)]) if kind == "money" else Charge([metered(1_000)], estimates={"tokens": 9})
+    held, other = [(await backend.acquire(charge, new_id(), 9)).reservation for _ in range(2)]
+
+    def settle(reservation: Reservation, amount: int) -> Awaitable[Settlement]:
+        if kind == "money":
+            return backend.settle(reservation, amount, replace=True)
+        return backend.settle_units(reservation, {"tokens": amount}, replace=True)
+
+    assert await settle(held, 5) is Settlement.SETTLED
+    proxy.holds = True
+    lost = [settle(each, 500) for each in ((held, other) if joined else (held,))]
+    await eventually(lambda: _is_away(backend))
+    proxy.holds = False
+    for each in lost:
+        assert await each is Settlement.SETTLED
+    assert await settle(held, 7) is Settlement.SETTLED
+    before = (await peeked(backend, charge)).counted
+    await proxy.deliver()
+    assert (await peeked(backend, charge)).counted == before == [507 if joined else 7 + 9 * (kind == "units")]
+    await backend.close()
+
+
+async def _is_away(backend: RedisBackend) -> bool:
+    return backend.error is not None
+
+
+async def test_an_amount_that_came_late_is_sent_again(redis_server: StoreServer) -> None:
+    """What replaces a settled amount arrives, though the server's clock was set ahead meanwhile."""
+    backend = RedisBackend(redis_server.url, timeout=TIMEOUT)
+    charge = Charge([daily(1_000)])
+    reservation = (await backend.acquire(charge, new_id(), 9)).reservation
+    assert await backend.settle(reservation, 5) is Settlement.SETTLED
+    batcher = backend.loops.senders[asyncio.get_running_loop()]
+    assert isinstance(batcher, Batcher)
+    clock = batcher._replies.server_clock
+    assert clock._ahead is not None
+    clock._ahead -= 1_000
+    settled = backend.settle(reservation, 7, replace=True)
+    for operation in batcher._backlog.queue:
+        operation.since -= 2 * TIMEOUT  # it has waited for the server to be back
+    assert await settled is Settlement.SETTLED
+    assert (await peeked(backend, charge)).counted == [7]
     await backend.close()
 
 

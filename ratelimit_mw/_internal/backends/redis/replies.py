@@ -106,14 +106,14 @@ class Replies:
         return Undone(self._still_awaited(late), unwritten, error)
 
     def _still_awaited(self, late: list[Operation]) -> list[Operation]:
-        """Fail what came too late and was waited for long enough; return what somebody still waits for.
+        """Fail what came too late and was waited for long enough; return what is owed or still waited for.
 
         Nothing of them was done. The server's clock, which is known better now, may have been set.
         """
         waits_since = self._loop.time() - self._timeout
         for operation in late:
-            if operation.since <= waits_since:
+            if operation.since <= waits_since and not operation.must_arrive:
                 operation.fail(
                     BackendError(f"the server got the request after more than {self._timeout:g} s")
                 )
-        return [operation for operation in late if not operation.is_over]
+        return [operation for operation in late if operation.must_arrive or not operation.is_over]

@@ -8,7 +8,7 @@
 -- KEYS   the keys of every operation, one operation after the other; on a cluster, where they lie in several hash
 --        slots, those of the first operation
 -- ARGV   [1] D where no two charges have a key in common and none has a period, else S; a double: the time after
---        which the call is given up, and charges, renews and deletes nothing; and the digits of the time in microseconds,
+--        which the call is given up, and charges, renews, deletes and settles anew nothing; and the digits of the time in microseconds,
 --        or nothing for the server's own TIME. As small letters, d and s, they say that behind the operations stand the
 --        keys of all but the first, and then, in two bytes, the number of operations;
 --        [2..] an operation each, a letter and packed little-endian fields:

@@ -61,6 +61,7 @@ local DIFFERENT = '\3'
 local CHARGE_HEAD = 26
 local FINISH_HEAD = 19
 local SETTLE_HEAD = 11
+local REPLACE_AT = 10 -- the place where a settle says whether it replaces another
 local LIMIT_SIZE = 25
 local OWN_HEAD = 20 -- of a charge whose limits have costs of their own
 local OWN_SIZE = 34 -- of such a limit
@@ -71,6 +72,7 @@ local ID_SIZE = 16
 -- A meter's operation up to its first meter; more entries than a window has, where what was used is what was estimated
 -- at most
 local METER_HEAD = 4
+local MODE_AT = 3
 local MANY_ENTRIES = 1002
 
 -- A record of units (meters.lua): its head, an entry, and as arguments the places where it says

@@ -2,12 +2,15 @@
 --
 -- Functions and what they share cost when they are made: only those are that the operation needs.
 --
--- Needs   releases.lua, meters.lua; decide.lua, charges.lua, charge_answers.lua; parts.lua
+-- Needs   overdue.lua, releases.lua, meters.lua; decide.lua, charges.lua, charge_answers.lua; parts.lua
 -- Gives   the reply, which it returns
 
 local op, first = ARGV[2], 0
 local kind, ok, said = byte(op), false, nil
-if kind == FINISH then
+-- include overdue
+if is_overdue then
+  said = LATE
+elseif kind == FINISH then
   -- include releases
   ok, said = pcall(release, op, first)
 elseif kind == METER then
@@ -36,8 +39,6 @@ else
         said = answer
       end
     end
-  elseif is_late and (kind == DELETE or kind == RENEW) then
-    said = LATE
   else
     ok, said = pcall(part(kind).run, op, first)
   end

@@ -1,6 +1,7 @@
 -- operations.lua: walks over the operations of a batch: once for all but charges, once for charges.
 --
--- Needs   decide.lua, charges.lua, charge_answers.lua, stay.lua, release (releases.lua); parts.lua
+-- Needs   decide.lua, charges.lua, charge_answers.lua, stay.lua, overdue.lua, release (releases.lua);
+--         parts.lua
 -- Gives   all_but_charges(), all_charges(): do the operations from `place` on, and leave `place` at one that failed
 --         replies: the answers, by place; firsts: the number of keys before those of each charge
 
@@ -13,8 +14,8 @@ local figures = {texts = {}} -- of the charge in hand; and times as arguments, w
 
 local function all_but_charges()
   while place <= #ARGV do
-    local said, first = ARGV[place], keys
-    local kind, n, mode = byte(said, 1, 3)
+    local op, first = ARGV[place], keys
+    local kind, n, mode = byte(op, 1, 3)
     -- The number of keys is read from the operation alone: one which fails cannot shift those of the next.
     if kind == ACQUIRE or kind == PEEK or kind == TAKE_AHEAD or kind == ACQUIRE_AGAIN or kind >= OWN_COSTS then
       firsts[place] = first
@@ -25,16 +26,17 @@ local function all_but_charges()
         if known == nil or known == true then states[key] = not known end
       end
       -- No lease but 0 has a 0.
-      keys = first + n + (kind >= OWN_COSTS and mode or byte(said, CHARGE_HEAD) > 0 and 1 or 0)
+      keys = first + n + (kind >= OWN_COSTS and mode or byte(op, CHARGE_HEAD) > 0 and 1 or 0)
     elseif kind == FINISH then
       keys = first + n + (mode ~= MONEY_UNTOUCHED and 1 or 0)
-      replies[place] = release(said, first)
+      replies[place] = release(op, first)
     else
-      keys = (kind == DELETE or kind == METER) and n or kind == RENEW and n + 256 * mode or byte(said, SETTLE_HEAD) + 1
+      keys = (kind == DELETE or kind == METER) and n or kind == RENEW and n + 256 * mode or byte(op, SETTLE_HEAD) + 1
       keys = first + keys
-      if is_late and (kind == DELETE or kind == RENEW) then error(LATE, 0) end -- others may have come since
+      -- include overdue
+      if is_overdue then error(LATE, 0) end
       -- include stay
-      replies[place] = part(kind).run(said, first)
+      replies[place] = part(kind).run(op, first)
     end
     place = place + 1
   end
