@@ -280,7 +280,7 @@ async def _is_away(backend: RedisBackend) -> bool:
 
 
 async def test_an_amount_that_came_late_is_sent_again(redis_server: StoreServer) -> None:
-    """What replaces a settled amount arrives, though the server's clock was set ahead meanwhile."""
+    """A settle that replaces an amount arrives, though the server's clock was set ahead meanwhile."""
     backend = RedisBackend(redis_server.url, timeout=TIMEOUT)
     charge = Charge([daily(1_000)])
     reservation = (await backend.acquire(charge, new_id(), 9)).reservation
