@@ -52,9 +52,6 @@ class AskedLimit(NamedTuple):
 AskedLimits = tuple[AskedLimit, ...]
 
 
-_UNSAID = LimitSettings()
-
-
 class CodeLimits:
     """Puts limits in code together with policies, under one state of the settings."""
 
@@ -87,7 +84,7 @@ class CodeLimits:
         key = (limit, rates, cost)
         chosen = self._chosen.get(key)
         if chosen is None:
-            said = self._settings.get(limit.name, _UNSAID)
+            said = self._settings.get(limit.name) or LimitSettings()
             if said.off:
                 return None
             chosen = _chosen(limit, said, limit.rates if rates is None else rates, cost)
