@@ -16,7 +16,6 @@ SELDOM = {
     "cryptography",
     "difflib",
     "hiredis",
-    "limits",
     "opentelemetry",
     "prometheus_client",
     "pydantic_settings",
@@ -93,7 +92,7 @@ APP = """
     ("tables", "needed"),
     [
         ({}, set()),
-        ({"plans": {"default": {"requests": ["5/minute"]}}}, {"limits"}),
+        ({"plans": {"default": {"requests": ["5/minute"]}}}, set()),
         ({"backend": {"url": "redis://127.0.0.1:1"}}, {"redis", "hiredis"}),
         ({"operations": {"dashboard_path": "/ops", "dashboard_token": "t"}}, set()),
     ],

@@ -174,8 +174,8 @@ def test_no_validation_error_has_a_secret(table: dict[str, Any]) -> None:
         ("1000000000/second", Window(10**9, 1, "second")),
     ],
 )
-def test_a_rate_is_in_the_notation_of_limits(tmp_path: Path, rate: str, window: Window) -> None:
-    """A rate is a count, a unit and perhaps a multiple, as the `limits` package writes it."""
+def test_a_rate_is_a_count_and_a_unit(tmp_path: Path, rate: str, window: Window) -> None:
+    """A rate is a count, a unit and perhaps a multiple, with "/" or "per" between them."""
     assert load(tmp_path, f'application.requests = ["{rate}"]').application.requests == (window,)
 
 

@@ -31,7 +31,7 @@ RATE = "rate"
 """Title of a rate in the JSON schema and in the reference."""
 
 MAX_RATE = 100
-"""Characters of the longest rate: the pattern of the `limits` package takes its square in steps."""
+"""Characters of the longest rate: a pattern takes up to the square of its blanks in steps."""
 
 _LEASE = 30.0
 _RATE = 'one rate, such as "60/minute", "1000 per hour" or "5/2 seconds"'
@@ -47,31 +47,34 @@ _ABBREVIATIONS = {
     }.items()
     for short in names
 }
-_RATE_PARTS = re.compile(r"\s*[0-9]+\s*(?:/|per)\s*([0-9]*)\s*([a-z]+)\s*", re.IGNORECASE)
+_RATE_PARTS = re.compile(
+    r"\s*(?P<quota>[0-9]+)\s*(?:/|per)\s*(?P<multiple>[0-9]*)\s*(?P<unit>[a-z]+)\s*", re.IGNORECASE
+)
+_SEPARATORS = re.compile(":?[,;|]")
 
 
 def parse_rate(rate: object) -> Window:
-    """Return the window that one rate in the notation of the `limits` package stands for."""
+    """Return the window that one rate stands for: a count, "/" or "per", perhaps a multiple, and a unit."""
     if isinstance(rate, Window):
         return _window(rate.text, rate)
     if not isinstance(rate, str):
         raise fault(f"is {type_name(rate)}", _RATE)
     if len(rate) > MAX_RATE:
         raise fault(f"{shown(rate)} is too long for a rate", f"at most {MAX_RATE} characters")
-    import limits as notation  # noqa: PLC0415 - by those who set a rate: it has much beside the notation
-
-    try:
-        parsed = notation.parse_many(rate) if rate.isascii() else []
-    except ValueError:  # no such notation, or too many digits to read
-        parsed = []
-    if not parsed:
-        raise fault(f"{shown(rate)} is not a rate", _RATE, _rate_nearest(rate))
-    if len(parsed) > 1:
+    window = _read_rate(rate)
+    if window:
+        return _window(rate, window)
+    if all(map(_read_rate, _SEPARATORS.split(rate))):
         raise fault(f"{shown(rate)} is several rates", "one rate per string")
-    item, parts = parsed[0], _RATE_PARTS.fullmatch(rate)
-    # limits reads "5/0 seconds" as "5/second".
-    multiple = int(parts[1]) if parts and parts[1] else item.multiples
-    return _window(rate, Window(item.amount, multiple, item.GRANULARITY.name))
+    raise fault(f"{shown(rate)} is not a rate", _RATE, _rate_nearest(rate))
+
+
+def _read_rate(rate: str) -> Window | None:
+    parts = _RATE_PARTS.fullmatch(rate) if rate.isascii() else None
+    unit = parts["unit"].lower().removesuffix("s") if parts else ""
+    if not parts or unit not in UNIT_SECONDS:
+        return None
+    return Window(int(parts["quota"]), int(parts["multiple"] or 1), unit)
 
 
 def _window(rate: str, window: Window) -> Window:
@@ -92,11 +95,11 @@ def _rate_text(window: Window) -> str:
 
 def _rate_nearest(rate: str) -> str:
     parts = _RATE_PARTS.fullmatch(rate)
-    name = parts[2].lower() if parts else ""
+    name = parts["unit"].lower() if parts else ""
     unit = _ABBREVIATIONS.get(name, "") or (
         nearest_name(name.removesuffix("s"), UNIT_SECONDS) if name else ""
     )
-    return rate[: parts.start(2)].lstrip() + unit if parts and unit else ""
+    return rate[: parts.start("unit")].lstrip() + unit if parts and unit else ""
 
 
 def _one_per_length(windows: tuple[Window, ...]) -> tuple[Window, ...]:
