@@ -11,7 +11,8 @@ import pytest
 
 from ratelimit_mw._internal.backends import open_figures_store, open_key_store
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
-from ratelimit_mw._internal.backends.figures_store import FiguresQuery, Report
+from ratelimit_mw._internal.backends.figures_store import FiguresQuery, FiguresStore, Report
+from ratelimit_mw._internal.backends.key_store import KeyStore
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge
@@ -305,13 +306,10 @@ async def test_a_server_that_goes_on_answering_wrongly_is_not_asked_all_the_time
     await backend.close()
 
 
-@pytest.mark.parametrize("wrong", NONSENSE)
-async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Proxy, wrong: str) -> None:
-    """A store returns sound values or raises a `BackendError`, whatever the server answers."""
-    settings = BackendSettings(url=SecretURL(proxy.url), timeout=0.5)
-    keys, figures = open_key_store(settings, timeout=0.5), open_figures_store(settings, timeout=0.5)
+def questions_to(keys: KeyStore, figures: FiguresStore) -> list[Callable[[], Awaitable[object]]]:
+    """All that the stores beside the counts ask a server."""
     question = FiguresQuery([1], [1], 0.0)
-    calls: list[Callable[[], Awaitable[object]]] = [
+    return [
         keys.version,
         keys.entries,
         lambda: keys.write({"hash": b"entry"}),
@@ -321,7 +319,14 @@ async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Pro
         lambda: figures.history(["a"], [1]),
         lambda: figures.leave("w"),
     ]
-    for call in calls:
+
+
+@pytest.mark.parametrize("wrong", NONSENSE)
+async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Proxy, wrong: str) -> None:
+    """A store returns sound values or raises a `BackendError`, whatever the server answers."""
+    settings = BackendSettings(url=SecretURL(proxy.url), timeout=0.5)
+    keys, figures = open_key_store(settings, timeout=0.5), open_figures_store(settings, timeout=0.5)
+    for call in questions_to(keys, figures):
         await eventually(partial(_succeeds, call))
         proxy.change = _only(NONSENSE[wrong])
         try:
@@ -332,6 +337,50 @@ async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Pro
         proxy.change = None
     for store in (keys, figures):
         await store.close()
+
+
+@pytest.mark.parametrize("wrong", NONSENSE)
+async def test_wrong_answers_to_stores_reach_no_request_of_their_connection(
+    proxy: Proxy, wrong: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What keys and figures are told over the connection of requests is no outage, and no request waits."""
+    caplog.set_level(logging.WARNING, "ratelimit_mw")
+    settings = BackendSettings(url=SecretURL(proxy.url), timeout=TIMEOUT)
+    backend = RedisBackend(proxy.url, timeout=TIMEOUT)
+    await backend.open()
+    keys = open_key_store(settings, timeout=0.5, beside=backend)
+    figures = open_figures_store(settings, timeout=0.5, beside=backend)
+    (charge,) = CHARGES["alone"]
+    for call in questions_to(keys, figures):
+        await eventually(partial(_succeeds, call))
+        proxy.change = _but_charges(NONSENSE[wrong])
+        charged = [asyncio.ensure_future(backend.acquire(charge, new_id())) for _ in range(3)]
+        try:
+            async with asyncio.timeout(30):
+                await call()
+        except BackendError:
+            pass
+        async with asyncio.timeout(30):
+            assert [outcome.admitted for outcome in await asyncio.gather(*charged)] == [True] * 3
+        proxy.change = None
+    assert [each.message for each in caplog.records if each.message.startswith("backend is")] == []
+    for store in (keys, figures, backend):
+        await store.close()
+
+
+def _but_charges(wrong: bytes) -> Callable[[bytes], bytes]:
+    """Put a wrong reply in place of every one but the script's to charges."""
+
+    def change(data: bytes) -> bytes:
+        reader = hiredis.Reader()
+        reader.feed(data)
+        sent = b""
+        while (reply := reader.gets()) is not False:
+            is_decided = isinstance(reply, list) and len(reply) > 1 and reply[0].__class__ is int
+            sent += array(integer(reply[0]), *map(bulk, reply[1:])) if is_decided else wrong
+        return sent
+
+    return change
 
 
 @pytest.mark.parametrize("wrong", NONSENSE)
