@@ -22,6 +22,7 @@ SELDOM = {
     "redis",
     "rich",
     "statistics",
+    "tomllib",
     "typer",
     "uvicorn",
 }

@@ -4,7 +4,6 @@ import json
 import os
 import stat
 import time
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -80,6 +79,8 @@ def read_file_bytes(path: str) -> bytes:
 
 def parse(path: str, data: bytes) -> dict[str, Any]:
     """Return the tables that a file at `path` with these bytes holds. Raises `SettingsError`."""
+    import tomllib  # noqa: PLC0415 - for those who have a file
+
     text = ""
     try:
         text = data.decode("utf-8-sig")
