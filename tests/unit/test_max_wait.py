@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import DecisionMade, Identity, Lease, LeaseError, Limit, Limiter, RateLimited, by
-from ratelimit_mw._internal.limiter import lines
+from ratelimit_mw._internal.limiter import waiting_lines
 from tests.support.asgi import Counting, Down, FakeClock, limiter_of, settings_of
 from tests.support.virtual_time import in_virtual_time
 
@@ -394,7 +394,7 @@ def test_closing_the_limiter_ends_every_wait() -> None:
 @pytest.mark.parametrize("name", ["MOST_IN_LINE", "MOST"])
 def test_too_many_who_wait_are_refused_at_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line has an end, and so have all lines together."""
-    monkeypatch.setattr(lines, name, 3)
+    monkeypatch.setattr(waiting_lines, name, 3)
 
     async def run(limiter: Limiter) -> list[float]:
         keys = "ggggg" if name == "MOST_IN_LINE" else "abcde"

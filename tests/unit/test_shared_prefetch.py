@@ -181,8 +181,8 @@ class Worker:
 
     async def settle(self) -> None:
         """Let the questions that are under way be answered."""
-        while self.engine.leases.owed.tasks:
-            await asyncio.gather(*self.engine.leases.owed.tasks)
+        while self.engine.leases.background.tasks:
+            await asyncio.gather(*self.engine.leases.background.tasks)
             await asyncio.sleep(0)
 
 

@@ -3,7 +3,7 @@
 - `lease.py`: `Lease`, which the app sees. Its methods are done by `Leases` in `manager.py`.
 - `manager.py`: release, end, detach, resume and undo.
 - `renewals.py`: renews slots and estimates while the work goes on.
-- `settling.py`: settles; `owed.py`: how long anybody waits for them. `verdicts.py`: limits that count
+- `settling.py`: settles; `background.py`: how long anybody waits for them. `verdicts.py`: limits that count
   some answers.
 - `token.py`: the signed token of a detached job.
 

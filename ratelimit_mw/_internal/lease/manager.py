@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from time import monotonic
 
+from ratelimit_mw._internal.lease.background import BackgroundWork
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.lease.owed import OwedWork
 from ratelimit_mw._internal.lease.renewals import Renewals
 from ratelimit_mw._internal.lease.settling import Settling
 from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
@@ -70,8 +70,8 @@ class Leases:
         """Detached leases that go on in this process, by id: each as often as it was resumed."""
         self._lock = threading.Lock()
         self.renewals: dict[asyncio.AbstractEventLoop, Renewals] = {}
-        self.owed: OwedWork = OwedWork(timeout)
-        self.settling: Settling = Settling(backend, self.owed, notify)
+        self.background: BackgroundWork = BackgroundWork(timeout)
+        self.settling: Settling = Settling(backend, self.background, notify)
         self._slots_lost = 0
         self.charge_late: ChargeLate = _charge_nothing
         """Decides about what a handler charges while its request runs."""
@@ -82,10 +82,10 @@ class Leases:
     def after_fork(self) -> None:
         """Leave the leases to the parent process, and count anew."""
         self._lock = threading.Lock()
-        leave_to_parent(*self.renewals.values(), *self.owed.tasks, *self._jobs.values())
+        leave_to_parent(*self.renewals.values(), *self.background.tasks, *self._jobs.values())
         self._jobs.clear()
         self.renewals.clear()
-        self.owed.tasks.clear()
+        self.background.tasks.clear()
         self._slots_lost = self.settling.ignored = 0
 
     @property
@@ -210,7 +210,7 @@ class Leases:
                     self.renewing().add(lease)  # until its request ends
             if is_last:
                 sent = self._finish(lease, reservation, EstimateAction.UNTOUCHED)
-                await self.owed.arrive(sent, "a release", lease.id)
+                await self.background.arrive(sent, "a release", lease.id)
 
     async def detach(self, lease: Lease, ttl: float) -> str:
         """See `Lease.detach`."""
@@ -239,7 +239,7 @@ class Leases:
         if lease.reservation.slots:
             await self._renew(lease, seconds)
         if kept is not None:
-            await self.owed.arrive(kept, "the estimate of a detached job", lease.id)
+            await self.background.arrive(kept, "the estimate of a detached job", lease.id)
 
     def _attach(self, lease: Lease) -> None:
         """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""

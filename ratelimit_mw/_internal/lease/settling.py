@@ -8,8 +8,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from ratelimit_mw._internal.lease.background import BackgroundWork
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.lease.owed import OwedWork
 from ratelimit_mw._internal.lease.token import LeaseError
 from ratelimit_mw._internal.model.backend import Backend, BackendError, Known, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
@@ -42,13 +42,13 @@ class OutageEstimates(Protocol):
 class Settling:
     """The settles of one limiter's leases: of money and of metered units."""
 
-    def __init__(self, backend: Backend, owed: OwedWork, notify: Notifier) -> None:
+    def __init__(self, backend: Backend, background: BackgroundWork, notify: Notifier) -> None:
         self._backend = backend
         self.outage: OutageEstimates | None = None
         """Settles in this process what the backend can't be asked about; None where nothing is ever away."""
         self.local_estimates: WeakKeyDictionary[Lease, Reservation] = WeakKeyDictionary()
         """Estimates of zero by which requests without a price are settled there, by their lease."""
-        self._owed = owed
+        self._background = background
         self._notify = notify
         self.ignored: int = 0
         """Number of ignored settles: settled before with another amount, or unknown to the backend."""
@@ -88,7 +88,7 @@ class Settling:
                 sent.append(self._take_in_units(late, late_used, late_sent))
         if sent:
             all_sent = sent[0] if len(sent) == 1 else _all(sent)
-            await self._owed.arrive(all_sent, "a settle", lease.id)
+            await self._background.arrive(all_sent, "a settle", lease.id)
 
     def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
         """The amounts of units that limits of the request count. Raises ValueError for what is no amount.
@@ -129,7 +129,7 @@ class Settling:
             self._open_here(lease)
             return
         if lease.opening is None or (lease.opening.done() and not lease.reservation.periods):
-            lease.opening = self._owed.start(self._open(lease, unpriced), "an estimate", lease.id)
+            lease.opening = self._background.start(self._open(lease, unpriced), "an estimate", lease.id)
         await asyncio.wait([lease.opening])  # not by this caller alone; the backend bounds it
 
     async def _open(self, lease: Lease, unpriced: Charge) -> None:

@@ -4,6 +4,6 @@
   uses too.
 - `decider.py`: decides about every request: at once, by the backend, or without it.
 - `questions.py`: a request as the decider is asked about it. `late.py`: `lease.charge`.
-- `turns.py`, `lines.py`: calls with `max_wait`, which wait in line where they are refused.
+- `turns.py`, `waiting_lines.py`: calls with `max_wait`, which wait in line where they are refused.
 - `inspect_caller.py`: looks at all counts of a caller. `observers.py`: who is told of each decision.
 """

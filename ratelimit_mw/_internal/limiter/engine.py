@@ -80,7 +80,7 @@ class Engine:
         """Hands events to the app."""
         self.leases: Leases = Leases(self.backend, self.notify, self._secret, self.settings.backend.timeout)
         """Everything that was admitted and is not over."""
-        self.prefetch: Prefetch = Prefetch(self.backend, self.leases.owed.tasks)
+        self.prefetch: Prefetch = Prefetch(self.backend, self.leases.background.tasks)
         self.decider: Decider = Decider(
             self.backend,
             decision_counts=self.decision_counts,
@@ -146,7 +146,7 @@ class Engine:
         else:
             await self.decider.local.reconciler.close()
         await self.backend.close()
-        await self.leases.owed.finish()
+        await self.leases.background.finish()
         for tell in self.at_close:
             tell()
 

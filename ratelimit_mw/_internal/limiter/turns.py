@@ -8,8 +8,8 @@ from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.lease.token import MAX_TTL
 from ratelimit_mw._internal.limiter.decider import Decider
-from ratelimit_mw._internal.limiter.lines import Call, Place, Refused, WaitingLines
 from ratelimit_mw._internal.limiter.questions import Question, ask
+from ratelimit_mw._internal.limiter.waiting_lines import Call, Place, Refused, WaitingLines
 
 POLL_SECONDS = (0.05, 0.5)
 """The first and the longest wait for what may be free at any moment, such as a slot of another process."""

@@ -1,7 +1,7 @@
 """The backend on one Redis or Valkey server.
 
 - `backend.py`: `RedisBackend`. It makes an operation of each charge, release, renewal and settle.
-- `packing.py`, `own_costs.py`, `held_places.py`, `meter_packing.py`, `renewal_packing.py`: operations as
+- `packing.py`, `own_costs.py`, `release_template.py`, `meter_packing.py`, `renewal_packing.py`: operations as
   bytes; `keys.py` and `letters.py` have the names in them.
 - `operations.py`: what operations have in common.
 - `loops.py`: a batcher for each event loop, and what ended loops leave. `lines.py`: the order of one

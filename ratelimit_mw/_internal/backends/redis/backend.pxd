@@ -1,5 +1,5 @@
 cimport cython
-from ratelimit_mw._internal.backends.redis.held_places cimport HeldPlaces
+from ratelimit_mw._internal.backends.redis.release_template cimport ReleaseTemplate
 from ratelimit_mw._internal.backends.redis.loops cimport LoopSenders
 from ratelimit_mw._internal.backends.redis.operations cimport Template
 from ratelimit_mw._internal.backends.redis.packing cimport ChargeOperation, ChargeTemplate, Layout
@@ -13,7 +13,7 @@ cdef class RedisBackend:
     cdef dict __dict__
     cdef object __weakref__
     cdef public LoopSenders loops
-    cdef dict _held_places
+    cdef dict _release_templates
     cdef public object _clock
     cdef public i64 _skew
     cpdef ChargeOperation ask(self, Charge charge, bytes lease_id, object price=*)
@@ -25,4 +25,4 @@ cdef class RedisBackend:
     cpdef object finish(self, Reservation reservation, object action)
     @cython.locals(template=Template)
     cpdef object _owe_finish(self, Reservation reservation, object action)
-    cpdef HeldPlaces _places_of(self, Reservation reservation)
+    cpdef ReleaseTemplate _template_of(self, Reservation reservation)

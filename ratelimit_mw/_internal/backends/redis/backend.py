@@ -12,7 +12,6 @@ from typing import Any
 
 from ratelimit_mw._internal.backends.connecting.connectors import connector_to
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
-from ratelimit_mw._internal.backends.redis.held_places import HeldPlaces
 from ratelimit_mw._internal.backends.redis.keys import ChargeKeys, KeyNames, suffix_of
 from ratelimit_mw._internal.backends.redis.letters import (
     ACQUIRE,
@@ -36,6 +35,7 @@ from ratelimit_mw._internal.backends.redis.packing import (
     operation_on,
     pack_limit,
 )
+from ratelimit_mw._internal.backends.redis.release_template import ReleaseTemplate
 from ratelimit_mw._internal.backends.redis.renewal_packing import renewal_on, renewed
 from ratelimit_mw._internal.backends.redis.server_clock import machine_clock
 from ratelimit_mw._internal.model.backend import (
@@ -57,7 +57,7 @@ from ratelimit_mw._internal.runtime.bounded import evict_oldest
 ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
-_MAX_PLACES = 16_384
+_MAX_TEMPLATES = 16_384
 """Callers of whom is kept how their reservations end."""
 
 
@@ -83,8 +83,8 @@ class RedisBackend:
         self._timeout, self._clock = timeout, clock
         self.call_observers: list[Callable[[float], None]] = []
         self.loops = LoopSenders(self._new_sender, timeout)
-        self._held_places: dict[tuple[object, ...], HeldPlaces] = {}
-        self._meter_templates = MeterTemplates(self._names, _MAX_PLACES)
+        self._release_templates: dict[tuple[object, ...], ReleaseTemplate] = {}
+        self._meter_templates = MeterTemplates(self._names, _MAX_TEMPLATES)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -201,7 +201,7 @@ class RedisBackend:
     def _owe_price(
         self, kind: bytes, reservation: Reservation, amount: int, *, replace: bool = False
     ) -> OrderedOperation:
-        template = self._places_of(reservation).settle(kind, amount, replace=replace)
+        template = self._template_of(reservation).settle(kind, amount, replace=replace)
         return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
 
     def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
@@ -317,19 +317,19 @@ class RedisBackend:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
     def _owe_finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
-        template = self._places_of(reservation).end(action)
+        template = self._template_of(reservation).end(action)
         if template.record:
             return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
         return self.loops.submit(Operation(template, reservation.id), must_arrive=True)
 
-    def _places_of(self, reservation: Reservation) -> HeldPlaces:
+    def _template_of(self, reservation: Reservation) -> ReleaseTemplate:
         """Return the operation templates for a reservation, shared by all requests of a caller on a route."""
         key = (reservation.slots, reservation.periods) if reservation.periods else reservation.slots
-        places = self._held_places.get(key)
-        if places is None:
-            evict_oldest(self._held_places, _MAX_PLACES)
-            places = self._held_places[key] = HeldPlaces(self._names, reservation)
-        return places
+        template = self._release_templates.get(key)
+        if template is None:
+            evict_oldest(self._release_templates, _MAX_TEMPLATES)
+            template = self._release_templates[key] = ReleaseTemplate(self._names, reservation)
+        return template
 
     # sending ------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ _REMOVE = bulk(b"ZREM")
 """The command that frees slots of one set."""
 
 
-class HeldPlaces(Template):
+class ReleaseTemplate(Template):
     """The release of slots, and the other operations on reservations that differ in their lease alone."""
 
     __slots__ = ("_ends", "_period_ends", "_period_keys", "_records")

@@ -13,7 +13,7 @@ from ratelimit_mw._internal.model.backend import BackendError
 logger = logging.getLogger("ratelimit_mw")
 
 
-class OwedWork:
+class BackgroundWork:
     """Work under way to the backend, kept here because nobody may be waiting for it."""
 
     def __init__(self, timeout: float) -> None:
