@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,8 @@ from ratelimit_mw._internal.backends.redis import calls
 from ratelimit_mw._internal.backends.redis.operations import bulk
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge
+from ratelimit_mw._internal.model.outcome import Outcome
+from tests.faults.test_batcher_answers import SPOILT, Spoiler
 from tests.support.conformance import STORES, daily, eventually, metered, new_id, slots, window
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
@@ -26,6 +29,8 @@ pytestmark = pytest.mark.rerun
 
 TOGETHER = 12
 """Callers of one node whose requests come at once."""
+LAST_OF_FIRST = 5_460
+"""Last hash slot of the first of three nodes."""
 
 
 @asynccontextmanager
@@ -89,6 +94,56 @@ async def serves(backend: ClusterBackend, names: list[str]) -> bool:
     except BackendError:
         return False
     return True
+
+
+class Announced(StoreServer):
+    """A node that says it is elsewhere: behind a proxy."""
+
+    def __init__(self, elsewhere: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.arguments = (*self.arguments, "--cluster-announce-port", str(elsewhere))
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_all_that_share_a_call_are_told_of_a_wrong_answer(tmp_path: Path, kind: str) -> None:
+    """Nobody waits for ever, callers of other nodes notice nothing, and then calls are shared again."""
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(Proxy(0)) for _ in range(3)]
+        elsewhere = iter([proxy.port for proxy in proxies])
+        nodes = Cluster(kind, tmp_path, server=lambda *all_: Announced(next(elsewhere), *all_))
+        for proxy, node in zip(proxies, nodes.nodes, strict=True):
+            proxy.server_port = node.port
+        stack.callback(nodes.stop)
+        await asyncio.to_thread(nodes.start)
+        names = [f"caller {n}" for n in range(3 * TOGETHER)]
+        charges = [Charge([slots(9, of=name)]) for name in names]
+        backend = await stack.enter_async_context(opened(nodes.url, 2.0))
+
+        async def share() -> bool:
+            return await serves(backend, names) and await calls_for(backend, names) == len(proxies)
+
+        await eventually(share)
+        for spoil in ("a list for an answer", "one answer too many"):
+            proxies[0].change = spoiler = Spoiler(SPOILT[spoil])
+            async with asyncio.timeout(30):
+                answers = await asyncio.gather(
+                    *[backend.acquire(charge, new_id()) for charge in charges], return_exceptions=True
+                )
+            proxies[0].change = None
+            assert spoiler.spoilt == 1
+            failed = {
+                name for name, each in zip(names, answers, strict=True) if isinstance(each, BackendError)
+            }
+            assert failed == {name for name in names if slot_of(name) <= LAST_OF_FIRST}
+            for answer in answers:
+                if isinstance(answer, Outcome):
+                    await backend.finish(answer.reservation, EstimateAction.UNTOUCHED)
+            await eventually(share)
+
+        async def are_free() -> bool:
+            return not any([any((await peeked(backend, charge)).counted) for charge in charges])
+
+        await eventually(are_free)
 
 
 async def test_requests_of_one_node_share_a_call(cluster: Cluster) -> None:

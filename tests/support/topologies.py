@@ -117,7 +117,7 @@ class Cluster:
         *arguments: str,
         primaries: int = 3,
         replicas: int = 0,
-        server: type[StoreServer] = StoreServer,
+        server: Callable[..., StoreServer] = StoreServer,
     ) -> None:
         self.kind = kind
         number = primaries * (1 + replicas)
