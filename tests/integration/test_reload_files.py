@@ -146,7 +146,8 @@ async def test_a_file_that_is_rewritten_without_end_is_never_half_read(
     """A file that is written in place is used only once it stays as it is, however long that takes."""
     # A busy machine makes the writer pause, too, though not for as long.
     monkeypatch.setattr(reload, "POLL_SECONDS", 0.4)
-    monkeypatch.setattr(reload, "STILL_SECONDS", 3)
+    monkeypatch.setattr(reload, "STILL_SECONDS", 1.5)
+    monkeypatch.setattr(reload, "READ_SECONDS", 20)
     over = threading.Event()
 
     def rewrite() -> None:
