@@ -345,8 +345,8 @@ async def test_wrong_answers_to_stores_reach_no_request_of_their_connection(
 ) -> None:
     """A wrong answer to keys or figures on the connection of requests is no outage, and no request waits."""
     caplog.set_level(logging.WARNING, "ratelimit_mw")
-    settings = BackendSettings(url=SecretURL(proxy.url), timeout=TIMEOUT)
-    backend = RedisBackend(proxy.url, timeout=TIMEOUT)
+    settings = BackendSettings(url=SecretURL(proxy.url), timeout=10)
+    backend = RedisBackend(proxy.url, timeout=10)  # which a busy machine doesn't need for an answer
     await backend.open()
     keys = open_key_store(settings, timeout=0.5, beside=backend)
     figures = open_figures_store(settings, timeout=0.5, beside=backend)
@@ -370,9 +370,9 @@ async def test_wrong_answers_to_stores_reach_no_request_of_their_connection(
 
 def _but_charges(wrong: bytes) -> Callable[[bytes], bytes]:
     """Put a wrong reply in place of every one but the script's to charges."""
+    reader = hiredis.Reader()  # of all data, since a reply may come in two parts
 
     def change(data: bytes) -> bytes:
-        reader = hiredis.Reader()
         reader.feed(data)
         sent = b""
         while (reply := reader.gets()) is not False:
