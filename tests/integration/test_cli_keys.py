@@ -97,7 +97,7 @@ def stored(server: StoreServer) -> dict[str, KeyEntry]:
 
 
 def test_set_writes_what_it_is_told(keys: Commands, redis_server: StoreServer) -> None:
-    """Every option is in the entry; setting a key again replaces all of it."""
+    """Every option is in the entry; setting a key again replaces all of it but its account and its label."""
     printed = keys.good(
         "set", "k", "--plan", "pro", "--account", "acme", "--requests", "9/hour",
         "--requests", "1 per second", "--concurrent", "3", "--daily", "1.50", "--monthly", "20",
@@ -112,7 +112,17 @@ def test_set_writes_what_it_is_told(keys: Commands, redis_server: StoreServer) -
         "plan": "default",
         "for": None,
     }
-    assert stored(redis_server) == {K: KeyEntry("default")}
+    assert stored(redis_server) == {K: KeyEntry("default", "acme", label="Acme, batch")}
+    keys.good("set", "k", "--plan", "pro", "--account", "core", "--label", "Core")
+    assert stored(redis_server) == {K: KeyEntry("pro", "core", label="Core")}
+
+
+def test_set_keeps_the_account_that_the_file_names(keys: Commands) -> None:
+    """A listed key stays in its account, whether it is set for good or for a while."""
+    for options in ((), ("--for", "1h")):
+        keys.good("set", "listed", "--plan", "default", *options)
+        live, _ = keys.json("list")["keys"]
+        assert (live["plan"], live["account"]) == ("default", "acme")
 
 
 def test_set_reads_a_key_from_standard_input(
@@ -201,7 +211,7 @@ def test_list_tells_live_keys_and_listed_ones(keys: Commands, redis_server: Stor
     keys.good("set", "listed", "--plan", "pro", "--concurrent", "2", "--daily", "1")
     live, team = keys.json("list")["keys"]
     assert live == {
-        "hash": LISTED, "network": None, "caller": LISTED_NAME, "plan": "pro", "account": None,
+        "hash": LISTED, "network": None, "caller": LISTED_NAME, "plan": "pro", "account": "acme",
         "until": None, "then": None,
         "label": None, "requests": None, "units": None, "concurrent": 2, "daily": "1",
         "monthly": None, "currency": "EUR", "from": "live", "problems": [],

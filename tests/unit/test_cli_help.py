@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> str:
 def completed(*words: str) -> list[str]:
     """Return the completions that a shell offers after these words, the last of which is incomplete."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RATELIMIT_")}
-    line = shlex.join(["ratelimit-mw", *words[:-1]]) + f" {words[-1]}"
+    line = "\n".join(["ratelimit-mw", *words])
     asked = {"_RATELIMIT_MW_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words))}
     code = "import sys; sys.argv = ['ratelimit-mw']; from ratelimit_mw._internal.cli import main; main()"
     done = subprocess.run(
@@ -91,3 +91,31 @@ def test_a_shell_completes(file: str, words: tuple[str, ...], offered: list[str]
     """Plans, known callers, accounts and settings files; with a backend that is away, what the file knows."""
     place = {"file": file, "folder": str(Path(file).parent)}
     assert completed(*(word.format(**place) for word in words)) == [each.format(**place) for each in offered]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (("show", "k", ":", "ca"), "ca978112ca1bbdcafac231b39a23dc4d"),
+        (("show", "k", ":"), "ca978112ca1bbdcafac231b39a23dc4d"),
+        (("keys", "set", "ip", ":", "2001", ":", "db8", "::", "--plan", "=", "oth"), "other"),
+        (("keys", "set", "k", ":", "ca", "--plan", "oth"), "other"),
+    ],
+)
+@pytest.mark.once
+def test_bash_completes_what_it_takes_apart(file: str, typed: tuple[str, ...], offered: str) -> None:
+    """The script that bash is given completes names of callers, though bash ends a word at each colon.
+
+    The variables are set as bash's manual says ("Programmable Completion", `COMP_WORDS`).
+    """
+    words = shlex.join(["ratelimit-mw", *typed])
+    script = f"""
+        eval "$(SHELL=/bin/bash ratelimit-mw --show-completion)"
+        COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        _ratelimit_mw_completion ratelimit-mw
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RATELIMIT_SETTINGS": file}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == [offered], done.stderr

@@ -1,11 +1,14 @@
 """The dashboard's headline: the one thing to know first, in a fixed order, with thresholds for an alarm."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ratelimit_mw import Settings
+from ratelimit_mw._internal.cli.output import console
+from ratelimit_mw._internal.cli.top_table import table_of
 from ratelimit_mw._internal.fleet.habits import Workers
 from ratelimit_mw._internal.fleet.headline import Circumstances, Outage, headline_of, outage_text
 from ratelimit_mw._internal.fleet.snapshot import (
@@ -189,3 +192,13 @@ def test_workers_disagree_from_the_first_moment_on() -> None:
         assert workers.disagree_since == since
     workers.seen([worker("w1", seen=20, version=OLD), worker("w2")], 12)
     assert workers.disagree_since is None
+
+
+def test_top_names_the_headline_s_caller_by_label_though_it_is_not_shown() -> None:
+    """A filter leaves out rows of the table and nothing of the headline."""
+    labelled = ABUSER._replace(label="Acme, batch", account="acme")
+    snapshot = fleet([labelled, *FINE])
+    snapshot = replace(snapshot, headline=headline_of(snapshot, Circumstances(SETTINGS)))
+    with console.capture() as captured:
+        console.print(table_of(snapshot, FINE[:1]), soft_wrap=True)
+    assert "k:1 (Acme, batch · acme) is refused most" in captured.get()

@@ -13,7 +13,12 @@ from ratelimit_mw._internal.cli import counts, keys, sources
 from ratelimit_mw._internal.cli.apps import import_app
 from ratelimit_mw._internal.cli.audit import audit
 from ratelimit_mw._internal.cli.callers import NamedCaller
-from ratelimit_mw._internal.cli.completion import complete_account, complete_caller, complete_file
+from ratelimit_mw._internal.cli.completion import (
+    complete_account,
+    complete_caller,
+    complete_file,
+    completing_in_bash,
+)
 from ratelimit_mw._internal.cli.examples import with_examples
 from ratelimit_mw._internal.cli.explain import explain as explain_request
 from ratelimit_mw._internal.cli.key_commands import add_key_commands
@@ -96,7 +101,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("ratelimit_mw").addHandler(logging.NullHandler())
     take_notes()
     try:
-        status = app(arguments, prog_name="ratelimit-mw", standalone_mode=False)
+        with completing_in_bash():
+            status = app(arguments, prog_name="ratelimit-mw", standalone_mode=False)
     except SettingsError as error:
         more = len(error.problems) - 1
         hint = f" (and {more} more: ratelimit-mw check)" if more else ""

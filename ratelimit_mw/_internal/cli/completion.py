@@ -1,9 +1,15 @@
 """Shell completion of settings files, plans and callers.
 
-A completion never fails and prints no messages.
+A completion never fails and prints no messages. Bash takes `k:5cc4` for three words, as its variable
+`COMP_WORDBREAKS` says, and replaces the last one alone; other shells take it for one.
 """
 
 import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import typer
@@ -18,6 +24,49 @@ PATIENCE = 1.0
 """Seconds that a person at a prompt waits for callers."""
 MANY = 50
 """Callers that are offered at most."""
+
+_BREAKS = frozenset(":=")
+"""Characters at which bash ends a word and which the words of a command line may contain."""
+
+
+@contextmanager
+def completing_in_bash() -> Iterator[None]:
+    """Let a completion see the words as they were typed, if bash asks for one; otherwise change nothing.
+
+    What it prints lacks the beginning of the last word, which bash does not replace.
+    """
+    if os.environ.get("_RATELIMIT_MW_COMPLETE") != "complete_bash":
+        yield
+        return
+    words, place = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    words, place, kept = join_words(words, place)
+    os.environ.update(COMP_WORDS="\n".join(words), COMP_CWORD=str(place))
+    printed = StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        sys.stdout.writelines(f"{line.removeprefix(kept)}\n" for line in printed.getvalue().splitlines())
+
+
+def join_words(words: list[str], place: int) -> tuple[list[str], int, str]:
+    """Put together what bash took apart at `:` and `=`; an option is never the rest of the word before it.
+
+    Returns the words, where the one at `place` is now, and the beginning of it that bash does not replace.
+    """
+    joined: list[str] = []
+    new_place, kept = place, ""
+    goes_on = False
+    for index, word in enumerate(words):
+        is_break = word != "" and _BREAKS.issuperset(word)
+        if joined and (is_break or (goes_on and not word.startswith("-"))):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        if index == place:
+            new_place, kept = len(joined) - 1, joined[-1] if is_break else joined[-1].removesuffix(word)
+        goes_on = is_break
+    return joined, new_place, kept
 
 
 def complete_file(incomplete: str) -> list[str]:

@@ -84,8 +84,9 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Give API keys a plan and limits of their own, or callers of a network a plan, live.
 
-    Replaces what was set before, and what the settings say of the same keys. Every worker goes by it within
-    2 seconds; what was counted is kept. Several keys are set all at once.
+    Replaces what was set before, and what the settings say of the same keys; but a key keeps its account and
+    its label where no others are given. Every worker goes by it within 2 seconds; what was counted is kept.
+    Several keys are set all at once.
     """
     seconds = None if for_ is None else parse_duration(for_)
     entry = KeyEntry(

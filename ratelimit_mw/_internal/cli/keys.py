@@ -50,17 +50,17 @@ def set_keys(
 ) -> None:
     """Give API keys a plan and limits of their own, or networks a plan, all of them or none.
 
-    With `seconds` it goes back by itself after so long. Raises `CommandError` and `BackendError`.
+    Each keeps the account and the label that it has, where the entry names no others. With `seconds` it goes
+    back by itself after so long. Raises `CommandError` and `BackendError`.
     """
     names = _names(settings, keys)
-    # Keys that an account's name stands for stay that account's, unless another is named.
-    entries = {
-        each: entry if entry.account is not None else replace(entry, account=account)
-        for each, account in names.items()
-    }
+    entries: dict[str, KeyEntry] = {}
 
     async def change(registry: Registry) -> str:
         await registry.read()
+        held: dict[str, KeyEntry | KeySettings] = {key.hash: key for key in settings.keys}
+        held.update(registry.in_force())
+        entries.update({each: _keeping(entry, held.get(each), account) for each, account in names.items()})
         before = {each: registry.entries.get(each) for each in entries}
         after = entries if seconds is None else await registry.for_a_while(entries, seconds)
         await registry.set(after, settings)
@@ -76,11 +76,21 @@ def set_keys(
     if as_json:
         print_json({"set": list(names), "callers": _shown(names), "plan": entry.plan, "for": seconds})
         return
-    label = f" ({entry.label})" if entry.label else ""
-    for name in _shown(names):
-        console.print(f"{name}{label}: plan {entry.plan}{until}, in force within 2 seconds", soft_wrap=True)
+    for name, each in entries.items():
+        label = f" ({each.label})" if each.label else ""
+        console.print(
+            f"{shown_name(name)}{label}: plan {each.plan}{until}, in force within 2 seconds", soft_wrap=True
+        )
     if settings.plans[entry.plan].blocked and any(network_of(each) is not None for each in names):
         note("callers with an API key keep their own plans; identity.blocked_networks refuses these, too")
+
+
+def _keeping(entry: KeyEntry, held: KeyEntry | KeySettings | None, account: str | None) -> KeyEntry:
+    """The entry with the account and the label of what held before, or the account that was named."""
+    if held is not None:
+        account = account or held.account
+    label = held.label if held is not None and entry.label is None else entry.label
+    return replace(entry, account=account if entry.account is None else entry.account, label=label)
 
 
 def read_units(options: Sequence[str] | None) -> dict[str, list[str]] | None:

@@ -70,10 +70,11 @@ def top(  # noqa: PLR0913, PLR0917 - an option each
     order = Order(sort, number, text, plan)
     if json:
         snapshot = asyncio.run(_once(limiter))
-        print_json(order.arrange(snapshot).as_dict())
+        print_json(replace(snapshot, callers=order.shown_of(snapshot)).as_dict())
     elif once or not console.is_terminal:
+        snapshot = asyncio.run(_once(limiter))
         width = console.width if console.is_terminal else WIDEST
-        print_whole(table_of(order.arrange(asyncio.run(_once(limiter))), width=width))
+        print_whole(table_of(snapshot, order.shown_of(snapshot), width=width))
     else:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_watch(limiter, order, interval))
@@ -92,11 +93,11 @@ class Order:
         self._number = number
         self._plan = plan
 
-    def arrange(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot with these callers only, in this order."""
+    def shown_of(self, snapshot: Snapshot) -> tuple[CallerFigures, ...]:
+        """Return the callers of a snapshot that are shown, in this order."""
         callers = [caller for caller in snapshot.callers if self._is_shown(caller)]
         callers.sort(key=_ORDERS[self.sort], reverse=True)
-        return replace(snapshot, callers=tuple(callers[: self._number]))
+        return tuple(callers[: self._number])
 
     def press(self, key: str) -> bool:
         """Take a key; whether it ends the watching."""
@@ -163,7 +164,8 @@ async def _watch(limiter: Limiter, order: Order, interval: float) -> None:
 
 
 def _screen(snapshot: Snapshot, order: Order, keyboard: Keyboard) -> Group:
-    table = table_of(order.arrange(snapshot), max(console.height - _AROUND, 1), console.width)
+    shown = order.shown_of(snapshot)
+    table = table_of(snapshot, shown, max(console.height - _AROUND, 1), console.width)
     return Group(table, order.help()) if keyboard.is_open else table
 
 

@@ -30,10 +30,12 @@ _LETTERS = 24
 _HEX_NAME = re.compile(r"(?:k|i|ah|l):[0-9a-f]{32}")
 
 
-def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDEST) -> Group:
-    """A snapshot as a person reads it at a terminal of so many columns."""
+def table_of(
+    snapshot: Snapshot, callers: Sequence[CallerFigures], rows: int = ROWS, width: int = WIDEST
+) -> Group:
+    """A snapshot and these of its callers, as a person reads them at a terminal of so many columns."""
     is_wide = width >= _WIDE
-    callers = snapshot.callers[:rows]
+    callers = callers[:rows]
     names = _names(callers, None if width >= _WIDEST else _DIGITS if is_wide else _FEW_DIGITS)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     # A name that goes on in the next line could not be copied.
@@ -48,7 +50,7 @@ def table_of(snapshot: Snapshot, rows: int = ROWS, width: int = WIDEST) -> Group
     for caller, name in zip(callers, names, strict=True):
         table.add_row(*_row(caller, name, width))
     lines: list[RenderableType] = [_heading(snapshot), *_notes(snapshot), Text(), table]
-    if not snapshot.callers:
+    if not callers:
         asked = _all(snapshot.plans).all_requests
         lines.append(Text(f"nobody {'of whom this is true ' if asked else ''}asked in the last minute"))
     return Group(*lines)
