@@ -293,6 +293,32 @@ async def test_an_outage_keeps_what_is_known(server: AppServer, redis_server: St
         await expect(page.locator("#headline-text")).not_to_contain_text("away")
 
 
+async def test_an_outage_mixes_no_two_callers(server: AppServer, redis_server: StoreServer) -> None:
+    """A page that is first opened in an outage has its own caller's last figures, and no chart."""
+    async with browser_page(has_outage=True) as page:
+        await log_in(page, server)
+        await ask(server, "greedy", 40)
+        await ask(server, "modest", 3)
+        await expect(page.locator("#callers tbody tr")).to_have_count(2)
+        await page.locator("#headline a").click()
+        await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
+        greedy = await page.locator("#caller-name").inner_text()
+        await page.get_by_role("link", name="All callers").click()
+        redis_server.stop_signal()
+        await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")
+        await page.locator("#callers tbody tr", has_not_text=greedy[:12]).locator("a").first.click()
+        await expect(page.locator("#caller-notice")).to_contain_text("his is how it was last seen")
+        assert await page.locator("#caller-name").inner_text() != greedy
+        await expect(page.locator("#limits tbody tr").first).to_contain_text("3 of 30")
+        facts = page.locator("#caller-facts")
+        await expect(facts.locator("div", has_text="Refused in the last minute").locator("dd")).to_have_text(
+            "0"
+        )
+        await expect(page.locator("#history")).to_contain_text("No figures for now.")
+        redis_server.continue_signal()
+        await expect(page.locator("#caller-notice")).to_be_hidden()
+
+
 async def test_no_news_stands_over_everything(server: AppServer) -> None:
     """A page whose server says nothing shows since when, and no green anywhere."""
     async with browser_page() as page:

@@ -214,7 +214,7 @@ class Dashboard:
 
     async def _export(self, request: Request, operations: OperationsSettings) -> Response:
         name, _, kind = _path(request, operations).removeprefix("/export/").partition(".")
-        rows = await EXPORTED[name](self._view, self._limiter)
+        rows = await EXPORTED[name].rows(self._view, self._limiter)
         return await threads.call(lambda: export_response(name, kind, rows))
 
     async def _search(self, request: Request, _operations: OperationsSettings) -> Response:

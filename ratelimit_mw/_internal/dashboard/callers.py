@@ -141,12 +141,11 @@ class Callers:
                 raise
             why = f"the backend is away: {error}; this is how it was last seen"
             return {**known, "partial": why}
-        snapshot = await self._view.read()
         network = network_at(caller)
         entries = self._limiter.engine.live.in_force
         set_live = [each for each in (*detail.known_as, *([network] if network else [])) if each in entries]
-        values = {**detail.as_dict(), "now": snapshot.now, "bucket": snapshot.bucket, "network": network}
-        values |= {"set_live": set_live, "until": _until(entries, set_live)}
+        values = {**detail.as_dict(), "network": network, "set_live": set_live}
+        values["until"] = _until(entries, set_live)
         if detail.partial is None:
             evict_oldest(self._last, MAX_KEPT)
             self._last[caller] = values

@@ -4,35 +4,46 @@ import csv
 import io
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
 from ratelimit_mw._internal.dashboard.answers import json_response
 from ratelimit_mw._internal.fleet import FleetView
-from ratelimit_mw._internal.fleet.snapshot import Outcomes
+from ratelimit_mw._internal.fleet.snapshot import REASONS, Outcomes
 from ratelimit_mw._internal.limiter.limiter import Limiter
 
-Row = Mapping[str, Any]
-"""A line of a file: plain values by column."""
+Row = Sequence[Any]
+"""A line of a file: a plain value for each column."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a text that a spreadsheet would run as a formula."""
 
 
+_NUMBERS = ("admitted", "shadow", "refused", *(f"refused_{reason}" for reason in REASONS))
+"""Columns that tell what became of requests."""
+
+
+class Export(NamedTuple):
+    """What a file has: the names of its columns, and where its rows are from."""
+
+    columns: tuple[str, ...]
+    rows: Callable[[FleetView, Limiter], Awaitable[list[Row]]]
+    """Return the rows. May raise `BackendError`."""
+
+
 async def _hour(view: FleetView, _limiter: Limiter) -> list[Row]:
-    snapshot = await view.read()
-    rows = [(point, _numbers(point.outcomes)) for point in snapshot.series]
+    nothing = (None,) * len(_NUMBERS)
     return [
-        {"at": _time(point.at), **(numbers if point.known else dict.fromkeys(numbers))}
-        for point, numbers in rows
+        (_time(point.at), *(_numbers(point.outcomes) if point.known else nothing))
+        for point in (await view.read()).series
     ]
 
 
 async def _day(view: FleetView, _limiter: Limiter) -> list[Row]:
     day = await view.day()
     return [
-        {"at": _time(step.at), "plan": plan, **_numbers(outcomes)}
+        (_time(step.at), plan, *_numbers(outcomes))
         for step in day.steps
         for plan, outcomes in step.plans.items()
     ]
@@ -40,69 +51,54 @@ async def _day(view: FleetView, _limiter: Limiter) -> list[Row]:
 
 async def _callers(view: FleetView, _limiter: Limiter) -> list[Row]:
     return [
-        {
-            "caller": each.caller,
-            "label": each.label,
-            "account": each.account,
-            "plan": each.plan,
-            "requests_a_second": each.rate,
-            **_numbers(each.outcomes),
-        }
+        (each.caller, each.label, each.account, each.plan, each.rate, *_numbers(each.outcomes))
         for each in await view.every_caller()
     ]
 
 
 async def _routes(view: FleetView, _limiter: Limiter) -> list[Row]:
-    return [{"route": each.route, **_numbers(each.outcomes)} for each in (await view.read()).routes]
+    return [(each.route, *_numbers(each.outcomes)) for each in (await view.read()).routes]
 
 
 async def _app_routes(view: FleetView, _limiter: Limiter) -> list[Row]:
-    return [
-        {"route": each.route, "rule": each.rule, **_numbers(each.outcomes)}
-        for each in (await view.read()).app_routes
-    ]
+    return [(each.route, each.rule, *_numbers(each.outcomes)) for each in (await view.read()).app_routes]
 
 
 async def _audit(_view: FleetView, limiter: Limiter) -> list[Row]:
     changes = await limiter.engine.live.audit.latest()
     return [
-        {
-            "at": _time(change.at),
-            "by": change.who,
-            "action": change.action,
-            "callers": " ".join(change.callers),
-            "change": change.detail,
-        }
+        (_time(change.at), change.who, change.action, " ".join(change.callers), change.detail)
         for change in changes
     ]
 
 
-EXPORTED: Mapping[str, Callable[[FleetView, Limiter], Awaitable[list[Row]]]] = {
-    "hour": _hour,
-    "day": _day,
-    "callers": _callers,
-    "routes": _routes,
-    "app-routes": _app_routes,
-    "audit": _audit,
+EXPORTED: Mapping[str, Export] = {
+    "hour": Export(("at", *_NUMBERS), _hour),
+    "day": Export(("at", "plan", *_NUMBERS), _day),
+    "callers": Export(("caller", "label", "account", "plan", "requests_a_second", *_NUMBERS), _callers),
+    "routes": Export(("route", *_NUMBERS), _routes),
+    "app-routes": Export(("route", "rule", *_NUMBERS), _app_routes),
+    "audit": Export(("at", "by", "action", "callers", "change"), _audit),
 }
-"""Rows of each file, by its name without the ending. Each may raise `BackendError`."""
+"""Files by their names without the ending."""
 EXPORTS = tuple(f"{name}.{kind}" for name in EXPORTED for kind in ("csv", "json"))
 
 
 def export_response(name: str, kind: str, rows: Sequence[Row]) -> Response:
     """The file as an answer that a browser saves."""
+    columns = EXPORTED[name].columns
     headers = {"Content-Disposition": f'attachment; filename="ratelimit-{name}.{kind}"'}
     if kind == "json":
-        return json_response(rows, headers=headers)
-    return Response(_csv(rows), headers=headers, media_type="text/csv")
+        return json_response([dict(zip(columns, row, strict=True)) for row in rows], headers=headers)
+    return Response(_csv(columns, rows), headers=headers, media_type="text/csv")
 
 
-def _csv(rows: Sequence[Row]) -> bytes:
+def _csv(columns: Row, rows: Sequence[Row]) -> bytes:
     """Rows as RFC 4180 has them; the first line names the columns."""
     file = io.StringIO(newline="")
     writer = csv.writer(file)
-    writer.writerow(rows[0] if rows else ())
-    writer.writerows([_cell(value) for value in row.values()] for row in rows)
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
     return file.getvalue().encode("utf-8", "replace")
 
 
@@ -111,14 +107,10 @@ def _cell(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _numbers(outcomes: Outcomes) -> dict[str, int]:
-    refused = {f"refused_{reason}": number for reason, number in outcomes.refused.items()}
-    return {
-        "admitted": outcomes.admitted,
-        "shadow": outcomes.shadow,
-        "refused": outcomes.all_refused,
-        **refused,
-    }
+def _numbers(outcomes: Outcomes) -> Row:
+    """Values of `_NUMBERS`."""
+    refused = (outcomes.refused[reason] for reason in REASONS)
+    return (outcomes.admitted, outcomes.shadow, outcomes.all_refused, *refused)
 
 
 def _time(at: float) -> str:

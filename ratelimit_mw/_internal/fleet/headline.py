@@ -225,9 +225,10 @@ def _caller_headline(
 ) -> Headline:
     refused = caller.outcomes.all_refused
     share = _percent(refused / max(minute.all_refused, refused))
+    verb = "was" if refused == 1 else "were"
     text = (
         f"{refused:,} of its {_count(caller.outcomes.all_requests, 'request')} in the last minute "
-        f"were refused ({_reasons(caller.outcomes)}): {share} of all refusals. "
+        f"{verb} refused ({_reasons(caller.outcomes)}): {share} of all refusals. "
         f"Its plan is {caller.plan or 'unknown'}.{more}"
     )
     return Headline(level, "caller", "is refused most", text, caller.caller, caller.plan)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
+from ratelimit_mw._internal.backends.figures_store import BUCKET
 from ratelimit_mw._internal.policy.decision import Reason
 
 REASONS: tuple[str, ...] = get_args(Reason)
@@ -277,6 +278,8 @@ class CallerDetail(NamedTuple):
     """One caller with its history."""
 
     figures: CallerFigures
+    now: float
+    """The backend's time at which this was read, in seconds since 1970."""
     series: tuple[Point, ...]
     """The last ten minutes of this caller alone."""
     known_as: tuple[str, ...]
@@ -294,6 +297,8 @@ class CallerDetail(NamedTuple):
         """Plain values."""
         return {
             **self.figures.as_dict(),
+            "now": round(self.now, 3),
+            "bucket": BUCKET,
             "series": [point.as_dict() for point in self.series],
             "addresses": [{"address": name, "requests": number} for name, number in self.addresses],
             "routes": [{"route": name, "requests": number} for name, number in self.routes],

@@ -126,14 +126,14 @@ class FleetView:
             if figures is None:
                 raise
             why = f"the backend is away: {error}; this is how it was last seen"
-            return CallerDetail(figures, (), self._lookup.hashes(partition), plans, why)
+            return CallerDetail(figures, snapshot.now, (), self._lookup.hashes(partition), plans, why)
         gaps = {point.at for point in snapshot.series if not point.known}
         series = tuple(
             Point(bucket * BUCKET, each, known=bucket * BUCKET not in gaps)
             for bucket, each in zip(buckets, history, strict=True)
         )
         hashes = self._lookup.hashes(partition)
-        return CallerDetail(figures, series, hashes, plans, addresses=addresses, routes=routes)
+        return CallerDetail(figures, now, series, hashes, plans, addresses=addresses, routes=routes)
 
     async def _sightings(self, partition: str, now: float) -> tuple[Places, Places]:
         """Addresses and routes of a caller. Workers tell of them from the first look on."""
