@@ -116,7 +116,7 @@ async def test_closing_undoes_nothing_that_is_being_told(
     kind: str, start_server: StartServer, monkeypatch: pytest.MonkeyPatch, what: str, wait: float
 ) -> None:
     """Closed while the backend learns of a window or a lease: it stays in the books, or is called lost."""
-    monkeypatch.setattr("ratelimit_mw._internal.outage.sync_task.CLOSE_TIMEOUT", wait)
+    monkeypatch.setattr("ratelimit_mw._internal.outage.sync_task.LAST_SYNC_TIMEOUT", wait)
     server = start_server(kind)
     async with Proxy(server.port) as proxy, limiter_on(proxy.url, timeout=5) as limiter:
         proxy.refuse()

@@ -501,7 +501,7 @@ async def test_what_waits_is_bounded(
     make: MakePair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The oldest is given up where too much waits for the backend, and that is counted, and said once."""
-    monkeypatch.setattr("ratelimit_mw._internal.outage.reconcile.MAX_OWED", 5)
+    monkeypatch.setattr("ratelimit_mw._internal.outage.reconcile.MAX_UNSYNCED", 5)
     pair = make(MONEY)
     pair.backend.away = True
     for number in range(8):

@@ -98,10 +98,10 @@ CALLERS, SECONDS = 4_000, 20.0
 
 
 @pytest.mark.usefixtures("switching")
-@pytest.mark.parametrize("most", [reconcile.MAX_OWED, 300])
+@pytest.mark.parametrize("most", [reconcile.MAX_UNSYNCED, 300])
 def test_threads_owe_and_the_backend_is_told_of_all(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of several event loops tells of all their admissions in an outage, while others go on admitting."""
-    monkeypatch.setattr(reconcile, "MAX_OWED", most)
+    monkeypatch.setattr(reconcile, "MAX_UNSYNCED", most)
     backend = Flapping()
     text = 'plans.default = {requests = ["9/hour"], concurrent = 5}\nbackend.local_share = 1.0'
     limiter = Limiter(settings_of(text), backend=backend)

@@ -10,7 +10,7 @@ from ratelimit_mw._internal.limiter.limiter import Limiter
 
 logger = logging.getLogger("ratelimit_mw")
 
-CLOSE_TIMEOUT = 2.0
+LAST_REQUESTS_TIMEOUT = 2.0
 """Seconds that shutdown waits for requests that were just cancelled to give back what they hold."""
 
 
@@ -79,7 +79,7 @@ class Lifespan:
 
     async def _close(self) -> None:
         """Before the app closes what it needs itself: wait for the requests that end just now."""
-        deadline = asyncio.get_running_loop().time() + CLOSE_TIMEOUT
+        deadline = asyncio.get_running_loop().time() + LAST_REQUESTS_TIMEOUT
         while self.active and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
         await self._limiter.close()

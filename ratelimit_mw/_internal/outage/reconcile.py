@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ratelimit_mw")
 
-MAX_OWED = 10_000
+MAX_UNSYNCED = 10_000
 """Reservations, and counters of windows, that may wait for the backend; beyond it the oldest is given up."""
 AT_ONCE = 64
 """Number of reservations and counters that the backend is told of at once."""
@@ -53,7 +53,7 @@ class OutageReconciler:
         self._clock = clock
         self._on_told = on_told
         self._windows: dict[Counter, UnsyncedWindow] = {}
-        self._owed: dict[bytes, UnsyncedReservation] = {}
+        self._reservations: dict[bytes, UnsyncedReservation] = {}
         self._budgets: dict[Counter, None] = {}
         self._syncing = SyncTask(self.__len__, self.sync)
         self.lock: AbstractContextManager[bool] = threading.RLock()
@@ -68,12 +68,12 @@ class OutageReconciler:
         self._syncing.after_fork()
         self.lost = 0
         self._windows.clear()
-        self._owed.clear()
+        self._reservations.clear()
         self._budgets.clear()
 
     def __len__(self) -> int:
         """Return the number of reservations and counters that the backend has to be told of."""
-        return len(self._windows) + len(self._owed)
+        return len(self._windows) + len(self._reservations)
 
     def unsynced(self, counter: Counter) -> int:
         """Units that were admitted here under a window, and that the backend doesn't know of."""
@@ -81,7 +81,7 @@ class OutageReconciler:
         waiting = self._windows.get(counter)
         units = 0 if waiting is None else waiting.units(self._clock())
         if isinstance(counter.limit, Window) and counter.limit.is_metered:
-            for unsynced in self._owed.values():
+            for unsynced in self._reservations.values():
                 units += sum([used for window, used in unsynced.metered() if window == counter])
         return units
 
@@ -91,11 +91,11 @@ class OutageReconciler:
             if isinstance(counter.limit, Window) and not counter.limit.is_metered:
                 self._count(counter, counter.limit, charge.cost_at(place))
         if reservation.id:
-            self._owed[reservation.id] = UnsyncedReservation(charge, reservation, price)
-            if len(self._budgets) < MAX_OWED:
+            self._reservations[reservation.id] = UnsyncedReservation(charge, reservation, price)
+            if len(self._budgets) < MAX_UNSYNCED:
                 self._budgets.update(dict.fromkeys(charge.allowances))
-            if len(self._owed) > MAX_OWED:
-                self._forget(self._owed.pop(next(iter(self._owed))))
+            if len(self._reservations) > MAX_UNSYNCED:
+                self._forget(self._reservations.pop(next(iter(self._reservations))))
                 self._note_lost()
         self._syncing.start()
 
@@ -112,7 +112,7 @@ class OutageReconciler:
         waiting = self._windows.get(counter)
         if waiting is None:
             waiting = self._windows[counter] = UnsyncedWindow(counter, window)
-            if len(self._windows) > MAX_OWED:
+            if len(self._windows) > MAX_UNSYNCED:
                 self._windows.pop(next(iter(self._windows))).forget_on(self._shared)
                 self._note_lost()
         waiting.add(self._clock(), cost)
@@ -132,12 +132,12 @@ class OutageReconciler:
 
     async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Let the slots last `seconds` from now; false where one of them was lost before."""
-        holder = self._local if reservation.id in self._owed else self._shared
+        holder = self._local if reservation.id in self._reservations else self._shared
         return await holder.renew(reservation, seconds)
 
     async def renew_all(self, renewals: Sequence[tuple[Reservation, float]]) -> Sequence[bool | BackendError]:
         """Renew many reservations, each for its own time; the answer to each, or why there is none."""
-        here = [reservation.id in self._owed for reservation, _ in renewals]
+        here = [reservation.id in self._reservations for reservation, _ in renewals]
         local = [each for each, is_here in zip(renewals, here, strict=True) if is_here]
         shared = [each for each, is_here in zip(renewals, here, strict=True) if not is_here]
         local_answers = iter(await self._local.renew_all(local))
@@ -147,19 +147,19 @@ class OutageReconciler:
     def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         with self.lock:
-            owed = self._owed.get(reservation.id)
-            if owed is None:
+            unsynced = self._reservations.get(reservation.id)
+            if unsynced is None:
                 return self._shared.finish(reservation, action)
-            owed.is_slotless = owed.is_slotless or bool(reservation.slots)
-            if action is not EstimateAction.UNTOUCHED and not owed.is_ended:
-                owed.is_ended, owed.is_failed = True, action is EstimateAction.GIVE_BACK
-                if action is EstimateAction.GIVE_BACK and not owed.is_settled:
-                    owed.price = 0
-                if not owed.is_synced:
-                    self._count_units(owed)
-            if owed.is_over:
-                del self._owed[reservation.id]
-                self._forget(owed)
+            unsynced.is_slotless = unsynced.is_slotless or bool(reservation.slots)
+            if action is not EstimateAction.UNTOUCHED and not unsynced.is_ended:
+                unsynced.is_ended, unsynced.is_failed = True, action is EstimateAction.GIVE_BACK
+                if action is EstimateAction.GIVE_BACK and not unsynced.is_settled:
+                    unsynced.price = 0
+                if not unsynced.is_synced:
+                    self._count_units(unsynced)
+            if unsynced.is_over:
+                del self._reservations[reservation.id]
+                self._forget(unsynced)
             return self._local.finish(reservation, action)
 
     def settle(
@@ -167,12 +167,12 @@ class OutageReconciler:
     ) -> Awaitable[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         with self.lock:
-            owed = self._owed.get(reservation.id)
-            if owed is None:
+            unsynced = self._reservations.get(reservation.id)
+            if unsynced is None:
                 return self._shared.settle(reservation, amount, replace=replace)
             met = self._local.settle(reservation, amount, replace=replace)
             if met.value is Settlement.SETTLED:
-                owed.price, owed.is_settled = amount, True
+                unsynced.price, unsynced.is_settled = amount, True
             return met
 
     def settle_units(
@@ -180,29 +180,29 @@ class OutageReconciler:
     ) -> Awaitable[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         with self.lock:
-            owed = self._owed.get(reservation.id)
-            if owed is None:
+            unsynced = self._reservations.get(reservation.id)
+            if unsynced is None:
                 return self._shared.settle_units(reservation, units, replace=replace)
             met = self._local.settle_units(reservation, units, replace=replace)
             for unit, used in units.items():
-                if replace or unit not in owed.units:
-                    owed.units[unit] = used
+                if replace or unit not in unsynced.units:
+                    unsynced.units[unit] = used
             return met
 
-    def _count_units(self, owed: UnsyncedReservation) -> None:
+    def _count_units(self, unsynced: UnsyncedReservation) -> None:
         """Count what an ended request has used like units that were admitted: nothing changes it any more."""
-        for counter, used in owed.metered():
+        for counter, used in unsynced.metered():
             if used and isinstance(counter.limit, Window):
                 self._count(counter, counter.limit, used)
-        owed.is_metered_out = True
+        unsynced.is_metered_out = True
 
     def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
-            owed = self._owed.get(reservation.id)
-            if owed is None:
+            unsynced = self._reservations.get(reservation.id)
+            if unsynced is None:
                 return self._shared.hold_estimate(reservation)
-            owed.never_lapses = True
+            unsynced.never_lapses = True
             return self._local.hold_estimate(reservation)
 
     # telling --------------------------------------------------------------------------------------
@@ -223,12 +223,12 @@ class OutageReconciler:
                 self.lost += len(self)
                 logger.error("the backend was never told of %d counts of this process: %s", len(self), reason)
                 if not is_over:
-                    for owed in self._owed.values():
-                        self._forget(owed)
+                    for unsynced in self._reservations.values():
+                        self._forget(unsynced)
                     for waiting in self._windows.values():
                         waiting.forget_on(self._shared)
                 self._windows.clear()
-                self._owed.clear()
+                self._reservations.clear()
 
     def resume(self) -> None:
         """Go on in the running event loop where the one that told the backend has ended."""
@@ -244,21 +244,21 @@ class OutageReconciler:
             return  # the backend is away, as all the others would find
         with self.lock:
             jobs = [partial(self._sync_window, counter) for counter in self._windows]
-            jobs += [partial(self._sync_reservation, owed) for owed in self._owed.values()]
+            jobs += [partial(self._sync_reservation, unsynced) for unsynced in self._reservations.values()]
         for start in range(0, len(jobs), AT_ONCE):
             if not any(await asyncio.gather(*[job() for job in jobs[start : start + AT_ONCE]])):
                 return
         with self.lock:
-            if not self._owed:  # so that this process counts nothing which the shared backend doesn't
+            if not self._reservations:  # so that this process counts nothing which the shared backend doesn't
                 budgets, self._budgets = Charge(self._budgets), {}
                 await self._local.reset(budgets)  # which never waits
 
     async def _sync_first(self) -> bool:
         with self.lock:
-            counter, owed = next(iter(self._windows), None), next(iter(self._owed.values()), None)
+            counter, unsynced = next(iter(self._windows), None), next(iter(self._reservations.values()), None)
         if counter is not None:
             return await self._sync_window(counter)
-        return owed is None or await self._sync_reservation(owed)
+        return unsynced is None or await self._sync_reservation(unsynced)
 
     async def _sync_window(self, counter: Counter) -> bool:
         """Charge what was admitted here and has not left the window, however full it is by now."""
@@ -285,32 +285,32 @@ class OutageReconciler:
                 await self._local.reset(Charge([counter]))  # which never waits
         return True
 
-    async def _sync_reservation(self, owed: UnsyncedReservation) -> bool:
+    async def _sync_reservation(self, unsynced: UnsyncedReservation) -> bool:
         """Open the reservation in the shared backend, in the state that it has here."""
-        lease_id = owed.reservation.id
+        lease_id = unsynced.reservation.id
         with self.lock:
-            if self._owed.get(lease_id) is not owed:
+            if self._reservations.get(lease_id) is not unsynced:
                 return True
-            counters, seconds = owed.counters(self._clock()), owed.reservation.lease_seconds
-            charge = Charge(counters, lease_seconds=seconds, estimates=owed.charge.units)
-            price = owed.price
-            owed.is_synced = owed.is_synced or bool(charge.counters)
+            counters, seconds = unsynced.counters(self._clock()), unsynced.reservation.lease_seconds
+            charge = Charge(counters, lease_seconds=seconds, estimates=unsynced.charge.units)
+            price = unsynced.price
+            unsynced.is_synced = unsynced.is_synced or bool(charge.counters)
         if charge.counters:
             try:
                 outcome = await self._shared.restore(charge, lease_id, price)
             except BackendError:
                 with self.lock:
-                    if self._owed.pop(lease_id, None) is not None:
-                        self._owed[lease_id] = owed  # now the last in turn
+                    if self._reservations.pop(lease_id, None) is not None:
+                        self._reservations[lease_id] = unsynced  # now the last in turn
                 return False
             self._on_told(charge, outcome)
-            await self._catch_up(owed, outcome.reservation)
+            await self._catch_up(unsynced, outcome.reservation)
         with self.lock:
-            self._owed.pop(lease_id, None)
-        await self._local.finish(owed.reservation, EstimateAction.GIVE_BACK)
+            self._reservations.pop(lease_id, None)
+        await self._local.finish(unsynced.reservation, EstimateAction.GIVE_BACK)
         return True
 
-    async def _catch_up(self, owed: UnsyncedReservation, reservation: Reservation) -> None:
+    async def _catch_up(self, unsynced: UnsyncedReservation, reservation: Reservation) -> None:
         """Do in the shared backend what was done here, before or while the reservation was opened there.
 
         Repeats that until nothing was done here during the last pass. Only then what is done to the lease
@@ -319,11 +319,11 @@ class OutageReconciler:
         done = UNTOUCHED
         while True:
             with self.lock:
-                fate = owed.fate
+                fate = unsynced.fate
                 if fate == done:
-                    self._owed.pop(reservation.id, None)
+                    self._reservations.pop(reservation.id, None)
                     return
-                sent = owed.repeat_on(self._shared, reservation)
+                sent = unsynced.repeat_on(self._shared, reservation)
             done = fate
             try:
                 for each in sent:
@@ -334,10 +334,10 @@ class OutageReconciler:
                 logger.error(text, reservation.id.hex(), error)  # noqa: TRY400 - the reason says it all
                 return
 
-    def _forget(self, owed: UnsyncedReservation) -> None:
+    def _forget(self, unsynced: UnsyncedReservation) -> None:
         """Have the backend forget a reservation that was perhaps told to it, and won't be told again."""
-        if owed.is_synced:
-            self._shared.finish(owed.reservation, EstimateAction.GIVE_BACK)
+        if unsynced.is_synced:
+            self._shared.finish(unsynced.reservation, EstimateAction.GIVE_BACK)
 
     def _note_lost(self) -> None:
         self.lost += 1

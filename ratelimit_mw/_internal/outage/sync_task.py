@@ -14,7 +14,7 @@ LOOK_EVERY = 0.02
 """Seconds between two looks whether the backend is back; while it is away a look costs no round trip."""
 PAUSE = 1.0
 """Seconds before it is tried again where telling met what it was not made for."""
-CLOSE_TIMEOUT = 1.0
+LAST_SYNC_TIMEOUT = 1.0
 """Seconds that closing waits for the backend to be told."""
 
 
@@ -55,7 +55,7 @@ class SyncTask:
         self._is_closing = True
         try:
             # Not cancelled: the backend would take back what it is being told, under the same lease id.
-            await asyncio.wait([task], timeout=CLOSE_TIMEOUT)
+            await asyncio.wait([task], timeout=LAST_SYNC_TIMEOUT)
         finally:
             self._is_closing = False
 
@@ -66,7 +66,7 @@ class SyncTask:
             return False
         self._is_closing = True
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(LAST_SYNC_TIMEOUT):
                 # Not cancelled: the backend would take back what it is being told, under the same lease id.
                 if task is not None:
                     await asyncio.wait([task])
