@@ -25,7 +25,7 @@ _NUMBERS = ("admitted", "shadow", "refused", *(f"refused_{reason}" for reason in
 
 
 class Export(NamedTuple):
-    """What a file has: the names of its columns, and where its rows are from."""
+    """A file: the names of its columns, and the function that reads its rows."""
 
     columns: tuple[str, ...]
     rows: Callable[[FleetView, Limiter], Awaitable[list[Row]]]
