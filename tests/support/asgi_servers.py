@@ -41,7 +41,10 @@ KINDS = {
         frees_streams=False,
     ),
     "uvicorn, workers": Kind("-m uvicorn --host HOST --port PORT --timeout-graceful-shutdown 3 --workers 2"),
-    "hypercorn": Kind("-m hypercorn --bind HOST:PORT --graceful-timeout 3"),
+    # From Python 3.12 on it waits for streams without an end, and has to be killed: its issue 308.
+    "hypercorn": Kind(
+        "-m hypercorn --bind HOST:PORT --graceful-timeout 3", frees_streams=sys.version_info < (3, 12)
+    ),
     "granian": Kind(
         "-m granian --interface asgi --host HOST --port PORT --workers-kill-timeout 5",
         accept_headers=False,
