@@ -143,9 +143,7 @@ async def test_a_caller_without_news_is_found_by_its_counts(
 
 
 @pytest.mark.usefixtures("limiter")
-@pytest.mark.parametrize(
-    "text", ["k:00000000", f"k:{'0' * 32}", "a:nobody", "ip:192.0.2.99", "i:123456", "l:1"]
-)
+@pytest.mark.parametrize("text", ["k:00000000", f"k:{'0' * 32}", "a:nobody", "ip:192.0.9", "i:123456", "l:1"])
 @pytest.mark.parametrize(
     "command",
     [
@@ -163,6 +161,23 @@ async def test_a_name_of_nobody_is_an_error(
     """It is never taken for an API key: nothing is changed, and the exit status says so."""
     assert "no caller who is known or has counts has this name" in await commands("bad", *command, text)
     assert stored(redis_server) == {}
+
+
+async def test_an_address_is_nobody_elses_beginning(commands: Any, limiter: Limiter) -> None:
+    """A whole address stands for itself, seen or not, though the name of a caller who was seen begins so."""
+    for address in ("192.0.2.17", "2001:db8:0:12::1"):
+        await (await limiter.acquire(address=address)).release()
+    await limiter.engine.reporter.report()
+    for name in ("ip:192.0.2.1", "ip:2001:db8:0:1::/64"):
+        assert await used(commands, name) == (name, 0)
+        assert name in await commands("good", "explain", "GET", "/", "--address", name)
+        network = name.removeprefix("ip:") + ("" if name.endswith("/64") else "/32")
+        printed = await commands("good", "keys", "set", name, "--plan", "pro", "--for", "2h")
+        assert printed.startswith(f"{network}: plan pro until ")
+        await commands("good", "keys", "remove", name)
+        assert "is no API key" in await commands("bad", "keys", "hash", name)
+    assert await used(commands, "ip:192.0.2.1…") == ("ip:192.0.2.17", 1)
+    assert "stands for several callers" in await commands("bad", "show", "ip:192.0.2.")
 
 
 @pytest.mark.usefixtures("limiter")

@@ -318,7 +318,7 @@ def test_a_network_of_the_file_is_replaced_and_comes_back(commands: Commands, fi
         (("203.0.113.0/24", "--plan", "prp"), "--plan: there is no plan 'prp'"),
         (("203.0.113.0/24", "--plan", "pro", "--requests", "5/hour"), "--requests: is for API keys"),
         (("203.0.113.0/24", "--plan", "pro", "--account", "acme"), "--account: is for API keys"),
-        (("ip:192.0.2.99", "--plan", "pro"), "no caller who is known or has counts has this name"),
+        (("ip:192.0.9", "--plan", "pro"), "no caller who is known or has counts has this name"),
     ],
 )
 def test_what_a_network_cannot_have(

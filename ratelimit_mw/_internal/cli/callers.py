@@ -211,13 +211,13 @@ async def _find(
         if caller in accounts:
             return _of_account(limiter, directory, caller), unread
         if not canonical_address(caller).startswith("peer:"):
-            return [_of_address(limiter, directory, caller)], unread
+            return [_of_address(directory, caller)], unread
         key = caller
     if named.account is not None:
         return _of_account(limiter, directory, named.account), unread
     address = None if named.address is None else _address(named.address)
     if key is None:
-        return [_of_address(limiter, directory, address)], unread
+        return [_of_address(directory, address)], unread
     return [_of_key(limiter, directory, hash_of(key, limiter.settings), address)], unread
 
 
@@ -244,10 +244,9 @@ def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: 
     return Caller(_placed(identity, address), why)
 
 
-def _of_address(limiter: Limiter, directory: Directory, address: str | None) -> Caller:
-    identity = _placed(limiter.engine.identify.of_address(address or "unknown"), address)
-    place = directory.place_of_network(address or "")
-    return Caller(identity, f"no API key: {place or 'identity.anonymous_plan'}")
+def _of_address(directory: Directory, address: str | None) -> Caller:
+    caller = directory.at_address(address or "unknown")
+    return replace(caller, identity=_placed(caller.identity, address))
 
 
 def _placed(identity: Identity, address: str | None) -> Identity:

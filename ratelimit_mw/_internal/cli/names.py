@@ -107,13 +107,20 @@ class Directory:
             counted = await self._by_counts(name)
             if counted is not None:
                 return [counted]
+            if _is_whole_address(text):
+                return [self.at_address(name.removeprefix("ip:"))]
             name = self._by_prefix(text, name)
         return self._known(name)
+
+    def at_address(self, address: str) -> Caller:
+        """The caller without an API key at an address, whether it was ever seen or not."""
+        place = self.place_of_network(address) or "identity.anonymous_plan"
+        return Caller(self._limiter.engine.identify.of_address(address), f"no API key: {place}")
 
     def hashes(self, text: str) -> list[str]:
         """Hashes of the API keys that a name or a prefix stands for. Raises `CommandError`."""
         name = _whole(text)
-        if not self._lookup.is_known(name):
+        if not self._lookup.is_known(name) and not _is_whole_address(text):
             name = self._by_prefix(text, name)
         hashes = self._lookup.key_hashes(name)
         if hashes:
@@ -212,6 +219,12 @@ def _whole(text: str) -> str:
         address = canonical_address(rest)
         return f"ip:{rest if address.startswith('peer:') else address}"
     return f"{kind}:{rest.lower() if kind in _HEX_KINDS else rest}"
+
+
+def _is_whole_address(text: str) -> bool:
+    """Whether a name is that of one address, and so never the beginning of another's."""
+    kind, _, rest = text.strip().partition(":")
+    return kind == "ip" and not canonical_address(rest).startswith("peer:")
 
 
 def _could_be_whole(name: str) -> bool:
