@@ -26,6 +26,10 @@ COMMANDS = {
 }
 # The page names it in a sentence.
 COMMANDS["granian"] = f"granian app:app --log-config {re.findall(r'`--log-config (log[^`]+)`', PAGE)[0]}"
+# The page's other worker; its class stands in uvicorn, too, where it is deprecated.
+UVICORN_WORKER = "gunicorn with uvicorn's worker"
+assert "`--worker-class uvicorn_worker.UvicornWorker`" in PAGE
+COMMANDS[UVICORN_WORKER] = COMMANDS["gunicorn"].replace("asgi", "uvicorn.workers.UvicornWorker")
 ADDRESS = {
     "uvicorn": ["--host", HOST, "--port", "PORT"],
     "gunicorn": ["--bind", f"{HOST}:PORT"],
@@ -61,7 +65,7 @@ class LoggingServer(ServerProcess):
     def command(self) -> list[str]:
         """The page's command, on a free port."""
         program, *arguments = shlex.split(COMMANDS[self.name])
-        arguments += [each.replace("PORT", str(self.port)) for each in ADDRESS[self.name]]
+        arguments += [each.replace("PORT", str(self.port)) for each in ADDRESS[program]]
         path = Path(sys.executable).with_name(program)
         return [
             "sh",
@@ -106,6 +110,18 @@ def test_each_line_has_time_level_and_logger(server: str, tmp_path: Path) -> Non
     assert [line for line in bare if "ratelimit" in line or "refused" in line] == []
 
 
+def test_uvicorns_worker_logs_as_uvicorn_does(tmp_path: Path) -> None:
+    """Under gunicorn, lines of uvicorn's worker about its start and each request are shown, once each."""
+    start = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO    uvicorn\."
+    lines = (rf"{start}error: Application startup complete\.$", rf'{start}access: .*"GET / HTTP/1\.1" 200$')
+
+    def is_there(text: str) -> bool:
+        return all(re.search(line, text, re.MULTILINE) for line in lines)
+
+    log = logged(UVICORN_WORKER, "plain.json", tmp_path, is_there)
+    assert [len(re.findall(line, log, re.MULTILINE)) for line in lines[:1]] == [1]
+
+
 @pytest.mark.parametrize("server", COMMANDS)
 def test_json_lines_have_the_fields_of_each_record(server: str, tmp_path: Path) -> None:
     """A JSON line tells an event in fields, which need not be read out of a message."""
@@ -126,6 +142,12 @@ def test_json_lines_have_the_fields_of_each_record(server: str, tmp_path: Path) 
         == shadow["ratelimit"]
     )
     assert "unreachable-plan" in {each.get("check") for each in records(text)}
+
+
+def test_the_page_shows_the_file_itself() -> None:
+    """Whoever has the page alone can copy the configuration from it."""
+    (shown,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    assert shown == (ROOT / "examples" / "logging" / "plain.json").read_text(encoding="utf-8")
 
 
 def test_two_lines_in_the_app_do_as_well() -> None:
