@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ratelimit_mw import KeyEntry, Limiter
@@ -23,6 +25,7 @@ from ratelimit_mw.prometheus import MIRROR_SECONDS, LimiterCollector, export
 from tests.conftest import StartApp
 from tests.support.apps import ROOT
 from tests.support.asgi import FakeClock, client_of, limited, limiter_of, statuses
+from tests.support.settings_files import written
 
 PATIENCE = 30.0
 SETTINGS = """
@@ -44,6 +47,33 @@ def samples(text: str, name: str) -> dict[tuple[str, ...], float]:
         for sample in family.samples
         if sample.name == name
     }
+
+
+def block_of(language: str, word: str) -> str:
+    """Return the block of the page for operators that has a word in it."""
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (block,) = [each for each in blocks if word in each]
+    return str(block)
+
+
+async def test_scrapes_of_the_pages_app_are_never_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule that the page shows exempts what its example mounts, whatever its callers have used."""
+    monkeypatch.chdir(tmp_path)
+    plan = 'plans.anonymous.requests = ["1/minute"]\n'
+    written(tmp_path / "ratelimit.toml", plan + block_of("toml", "/metrics"))
+    before, names = set(REGISTRY._collector_to_names), dict[str, Any]()
+    exec(block_of("python", "export(limiter)"), names)
+    try:
+        async with client_of(names["app"]) as client:
+            assert await statuses(client, 2, "/none") == [404, 429]
+            assert await statuses(client, 3, "/metrics/") == [200] * 3
+    finally:
+        for collector in set(REGISTRY._collector_to_names) - before:
+            REGISTRY.unregister(collector)
+        await names["limiter"].close()
 
 
 def scraped(limiter: Limiter) -> str:
@@ -226,7 +256,7 @@ def run(script: str, folder: Path) -> str:
 def test_processes_add_up_to_one_histogram(tmp_path: Path) -> None:
     """Calls that two processes timed are in one set of buckets, and one that is written twice counts once."""
     script = """
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from ratelimit_mw import Limiter, Settings
 from ratelimit_mw._internal.model.backend import WAITS, Load
@@ -254,7 +284,7 @@ print(generate_latest(registry).decode())
 def test_a_changed_version_takes_the_place_of_the_old(tmp_path: Path) -> None:
     """Settings that are no longer in force count no process; and a second limiter can't take the names."""
     script = """
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from ratelimit_mw import Limiter, Settings
 from ratelimit_mw.prometheus import Mirror, export
