@@ -26,7 +26,7 @@ def test_commands_that_no_test_runs_are_known() -> None:
     """Each command of the page is run here, or makes the environment that the tests run in."""
     commands = "".join([block.text for block in blocks(PAGE) if block.language == "sh"]).splitlines()
     assert [command for command in commands if not command.startswith("export RATELIMIT_")] == [
-        "python -m venv .venv",
+        "python3 -m venv .venv",
         ". .venv/bin/activate",
         'pip install "ratelimit-mw[cli]" fastapi',
         "uvicorn app:app",
