@@ -60,19 +60,23 @@ def users() -> dict[str, str]:
 class ServerOfThePage(ServerProcess):
     """The server that docs/deployment.md starts, on a port of its own and in the foreground."""
 
-    url = ""
+    url = admin_url = ""
 
     def command(self) -> list[str]:
         """Its command, of the files that the page makes."""
         page = (DEPLOY.parents[1] / "docs" / "deployment.md").read_text("utf-8")
         (text,) = [block.text for block in blocks(page) if "users.local.acl" in block.text]
         text = re.sub(r"^redis-server (.*) --daemonize yes$", r"echo \1", text, flags=re.MULTILINE)
-        commands = f'{text}echo "$RATELIMIT_BACKEND__URL"'
+        (login,) = re.findall(
+            r"^    RATELIMIT_BACKEND__URL=(\S+) \\\n +ratelimit-mw keys set", page, re.MULTILINE
+        )
+        commands = f'{text}echo "$RATELIMIT_BACKEND__URL"\necho "{login}"'
         done = subprocess.run(
             ["bash", "-ec", commands], cwd=self.folder, capture_output=True, text=True, check=True, timeout=60
         )
-        arguments, url = done.stdout.splitlines()
+        arguments, url, admin = done.stdout.splitlines()
         self.url = url.replace("6379", str(self.port))
+        self.admin_url = admin.replace("6379", str(self.port))
         file, *options = arguments.split()
         return [str(server_binaries()["redis"]), str(self.folder / file), *options, "--port", str(self.port)]
 
@@ -93,6 +97,11 @@ def test_the_page_starts_a_server_with_users(tmp_path: Path) -> None:
         with redis.Redis(HOST, server.port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
         assert list(tmp_path.glob("appendonly*"))
+        assert (tmp_path / "users.local.acl").stat().st_mode & 0o077 == 0
+        with redis.Redis.from_url(server.url) as app, pytest.raises(redis.exceptions.NoPermissionError):
+            app.hset("ratelimit:{keys}", "k", "v")
+        with redis.Redis.from_url(server.admin_url) as admin:
+            assert admin.hset("ratelimit:{keys}", "k", "v") == 1
     finally:
         server.stop()
 
