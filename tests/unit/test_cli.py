@@ -221,7 +221,7 @@ def test_explain_asks_no_backend(commands: Commands) -> None:
         (("explain", "GET", "/", "--nope"), 2, "No such option"),
         (("nope",), 2, "No such command 'nope'."),
         (("keys", "nope"), 2, "No such command 'nope'."),
-        (("show",), 1, "built-in defaults counts in the memory of each process"),
+        (("show",), 1, "built-in defaults: backend.url is memory://, so counts are in the memory"),
         (("reset",), 2, "reset needs a caller: CALLER, --key, --address or --account"),
         (("show", "--settings", "missing.toml"), 1, "missing.toml: there is no such file"),
         (("demo", "--port", "70000"), 2, "Invalid value for '--port'"),

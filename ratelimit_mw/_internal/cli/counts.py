@@ -86,8 +86,8 @@ def check_shared(settings: Settings) -> None:
     """Raise `CommandError` for a backend that no command can look into."""
     if not settings.backend.is_shared:
         raise CommandError(
-            f"{settings.source} counts in the memory of each process, where no command can look: "
-            "backend.url is memory://"
+            f"{settings.source}: backend.url is memory://, so counts are in the memory of each process, "
+            "where no command can look; set RATELIMIT_BACKEND__URL here if the app's environment has it"
         )
 
 
