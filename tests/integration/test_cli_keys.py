@@ -143,6 +143,20 @@ def test_several_keys_are_set_at_once(keys: Commands, redis_server: StoreServer)
     assert stored(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "bolt"))
 
 
+def test_setting_one_key_takes_no_other_out_of_force(keys: Commands, redis_server: StoreServer) -> None:
+    """A plan that an account's keys share is refused while one of them has another, live or in the file."""
+    keys.good("set", "k", "--plan", "pro", "--account", "core")
+    before = stored(redis_server)
+    for account, other in (("core", K_NAME), ("acme", LISTED_NAME)):
+        said = keys.bad("set", "new", "--plan", "team", "--account", account)
+        assert f"--account: '{account}' has the key {other} on plan 'pro'" in said
+    assert stored(redis_server) == before
+    keys.good("set", "new", "k", "--plan", "team", "--account", "core")
+    keys.good("set", "new", "listed", "--plan", "team", "--account", "acme")
+    assert {each["plan"] for each in keys.json("list")["keys"] if each["account"] == "acme"} == {"team"}
+    assert [each for each in keys.json("list")["keys"] if each["problems"]] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -5,7 +5,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import NamedTuple
@@ -316,6 +316,28 @@ def _written(
     keys = {each: entry for each, entry in kept.items() if each not in networks}
     wrong = sound_entries({**others, **keys}, settings)[1] | sound_networks(networks, settings)[1]
     problems = [problem for each in kept for problem in wrong.get(each, ())]
+    problems = problems or [*_put_out_of_force(keys, others, settings)]
     if problems:
         raise SettingsError(problems)
     return {each: None if entry is None else write_live(entry) for each, entry in entries.items()}
+
+
+def _put_out_of_force(
+    keys: Mapping[str, KeyEntry], others: Mapping[str, KeyEntry], settings: Settings
+) -> Iterator[SettingsProblem]:
+    """Yield the other keys of an account, live and in the file, that would contradict the plan it shares."""
+    shared = {
+        entry.account: entry.plan for entry in keys.values() if settings.plans[entry.plan].share == "account"
+    }
+    if not shared:
+        return
+    held: dict[str, KeySettings | KeyEntry] = {key.hash: key for key in settings.keys if key.hash not in keys}
+    held.update(others)
+    for name, other in held.items():
+        if other.account in shared and shared[other.account] != other.plan:
+            yield SettingsProblem(
+                "",
+                "account",
+                f"{other.account!r} has the key {shown_name(name)} on plan {other.plan!r}",
+                "one plan for all keys of an account: name them in one command",
+            )
