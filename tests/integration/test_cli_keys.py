@@ -13,7 +13,7 @@ import pytest
 from ratelimit_mw import KeyEntry, Limiter
 from ratelimit_mw._internal.cli.commands import run
 from ratelimit_mw._internal.cli.output import console
-from ratelimit_mw._internal.live.key_entries import read_entry
+from ratelimit_mw._internal.live.key_entries import read_entry, write_entry
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.identity import key_partition
 from tests.conftest import StartApp
@@ -246,6 +246,24 @@ def test_list_tells_what_is_ignored_and_why(keys: Commands, redis_server: StoreS
     assert live[LISTED].startswith("plan: there is no plan 'gone'")
     assert {row["hash"] for row in keys.json("list")["keys"] if row["from"] != "live"} == {LISTED, TEAM}
     assert "clear-key" not in keys.good("list")
+
+
+def test_an_ignored_key_is_named_as_any_other(keys: Commands, redis_server: StoreServer) -> None:
+    """The name in the log's line about it is enough to set or remove it, and its account's name is, too."""
+
+    def ignored() -> list[str]:
+        return [row["hash"] for row in keys.json("list")["keys"] if row["problems"]]
+
+    entries = {K: KeyEntry("team", "core"), TEAM: KeyEntry("pro", "core")}
+    for command in (("remove", TEAM_NAME), ("set", "a:core", "--plan", "pro")):
+        with redis_server.client() as client:  # two processes at once
+            client.hset("ratelimit:{keys}", mapping={each: write_entry(entries[each]) for each in entries})
+            client.set("ratelimit:{keys}:version", "1")
+        assert ignored() == [TEAM]
+        assert "draws on the counts of plan 'team'" in keys.bad("set", TEAM_NAME, "--plan", "pro")
+        keys.good(*command)
+        assert ignored() == []
+    assert stored(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "core"))
 
 
 def test_remove_takes_back_what_was_set(keys: Commands, redis_server: StoreServer) -> None:

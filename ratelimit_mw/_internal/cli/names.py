@@ -10,11 +10,12 @@ from ratelimit_mw._internal.fleet.caller_lookup import CallerLookup
 from ratelimit_mw._internal.fleet.reading import seen_callers
 from ratelimit_mw._internal.limiter.inspect_caller import overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
+from ratelimit_mw._internal.live.network_entries import shown_name
 from ratelimit_mw._internal.live.timed_entries import TimedEntry, time_text
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.policy.client_address import canonical_address
 from ratelimit_mw._internal.policy.decision import Decision
-from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.identity import Identity, account_partition
 from ratelimit_mw._internal.settings import KeySettings
 
 NAME = re.compile(r"(k|a|ah|ip|i|l):.*", re.DOTALL)
@@ -120,9 +121,10 @@ class Directory:
     def hashes(self, text: str) -> list[str]:
         """Hashes of the API keys that a name or a prefix stands for. Raises `CommandError`."""
         name = _whole(text)
-        if not self._lookup.is_known(name) and not _is_whole_address(text):
+        ignored = self._ignored(name)
+        if not ignored and not self._lookup.is_known(name) and not _is_whole_address(text):
             name = self._by_prefix(text, name)
-        hashes = self._lookup.key_hashes(name)
+        hashes = [*self._lookup.key_hashes(name), *ignored]
         if hashes:
             return hashes
         if not name.startswith("k:"):
@@ -134,8 +136,20 @@ class Directory:
 
     def account(self, text: str, api_key_hash: str) -> str | None:
         """The account of a key, where the text that stood for the key is an account's name."""
-        is_account = text.startswith(("a:", "ah:"))
-        return self.keys()[api_key_hash][1].account if is_account else None
+        if not text.startswith(("a:", "ah:")):
+            return None
+        live = self._limiter.engine.live.in_force.get(api_key_hash)
+        return self.keys()[api_key_hash][1].account if live is None else live.account
+
+    def _ignored(self, name: str) -> list[str]:
+        """Hashes of keys of this name that are set live, and that no worker goes by: they don't fit."""
+        live = self._limiter.engine.live
+        return [
+            each
+            for each, entry in live.in_force.items()
+            if each not in live.rules.registered
+            and (name == shown_name(each) or (entry.account and name == account_partition(entry.account)))
+        ]
 
     def _known(self, name: str) -> list[Caller]:
         keys, found = self.keys(), dict[str, Caller]()
