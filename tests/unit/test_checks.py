@@ -136,6 +136,7 @@ def test_it_is_told_that_nothing_is_compiled(tmp_path: Path, *, wanted: bool) ->
         )
         assert ("not compiled" in done.stdout) is not wanted
         assert ("checks/#not-compiled" in done.stdout) is not wanted
+        assert (str(tmp_path / "ratelimit_mw") in done.stdout) is not wanted
 
 
 @pytest.mark.parametrize("is_on", [True, False])

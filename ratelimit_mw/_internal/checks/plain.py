@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_address
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ratelimit_mw._internal.checks.amounts import cost_above_limit, estimate_above_limit, price_above_budget
@@ -20,6 +21,7 @@ from ratelimit_mw._internal.settings.findings import Finding
 from ratelimit_mw._internal.settings.tables import built_in_plans
 from ratelimit_mw._internal.settings.url import split_url
 
+_PACKAGE = Path(__file__).parents[2]
 WIDEST_IPV4, WIDEST_IPV6 = 8, 7
 """Shortest prefixes of networks that anybody owns: `10.0.0.0/8` and `fc00::/7`."""
 
@@ -114,8 +116,9 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
 def _not_compiled(_settings: Settings) -> Iterator[Finding]:
     if not is_compiled() and not os.environ.get(PURE):
         text = (
-            "the steps that every request takes are not compiled, and take more CPU: this platform has no "
-            "wheel, and the installation had no C compiler."
+            f"the steps that every request takes are not compiled in {_PACKAGE}, and take more CPU: it is a "
+            "checkout in the folder that Python was started in, or was installed with neither a wheel for "
+            "this platform nor a C compiler."
         )
         yield Finding("not-compiled", text)
 
