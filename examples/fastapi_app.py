@@ -2,11 +2,13 @@
 
     uvicorn examples.fastapi_app:app
 
-Counts in memory; with several workers or hosts, name a Redis in RATELIMIT_BACKEND__URL.
+Counts in memory; with several workers or hosts, name a Redis in RATELIMIT_BACKEND__URL. RATELIMIT_SETTINGS
+names other settings than fastapi_app.toml.
 docker-compose.yml runs it behind a balancer.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +26,8 @@ PRICE_OF_WORD = Decimal("0.001")
 
 app = FastAPI(title="Predictions")
 # The last one added is the outermost: CORS answers preflights itself, and puts its headers on refusals too.
-app.add_middleware(RateLimitMiddleware, settings=Path(__file__).with_name("fastapi_app.toml"))
+own_settings = Path(__file__).with_name("fastapi_app.toml")
+app.add_middleware(RateLimitMiddleware, settings=os.environ.get("RATELIMIT_SETTINGS") or own_settings)
 app.add_middleware(
     CORSMiddleware,
     allow_origins=["https://app.example.com"],

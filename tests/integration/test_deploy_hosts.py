@@ -94,7 +94,9 @@ def asked(folder: Path, path: str, client: str = "192.0.2.9") -> int:
 def test_the_unit_serves_on_its_socket(folder: Path) -> None:
     """The unit's commands check the settings, count clients as nginx names them, and end on SIGTERM."""
     environment = written(folder)
-    (check,), (start,) = in_unit("ExecStartPre"), in_unit("ExecStart")
+    (check,), (start,), (home,) = in_unit("ExecStartPre"), in_unit("ExecStart"), in_unit("WorkingDirectory")
+    # The app names its file in code, in the folder that it is started in.
+    assert f"RATELIMIT_SETTINGS={home}/ratelimit.toml" in in_unit("Environment")
     subprocess.run(as_here(check, folder), cwd=folder, env=environment, check=True, capture_output=True)
     log = folder / "unit.log"
     with log.open("wb") as output:

@@ -17,6 +17,7 @@ from ratelimit_mw._internal.checks.plain import findings
 from tests.conftest import StartApp
 from tests.support.apps import ROOT, AppServer
 from tests.support.servers import StoreServer
+from tests.support.settings_files import written
 
 pytestmark = pytest.mark.rerun
 
@@ -153,6 +154,14 @@ async def test_starlette_example_limits_messages(starlette_example: httpx.AsyncC
         for _ in range(5):
             await socket.send("abc")
         assert [await socket.recv() for _ in range(5)] == ["cba", "cba", "cba", "slow down", "slow down"]
+
+
+def test_fastapi_example_goes_by_the_file_of_its_environment(start_app: StartApp, tmp_path: Path) -> None:
+    """Its image takes settings of an operator, such as the config map of Kubernetes."""
+    file = written(tmp_path / "ratelimit.toml", 'plans.anonymous.requests = ["1/minute"]')
+    app = start_app("examples.fastapi_app:app", environment={"RATELIMIT_SETTINGS": str(file)})
+    with httpx.Client(base_url=app.url) as client:
+        assert [client.get("/v1/models").status_code for _ in range(2)] == [200, 429]
 
 
 def test_the_deployed_settings_list_no_hash() -> None:
