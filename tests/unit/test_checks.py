@@ -255,6 +255,19 @@ def test_server_that_trusts_everyone_is_told(
     assert found.name == "server-trusts-everyone"
 
 
+def test_a_file_that_the_environment_names_in_vain_is_told(tmp_path: Path) -> None:
+    """The file that code names is in force; the same file under another name is no contradiction."""
+    file = tmp_path / "ratelimit.toml"
+    file.write_text("")
+    (tmp_path / "link.toml").symlink_to(file)
+    settings = Settings.load(file)
+    for environment in ({}, {"RATELIMIT_SETTINGS": str(tmp_path / "link.toml")}):
+        assert not list(server_findings(settings, (), environment))
+    (found,) = server_findings(settings, (), {"RATELIMIT_SETTINGS": "/etc/api/other.toml"})
+    assert found.name == "settings-named-twice"
+    assert f"names /etc/api/other.toml, but the app's code names {file}" in found.text
+
+
 async def test_middleware_mounted_twice_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Twice around one app, it is seen at once; around a mounted app as well, at the first request."""
     clock = FakeClock()

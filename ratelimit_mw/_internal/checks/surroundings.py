@@ -41,6 +41,13 @@ def server_findings(
             "left-most address, which the client writes: callers choose their address."
         )
         yield Finding("server-trusts-everyone", text)
+    named = environment.get("RATELIMIT_SETTINGS")
+    if named and settings.file is not None and os.path.realpath(named) != os.path.realpath(settings.file):
+        text = (
+            f"RATELIMIT_SETTINGS names {named}, but the app's code names {settings.file}, which is in force. "
+            "Leave the file out of the code, or the variable out of the environment."
+        )
+        yield Finding("settings-named-twice", text)
 
 
 def worker_findings(settings: Settings) -> Iterator[Finding]:
