@@ -136,7 +136,7 @@ def test_set_reads_a_key_from_standard_input(
 
 def test_several_keys_are_set_at_once(keys: Commands, redis_server: StoreServer) -> None:
     """Keys that share an account can only change their plan together."""
-    assert "account 'bolt' draws on the counts of plan 'team'" in keys.bad(
+    assert "account 'bolt' has keys of plan 'team', too" in keys.bad(
         "set", "k", "--plan", "pro", "--account", "bolt"
     )
     keys.good("set", "k", "team", "--plan", "pro", "--account", "bolt")
@@ -164,12 +164,12 @@ def test_setting_one_key_takes_no_other_out_of_force(keys: Commands, redis_serve
         (("--plan", "pro", "--requests", "5/fortnight"), "--requests: '5/fortnight' is not a rate"),
         (("--plan", "pro", "--requests", "5/hour", "--requests", "6/hour"), "--requests: '6/hour' has"),
         (("--plan", "pro", "--concurrent", "0"), "--concurrent: 0 is out of range; expected at least 1"),
-        (("--plan", "pro", "--daily", "-1"), "--daily: '-1' is no amount"),
+        (("--plan", "pro", "--daily", "-1"), "--daily: '-1' is not an amount"),
         (("--plan", "pro", "--daily", "5", "--monthly", "4"), "--monthly: '4' is less than daily"),
-        (("--plan", "pro", "--account", ""), "--account: '' is no account"),
-        (("--plan", "pro", "--label", "a\nb"), "--label: 'a\\nb' is no label"),
+        (("--plan", "pro", "--account", ""), "--account: '' is not an account name"),
+        (("--plan", "pro", "--label", "a\nb"), "--label: 'a\\nb' is not a label"),
         (("--plan", "team"), "--account: is missing; expected the key's account"),
-        (("--plan", "team", "--account", "core", "--daily", "1"), "--daily and --monthly: plan 'team' has"),
+        (("--plan", "team", "--account", "core", "--daily", "1"), "--daily and --monthly: is set, though"),
     ],
 )  # fmt: skip
 def test_set_refuses_what_the_file_would(
@@ -201,7 +201,7 @@ def test_a_hash_of_the_wrong_kind_is_refused(keys: Commands, command: tuple[str,
 
 @pytest.mark.parametrize(
     ("key", "wrong"),
-    [("sha256:abc", "is no hash"), ("one\ntwo", "has a line break"), ("k" * 16_385, "is too long")],
+    [("sha256:abc", "is not a hash"), ("one\ntwo", "has a line break"), ("k" * 16_385, "is too long")],
 )
 def test_a_key_that_no_request_can_have_is_refused(keys: Commands, key: str, wrong: str) -> None:
     """A part of a hash, two lines, more than a header holds: nothing would ever come of it."""

@@ -20,11 +20,11 @@ GONE_WRONG = {
     "an unknown plan": ('[[keys]]\nkey = "other"\nplan = "prp"', "there is no plan 'prp'"),
     "a hash of the wrong kind": (
         f'[[keys]]\nhash = "sha256:{"0" * 64}"\nplan = "pro"',
-        "a hash of the wrong kind, as identity.hash_secret is set",
+        "a hash of the wrong kind, since identity.hash_secret is set",
     ),
     "an unknown table": ("[plan.small]\nconcurrent = 1", "plan: unknown name"),
-    "no TOML": ('[plans.small]\nrequests = ["60/minute"', "is no TOML"),
-    "a table twice": ("[plans.default]\nconcurrent = 1", "is no TOML"),
+    "no TOML": ('[plans.small]\nrequests = ["60/minute"', "is not valid TOML"),
+    "a table twice": ("[plans.default]\nconcurrent = 1", "is not valid TOML"),
     "another table": ('[response]\nreset = "unx"', "response.reset: 'unx' is not a choice"),
 }
 

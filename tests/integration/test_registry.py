@@ -328,7 +328,7 @@ WRONG: dict[str, tuple[object, str]] = {
     "no account": ({"plan": "team"}, "account: is missing"),
     "limits of its own": (
         {"plan": "team", "account": "bolt", "concurrent": 5},
-        "concurrent: plan 'team' has share = \"account\"",
+        "concurrent: is set, though plan 'team' has share = \"account\"",
     ),
 }
 
@@ -356,7 +356,7 @@ async def test_a_hash_of_the_other_kind_is_reported(
     put(redis_server, {f"hmac-sha256:{'0' * 64}": {"plan": "pro"}, "strange": {"plan": "pro"}})
     async with Limiter(settings_on(redis_server.url)):
         said = sorted(about_keys(heard))
-    assert said[0].startswith("key (no hash) is set live and ignored: hash: is no hash")
+    assert said[0].startswith("key (no hash) is set live and ignored: hash: is not a hash")
     assert "a hash of the wrong kind" in said[1]
 
 
@@ -384,13 +384,13 @@ async def test_setting_is_checked_as_the_file_is(redis_server: StoreServer) -> N
     async with Limiter(settings_on(redis_server.url, text)) as limiter:
         with pytest.raises(SettingsError, match="did you mean 'pro'"):
             await limiter.engine.live.set_keys({other: KeyEntry("pro"), K: KeyEntry("prp")})
-        with pytest.raises(SettingsError, match="account 'bolt' draws on the counts of plan 'team'"):
+        with pytest.raises(SettingsError, match="account 'bolt' has keys of plan 'team', too"):
             await limiter.engine.live.set_keys({K: KeyEntry("pro", account="bolt")})
         assert limiter.engine.live.keys == {}
         await limiter.engine.live.set_keys(
             {K: KeyEntry("team", account="core"), other: KeyEntry("team", "core")}
         )
-        with pytest.raises(SettingsError, match="account 'core' draws on the counts of plan 'team'"):
+        with pytest.raises(SettingsError, match="account 'core' has keys of plan 'team', too"):
             await limiter.engine.live.set_keys({K: KeyEntry("pro", account="core")})
         await limiter.engine.live.set_keys({K: KeyEntry("pro", "core"), other: KeyEntry("pro", "core")})
         assert (plan_of(limiter, "k"), plan_of(limiter, "other")) == ("pro", "pro")

@@ -141,7 +141,7 @@ async def test_what_was_counted_is_kept(file: Path) -> None:
 
 
 BAD = {
-    "half-written": ('[plans.default]\nrequests = ["5/ho', "is no TOML"),
+    "half-written": ('[plans.default]\nrequests = ["5/ho', "is not valid TOML"),
     "empty": ("", "is empty; expected at least one table"),
     "a comment": ("# here be limits\n", "is empty; expected at least one table"),
     "an unknown plan": ('identity.default_plan = "pro"\n', "there is no plan 'pro'"),

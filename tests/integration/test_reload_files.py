@@ -34,7 +34,7 @@ async def test_a_fifo_in_place_of_the_file_ends_nothing(
         remove(file)
         os.mkfifo(file)
         await until_async(lambda: reported(heard))
-        assert "is a FIFO, no file" in reported(heard)[0]
+        assert "is a FIFO, not a file" in reported(heard)[0]
         assert quota_of(limiter) == 5
         remove(file)
         written(file, limits(7))

@@ -159,7 +159,7 @@ WRONG: list[tuple[Any, type[Exception], str]] = [
     (
         Identity("a", "team", account="b", overrides=KeyEntry("team", requests=["1/minute"])),
         ValueError,
-        "no limits of their own",
+        "is set, though plan 'team' has share",
     ),
     (Identity("a", "pro", overrides={"requests": ["1/minute"]}), TypeError, "must be a KeyEntry, not dict"),  # type: ignore[arg-type]
     (Identity(42, "pro"), TypeError, "Identity.partition must be a string, not int"),  # type: ignore[arg-type]

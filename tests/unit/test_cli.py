@@ -213,7 +213,7 @@ def test_explain_asks_no_backend(commands: Commands) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("explain", "GET", "v1"), 2, "'v1' is no path: it begins with a slash"),
+        (("explain", "GET", "v1"), 2, "'v1' is not a path: it begins with a slash"),
         (("explain", "GET", "/", "--address", "300.1.1.1"), 2, "'300.1.1.1' is no address"),
         (("explain", "GET", "/", "--key", ""), 1, "the API key is empty"),
         (("explain", "GET", "/", "--key", f"hmac-sha256:{'0' * 64}"), 1, "a hash of the wrong kind"),

@@ -179,9 +179,9 @@ async def test_a_caller_has_a_link_to_its_logs() -> None:
 @pytest.mark.parametrize(
     ("url", "wrong"),
     [
-        ("https://logs.example.com/", "has no place for the caller"),
-        ("javascript:alert('{caller}')", "is no web address"),
-        ("logs/{caller}", "is no web address"),
+        ("https://logs.example.com/", "does not contain {caller}"),
+        ("javascript:alert('{caller}')", "is not a web address"),
+        ("logs/{caller}", "is not a web address"),
     ],
 )
 def test_a_link_to_logs_is_a_web_address_with_a_place_for_the_caller(url: str, wrong: str) -> None:

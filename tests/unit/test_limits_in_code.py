@@ -489,7 +489,11 @@ async def test_a_name_like_a_plans_is_no_plan() -> None:
         (("x", "1/minute"), {"cost": 1.0}, "x: a cost is a whole number from 1 to 1000000000, not 1.0"),
         (("x", "1/minute"), {"cost": 10**30}, "x: a cost is a whole number from 1 to 1000000000, not 1000"),
         (("x", "1/minute"), {"by": "caller"}, "x: by is one of ratelimit_mw.by, or a function, not 'caller'"),
-        (("x", "1/minute"), {"unit": "To kens"}, "x: unit 'To kens' is no name of a unit; expected a small"),
+        (
+            ("x", "1/minute"),
+            {"unit": "To kens"},
+            "x: unit 'To kens' is not the name of a unit; expected a small",
+        ),
         (("x", "1/minute"), {"concurrent": 0}, "x: concurrent 0 is out of range; expected a whole number"),
         (("x", "1/minute"), {"when": True}, "x: when is a function, not True"),
         (("x", "1/minute"), {"rates_for": "2/minute"}, "x: rates_for is a function, not '2/minute'"),

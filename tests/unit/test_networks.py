@@ -450,5 +450,5 @@ def test_explain_and_show_name_the_block(capsys: pytest.CaptureFixture[str], tmp
 )
 def test_what_is_no_network_is_an_error(text: str) -> None:
     """Nothing but a network in the usual notation is taken for one."""
-    with pytest.raises(Exception, match="is no network"):
+    with pytest.raises(Exception, match="is not a network"):
         parse_network(text)

@@ -217,5 +217,5 @@ def test_settings_built_in_code_are_checked_alike() -> None:
 def test_a_key_is_there_once_however_it_is_given() -> None:
     """Keys that code lists are compared like those of a file."""
     key = KeySettings(hash=f"sha256:{'a' * 64}", plan="default")
-    with pytest.raises(SettingsError, match=r"keys\[1\]\.hash: the same API key as keys\[0\]\.hash"):
+    with pytest.raises(SettingsError, match=r"keys\[1\]\.hash: is the same API key as keys\[0\]\.hash"):
         Settings(keys=(key, key))

@@ -75,7 +75,7 @@ def test_only_a_regular_file_is_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         for path, what in (("fifo", "a FIFO"), ("socket", "a socket"), ("/dev/zero", "a device")):
-            with pytest.raises(SettingsError, match=f"is {what}, no file"):
+            with pytest.raises(SettingsError, match=f"is {what}, not a file"):
                 Settings.load(tmp_path / path)
 
 
@@ -112,7 +112,7 @@ def test_an_impossible_path_is_an_error(path: str) -> None:
 @pytest.mark.parametrize("text", ["cost = " + "9" * 5000, "a = " + "[" * 5000])
 def test_hostile_toml_is_an_error(tmp_path: Path, text: str) -> None:
     """Endless numbers and endless nesting are errors of the file, not of the program."""
-    assert "is no TOML" in problems(tmp_path, text)[0]
+    assert "is not valid TOML" in problems(tmp_path, text)[0]
 
 
 _values = st.recursive(

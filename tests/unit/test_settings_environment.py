@@ -63,9 +63,9 @@ def test_the_environment_overrides_the_file(
         (
             "SHADOW",
             "maybe",
-            "'maybe' is no value; expected 'true', '1', 'yes', 'on', 'false', '0', 'no' or 'off'",
+            "'maybe' is not a possible value; expected 'true', '1', 'yes', 'on', 'false', '0', 'no' or 'off'",
         ),
-        ("BACKEND__TIMEOUT", "fast", "'fast' is no value; expected a number"),
+        ("BACKEND__TIMEOUT", "fast", "'fast' is not a possible value; expected a number"),
         ("BACKEND__TIMEOUT", "-1", "-1.0 is out of range; expected more than 0"),
         ("BACKEND__TIMEOUT", "nan", "nan is not a finite number"),
         (
@@ -73,13 +73,13 @@ def test_the_environment_overrides_the_file(
             "alow",
             "'alow' is not a choice; expected 'local', 'allow' or 'deny'; did you mean 'allow'?",
         ),
-        ("RESPONSE__CAPACITY_STATUS", "418", "'418' is no value; expected '429' or '503'"),
+        ("RESPONSE__CAPACITY_STATUS", "418", "'418' is not a possible value; expected '429' or '503'"),
         (
             "IDENTITY__DEFAULT_PLAN",
             "anonymus",
             "there is no plan 'anonymus'; expected 'default' or 'anonymous'; did you mean 'anonymous'?",
         ),
-        ("IDENTITY__HASH_SECRET", "hunter2\udcff", "is no UTF-8 text"),
+        ("IDENTITY__HASH_SECRET", "hunter2\udcff", "is not UTF-8 text"),
     ],
 )
 def test_errors_of_the_environment_name_the_variable(
@@ -99,8 +99,11 @@ def test_errors_within_a_list_of_the_environment_name_the_item(
     monkeypatch.setenv("RATELIMIT_IDENTITY__API_KEY_HEADERS", "X-Key,X Key")
     monkeypatch.setenv("RATELIMIT_IDENTITY__TRUSTED_PROXIES", '["10.0.0.0/8"')
     lists, item = problems(tmp_path)
-    assert "RATELIMIT_IDENTITY__TRUSTED_PROXIES: '[\"10.0.0.0/8\"' is no value; expected a list" in lists
-    assert item.startswith("RATELIMIT_IDENTITY__API_KEY_HEADERS[1]: 'X Key' is no HTTP token")
+    assert (
+        "RATELIMIT_IDENTITY__TRUSTED_PROXIES: '[\"10.0.0.0/8\"' is not a possible value; expected a list"
+        in lists
+    )
+    assert item.startswith("RATELIMIT_IDENTITY__API_KEY_HEADERS[1]: 'X Key' is not a name in HTTP")
 
 
 @pytest.mark.parametrize(

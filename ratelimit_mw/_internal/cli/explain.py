@@ -43,7 +43,7 @@ def explain(
     """
     method, path = request[0].upper(), unquote(request[1].partition("?")[0])
     if not path.startswith("/"):
-        raise UsageError(f"{path!r} is no path: it begins with a slash")
+        raise UsageError(f"{path!r} is not a path: it begins with a slash")
     caller, unread = run_with(limiter, find_caller(limiter, named))
     address = named.address if named.address and not is_name(named.address) else None
     blocked_by = block_of(limiter, caller.identity, address)

@@ -69,10 +69,10 @@ def _check_prices(parts: SoundParts) -> Iterator[SettingsProblem]:
     keys = [path_of(("keys", index, "spending")) for index, key in parts.keys.items() if _counts_tokens(key)]
     if not plans + keys:
         return
-    expected = f"one, since {(plans + keys)[0]} is in tokens"
+    expected = f"a whole number, since {(plans + keys)[0]} is in tokens"
     for index, route in parts.routes.items():
         if route.price is not None and route.price % 1:
-            what = f"'{route.price}' is no whole number of tokens"
+            what = f"'{route.price}' is not a whole number of tokens"
             yield SettingsProblem("", path_of(("routes", index, "price")), what, expected)
 
 

@@ -69,7 +69,7 @@ def check_keys(
         if index in places:
             other = first.setdefault(key.hash, index)
             if other != index:
-                what = f"the same API key as {path_of(('keys', other, places[other]))}"
+                what = f"is the same API key as {path_of(('keys', other, places[other]))}"
                 yield _problem(index, places[index], what, "each key once")
         if plans and key.plan not in plans:
             if key.plan not in unknown:  # which takes a look at every plan
@@ -85,7 +85,7 @@ def check_hash_kind(
     kind, because = ("hmac-sha256", "is") if has_secret else ("sha256", "is not")
     for index, key in keys.items():
         if places.get(index) == "hash" and not key.hash.startswith(f"{kind}:"):
-            what = f"a hash of the wrong kind, as identity.hash_secret {because} set"
+            what = f"is a hash of the wrong kind, since identity.hash_secret {because} set"
             yield _problem(index, "hash", what, f"'{kind}:' and 64 hex digits")
 
 
@@ -102,14 +102,14 @@ def unusable(api_key: bytes) -> tuple[str, str] | None:
     if len(api_key) > MAX_KEY:
         return "is too long", f"at most {MAX_KEY} bytes"
     if any(each in api_key for each in b"\r\n\0"):
-        return "has a line break", "one line, as a header has"
+        return "has a line break or a zero byte", "a single line, as in a header"
     return None
 
 
 def _inspect(entry: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
     """Return the name under which an entry has its key, what is wrong with that, and what was expected."""
     if ("key" in entry) == ("hash" in entry):
-        return (), "has both key and hash" if "key" in entry else "has no key", "one of key and hash"
+        return (), "has both key and hash" if "key" in entry else "has neither key nor hash", "one of the two"
     if "hash" in entry:
         return ("hash",), "", ""
     key = entry["key"]
@@ -135,7 +135,7 @@ def _check_accounts(
         if shared(key):
             yield from _check_sharing_key(index, key)
         if key.account is not None and sharing.get(key.account, key.plan) != key.plan:
-            what = f"account {shown(key.account)} draws on the counts of plan {shown(sharing[key.account])}"
+            what = f"account {shown(key.account)} has keys of plan {shown(sharing[key.account])}, too"
             yield _problem(index, "plan", what, "one plan for all keys of an account")
 
 
@@ -145,7 +145,7 @@ def _check_sharing_key(index: int, key: KeySettings) -> Iterator[SettingsProblem
         yield _problem(index, "account", "is missing", f"the key's account, since {share}")
     for name in ("requests", "units", "concurrent", "spending"):
         if getattr(key, name) is not None:
-            yield _problem(index, name, f"{share}, whose keys have no limits of their own")
+            yield _problem(index, name, f"is set, though {share}", "limits in the plan alone")
 
 
 def _problem(index: int, name: str, what: str, expected: str = "") -> SettingsProblem:

@@ -182,7 +182,7 @@ def money_text(amount: object, currency: str) -> str:
     try:
         return plain_text(amount, currency)
     except ValueError as error:
-        raise fault(f"{shown(str(amount))} is no amount: {error}") from None
+        raise fault(f"{shown(str(amount))} is not an amount: {error}") from None
 
 
 def parse_price(price: object) -> Decimal:

@@ -56,9 +56,14 @@ class OperationsSettings(Table):
             if not token:
                 found.append(((*place, "token"), fault("is empty", "a token")))
             elif token in tokens:
-                found.append(((*place, "token"), fault("is another operator's token", "one of its own")))
+                found.append(
+                    (
+                        (*place, "token"),
+                        fault("is also the token of another operator", "a different token for each operator"),
+                    )
+                )
             if operator.name in names:
-                found.append(((*place, "name"), fault("is there twice", "a name for each operator")))
+                found.append(((*place, "name"), fault("is used twice", "a different name for each operator")))
             tokens.add(token)
             names.add(operator.name)
         if found:

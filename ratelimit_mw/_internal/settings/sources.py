@@ -74,7 +74,9 @@ def read_file_bytes(path: str) -> bytes:
         return start(lambda: read_bytes(path)).result(READ_SECONDS)
     except TimeoutError:
         what = f"can't be read within {READ_SECONDS:g} s"
-        raise SettingsError([SettingsProblem(path, "", what, "a disk that answers")]) from None
+        raise SettingsError(
+            [SettingsProblem(path, "", what, "a disk or network share that answers")]
+        ) from None
 
 
 def parse(path: str, data: bytes) -> dict[str, Any]:
@@ -86,12 +88,12 @@ def parse(path: str, data: bytes) -> dict[str, Any]:
         text = data.decode("utf-8-sig")
         return tomllib.loads(text)
     except UnicodeDecodeError as error:
-        what = f"is no UTF-8 text, from byte {error.start} on"
+        what = f"is not UTF-8 text from byte {error.start} on; expected a TOML file saved as UTF-8"
     except tomllib.TOMLDecodeError as error:
         last = f"at the end, line {text.rstrip().count(chr(10)) + 1}"
-        what = f"is no TOML: {error}".replace("at end of document", last)
+        what = f"is not valid TOML: {error}".replace("at end of document", last)
     except (ValueError, RecursionError):
-        what = "is no TOML: a number is too long, or lists are nested too deeply"
+        what = "is not valid TOML: a number is too long, or lists are nested too deeply"
     raise SettingsError([SettingsProblem(path, "", what)])
 
 
@@ -134,7 +136,7 @@ def _check_kind(mode: int) -> None:
     if stat.S_ISREG(mode):
         return
     kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    raise _NoFileError(f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, no file")
+    raise _NoFileError(f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
 
 
 def read_environment(variables: Mapping[str, str]) -> Environment:
@@ -159,10 +161,10 @@ def _set(environment: Environment, variable: str, place: tuple[str, ...], text: 
     try:
         value = _value(text.encode().decode(), annotation)
     except UnicodeError:  # the variable's bytes are no text, and not shown, since it may be a secret
-        environment.problems.append(SettingsProblem(ENVIRONMENT, variable, "is no UTF-8 text"))
+        environment.problems.append(SettingsProblem(ENVIRONMENT, variable, "is not UTF-8 text"))
         return
     except ValueError as error:
-        problem = SettingsProblem(ENVIRONMENT, variable, f"{shown(text)} is no value", str(error))
+        problem = SettingsProblem(ENVIRONMENT, variable, f"{shown(text)} is not a possible value", str(error))
         environment.problems.append(problem)
         return
     environment.variables[".".join(place)] = variable

@@ -149,7 +149,7 @@ class SpendingSettings(Table):
         currency = info.data.get("currency", "USD")
         text = money_text(amount, currency)
         if not parse_amount_of(text, currency):
-            raise fault("is nothing", "more than 0")
+            raise fault("is 0", "more than 0")
         return text
 
     @model_validator(mode="after")
@@ -275,7 +275,10 @@ class RouteSettings(Table):
         defaults = {name: fields[name].get_default(call_default_factory=True) for name in names}
         written = [name for name in names if getattr(self, name) != defaults[name]]
         if written:
-            raise faults(((name,), fault("an exempt route has no limits")) for name in written)
+            raise faults(
+                ((name,), fault("is set, though the route is exempt from all limits", "one of the two"))
+                for name in written
+            )
         return self
 
 

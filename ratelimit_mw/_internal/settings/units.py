@@ -16,10 +16,13 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 def _unit_name(unit: str) -> str:
     if unit == REQUESTS:
-        raise fault("requests are no metered unit: they are limited by requests", "another name")
+        raise fault(
+            "'requests' can't be the name of a metered unit",
+            "another name; rates of requests belong under `requests`",
+        )
     if not _NAME.fullmatch(unit):
         expected = "a small letter, and then up to 31 small letters, digits and hyphens"
-        raise fault(f"{shown(unit)} is no name of a unit", expected)
+        raise fault(f"{shown(unit)} is not the name of a unit", expected)
     return unit
 
 

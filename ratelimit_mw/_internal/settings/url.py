@@ -26,23 +26,25 @@ def check_url(url: str) -> None:
     """Check that a backend can be had from a URL. No message repeats it, since it may hold a password."""
     scheme, separator, _ = url.partition("://")
     if not separator:
-        raise fault("is no URL", 'a URL such as "memory://" or "redis://127.0.0.1:6379/0"')
+        raise fault("is not a URL", 'a URL such as "memory://" or "redis://127.0.0.1:6379/0"')
     if scheme not in SCHEMES:
         name = f"scheme '{scheme}'" if _SCHEME.fullmatch(scheme) else "scheme"
         raise fault(f"unknown {name}", one_of(SCHEMES), nearest_name(scheme, SCHEMES))
     if not url.isprintable() or " " in url:
-        raise fault("holds blanks or control characters", "a URL with such characters percent-encoded")
+        raise fault("contains spaces or control characters", "a URL with such characters percent-encoded")
     try:
         unquote_to_bytes(url).decode()
     except UnicodeDecodeError:
-        raise fault("holds percent-encoded bytes that are no UTF-8 text", "percent-encoded UTF-8") from None
+        raise fault(
+            "contains percent-encoded bytes that are not UTF-8 text", "percent-encoded UTF-8"
+        ) from None
     parts = split_url(url)
     _check_parts(scheme, parts)
     if "#" in url:
-        raise fault("holds a '#', behind which nothing is read", "'%23' in its place")
+        raise fault("contains '#', and nothing behind it would be read", "'%23' in place of '#'")
     options = check_options(scheme, parts.query)
     if "db" in options and _database_of(scheme, parts.path):
-        raise fault("names a database twice", "one, in the path or as option 'db'")
+        raise fault("names the database twice", "one place: the path or option 'db'")
 
 
 def split_url(url: str) -> SplitResult:
@@ -106,7 +108,7 @@ def _check_hosts(netloc: str) -> None:
     hosts = netloc.rpartition("@")[2].split(",")
     if not all(map(_is_host, hosts)):
         expected = "HOST or HOST:PORT with a port from 1 to 65535, after any percent-encoded USER:PASSWORD@"
-        raise fault("names no host", expected)
+        raise fault("the host or its port is missing or wrong", expected)
 
 
 def _is_host(text: str) -> bool:
@@ -139,7 +141,7 @@ def _check_sentinel_path(scheme: str, path: str) -> None:
 
 def _check_database(database: str) -> None:
     if database and not re.fullmatch(r"[0-9]{1,5}", database):
-        raise fault("names no database", "a number, such as 0, or nothing, after the host")
+        raise fault("the database in the path is not a number", "a number such as 0, or nothing")
 
 
 class SecretURL(Secret[str]):

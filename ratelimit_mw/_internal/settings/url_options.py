@@ -73,7 +73,7 @@ OPTIONS: Mapping[str, _Option] = {
     "sentinel_username": _Option(_TEXT, bool, frozenset({"sentinels"}), is_secret=True),
     "sentinel_password": _Option(_TEXT, bool, frozenset({"sentinels"}), is_secret=True),
     "client_name": _Option(
-        "1 to 64 printable ASCII characters without blanks", re.compile(r"[!-~]{1,64}").fullmatch
+        "1 to 64 printable ASCII characters without spaces", re.compile(r"[!-~]{1,64}").fullmatch
     ),
     "socket_timeout": _Option(_SECONDS, _is_seconds),
     "socket_connect_timeout": _Option(_SECONDS, _is_seconds),
@@ -137,12 +137,12 @@ def check_options(scheme: str, query: str) -> dict[str, str]:
         name, separator, value = (unquote_plus(part) for part in pair.partition("="))
         _check(scheme, name, value if separator else "")
         if name in options:
-            raise fault(f"option '{name}' is there twice", "each option once")
+            raise fault(f"option '{name}' is given twice", "each option once")
         options[name] = value
     if "sentinel_username" in options and "sentinel_password" not in options:
-        raise fault("option 'sentinel_username' stands alone", "'sentinel_password' beside it")
+        raise fault("option 'sentinel_username' is given without 'sentinel_password'", "both of them")
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
-        raise fault("option 'ssl_keyfile' stands alone", "'ssl_certfile' beside it")
+        raise fault("option 'ssl_keyfile' is given without 'ssl_certfile'", "both of them")
     return options
 
 
@@ -175,13 +175,13 @@ def _check(scheme: str, name: str, value: str) -> None:
     if option is None:
         # What doesn't look like a name may be part of a password.
         if not _NAME.fullmatch(name):
-            raise fault("has a query that is no NAME=VALUE", expected)
+            raise fault("has a query that is not NAME=VALUE", expected)
         if name in _OWN:
-            raise fault(f"option '{name}' is not for the URL to set", expected)
+            raise fault(f"option '{name}' can't be set in the URL", expected)
         raise fault(f"unknown option '{name}'", expected, nearest_name(name, names))
     if kind not in option.kinds:
         hint = 'a URL such as "rediss://…"' if name.startswith("ssl_") and kind == "server" else expected
-        raise fault(f"option '{name}' has no place in a URL of {scheme}://", hint)
+        raise fault(f"option '{name}' is not allowed in a URL of {scheme}://", hint)
     if option.since > _redis_version():
         needed = ".".join(map(str, option.since))
         raise fault(f"option '{name}' is unknown to the installed redis-py", f"redis {needed} or newer")

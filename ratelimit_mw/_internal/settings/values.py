@@ -76,25 +76,25 @@ class Table(BaseModel):
 
 def _label(text: str) -> str:
     if not text.strip() or len(text) > MAX_NAME or not (text.isascii() and text.isprintable()):
-        raise fault(f"{shown(text)} is no label", f"1 to {MAX_NAME} printable ASCII characters")
+        raise fault(f"{shown(text)} is not a label", f"1 to {MAX_NAME} printable ASCII characters")
     return text
 
 
 def _plan_name(name: str) -> str:
     if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
-        raise fault("no name for a plan", f"1 to {MAX_NAME} printable characters")
+        raise fault("is not a plan name", f"1 to {MAX_NAME} printable characters")
     return name
 
 
 def _account(account: str) -> str:
     if not account.strip() or len(account) > 4 * MAX_NAME or not account.isprintable():
-        raise fault(f"{shown(account)} is no account", f"1 to {4 * MAX_NAME} printable characters")
+        raise fault(f"{shown(account)} is not an account name", f"1 to {4 * MAX_NAME} printable characters")
     return account
 
 
 def _key_label(label: str) -> str:
     if not label.strip() or len(label) > 4 * MAX_NAME or not label.isprintable():
-        raise fault(f"{shown(label)} is no label", f"1 to {4 * MAX_NAME} printable characters")
+        raise fault(f"{shown(label)} is not a label", f"1 to {4 * MAX_NAME} printable characters")
     return label
 
 
@@ -102,22 +102,24 @@ def _namespace(namespace: str) -> str:
     wrong = re.search(r"[^!-~]|[{}]", namespace)
     if not namespace or wrong or len(namespace) > MAX_NAME:
         raise fault(
-            f"{shown(namespace)} is no namespace",
-            f"1 to {MAX_NAME} printable ASCII characters without blanks and braces",
+            f"{shown(namespace)} is not a namespace",
+            f"1 to {MAX_NAME} printable ASCII characters without spaces and braces",
         )
     return namespace
 
 
 def _header_token(name: str) -> str:
     if not _HEADER_TOKEN.fullmatch(name) or len(name) > 4 * MAX_NAME:
-        raise fault(f"{shown(name)} is no HTTP token", 'letters, digits and "-", as in "X-API-Key" or "GET"')
+        raise fault(
+            f"{shown(name)} is not a name in HTTP", 'letters, digits and "-", as in "X-API-Key" or "GET"'
+        )
     return name
 
 
 def _hash(text: str) -> str:
     if not _HASH.fullmatch(text.lower()):  # not shown: it may be a key in the clear
         raise fault(
-            "is no hash",
+            "is not a hash",
             "what `ratelimit-mw keys hash` prints: 'sha256:' or 'hmac-sha256:' and 64 hex digits",
         )
     return text.lower()
@@ -127,7 +129,7 @@ def _currency(code: str) -> str:
     if code == TOKEN or _CURRENCY.fullmatch(code):
         return code
     nearest = nearest_name(code, [TOKEN]) or (code.upper() if _CURRENCY.fullmatch(code.upper()) else "")
-    raise fault(f"{shown(code)} is no currency", 'a code in capitals, such as "USD", or "token"', nearest)
+    raise fault(f"{shown(code)} is not a currency", 'a code in capitals, such as "USD", or "token"', nearest)
 
 
 def _timezone(name: str) -> str:
@@ -137,7 +139,7 @@ def _timezone(name: str) -> str:
     except (KeyError, ValueError, OSError):
         pass  # said below, as of the others
     nearest = _nearest_zone(name[:MAX_NAME])
-    raise fault(f"{shown(name)} is no time zone", 'an IANA name, such as "Europe/Berlin"', nearest)
+    raise fault(f"{shown(name)} is not a time zone", 'an IANA name, such as "Europe/Berlin"', nearest)
 
 
 @lru_cache
@@ -179,7 +181,7 @@ def _network(text: object, expected: str, others: Sequence[str] = ()) -> IPNetwo
         return ip_network(text)
     except ValueError:
         nearest = _network_around(text, others)
-    what = "has bits set beyond its prefix" if "/" in nearest else "is no network"
+    what = "has bits set beyond its prefix" if "/" in nearest else "is not a network"
     raise fault(f"{shown(text)} {what}", expected, nearest)
 
 
@@ -213,19 +215,21 @@ def _some_header(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def _some_method(names: frozenset[str]) -> frozenset[str]:
     if not names:
-        raise fault("is empty", "at least one method; leave it out for all")
+        raise fault("is empty", "at least one method, or no `methods` at all for every method")
     return names
 
 
 def _path(path: str) -> str:
     if not path.startswith("/") or not path.isprintable() or re.search(r"[?#{} ]", path):
-        raise fault(f"{shown(path)} is no path", 'a path such as "/rate-limit", without query and parameters')
+        raise fault(
+            f"{shown(path)} is not a path", 'a path such as "/rate-limit", without query and parameters'
+        )
     return path.rstrip("/") or "/"
 
 
 def _route_path(path: str) -> str:
     if not path.startswith("/"):
-        raise fault(f"{shown(path)} is no path", 'a path that begins with "/"')
+        raise fault(f"{shown(path)} is not a path", 'a path that begins with "/"')
     if len(path) > MAX_PATH:
         raise fault(f"{shown(path)} is too long", f"a path of at most {MAX_PATH} characters")
     for name, convertor in PARAM_REGEX.findall(path):
@@ -235,7 +239,9 @@ def _route_path(path: str) -> str:
     try:
         compile_path(path)
     except ValueError:
-        raise fault(f"{shown(path)} has a parameter twice", "a name of its own for each parameter") from None
+        raise fault(
+            f"{shown(path)} has two parameters of one name", "a different name for each parameter"
+        ) from None
     return path
 
 
@@ -245,16 +251,14 @@ def _web_url(url: str) -> str:
     except ValueError:
         parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[^!-~]", url):
-        raise fault("is no web address", 'a URL such as "https://example.com/docs/rate-limits"')
+        raise fault("is not a web address", 'a URL such as "https://example.com/docs/rate-limits"')
     return url
 
 
 def _caller_url(url: str) -> str:
     _web_url(url)
     if "{caller}" not in url:
-        raise fault(
-            "has no place for the caller", '"{caller}" in it, as in "https://logs.example.com/?q={caller}"'
-        )
+        raise fault("does not contain {caller}", 'a URL such as "https://logs.example.com/?q={caller}"')
     return url
 
 
@@ -276,7 +280,10 @@ def no_repeats(names: tuple[_S, ...]) -> tuple[_S, ...]:
     first = {name: index for index, name in reversed([*enumerate(folded)])}
     repeated = [index for index, name in enumerate(folded) if first[name] != index]
     if repeated:
-        raise faults(((index,), fault(f"{shown(names[index])} is there twice")) for index in repeated)
+        raise faults(
+            ((index,), fault(f"{shown(names[index])} is listed twice", "each name once"))
+            for index in repeated
+        )
     return names
 
 
