@@ -273,7 +273,7 @@ async def test_what_is_owed_is_sent_until_it_is_understood(proxy: Proxy, wrong: 
             for each in (released, plain)
         ],
     ]
-    assert "makes no sense" in str(await failure_of(backend.renew(settled, 30)))
+    assert "could not be read" in str(await failure_of(backend.renew(settled, 30)))
     proxy.change = None
     async with asyncio.timeout(30):
         assert (await asyncio.gather(*owed))[0] in {Settlement.SETTLED, Settlement.REPEATED}

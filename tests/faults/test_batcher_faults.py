@@ -239,7 +239,7 @@ async def test_closing_without_a_server_ends_every_wait(
     for waiting in (lost, owed):
         with pytest.raises(BackendError):
             await waiting
-    assert "owed to the backend are lost" in caplog.text
+    assert "releases and settles never reached the backend" in caplog.text
     me = {asyncio.current_task()}
     await until_async(lambda: asyncio.all_tasks() == me)
 

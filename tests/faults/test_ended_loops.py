@@ -83,8 +83,8 @@ def test_what_is_lost_with_an_unclosed_process_is_told(start_server: StartServer
     command = [sys.executable, "-c", UNCLOSED, server.url, str(server.pid)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "operations that were owed to the backend are lost: the process ended" in ended.stderr
-    assert "the backend was never told of 2 counts of this process: the process ended" in ended.stderr
+    assert "releases and settles never reached the backend: the process ended" in ended.stderr
+    assert "2 counts of this process never reached the backend: the process ended" in ended.stderr
 
 
 async def test_a_settle_of_a_loop_that_ended_in_an_outage_arrives(

@@ -242,7 +242,7 @@ def test_list_tells_what_is_ignored_and_why(keys: Commands, redis_server: StoreS
         client.hset("ratelimit:{keys}", mapping={LISTED: '{"plan":"gone"}', "clear-key": "{", TEAM: "{"})
         client.set("ratelimit:{keys}:version", "1")
     live = {row["hash"]: row["problems"][0] for row in keys.json("list")["keys"] if row["from"] == "live"}
-    assert live["(no hash)"] == live[TEAM] == "is no JSON"
+    assert live["(not a hash)"] == live[TEAM] == "is not JSON"
     assert live[LISTED].startswith("plan: there is no plan 'gone'")
     assert {row["hash"] for row in keys.json("list")["keys"] if row["from"] != "live"} == {LISTED, TEAM}
     assert "clear-key" not in keys.good("list")

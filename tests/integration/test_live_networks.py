@@ -177,7 +177,7 @@ async def test_too_deep_a_change_is_refused(file: Path) -> None:
         live = limiter.engine.live
         for hours in range(40, 20, -1):
             await live.set_keys(await live.for_a_while({K: KeyEntry("pro")}, hours * 3600))
-        with pytest.raises(SettingsError, match="one over the other"):
+        with pytest.raises(SettingsError, match="on top of each other"):
             await live.for_a_while({K: KeyEntry("pro")}, 3600)
 
 
@@ -316,8 +316,11 @@ def test_a_network_of_the_file_is_replaced_and_comes_back(commands: Commands, fi
             "'203.0.113.7/24' has bits set beyond its prefix; did you mean '203.0.113.0/24'?",
         ),
         (("203.0.113.0/24", "--plan", "prp"), "--plan: there is no plan 'prp'"),
-        (("203.0.113.0/24", "--plan", "pro", "--requests", "5/hour"), "--requests: is for API keys"),
-        (("203.0.113.0/24", "--plan", "pro", "--account", "acme"), "--account: is for API keys"),
+        (
+            ("203.0.113.0/24", "--plan", "pro", "--requests", "5/hour"),
+            "--requests: can't be set for a network",
+        ),
+        (("203.0.113.0/24", "--plan", "pro", "--account", "acme"), "--account: can't be set for a network"),
         (("ip:192.0.9", "--plan", "pro"), "no caller who is known or has counts has this name"),
     ],
 )
@@ -373,8 +376,8 @@ async def test_damaged_network_entries_are_told_and_ignored(
             "pro",
             "blocked",
         ]
-    assert "network 10.9.0.0/16 is set live and ignored: plan: there is no plan 'gone'" in caplog.text
-    assert "network 10.8.0.0/16 is set live and ignored: it is no JSON" in caplog.text
+    assert "network 10.9.0.0/16 is set live, but ignored: plan: there is no plan 'gone'" in caplog.text
+    assert "network 10.8.0.0/16 is set live, but ignored: it is not JSON" in caplog.text
 
 
 async def test_a_live_network_holds_for_a_hooks_nobody() -> None:

@@ -263,10 +263,12 @@ async def test_keys_are_kept_when_the_backend_loses_its_data(
     async with Limiter(settings_on(server.url)) as limiter:
         await limiter.engine.live.set_keys({K: KeyEntry("pro")})
         server.restart()
-        await until_async(lambda: any("lost its keys; 1 are kept" in text for text in about_keys(heard)))
+        await until_async(
+            lambda: any("lost its live keys; the 1 known" in text for text in about_keys(heard))
+        )
         assert plan_of(limiter, "k") == "pro"
         await asyncio.sleep(0.2)
-        assert len([text for text in about_keys(heard) if "lost its keys" in text]) == 1
+        assert len([text for text in about_keys(heard) if "lost its live keys" in text]) == 1
         put(server, {LISTED: {"plan": "default"}})
         await seen(limiter, "listed", "default")
         assert plan_of(limiter, "k") == "default"
@@ -312,12 +314,12 @@ async def test_a_backend_that_refuses_only_this_is_reported_once(
 
 WRONG: dict[str, tuple[object, str]] = {
     "a plan that doesn't exist": ({"plan": "prx"}, "plan: there is no plan 'prx'"),
-    "no JSON": ("nonsense", "it is no JSON"),
-    "no object": ([1], "it is no entry of a key: it has no plan"),
-    "no plan": ({"account": "acme"}, "it is no entry of a key: it has no plan"),
+    "no JSON": ("nonsense", "it is not JSON"),
+    "no object": ([1], "it is not an entry of a key: it has no plan"),
+    "no plan": ({"account": "acme"}, "it is not an entry of a key: it has no plan"),
     "an unknown name": ({"plan": "pro", "quota": 5}, "it has an unknown name 'quota'"),
     "a plan of another type": ({"plan": 5}, "plan: is a whole number; expected a string"),
-    "rates of another type": ({"plan": "pro", "requests": "5/hour"}, "it has requests that are no list"),
+    "rates of another type": ({"plan": "pro", "requests": "5/hour"}, "it has `requests` that are not a list"),
     "a rate that is none": ({"plan": "pro", "requests": ["5/fortnight"]}, "requests[0]: '5/fortnight'"),
     "no slots": ({"plan": "pro", "concurrent": 0}, "concurrent.limit: 0 is out of range"),
     "money as a float": ({"plan": "pro", "daily": 1.5}, "spending.daily: is a float"),
@@ -346,7 +348,7 @@ async def test_an_entry_that_does_not_fit_is_reported_once_and_skipped(
         put(redis_server, {}, version="y")
         await asyncio.sleep(0.2)
         (said,) = about_keys(heard)
-        assert said.startswith(f"key {key_partition(K)} is set live and ignored: {complaint}")
+        assert said.startswith(f"key {key_partition(K)} is set live, but ignored: {complaint}")
 
 
 async def test_a_hash_of_the_other_kind_is_reported(
@@ -356,7 +358,7 @@ async def test_a_hash_of_the_other_kind_is_reported(
     put(redis_server, {f"hmac-sha256:{'0' * 64}": {"plan": "pro"}, "strange": {"plan": "pro"}})
     async with Limiter(settings_on(redis_server.url)):
         said = sorted(about_keys(heard))
-    assert said[0].startswith("key (no hash) is set live and ignored: hash: is not a hash")
+    assert said[0].startswith("key (not a hash) is set live, but ignored: hash: is not a hash")
     assert "a hash of the wrong kind" in said[1]
 
 

@@ -235,7 +235,7 @@ async def test_backend_and_secret_apply_at_restart(file: Path, heard: pytest.Log
         await settle()
         (report,) = reported(heard)
         names = "backend.url, backend.timeout, identity.hash_secret (and with it the keys)"
-        assert report == f"{file}: {names} changed, which applies at restart"
+        assert report == f"{file}: {names} changed; the change applies at restart"
 
 
 async def test_a_change_that_needs_the_restart_waits_for_it(

@@ -82,7 +82,7 @@ async def test_a_disk_that_hangs_is_said_and_waited_for_by_nobody(
         disk = HangingDisk(file, monkeypatch)
         written(file, limits(7, url) + "[plans.pro]\n")
         await until_async(lambda: unread(heard))
-        assert "can't be read within 0.1 s; the settings before stay" in unread(heard)[0]
+        assert "can't be read within 0.1 s; the previous settings stay" in unread(heard)[0]
         await other.engine.live.set_keys({f"sha256:{'0' * 64}": KeyEntry("pro")})
         await until_async(lambda: limiter.engine.live.rules.registered)
         asked = disk.asked

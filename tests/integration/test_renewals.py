@@ -225,7 +225,7 @@ async def test_a_lost_lease_is_reported_once_and_never_taken_again(
         await turns()
     assert lease.is_lost
     assert [record.message for record in caplog.records] == [
-        f"slot lost: lease {lease.id} was not renewed in time; its work runs on uncounted"
+        f"slot lost: lease {lease.id} was not renewed in time; its work goes on, but is not counted"
     ]
     assert bench.events == [SlotLost(lease.id)]
     assert bench.limiter.engine.leases.renewing().lost == 1

@@ -101,7 +101,9 @@ async def test_what_an_app_raises_at_once_is_in_the_log(caplog: pytest.LogCaptur
     """An app that ends before it asks how it starts is served; its exception can be found in the log."""
     with caplog.at_level(logging.DEBUG, "ratelimit_mw"):
         await Server(RateLimitMiddleware(asserts_http, limiter=Limiter())).run()
-    (record,) = [each for each in caplog.records if "ended its lifespan" in each.message]
+    (record,) = [
+        each for each in caplog.records if "raised before it took the start-up event" in each.message
+    ]
     assert record.exc_info is not None
     assert record.exc_info[0] is AssertionError
 

@@ -201,7 +201,7 @@ async def test_a_predicate_that_fails_counts(caplog: pytest.LogCaptureFixture) -
     app = behind(app_of(Limit("x", "1/minute", count=fails)))
     async with client_of(app, x_api_key="a") as client:
         assert await statuses(client, 2, "/200") == [200, 429]
-    assert "count= of x failed; the request counts" in caplog.text
+    assert "count= of limit x failed; the request is counted" in caplog.text
 
 
 async def late(status: int) -> bool:
@@ -223,7 +223,7 @@ async def test_a_predicate_that_returns_what_would_have_to_be_awaited_counts(
     count: Any = lambda status: late(status)  # noqa: E731, PLW0108 - which no look at it can tell
     async with client_of(behind(app_of(Limit("x", "1/minute", count=count)))) as client:
         assert await statuses(client, 2, "/200") == [200, 429]
-    assert "count= of x failed; the request counts" in caplog.text
+    assert "count= of limit x failed; the request is counted" in caplog.text
     assert "count must be a plain function" in caplog.text
 
 

@@ -59,7 +59,9 @@ def test_without_lifespan_requests_are_answered(
             return [(await client.get("/")).status_code for _ in range(3)]
 
     assert trio.run(ask) == [503] * 3
-    assert [record.getMessage() for record in caplog.records] == [f"the app is not served: {SENTENCE}"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the settings can't be used, so every request is answered 503: {SENTENCE}"
+    ]
 
 
 def test_lifespan_fails_with_the_sentence() -> None:

@@ -48,7 +48,7 @@ def find_app(app: Any) -> Mounted:
         elif routes_of(app) is not None:
             return Mounted(app, settings or _added(app))
         app = getattr(app, "app", None)
-    raise LookupError("it has no routes that Starlette or FastAPI made")
+    raise LookupError("no routes of Starlette or FastAPI can be found in it")
 
 
 def cover(routes: Iterable[AppRoute], settings: Settings) -> Iterator[Covered]:

@@ -80,7 +80,9 @@ def _place(
             return "key", rules.code_limits.partition_of(text_of(key))
         except TypeError as error:
             logger.warning(
-                "%s: by returned no key (%s); the request is counted by its caller", limit.name, error
+                "%s: by= returned something that is not a key (%s); the request is counted for its caller",
+                limit.name,
+                error,
             )
     return "caller", ""
 
@@ -90,7 +92,7 @@ def _cost(limit: Limit, cost: object) -> int:
     try:
         return limit.check_cost(cost)
     except ValueError as error:
-        logger.warning("%s; 1 counts", error)
+        logger.warning("%s; the request costs 1", error)
         return 1
 
 
@@ -99,7 +101,9 @@ def _rates(limit: Limit, rates: object) -> tuple[Window, ...] | None:
     try:
         return None if rates is None else rates_of(rates, limit.unit, limit.name)
     except ValueError as error:
-        logger.warning("rates_for returned no rates (%s); the limit's own count", error)
+        logger.warning(
+            "rates_for= returned something that is not rates (%s); the limit's own rates apply", error
+        )
         return None
 
 

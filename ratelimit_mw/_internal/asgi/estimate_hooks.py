@@ -80,7 +80,9 @@ def _price_of(answer: Any, policy: Policy) -> int | None:
     try:
         return parse_estimate(answer, policy.currency)
     except ValueError as error:
-        logger.warning("price= returned no amount (%s); the route's price counts", error)
+        logger.warning(
+            "price= returned something that is not an amount (%s); the route's price is charged", error
+        )
         return None
 
 
@@ -89,5 +91,8 @@ def _units_of(answer: Any) -> Units | None:
     try:
         return None if answer is None else check_amounts(answer)
     except ValueError as error:
-        logger.warning("estimate= returned no estimate (%s); the route's counts", error)
+        logger.warning(
+            "estimate= returned something that is not an estimate (%s); the route's estimate is charged",
+            error,
+        )
         return None

@@ -29,7 +29,7 @@ class Lifespan:
         """Log why nothing can be served, the first time that somebody asks."""
         if error is not None and not self._reported:
             self._reported = True
-            logger.error("the app is not served: %s", error)
+            logger.error("the settings can't be used, so every request is answered 503: %s", error)
 
     async def __call__(
         self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, error: Exception | None
@@ -64,7 +64,11 @@ class Lifespan:
             if asked:
                 raise
             # As servers do: an app without lifespan raises at once. The reason may be another one, though.
-            logger.debug("the app ended its lifespan before it began", exc_info=True)
+            logger.debug(
+                "the app raised before it took the start-up event: "
+                "it has no lifespan, or its start-up failed",
+                exc_info=True,
+            )
         if not asked:
             await self._serve_alone(receive, send)
 

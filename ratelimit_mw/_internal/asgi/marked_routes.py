@@ -127,7 +127,8 @@ class MarkedRoutes:
         for limit in entry.limits:
             if isinstance(limit.by, PathPart) and limit.by.name not in entry.parameters:
                 text = (
-                    f"{limit.name} never applies on {route.path}, which has no {limit.by.name!r} to count by."
+                    f"limit {limit.name} never applies on {route.path}: it counts by the path parameter "
+                    f"{limit.by.name!r}, which this path does not have."
                 )
                 self.findings.append(Finding("limits-not-learnt", text))
         kinds: Iterable[str] = self._entries if route.kind == "app" else (route.kind,)
@@ -165,11 +166,12 @@ def limits_of(route: AppRoute) -> Iterator[Limit]:
 def _unreadable(app: Any, routes: Sequence[AppRoute]) -> Iterator[Finding]:
     """Findings about what may have marks that nobody can see."""
     if app is None:
-        text = "the app shows no routes of Starlette's or FastAPI's: limits in code don't apply."
+        text = "no routes of Starlette or FastAPI can be found in the app: limits in code don't apply."
         yield Finding("limits-not-learnt", text)
     for route in routes:
         if route.kind == "app":
             text = (
-                f"{route.path} shows no routes of Starlette's or FastAPI's: limits in code don't apply there."
+                f"no routes of Starlette or FastAPI can be found in the app at {route.path}: limits in code "
+                "don't apply there."
             )
             yield Finding("limits-not-learnt", text, "note")

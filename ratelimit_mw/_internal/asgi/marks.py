@@ -84,7 +84,11 @@ def limited(*limits: Limit | str) -> Mark:
 
 def _check_limit(limit: object) -> None:
     if not isinstance(limit, Limit):
-        hint = ": a limit with its key is charged in the handler" if isinstance(limit, KeyedLimit) else ""
+        hint = (
+            "; charge a limit with its key in the handler: await request.state.ratelimit.charge(...)"
+            if isinstance(limit, KeyedLimit)
+            else ""
+        )
         raise ValueError(f"limited() takes a Limit or a rate such as '10/minute', not {limit!r:.80}{hint}")
 
 

@@ -38,7 +38,7 @@ async def with_own_body(hook: RefusalHook, scope: Scope, decision: Decision, sta
         return standard
     if not isinstance(own, OwnResponse) or not isinstance(getattr(own, "body", None), bytes):
         logger.warning(
-            "refusal= returned %.200r, which is no response with a body; the standard one is sent", own
+            "refusal= returned %.200r, which is not a response with a body; the standard body is sent", own
         )
         return standard
     headers = [header for header in standard.headers if header[0] not in _BODY_HEADERS]

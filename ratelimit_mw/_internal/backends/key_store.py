@@ -134,7 +134,7 @@ class RedisKeyStore:
         version = await self._clients.get().execute("GET", self._version_key, is_short=True)
         if version is None or isinstance(version, bytes):
             return version
-        raise BackendError(f"{version!r} is no version of live keys")
+        raise BackendError(f"{version!r} is not a version of live keys")
 
     async def changes(self, since: bytes) -> Changes | None:
         """Return all that has changed since a version, whole changes only; None where that isn't known.

@@ -157,7 +157,7 @@ class Renewals:
         self.lost += 1
         for each in lease.same_job or (lease,):
             each.is_lost = True
-        text = "slot lost: lease %s was not renewed in time; its work runs on uncounted"
+        text = "slot lost: lease %s was not renewed in time; its work goes on, but is not counted"
         logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_lost", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
 
@@ -168,7 +168,7 @@ class Renewals:
             each.is_lost = True
         self._leave_slots(lease)
         lease.backend.finish(lease.reservation, EstimateAction.UNTOUCHED)
-        text = "slot freed: lease %s was held for its max_hold; its work runs on uncounted"
+        text = "slot freed: lease %s was held for max_hold; its work goes on, but is not counted"
         logger.warning(text, lease.id, extra={"ratelimit": {"event": "slot_freed", "lease": lease.id}})
         self._notify(SlotLost(lease.id))
 

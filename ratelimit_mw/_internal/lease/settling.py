@@ -186,7 +186,10 @@ class Settling:
             text = "settle ignored: lease %s was settled before with another amount"
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
         elif met is Settlement.UNKNOWN:
-            text = "settle ignored: the backend has no record of lease %s: it ended, or it never arrived"
+            text = (
+                "settle ignored: the backend has no record of lease %s: "
+                "the lease has ended, or its estimate never arrived"
+            )
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
 
     def _settle_ignored(self, text: str, ignored: SettleIgnored) -> None:

@@ -18,6 +18,6 @@ def verdicts_of(policy: Policy, status: int) -> dict[str, bool]:
             check_nothing_to_await(verdict, "count", "")
             verdicts[unit] = bool(verdict)
         except Exception:
-            logger.exception("count= of %s failed; the request counts", unit.removeprefix(ANSWERS))
+            logger.exception("count= of limit %s failed; the request is counted", unit.removeprefix(ANSWERS))
             verdicts[unit] = True
     return verdicts

@@ -64,7 +64,7 @@ async def _rates(limit: Limit, identity: Identity) -> tuple[Window, ...] | None:
             rates = await rates
         return None if rates is None else rates_of(rates, limit.unit, limit.name)
     except Exception:
-        logger.exception("rates_for of %s failed; its own rates are shown", limit.name)
+        logger.exception("rates_for= of limit %s failed; the limit's own rates are shown", limit.name)
         return None
 
 

@@ -26,16 +26,16 @@ def read_entry(text: bytes) -> KeyEntry:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
+        raise ValueError("is not JSON") from None
     if not isinstance(values, dict) or "plan" not in values:
-        raise ValueError("is no entry of a key: it has no plan")
+        raise ValueError("is not an entry of a key: it has no plan")
     strange = sorted(values.keys() - _NAMES)
     if strange:
         raise ValueError(f"has an unknown name {strange[0][:40]!r}")
     if not isinstance(values.get("requests", []), list):
-        raise ValueError("has requests that are no list")
+        raise ValueError("has `requests` that are not a list")
     if not isinstance(values.get("units", {}), dict):
-        raise ValueError("has units that are no table")
+        raise ValueError("has `units` that are not a table")
     return KeyEntry(**values)
 
 

@@ -38,7 +38,7 @@ def shown_name(name: str) -> str:
     """The name of an entry's caller or network, unless it is neither: it may be a key in the clear."""
     if HASH.fullmatch(name):
         return key_partition(name)
-    return "(no hash)" if network_of(name) is None else name
+    return "(not a hash)" if network_of(name) is None else name
 
 
 def sound_networks(
@@ -52,7 +52,7 @@ def sound_networks(
         if network is None:
             continue
         problems = [
-            SettingsProblem("", each, "is for API keys", "a plan and a label, for a network")
+            SettingsProblem("", each, "can't be set for a network", "a plan and a label alone")
             for each in _OF_KEYS
             if getattr(entry, each) is not None
         ]

@@ -158,7 +158,9 @@ class Registry:
                 # No command removes the version: the backend lost what it had. Customers keep their plans.
                 if known.entries:
                     logger.warning(
-                        "the backend lost its keys; %d are kept until it has some", len(known.entries)
+                        "the backend lost its live keys; "
+                        "the %d known ones stay in force until some are set again",
+                        len(known.entries),
                     )
                 self._known = known._replace(version=None)
                 return False
@@ -205,7 +207,12 @@ class Registry:
             if str(error) != self._failure:
                 # A backend that is away tells so itself; one that refuses this alone does not.
                 level = logging.WARNING if isinstance(error, ReplyError) else logging.DEBUG
-                logger.log(level, "keys could not be read (%s); %d are kept", error, len(self.entries))
+                logger.log(
+                    level,
+                    "live keys could not be read (%s); the %d known ones stay in force",
+                    error,
+                    len(self.entries),
+                )
             self._failure = str(error)
             return False
         self._failure = ""
@@ -249,12 +256,12 @@ class Registry:
         """Return the entries that can be used under these settings; problems of others are logged once."""
         tables, wrong = self.checked_under(settings)
         said = {
-            f"{_kind(each)} {shown_name(each)} is set live and ignored: {problem}"
+            f"{_kind(each)} {shown_name(each)} is set live, but ignored: {problem}"
             for each, problems in wrong.items()
             for problem in problems
         }
         said |= {
-            f"{_kind(each)} {shown_name(each)} is set live and ignored: it {what}"
+            f"{_kind(each)} {shown_name(each)} is set live, but ignored: it {what}"
             for each, what in self.unreadable.items()
         }
         for text in sorted(said - self._reported):
@@ -283,7 +290,7 @@ class Registry:
 
 def shown_hash(name: str) -> str:
     """The name of an entry, unless it is no hash: somebody may have written a key in the clear."""
-    return name if HASH.fullmatch(name) else "(no hash)"
+    return name if HASH.fullmatch(name) else "(not a hash)"
 
 
 def _kind(name: str) -> str:

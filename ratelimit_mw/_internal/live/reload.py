@@ -153,7 +153,7 @@ class FileWatch:
         if self._is_reading and not self._is_late:
             self._is_late = True
             logger.error(
-                "%s: the file can't be read within %g s; the settings before stay in force",
+                "%s: the file can't be read within %g s; the previous settings stay in force",
                 printable(self._file),
                 READ_SECONDS,
                 extra={"ratelimit": {"event": "settings_unread"}},
@@ -162,7 +162,7 @@ class FileWatch:
     def _report(self, error: str, waiting: tuple[str, ...]) -> None:
         if error and error != self._reported:
             logger.error(
-                "changed settings are ignored, those before stay in force:\n%s",
+                "changed settings are ignored, and the previous settings stay in force:\n%s",
                 error,
                 extra={"ratelimit": {"event": "settings_ignored"}},
             )
@@ -171,7 +171,7 @@ class FileWatch:
         self._reported = error
         if waiting and waiting != self._waiting:
             logger.warning(
-                "%s: %s changed, which applies at restart", printable(self._file), ", ".join(waiting)
+                "%s: %s changed; the change applies at restart", printable(self._file), ", ".join(waiting)
             )
         self._waiting = waiting
 
@@ -200,7 +200,7 @@ def _load(file: str, data: bytes, running: Settings) -> tuple[Settings, tuple[st
     try:
         return loaded.with_backend_of(running), waiting
     except SettingsError as error:
-        what = f"{', '.join(waiting)} changed, which applies at restart, and the rest has to wait for it: "
+        what = f"{', '.join(waiting)} changed, which applies at restart; other changes have to wait for it: "
         raise SettingsError(
             [SettingsProblem(file, each.path, what + each.what, each.expected) for each in error.problems]
         ) from None

@@ -46,7 +46,7 @@ def timed(entry: KeyEntry, until: float, before: KeyEntry | None) -> TimedEntry:
         below, depth = below.then, depth + 1
     if depth > MOST_NESTED:
         raise ValueError(
-            f"has {depth} changes for a while one over the other; expected at most {MOST_NESTED}"
+            f"has {depth} temporary changes on top of each other; expected at most {MOST_NESTED}"
         )
     values = {field.name: getattr(entry, field.name) for field in fields(KeyEntry)}
     return TimedEntry(**values, until=until, then=then)
@@ -111,17 +111,17 @@ def read_live(text: bytes) -> KeyEntry:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
-        raise ValueError("is no JSON") from None
+        raise ValueError("is not JSON") from None
     return _read(values, MOST_NESTED)
 
 
 def _read(values: Any, depth: int) -> KeyEntry:
     if depth < 0:
-        raise ValueError("has too many changes for a while one over the other")
+        raise ValueError("has too many temporary changes on top of each other")
     if not isinstance(values, dict) or "until" not in values:
         return read_entry(json.dumps(values).encode())
     until, then = values["until"], values.get("then")
     if isinstance(until, bool) or not isinstance(until, int | float) or not math.isfinite(until):
-        raise ValueError("has an end that is no time")
+        raise ValueError("has an `until` that is not a time")
     plain = read_entry(json.dumps({n: v for n, v in values.items() if n not in ("until", "then")}).encode())
     return timed(plain, float(until), None if then is None else _read(then, depth - 1))

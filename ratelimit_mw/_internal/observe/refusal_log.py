@@ -37,7 +37,7 @@ class RefusalLog:
             return
         self._unsaid[kind] = (now, 0)
         fields = {**_fields(policy, refusal, "shadow"), "count": unsaid + 1}
-        text = "would have been refused, but for shadow mode: %s; %d of this kind since the last line"
+        text = "would have been refused without shadow mode: %s; %d of this kind since the last line"
         logger.warning(text, _text(fields), unsaid + 1, extra={"ratelimit": fields})
 
 

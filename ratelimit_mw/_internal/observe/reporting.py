@@ -122,7 +122,7 @@ class Reporter:
         """Once, where a backend that is there refuses reports alone; one that is away tells so itself."""
         if isinstance(error, ReplyError) and str(error) != self._failure:
             self._failure = str(error)
-            logger.warning("figures could not be reported (%s)", error)
+            logger.warning("figures for top and the dashboard could not be written to the backend: %s", error)
 
     async def close(self) -> None:
         """Report what is left, unless the backend is away, and take leave."""

@@ -113,7 +113,7 @@ METRICS = (
         "counter",
         "ratelimit_backend_mended",
         "{count}",
-        "Stored counts that were damaged, and were mended.",
+        "Stored counts that were damaged, and were repaired.",
         lambda stats: stats.load.mended,
     ),
     _plain(

@@ -211,7 +211,7 @@ class OutageReconciler:
         """Tell what can be told now, for a bounded time, and report what is lost."""
         if not await self._syncing.finish():
             return  # it goes on in a loop that serves requests
-        self._lose_rest("it is closed")
+        self._lose_rest("the limiter was closed")
 
     def at_process_end(self) -> None:
         """Report what the backend was never told, where nobody has closed the limiter."""
@@ -221,7 +221,7 @@ class OutageReconciler:
         with self.lock:
             if len(self):
                 self.lost += len(self)
-                logger.error("the backend was never told of %d counts of this process: %s", len(self), reason)
+                logger.error("%d counts of this process never reached the backend: %s", len(self), reason)
                 if not is_over:
                     for unsynced in self._reservations.values():
                         self._forget(unsynced)
@@ -330,7 +330,7 @@ class OutageReconciler:
                     await each
             except BackendError as error:
                 self.lost += 1
-                text = "what lease %s spent without the backend could not be written: %s"
+                text = "the spending of lease %s in an outage could not be written to the backend: %s"
                 logger.error(text, reservation.id.hex(), error)  # noqa: TRY400 - the reason says it all
                 return
 
@@ -342,4 +342,6 @@ class OutageReconciler:
     def _note_lost(self) -> None:
         self.lost += 1
         if self.lost % 1000 == 1:
-            logger.error("the backend will not be told of %d counts of this process: too many", self.lost)
+            logger.error(
+                "%d counts of this process will never reach the backend: too many of them wait", self.lost
+            )

@@ -106,5 +106,5 @@ class SyncTask:
             try:
                 await self._sync()
             except Exception:
-                logger.exception("the backend could not be told what was admitted without it; tried again")
+                logger.exception("counts of an outage could not be sent to the backend; this is tried again")
                 await asyncio.sleep(PAUSE)

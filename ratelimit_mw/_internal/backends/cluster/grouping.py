@@ -112,8 +112,8 @@ class Grouping:
         if has_refused and not self._is_told:
             self._is_told = True
             logger.warning(
-                "each caller has a call of its own, which costs a cluster more: %s:%d does not take calls "
-                "for several hash slots (%s)",
+                "each caller needs a call of its own, which costs the cluster more: node %s:%d does not "
+                "accept calls for several hash slots (%s)",
                 *node,
                 trial.refusal,
                 extra={"ratelimit": {"event": "cluster_calls"}},
@@ -142,7 +142,7 @@ class _Trial:
         error = operation.result if isinstance(operation.result, BackendError) else None
         is_elsewhere = error is not None and str(error).startswith(REDIRECTIONS)
         if is_foreign and error is None:
-            self.refusal = "it takes keys of slots that other nodes serve"
+            self.refusal = "it accepts keys of slots that other nodes serve"
         elif error is not None and not (is_foreign and is_elsewhere):
             self._is_undecided = True
             if isinstance(error, OperationRefusedError) and not is_elsewhere:

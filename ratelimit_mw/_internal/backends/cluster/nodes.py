@@ -66,7 +66,7 @@ class Nodes:
         try:
             return await first_answer([partial(self._ask, node) for node in nodes], self._timeout)
         except BackendError as error:
-            raise BackendError(f"no node tells where the slots are: {error}") from error
+            raise BackendError(f"no node says which node serves which slot: {error}") from error
 
     def client_for(self, key: str) -> Callable[[], Client]:
         """Makes clients for the node that serves a key at the time."""
@@ -92,7 +92,7 @@ class Nodes:
             if len(self.seeds) == 1:
                 return [node] * SLOTS  # a server of its own, which has everything
             name = f"{node.host}:{node.port}"
-            raise BackendError(f"{name} is a server of its own and no node of a cluster: {error}") from error
+            raise BackendError(f"{name} is a single server, not a node of a cluster: {error}") from error
         except TimeoutError as error:
             raise BackendError(f"{node.host}:{node.port} does not answer") from error
         finally:
@@ -111,7 +111,7 @@ def _owners_of(ranges: Any, node: Address) -> Owners:
         owner = Address(host.decode() if host and host != b"?" else node.host, int(port))
         owners[first : last + 1] = [owner] * (last + 1 - first)
     if not ranges:
-        raise BackendError(f"{node.host}:{node.port} knows of no slots")
+        raise BackendError(f"{node.host}:{node.port} reports no slots")
     if len(owners) != SLOTS:
-        raise ValueError(f"{ranges!r} are no slots")
+        raise ValueError(f"{ranges!r} are not slots")
     return owners

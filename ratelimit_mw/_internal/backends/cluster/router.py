@@ -160,7 +160,7 @@ class Router:
         if not self._owners and self._refreshing is not None:
             await asyncio.wait([self._refreshing])  # without a map, nothing is known that the node serves
             if not self._owners:
-                raise self._no_map or BackendError("no node tells where the slots are")
+                raise self._no_map or BackendError("no node says which node serves which slot")
         if not self._probes.can_reach(node, self._owners):
             self._refresh_soon()
             raise ServerMovedError(f"{node.host}:{node.port} serves no slots")
@@ -274,7 +274,7 @@ class Router:
         operation.tries += 1
         if operation.tries == 1 and not operation.must_arrive:
             left = operation.since + self._timeout - self._loop.time()
-            error = BackendError(f"the request was sent on for more than {self._timeout:g} s")
+            error = BackendError(f"the cluster redirected the request for more than {self._timeout:g} s")
             self._loop.call_later(max(left, 0), operation.fail, error)
         return operation.tries
 

@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
                 if reply is False:
                     break
                 if not self._waiting:
-                    raise BackendError("an answer came that nobody had asked for")
+                    raise BackendError("the server sent an answer that belongs to no command")
                 self._waiting.popleft()(reply)
         except BackendError as error:
             self._lose(error)

@@ -107,7 +107,7 @@ class ServerConnector:
         except Exception as error:  # whatever it is, the server can't be asked
             await connection.disconnect(nowait=True)
             stay_cancelled()
-            slow = f"not within {connection.socket_connect_timeout:g} s"
+            slow = f"no connection within {connection.socket_connect_timeout:g} s"
             reason = slow if isinstance(error, TimeoutError) and not str(error) else reason_of(error)
             raise BackendError(f"cannot connect: {reason}") from error
         except asyncio.CancelledError:

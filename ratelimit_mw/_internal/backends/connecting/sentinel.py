@@ -146,7 +146,7 @@ class SentinelConnector:
     async def _ask(self, client: Client) -> NamedPrimary:
         answer = await client.execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
         if answer is None:
-            raise BackendError("a sentinel knows no such service")
+            raise BackendError(f"a sentinel does not know the service '{self._service}'")
         async with client.reading():
             host, port = answer
             address = Address(host.decode(), int(port))

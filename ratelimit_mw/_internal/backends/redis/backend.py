@@ -239,11 +239,11 @@ class RedisBackend:
         self._skew = now - machine_clock()
         operation.tries += 1
         if operation.tries == 1:  # once more, in what is left of the request's time
-            error = BackendError(f"the server was asked again for more than {self._timeout:g} s")
+            error = BackendError(f"the server's clock named other periods for {self._timeout:g} s")
             loop = asyncio.get_running_loop()
             loop.call_at(operation.since + self._timeout, operation.fail, error)
         if operation.tries > ASKED_AGAIN:
-            text = f"the server's clock shows {now} us and does not keep to it"
+            text = f"the server's clock jumps between budget periods; it shows {now} us now"
             operation.fail(OperationRefusedError(text))
         else:
             self._pack_into(operation)

@@ -56,7 +56,7 @@ class Backlog:
             return False
         oldest = self.queue.pop(0)
         if oldest.must_arrive:
-            logger.error("an operation that was owed to the backend is given up: %s", error)
+            logger.error("a release or settle is lost: %s", error)
         oldest.fail(error)
         return True
 

@@ -162,7 +162,7 @@ class Batcher:
         self._link.stop()
         lost = self.owed
         if lost:
-            logger.error("%d operations that were owed to the backend are lost: it was closed", lost)
+            logger.error("%d releases and settles never reached the backend: the limiter was closed", lost)
         self._disconnect(BackendError("the backend was closed"))
 
     # sending ------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ class Batcher:
                 self._on_answers(batch, reply)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits for this batch has to be told
             self._backlog.sent.appendleft(batch)
-            self._disconnect(BackendError(f"an answer makes no sense: {error}"))
+            self._disconnect(BackendError(f"an answer could not be read: {error}"))
         if self._backlog.queue or self._backlog.upkeep:
             self._flush()
 

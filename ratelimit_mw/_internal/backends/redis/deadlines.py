@@ -136,7 +136,9 @@ class Deadlines:
             what = "answer" if self._sent else "connection"
             self._on_silence(BackendError(f"no {what} within {self._timeout:g} s"))
         else:
-            error = BackendError(f"the request was not sent within {self._timeout:g} s: others are before it")
+            error = BackendError(
+                f"the request waited {self._timeout:g} s behind other requests, and was not sent"
+            )
             for operation in late:
                 operation.fail(error)
             self._on_late(error, len(late))

@@ -39,7 +39,7 @@ class ThrottledErrorLog:
         self.mended += int(number)
         if self._is_due("damaged"):
             logger.error(
-                "counts in the backend were damaged, and have been mended (logged once a minute): %r",
+                "counts in the backend were damaged, and were repaired (logged once a minute): %r",
                 key.decode(errors="backslashreplace"),
                 extra={"ratelimit": {"event": "backend_damaged"}},
             )
@@ -48,7 +48,8 @@ class ThrottledErrorLog:
         """Log that requests have waited too long while the server answered."""
         if number and self._is_due("late"):
             logger.warning(
-                "%d requests fail alone, as more come than can be asked about in time (once a minute): %s",
+                "%d requests could not ask the backend in time, since too many came at once "
+                "(logged once a minute): %s",
                 number,
                 error,
                 extra={"ratelimit": {"event": "backend_late"}},

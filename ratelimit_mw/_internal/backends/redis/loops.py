@@ -180,7 +180,7 @@ class LoopSenders:
         """Tell what event loops that have ended owed to the server: no other loop has gone on with it."""
         lost = len([each for each in self._take_left() if each.must_arrive])
         if lost:
-            logger.error("%d operations that were owed to the backend are lost: the process ended", lost)
+            logger.error("%d releases and settles never reached the backend: the process ended", lost)
 
     def _inherit(self, sender: OperationSender, lines: Lines | None) -> None:
         self._left += sender.bequeath()

@@ -305,7 +305,7 @@ def hand_out(
     for at, operations in enumerate(groups):
         answer = answers[at]
         if answer.__class__ is not bytes:
-            raise TypeError(f"{answer!r} is no answer to an operation")
+            raise TypeError(f"{answer!r} is not an answer to an operation")
         template = operations[0].template
         is_failed = answer.startswith(FAILED)
         read.append(None if is_failed else template.read(answer, len(operations)))
