@@ -65,7 +65,7 @@ def about_keys(heard: pytest.LogCaptureFixture) -> list[str]:
     """The warnings about live keys so far."""
     messages = [record.getMessage() for record in heard.records if record.levelno >= logging.WARNING]
     return [
-        message for message in messages if "key" in message and "whoever reads the backend" not in message
+        message for message in messages if "key" in message and "anybody who reads the backend" not in message
     ]
 
 

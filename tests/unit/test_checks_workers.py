@@ -96,7 +96,7 @@ def said(server: AnyServer) -> int:
 def test_each_of_several_workers_says_so(server: AnyServer) -> None:
     """However a server was told to start several workers, each of them tells that it is one."""
     until(lambda: said(server) == 2, 60)
-    assert "one of several workers (2 or more)" in server.log
+    assert "memory://, and 2 or more workers run" in server.log
 
 
 @pytest.mark.parametrize(

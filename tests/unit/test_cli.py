@@ -84,7 +84,7 @@ def test_check_warns_of_a_method_that_is_none(commands: Commands, tmp_path: Path
         '[[routes]]\npath = "/a"\nmethods = ["PSOT"]\n[[routes]]\npath = "/b"\nmethods = ["PURGE", "QUERY"]\n'
     )
     file = str(written(tmp_path / "s.toml", text))
-    assert "'PSOT' is no method that clients use; did you mean 'POST'?" in commands.good("check", file)
+    assert "'PSOT' is not a method that clients use; did you mean 'POST'?" in commands.good("check", file)
     warnings = commands.json("check", file)["warnings"]
     (method,) = [each for each in warnings if each["name"] == "unknown-method"]
     assert (method["file"], method["line"], method["severity"]) == (file, 1, "warning")

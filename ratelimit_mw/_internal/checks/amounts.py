@@ -13,6 +13,7 @@ from ratelimit_mw._internal.settings.findings import Finding
 
 NAMED = 5
 """Limits that are named for one route; of the others only their number is told."""
+_REFUSED = "callers with this limit are always refused."
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ def cost_above_limit(settings: Settings) -> Iterator[Finding]:
         ]
         place = place_of_route(settings.routes, index)
         for text in (*own, *limits.below(route.cost)):
-            said = f"{place}: its cost of {route.cost} never fits into {text}."
+            said = f"{place}: its cost of {route.cost} never fits into {text}: {_REFUSED}"
             yield Finding("cost-above-limit", said)
 
 
@@ -90,10 +91,13 @@ def estimate_above_limit(settings: Settings) -> Iterator[Finding]:
             if unit not in limits:
                 nearest = nearest_name(unit, limits)
                 hint = f" Did you mean {nearest}?" if nearest else ""
-                yield Finding("estimate-without-limit", f"{place}: nothing in this file limits {unit}.{hint}")
+                text = (
+                    f"its estimate of {unit} has no effect, since nothing in this file limits {unit}.{hint}"
+                )
+                yield Finding("estimate-without-limit", f"{place}: {text}")
                 continue
             for text in limits[unit].below(amount):
-                said = f"{place}: its estimate of {amount} {unit} never fits into {text}."
+                said = f"{place}: its estimate of {amount} {unit} never fits into {text}: {_REFUSED}"
                 yield Finding("cost-above-limit", said)
 
 
@@ -115,7 +119,7 @@ def price_above_budget(settings: Settings) -> Iterator[Finding]:
         texts += tokens.below(parse_amount(route.price, TOKEN)) if tokens.sizes else []
         place = place_of_route(settings.routes, index)
         for text in texts:
-            said = f"{place}: its price of {route.price} never fits into {text}."
+            said = f"{place}: its price of {route.price} never fits into {text}: {_REFUSED}"
             yield Finding("price-above-budget", said)
 
 

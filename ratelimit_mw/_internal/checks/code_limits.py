@@ -18,8 +18,8 @@ def code_limit_findings(settings: Settings, limits: Iterable[Limit]) -> Iterator
             differing[limit.name] = None
     for name in differing:
         text = (
-            f"{name!r} is declared twice in code, with other amounts: both are counted together, and each "
-            "route has the amounts of its own declaration."
+            f"{name!r} is declared twice in code, with different amounts: both share one count, and each "
+            "route has the amounts of its own declaration. Declare the limit once, and import it."
         )
         yield Finding("limit-declared-twice", text)
     for name in settings.limits:

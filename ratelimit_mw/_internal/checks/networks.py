@@ -18,7 +18,7 @@ def network_findings(settings: Settings) -> Iterator[Finding]:
     for name, plan in settings.plans.items():
         limits = (plan.requests, plan.units, plan.concurrent, plan.spending)
         if plan.blocked and any(limits):
-            text = f"[plans.{name}] is blocked, so that its limits have no effect."
+            text = f"[plans.{name}] is blocked, so its limits have no effect."
             yield Finding("no-effect", text, "note")
 
 

@@ -58,8 +58,9 @@ def _everyone_trusted(settings: Settings) -> Iterator[Finding]:
         if isinstance(network, str) or network.prefixlen >= _widest(network):
             continue
         text = (
-            f"identity.trusted_proxies[{index}]: {network} trusts strangers, so that whoever calls chooses "
-            f"the address it is counted under in {settings.identity.forwarded_header}."
+            f"identity.trusted_proxies[{index}]: {network} has addresses of strangers, so any client "
+            f"can choose the address that it is counted by, in {settings.identity.forwarded_header}. Name "
+            "your own proxies alone."
         )
         yield Finding("everyone-trusted", text)
 
@@ -71,8 +72,8 @@ def _widest(network: IPv4Network | IPv6Network) -> int:
 def _no_hash_secret(settings: Settings) -> Iterator[Finding]:
     if is_shared(settings) and not settings.identity.hash_secret:
         text = (
-            "identity.hash_secret is not set: whoever reads the backend can try API keys against their "
-            "hashes, and lease tokens can be forged."
+            "identity.hash_secret is not set: anybody who reads the backend can test API keys against "
+            "their hashes, and lease tokens can be forged."
         )
         yield Finding("no-hash-secret", text)
 
@@ -83,8 +84,8 @@ def _redis_without_tls(settings: Settings) -> Iterator[Finding]:
     far = [host for host in hosts if host and not _is_this_machine(host)]
     if far:
         text = (
-            f"backend.url: {', '.join(far)} is reached without TLS, so whoever is on the way reads the "
-            "password and can change the counts."
+            f"backend.url: {', '.join(far)} is reached without TLS, so anybody on the network between "
+            "can read the password and change the counts."
         )
         yield Finding("redis-without-tls", text)
 
@@ -107,8 +108,8 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
     for name, plan in settings.plans.items():
         if name not in used and not plan.blocked and plan != built_in.get(name):
             text = (
-                f"[plans.{name}]: nobody in this file has this plan; only a key that was set live or a hook "
-                "of the app can give it."
+                f"[plans.{name}]: no caller gets this plan by this file alone; only a live key or a hook of "
+                "the app can give it."
             )
             yield Finding("unreachable-plan", text, "note")
 
@@ -116,9 +117,9 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
 def _not_compiled(_settings: Settings) -> Iterator[Finding]:
     if not is_compiled() and not os.environ.get(PURE):
         text = (
-            f"the steps that every request takes are not compiled in {_PACKAGE}, and take more CPU: it is a "
-            "checkout in the folder that Python was started in, or was installed with neither a wheel for "
-            "this platform nor a C compiler."
+            f"the package in {_PACKAGE} is not compiled, so each request takes more CPU: it is a checkout in the "
+            "folder that Python was started in, or was installed with neither a wheel for this platform nor a "
+            "C compiler."
         )
         yield Finding("not-compiled", text)
 

@@ -8,7 +8,7 @@ from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.findings import Finding
 from ratelimit_mw._internal.settings.tables import PlanSettings
 
-_ALONE = "this process keeps all counts itself"
+_ALONE = "backend.url is memory://, so no backend has to be asked"
 
 
 def prefetch_without_effect(settings: Settings) -> Iterator[Finding]:
@@ -38,7 +38,7 @@ def _why_not_own(settings: Settings, plan: PlanSettings, takes_slots: bool) -> s
     if not settings.backend.is_shared:
         return _ALONE
     if plan.units:
-        return "its metered units are settled by each request"
+        return "each request settles metered units of the plan"
     if (application.requests and not application.prefetch) or application.concurrent or application.units:
         return "each request draws on [application], which all callers share"
     return "each request takes a slot of the plan" if plan.concurrent and takes_slots else ""

@@ -38,15 +38,15 @@ def place_of_route(routes: Sequence[RouteSettings], index: int) -> str:
 def _misread(place: str, route: RouteSettings) -> Iterator[Finding]:
     literal = PARAM_REGEX.sub("", route.path)
     if "{" in literal or "}" in literal:
-        text = f"{place}: a brace that belongs to no parameter is taken as text, which no usual path has."
+        text = f"{place}: a brace outside of a parameter such as {{id}} is matched as a plain character."
         yield Finding("unmatched-braces", text)
     if _ENCODED.search(literal) or "?" in literal or "#" in literal:
-        text = f"{place}: paths are matched decoded and without their query, so this one never is."
+        text = f"{place}: this path never matches: a request's path is compared decoded, and without query."
         yield Finding("undecoded-path", text)
     for method in sorted((route.methods or frozenset()) - set(_METHODS)):
         nearest = nearest_name(method, _METHODS)
         if nearest:  # else it is one of an app's own
-            text = f"{place}: {method!r} is no method that clients use; did you mean {nearest!r}?"
+            text = f"{place}: {method!r} is not a method that clients use; did you mean {nearest!r}?"
             yield Finding("unknown-method", text)
 
 
@@ -69,10 +69,11 @@ def _never_reached(routes: Sequence[RouteSettings], table: RouteTable, index: in
     place = place_of_route(routes, index)
     exempt = [rule for rule in rules if routes[rule].exempt]
     if exempt and not route.exempt:
-        text = f"{place} never applies{some}: {_places(routes, exempt)} comes first and exempts its paths."
+        earlier_ones = _places(routes, exempt)
+        text = f"{place} never applies{some}: its requests match {earlier_ones} first, and are exempt."
         yield Finding("exempt-covers-route", text)
     else:
-        text = f"{place} never applies{some}: {_places(routes, rules)} comes first and matches its paths."
+        text = f"{place} never applies{some}: its requests match {_places(routes, rules)} first."
         yield Finding("shadowed-route", text)
 
 

@@ -38,7 +38,8 @@ def server_findings(
     if "*" in trusted_by_server(arguments, environment).split(","):
         text = (
             "the server trusts every peer's X-Forwarded-For (--forwarded-allow-ips *) and takes its "
-            "left-most address, which the client writes: callers choose their address."
+            "left-most address, which any client can write: callers can choose the address that they are "
+            "counted by."
         )
         yield Finding("server-trusts-everyone", text)
     named = environment.get("RATELIMIT_SETTINGS")
@@ -58,8 +59,8 @@ def worker_findings(settings: Settings) -> Iterator[Finding]:
 def _memory_with_workers(settings: Settings, workers: int) -> Iterator[Finding]:
     if not is_shared(settings) and workers > 1:
         text = (
-            f"backend.url is memory:// in one of several workers ({workers} or more): each counts alone, so "
-            "that callers get every limit that many times."
+            f"backend.url is memory://, and {workers} or more workers run: each worker counts alone, so "
+            "callers get each limit that many times. Run one worker, or use Redis or Valkey."
         )
         yield Finding("memory-with-workers", text)
 
@@ -126,9 +127,9 @@ def router_findings(app: Any, settings: Settings) -> Iterator[Finding]:
         return
     for name in dict.fromkeys(_other_routers(app)):
         text = (
-            f"{name} is inside, and may run a route for other spellings of its path (a trailing or a double "
-            "slash, other case) than [[routes]] match, which is as Starlette's router would: such a request "
-            'counts under its plan alone. paths = "loose" has the rules hold for those, too.'
+            f"the app inside has a router of its own ({name}), which may accept more spellings of a path (a "
+            "trailing or a double slash, other case) than Starlette's router and [[routes]] do: such a "
+            'request counts under its plan alone. paths = "loose" lets the rules match those spellings, too.'
         )
         yield Finding("other-router", text)
 
@@ -154,7 +155,8 @@ def _other_routers(app: Any) -> Iterator[str]:
 
 def mounted_twice() -> Finding:
     """Return the finding for a request that passed the middleware a second time."""
-    text = "RateLimitMiddleware is mounted twice around the same app: each request is charged twice."
+    text = "RateLimitMiddleware is mounted twice around the same app: each request is charged twice. "
+    text += "Keep the outer one."
     return Finding("mounted-twice", text)
 
 

@@ -139,7 +139,7 @@ def _backend_failure(reason: str) -> str:
     settings = sources.last_loaded()
     gives_them = None if settings is None else missing_rights(reason, settings.backend)
     if gives_them is not None:
-        return f"rights are missing in the backend: {reason}. What gives them: {gives_them}"
+        return f"rights are missing in the backend: {reason}. This command gives them: {gives_them}"
     if _LOGIN.search(reason):
         return f"the backend refuses the login of backend.url: {reason}"
     return f"the backend is away: {reason}"

@@ -102,7 +102,7 @@ class Dashboard:
         rights = missing_rights(str(error), self._limiter.settings.backend)
         if rights is not None:
             return DashboardError(
-                403, f"Rights are missing in the backend: {error}. What gives them: {rights}"
+                403, f"Rights are missing in the backend: {error}. This command gives them: {rights}"
             )
         return DashboardError(503, f"The backend does not answer: {error}")
 

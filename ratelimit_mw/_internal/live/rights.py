@@ -53,6 +53,6 @@ class RightsCheck:
 def _without_rights(gives_them: str) -> Finding:
     text = (
         "operations.dashboard_changes is on, but the user of backend.url may not change live keys: the "
-        f"dashboard can't give anybody another plan. What gives it the rights: {gives_them}"
+        f"dashboard can't give anybody another plan. This command gives the rights: {gives_them}"
     )
     return Finding("dashboard-without-rights", text)

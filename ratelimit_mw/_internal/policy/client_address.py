@@ -298,24 +298,26 @@ def _for_value(element: str) -> str:
 
 def _no_header(header: str) -> Finding:
     text = (
-        f"a trusted proxy sent no {header} header: its callers are counted together, under its own address. "
-        "Let it set the header, or name the one it sets in identity.forwarded_header."
+        f"a trusted proxy sent no {header} header: its callers are counted together, by the proxy's "
+        "address. Make the proxy set this header, or name the header that it does set in "
+        "identity.forwarded_header."
     )
     return Finding("missing-forwarded-header", text)
 
 
 def _untrusted_proxy(header: str, peer: str) -> Finding:
     text = (
-        f"{header} came from {peer}, which identity.trusted_proxies does not name. If that is your proxy, "
-        "name it: its callers are counted together, under its address. If it is a client, nothing is wrong."
+        f"{header} came from {peer}, which identity.trusted_proxies does not name. If {peer} is your proxy, "
+        "name it there: now all its callers are counted together, by its address. If it is a client, nothing "
+        "is wrong."
     )
     return Finding("untrusted-proxy", text)
 
 
 def _balancer_appended(header: str, address: str) -> Finding:
     text = (
-        f"all callers are counted as {address}, which ends {header} whoever comes before: a balancer appends "
-        "its own address. Name that in identity.trusted_proxies, too. If it is one client that writes the "
+        f"all callers are counted as {address}, the last address in {header} of many clients: a balancer "
+        "appends its own address. Name it in identity.trusted_proxies, too. If one client writes the "
         "header itself, nothing is wrong."
     )
     return Finding("balancer-appended", text)

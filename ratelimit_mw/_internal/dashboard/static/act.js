@@ -32,7 +32,7 @@ export class Actions {
     document.body.classList.toggle("acting", this.allowed);
     find("headline-act").hidden = !this.allowed || !this.headlined;
     find("rights").hidden = !changes || !missing;
-    setText(find("rights"), missing ? `Nothing can be changed from here: rights are missing in the backend. What gives them: ${missing}` : "");
+    setText(find("rights"), missing ? `Nothing can be changed from here: rights are missing in the backend. This command gives them: ${missing}` : "");
     if (this.read === undefined) this.audit();
   }
 
