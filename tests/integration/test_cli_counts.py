@@ -148,7 +148,7 @@ def test_show_of_who_is_counted_by_address_asks_for_it(
     """An unknown key that counts as anonymous has no counts of its own to show."""
     text = f'backend.url = "{redis_server.url}"\nidentity.unknown_keys = "anonymous"'
     file = str(written(tmp_path / "s.toml", text))
-    assert "name it with --address" in commands.bad("show", "--key", "k", "--settings", file)
+    assert "name the address with --address" in commands.bad("show", "--key", "k", "--settings", file)
 
 
 def test_a_backend_that_is_away_is_one_line(commands: Commands, tmp_path: Path) -> None:

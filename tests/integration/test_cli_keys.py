@@ -270,7 +270,7 @@ def test_remove_takes_back_what_was_set(keys: Commands, redis_server: StoreServe
     """The key is again what the settings say, or unknown; a key that was not set is an error."""
     keys.good("set", "k", "listed", "--plan", "default")
     assert keys.good("remove", "listed") == f"{LISTED_NAME}: plan pro again, as the settings say\n"
-    assert keys.good("remove", K) == f"{K_NAME}: known nowhere from now on\n"
+    assert keys.good("remove", K) == f"{K_NAME}: unknown from now on\n"
     assert stored(redis_server) == {}
     assert keys.bad("remove", "k") == f"{K_NAME} is not set live"
     assert keys.bad("remove", "listed") == f"{LISTED_NAME} is not set live; it is listed in {keys.file}"
@@ -308,7 +308,7 @@ def test_memory_has_no_keys_to_set(capsys: pytest.CaptureFixture[str], tmp_path:
     """Each process has its own, where no command can reach; the listed ones are listed all the same."""
     keys = Commands(capsys, written(tmp_path / "s.toml", SETTINGS))
     for command in (("set", "k", "--plan", "pro"), ("remove", "k")):
-        assert keys.bad(*command).endswith("where no command can reach: backend.url is memory://")
+        assert keys.bad(*command).endswith("in the memory of each process, and no command can reach them")
     assert len(keys.json("list")["keys"]) == 2
     empty = Commands(capsys, written(tmp_path / "empty.toml", "shadow = false"))
     assert empty.good("list") == "no keys\n"

@@ -118,7 +118,7 @@ async def test_an_account_stands_for_all_its_keys(commands: Any) -> None:
         callers = (await commands("json", "show", *named))["callers"]
         assert {each["partition"] for each in callers} == apart
     message = await commands("bad", "explain", "GET", "/", "--key", "a:apart")
-    assert "the keys of this account are counted one by one" in message
+    assert "the keys of this account are counted one by one: name one" in message
 
 
 @pytest.mark.usefixtures("limiter")
@@ -208,7 +208,7 @@ async def test_keys_are_set_by_what_is_shown(commands: Any, redis_server: StoreS
     await commands("good", "keys", "remove", "a:bolt")
     await commands("good", "keys", "remove", SEEN_NAME[:8])
     assert stored(redis_server) == {}
-    assert "is no API key" in await commands("bad", "keys", "hash", "ip:192.0.2.7")
+    assert "is neither an API key nor" in await commands("bad", "keys", "hash", "ip:192.0.2.7")
 
 
 @pytest.mark.usefixtures("limiter")
@@ -229,4 +229,4 @@ async def test_any_other_text_is_an_api_key(commands: Any) -> None:
 
 async def test_a_caller_is_named_once(commands: Any) -> None:
     """Two names of one caller are wrong usage."""
-    assert "a caller is named once" in await commands("bad", "show", "k", "--key", "k", status=2)
+    assert "name the caller once" in await commands("bad", "show", "k", "--key", "k", status=2)

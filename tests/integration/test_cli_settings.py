@@ -59,7 +59,7 @@ def test_a_file_in_this_folder_is_found_and_named(commands: Commands, tmp_path: 
     """`ratelimit.toml` of the working folder, where neither the option nor the environment names another."""
     written(tmp_path / "ratelimit.toml", "[plans.mine]\nconcurrent = 1")
     status, out, error = commands.any("explain", "GET", "/")
-    assert (status, error) == (0, "note: going by ratelimit.toml in this folder\n")
+    assert (status, error) == (0, "note: using ratelimit.toml in this folder\n")
     assert out
     assert "mine" in commands.json("check")["plans"]
 
@@ -81,8 +81,8 @@ def test_built_in_defaults_are_announced(commands: Commands) -> None:
     """A user who forgot to name a file is told that none was read, on success and in the line of an error."""
     status, _, error = commands.any("explain", "GET", "/")
     assert status == 0
-    assert error.startswith("note: going by the built-in defaults: no --settings, no RATELIMIT_SETTINGS")
-    assert "going by the built-in defaults" in commands.bad("show", "k")
+    assert error.startswith("note: using the built-in defaults: no --settings, no RATELIMIT_SETTINGS")
+    assert "using the built-in defaults" in commands.bad("show", "k")
 
 
 # a file with a mistake --------------------------------------------------------------------------
@@ -108,9 +108,9 @@ def test_a_mistake_elsewhere_locks_nobody_out(
         status, out, error = commands.any(*arguments, "--settings", file)
         assert status == 0, error
         assert out
-        assert error.startswith("note: the settings have mistakes: ")
+        assert error.startswith("note: the settings have mistakes, which this command ignores; ")
         assert said in error
-        assert "apps that run go on with the settings in force" in error
+        assert "running apps keep the settings that are in force" in error
     assert "Acme" in commands.good("show", "listed", "--settings", file)
     assert "mistakes" not in commands.bad("explain", "GET", "/", "--settings", file)
     assert commands.any("check", file)[0] == 1

@@ -117,7 +117,7 @@ async def test_top_prints_one_table_where_there_is_no_terminal(commands: Command
 async def test_top_says_that_nobody_asked(commands: Commands, shared: str) -> None:
     """An empty table is no error."""
     printed = await asyncio.to_thread(commands.good, "top", "--settings", shared)
-    assert "nobody asked in the last minute" in printed
+    assert "no caller sent a request in the last minute" in printed
 
 
 def test_top_needs_a_shared_backend(commands: Commands, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ async def test_top_shows_those_who_are_looked_for(
         said = await asyncio.to_thread(commands.json, "top", *options, "--settings", shared)
         assert [caller["plan"] for caller in said["callers"]] == plans
         printed = await asyncio.to_thread(commands.good, "top", *options, "--settings", shared)
-        assert ("nobody of whom this is true asked" in printed) is (not plans)
+        assert ("no caller that fits the filter sent" in printed) is (not plans)
 
     await with_traffic(shared, look)
 

@@ -202,7 +202,7 @@ def test_commands_tell_how_long_it_holds(commands: Commands, file: Path, server:
     assert commands.json("audit", *settings)["changes"][0]["detail"] == f"plan blocked until {end}"
     commands.good("keys", "remove", "k", *settings)
     assert stored(server) == {}
-    assert "is no duration" in commands.bad(
+    assert "is not a duration" in commands.bad(
         "keys", "set", "k", "--plan", "pro", "--for", "2", *settings, status=2
     )
 
@@ -267,7 +267,7 @@ def test_keys_set_takes_networks(
         "keys", "set", text, "--plan", "blocked", "--label", "scraper", *settings
     )
     assert (status, out) == (0, f"{name} (scraper): plan blocked, in force within 2 seconds\n")
-    assert "identity.blocked_networks refuses these, too" in error
+    assert "identity.blocked_networks refuses them, too" in error
     assert stored(server) == {name: KeyEntry("blocked", label="scraper")}
     rows = commands.json("keys", "list", *settings)["keys"]
     (row,) = [each for each in rows if each["network"] == name]

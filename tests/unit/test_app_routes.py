@@ -169,7 +169,7 @@ def test_command_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> 
     assert run(["routes", "tests.unit.test_app_routes:app", "--app-dir", str(ROOT)]) == 0
     shown = capsys.readouterr().out
     assert "[1] POST /v1/predictions" in shown
-    assert "routes[4] (/nobody) fits no route of the app" in shown
+    assert "routes[4] (/nobody) matches no route of the app" in shown
     assert run(["routes", "tests.unit.test_app_routes:app", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["mounted"]

@@ -193,7 +193,7 @@ def test_explain_prints_for_people(commands: Commands) -> None:
     assert "0.02, not charged: the caller has no budget" in anonymous
     assert re.search(r"^caller +ip:ADDRESS$", anonymous, re.MULTILINE)
     known = commands.good("explain", "POST", "/v1/predictions", "--key", "demo-research", "--settings", FULL)
-    assert "0.02 USD until it is settled" in known
+    assert "0.02 USD until the request is settled" in known
 
 
 def test_explain_says_that_a_cost_never_fits(commands: Commands, tmp_path: Path) -> None:
@@ -214,15 +214,19 @@ def test_explain_asks_no_backend(commands: Commands) -> None:
     ("arguments", "status", "message"),
     [
         (("explain", "GET", "v1"), 2, "'v1' is not a path: it begins with a slash"),
-        (("explain", "GET", "/", "--address", "300.1.1.1"), 2, "'300.1.1.1' is no address"),
+        (("explain", "GET", "/", "--address", "300.1.1.1"), 2, "'300.1.1.1' is not an address"),
         (("explain", "GET", "/", "--key", ""), 1, "the API key is empty"),
         (("explain", "GET", "/", "--key", f"hmac-sha256:{'0' * 64}"), 1, "a hash of the wrong kind"),
         (("explain", "GET"), 2, "Missing argument 'path'."),
         (("explain", "GET", "/", "--nope"), 2, "No such option"),
         (("nope",), 2, "No such command 'nope'."),
         (("keys", "nope"), 2, "No such command 'nope'."),
-        (("show",), 1, "built-in defaults: backend.url is memory://, so counts are in the memory"),
-        (("reset",), 2, "reset needs a caller: CALLER, --key, --address or --account"),
+        (
+            ("show",),
+            1,
+            "built-in defaults: backend.url is memory://, so counts are in the memory of each process",
+        ),
+        (("reset",), 2, "reset needs a caller: give CALLER, --key, --address or --account"),
         (("show", "--settings", "missing.toml"), 1, "missing.toml: there is no such file"),
         (("demo", "--port", "70000"), 2, "Invalid value for '--port'"),
     ],

@@ -113,7 +113,7 @@ def test_durations(text: str, seconds: int) -> None:
 )
 def test_what_is_no_duration(text: str) -> None:
     """Anything else is wrong usage."""
-    with pytest.raises(UsageError, match="is no duration"):
+    with pytest.raises(UsageError, match="is not a duration"):
         parse_duration(text)
 
 

@@ -18,7 +18,8 @@ from ratelimit_mw._internal.settings import Settings
 
 def audit(
     number: Annotated[
-        int, typer.Option("-n", metavar="N", min=1, max=500, help="Changes to show, the latest first.")
+        int,
+        typer.Option("-n", metavar="N", min=1, max=500, help="Number of changes to show, the latest first."),
     ] = 20,
     settings: SettingsFile = None,
     json: Json = False,

@@ -46,9 +46,9 @@ class NamedCaller:
     def check(self) -> None:
         """Raise `UsageError` for names that don't go together."""
         if self.account is not None and not self.key is self.address is self.caller is None:
-            raise UsageError("--account stands alone: without CALLER, --key and --address")
+            raise UsageError("--account can't be combined with CALLER, --key or --address")
         if self.caller is not None and not self.key is self.address is None:
-            raise UsageError("a caller is named once: CALLER stands alone, without --key and --address")
+            raise UsageError("name the caller once: CALLER can't be combined with --key or --address")
 
 
 async def find_caller(limiter: Limiter, named: NamedCaller) -> tuple[Caller, str | None]:
@@ -59,7 +59,7 @@ async def find_caller(limiter: Limiter, named: NamedCaller) -> tuple[Caller, str
     """
     callers, unread = await _find(limiter, named, needs_backend=False)
     if len(callers) > 1:
-        raise CommandError("the keys of this account are counted one by one: name one with --key")
+        raise CommandError("the keys of this account are counted one by one: name one of them with --key")
     return callers[0], unread
 
 
@@ -106,7 +106,7 @@ async def _network_of(limiter: Limiter, directory: Directory, text: str) -> str 
     (caller,) = await directory.callers(text)
     entry = network_at(caller.identity.partition)
     if entry is None:
-        raise CommandError(f"{text} calls from no network")
+        raise CommandError(f"{text} has no known address, so no network can be set for it")
     return entry
 
 
@@ -131,11 +131,11 @@ def hash_of(key: str, settings: Settings) -> str:
         if not key.lower().startswith(f"{kind}:"):
             state = "is" if secret else "is not"
             raise CommandError(
-                f"a hash of the wrong kind: identity.hash_secret {state} set, so hashes begin with {kind}:"
+                f"a hash of the wrong kind: identity.hash_secret {state} set, so a hash begins with {kind}:"
             )
         return key.lower()
     if key.lower().startswith(("sha256:", "hmac-sha256:")):
-        raise CommandError(f"{key!r} is no hash: expected 64 hexadecimal digits after the colon")
+        raise CommandError(f"{key!r} is not a hash: expected 64 hexadecimal digits after the colon")
     api_key = os.fsencode(key).strip(b" \t")
     wrong = unusable(api_key)
     if wrong is not None:
@@ -224,7 +224,9 @@ async def _find(
 def _address(text: str) -> str:
     address = canonical_address(text)
     if address.startswith("peer:") and not text.startswith("peer:"):
-        raise UsageError(f"{text!r} is no address: expected one such as 192.0.2.1 or 2001:db8::1, or unix")
+        raise UsageError(
+            f"{text!r} is not an address: expected one such as 192.0.2.1 or 2001:db8::1, or unix"
+        )
     return text
 
 
@@ -234,13 +236,13 @@ def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: 
         place, key = directory.keys()[api_key_hash]
         return Caller(identity, place, key.label)
     if limiter.settings.identity.unknown_keys == "anonymous":
-        why = 'a key known nowhere: identity.unknown_keys = "anonymous"'
+        why = 'an unknown key: identity.unknown_keys = "anonymous"'
     else:
-        why = "a key known nowhere: identity.default_plan"
+        why = "an unknown key: identity.default_plan"
     hop = limiter.engine.identify.hop_at(address or "unknown")
     identity = limiter.engine.identify.of_unknown(api_key_hash, hop)
     if identity.plan == hop.plan and identity.partition.startswith("ip:"):
-        why = f"a key known nowhere, counted by its address: {directory.place_of_network(address or '')}"
+        why = f"an unknown key, counted by its address: {directory.place_of_network(address or '')}"
     return Caller(_placed(identity, address), why)
 
 

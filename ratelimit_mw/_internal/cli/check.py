@@ -214,7 +214,7 @@ def _facts(settings: Settings) -> list[tuple[str, str]]:
     hashes = "hmac-sha256" if identity.hash_secret else "sha256, without a hash_secret"
     facts = [
         ("backend", where),
-        ("when away", f"{backend.on_failure}, after {backend.timeout:g} s"),
+        ("backend away", f"{backend.on_failure}, after {backend.timeout:g} s without an answer"),
         ("API keys", f"{', '.join(identity.api_key_headers)}; {len(settings.keys)} listed; kept as {hashes}"),
         ("unknown keys", _unknown_keys(settings)),
         ("no key", f"plan {identity.anonymous_plan}, counted by address"),
@@ -266,7 +266,7 @@ def _route_row(route: RouteSettings) -> tuple[object, ...]:
     says = [] if route.slot or route.exempt else ["no slot"]
     says += ["exempt"] if route.exempt else []
     says += ["shadow"] if route.shadow else []
-    says += [f"{route.on_failure} when away"] if route.on_failure else []
+    says += [f"{route.on_failure} when backend is away"] if route.on_failure else []
     price = "-" if route.price is None else route.price
     cost = "-" if route.exempt else route.cost
     own, total = rates_text(route.requests), rates_text(route.total)

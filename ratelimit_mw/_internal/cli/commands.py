@@ -51,7 +51,10 @@ app = typer.Typer(
     **with_examples(""),
 )
 keys_app = typer.Typer(
-    help="API keys.", invoke_without_command=True, rich_markup_mode=None, **with_examples("keys")
+    help="Set, list, remove and hash API keys.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    **with_examples("keys"),
 )
 app.add_typer(keys_app, name="keys")
 app.command(**with_examples("routes"))(routes)
@@ -64,8 +67,8 @@ CallerName = Annotated[
     typer.Argument(
         metavar="CALLER",
         autocompletion=complete_caller,
-        help="A caller as it is shown (k:…, a:…, ip:…) or the beginning of that, an API key, its hash, an "
-        "address or an account; - reads it from standard input.",
+        help="A caller's name (k:…, a:…, ip:…) or the beginning of one, an API key, its hash, an address "
+        "or an account; - reads it from standard input.",
     ),
 ]
 Key = Annotated[
@@ -74,12 +77,12 @@ Key = Annotated[
         "--key",
         metavar="KEY",
         autocompletion=complete_caller,
-        help="An API key, its hash, a caller's name or the beginning of that, or - for standard input.",
+        help="An API key, its hash, a caller's name or the beginning of one, or - for standard input.",
     ),
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="ADDRESS", help="The client address of who has no known key."),
+    typer.Option("--address", metavar="ADDRESS", help="The client address of a caller without a known key."),
 ]
 Account = Annotated[
     str | None,
@@ -183,7 +186,7 @@ def check(
     app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Check a settings file as the app would load it; with --app also what it says of limits in code."""
+    """Check a settings file as the app would load it; with --app, also its amounts for limits in code."""
     mounted = None if app_name is None else import_app(app_name, app_dir)
     raise typer.Exit(check_command.check(sources.settings_file(file or settings), mounted, as_json=json))
 
@@ -192,15 +195,15 @@ def check(
 def schema() -> None:
     """Print the JSON schema of the settings file, for editors.
 
-    A file whose first line is `#:schema ./ratelimit.schema.json` is completed and checked by it.
+    Editors use it to complete and check a file that begins with `#:schema ./ratelimit.schema.json`.
     """
     print_json(json_schema())
 
 
 @app.command(**with_examples("explain"))
 def explain(  # noqa: PLR0913, PLR0917 - an option each
-    method: Annotated[str, typer.Argument(help="Such as GET; a WebSocket handshake is a GET.")],
-    path: Annotated[str, typer.Argument(help="Such as /v1/predictions, as the app itself sees it.")],
+    method: Annotated[str, typer.Argument(help="The method, such as GET; a WebSocket handshake is a GET.")],
+    path: Annotated[str, typer.Argument(help="The path as the app sees it, such as /v1/predictions.")],
     key: Key = None,
     address: Address = None,
     settings: SettingsFile = None,
@@ -208,7 +211,7 @@ def explain(  # noqa: PLR0913, PLR0917 - an option each
     app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Say which limits apply to a request, and why; with --app also those of the app's code.
+    """Say which limits apply to a request, and why; with --app, also limits in the app's code.
 
     Charges nothing, and works while the backend is away.
     """
@@ -228,9 +231,9 @@ def show(  # noqa: PLR0913, PLR0917 - an option each
     app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Show what a caller has used, holds and has left; with --app also of limits in the app's code.
+    """Show what a caller has used, holds and has left; with --app, also of limits in the app's code.
 
-    Without a caller: how the limits stand that all callers share.
+    Without a caller: the state of the limits that all callers share.
     """
     mounted = None if app_name is None else import_app(app_name, app_dir)
     counts.show(
@@ -249,9 +252,9 @@ def reset(  # noqa: PLR0913, PLR0917 - an option each
     app_dir: AppFolder = ".",
     json: Json = False,
 ) -> None:
-    """Clear what was counted of a caller; with --app also by limits in the app's code.
+    """Clear the counts of a caller; with --app, also those of limits in the app's code.
 
-    Its requests, its slots, and its spending of this day and month.
+    Clears its requests, its slots, and its spending of this day and month.
     """
     mounted = None if app_name is None else import_app(app_name, app_dir)
     counts.reset(
@@ -267,7 +270,7 @@ def hash_key(
 ) -> None:
     """Print the hash of an API key.
 
-    It is what `hash` of [[keys]] in the settings takes, and what logs and the backend show.
+    The hash is for `hash` of [[keys]] in the settings. Logs and the backend show the same hash.
     """
     api_key_hash = keys.hash_key(sources.load_usable(settings), key)
     if json:
@@ -280,14 +283,14 @@ def hash_key(
 def demo(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port on 127.0.0.1.")] = 8000,
     token: Annotated[
-        str, typer.Option("--token", metavar="TOKEN", help="Opens the dashboard; a new one if left out.")
+        str, typer.Option("--token", metavar="TOKEN", help="Token of the dashboard. Default: a new one.")
     ] = "",
     traffic: Annotated[
-        bool, typer.Option("--traffic/--no-traffic", help="Whether simulated callers keep it busy.")
+        bool, typer.Option("--traffic/--no-traffic", help="Whether simulated callers send requests.")
     ] = True,
 ) -> None:
     """Run a sample API with its dashboard, and print what to try.
 
-    It counts in memory and needs no Redis. Ctrl-C ends it.
+    The demo counts in memory and needs no Redis. Ctrl-C ends it.
     """
     demo_api.run(port, token, traffic=traffic)

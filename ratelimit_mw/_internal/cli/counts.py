@@ -62,7 +62,7 @@ def show(settings: Settings, named: NamedCaller, mounted: Mounted | None = None,
 def reset(settings: Settings, named: NamedCaller, mounted: Mounted | None = None, *, as_json: bool) -> None:
     """Clear everything that is counted of a caller. Raises `CommandError` and `BackendError`."""
     if named.is_nobody:
-        raise UsageError("reset needs a caller: CALLER, --key, --address or --account")
+        raise UsageError("reset needs a caller: give CALLER, --key, --address or --account")
     limiter, limits = patient_limiter(settings), marked_in(mounted)
     limiter.marked.update(limits)
     cleared = run_with(limiter, _clear(limiter, named))
@@ -86,8 +86,8 @@ def check_shared(settings: Settings) -> None:
     """Raise `CommandError` for a backend that no command can look into."""
     if not settings.backend.is_shared:
         raise CommandError(
-            f"{settings.source}: backend.url is memory://, so counts are in the memory of each process, "
-            "where no command can look; set RATELIMIT_BACKEND__URL here if the app's environment has it"
+            f"{settings.source}: backend.url is memory://, so counts are in the memory of each process, and "
+            "no command can read them; set RATELIMIT_BACKEND__URL here if the app's environment has it"
         )
 
 
@@ -123,7 +123,7 @@ async def _record(settings: Settings, cleared: Sequence[tuple[Identity, int]]) -
 
 def _counted(caller: Caller) -> Identity:
     if not is_placed(caller):
-        raise CommandError("this caller is counted by its address: name it with --address")
+        raise CommandError("this caller is counted by its address: name the address with --address")
     return without_placeholder(caller)
 
 

@@ -19,6 +19,6 @@ def parse_duration(text: str) -> int:
         seconds = sum(int(found[unit] or 0) * each for unit, each in _SECONDS.items())
     if not 1 <= seconds <= LONGEST:
         raise UsageError(
-            f"--for: {text[:40]!r} is no duration; expected one such as 30m, 2h, 1d12h, up to 10 years"
+            f"--for: {text[:40]!r} is not a duration; expected one such as 30m, 2h, 1d12h, up to 10 years"
         )
     return seconds

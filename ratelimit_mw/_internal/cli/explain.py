@@ -135,7 +135,7 @@ class _Explained:
         facts.append(("route", self.route()))
         if policy.is_blocked:
             shadow, shadow_from = self.shadow()
-            only = f", but for shadow mode ({shadow_from})" if shadow else ""
+            only = f", but shadow mode lets it through ({shadow_from})" if shadow else ""
             return [*facts, ("blocked", f"every request is refused with 403 ({self.blocked_by}){only}")]
         if policy.is_exempt:
             return [*facts, ("limits", f"none: the route is exempt ({self.route_place})")]
@@ -173,7 +173,7 @@ class _Explained:
         """The estimate, and why none is charged where the route has one."""
         policy = self.policy
         if policy.price is not None and policy.currency is not None:
-            return f"{amount_text(policy.price, policy.currency)} until it is settled"
+            return f"{amount_text(policy.price, policy.currency)} until the request is settled"
         if policy.route is not None and policy.route.price is not None:
             return f"{policy.route.price}, not charged: the caller has no budget"
         return "none"

@@ -44,7 +44,7 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
         typer.Option(
             "--requests",
             metavar="RATE",
-            help="A rate in place of the plan's, such as 100/minute; repeat it for several.",
+            help="A rate in place of the plan's, such as 100/minute; repeat the option for several.",
         ),
     ] = None,
     concurrent: Annotated[
@@ -68,7 +68,7 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
             "--units",
             metavar="UNIT=RATE",
             help="A rate of a metered unit, such as tokens=200000/minute, in place of all of the plan's; "
-            "repeat it for several.",
+            "repeat the option for several.",
         ),
     ] = None,
     for_: Annotated[
@@ -76,7 +76,7 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
         typer.Option(
             "--for",
             metavar="DURATION",
-            help="How long it holds, such as 30m, 2h or 1d12h; then it goes back to what held before.",
+            help="How long the change lasts, such as 30m, 2h or 1d12h; then what held before applies again.",
         ),
     ] = None,
     settings: SettingsFile = None,
@@ -84,9 +84,9 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Give API keys a plan and limits of their own, or callers of a network a plan, live.
 
-    Replaces what was set before, and what the settings say of the same keys; but a key keeps its account and
-    its label where no others are given. Every worker goes by it within 2 seconds; what was counted is kept.
-    Several keys are set all at once.
+    Replaces what was set live before, and what the settings say of the same keys. A key keeps its account
+    and its label unless new ones are given. Every worker uses the change within 2 seconds; counts are kept.
+    Several keys are set together: all or none.
     """
     seconds = None if for_ is None else parse_duration(for_)
     entry = KeyEntry(
@@ -98,7 +98,7 @@ def set_keys(  # noqa: PLR0913, PLR0917 - an option each
 def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
     """List the API keys and networks that are set live and those in the settings.
 
-    What they have in place of their plan's limits is shown beside them.
+    Limits that they have in place of their plan's are shown beside them.
     """
     keys.list_keys(load_usable(settings), as_json=json)
 
@@ -106,6 +106,6 @@ def list_keys(settings: SettingsFile = None, json: Json = False) -> None:
 def remove_keys(keys_: Keys, settings: SettingsFile = None, json: Json = False) -> None:
     """Take back what was set live for API keys or networks.
 
-    They are then what the settings say, or unknown. What was counted is kept.
+    Then they have what the settings say of them, or are unknown. Counts are kept.
     """
     keys.remove_keys(load_usable(settings), keys_, as_json=json)

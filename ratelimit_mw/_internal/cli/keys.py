@@ -38,9 +38,11 @@ def hash_key(settings: Settings, key: str) -> str:
     if key != "-" and is_name(key):
         (api_key_hash, *others) = _names(settings, [key])
         if not HASH.fullmatch(api_key_hash):
-            raise CommandError(f"{key} is no API key, and no account of known keys")
+            raise CommandError(f"{key} is neither an API key nor an account of known keys")
         if others:
-            raise CommandError(f"{key} has several keys: see ratelimit-mw keys list")
+            raise CommandError(
+                f"{key} has several keys: name one of them, as ratelimit-mw keys list shows it"
+            )
         return api_key_hash
     return hash_of(read_key(key), settings)
 
@@ -82,7 +84,7 @@ def set_keys(
             f"{shown_name(name)}{label}: plan {each.plan}{until}, in force within 2 seconds", soft_wrap=True
         )
     if settings.plans[entry.plan].blocked and any(network_of(each) is not None for each in names):
-        note("callers with an API key keep their own plans; identity.blocked_networks refuses these, too")
+        note("callers with an API key keep their own plans; identity.blocked_networks refuses them, too")
 
 
 def _keeping(entry: KeyEntry, held: KeyEntry | KeySettings | None, account: str | None) -> KeyEntry:
@@ -102,7 +104,7 @@ def read_units(options: Sequence[str] | None) -> dict[str, list[str]] | None:
         unit, equals, rate = option.partition("=")
         if not equals:
             raise CommandError(
-                f"--units: {option[:40]!r} names no unit; expected one such as tokens=200000/minute"
+                f"--units: {option[:40]!r} names no unit; expected UNIT=RATE, such as tokens=200000/minute"
             )
         units.setdefault(unit.strip(), []).append(rate.strip())
     return units
@@ -133,11 +135,7 @@ def remove_keys(settings: Settings, keys: Sequence[str], *, as_json: bool) -> No
     listed = {key.hash: key.plan for key in settings.keys}
     listed |= {str(entry.network): entry.plan for entry in settings.addresses}
     for name in removed:
-        plan = (
-            f"plan {listed[name]} again, as the settings say"
-            if name in listed
-            else "known nowhere from now on"
-        )
+        plan = f"plan {listed[name]} again, as the settings say" if name in listed else "unknown from now on"
         console.print(f"{shown_name(name)}: {plan}", soft_wrap=True)
 
 
@@ -175,8 +173,8 @@ def _run(settings: Settings, ask: Callable[[Registry], Awaitable[T]]) -> T:
 def _check_shared(settings: Settings) -> None:
     if not settings.backend.is_shared:
         raise CommandError(
-            f"{settings.source} keeps everything in the memory of each process, where no command can reach: "
-            "backend.url is memory://"
+            f"{settings.source}: backend.url is memory://, so live keys and counts are in the memory of each "
+            "process, and no command can reach them"
         )
 
 

@@ -128,10 +128,10 @@ class Directory:
         if hashes:
             return hashes
         if not name.startswith("k:"):
-            raise CommandError(f"{name} is no API key, and no account of known keys")
+            raise CommandError(f"{name} is neither an API key nor an account of known keys")
         identity = self._lookup.identity(name)
         if identity is None or identity.api_key_hash is None:
-            raise CommandError(f"{name}: the whole hash of this key is not known; name the key itself")
+            raise CommandError(f"{name}: only the beginning of this key's hash is known; give the key itself")
         return [identity.api_key_hash]
 
     def account(self, text: str, api_key_hash: str) -> str | None:
@@ -166,7 +166,7 @@ class Directory:
             plan = None if identity is None else identity.plan
             raise CommandError(f"{name} was seen with the plan {plan!r}, which the settings don't have")
         address = name.partition(":")[2] if name.startswith("ip:") else ""
-        return [Caller(identity, self.place_of_network(address) or "as a worker told lately")]
+        return [Caller(identity, self.place_of_network(address) or "as a worker reported lately")]
 
     async def _by_counts(self, name: str) -> Caller | None:
         """A caller of whom nothing is known but what is counted of it; None where nothing is."""
@@ -189,7 +189,7 @@ class Directory:
             assumed = (plan, self.place_of_network(rest) or "identity.anonymous_plan")
         first = [assumed] if assumed else []
         others = [plan for plan in self._limiter.settings.plans if not assumed or plan != assumed[0]]
-        return [*first, *((plan, "a guess, by what is counted") for plan in others)]
+        return [*first, *((plan, "a guess from its counts") for plan in others)]
 
     def _by_prefix(self, text: str, start: str) -> str:
         rest = start.partition(":")[2]
@@ -203,7 +203,7 @@ class Directory:
         short = f"; a prefix has at least {MIN_DIGITS} digits" if len(rest) < MIN_DIGITS else ""
         raise CommandError(
             f"{text}: no caller who is known or has counts has this name{short}. "
-            f"An API key that begins with {start.partition(':')[0]}: is named by its hash"
+            f"For an API key that itself begins with {start.partition(':')[0]}:, give its hash"
         )
 
     def _shown(self, name: str) -> str:

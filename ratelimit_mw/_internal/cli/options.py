@@ -21,9 +21,9 @@ AppName = Annotated[
     typer.Option(
         "--app",
         metavar="MODULE:APP",
-        help="An app such as main:app, for its limits in code. It is imported, and not run.",
+        help="An app such as main:app, whose limits in code are included. It is imported, and not run.",
     ),
 ]
 AppFolder = Annotated[
-    str, typer.Option("--app-dir", metavar="FOLDER", help="Where the app is imported from.")
+    str, typer.Option("--app-dir", metavar="FOLDER", help="The folder that the app is imported from.")
 ]

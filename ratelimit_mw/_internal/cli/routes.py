@@ -15,7 +15,9 @@ from ratelimit_mw._internal.settings import PlanSettings, RouteSettings, Setting
 
 
 def routes(
-    app: Annotated[str, typer.Argument(help="Such as main:app; a function without parameters is called.")],
+    app: Annotated[
+        str, typer.Argument(help="The app, such as main:app; a function without parameters is called.")
+    ],
     settings: Annotated[
         str | None,
         typer.Option(
@@ -26,7 +28,7 @@ def routes(
         ),
     ] = None,
     app_dir: Annotated[
-        str, typer.Option("--app-dir", metavar="FOLDER", help="Where the app is imported from.")
+        str, typer.Option("--app-dir", metavar="FOLDER", help="The folder that the app is imported from.")
     ] = ".",
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -48,7 +50,7 @@ def routes(
 
 
 def _print(settings: Settings, covered: list[Covered], unused: list[int], *, is_mounted: bool) -> None:
-    console.print(f"{settings.source}: what each route is limited by, beside the caller's plan")
+    console.print(f"{settings.source}: the limits of each route, on top of the caller's plan")
     console.print()
     columns = ("method", "path", "rule", "cost", "price", "each caller", "all callers", "in code", "")
     print_table(columns, [row for each in covered for row in _rows(settings, each)])
@@ -57,7 +59,7 @@ def _print(settings: Settings, covered: list[Covered], unused: list[int], *, is_
         text = "warning: no RateLimitMiddleware is mounted on this app: nothing limits it."
         console.print(text, soft_wrap=True)
     for index in unused:
-        text = f"note: routes[{index}] ({route_text(settings.routes[index])}) fits no route of the app."
+        text = f"note: routes[{index}] ({route_text(settings.routes[index])}) matches no route of the app."
         console.print(text, soft_wrap=True)
 
 
@@ -65,7 +67,19 @@ def _rows(settings: Settings, covered: Covered) -> list[tuple[object, ...]]:
     methods = "WebSocket" if covered.route.kind == "websocket" else _methods(covered.methods)
     path = covered.route.path
     if not covered.rules:
-        return [(methods, path, "?", "?", "?", "?", "?", "?", "a convertor of the app's own: see explain")]
+        return [
+            (
+                methods,
+                path,
+                "?",
+                "?",
+                "?",
+                "?",
+                "?",
+                "?",
+                "unknown, as the path has a convertor of the app: see explain",
+            )
+        ]
     some, in_code = len(covered.rules) > 1, names_text(limits_of(covered.route), settings)
     rows = [_cells(settings, rule, some=some) for rule in covered.rules]
     return [(methods, path, *cells[:-1], in_code, cells[-1]) for cells in rows]

@@ -18,10 +18,10 @@ def settings_file(named: str | None) -> str | None:
     if os.environ.get("RATELIMIT_SETTINGS"):
         return None  # which `Settings.load` reads itself
     if Path(HERE).is_file():
-        note(f"going by {HERE} in this folder")
+        note(f"using {HERE} in this folder")
         return HERE
     note(
-        "going by the built-in defaults: no --settings, no RATELIMIT_SETTINGS, and no ratelimit.toml in this "
+        "using the built-in defaults: no --settings, no RATELIMIT_SETTINGS, and no ratelimit.toml in this "
         "folder"
     )
     return None
@@ -42,8 +42,8 @@ def load_usable(named: str | None) -> Settings:
         more = len(wrong.problems) - 1
         others = f" (and {more} more: ratelimit-mw check)" if more else ""
         note(
-            f"the settings have mistakes: {wrong.problems[0]}{others}. This command does without what is "
-            "wrong; apps that run go on with the settings in force"
+            "the settings have mistakes, which this command ignores; running apps keep the settings that are "
+            f"in force. The first mistake: {wrong.problems[0]}{others}"
         )
     return _remembered(settings)
 

@@ -37,13 +37,20 @@ _ORDERS: Mapping[Sort, Callable[[CallerFigures], float]] = {
 
 
 def top(  # noqa: PLR0913, PLR0917 - an option each
-    once: Annotated[bool, typer.Option("--once", help="Print one table and end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one table, then exit.")] = False,
     interval: Annotated[
-        float, typer.Option("--interval", metavar="S", min=0.5, max=3_600, help="Seconds between two looks.")
+        float,
+        typer.Option("--interval", metavar="S", min=0.5, max=3_600, help="Seconds between two updates."),
     ] = 1.0,
-    sort: Annotated[Sort, typer.Option("--sort", help="What the first callers have most of.")] = "requests",
+    sort: Annotated[
+        Sort,
+        typer.Option(
+            "--sort",
+            help="Who comes first: callers with most requests, with most refusals, or nearest to a limit.",
+        ),
+    ] = "requests",
     number: Annotated[
-        int | None, typer.Option("-n", metavar="N", min=1, max=50, help="Callers to show.")
+        int | None, typer.Option("-n", metavar="N", min=1, max=50, help="Number of callers to show.")
     ] = None,
     text: Annotated[
         str,
@@ -62,9 +69,9 @@ def top(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Show the busiest and most refused callers of all workers, live.
 
-    Figures are of the last minute. Where the output is no terminal, one table is printed. At a terminal, b
-    shows the busiest first, r the most refused, n those nearest to a limit; / filters, and q or Ctrl-C ends
-    it.
+    Figures are of the last minute. Where the output is not a terminal, one table is printed. At a terminal,
+    b shows the busiest callers first, r the most refused, n those nearest to a limit; / filters, and q or
+    Ctrl-C ends the command.
     """
     limiter = patient_limiter(load_usable(settings))
     order = Order(sort, number, text, plan)
@@ -119,8 +126,10 @@ class Order:
     def help(self) -> Text:
         """Return the line that explains the keys and shows the filter."""
         if self.is_typing:
-            return Text(f"filter: {printable(self.text)}_   Enter keeps it, Esc drops it", style="bold")
-        found = f"   filter: {printable(self.text)} (Esc drops it)" if self.text else ""
+            return Text(
+                f"filter: {printable(self.text)}_   Enter keeps the filter, Esc removes it", style="bold"
+            )
+        found = f"   filter: {printable(self.text)} (Esc removes it)" if self.text else ""
         keys = [
             f"[{key}] {name}" if name == self.sort else f"{key} {name}" for key, name in _SORT_KEYS.items()
         ]
@@ -173,7 +182,7 @@ async def _seen(view: FleetView) -> Snapshot:
     """The first look, which has to succeed."""
     snapshot = await view.read()
     if not snapshot.series:
-        raise CommandError(snapshot.partial or "there is nothing to see")
+        raise CommandError(snapshot.partial or "no figures could be read")
     return snapshot
 
 

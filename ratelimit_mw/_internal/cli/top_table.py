@@ -52,7 +52,9 @@ def table_of(
     lines: list[RenderableType] = [_heading(snapshot), *_notes(snapshot), Text(), table]
     if not callers:
         asked = _all(snapshot.plans).all_requests
-        lines.append(Text(f"nobody {'of whom this is true ' if asked else ''}asked in the last minute"))
+        lines.append(
+            Text(f"no caller {'that fits the filter ' if asked else ''}sent a request in the last minute")
+        )
     return Group(*lines)
 
 
@@ -88,7 +90,7 @@ def _heading(snapshot: Snapshot) -> Text:
     ]
     latency = snapshot.latency
     if latency.p50 is not None and latency.p99 is not None:
-        parts.append(f"backend {latency.p50:.1f} ms, at worst {latency.p99:.1f} ms")
+        parts.append(f"backend p50 {latency.p50:.1f} ms, p99 {latency.p99:.1f} ms")
     return Text(" · ".join(parts), style="bold")
 
 
