@@ -40,7 +40,7 @@ async def test_figures_move_and_agree_with_a_count_of_the_traffic(server: AppSer
     """From the log-in on: the page follows what two workers decide, and says who is refused."""
     async with browser_page() as page:
         await log_in(page, server, "wrong")
-        await expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+        await expect(page.get_by_role("alert")).to_have_text("This token is wrong.")
         await log_in(page, server)
         await expect(page.locator("#headline-text")).to_have_text("Nobody is being refused")
         await expect(page.locator("#status-workers")).to_have_text("2 workers")
@@ -78,20 +78,20 @@ async def test_a_callers_plan_is_changed_and_taken_back(server: AppServer) -> No
         await expect(page.locator("#history canvas")).to_be_visible()
         await page.locator("#plan-name").select_option("big")
         await page.get_by_role("button", name="Give it this plan").click()
-        await page.get_by_role("button", name="Leave it").click()
+        await page.get_by_role("button", name="Cancel").click()
         await expect(page.locator("#done")).to_be_empty()
         await page.locator("#plan-name").select_option("big")
         await page.get_by_role("button", name="Give it this plan").click()
-        await page.get_by_role("button", name="Do it").click()
+        await page.get_by_role("button", name="Confirm").click()
         await expect(page.locator("#done")).to_contain_text("Plan big is set")
         await answered(server, "greedy", 200)
         await expect(page.locator("#caller-facts")).to_contain_text("big")
         await page.get_by_role("button", name="Take back what was set live").click()
-        await page.get_by_role("button", name="Do it").click()
+        await page.get_by_role("button", name="Confirm").click()
         await expect(page.locator("#done")).to_contain_text("Taken back")
         await answered(server, "greedy", 429)
         await page.get_by_role("button", name="Clear what is counted").click()
-        await page.get_by_role("button", name="Do it").click()
+        await page.get_by_role("button", name="Confirm").click()
         await expect(page.locator("#done")).to_contain_text("Cleared")
         await answered(server, "greedy", 200)
         await page.get_by_role("link", name="All callers").click()
@@ -105,7 +105,7 @@ async def test_a_caller_is_acted_on_from_its_row_and_that_is_undone(server: AppS
         await ask(server, "greedy", 40)
         await page.get_by_role("button", name=f"Act on {short('greedy')}").click()
         await expect(page.locator("#act-title")).to_contain_text(short("greedy"))
-        await page.get_by_role("button", name="Leave it").click()
+        await page.get_by_role("button", name="Cancel").click()
         await expect(page.locator("#audit-card")).to_be_hidden()
         await page.get_by_role("button", name="Act on this caller").click()
         await page.locator("#act-plan").select_option("big")
@@ -150,12 +150,12 @@ token = "wall-token"
         await expect(page.locator("#toast")).to_contain_text(f"{short('greedy')}: plan big until ")
         await expect(page.locator("#audit tbody tr").first).to_contain_text("Anna, 127.0.0.1")
         await page.locator("#callers tbody a").click()
-        until = page.locator("#caller-facts div", has_text="Its plan holds until").locator("dd")
+        until = page.locator("#caller-facts div", has_text="This plan ends").locator("dd")
         first = await until.text_content()
         await page.locator("#plan-name").select_option("big")
         await page.locator("#plan-for").select_option("for a week")
         await page.locator("#plan-form").get_by_role("button", name="Give it this plan").click()
-        await page.get_by_role("button", name="Do it").click()
+        await page.get_by_role("button", name="Confirm").click()
         await expect(until).not_to_have_text(first or "")
     async with browser_page() as page:
         await log_in(page, server, "wall-token")
@@ -175,7 +175,7 @@ async def test_a_caller_is_found_among_all(server: AppServer) -> None:
         await expect(rows.first).to_contain_text(short("greedy"))
         await expect(page.locator("#callers-number")).to_have_text("1 of 2 in the last minute")
         await page.get_by_label("Find").fill(partition("steady")[:10])
-        await expect(page.locator("#no-callers")).to_contain_text("None of the callers shown")
+        await expect(page.locator("#no-callers")).to_contain_text("No caller in this list fits")
         await page.locator("#found a").click()
         await expect(page.locator("#caller-name")).to_have_text(partition("steady"))
         await page.get_by_role("link", name="All callers").click()
@@ -210,7 +210,7 @@ async def test_without_changes_the_page_offers_none(
 
 
 async def test_an_outlook_of_no_time_is_a_sentence(server: AppServer) -> None:
-    """A limit whose room grows within the second "grows now", and not "in now"."""
+    """A limit with more room within the second says "more left now", and not "in now"."""
     limits: list[dict[str, object]] = [
         {"kind": "window", "share": 1, "reset_after": 0.4},
         {"kind": "window", "share": 1, "reset_after": 30},
@@ -224,8 +224,8 @@ async def test_an_outlook_of_no_time_is_a_sentence(server: AppServer) -> None:
         read = "limits => import(document.querySelector('script[type=module]').src.replace('app', 'format'))"
         texts = await page.evaluate(f"{read}.then(format => limits.map(format.outlook))", limits)
     assert texts == [
-        "used up, grows now",
-        "used up, grows in 30 s",
+        "used up, more left now",
+        "used up, more left in 30 s",
         "used up, starts again now",
         "used up now at this pace",
         "used up in 42 s at this pace",
@@ -250,7 +250,7 @@ async def test_it_works_under_another_path_behind_a_proxy(server: AppServer, tmp
             assert [cookie.get("path") for cookie in await page.context.cookies()] == ["/inside/ops"]
             await page.locator("#headline a").click()
             await page.get_by_role("button", name="Clear what is counted").click()
-            await page.get_by_role("button", name="Do it").click()
+            await page.get_by_role("button", name="Confirm").click()
             await expect(page.locator("#done")).to_contain_text("Cleared")
             await page.goto(f"{proxy.url}/inside/ops")
             await expect(page.locator("#status-live")).to_have_text("live")
@@ -281,7 +281,9 @@ async def test_an_outage_keeps_what_is_known(server: AppServer, redis_server: St
         await page.locator("#headline a").click()
         await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
         redis_server.stop_signal()
-        await expect(page.locator("#caller-notice")).to_contain_text("this is how it was last seen")
+        await expect(page.locator("#caller-notice")).to_contain_text(
+            "the page shows this caller as last seen"
+        )
         await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
         await page.get_by_role("link", name="All callers").click()
         await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")
@@ -307,7 +309,7 @@ async def test_an_outage_mixes_no_two_callers(server: AppServer, redis_server: S
         redis_server.stop_signal()
         await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")
         await page.locator("#callers tbody tr", has_not_text=greedy[:12]).locator("a").first.click()
-        await expect(page.locator("#caller-notice")).to_contain_text("his is how it was last seen")
+        await expect(page.locator("#caller-notice")).to_contain_text("he page shows this caller as last seen")
         assert await page.locator("#caller-name").inner_text() != greedy
         await expect(page.locator("#limits tbody tr").first).to_contain_text("3 of 30")
         facts = page.locator("#caller-facts")

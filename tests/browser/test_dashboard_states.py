@@ -82,7 +82,7 @@ async def test_logging_in(server: AppServer) -> None:
         await page.goto(f"{server.url}/ops")
         await state(page, "login")
         await log_in(page, server, "wrong")
-        await expect(page.get_by_role("alert")).to_have_text("That is not the token.")
+        await expect(page.get_by_role("alert")).to_have_text("This token is wrong.")
         await state(page, "wrong-token")
 
 
@@ -145,7 +145,7 @@ async def test_five_hundred_callers(server: AppServer) -> None:
             more = group.create_task(crowd(server, 500))
             await page.get_by_role("button", name="Next").click()
             await expect(page.locator("#page-text")).to_have_text(
-                re.compile(r"^26 to 50 of 5\d\d, order held$")
+                re.compile(r"^26 to 50 of 5\d\d, order fixed$")
             )
             links = page.locator("#callers tbody a")
             names = await links.all_text_contents()
@@ -156,7 +156,7 @@ async def test_five_hundred_callers(server: AppServer) -> None:
             await expect(first).not_to_have_text(before or "")
             assert await links.all_text_contents() == names
             await more
-        await page.get_by_role("button", name="Before").click()
+        await page.get_by_role("button", name="Previous").click()
         assert short("loud") not in await links.all_text_contents()
         await page.get_by_role("button", name="Back to the live order").click()
         await expect(links.first).to_have_text(short("loud"))

@@ -196,7 +196,7 @@ async def test_a_worker_has_old_settings(
     replace_file(old, settings(redis_server.url, default="7000/minute"))
     server = start_app(APP, environment={"RATELIMIT_SETTINGS": str(file)})
     start_app(APP, environment={"RATELIMIT_SETTINGS": str(old)})
-    async with night(server, steady(OTHERS, 0.3), "Workers go by different settings since") as page:
+    async with night(server, steady(OTHERS, 0.3), "Workers use different settings since") as page:
         await expect(page.locator("#workers tbody tr.bad")).to_have_count(2)
         replace_file(old, settings(redis_server.url))
         await says(page, "Nobody is being refused")

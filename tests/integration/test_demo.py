@@ -109,7 +109,7 @@ def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path: Path) -> N
         try:
             url = served.wait_until_it_serves()
             assert not url.endswith(f":{port}")
-            assert f"Port {port} is taken" in served.text
+            assert f"Port {port} is in use" in served.text
             assert served.end() == 0
         finally:
             served.process.kill()

@@ -92,11 +92,11 @@ async def test_a_key_can_be_given_a_plan_and_keeps_its_account(caplog: pytest.Lo
         ("/plan", {"key": HASH, "plan": "nosuch"}, 422, "nosuch"),
         ("/plan", {"key": HASH, "plan": "shared"}, 422, "account"),
         ("/plan", {"key": "in the clear", "plan": "small"}, 400, "key must be the hash"),
-        ("/plan", {"key": HASH, "plan": 5}, 400, "plan must be a text"),
-        ("/plan", {"plan": "small"}, 400, "key must be a text"),
-        ("/reset", {"caller": ["k:0"]}, 400, "caller must be a text"),
-        ("/caller", {"caller": "\ud800"}, 400, "caller must be a text"),
-        ("/reset", [], 400, "no JSON object"),
+        ("/plan", {"key": HASH, "plan": 5}, 400, "plan must be a string"),
+        ("/plan", {"plan": "small"}, 400, "key must be a string"),
+        ("/reset", {"caller": ["k:0"]}, 400, "caller must be a string"),
+        ("/caller", {"caller": "\ud800"}, 400, "caller must be a string"),
+        ("/reset", [], 400, "not a JSON object"),
         ("/caller", {"caller": "x" * MAX_BODY}, 413, "bytes were sent"),
     ],
 )
@@ -114,7 +114,7 @@ async def test_a_body_that_is_no_json_is_said_to_be_none() -> None:
         headers = {**bearer(), "Content-Type": "application/json"}
         for content in (b"", b"{", b"\xff", b"[" * 50_000):
             answer = await client.post("/ops/caller", content=content, headers=headers)
-            assert (answer.status_code, answer.json()["error"]) == (400, "The body is no JSON.")
+            assert (answer.status_code, answer.json()["error"]) == (400, "The body is not JSON.")
 
 
 async def test_many_who_look_at_one_caller_ask_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ async def test_what_was_changed_again_is_not_undone(
     change = (await post(client, "plan", key=key, plan="small"))["change"]
     await app.limiter.engine.live.set_keys({key: KeyEntry("team", "x")})
     answer = await client.post("/ops/undo", json={"id": change["id"]})
-    assert (answer.status_code, "changed again since" in answer.json()["error"]) == (409, True)
+    assert (answer.status_code, "changed again after this change" in answer.json()["error"]) == (409, True)
     assert app.limiter.engine.live.keys[key] == KeyEntry("team", "x")
     cleared = (await post(client, "reset", caller="a:acme"))["change"]
     for change_id in (cleared["id"], "nonsense"):

@@ -103,7 +103,7 @@ def test_a_caller_that_is_always_refused_is_no_alarm() -> None:
     assert said(fleet([ABUSER]), habits={"k:1": 450.0}) == ("notice", "caller")
     assert said(fleet([ABUSER]), habits={"k:1": 100.0}) == ("alarm", "caller")
     headline = headline_of(fleet([ABUSER]), Circumstances(SETTINGS, habits={"k:1": 100.0}))
-    assert "It is used to 100 refusals a minute." in headline.more
+    assert "Usually it has 100 refusals a minute." in headline.more
     assert headline.caller == "k:1"
     assert "500 of its 510 requests in the last minute were refused (request rate)" in headline.more
 
@@ -129,8 +129,8 @@ def test_an_outage_tells_since_when_and_what_becomes_of_requests() -> None:
     headline = headline_of(fleet([]), Circumstances(SETTINGS, Outage(NOW - 9, "Connection refused", 1234)))
     assert (headline.title, headline.since) == ("The backend is away since", NOW - 9)
     assert headline.more.startswith("Each worker counts alone: up to 2 times each limit.")
-    assert "This worker has decided 1,234 requests so." in headline.more
-    assert headline.more.endswith("its last answer: Connection refused")
+    assert "This worker has decided 1,234 requests in the outage." in headline.more
+    assert headline.more.endswith("the last error: Connection refused")
 
 
 @pytest.mark.parametrize(

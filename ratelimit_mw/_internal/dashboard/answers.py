@@ -132,9 +132,9 @@ async def read_json(request: Request) -> dict[str, Any]:
     try:
         value = json.loads(await read_body(request))
     except (ValueError, RecursionError):
-        raise DashboardError(400, "The body is no JSON.") from None
+        raise DashboardError(400, "The body is not JSON.") from None
     if not isinstance(value, dict):
-        raise DashboardError(400, "The body is no JSON object.")
+        raise DashboardError(400, "The body is not a JSON object.")
     return value
 
 

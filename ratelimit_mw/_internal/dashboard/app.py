@@ -123,7 +123,9 @@ class Dashboard:
         if handlers is None:
             raise DashboardError(404, "There is no such page.")
         if method not in handlers:
-            raise DashboardError(405, "This path does not take that method.", {"Allow": ", ".join(handlers)})
+            raise DashboardError(
+                405, "This path does not accept this method.", {"Allow": ", ".join(handlers)}
+            )
         return await handlers[method](request, operations)
 
     async def _granted(self, request: Request, path: str, operations: OperationsSettings) -> Response | None:
@@ -153,7 +155,7 @@ class Dashboard:
         except DashboardError as error:
             return login_page("./", error.message, error.status, error.headers)
         if operator is None:
-            return login_page("./", "That is not the token.", 401, CHALLENGE)
+            return login_page("./", "This token is wrong.", 401, CHALLENGE)
         response = RedirectResponse("./", 303)
         start_session(response, request, operator.token)
         return response
@@ -285,7 +287,9 @@ def _operator(request: Request) -> Operator:
 
 def _check_changes(request: Request, operations: OperationsSettings) -> None:
     if not operations.dashboard_changes:
-        raise DashboardError(403, "The dashboard may change nothing: operations.dashboard_changes is off.")
+        raise DashboardError(
+            403, "The dashboard can't change anything, since operations.dashboard_changes is off."
+        )
     if not _operator(request).may_change:
         raise DashboardError(403, f"The token of {_operator(request).name} is read-only.")
 
@@ -293,7 +297,7 @@ def _check_changes(request: Request, operations: OperationsSettings) -> None:
 def _text(values: dict[str, object], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str) or not _is_unicode(value):
-        raise DashboardError(400, f"{name} must be a text.")
+        raise DashboardError(400, f"{name} must be a string.")
     return value
 
 

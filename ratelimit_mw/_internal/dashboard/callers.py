@@ -54,7 +54,7 @@ class Callers:
         """Clear what is counted of a caller; returns how many counters. Raises `BackendError`."""
         identity = await self._view.identity(caller)
         if identity is None:
-            raise DashboardError(404, "Nobody knows this caller.")
+            raise DashboardError(404, "This caller is not known.")
         cleared = await forget(self._limiter, identity)
         self._kept.pop(caller, None)
         detail = f"{cleared} counter{'' if cleared == 1 else 's'} cleared"
@@ -82,14 +82,16 @@ class Callers:
         """Set live keys as they were before a change, unless they were changed again since."""
         change = await self._audit.find(change_id)
         if change is None or change.before is None or change.after is None:
-            raise DashboardError(404, "There is no such change that can be undone.")
+            raise DashboardError(404, "This change is not known, or can't be undone.")
         try:
             before, after = entries_of(change.before), entries_of(change.after)
         except ValueError:
-            raise DashboardError(404, "There is no such change that can be undone.") from None
+            raise DashboardError(404, "This change is not known, or can't be undone.") from None
         await self._limiter.engine.live.read_keys()
         if any(self._limiter.engine.live.keys.get(each) != entry for each, entry in after.items()):
-            raise DashboardError(409, "It was changed again since: look at the latest changes.")
+            raise DashboardError(
+                409, "The plan was changed again after this change: look at the latest changes."
+            )
         return await self._change(before, who, "undo", f"undone: {change.detail}")
 
     async def keys_of(self, caller: str) -> tuple[str, ...]:
@@ -139,7 +141,7 @@ class Callers:
             known = self._last.get(caller)
             if known is None:
                 raise
-            why = f"the backend is away: {error}; this is how it was last seen"
+            why = f"the backend is away: {error}; the page shows this caller as last seen"
             return {**known, "partial": why}
         network = network_at(caller)
         entries = self._limiter.engine.live.in_force

@@ -79,11 +79,11 @@ _TRIES = """\
 
 
 _WITH_TRAFFIC = """\
-A few simulated callers keep it moving. One of them asks far too much: the page says which, and why it is
-refused. Open it, give it the plan "team", and watch it being admitted; then take that back.
+A few simulated callers send requests. One of them sends far too many: the dashboard says which one, and
+why. Open this caller, give it the plan "team", and see that it is admitted; then undo the change.
 """
 _WITHOUT_TRAFFIC = """\
-What you try below shows there within two seconds.
+What you try below appears there within two seconds.
 """
 
 
@@ -147,7 +147,11 @@ def run(port: int, token: str = "", *, traffic: bool = True) -> None:
     token = token or _new_token()
     with _listen(port) as listener:
         url = f"http://{HOST}:{listener.getsockname()[1]}"
-        note = "" if port in (0, listener.getsockname()[1]) else f"Port {port} is taken, so it has another.\n"
+        note = (
+            ""
+            if port in (0, listener.getsockname()[1])
+            else f"Port {port} is in use, so the demo uses another one.\n"
+        )
         hint = _WITH_TRAFFIC if traffic else _WITHOUT_TRAFFIC
         print(
             _WELCOME.format(url=url, note=note, token=token, traffic=hint, tries=_tries(url)),

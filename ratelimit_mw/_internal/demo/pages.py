@@ -29,7 +29,7 @@ th, td {{ text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px so
 </html>
 """
 _PATHS = {
-    "GET /health": "Whether it serves; a balancer asks.",
+    "GET /health": "Whether the API is up, for a load balancer.",
     "GET /v1/models": "A quick request.",
     "POST /v1/predictions": 'Reverses the text of <code>{"prompt": "hello"}</code>; takes a second.',
     "GET /v1/predictions/{id}": "A prediction that was made.",
@@ -41,7 +41,7 @@ def home(tries: str) -> str:
     body = f"""\
 <p>An API behind ratelimit_mw, with limits that are small enough to reach by hand.</p>
 <ul>
-<li><a href="/dashboard">The dashboard</a>: who is limited, live. Its token stands in the terminal.</li>
+<li><a href="/dashboard">The dashboard</a> shows live who is limited. Its token is in the terminal.</li>
 <li><a href="/docs">Paths and limits</a> of this API.</li>
 <li><a href="{DOCS}/">The documentation</a> of ratelimit_mw.</li>
 </ul>

@@ -113,11 +113,13 @@ def _of_fleet(snapshot: Snapshot, known: Circumstances) -> Headline | None:
         last = snapshot.now - min(worker.seen for worker in silent)
         number = _count(len(silent), "worker")
         if len(silent) == len(workers):
-            more = "Nothing that this page shows is of now. Are they up, and can they reach the backend?"
+            more = "All figures on this page are old. Are the workers up, and can they reach the backend?"
             return Headline("alarm", "silent", f"No news from {number} since", more, since=last)
         names = ", ".join(f"{worker.host} {worker.pid}" for worker in silent[:3])
         title = f"No news from {len(silent)} of {_count(len(workers), 'worker')} since"
-        return Headline("alarm", "some-silent", title, f"Silent: {names}. The others go on.", since=last)
+        return Headline(
+            "alarm", "some-silent", title, f"Silent: {names}. The other workers report.", since=last
+        )
     away = [worker for worker in workers if not worker.backend_up]
     if away:
         title = f"{len(away)} of {_count(len(workers), 'worker')} cannot reach the backend"
@@ -127,20 +129,24 @@ def _of_fleet(snapshot: Snapshot, known: Circumstances) -> Headline | None:
         )
     since = known.disagree_since
     if since is not None and snapshot.now - since >= DISAGREE_SECONDS:
-        title = "Workers go by different settings since"
+        title = "Workers use different settings since"
         more = (
-            f"{_versions(workers)}. A file was not deployed everywhere, or some ignore a change that has "
-            "mistakes: see their logs."
+            f"{_versions(workers)}. The file was not deployed everywhere, or some workers ignore a change "
+            "that has mistakes: see their logs."
         )
         return Headline("alarm", "settings", title, more, since=since)
     return None
 
 
 def _of_outage(outage: Outage, snapshot: Snapshot, known: Circumstances) -> Headline:
-    decided = f"This worker has decided {_count(outage.decided, 'request')} so. " if outage.decided else ""
+    decided = (
+        f"This worker has decided {_count(outage.decided, 'request')} in the outage. "
+        if outage.decided
+        else ""
+    )
     more = (
         f"{outage_text(known.settings, len(snapshot.workers))} {decided}"
-        f"The backend is asked again all the time; its last answer: {outage.reason}"
+        f"The backend is asked again all the time; the last error: {outage.reason}"
     )
     return Headline("alarm", "backend", "The backend is away since", more, since=outage.since)
 
@@ -168,16 +174,16 @@ def _of_everybody(snapshot: Snapshot, minute: Outcomes) -> Headline | None:
     callers = [caller for caller in snapshot.callers if _mostly_refused(caller.outcomes)]
     if capacity >= MANY and capacity >= CAPACITY * minute.all_requests:
         more = (
-            f"{_of_all(capacity, minute)} were refused by limits that all callers share. Who takes the room "
-            "stands first under “Busiest”."
+            f"{_of_all(capacity, minute)} were refused by limits that all callers share. The callers that "
+            "use most of these limits are the first ones under “Busiest”."
         )
         return Headline("alarm", "capacity", "The service is at its own limits", more)
     if refused >= MANY and share >= MOST and len(callers) >= CALLERS_OF_PLAN:
         is_most = 2 * len(callers) >= len(snapshot.callers)
         if is_most:
             more = (
-                f"{_of_all(refused, minute)} were refused ({_reasons(minute)}), those of {len(callers)} of "
-                f"{len(snapshot.callers)} callers for the most part. Was something deployed?"
+                f"{_of_all(refused, minute)} were refused ({_reasons(minute)}). Most requests of "
+                f"{len(callers)} of {len(snapshot.callers)} callers were refused. Was something deployed?"
             )
             return Headline("alarm", "everybody", "Most requests of nearly everybody are refused", more)
     return None
@@ -201,7 +207,7 @@ def _of_plan(snapshot: Snapshot) -> Headline | None:
 
 def _plan_headline(plan: PlanFigures, callers: int) -> Headline:
     more = (
-        f"{_of_all(plan.outcomes.all_refused, plan.outcomes)} of it were refused "
+        f"{_of_all(plan.outcomes.all_refused, plan.outcomes)} were refused on this plan "
         f"({_reasons(plan.outcomes)}), of {callers} callers."
     )
     return Headline("alarm", "plan", f"Many callers of plan {plan.plan} are refused", more, plan=plan.plan)
@@ -212,12 +218,12 @@ def _of_caller(caller: CallerFigures, minute: Outcomes, known: Circumstances) ->
     usual = (known.habits or {}).get(caller.caller, 0.0)
     if refused < MANY or not _mostly_refused(caller.outcomes) or refused <= HABIT * usual:
         return None
-    habit = f" It is used to {usual:.0f} refusals a minute." if usual >= 1 else ""
+    habit = f" Usually it has {usual:.0f} refusals a minute." if usual >= 1 else ""
     return _caller_headline("alarm", caller, minute, habit)
 
 
 def _quiet(caller: CallerFigures, minute: Outcomes) -> Headline:
-    return _caller_headline("notice", caller, minute, " Limits do their job.")
+    return _caller_headline("notice", caller, minute, " The limits work as intended.")
 
 
 def _caller_headline(

@@ -125,7 +125,7 @@ class FleetView:
         except BackendError as error:
             if figures is None:
                 raise
-            why = f"the backend is away: {error}; this is how it was last seen"
+            why = f"the backend is away: {error}; the page shows this caller as last seen"
             return CallerDetail(figures, snapshot.now, (), self._lookup.hashes(partition), plans, why)
         gaps = {point.at for point in snapshot.series if not point.known}
         series = tuple(
@@ -219,7 +219,7 @@ class FleetView:
         try:
             callers = await self._with_limits(callers, MOST_LIMITS)
         except BackendError as error:
-            missing = f"how the limits of callers stand could not be read: {error}"
+            missing = f"the state of the callers' limits could not be read: {error}"
         workers = self._workers.seen(_workers(reading, now), now)
         snapshot = Snapshot(
             now=round(now, 3),

@@ -104,7 +104,7 @@ function status(snapshot) {
   document.body.classList.toggle("old", old);
   if (unheard) {
     const number = `${workers.length} ${workers.length === 1 ? "worker" : "workers"}`;
-    const more = "The server does not answer this page: nothing below is of now.";
+    const more = "The server does not answer this page: all figures below are old.";
     showHeadline({ level: "alarm", title: `No news from ${number} since`, more, since: heardAt / 1000 });
     find("headline-act").hidden = true;
     announce(find("headline-text").textContent);

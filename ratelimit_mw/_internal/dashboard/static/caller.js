@@ -50,7 +50,7 @@ export class CallerPage {
     const answer = document.hidden ? null : await this.ask("caller", { caller });
     if (caller !== this.caller) return;
     if (answer?.ok) this.show(answer.value);
-    else if (answer) this.show({ ...NOTHING, ...this.lastSeen(caller), ...(this.detail?.caller === caller ? this.detail : {}), partial: `${answer.error.replace(/[.]?$/, ".")} This is how it was last seen.` });
+    else if (answer) this.show({ ...NOTHING, ...this.lastSeen(caller), ...(this.detail?.caller === caller ? this.detail : {}), partial: `${answer.error.replace(/[.]?$/, ".")} The page shows this caller as last seen.` });
     this.timer = setTimeout(() => this.refresh(), EVERY_MS);
   }
 
@@ -63,7 +63,7 @@ export class CallerPage {
     const facts = [
       ...(detail.label ? [["Label", plain(detail.label)]] : []),
       ["Plan", plain(detail.plan ?? "–")],
-      ...(detail.until ? [["Its plan holds until", new Date(detail.until * 1000).toLocaleString("en-GB")]] : []),
+      ...(detail.until ? [["This plan ends", new Date(detail.until * 1000).toLocaleString("en-GB")]] : []),
       ["Account", detail.account ? plain(detail.account) : "–"],
       ["Requests a second", rate(detail.rate)],
       ["Admitted in the last minute", count(detail.admitted)],
@@ -127,12 +127,12 @@ export class CallerPage {
     const what = plan === null ? `Take back what was set live for ${whom}?` : `Give ${whom} the plan ${plain(plan)}?`;
     if (!(await confirmed(what))) return;
     const answer = await this.ask("plan", { key, plan, for: plan === null ? null : chosenSeconds("plan-for") });
-    this.say(answer, plan === null ? "Taken back" : `Plan ${plain(plan)} is set`, "every worker goes by it within 2 seconds");
+    this.say(answer, plan === null ? "Taken back" : `Plan ${plain(plan)} is set`, "in force on every worker within 2 seconds");
   }
 
   async reset() {
     const caller = this.caller;
-    if (!(await confirmed("Clear everything that is counted of this caller? Its limits start afresh."))) return;
+    if (!(await confirmed("Clear all counts of this caller? Its limits then start at zero."))) return;
     const answer = await this.ask("reset", { caller });
     this.say(answer, "Cleared", `${answer.ok ? answer.value.cleared : 0} counters`);
   }

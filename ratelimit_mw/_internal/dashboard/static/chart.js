@@ -68,8 +68,8 @@ export class Chart {
   sayGaps(times, numbers) {
     const last = numbers.findLastIndex((number) => number != null);
     const texts = [[last < 0, "No worker reported in the time shown."],
-      [last < numbers.length - 1, `No figures since ${clock(times[last + 1] ?? 0)}; all else here is as it was then.`],
-      [numbers.includes(null), "Where the lines break, no worker reported: nothing is known of that time."]];
+      [last < numbers.length - 1, `No figures since ${clock(times[last + 1] ?? 0)}; everything else here is from that time.`],
+      [numbers.includes(null), "Where the lines have gaps, no worker reported."]];
     const text = texts.find(([fits]) => fits)?.[1] ?? "";
     setText(this.gaps, text);
     this.gaps.hidden = text === "";

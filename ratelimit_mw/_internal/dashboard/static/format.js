@@ -54,7 +54,7 @@ const amount = ({ held, currency }) => (currency === "token" ? count(held) : mon
 export function outlook(limit) {
   if (limit.kind === "slots") return limit.share >= 1 ? "all held" : "–";
   if (limit.forecast != null && limit.share < 1) return `used up ${within(limit.forecast)} at this pace`;
-  const again = limit.reset_after ? `${limit.kind === "window" ? "grows" : "starts again"} ${within(limit.reset_after)}` : "–";
+  const again = limit.reset_after ? `${limit.kind === "window" ? "more left" : "starts again"} ${within(limit.reset_after)}` : "–";
   return limit.share >= 1 ? `used up, ${again}` : again;
 }
 

@@ -115,7 +115,7 @@ export class Overview {
       limitBars(limits.firstChild, caller.limits.filter(({ share }) => share > 0));
     });
     find("no-callers").hidden = sorted.length > 0;
-    setText(find("no-callers"), callers.length ? "None of the callers shown is the one you look for." : "Nobody has called in the last minute.");
+    setText(find("no-callers"), callers.length ? "No caller in this list fits your search." : "Nobody has called in the last minute.");
     find("callers").hidden = sorted.length === 0;
   }
 

@@ -33,7 +33,7 @@ export class Pages {
     find("page-before").disabled = this.page === 0;
     find("page-next").disabled = this.page === last;
     find("page-live").hidden = !this.held;
-    setText(find("page-text"), `${count(first + Math.min(1, callers.length))} to ${count(first + this.shown.length)} of ${count(callers.length)}${this.held ? ", order held" : ""}`);
+    setText(find("page-text"), `${count(first + Math.min(1, callers.length))} to ${count(first + this.shown.length)} of ${count(callers.length)}${this.held ? ", order fixed" : ""}`);
     return this.shown;
   }
 
