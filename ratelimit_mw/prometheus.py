@@ -54,7 +54,9 @@ def export(limiter: Limiter, registry: CollectorRegistry = REGISTRY) -> None:
         registry.register(LimiterCollector(limiter))
         return
     if _exported:
-        raise ValueError("the figures of a limiter of this process are exported already")
+        raise ValueError(
+            "the figures of a limiter of this process are exported already: export one limiter per process"
+        )
     _exported = True
     Mirror(limiter).start()
 

@@ -266,7 +266,7 @@ async def test_garbage_is_no_token() -> None:
 async def test_what_is_neither_lease_nor_token_is_a_lease_error(wrong: Any) -> None:
     """Every verb says what it needs, whatever it is handed."""
     limiter = limiter_of(ONE_SLOT, FakeClock())
-    expected = f"a lease token is a string, not {type(wrong).__name__}"
+    expected = f"a lease token must be a string, not {type(wrong).__name__}"
     with pytest.raises(LeaseError, match=expected):
         await limiter.release(wrong)
     with pytest.raises(LeaseError, match=expected):

@@ -212,7 +212,7 @@ async def late(status: int) -> bool:
 def test_a_predicate_that_would_have_to_be_awaited_is_an_error() -> None:
     """An async predicate would count every answer, so it says so when it is handed in."""
     count: Any = late
-    with pytest.raises(TypeError, match="x: count must be a plain function: nobody awaits it"):
+    with pytest.raises(TypeError, match="x: count must be a plain function, not a coroutine function"):
         Limit("x", "1/minute", count=count)
 
 
@@ -245,9 +245,9 @@ async def test_a_late_refusal_counts_nowhere() -> None:
 @pytest.mark.parametrize("count", ["some", 5, None])
 def test_a_count_has_to_be_one(count: Any) -> None:
     """A declaration says what a count may be."""
-    with pytest.raises(ValueError, match="x: count is 'all', 'failures' or a function, not"):
+    with pytest.raises(ValueError, match="x: count must be 'all', 'failures' or a function, not"):
         Limit("x", "1/minute", count=count)
-    with pytest.raises(ValueError, match="x: tokens are settled by the app; count is for requests"):
+    with pytest.raises(ValueError, match="x: count is for requests alone; the app settles tokens"):
         Limit("x", "1/minute", unit="tokens", count="failures")
 
 

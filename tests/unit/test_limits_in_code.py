@@ -399,7 +399,7 @@ async def test_a_function_names_the_cost(caplog: pytest.LogCaptureFixture) -> No
     assert await counted_apart(limit, {}, {}, {}) == [200, 200, 429]
     costs = [0, -1, 1.5, float("nan"), "2", True]
     assert await counted_apart(limit, *[{}] * 6) == [200] * 5 + [429]
-    assert caplog.text.count("a cost is a whole number from 1 to 1000000000") == 6
+    assert caplog.text.count("a cost must be a whole number from 1 to 1000000000") == 6
     costs = [10**9]
     assert await counted_apart(limit, {}) == [429]
 
@@ -480,23 +480,31 @@ async def test_a_name_like_a_plans_is_no_plan() -> None:
     ("arguments", "options", "text"),
     [
         (("x",), {}, "x: a limit needs a rate such as '60/minute', or concurrent"),
-        (("", "1/minute"), {}, "a limit is named by 1 to 200 printable characters, not ''"),
-        (("a\nb", "1/minute"), {}, "a limit is named by 1 to 200 printable characters, not 'a\\nb'"),
+        (("", "1/minute"), {}, "the name of a limit must be 1 to 200 printable characters, not ''"),
+        (("a\nb", "1/minute"), {}, "the name of a limit must be 1 to 200 printable characters, not 'a\\nb'"),
         (("x", "1/mnute"), {}, "x: rates '1/mnute' is not a rate; expected one rate, such as"),
         (("x", "1/minute", "2/minute"), {}, "x: rates '2/minute' has the same window length as another rate"),
-        (("x", "1/minute"), {"cost": 0}, "x: a cost is a whole number from 1 to 1000000000, not 0"),
-        (("x", "1/minute"), {"cost": -1}, "x: a cost is a whole number from 1 to 1000000000, not -1"),
-        (("x", "1/minute"), {"cost": 1.0}, "x: a cost is a whole number from 1 to 1000000000, not 1.0"),
-        (("x", "1/minute"), {"cost": 10**30}, "x: a cost is a whole number from 1 to 1000000000, not 1000"),
-        (("x", "1/minute"), {"by": "caller"}, "x: by is one of ratelimit_mw.by, or a function, not 'caller'"),
+        (("x", "1/minute"), {"cost": 0}, "x: a cost must be a whole number from 1 to 1000000000, not 0"),
+        (("x", "1/minute"), {"cost": -1}, "x: a cost must be a whole number from 1 to 1000000000, not -1"),
+        (("x", "1/minute"), {"cost": 1.0}, "x: a cost must be a whole number from 1 to 1000000000, not 1.0"),
+        (
+            ("x", "1/minute"),
+            {"cost": 10**30},
+            "x: a cost must be a whole number from 1 to 1000000000, not 1000",
+        ),
+        (
+            ("x", "1/minute"),
+            {"by": "caller"},
+            "x: by must be one of ratelimit_mw.by, or a function, not 'caller'",
+        ),
         (
             ("x", "1/minute"),
             {"unit": "To kens"},
             "x: unit 'To kens' is not the name of a unit; expected a small",
         ),
         (("x", "1/minute"), {"concurrent": 0}, "x: concurrent 0 is out of range; expected a whole number"),
-        (("x", "1/minute"), {"when": True}, "x: when is a function, not True"),
-        (("x", "1/minute"), {"rates_for": "2/minute"}, "x: rates_for is a function, not '2/minute'"),
+        (("x", "1/minute"), {"when": True}, "x: when must be a function, not True"),
+        (("x", "1/minute"), {"rates_for": "2/minute"}, "x: rates_for must be a function, not '2/minute'"),
     ],
 )
 def test_a_bad_declaration_says_what_is_wrong(arguments: Any, options: Any, text: str) -> None:

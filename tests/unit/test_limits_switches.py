@@ -180,5 +180,5 @@ def test_unknown_names_and_differing_declarations(caplog: pytest.LogCaptureFixtu
 
 def test_an_outage_decision_has_to_be_one() -> None:
     """A declaration says what `on_failure` may be."""
-    with pytest.raises(ValueError, match="x: on_failure is one of allow, local, deny, not 'open'"):
+    with pytest.raises(ValueError, match="x: on_failure must be one of allow, local, deny, not 'open'"):
         Limit("x", "1/minute", on_failure="open")  # type: ignore[arg-type]

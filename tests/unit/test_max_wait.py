@@ -429,10 +429,10 @@ def test_calls_that_do_not_wait_stand_in_no_line() -> None:
 async def test_a_bound_has_to_be_one(max_wait: Any) -> None:
     """Anything but a number of seconds from nothing to thirty days is an error that says so."""
     limiter = limiter_of("", FakeClock())
-    with pytest.raises(ValueError, match="max_wait is a number of seconds from 0 to 2592000, not"):
+    with pytest.raises(ValueError, match="max_wait must be a number of seconds from 0 to 2592000, not"):
         await limiter.acquire(RATE.on("x"), max_wait=max_wait)
     lease = await limiter.acquire(api_key="a")
-    with pytest.raises(ValueError, match="max_wait is a number of seconds"):
+    with pytest.raises(ValueError, match="max_wait must be a number of seconds"):
         await lease.charge(RATE.on("x"), max_wait=max_wait)
 
 

@@ -67,7 +67,7 @@ def write_token(ticket: Ticket, secret: str) -> str:
 def read_token(token: object, secret: str) -> Ticket:
     """The ticket in a token. Raises `LeaseError` where it is damaged, forged or of another secret."""
     if not isinstance(token, str):
-        raise LeaseError(f"a lease token is a string, not {type(token).__name__}")
+        raise LeaseError(f"a lease token must be a string, not {type(token).__name__}")
     parts = token.split(".")
     if len(parts) != 3 or parts[0] != _VERSION:
         raise LeaseError("this is not a lease token")

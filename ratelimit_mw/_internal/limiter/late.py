@@ -97,7 +97,7 @@ async def asked_late(
         keyed = each if isinstance(each, KeyedLimit) else None
         limit = each.limit if isinstance(each, KeyedLimit) else each
         if not isinstance(limit, Limit):
-            raise TypeError(f"expected limit.on(key), or decide by an Identity, not by {type(each).__name__}")
+            raise TypeError(f"expected a limit, limit.on(key) or an Identity, not {type(each).__name__}")
         if limit.when is not None and not await _answer(limit.when(scope, identity)):
             continue
         rates = await _rates(limit, identity)

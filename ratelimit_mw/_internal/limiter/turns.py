@@ -105,7 +105,7 @@ def check_max_wait(max_wait: object) -> float:
     if max_wait is None:
         return 0.0
     if not isinstance(max_wait, int | float) or isinstance(max_wait, bool) or not 0 <= max_wait <= MAX_TTL:
-        raise ValueError(f"max_wait is a number of seconds from 0 to {MAX_TTL}, not {max_wait!r:.60}")
+        raise ValueError(f"max_wait must be a number of seconds from 0 to {MAX_TTL}, not {max_wait!r:.60}")
     return float(max_wait)
 
 

@@ -75,12 +75,15 @@ def meter_places(counters: Iterable[Counted], meters: Iterable[Meter]) -> tuple[
 def check_amounts(units: object) -> dict[str, int]:
     """Amounts as they may be charged. Raises ValueError for anything but whole numbers by unit."""
     if not isinstance(units, Mapping):
-        raise ValueError(f"units are a mapping such as {{'tokens': 812}}, not {type(units).__name__}")
+        raise ValueError(f"units must be a mapping such as {{'tokens': 812}}, not {type(units).__name__}")
     checked = {}
     for unit, amount in units.items():
         if not isinstance(unit, str):
-            raise ValueError(f"a unit is named by a string, not {unit!r:.40}")
+            raise ValueError(f"the name of a unit must be a string, not {unit!r:.40}")
         if isinstance(amount, bool) or not isinstance(amount, int) or not 0 <= amount <= MAX_AMOUNT:
-            raise ValueError(f"{unit!r:.40} is a whole number from 0 to {MAX_AMOUNT}, not {amount!r:.40}")
+            raise ValueError(
+                f"the amount of {unit!r:.40} must be a whole number from 0 to {MAX_AMOUNT}, "
+                f"not {amount!r:.40}"
+            )
         checked[unit] = amount
     return checked

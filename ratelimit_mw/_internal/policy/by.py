@@ -67,5 +67,5 @@ def header(name: str) -> HeaderValue:
 
 def _named(name: object, what: str) -> str:
     if not isinstance(name, str) or not name or not name.isprintable():
-        raise ValueError(f"{what} is named by text, not {name!r:.40}")
+        raise ValueError(f"the name of {what} must be text, not {name!r:.40}")
     return name

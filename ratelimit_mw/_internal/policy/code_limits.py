@@ -83,10 +83,10 @@ class Limit:
         if not (self.rates or self.concurrent or rates_for):
             raise ValueError(f"{name}: a limit needs a rate such as '60/minute', or concurrent")
         if not isinstance(by, Whose | PathPart | HeaderValue) and not callable(by):
-            raise ValueError(f"{name}: by is one of ratelimit_mw.by, or a function, not {by!r:.60}")
+            raise ValueError(f"{name}: by must be one of ratelimit_mw.by, or a function, not {by!r:.60}")
         for what, function in (("rates_for", rates_for), ("when", when)):
             if function is not None and not callable(function):
-                raise ValueError(f"{name}: {what} is a function, not {function!r:.60}")
+                raise ValueError(f"{name}: {what} must be a function, not {function!r:.60}")
         self.by: By = by
         self.cost: int | CostFunction = cost if callable(cost) else self.check_cost(cost)
         self.count: Literal["all", "failures"] | Counts = self._check_count(count)
@@ -97,7 +97,9 @@ class Limit:
         self.shadow: bool | None = shadow
         self.on_failure: OnFailure | None = on_failure
         if on_failure not in (None, *STRICTNESS):
-            raise ValueError(f"{name}: on_failure is one of {', '.join(STRICTNESS)}, not {on_failure!r:.40}")
+            raise ValueError(
+                f"{name}: on_failure must be one of {', '.join(STRICTNESS)}, not {on_failure!r:.40}"
+            )
         declared.add(self)
 
     def on(self, key: Key, *, cost: int | None = None) -> "KeyedLimit":
@@ -112,7 +114,7 @@ class Limit:
         least = 1 if self.unit == REQUESTS else 0
         if isinstance(cost, bool) or not isinstance(cost, int) or not least <= cost <= MAX_AMOUNT:
             raise ValueError(
-                f"{self.name}: a cost is a whole number from {least} to {MAX_AMOUNT}, not {cost!r:.40}"
+                f"{self.name}: a cost must be a whole number from {least} to {MAX_AMOUNT}, not {cost!r:.40}"
             )
         return cost
 
@@ -125,10 +127,12 @@ class Limit:
 
     def _check_count(self, count: Literal["all", "failures"] | Counts) -> Literal["all", "failures"] | Counts:
         if count != "all" and self.unit != REQUESTS:
-            raise ValueError(f"{self.name}: {self.unit} are settled by the app; count is for requests")
+            raise ValueError(f"{self.name}: count is for requests alone; the app settles {self.unit}")
         if count not in ("all", "failures"):
             if not callable(count):
-                raise ValueError(f"{self.name}: count is 'all', 'failures' or a function, not {count!r:.60}")
+                raise ValueError(
+                    f"{self.name}: count must be 'all', 'failures' or a function, not {count!r:.60}"
+                )
             check_plain(count, f"{self.name}: count", "")
         return count
 
@@ -170,7 +174,7 @@ def is_failure(status: int) -> bool:
 def _checked_name(name: object) -> str:
     if isinstance(name, str) and name.strip() and len(name) <= MAX_NAME and name.isprintable():
         return name
-    raise ValueError(f"a limit is named by 1 to {MAX_NAME} printable characters, not {name!r:.60}")
+    raise ValueError(f"the name of a limit must be 1 to {MAX_NAME} printable characters, not {name!r:.60}")
 
 
 def text_of(key: object) -> str:
@@ -181,7 +185,7 @@ def text_of(key: object) -> str:
         return key.decode("utf-8", "surrogateescape")
     if isinstance(key, UUID) or (isinstance(key, int) and not isinstance(key, bool)):
         return str(key)
-    raise TypeError(f"a key is text, bytes, a whole number or a UUID, not {type(key).__name__}")
+    raise TypeError(f"a key must be text, bytes, a whole number or a UUID, not {type(key).__name__}")
 
 
 def partition_of_key(key: str, secret: str) -> str:
@@ -193,7 +197,7 @@ def rates_of(rates: object, unit: str, name: str) -> tuple[Window, ...]:
     """Return rates as windows that count a unit. Raises ValueError."""
     written = (rates,) if isinstance(rates, str | Window) else rates
     if not isinstance(written, Iterable):
-        raise ValueError(f"{name}: rates are text such as '60/minute', not {rates!r:.60}")
+        raise ValueError(f"{name}: rates must be text such as '60/minute', not {rates!r:.60}")
     return counting(unit, valid(_rates(), tuple(written), f"{name}: rates"))
 
 

@@ -198,7 +198,7 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         mine = [*limits, *counters]
         mine.sort(key=lambda counter: counter.owner == "everyone")  # last, in their order
         if len(mine) > MAX_LIMITS:
-            raise ValueError(f"a request meets at most {MAX_LIMITS} limits, not {len(mine)}")
+            raise ValueError(f"a request can have at most {MAX_LIMITS} limits, not {len(mine)}")
         cost = 1 if alone else own.cost
         charge = Charge(
             mine, cost, lease_seconds=own.lease_seconds, estimates=costs if alone else own.units | costs

@@ -2,7 +2,7 @@
 
 import inspect
 
-_PLAIN = "{} must be a plain function: nobody awaits it. {}"
+_PLAIN = "{} must be a plain function, not a coroutine function, since it is not awaited. {}"
 START_A_TASK = "Start a task in it (asyncio.create_task) instead."
 """Advice for hooks that only listen."""
 

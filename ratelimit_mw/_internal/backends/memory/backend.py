@@ -99,7 +99,7 @@ class MemoryBackend:
     def decide(self, charge: Charge, lease_id: bytes | None, price: int) -> Outcome:
         """The decision, charged where there is a lease id to charge it to."""
         if not (charge.cost >= 1 and price >= 0):  # NaN compares false with everything
-            text = f"a cost is at least 1 and a price at least 0, not {charge.cost!r} and {price!r}"
+            text = f"a cost must be at least 1 and a price at least 0, not {charge.cost!r} and {price!r}"
             raise OperationRefusedError(text)
         self.lock.acquire()
         try:
@@ -111,7 +111,9 @@ class MemoryBackend:
                 return places.take_ahead(charge, now)
             if charge.meters:
                 if not min(charge.estimates) >= 0:
-                    raise OperationRefusedError(f"an estimate is at least 0, not {min(charge.estimates)!r}")
+                    raise OperationRefusedError(
+                        f"an estimate must be at least 0, not {min(charge.estimates)!r}"
+                    )
                 self._meters.lapse(charge.meters, now)
             outcome = places.decide(charge, now, lease_id, price)
             reservation = outcome.reservation
@@ -187,7 +189,7 @@ class MemoryBackend:
     def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> Known[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not amount >= 0:
-            raise OperationRefusedError(f"an amount is at least 0, not {amount!r}")
+            raise OperationRefusedError(f"an amount must be at least 0, not {amount!r}")
         with self.lock:
             now, record = self.clock(), self._records.find(reservation.id)
             if record is None or record.is_dead(now):
