@@ -143,10 +143,10 @@ class RedisKeyStore:
         """
         client, known = self._clients.get(), b"v" + since
         async with client.reading():
-            (place,) = await client.ask([("ZSCORE", self._log, known)], is_short=True)
+            (position,) = await client.ask([("ZSCORE", self._log, known)], is_short=True)
             records: list[bytes] = []
-            while place is not None:
-                later = (f"({int(place)}", "+inf", "BYSCORE", "LIMIT", 0, READ_PAGE, "WITHSCORES")
+            while position is not None:
+                later = (f"({int(position)}", "+inf", "BYSCORE", "LIMIT", 0, READ_PAGE, "WITHSCORES")
                 version, page, is_logged = await client.ask(
                     [("GET", self._version_key), ("ZRANGE", self._log, *later), ("ZSCORE", self._log, known)],
                     is_short=True,
@@ -156,7 +156,7 @@ class RedisKeyStore:
                     break
                 if len(page) < 2 * READ_PAGE:
                     return _read_records(records, since, version)
-                place = page[-1]
+                position = page[-1]
         return None
 
     async def entries(self) -> dict[str, bytes]:

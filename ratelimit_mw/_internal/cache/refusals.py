@@ -23,7 +23,7 @@ LONGEST = 1.0
 MOST = 10_000
 """Charges of which a refusal is remembered; beyond it the one remembered first is forgotten."""
 
-_Place = tuple[str, str, int]
+_WindowKey = tuple[str, str, int]
 """Partition, scope and length of a window."""
 
 SteadyClock = Callable[[], float]
@@ -71,7 +71,7 @@ class RefusalCache:
         self.by_charge: dict[Charge, CachedRefusal] = {}
         """Cached refusals that `find` looks in; empty if nobody was refused lately."""
         self._by_caller: dict[str, list[Charge]] = {}
-        self._by_shared: dict[_Place, dict[int, dict[Charge, None]]] = {}
+        self._by_shared: dict[_WindowKey, dict[int, dict[Charge, None]]] = {}
         """Charges of cached refusals, by the windows that others draw on as well, and by the most that may be
         used there for the charge to fit."""
         self._lock = threading.Lock()  # one limiter serves the event loops of several threads
@@ -109,8 +109,8 @@ class RefusalCache:
                 self._forget(next(iter(self.by_charge)))
             self.by_charge[charge] = refused
             self._by_caller.setdefault(charge.own_partition, []).append(charge)
-            for _, place, room in _shared_windows(charge):
-                self._by_shared.setdefault(place, {}).setdefault(room, {})[charge] = None
+            for _, key, room in _shared_windows(charge):
+                self._by_shared.setdefault(key, {}).setdefault(room, {})[charge] = None
 
     def admitted(self, charge: Charge, outcome: Outcome) -> None:
         """A charge was admitted: what was refused of its caller before has other figures now.
@@ -120,9 +120,9 @@ class RefusalCache:
         with self._lock:
             for refused in list(self._by_caller.get(charge.own_partition, ())):
                 self._forget(refused)
-            for index, place, _ in _shared_windows(charge) if self._by_shared else ():
+            for index, key, _ in _shared_windows(charge) if self._by_shared else ():
                 used = outcome.used(index)
-                by_room = self._by_shared.get(place, {})
+                by_room = self._by_shared.get(key, {})
                 for room in [room for room in by_room if used > room]:
                     for refused in list(by_room[room]):
                         self._forget(refused)
@@ -140,14 +140,14 @@ class RefusalCache:
             others = [each for each in self._by_caller.pop(caller, ()) if each is not charge]
             if others:
                 self._by_caller[caller] = others
-            for _, place, room in _shared_windows(charge):
-                by_room = self._by_shared.get(place, {})
+            for _, key, room in _shared_windows(charge):
+                by_room = self._by_shared.get(key, {})
                 alike = by_room.get(room, {})
                 alike.pop(charge, None)
                 if not alike:
                     by_room.pop(room, None)
                 if not by_room:
-                    self._by_shared.pop(place, None)
+                    self._by_shared.pop(key, None)
 
 
 def _changes(statuses: Iterable[Status]) -> Iterator[int]:
@@ -157,13 +157,13 @@ def _changes(statuses: Iterable[Status]) -> Iterator[int]:
             yield status.next_change
 
 
-def _shared_windows(charge: Charge) -> Iterator[tuple[int, _Place, int]]:
-    """The windows that others than the caller draw on: index, place, and the most used there if it is to fit.
+def _shared_windows(charge: Charge) -> Iterator[tuple[int, _WindowKey, int]]:
+    """The windows that others than the caller draw on: index, key, and the most used there if it is to fit.
 
-    A quota may be a plan's share; the place is the same for all.
+    A quota may be a plan's share; the key is the same for all.
     """
     caller = charge.own_partition
     for index, counter in enumerate(charge.counters):
         if counter.partition != caller and isinstance(counter.limit, Window):
-            place = (counter.partition, counter.scope, counter.limit.length)
-            yield index, place, counter.limit.quota - charge.cost_at(index)
+            key = (counter.partition, counter.scope, counter.limit.length)
+            yield index, key, counter.limit.quota - charge.cost_at(index)

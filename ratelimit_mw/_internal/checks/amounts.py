@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ratelimit_mw._internal.checks.routes import place_of_route
+from ratelimit_mw._internal.checks.routes import rule_name
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.money import TOKEN, format_amount, parse_amount
 from ratelimit_mw._internal.settings import Settings
@@ -57,9 +57,9 @@ def cost_above_limit(settings: Settings) -> Iterator[Finding]:
             for share, text in shares
             if each.at_share(share).quota < route.cost <= each.quota
         ]
-        place = place_of_route(settings.routes, index)
+        rule = rule_name(settings.routes, index)
         for text in (*own, *limits.below(route.cost)):
-            said = f"{place}: its cost of {route.cost} never fits into {text}: {_REFUSED}"
+            said = f"{rule}: its cost of {route.cost} never fits into {text}: {_REFUSED}"
             yield Finding("cost-above-limit", said)
 
 
@@ -86,7 +86,7 @@ def estimate_above_limit(settings: Settings) -> Iterator[Finding]:
             )
     limits = {unit: _sorted(found) for unit, found in rates.items()}
     for index, route in enumerate(settings.routes):
-        place = place_of_route(settings.routes, index)
+        rule = rule_name(settings.routes, index)
         for unit, amount in route.units.items():
             if unit not in limits:
                 nearest = nearest_name(unit, limits)
@@ -94,10 +94,10 @@ def estimate_above_limit(settings: Settings) -> Iterator[Finding]:
                 text = (
                     f"its estimate of {unit} has no effect, since nothing in this file limits {unit}.{hint}"
                 )
-                yield Finding("estimate-without-limit", f"{place}: {text}")
+                yield Finding("estimate-without-limit", f"{rule}: {text}")
                 continue
             for text in limits[unit].below(amount):
-                said = f"{place}: its estimate of {amount} {unit} never fits into {text}: {_REFUSED}"
+                said = f"{rule}: its estimate of {amount} {unit} never fits into {text}: {_REFUSED}"
                 yield Finding("cost-above-limit", said)
 
 
@@ -117,9 +117,9 @@ def price_above_budget(settings: Settings) -> Iterator[Finding]:
             continue
         texts = [*money.below(parse_amount(route.price, ""))] if money.sizes else []
         texts += tokens.below(parse_amount(route.price, TOKEN)) if tokens.sizes else []
-        place = place_of_route(settings.routes, index)
+        rule = rule_name(settings.routes, index)
         for text in texts:
-            said = f"{place}: its price of {route.price} never fits into {text}: {_REFUSED}"
+            said = f"{rule}: its price of {route.price} never fits into {text}: {_REFUSED}"
             yield Finding("price-above-budget", said)
 
 

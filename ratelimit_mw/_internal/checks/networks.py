@@ -10,8 +10,8 @@ def network_findings(settings: Settings) -> Iterator[Finding]:
     """Find networks that mean more callers than they may seem to, and limits that nobody can meet."""
     for index, network in enumerate(settings.identity.blocked_networks):
         if network.prefixlen == 0:
-            place = f"identity.blocked_networks[{index}]"
-            text = f"{place}: {network} refuses every caller of IPv{network.version}."
+            where = f"identity.blocked_networks[{index}]"
+            text = f"{where}: {network} refuses every caller of IPv{network.version}."
             yield Finding("everyone-blocked", text)
     if not settings.identity.trusted_proxies:
         yield from _behind_a_proxy(settings)

@@ -24,29 +24,29 @@ def route_findings(settings: Settings) -> Iterator[Finding]:
     """Everything about the routes, in the order of the file."""
     table = RouteTable(settings.routes)
     for index, route in enumerate(settings.routes):
-        yield from _misread(place_of_route(settings.routes, index), route)
+        yield from _misread(rule_name(settings.routes, index), route)
         yield from _never_reached(settings.routes, table, index)
 
 
-def place_of_route(routes: Sequence[RouteSettings], index: int) -> str:
+def rule_name(routes: Sequence[RouteSettings], index: int) -> str:
     """A rule as messages name it, such as `routes[2] (GET /v1/predictions)`."""
     route = routes[index]
     methods = f"{', '.join(sorted(route.methods))} " if route.methods else ""
     return f"routes[{index}] ({methods}{route.path})"
 
 
-def _misread(place: str, route: RouteSettings) -> Iterator[Finding]:
+def _misread(name: str, route: RouteSettings) -> Iterator[Finding]:
     literal = PARAM_REGEX.sub("", route.path)
     if "{" in literal or "}" in literal:
-        text = f"{place}: a brace outside of a parameter such as {{id}} is matched as a plain character."
+        text = f"{name}: a brace outside of a parameter such as {{id}} is matched as a plain character."
         yield Finding("unmatched-braces", text)
     if _ENCODED.search(literal) or "?" in literal or "#" in literal:
-        text = f"{place}: this path never matches: a request's path is compared decoded, and without query."
+        text = f"{name}: this path never matches: a request's path is compared decoded, and without query."
         yield Finding("undecoded-path", text)
     for method in sorted((route.methods or frozenset()) - set(_METHODS)):
         nearest = nearest_name(method, _METHODS)
         if nearest:  # else it is one of an app's own
-            text = f"{place}: {method!r} is not a method that clients use; did you mean {nearest!r}?"
+            text = f"{name}: {method!r} is not a method that clients use; did you mean {nearest!r}?"
             yield Finding("unknown-method", text)
 
 
@@ -66,17 +66,17 @@ def _never_reached(routes: Sequence[RouteSettings], table: RouteTable, index: in
     if not rules:
         return
     some = "" if len(earlier) == len(methods) else f" for {', '.join(earlier)}"
-    place = place_of_route(routes, index)
+    name = rule_name(routes, index)
     exempt = [rule for rule in rules if routes[rule].exempt]
     if exempt and not route.exempt:
-        earlier_ones = _places(routes, exempt)
-        text = f"{place} never applies{some}: its requests match {earlier_ones} first, and are exempt."
+        earlier_ones = _rule_names(routes, exempt)
+        text = f"{name} never applies{some}: its requests match {earlier_ones} first, and are exempt."
         yield Finding("exempt-covers-route", text)
     else:
-        text = f"{place} never applies{some}: its requests match {_places(routes, rules)} first."
+        text = f"{name} never applies{some}: its requests match {_rule_names(routes, rules)} first."
         yield Finding("shadowed-route", text)
 
 
-def _places(routes: Sequence[RouteSettings], indexes: Sequence[int]) -> str:
-    named = [place_of_route(routes, index) for index in indexes[:NAMED]]
+def _rule_names(routes: Sequence[RouteSettings], indexes: Sequence[int]) -> str:
+    named = [rule_name(routes, index) for index in indexes[:NAMED]]
     return " and ".join([*named, f"{len(indexes) - NAMED} more"] if len(indexes) > NAMED else named)

@@ -233,8 +233,8 @@ def _address(text: str) -> str:
 def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: str | None) -> Caller:
     identity = limiter.engine.identify.of_key(api_key_hash)
     if identity is not None:
-        place, key = directory.keys()[api_key_hash]
-        return Caller(identity, place, key.label)
+        source, key = directory.keys()[api_key_hash]
+        return Caller(identity, source, key.label)
     if limiter.settings.identity.unknown_keys == "anonymous":
         why = 'an unknown key: identity.unknown_keys = "anonymous"'
     else:
@@ -242,7 +242,7 @@ def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: 
     hop = limiter.engine.identify.hop_at(address or "unknown")
     identity = limiter.engine.identify.of_unknown(api_key_hash, hop)
     if identity.plan == hop.plan and identity.partition.startswith("ip:"):
-        why = f"an unknown key, counted by its address: {directory.place_of_network(address or '')}"
+        why = f"an unknown key, counted by its address: {directory.source_of_network(address or '')}"
     return Caller(_placed(identity, address), why)
 
 
@@ -261,16 +261,16 @@ def _placed(identity: Identity, address: str | None) -> Identity:
 
 def _of_account(limiter: Limiter, directory: Directory, account: str) -> list[Caller]:
     known = directory.keys().values()
-    keys = [(place, key) for place, key in known if key.account == account]
+    keys = [(source, key) for source, key in known if key.account == account]
     if not keys:
         accounts = [key.account for _, key in known if key.account is not None]
         nearest = nearest_name(account, accounts)
         hint = f"; did you mean {nearest!r}?" if nearest else ""
         raise CommandError(f"no known key belongs to account {account!r}{hint}")
     callers: dict[str, Caller] = {}
-    for place, key in keys:
+    for source, key in keys:
         identity = limiter.engine.identify.of_key(key.hash)
         if identity is not None:
             label = directory.label(identity.partition)
-            callers.setdefault(identity.partition, Caller(identity, place, label))
+            callers.setdefault(identity.partition, Caller(identity, source, label))
     return list(callers.values())

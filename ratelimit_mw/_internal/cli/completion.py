@@ -38,9 +38,9 @@ def completing_in_bash() -> Iterator[None]:
     if os.environ.get("_RATELIMIT_MW_COMPLETE") != "complete_bash":
         yield
         return
-    words, place = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
-    words, place, kept = join_words(words, place)
-    os.environ.update(COMP_WORDS="\n".join(words), COMP_CWORD=str(place))
+    words, current = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+    words, current, kept = join_words(words, current)
+    os.environ.update(COMP_WORDS="\n".join(words), COMP_CWORD=str(current))
     printed = StringIO()
     try:
         with redirect_stdout(printed):
@@ -49,13 +49,13 @@ def completing_in_bash() -> Iterator[None]:
         sys.stdout.writelines(f"{line.removeprefix(kept)}\n" for line in printed.getvalue().splitlines())
 
 
-def join_words(words: list[str], place: int) -> tuple[list[str], int, str]:
+def join_words(words: list[str], current: int) -> tuple[list[str], int, str]:
     """Put together what bash took apart at `:` and `=`; an option is never the rest of the word before it.
 
-    Returns the words, where the one at `place` is now, and the beginning of it that bash does not replace.
+    Returns the words, where the one at `current` is now, and the beginning of it that bash does not replace.
     """
     joined: list[str] = []
-    new_place, kept = place, ""
+    new_current, kept = current, ""
     goes_on = False
     for index, word in enumerate(words):
         is_break = word != "" and _BREAKS.issuperset(word)
@@ -63,10 +63,10 @@ def join_words(words: list[str], place: int) -> tuple[list[str], int, str]:
             joined[-1] += word
         else:
             joined.append(word)
-        if index == place:
-            new_place, kept = len(joined) - 1, joined[-1] if is_break else joined[-1].removesuffix(word)
+        if index == current:
+            new_current, kept = len(joined) - 1, joined[-1] if is_break else joined[-1].removesuffix(word)
         goes_on = is_break
-    return joined, new_place, kept
+    return joined, new_current, kept
 
 
 def complete_file(incomplete: str) -> list[str]:

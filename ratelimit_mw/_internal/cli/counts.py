@@ -184,9 +184,9 @@ def _print(settings: Settings, caller: Caller | None, decision: Decision, blocke
     rows = []
     for limit_status in decision.limits:
         counter = limit_status.counter
-        place = source_of(settings, identity, counter)
+        source = source_of(settings, identity, counter)
         cells = _status_row(limit_status, decision.now_us)
-        rows.append((limit_text(counter.limit), *cells, SHARED_BY[counter.owner], place))
+        rows.append((limit_text(counter.limit), *cells, SHARED_BY[counter.owner], source))
     print_table(columns, rows)
 
 

@@ -13,10 +13,10 @@ from ratelimit_mw._internal.cli.output import UsageError, console, print_facts, 
 from ratelimit_mw._internal.cli.texts import (
     SHARED_BY,
     estimates_text,
-    key_place,
     limit_json,
     route_text,
     source_of,
+    source_of_key,
 )
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.limit_text import amount_text, limit_text
@@ -72,7 +72,7 @@ class _Explained:
         self.settings = settings
         self.caller = caller
         self.policy = policy
-        self.route_place = ""
+        self.route_source = ""
         self.code_limits: tuple[Limit, ...] = ()
         """Limits in the code of the app, where that is known."""
         self.live_keys_unread: str | None = None
@@ -80,7 +80,7 @@ class _Explained:
         self.blocked_by: str | None = None
         """The setting by which every request is refused; None where none does."""
         if policy.route is not None:
-            self.route_place = f"routes[{_place(settings, policy)}]"
+            self.route_source = f"routes[{_index_of_rule(settings, policy)}]"
 
     def json(self) -> dict[str, Any]:
         """All of it, for programs."""
@@ -106,7 +106,7 @@ class _Explained:
             },
             "plan": {"name": identity.plan, "from": self.caller.why},
             "live_keys_unread": self.live_keys_unread,
-            "route": {"rule": route_text(policy.route), "from": self.route_place} if policy.route else None,
+            "route": {"rule": route_text(policy.route), "from": self.route_source} if policy.route else None,
             "exempt": policy.is_exempt,
             "blocked": {"value": policy.is_blocked, "from": self.blocked_by},
             "cost": policy.charge.cost,
@@ -138,7 +138,7 @@ class _Explained:
             only = f", but shadow mode lets it through ({shadow_from})" if shadow else ""
             return [*facts, ("blocked", f"every request is refused with 403 ({self.blocked_by}){only}")]
         if policy.is_exempt:
-            return [*facts, ("limits", f"none: the route is exempt ({self.route_place})")]
+            return [*facts, ("limits", f"none: the route is exempt ({self.route_source})")]
         facts.append(("cost", f"{policy.charge.cost}{self.never()}"))
         on_failure, on_failure_from = self.on_failure()
         shadow, shadow_from = self.shadow()
@@ -162,7 +162,7 @@ class _Explained:
     def route(self) -> str:
         """The rule that matches, and where it is written."""
         route = self.policy.route
-        return f"{route_text(route)} ({self.route_place})" if route else "no rule matches: the plan alone"
+        return f"{route_text(route)} ({self.route_source})" if route else "no rule matches: the plan alone"
 
     def never(self) -> str:
         """Whether the cost is beyond a limit."""
@@ -193,19 +193,19 @@ class _Explained:
 
     def shadow(self) -> tuple[bool, str]:
         """Whether refusals are only reported, and what says so."""
-        for owner, place in ((self.policy.route, self.route_place), (self._plan, self._plan_place)):
+        for owner, source in ((self.policy.route, self.route_source), (self._plan, self._plan_source)):
             if owner is not None and owner.shadow is not None:
-                return owner.shadow, f"{place}.shadow"
+                return owner.shadow, f"{source}.shadow"
         return self.policy.shadow, "shadow"
 
     def on_failure(self) -> tuple[str, str]:
         """Return the `on_failure` that decides while the backend is away, and the setting that says so."""
-        policy, (spending, spending_place) = self.policy, self._spending()
+        policy, (spending, spending_source) = self.policy, self._spending()
         if policy.price is not None and spending is not None and spending.on_failure is not None:
-            return policy.on_failure_priced, f"{spending_place}.on_failure"
-        for owner, place in ((policy.route, self.route_place), (self._plan, self._plan_place)):
+            return policy.on_failure_priced, f"{spending_source}.on_failure"
+        for owner, source in ((policy.route, self.route_source), (self._plan, self._plan_source)):
             if owner is not None and owner.on_failure is not None:
-                return policy.on_failure, f"{place}.on_failure"
+                return policy.on_failure, f"{source}.on_failure"
         return policy.on_failure, "backend.on_failure"
 
     @property
@@ -213,15 +213,15 @@ class _Explained:
         return self.settings.plans[self.policy.identity.plan]
 
     @property
-    def _plan_place(self) -> str:
+    def _plan_source(self) -> str:
         return f"plans.{self.policy.identity.plan}"
 
     def _spending(self) -> tuple[SpendingSettings | None, str]:
         """The caller's budget, and where it is written."""
         key = self.policy.identity.limits
         if key is not None and key.spending is not None:
-            return key.spending, f"{key_place(self.settings, key)}.spending"
-        return self._plan.spending, f"{self._plan_place}.spending"
+            return key.spending, f"{source_of_key(self.settings, key)}.spending"
+        return self._plan.spending, f"{self._plan_source}.spending"
 
 
 def _address_in(caller: Caller) -> str | None:
@@ -229,7 +229,7 @@ def _address_in(caller: Caller) -> str | None:
     return rest if kind == "ip" else None
 
 
-def _place(settings: Settings, policy: Policy) -> int:
+def _index_of_rule(settings: Settings, policy: Policy) -> int:
     """Return the index of a policy's route rule in the file.
 
     The rule is found by identity, as two rules may say the same.

@@ -277,9 +277,9 @@ def _texts(windows: Iterable[Window]) -> list[str]:
 def _row(row: dict[str, Any]) -> tuple[object, ...]:
     amounts = [(row["daily"], "a day"), (row["monthly"], "a month")]
     spending = ", ".join(f"{amount} {row['currency']} {period}" for amount, period in amounts if amount)
-    place = row["from"] + _end_text(row)
+    source = row["from"] + _end_text(row)
     if row["problems"]:
-        place += f", ignored: {'; '.join(row['problems'])}"
+        source += f", ignored: {'; '.join(row['problems'])}"
     rates = ", ".join(row["requests"] or ()) or "-"
     units = ", ".join(f"{unit}={rate}" for unit, each in (row["units"] or {}).items() for rate in each)
     limits = (rates, units or "-", row["concurrent"] or "-", spending or "-")
@@ -289,7 +289,7 @@ def _row(row: dict[str, Any]) -> tuple[object, ...]:
         row["plan"] or "-",
         row["account"] or "-",
         *limits,
-        place,
+        source,
     )
 
 

@@ -62,25 +62,25 @@ class Directory:
         self._lookup.learn(seen_callers(reading.identities))
 
     def keys(self) -> dict[str, tuple[str, KeySettings]]:
-        """Return each known key by its hash, with its place: `live`, or a place in the file."""
+        """Return each known key by its hash, with its source: `live`, or a path in the file."""
         keys = {key.hash: (f"keys[{index}]", key) for index, key in enumerate(self._limiter.settings.keys)}
         registered = self._limiter.engine.live.rules.registered
-        return keys | {each: (self._live_place(each), key) for each, key in registered.items()}
+        return keys | {each: (self._live_source(each), key) for each, key in registered.items()}
 
-    def _live_place(self, name: str) -> str:
-        """The place `live` of an entry, with its end if it goes back by itself."""
+    def _live_source(self, name: str) -> str:
+        """The source `live` of an entry, with its end if it goes back by itself."""
         entry = self._limiter.engine.live.in_force.get(name)
         return f"live until {time_text(entry.until)}" if isinstance(entry, TimedEntry) else "live"
 
-    def place_of_network(self, address: str) -> str:
-        """The place of the entry that gives an address its plan: `live`, or one in the file; "" for none."""
+    def source_of_network(self, address: str) -> str:
+        """The entry that gives an address its plan: `live`, or a path in the file; "" for none."""
         engine = self._limiter.engine
         network = engine.identify.hop_at(address).network if address else None
         if network is None:
             return ""
         listed = [each.network for each in self._limiter.settings.addresses]
         if network in [each.network for each in engine.live.rules.networks]:
-            return f"{self._live_place(str(network))}: {network}"
+            return f"{self._live_source(str(network))}: {network}"
         return f"addresses[{listed.index(network)}]: {network}"
 
     def label(self, name: str) -> str | None:
@@ -115,8 +115,8 @@ class Directory:
 
     def at_address(self, address: str) -> Caller:
         """The caller without an API key at an address, whether it was ever seen or not."""
-        place = self.place_of_network(address) or "identity.anonymous_plan"
-        return Caller(self._limiter.engine.identify.of_address(address), f"no API key: {place}")
+        source = self.source_of_network(address) or "identity.anonymous_plan"
+        return Caller(self._limiter.engine.identify.of_address(address), f"no API key: {source}")
 
     def hashes(self, text: str) -> list[str]:
         """Hashes of the API keys that a name or a prefix stands for. Raises `CommandError`."""
@@ -154,11 +154,11 @@ class Directory:
     def _known(self, name: str) -> list[Caller]:
         keys, found = self.keys(), dict[str, Caller]()
         for each in self._lookup.key_hashes(name):
-            place, key = keys[each]
+            source, key = keys[each]
             identity = self._limiter.engine.identify.of_key(key.hash)
             if identity is not None:
                 label = self._lookup.label(identity.partition)
-                found.setdefault(identity.partition, Caller(identity, place, label))
+                found.setdefault(identity.partition, Caller(identity, source, label))
         if found:
             return list(found.values())
         identity = self._lookup.identity(name)
@@ -166,7 +166,7 @@ class Directory:
             plan = None if identity is None else identity.plan
             raise CommandError(f"{name} was seen with the plan {plan!r}, which the settings don't have")
         address = name.partition(":")[2] if name.startswith("ip:") else ""
-        return [Caller(identity, self.place_of_network(address) or "as a worker reported lately")]
+        return [Caller(identity, self.source_of_network(address) or "as a worker reported lately")]
 
     async def _by_counts(self, name: str) -> Caller | None:
         """A caller of whom nothing is known but what is counted of it; None where nothing is."""
@@ -186,7 +186,7 @@ class Directory:
         assumed = {"k": (identity.default_plan, "identity.default_plan")}.get(kind)
         if kind == "ip":
             plan = self._limiter.engine.identify.of_address(rest).plan
-            assumed = (plan, self.place_of_network(rest) or "identity.anonymous_plan")
+            assumed = (plan, self.source_of_network(rest) or "identity.anonymous_plan")
         first = [assumed] if assumed else []
         others = [plan for plan in self._limiter.settings.plans if not assumed or plan != assumed[0]]
         return [*first, *((plan, "a guess from its counts") for plan in others)]

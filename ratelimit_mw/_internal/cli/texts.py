@@ -93,11 +93,11 @@ def source_of(settings: Settings, identity: Identity, counter: Counter) -> str:
         return f"application.{name}{unit}"
     key = identity.limits
     if key is not None and getattr(key, name) is not None:
-        return f"{key_place(settings, key)}.{name}{unit}"
+        return f"{source_of_key(settings, key)}.{name}{unit}"
     return f"plans.{identity.plan}.{name}{unit}"
 
 
-def key_place(settings: Settings, key: KeySettings) -> str:
+def source_of_key(settings: Settings, key: KeySettings) -> str:
     """Return the place where a key is listed: `keys[3]` of the file, or `live` for a key of `keys set`."""
     return next((f"keys[{index}]" for index, each in enumerate(settings.keys) if each is key), "live")
 

@@ -23,8 +23,8 @@ def with_gaps(points: Sequence[Point]) -> tuple[Point, ...]:
     reported = [point.known for point in points[:-1]] + [True]
     before, after = [False, *reported], [*reported[1:], True]
     return tuple(
-        point._replace(known=is_known or (before[place] and after[place]))
-        for place, (point, is_known) in enumerate(zip(points, reported, strict=True))
+        point._replace(known=is_known or (before[index] and after[index]))
+        for index, (point, is_known) in enumerate(zip(points, reported, strict=True))
     )
 
 

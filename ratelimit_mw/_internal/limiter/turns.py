@@ -9,7 +9,7 @@ from ratelimit_mw._internal.lease.manager import Leases
 from ratelimit_mw._internal.lease.token import MAX_TTL
 from ratelimit_mw._internal.limiter.decider import Decider
 from ratelimit_mw._internal.limiter.questions import Question, ask
-from ratelimit_mw._internal.limiter.waiting_lines import Call, Place, Refused, WaitingLines
+from ratelimit_mw._internal.limiter.waiting_lines import Call, LineKey, Refused, WaitingLines
 
 POLL_SECONDS = (0.05, 0.5)
 """The first and the longest wait for what may be free at any moment, such as a slot of another process."""
@@ -89,8 +89,8 @@ class Turns:
         known = max(waits, default=0.0 if refused else decision.retry_after)
         if sent + known > call.deadline:  # the backend has decided after that
             return None
-        refused.sort(key=lambda each: each.wait or 0.0)  # of several at one place the longest wait counts
-        if not self._lines.stand(call, {each.place: each for each in refused}):
+        refused.sort(key=lambda each: each.wait or 0.0)  # of several in one line the longest wait counts
+        if not self._lines.stand(call, {each.line_key: each for each in refused}):
             return None
         call.is_open = all([each.is_open for each in refused])
         moment = now + known
@@ -115,8 +115,8 @@ def _poll(tries: int) -> float:
     return random.uniform(0.5, 1.0) * min(longest, first * 2.0 ** min(tries, 10))  # noqa: S311 - no secret
 
 
-def _costs(question: Question) -> dict[Place, int]:
-    """Return what a question costs at each place that may refuse it."""
+def _costs(question: Question) -> dict[LineKey, int]:
+    """Return what a question costs in each line that it may have to stand in."""
     policy = question.policy.enforced or question.policy
     if policy.is_decided or policy.shadow:
         return {}

@@ -20,25 +20,25 @@ MOST_IN_LINE = 1_000
 MOST = 10_000
 """Calls of a limiter that wait, in all lines together."""
 
-Place = tuple[str, str]
+LineKey = tuple[str, str]
 """Partition and scope of limits: of a caller's plan, say, or of a key under a limit in code."""
 
 
 class Call:
     """A call that may wait: for its turn in each of its lines, and then for its moment."""
 
-    __slots__ = ("costs", "deadline", "is_closed", "is_open", "loop", "number", "places", "polls", "woken")
+    __slots__ = ("costs", "deadline", "is_closed", "is_open", "line_keys", "loop", "number", "polls", "woken")
 
-    def __init__(self, number: int, costs: Mapping[Place, int], max_wait: float) -> None:
-        """`costs` has what the call costs at each place that may refuse it. Created in its event loop."""
+    def __init__(self, number: int, costs: Mapping[LineKey, int], max_wait: float) -> None:
+        """`costs` has the cost of the call in each line that it may stand in. Created in its event loop."""
         self.number: int = number
-        """Place in the order in which calls came."""
-        self.costs: Mapping[Place, int] = costs
+        """Position in the order in which calls came."""
+        self.costs: Mapping[LineKey, int] = costs
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.deadline: float = self.now() + max_wait
         self.woken: asyncio.Event = asyncio.Event()
-        self.places: set[Place] = set()
-        """Places in whose lines it stands."""
+        self.line_keys: set[LineKey] = set()
+        """Keys of the lines in which it stands."""
         self.is_open: bool = False
         """Whether any end or settle of another may let it in before its moment."""
         self.is_closed: bool = False
@@ -80,8 +80,8 @@ class Refused(NamedTuple):
         return cls(status, decision.now_us, at, None if wait is None else wait / SECOND)
 
     @property
-    def place(self) -> Place:
-        """Place of the limit."""
+    def line_key(self) -> LineKey:
+        """Key of the line that waits for the limit."""
         return self.status.counter.partition, self.status.counter.scope
 
     @property
@@ -101,7 +101,7 @@ class Refused(NamedTuple):
 
 
 class _Line:
-    """Calls that wait at one place, and the latest refusal there."""
+    """Calls that wait for the same limits, and the latest refusal by one of them."""
 
     __slots__ = ("calls", "latest")
 
@@ -109,7 +109,7 @@ class _Line:
         self.calls: list[Call] = []
         self.latest: Refused = latest
 
-    def earliest(self, place: Place, cost: int) -> float:
+    def earliest(self, key: LineKey, cost: int) -> float:
         """Moment before which a newcomer of this cost can't be let in; 0 where that is not known.
 
         No window admits more than its quota in any interval of its length, so those that come before fill it.
@@ -120,7 +120,7 @@ class _Line:
         moment = latest.at + latest.wait
         if latest.status.window is not None:
             window, _ = latest.status.window
-            ahead = sum([each.costs.get(place, 1) for each in self.calls if len(each.places) == 1])
+            ahead = sum([each.costs.get(key, 1) for each in self.calls if len(each.line_keys) == 1])
             moment += (ahead + cost - 1) // window.quota * window.seconds
         return moment
 
@@ -133,7 +133,7 @@ class WaitingLines:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a call that the garbage collector ends leaves from anywhere
-        self._lines: dict[Place, _Line] = {}
+        self._lines: dict[LineKey, _Line] = {}
         self._calls: set[Call] = set()
         renew_after_fork(self)
 
@@ -148,40 +148,40 @@ class WaitingLines:
     def join(self, call: Call) -> Decision | None:
         """Stand in the lines that there are for a new call; its refusal where it would wait in vain."""
         with self._lock:
-            met = {place: self._lines[place] for place in call.costs if place in self._lines}
-            moments = [line.earliest(place, call.costs[place]) for place, line in met.items()]
+            met = {key: self._lines[key] for key in call.costs if key in self._lines}
+            moments = [line.earliest(key, call.costs[key]) for key, line in met.items()]
             latest = max(moments, default=0.0)
             if latest > call.deadline or any([len(line.calls) >= MOST_IN_LINE for line in met.values()]):
                 return self._refusal(call, met.values(), latest)
             self._stand(call, met)
             return None
 
-    def stand(self, call: Call, refused: Mapping[Place, Refused]) -> bool:
+    def stand(self, call: Call, refused: Mapping[LineKey, Refused]) -> bool:
         """Have a call stand in the lines of the limits that have refused it, and in no others.
 
         False where there are too many calls already.
         """
         with self._lock:
-            others = [self._lines[place].calls for place in refused if place in self._lines]
+            others = [self._lines[key].calls for key in refused if key in self._lines]
             is_new = call not in self._calls
             if (is_new and len(self._calls) >= MOST) or any(
                 [len(calls) >= MOST_IN_LINE and call not in calls for calls in others]
             ):
                 return False
-            for place, latest in refused.items():
-                self._lines.setdefault(place, _Line(latest)).latest = latest
+            for key, latest in refused.items():
+                self._lines.setdefault(key, _Line(latest)).latest = latest
             self._stand(call, refused)
             return True
 
     def is_first(self, call: Call) -> bool:
         """Whether nobody is before a call in any of its lines."""
         with self._lock:
-            return all([self._lines[place].calls[0] is call for place in call.places])
+            return all([self._lines[key].calls[0] is call for key in call.line_keys])
 
     def refusal(self, call: Call) -> Decision:
         """The refusal of a call whose turn has not come."""
         with self._lock:
-            return self._refusal(call, [self._lines[place] for place in call.places], 0.0)
+            return self._refusal(call, [self._lines[key] for key in call.line_keys], 0.0)
 
     def leave(self, call: Call) -> None:
         """Leave all lines."""
@@ -189,15 +189,15 @@ class WaitingLines:
             self._stand(call, ())
 
     def freed(self, reservation: Reservation) -> None:
-        """Wake the calls whose turn it is at the places of what was given back."""
+        """Wake the calls whose turn it is in the lines of what was given back."""
         if not self._lines:
             return
-        places = [(slot.partition, slot.scope) for slot in reservation.slots]
-        places += [(meter.partition, meter.scope) for meter in reservation.meters]
-        places += [(period.partition, PLAN_SCOPE) for period in reservation.periods]
+        line_keys = [(slot.partition, slot.scope) for slot in reservation.slots]
+        line_keys += [(meter.partition, meter.scope) for meter in reservation.meters]
+        line_keys += [(period.partition, PLAN_SCOPE) for period in reservation.periods]
         with self._lock:
-            for place in places:
-                line = self._lines.get(place)
+            for key in line_keys:
+                line = self._lines.get(key)
                 if line is not None and line.calls[0].is_open:
                     line.calls[0].wake()
 
@@ -210,19 +210,19 @@ class WaitingLines:
                     call.is_closed = True
                     call.wake()
 
-    def _stand(self, call: Call, places: Iterable[Place]) -> None:
-        wanted = set(places)
-        for place in call.places - wanted:
-            calls = self._lines[place].calls
+    def _stand(self, call: Call, line_keys: Iterable[LineKey]) -> None:
+        wanted = set(line_keys)
+        for key in call.line_keys - wanted:
+            calls = self._lines[key].calls
             was_first = calls[0] is call
             calls.remove(call)
             if not calls:
-                del self._lines[place]
+                del self._lines[key]
             elif was_first:
                 calls[0].wake()
-        for place in wanted - call.places:
-            insort(self._lines[place].calls, call, key=attrgetter("number"))
-        call.places = wanted
+        for key in wanted - call.line_keys:
+            insort(self._lines[key].calls, call, key=attrgetter("number"))
+        call.line_keys = wanted
         if wanted:
             self._calls.add(call)
         else:
@@ -235,6 +235,6 @@ class WaitingLines:
         statuses = tuple([line.latest.status_at(now) for line in met])
         refusal = refusal_of(statuses, 0, now_us)
         wait = max(refusal.retry_after_us or 0, int((moment - now) * SECOND))
-        costs = tuple([max(call.costs.get(line.latest.place, 1), 1) for line in met])
+        costs = tuple([max(call.costs.get(line.latest.line_key, 1), 1) for line in met])
         refusal = refusal._replace(retry_after_us=wait)
         return Decision(False, now_us, limits=statuses, refusal=refusal, costs=costs)

@@ -157,15 +157,15 @@ class Resolver:
         """Look-ups under way of keys not known from before, or of known ones."""
         return len(self._strangers) if is_stranger else len(self._calls) - len(self._strangers)
 
-    def _end(self, place: tuple[asyncio.AbstractEventLoop, str], call: "asyncio.Task[None]") -> None:
-        self._calls.pop(place, None)
+    def _end(self, key: tuple[asyncio.AbstractEventLoop, str], call: "asyncio.Task[None]") -> None:
+        self._calls.pop(key, None)
         self._strangers.discard(call)
 
     def _forget_ended(self) -> None:
         """Forget look-ups whose event loop has ended before they did."""
-        for place, call in list(self._calls.items()):
-            if place[0].is_closed():
-                self._end(place, call)
+        for key, call in list(self._calls.items()):
+            if key[0].is_closed():
+                self._end(key, call)
 
     async def _ask(self, api_key: bytes, api_key_hash: str) -> None:
         limit = asyncio.timeout(TIME_LIMIT)

@@ -241,10 +241,10 @@ def _percentile(ordered: list[float], share: float) -> float | None:
     """The value in milliseconds below which a share of these seconds is, between the two nearest."""
     if not ordered:
         return None
-    place = share * (len(ordered) - 1)
-    below = int(place)
+    position = share * (len(ordered) - 1)
+    below = int(position)
     above = min(below + 1, len(ordered) - 1)
-    return round(1_000 * (ordered[below] + (place - below) * (ordered[above] - ordered[below])), 3)
+    return round(1_000 * (ordered[below] + (position - below) * (ordered[above] - ordered[below])), 3)
 
 
 def _host() -> str:

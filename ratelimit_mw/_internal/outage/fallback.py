@@ -137,24 +137,24 @@ class LocalPolicy:
     def remember(self, charge: Charge, outcome: Outcome, since: int | None = None) -> None:
         """Remember how the windows and budgets of `charge` stand in the shared backend.
 
-        What is known of a place from `since` on is kept.
+        What is known of a limit from `since` on is kept.
         """
         for counter, status in zip(charge.counters, charge.statuses(outcome), strict=True):
             if not isinstance(counter.limit, Slots):
-                place = _place(counter)
-                known = self._known.get(place)
+                key = _key(counter)
+                known = self._known.get(key)
                 if since is not None and known is not None and known.at >= since:
                     continue
-                if place not in self._known:
+                if key not in self._known:
                     evict_oldest(self._known, MAX_KNOWN)
-                self._known[place] = _Known(status, outcome.now)
+                self._known[key] = _Known(status, outcome.now)
 
     def _at_share(self, charge: Charge, index: int, share: Decimal) -> Counter:
         counter = charge.counters[index]
         limit: Limit = counter.limit
         if isinstance(limit, Slots):
             return replace(counter, limit=replace(limit, limit=_local_part(limit.limit, limit.whole, share)))
-        known = self._known.get(_place(counter))
+        known = self._known.get(_key(counter))
         last = charge.last
         if last is not None and (known is None or last.now >= known.at):
             known = _Known(last.status(index, limit), last.now)
@@ -175,11 +175,11 @@ class LocalPolicy:
 
     def _seed(self, local: Counter, counter: Counter, known_at: int, entries: list[tuple[int, int]]) -> None:
         """Let a window begin here with what was counted elsewhere; anew where more is known than before."""
-        place = _place(counter)
-        is_news = self._seeded.get(place, -1) < known_at
+        key = _key(counter)
+        is_news = self._seeded.get(key, -1) < known_at
         if is_news:
             evict_oldest(self._seeded, MAX_KNOWN)
-            self._seeded[place] = known_at
+            self._seeded[key] = known_at
             if unsynced := self.reconciler.unsynced(
                 counter
             ):  # admitted here, and not yet among what is known
@@ -194,7 +194,7 @@ def _local_part(granted: int, whole: int, share: Decimal) -> int:
     return max(math.ceil(whole * share) * granted // whole, 1)
 
 
-def _place(counter: Counter) -> tuple[str, str, int]:
+def _key(counter: Counter) -> tuple[str, str, int]:
     limit = counter.limit
     if isinstance(limit, Allowance):
         return counter.partition, limit.currency, 1 if limit.period == "daily" else 31

@@ -126,14 +126,14 @@ class CodeLimits:
 
         Raises ValueError for more limits than one charge can have.
         """
-        place = (policy, asked, alone)
-        extended = self._extended.get(place)
+        key = (policy, asked, alone)
+        extended = self._extended.get(key)
         if extended is None:
             extended = self._extend(policy, asked, alone)
             with self._lock:
                 for forgotten in evict_oldest(self._extended, MAX_POLICIES):
                     forgotten.charge.forget()
-                self._extended[place] = extended
+                self._extended[key] = extended
         return extended
 
     def _extend(self, policy: Policy, asked: AskedLimits, alone: bool) -> Policy:
@@ -142,13 +142,13 @@ class CodeLimits:
             [(each.limit, each.owner, keys.index(each.partition) if each.partition else -1) for each in asked]
         )
         base = policy.charge.model or policy.charge
-        place = (base, policy.priced_charge.model, placed, alone)  # which are of one plan and rule
-        model = self._models.get(place)
+        key = (base, policy.priced_charge.model, placed, alone)  # which are of one plan and rule
+        model = self._models.get(key)
         if model is None:
             model = _model_of(policy, base, placed, alone)
             with self._lock:
                 evict_oldest(self._models, MAX_MODELS)
-                self._models[place] = model
+                self._models[key] = model
         extended = model.for_caller(policy.identity, policy.charge.address, keys)
         shadowed = [each for each in asked if each.limit.shadow]
         if shadowed:
@@ -241,10 +241,10 @@ def _counters_of(placed: Placed, caller: str, keys: Sequence[str]) -> Iterator[C
         partition = caller if number < 0 else keys[number]
         scope = f"{CODE_SCOPE}{code_limit.name}"
         for limit in code_limit.limits:
-            place = (partition, scope, limit.length if isinstance(limit, Window) else 0)
-            known = strictest.get(place)
+            key = (partition, scope, limit.length if isinstance(limit, Window) else 0)
+            known = strictest.get(key)
             if known is None or _amount(limit) < _amount(known.limit):
-                strictest[place] = Counter(partition, scope, limit, owner)
+                strictest[key] = Counter(partition, scope, limit, owner)
     yield from strictest.values()
 
 

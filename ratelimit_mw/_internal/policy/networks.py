@@ -21,8 +21,8 @@ class NetworkTable(Generic[T]):
         """Take networks with their values; of one network that comes twice, the last value."""
         found: dict[tuple[int, int], dict[int, T]] = {}
         for network, value in entries:
-            place = (network.version, network.prefixlen)
-            found.setdefault(place, {})[int(network.network_address)] = value
+            kind = (network.version, network.prefixlen)
+            found.setdefault(kind, {})[int(network.network_address)] = value
         self._lengths = sorted(found.items(), key=lambda each: _length(*each[0]), reverse=True)
 
     def __bool__(self) -> bool:

@@ -183,8 +183,8 @@ class Policies:
 
     def at(self, identity: Identity, index: int | None, cost: int | None = None) -> Policy:
         """Return the policy of this caller under the route rule of this index; None stands for no rule."""
-        place = (identity.partition, index)
-        latest = self.latest.get(place)
+        key = (identity.partition, index)
+        latest = self.latest.get(key)
         if latest is not None and cost is None and _is_same(latest.identity, identity):
             latest.identity = identity  # the same caller, read anew since keys were set live
             return latest
@@ -195,7 +195,7 @@ class Policies:
             if cost is not None:
                 self._keep(_key(identity, index, cost), policy)
                 return policy
-            latest = self.latest.get(place)  # another thread may have put one there meanwhile
+            latest = self.latest.get(key)  # another thread may have put one there meanwhile
             if latest is None:
                 _make_room(self.latest)
             else:
@@ -203,7 +203,7 @@ class Policies:
                 self._keep(_key(latest.identity, index, None), latest)
             self._others.pop(_key(identity, index, None), None)
             policy.identity, policy.is_latest = identity, True
-            self.latest[place] = policy
+            self.latest[key] = policy
         return policy
 
     def blocked(self, identity: Identity, index: int | None) -> Policy:

@@ -54,8 +54,8 @@ class SettingsProblem:
 
     def __str__(self) -> str:
         file = self.file if self.place is None else f"{self.file}:{self.place[0]}:{self.place[1]}"
-        place = ": ".join(part for part in (file, self.path) if part)
-        text = f"{place}: {self.what}"
+        where = ": ".join(part for part in (file, self.path) if part)
+        text = f"{where}: {self.what}"
         text += f"; expected {self.expected}" if self.expected else ""
         return printable(text + (f"; did you mean '{self.nearest}'?" if self.nearest else ""))
 
@@ -74,8 +74,8 @@ def fault(what: str, expected: str = "", nearest: str = "") -> PydanticCustomErr
 
 
 def faults(found: Iterable[tuple[tuple[int | str, ...], PydanticCustomError]]) -> ValidationError:
-    """Return one error that holds several faults, each at a place below the value being validated."""
-    lines = [InitErrorDetails(type=error, loc=place, input=None) for place, error in found]
+    """Return one error that holds several faults, each at a path below the value being validated."""
+    lines = [InitErrorDetails(type=error, loc=path, input=None) for path, error in found]
     return ValidationError.from_exception_data("settings", lines, hide_input=True)
 
 
@@ -92,10 +92,10 @@ def problems_of(error: ValidationError, file: str) -> list[SettingsProblem]:
     ]
 
 
-def path_of(place: Iterable[int | str]) -> str:
+def path_of(steps: Iterable[int | str]) -> str:
     """Return `plans.pro.requests[1]` for `("plans", "pro", "requests", 1)`."""
     path = ""
-    for step in place:
+    for step in steps:
         if isinstance(step, int):
             path += f"[{step}]"
         elif step != "[key]":  # pydantic's mark for the name of a table, whose path already names it

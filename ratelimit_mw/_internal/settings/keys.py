@@ -47,13 +47,13 @@ def hash_listed_keys(entries: Any, secret: str) -> ListedKeys:
                 places[index] = "hash"
             hashed.append(entry)
             continue
-        place, what, expected = _inspect(entry)
+        path, what, expected = _inspect(entry)
         rest = {name: value for name, value in entry.items() if name != "key"}
         if what:
-            problems.append(SettingsProblem("", path_of(("keys", index, *place)), what, expected))
+            problems.append(SettingsProblem("", path_of(("keys", index, *path)), what, expected))
             rest["hash"] = _NO_HASH
         else:
-            places[index] = place[0]
+            places[index] = path[0]
             rest.setdefault("hash", hash_api_key(_key_bytes(entry.get("key", "")), secret))
         hashed.append(rest)
     return ListedKeys(hashed, places, tuple(problems))
@@ -89,10 +89,10 @@ def check_hash_kind(
             yield _problem(index, "hash", what, f"'{kind}:' and 64 hex digits")
 
 
-def unknown_plan(place: tuple[int | str, ...], name: str, plans: Mapping[str, object]) -> SettingsProblem:
+def unknown_plan(path: tuple[int | str, ...], name: str, plans: Mapping[str, object]) -> SettingsProblem:
     """Return the problem that no plan has a name."""
     what = f"there is no plan {shown(name)}"
-    return SettingsProblem("", path_of(place), what, one_of([*plans][:20]), nearest_name(name, plans))
+    return SettingsProblem("", path_of(path), what, one_of([*plans][:20]), nearest_name(name, plans))
 
 
 def unusable(api_key: bytes) -> tuple[str, str] | None:

@@ -202,13 +202,13 @@ def prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
 def _in_file_order(problems: list[SettingsProblem], data: dict[str, Any]) -> list[SettingsProblem]:
     tables = list(data)
 
-    def place(problem: SettingsProblem) -> tuple[int, int]:
+    def order(problem: SettingsProblem) -> tuple[int, int]:
         table, _, rest = problem.path.partition("[")
         table, index = table.partition(".")[0], rest.partition("]")[0]
         entry = int(index) if table in ("keys", "addresses", "routes") and index.isdigit() else 0
         return tables.index(table) if table in tables else len(tables), entry
 
-    return sorted(problems, key=place)
+    return sorted(problems, key=order)
 
 
 def _located(problem: SettingsProblem, source: str, environment: Environment) -> SettingsProblem:

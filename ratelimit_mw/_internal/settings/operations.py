@@ -52,18 +52,18 @@ class OperationsSettings(Table):
         found, names = [], set[str]()
         tokens = {self.dashboard_token.get_secret_value().strip()}
         for index, operator in enumerate(self.dashboard_tokens):
-            place, token = ("dashboard_tokens", index), operator.token.get_secret_value().strip()
+            path, token = ("dashboard_tokens", index), operator.token.get_secret_value().strip()
             if not token:
-                found.append(((*place, "token"), fault("is empty", "a token")))
+                found.append(((*path, "token"), fault("is empty", "a token")))
             elif token in tokens:
                 found.append(
                     (
-                        (*place, "token"),
+                        (*path, "token"),
                         fault("is also the token of another operator", "a different token for each operator"),
                     )
                 )
             if operator.name in names:
-                found.append(((*place, "name"), fault("is used twice", "a different name for each operator")))
+                found.append(((*path, "name"), fault("is used twice", "a different name for each operator")))
             tokens.add(token)
             names.add(operator.name)
         if found:

@@ -77,8 +77,8 @@ def _tables(path: str, wrong: SettingsError) -> dict[str, Any]:
     error = _toml_error(sections)
     while error is not None:
         # What is not closed is met where the next section begins, so that either may be the one.
-        place = _section_at(sections, error)
-        without = [_without(sections, each) for each in (place, _before(sections, place)) if each is not None]
+        index = _section_at(sections, error)
+        without = [_without(sections, each) for each in (index, _before(sections, index)) if each is not None]
         sections = max(without, key=lambda each: _toml_error(each) or _PAST_THE_END)
         error = _toml_error(sections)
         dropped = "".join(section for section in _sections(text) if section not in sections)
@@ -113,14 +113,14 @@ def _section_at(sections: list[str], line: int) -> int:
     return found
 
 
-def _before(sections: list[str], place: int) -> int | None:
-    return next((index for index in range(place - 1, -1, -1) if sections[index].strip()), None)
+def _before(sections: list[str], index: int) -> int | None:
+    return next((each for each in range(index - 1, -1, -1) if sections[each].strip()), None)
 
 
-def _without(sections: list[str], place: int) -> list[str]:
+def _without(sections: list[str], index: int) -> list[str]:
     """Return the sections with one of them emptied; the number of lines stays the same."""
-    empty = "\n" * sections[place].count("\n")
-    return [empty if index == place else section for index, section in enumerate(sections)]
+    empty = "\n" * sections[index].count("\n")
+    return [empty if at == index else section for at, section in enumerate(sections)]
 
 
 class _Parts:

@@ -157,7 +157,7 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
     return environment
 
 
-def _set(environment: Environment, variable: str, place: tuple[str, ...], text: str, annotation: Any) -> None:
+def _set(environment: Environment, variable: str, path: tuple[str, ...], text: str, annotation: Any) -> None:
     try:
         value = _value(text.encode().decode(), annotation)
     except UnicodeError:  # the variable's bytes are no text, and not shown, since it may be a secret
@@ -167,11 +167,11 @@ def _set(environment: Environment, variable: str, place: tuple[str, ...], text: 
         problem = SettingsProblem(ENVIRONMENT, variable, f"{shown(text)} is not a possible value", str(error))
         environment.problems.append(problem)
         return
-    environment.variables[".".join(place)] = variable
-    if len(place) == 1:
-        environment.values[place[0]] = value
+    environment.variables[".".join(path)] = variable
+    if len(path) == 1:
+        environment.values[path[0]] = value
     else:
-        environment.values.setdefault(place[0], {})[place[1]] = value
+        environment.values.setdefault(path[0], {})[path[1]] = value
 
 
 def _value(text: str, annotation: Any) -> object:

@@ -107,10 +107,10 @@ class ClusterBackend:
         admitted = outcomes[:-1]
         rest = await self._stand(steps[len(outcomes) :], price, deadline - loop.time())
         statuses = statuses_met(steps, [*outcomes, *rest])
-        for place in range(len(admitted)):
-            step = steps[place].charge
-            statuses[place] = [
-                status_without(status, step.cost_at(at), price) for at, status in enumerate(statuses[place])
+        for index in range(len(admitted)):
+            step = steps[index].charge
+            statuses[index] = [
+                status_without(status, step.cost_at(at), price) for at, status in enumerate(statuses[index])
             ]
         in_order = in_order_of(charge, steps, statuses)
         return Outcome.from_statuses(False, outcomes[0].now, in_order, NO_RESERVATION)
@@ -150,20 +150,20 @@ class ClusterBackend:
         self, renewals: Sequence[tuple[Reservation, float]], *, is_upkeep: bool
     ) -> Sequence[bool | BackendError]:
         parts: dict[str, list[tuple[int, Reservation, float]]] = {}
-        for place, (reservation, seconds) in enumerate(renewals):
+        for index, (reservation, seconds) in enumerate(renewals):
             for part in parts_of(reservation):
                 if part.slots or part.has_estimate:
                     partition = partitions_of(part)[0]
-                    parts.setdefault(partition, []).append((place, part, seconds))
+                    parts.setdefault(partition, []).append((index, part, seconds))
         sent = []
         for found in parts.values():
             operation = self._partitions.send_renewals([each[1:] for each in found], is_upkeep=is_upkeep)
             sent.append((operation, found))
         kept: list[bool | BackendError] = [True] * len(renewals)
         for operation, found in sent:
-            for (place, _, _), answer in zip(found, await renewed(operation, len(found)), strict=True):
-                if answer is not True and kept[place] is not False:
-                    kept[place] = answer
+            for (index, _, _), answer in zip(found, await renewed(operation, len(found)), strict=True):
+                if answer is not True and kept[index] is not False:
+                    kept[index] = answer
         return kept
 
     def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:

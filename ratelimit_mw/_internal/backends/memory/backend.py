@@ -136,15 +136,15 @@ class MemoryBackend:
         if not isinstance(limit, Window):
             return
         with self.lock:
-            logs, place = self._logs_of(limit.length), (counter.partition, counter.scope)
+            logs, key = self._logs_of(limit.length), (counter.partition, counter.scope)
             if anew:
-                logs.forget(place)
-            if entries and place not in logs:
+                logs.forget(key)
+            if entries and key not in logs:
                 log = WindowLog(limit.length)
-                ref = CounterRef(logs, place, limit, partial(WindowLog, limit.length))
+                ref = CounterRef(logs, key, limit, partial(WindowLog, limit.length))
                 for at, cost in entries:
                     log.charge(Numbers(), ref, at, b"", cost, 0)
-                logs.add(place, log, self.clock())
+                logs.add(key, log, self.clock())
 
     async def renew(self, reservation: Reservation, seconds: float) -> bool:
         """Let the slots last `seconds` from now; false where one of them was lost before."""
@@ -233,11 +233,11 @@ class MemoryBackend:
             now = self.clock()
             self._meters.forget(charge.meters)
             for counter in charge.counters:
-                place = (counter.partition, counter.scope)
+                key = (counter.partition, counter.scope)
                 if isinstance(counter.limit, Window):
-                    self._logs_of(counter.limit.length).forget(place)
+                    self._logs_of(counter.limit.length).forget(key)
                 elif isinstance(counter.limit, Slots):
-                    self.slots.forget(ReservationKey(*place))
+                    self.slots.forget(ReservationKey(*key))
                 else:
                     period = place_of(counter, now)
                     self._books_of(period).forget(_name(period))

@@ -40,7 +40,7 @@ MOST_STEPS = 64
 
 
 class Store(OrderedDict[K, S]):
-    """States by place. A use is a mark on the state, so that it costs no more than that.
+    """States by key. A use is a mark on the state, so that it costs no more than that.
 
     At most `most`: beyond that one not used lately is forgotten, by second chance: who comes to the front
     and was used goes to the end once more. The dead are found at the front; where states don't die in the
@@ -53,23 +53,23 @@ class Store(OrderedDict[K, S]):
         self._rotates = rotates
         self._spare = spare
 
-    def find(self, place: K) -> S | None:
-        """The state at `place`, which is used now."""
-        state = self.get(place)
+    def find(self, key: K) -> S | None:
+        """The state at `key`, which is used now."""
+        state = self.get(key)
         if state is not None:
             state.is_used = True
         return state
 
-    def add(self, place: K, state: S, now: int) -> None:
+    def add(self, key: K, state: S, now: int) -> None:
         """Keep a new state, and forget a few that are dead."""
         if len(self) >= self._spare:
             self._make_room(now)
         state.is_stored, state.is_used = True, False
-        self[place] = state
+        self[key] = state
 
-    def forget(self, place: K) -> S | None:
-        """The state at `place`, which is kept no longer."""
-        state = self.pop(place, None)
+    def forget(self, key: K) -> S | None:
+        """The state at `key`, which is kept no longer."""
+        state = self.pop(key, None)
         if state is not None:
             state.dropped()
         return state
