@@ -29,7 +29,7 @@ _REFUSAL_HEADERS: dict[str, Schema] = {
         "description": "Seconds to wait. Absent where waiting is no use.",
         "schema": {"type": "integer", "minimum": 1},
     },
-    "retry-after-ms": {"description": "The same wait in milliseconds.", "schema": _WHOLE},
+    "retry-after-ms": {"description": "The wait of Retry-After in milliseconds.", "schema": _WHOLE},
     "x-should-retry": {
         "description": '"false" where a client should not try again by itself.',
         "schema": {"type": "string", "enum": ["false"]},

@@ -82,7 +82,7 @@ METRICS = (
     ),
     Metric(
         "ratelimit_decisions_without_backend",
-        "Decisions while the backend was away, by what the settings say.",
+        "Decisions while the backend was away, by the on_failure that decided.",
         "counter",
         "{decision}",
         ("policy",),
@@ -92,14 +92,14 @@ METRICS = (
         "counter",
         "ratelimit_backend_batches",
         "{call}",
-        "Calls of the script.",
+        "Calls of this library's script in the backend.",
         lambda stats: stats.load.batches,
     ),
     _plain(
         "counter",
         "ratelimit_backend_operations",
         "{operation}",
-        "Operations in those calls.",
+        "Operations in the calls of the script: decisions, releases, settles and others.",
         lambda stats: stats.load.operations,
     ),
     _plain(
@@ -120,35 +120,35 @@ METRICS = (
         "counter",
         "ratelimit_slots_lost",
         "{slot}",
-        "Slots lost before they could be renewed.",
+        "Slots lost because they were not renewed in time.",
         lambda stats: stats.slots_lost,
     ),
     _plain(
         "counter",
         "ratelimit_settles_ignored",
         "{settle}",
-        "Settles with another amount than before, or of no record that is left.",
+        "Settles that changed nothing: another amount was settled before, or the backend has no record.",
         lambda stats: stats.settles_ignored,
     ),
     _plain(
         "counter",
         "ratelimit_unsynced_lost",
         "{count}",
-        "Counts of an outage that were given up.",
+        "Counts of an outage that never reached the backend.",
         lambda stats: stats.unsynced_lost,
     ),
     _plain(
         "gauge",
         "ratelimit_backend_up",
         "1",
-        "1 while the backend is there, 0 while it is away.",
+        "1 while the backend answers, 0 while it is away.",
         lambda stats: stats.backend_up,
     ),
     _plain(
         "gauge",
         "ratelimit_owed",
         "{operation}",
-        "Releases and settles that wait to be written.",
+        "Releases and settles that wait to be written to the backend.",
         lambda stats: stats.load.owed,
     ),
     _plain(
@@ -162,7 +162,7 @@ METRICS = (
         "gauge",
         "ratelimit_unsynced",
         "{count}",
-        "Counts of an outage that the backend has to be told.",
+        "Counts of an outage that still have to be sent to the backend.",
         lambda stats: stats.unsynced,
     ),
     Metric(
@@ -186,7 +186,7 @@ METRICS = (
 
 CALL_DURATION = Histogram(
     "ratelimit_backend_call_duration_seconds",
-    "Seconds that calls of the script took, with the wait of the first operation in each.",
+    "Seconds that calls of the script took, including the wait of the first operation in each call.",
     WAITS,
     lambda stats: (stats.load.waits, stats.load.waited),
 )
