@@ -28,7 +28,7 @@ class RightsCheck:
 
     def job(self) -> Job:
         """Look a while after the start, so that no request waits for it."""
-        return Job("looking at rights", LOOK_SECONDS, self.run, waits=True)
+        return Job("checking rights in the backend", LOOK_SECONDS, self.run, waits=True)
 
     async def run(self) -> None:
         """Look, unless nothing has to be changed or it is known that it can be."""

@@ -11,7 +11,8 @@ class AddressSettings(Table):
     """`[[addresses]]`: the plan of callers who are counted by an address in a network."""
 
     network: Network
-    """A network or a single address. Of several that hold an address, the longest prefix counts."""
+    """A network or a single address. Of several networks that hold an address, the one with the longest
+    prefix counts."""
     plan: PlanName
     """The plan of these callers, in place of `identity.anonymous_plan`."""
 

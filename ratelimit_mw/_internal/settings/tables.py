@@ -59,8 +59,8 @@ class IdentitySettings(Table):
     "Authorization"."""
     hash_secret: SecretStr = SecretStr("")
     """Secret under which API keys are hashed and tokens signed, best set as
-    `RATELIMIT_IDENTITY__HASH_SECRET`. A new one starts all counts of keys anew and makes old tokens invalid.
-    Applies at restart. Default: none."""
+    `RATELIMIT_IDENTITY__HASH_SECRET`. A new secret resets the counts of all keys, and makes old tokens
+    invalid. Applies at restart. Default: none."""
     trusted_proxies: Items[Proxy] = ()
     """Networks or addresses of proxies whose `forwarded_header` is believed; "unix" stands for a peer without
     an address. Default: none."""
@@ -91,7 +91,7 @@ class ResponseSettings(Table):
     reset: Literal["unix", "seconds"] = "unix"
     """Form of `X-RateLimit-Reset`: a Unix time, or seconds from now. Default: "unix"."""
     body: Literal["json", "problem"] = "json"
-    """Body of a refusal: "json", our own, or "problem" (RFC 9457). Default: "json"."""
+    """Body of a refusal: "json", the library's own, or "problem" (RFC 9457). Default: "json"."""
     documentation_url: OptionalURL = None
     """URL at which clients read about the limits; goes into every refusal. Default: none."""
     capacity_status: Literal[429, 503] = 429
@@ -164,7 +164,7 @@ class SpendingSettings(Table):
 
 
 class PlanSettings(Table):
-    """`[plans.NAME]`: the limits that a caller has. What a plan doesn't write it doesn't limit."""
+    """`[plans.NAME]`: the limits that a caller has. What a plan doesn't name is not limited."""
 
     requests: Rates = ()
     """Rates of each caller. Default: none."""
@@ -218,10 +218,10 @@ class KeySettings(Table):
     hash: KeyHash
     """The key as `ratelimit-mw keys hash` prints it. Default: this or `key`."""
     plan: PlanName
-    """Name of its plan."""
+    """Name of the key's plan."""
     account: Account | None = None
-    """Account that it belongs to. Where the plan has `share = "account"`, keys of one account have one plan
-    and no limits of their own. Default: none."""
+    """Account that the key belongs to. Where the plan has `share = "account"`, keys of one account
+    have one plan and no limits of their own. Default: none."""
     label: KeyLabel | None = None
     """Text that is shown beside the key's name, such as "Acme, batch". Default: none."""
     requests: Rates | None = None
@@ -241,9 +241,9 @@ class RouteSettings(Table):
     """Path in Starlette's notation, such as "/v1/predictions/{id}" and "/files/{rest:path}"; without the
     `root_path`."""
     methods: Methods | None = None
-    """Methods that it is for. A WebSocket handshake counts as a GET, and so does HEAD. Default: all."""
+    """Methods that the rule is for. A WebSocket handshake counts as a GET, and so does HEAD. Default: all."""
     exempt: bool = False
-    """Whether its requests are free: no limit, no header, no round trip. Default: false."""
+    """Whether requests of the rule are free: no limit, no header, no round trip. Default: false."""
     cost: Annotated[int, Field(ge=1, le=MAX_QUOTA)] = 1
     """Units of each rate that a request uses. Default: 1."""
     price: Price | None = None

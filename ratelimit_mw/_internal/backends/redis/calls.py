@@ -25,20 +25,20 @@ def read_reply(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:
     """Read the time, so many answers and what was mended in the reply to a call; raises for anything else."""
     # Exactly a list: what a server sends unasked is one of another kind.
     if reply.__class__ is not list or len(reply) not in (number + 1, number + 2):
-        raise ValueError(f"{reply!r} in place of {number} answers")
+        raise ValueError(f"{reply!r} instead of {number} answers")
     told, *answers = reply
     mended = answers.pop() if len(answers) > number else b""
     if mended.__class__ is not bytes:
-        raise ValueError(f"{mended!r} in place of what was mended")
+        raise ValueError(f"{mended!r} instead of the name of a repaired count")
     if told.__class__ is not int or not 0 <= told <= MOST_TIME:
-        raise ValueError(f"{told!r} in place of the time")
+        raise ValueError(f"{told!r} instead of the server's time")
     return told, answers, mended
 
 
 def check_number(reply: Reply) -> None:
     """Raise for a reply that a command which counts what it has done can't give."""
     if reply.__class__ is not int:
-        raise ValueError(f"{reply!r} in place of a number")
+        raise ValueError(f"{reply!r} instead of a number")
 
 
 TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
