@@ -117,9 +117,9 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
 def _not_compiled(_settings: Settings) -> Iterator[Finding]:
     if not is_compiled() and not os.environ.get(PURE):
         text = (
-            f"the package in {_PACKAGE} is not compiled, so each request takes more CPU: it is a checkout in the "
-            "folder that Python was started in, or was installed with neither a wheel for this platform nor a "
-            "C compiler."
+            f"the package in {_PACKAGE} is not compiled, so each request takes more CPU: it is a checkout in "
+            "the folder that Python was started in, or was installed with neither a wheel for this platform "
+            "nor a C compiler."
         )
         yield Finding("not-compiled", text)
 
