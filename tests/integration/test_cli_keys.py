@@ -260,7 +260,7 @@ def test_an_ignored_key_is_named_as_any_other(keys: Commands, redis_server: Stor
             client.hset("ratelimit:{keys}", mapping={each: write_entry(entries[each]) for each in entries})
             client.set("ratelimit:{keys}:version", "1")
         assert ignored() == [TEAM]
-        assert "draws on the counts of plan 'team'" in keys.bad("set", TEAM_NAME, "--plan", "pro")
+        assert "has keys of plan 'team', too" in keys.bad("set", TEAM_NAME, "--plan", "pro")
         keys.good(*command)
         assert ignored() == []
     assert stored(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "core"))

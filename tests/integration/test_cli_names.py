@@ -175,7 +175,7 @@ async def test_an_address_is_nobody_elses_beginning(commands: Any, limiter: Limi
         printed = await commands("good", "keys", "set", name, "--plan", "pro", "--for", "2h")
         assert printed.startswith(f"{network}: plan pro until ")
         await commands("good", "keys", "remove", name)
-        assert "is no API key" in await commands("bad", "keys", "hash", name)
+        assert "is neither an API key" in await commands("bad", "keys", "hash", name)
     assert await used(commands, "ip:192.0.2.1…") == ("ip:192.0.2.17", 1)
     assert "stands for several callers" in await commands("bad", "show", "ip:192.0.2.")
 
