@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
@@ -99,3 +101,38 @@ def test_a_talk_with_a_sentinel_ends_with_the_backend(redis_server: StoreServer,
         assert left_open(*[partial(closed_after, 2 * number) for number in range(60)]) == []
     finally:
         sentinel.kill()
+
+
+async def test_a_sentinel_is_left_though_a_cancellation_is_lost(
+    redis_server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listening ends where redis-py makes an error of a cancellation that comes at the wrong moment."""
+    before = asyncio.all_tasks()
+    sentinel = SentinelServer("redis", tmp_path, redis_server)
+    connect: Any = Connection.connect
+    connecting = 0
+
+    async def connect_slowly(self: Connection) -> None:
+        nonlocal connecting
+        if sentinel.alive:
+            await connect(self)
+            return
+        connecting += 1
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            raise RedisConnectionError("the cancellation is lost") from None
+
+    sentinel.start()
+    try:
+        backend = RedisBackend(f"redis+sentinel://{HOST}:{sentinel.port}/{SERVICE}", timeout=TIMEOUT)
+        await backend.open()
+        monkeypatch.setattr(Connection, "connect", connect_slowly)
+    finally:
+        sentinel.kill()
+    async with asyncio.timeout(60):
+        while connecting < 2:  # who asks for the primary, and who listens
+            await asyncio.sleep(0.05)
+        await backend.close()
+        while asyncio.all_tasks() != before:
+            await asyncio.sleep(0.05)

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any, NamedTuple
 
 from ratelimit_mw._internal.backends.connecting.client import Client
-from ratelimit_mw._internal.backends.connecting.connection import Connection
+from ratelimit_mw._internal.backends.connecting.connection import Connection, stay_cancelled
 from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.connecting.errors import ReplyError, ServerMovedError
 from ratelimit_mw._internal.backends.connecting.hosts import Address, read_hosts
@@ -87,7 +87,9 @@ class SentinelConnector:
                         )
                 with suppress(TimeoutError):
                     wait = CHECK_EVERY * random.uniform(0.5, 1.0)  # noqa: S311 - spreads the workers
-                    await asyncio.wait_for(news.wait(), wait)
+                    # Not by `wait_for`, which loses a cancellation that comes with the news on Python 3.11.
+                    async with asyncio.timeout(wait):
+                        await news.wait()
                 news.clear()
         finally:
             for listener in listeners:
@@ -105,6 +107,7 @@ class SentinelConnector:
             except ReplyError:
                 return
             except BackendError:
+                stay_cancelled()
                 await asyncio.sleep(CHECK_EVERY)
 
     async def _ask_all(self, clients: Sequence[Client], *, enough: int) -> list[NamedPrimary]:
