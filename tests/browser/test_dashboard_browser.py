@@ -374,7 +374,7 @@ requests = ["1/minute"]
             await expect(page.locator("#caller-name")).to_contain_text(name[:2])
             await expect(page.locator("#caller-facts")).to_contain_text("Requests a second")
             await page.evaluate("location.hash = ''")
-        await page.evaluate("location.hash = 'caller=%E0%A4%A'")  # is no text
+        await page.evaluate("location.hash = 'caller=%E0%A4%A'")  # is not text
         await expect(page.locator("#caller-name")).to_have_text("%E0%A4%A")
         assert await page.evaluate("window.hacked") is None
         assert await page.locator("main img, main svg, main script, main b").count() == 0

@@ -224,7 +224,7 @@ async def test_a_cost_above_what_the_script_takes_never_fits(bench: Bench, cost:
 
 @pytest.mark.parametrize("cost", [0, -1, 1.5, float("nan"), float("-inf")])
 async def test_the_script_refuses_what_is_no_cost(bench: Bench, cost: float) -> None:
-    """A cost that is no whole number from 1 fails, whatever let it through, and frees nothing."""
+    """A cost that is not a whole number from 1 fails, whatever let it through, and frees nothing."""
     await bench.acquire(window(5))
     with pytest.raises(BackendError):
         await bench.acquire(window(5), cost=cost)  # type: ignore[arg-type]

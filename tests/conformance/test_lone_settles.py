@@ -110,7 +110,7 @@ async def test_a_settle_whose_command_fails_makes_no_room(
 async def test_a_settle_mends_a_damaged_window(
     own: tuple[StoreServer, RedisBackend], stored: bytes | None
 ) -> None:
-    """A key that is no window is mended when it is met, towards fewer admissions; the settle goes on."""
+    """A key that is not a window is mended when it is met, towards fewer admissions; the settle goes on."""
     server, backend = own
     held = await backend.acquire(charge_of(ESTIMATE), new_id())
     with server.client() as client:

@@ -240,7 +240,7 @@ async def test_a_process_that_stood_still_takes_no_server_for_away(
 async def test_a_burst_on_a_node_of_a_cluster_is_no_outage(
     server: StoreServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A burst is no outage if each caller's requests are a call of their own, as on a cluster."""
+    """A burst is not an outage if each caller's requests are a call of their own, as on a cluster."""
     async with Proxy(server.port) as proxy, opened(proxy.url.replace("redis", "redis+cluster", 1)) as backend:
         caplog.clear()
         proxy.delay = DELAY

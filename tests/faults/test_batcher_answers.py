@@ -343,7 +343,7 @@ async def test_keys_and_figures_are_read_from_answers_that_make_sense(proxy: Pro
 async def test_wrong_answers_to_stores_reach_no_request_of_their_connection(
     proxy: Proxy, wrong: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A wrong answer to keys or figures on the connection of requests is no outage, and no request waits."""
+    """A wrong answer to keys or figures on the connection of requests is not an outage; no request waits."""
     caplog.set_level(logging.WARNING, "ratelimit_mw")
     settings = BackendSettings(url=SecretURL(proxy.url), timeout=10)
     backend = RedisBackend(proxy.url, timeout=10)  # which a busy machine doesn't need for an answer

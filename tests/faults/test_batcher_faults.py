@@ -99,7 +99,7 @@ async def test_a_killed_server_is_found_out_and_found_again(
 
 
 async def test_a_server_that_was_never_there(own_server: StoreServer) -> None:
-    """Starting without a server is no error: a request fails in time, and all is well once it is up."""
+    """Starting without a server is not an error: a request fails in time, and all is well once it is up."""
     own_server.stop()
     backend = RedisBackend(own_server.url, timeout=TIMEOUT)
     opening = asyncio.ensure_future(backend.open())

@@ -52,7 +52,7 @@ async def test_a_drill(name: str, start_server: StartServer, tmp_path: Path) -> 
     check(report)
     check_times(report)
     if drill.is_outage and "reset" not in name:
-        # A server that is there and full is no outage: nothing is admitted uncounted.
+        # A server that is there and full is not an outage: nothing is admitted uncounted.
         assert report.policies >= ({"local"} if "memory" in name else {"local", "allow"})
         assert ("allow" in report.policies) is ("memory" not in name)
         assert 503 in {entry.status for entry in report.entries if entry.caller == "deny"}

@@ -143,7 +143,7 @@ async def test_ten_thousand_invented_callers_cost_little(redis_server: StoreServ
 
 
 async def test_a_limiter_that_decides_nothing_reports_nothing(redis_server: StoreServer) -> None:
-    """A limiter that only watches settings and keys, as a command does, is no worker and reports nothing."""
+    """A limiter that only watches settings and keys, as commands do, is no worker: it reports nothing."""
     limiter = Limiter(settings_of(redis_server.url))
     await limiter.engine.live.open()
     await limiter.engine.reporter.report()

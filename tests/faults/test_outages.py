@@ -216,7 +216,7 @@ def test_sigterm_in_an_outage_ends_in_bounded_time(
 
 
 def test_uvloop_finds_the_server_again(redis_server: StoreServer) -> None:
-    """Uvloop answers a write to a connection that was just reset with a RuntimeError, which is no end."""
+    """Uvloop answers a write to a connection that was just reset with a RuntimeError, which is not an end."""
 
     async def go() -> None:
         async with Proxy(redis_server.port) as proxy, limiter_on(proxy.url, timeout=0.5) as limiter:

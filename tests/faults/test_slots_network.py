@@ -114,7 +114,7 @@ async def test_a_release_during_an_outage_arrives_after_it(bench: Bench) -> None
 
 
 async def test_a_renewal_that_is_lost_keeps_the_slot(bench: Bench) -> None:
-    """A cut connection at the time of a renewal is no loss: it is renewed once the server is back."""
+    """A cut connection at the time of a renewal is not a loss: it is renewed once the server is back."""
     lease = await bench.limiter.acquire(api_key="a")
     bench.proxy.fault = "drop_replies"
     renewals = bench.limiter.engine.leases.renewing()

@@ -227,7 +227,7 @@ def test_what_an_error_names_gives_the_rights(
 def test_a_refused_login_is_named(
     store: StoreServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong password is no backend that is away."""
+    """A wrong password is not a backend that is away."""
     monkeypatch.delenv("RATELIMIT_SETTINGS", raising=False)
     monkeypatch.setenv("RATELIMIT_BACKEND__URL", f"redis://ratelimit:wrong@{HOST}:{store.port}/1")
     assert run(["show", "--key", "k"]) == 3

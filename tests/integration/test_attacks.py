@@ -95,7 +95,7 @@ def test_malformed_header_lines_make_nothing_free(server: AppServer, api_key: by
     ],
 )
 def test_no_key_is_anonymous(server: AppServer, lines: tuple[bytes, ...]) -> None:
-    """An empty key, or a header that holds none, is no key."""
+    """An empty key, or a header that holds none, is not a key."""
     assert asked(server, *lines).limit == ANONYMOUS
 
 

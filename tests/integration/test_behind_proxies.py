@@ -158,7 +158,7 @@ def test_forged_headers_choose_nothing_behind_nginx(
 
 
 def test_forged_headers_choose_nothing_without_a_proxy(app: AppServer) -> None:
-    """A peer that is no trusted proxy is itself."""
+    """A peer that is not a trusted proxy is itself."""
     assert_one_caller(app.port)
 
 

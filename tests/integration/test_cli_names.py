@@ -222,7 +222,7 @@ async def test_reset_clears_whom_it_is_shown(commands: Any) -> None:
 
 @pytest.mark.usefixtures("limiter")
 async def test_any_other_text_is_an_api_key(commands: Any) -> None:
-    """One that was never seen has used nothing, which is no error."""
+    """One that was never seen has used nothing, which is not an error."""
     assert await used(commands, "never-seen") == (key_partition(hash_api_key(b"never-seen", "")), 0)
     assert await used(commands, "192.0.2.7") == ("ip:192.0.2.7", 1)
 

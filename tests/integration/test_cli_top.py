@@ -115,7 +115,7 @@ async def test_top_prints_one_table_where_there_is_no_terminal(commands: Command
 
 
 async def test_top_says_that_nobody_asked(commands: Commands, shared: str) -> None:
-    """An empty table is no error."""
+    """An empty table is not an error."""
     printed = await asyncio.to_thread(commands.good, "top", "--settings", shared)
     assert "no caller sent a request in the last minute" in printed
 

@@ -123,7 +123,7 @@ def test_commands_know_units(commands: Commands, shared: str) -> None:
 
 
 def test_a_key_gets_units_live(commands: Commands, shared: str) -> None:
-    """In place of all of its plan's; what is no rate of a unit is an error of one line."""
+    """In place of all of its plan's; what is not a rate of a unit is an error of one line."""
     options = ["--plan", "default", "--units", "tokens=200000/minute", "--units", "tokens=10/second"]
     commands.good("keys", "set", "k", *options, "--settings", shared)
     (row,) = commands.json("keys", "list", "--settings", shared)["keys"]

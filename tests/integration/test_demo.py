@@ -102,7 +102,7 @@ def test_the_demo_does_what_it_prints(running: Demo) -> None:
 
 
 def test_the_demo_takes_another_port_where_its_own_is_taken(tmp_path: Path) -> None:
-    """A taken port is no error: it says which one it has instead."""
+    """A taken port is not an error: it says which one it has instead."""
     with socket.create_server(("127.0.0.1", free_port())) as other:
         port = other.getsockname()[1]
         served = Demo(tmp_path / "output", port)

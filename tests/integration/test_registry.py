@@ -354,7 +354,7 @@ async def test_an_entry_that_does_not_fit_is_reported_once_and_skipped(
 async def test_a_hash_of_the_other_kind_is_reported(
     redis_server: StoreServer, heard: pytest.LogCaptureFixture
 ) -> None:
-    """No request's key can ever have it. What is no hash is not shown, as it may be a key in the clear."""
+    """No request's key can ever have it. What is not a hash is not shown, as it may be a key in the clear."""
     put(redis_server, {f"hmac-sha256:{'0' * 64}": {"plan": "pro"}, "strange": {"plan": "pro"}})
     async with Limiter(settings_on(redis_server.url)):
         said = sorted(about_keys(heard))

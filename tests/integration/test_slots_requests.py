@@ -112,7 +112,7 @@ async def test_a_request_that_outlives_its_lease_keeps_its_slot(served: Served) 
 
 @pytest.mark.parametrize("when", ["before", "middle", "background", "base", "cancelled"])
 async def test_a_handler_that_raises_frees_its_slot(served: Served, when: str) -> None:
-    """Before the response, in the middle of it, in a background task, or what is no Exception."""
+    """Before the response, in the middle of it, in a background task, or what is not an Exception."""
     client = await served.connect()
     client.send("GET", f"/fail/{when}")
     with contextlib.suppress(asyncio.IncompleteReadError):

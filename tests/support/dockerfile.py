@@ -11,7 +11,7 @@ from pathlib import Path
 from e2b_dockerfile_utils import DockerfileInstruction, PatternMatcher, parse_dockerfile_ast
 
 STEP_SECONDS = 600.0
-# How this machine reaches its package index is no part of an image.
+# How this machine reaches its package index is not a part of an image.
 FROM_THE_MACHINE = ("PIP_", "SSL_", "REQUESTS_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 

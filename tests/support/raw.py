@@ -53,7 +53,7 @@ class RawConnection:
         self.socket.close()
 
     def send(self, data: bytes) -> None:
-        """Write bytes as they are; a server that has hung up by then is no error."""
+        """Write bytes as they are; a server that has hung up by then is not an error."""
         try:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):

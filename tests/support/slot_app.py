@@ -117,7 +117,7 @@ async def background(request: Request) -> Response:
 
 
 async def fail(request: Request) -> Response:
-    """Raise: before the response, in the middle of it, in the background, or what is no Exception."""
+    """Raise: before the response, in the middle of it, in the background, or what is not an Exception."""
     when = request.path_params["when"]
 
     async def chunks() -> AsyncIterator[bytes]:

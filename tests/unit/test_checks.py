@@ -256,7 +256,7 @@ def test_server_that_trusts_everyone_is_told(
 
 
 def test_a_file_that_the_environment_names_in_vain_is_told(tmp_path: Path) -> None:
-    """The file that code names is in force; the same file under another name is no contradiction."""
+    """The file that code names is in force; the same file under another name is not a contradiction."""
     file = tmp_path / "ratelimit.toml"
     file.write_text("")
     (tmp_path / "link.toml").symlink_to(file)

@@ -79,7 +79,7 @@ def test_check_says_where_each_error_is(commands: Commands, tmp_path: Path) -> N
 
 
 def test_check_warns_of_a_method_that_is_none(commands: Commands, tmp_path: Path) -> None:
-    """A typing mistake in a method is no error, since an app may have its own, and is marked in the file."""
+    """A typing mistake in a method is not an error, as an app may have its own, and is marked in the file."""
     text = (
         '[[routes]]\npath = "/a"\nmethods = ["PSOT"]\n[[routes]]\npath = "/b"\nmethods = ["PURGE", "QUERY"]\n'
     )
@@ -117,7 +117,7 @@ def test_check_warns_of_what_has_no_effect(commands: Commands) -> None:
 
 
 def test_check_warns_of_a_cost_that_never_fits(commands: Commands, tmp_path: Path) -> None:
-    """A route that costs more than a plan ever grants is no mistake, but nobody can use it."""
+    """A route that costs more than a plan ever grants is not a mistake, but nobody can use it."""
     text = '[[routes]]\npath = "/batch"\ncost = 30\n'
     printed = commands.good("check", str(written(tmp_path / "s.toml", text)))
     assert "its cost of 30 never fits into 20/minute of plans.anonymous" in printed

@@ -41,7 +41,7 @@ async def test_refusals_keep_their_cors_headers() -> None:
 
 
 async def test_preflights_cost_nothing() -> None:
-    """CORSMiddleware answers them itself: a browser's question is no request of the caller's."""
+    """CORSMiddleware answers them itself: a browser's question is not a request of the caller's."""
     async with client_of(served()) as client:
         for _ in range(5):
             assert (await client.options("/", headers=PREFLIGHT)).status_code == 200

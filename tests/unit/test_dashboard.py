@@ -302,7 +302,7 @@ async def test_its_requests_cost_no_limits() -> None:
 
 
 async def test_it_is_found_where_the_app_is_mounted() -> None:
-    """A dashboard in a mounted app is found: as with routes, `root_path` is no part of its path."""
+    """A dashboard in a mounted app is found: as with routes, `root_path` is not a part of its path."""
     app = RateLimitMiddleware(ok_app(), settings=settings())
     transport = httpx.ASGITransport(app, root_path="/api")
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as client:

@@ -86,7 +86,7 @@ async def test_no_token_changes_anything_where_changes_are_off() -> None:
 
 
 async def test_each_operator_logs_in() -> None:
-    """The session is the operator's own; what is no token opens nothing, nor does an empty one."""
+    """The session is the operator's own; what is not a token opens nothing, nor does an empty one."""
     app = app_of()
     for token, name in (("anna's", "Anna"), ("screen's", "screen")):
         async with client_of(app) as browser:

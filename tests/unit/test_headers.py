@@ -221,7 +221,7 @@ def test_headers_are_added_at_the_end() -> None:
 
 
 def test_slots_do_not_choose_the_window() -> None:
-    """Slots are no window: how many are taken changes nothing about what is shown."""
+    """Slots are not a window: how many are taken changes nothing about what is shown."""
     decision = decision_of((MINUTE, 1))
     slots = LimitStatus(Counter("k:1", "p", Slots(1)), SlotStatus(1, is_full=False))
     assert headers_of(Decision(True, decision.now_us, limits=(slots, *decision.limits))) == headers_of(

@@ -94,12 +94,12 @@ FINE = [caller(f"k:f{number}", outcomes(100), "free") for number in range(20)]
 def test_limits_that_do_their_job_are_no_alarm(
     callers: list[CallerFigures], expected: tuple[str, str]
 ) -> None:
-    """A few refusals, or a small share of many, are no incident; a plan comes before a caller."""
+    """A few refusals, or a small share of many, are not an incident; a plan comes before a caller."""
     assert said(fleet(callers)) == expected
 
 
 def test_a_caller_that_is_always_refused_is_no_alarm() -> None:
-    """Refusals at a caller's usual rate are no alarm; refusals far beyond the habit are one."""
+    """Refusals at a caller's usual rate are not an alarm; refusals far beyond the habit are one."""
     assert said(fleet([ABUSER]), habits={"k:1": 450.0}) == ("notice", "caller")
     assert said(fleet([ABUSER]), habits={"k:1": 100.0}) == ("alarm", "caller")
     headline = headline_of(fleet([ABUSER]), Circumstances(SETTINGS, habits={"k:1": 100.0}))

@@ -49,7 +49,7 @@ async def ended_turn() -> None:
 
 
 async def test_every_decision_is_told_with_caller_and_rule() -> None:
-    """Admitted, refused, never admitted, and let through by shadow mode; what is exempt is no decision."""
+    """Admitted, refused, never admitted, and let through by shadow mode; what is exempt is not a decision."""
     told: list[DecisionMade] = []
     limiter = limiter_with(told.append)
     for key, path in [

@@ -62,7 +62,7 @@ async def test_acquire_by_identity() -> None:
 
 
 async def test_acquire_needs_to_know_who() -> None:
-    """Nobody is no caller: there is no quota that all who are not named would share."""
+    """Nobody is not a caller: there is no quota that all who are not named would share."""
     limiter = limiter_of('plans.anonymous.requests = ["20/minute"]', FakeClock())
     with pytest.raises(ValueError, match="needs an identity, an api_key or an address"):
         await limiter.acquire()
@@ -132,7 +132,7 @@ async def test_price_takes_the_place_of_the_routes() -> None:
 
 @pytest.mark.parametrize("price", ["-1", "NaN", "", 0.5, True])
 async def test_bad_prices_are_refused(price: Any) -> None:
-    """A price that is no amount is an error, not a free pass."""
+    """A price that is not an amount is an error, not a free pass."""
     limiter = limiter_of('plans.default.spending = {daily = "1.00"}', FakeClock())
     with pytest.raises(ValueError, match="an amount"):
         await limiter.acquire(api_key="a", price=price)

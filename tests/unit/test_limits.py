@@ -60,7 +60,7 @@ def test_a_share_is_that_of_its_decimals(amount: int, share: float, part: int) -
 
 
 def test_a_share_of_a_limit_knows_the_whole() -> None:
-    """Callers of a plan may use a part of a shared limit, which stays one count; the whole is no part."""
+    """Callers of a plan may use a part of a shared limit, which stays one count; the whole is not a part."""
     window, slots = Window(10, 1, "minute"), Slots(10)
     assert (window.at_share(0.5).quota, window.at_share(0.5).whole) == (5, 10)
     assert (slots.at_share(0.5).limit, slots.at_share(0.5).whole) == (5, 10)

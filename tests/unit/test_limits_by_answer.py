@@ -228,7 +228,7 @@ async def test_a_predicate_that_returns_what_would_have_to_be_awaited_counts(
 
 
 async def test_a_late_refusal_counts_nowhere() -> None:
-    """A request that a late limit refuses is no failure: its early limits are given back."""
+    """A request that a late limit refuses is not a failure: its early limits are given back."""
     early, late = Limit("early", "2/minute", count="failures"), Limit("late", "1/minute")
 
     @limited(early)

@@ -393,7 +393,7 @@ async def test_a_cost_of_its_own() -> None:
 
 
 async def test_a_function_names_the_cost(caplog: pytest.LogCaptureFixture) -> None:
-    """A cost may depend on the request; what is no cost is told in the log, and counts as 1."""
+    """A cost may depend on the request; what is not a cost is told in the log, and counts as 1."""
     costs: list[Any] = [3, 2, 1]
     limit = Limit("x", "5/minute", cost=lambda *_: costs.pop(0))
     assert await counted_apart(limit, {}, {}, {}) == [200, 200, 429]
@@ -405,7 +405,7 @@ async def test_a_function_names_the_cost(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def test_rates_for_some() -> None:
-    """Some callers have other rates, on the same count; what is no rate leaves them the limit's own."""
+    """Some callers have other rates, on the same count; what is not a rate leaves them the limit's own."""
     rates: dict[str, Any] = {"gold": "3/minute", "bad": "3/mnute"}
     limit = Limit("x", "1/minute", rates_for=lambda identity: rates.get(identity.plan))
     text = PLANS + 'plans.gold.requests = ["9/minute"]\nplans.bad.requests = ["9/minute"]'

@@ -193,7 +193,7 @@ async def test_chunks_are_not_held_back() -> None:
 
 
 async def test_other_messages_pass_unchanged() -> None:
-    """A message that is no start of a response passes as the very object that the app sent."""
+    """A message that is not a start of a response passes as the very object that the app sent."""
     messages: list[Message] = [
         {"type": "http.response.early_hint", "links": [b"</a.css>"]},
         {"type": "http.response.start", "status": 200, "trailers": True},

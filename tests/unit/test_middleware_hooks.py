@@ -129,7 +129,7 @@ async def test_price_hook_none_leaves_the_routes_price() -> None:
     "amount", ["", "-1", "NaN", "1e", 0.5, True, Decimal("nan"), Decimal(-1), Decimal("inf"), b"1", [1]]
 )
 async def test_bad_price_counts_as_the_routes(amount: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A price that is no amount is logged, and the route's price counts: never a 500, never for nothing."""
+    """A price that is not an amount is logged, and the route's price counts: no 500, never for nothing."""
     app = limited(PRICED, FakeClock(), price=always(amount))
     with caplog.at_level(logging.WARNING, "ratelimit_mw"):
         async with client_of(app, x_api_key="a") as client:

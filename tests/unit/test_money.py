@@ -187,7 +187,7 @@ def test_settled_amounts_are_rounded_up(amount: str | Decimal, currency: str, un
 def test_an_estimate_is_rounded_up_and_may_be_beyond_any_budget(
     estimate: str | int | Decimal, currency: str, units: int
 ) -> None:
-    """A price that can't ever fit is no error of the app's: it is more than any budget, and refused."""
+    """A price that can't ever fit is not an error of the app's: it is more than any budget, and refused."""
     assert parse_estimate(estimate, currency) == units
 
 

@@ -1,4 +1,4 @@
-"""Tests that run once: what they leave untested in Python alone is no code of this process."""
+"""Tests that run once: what they leave untested in Python alone is not code of this process."""
 
 import ast
 import re

@@ -59,7 +59,7 @@ async def test_rule_for_methods() -> None:
 
 
 async def test_head_and_get_share_a_route_limit() -> None:
-    """HEAD draws on the count of GET; it is no second quota."""
+    """HEAD draws on the count of GET; it is not a second quota."""
     text = 'routes = [{path = "/", methods = ["GET"], requests = ["2/minute"]}]'
     async with limited_client(text, FakeClock()) as client:
         seen = [(await client.request(method, "/")).status_code for method in ("GET", "HEAD", "GET")]
@@ -198,7 +198,7 @@ ACCOUNTS = """
 
 
 async def test_keys_of_an_account_share_its_counts() -> None:
-    """With `share = "account"` a second key of the account is no second quota."""
+    """With `share = "account"` a second key of the account is not a second quota."""
     app = limited(ACCOUNTS, FakeClock())
     assert [await left(app, x_api_key=key) for key in "abc"] == ["8", "7", "8"]
 

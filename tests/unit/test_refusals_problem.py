@@ -84,7 +84,7 @@ async def test_cost_problem() -> None:
 
 
 async def test_identity_problem() -> None:
-    """A refusal that is no matter of limits is an untyped problem, whose title is the status in words."""
+    """A refusal that is not a matter of limits is an untyped problem, whose title is the status in words."""
     headers = [("x-api-key", "a"), ("authorization", "Bearer b")]
     problem = problem_of(await last_of("", 1, headers=headers))
     assert (problem["type"], problem["title"]) == ("about:blank", "Bad Request")

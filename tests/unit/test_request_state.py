@@ -152,7 +152,7 @@ async def test_what_others_own_is_not_written_into(kind: str, hooks: dict[str, A
 @pytest.mark.parametrize("hooks", HOOKS)
 @pytest.mark.parametrize("state", [None, MappingProxyType({"pool": "p"})])
 async def test_any_state_of_a_server_serves(state: Any, hooks: dict[str, Any]) -> None:
-    """A state that is missing, or can't be written to, is no reason for a handler to have no lease."""
+    """A state that is missing, or can't be written to, is not a reason for a handler to have no lease."""
     seen: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

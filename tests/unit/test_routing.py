@@ -176,7 +176,7 @@ def test_pattern_without_leading_slash_is_refused() -> None:
     ],
 )
 def test_a_scope_falls_under_the_rule_of_its_path_and_method(scope: Scope, index: int | None) -> None:
-    """A handshake of a WebSocket falls under the rules for `GET`; `root_path` is no part of the path."""
+    """A handshake of a WebSocket falls under the rules for `GET`; `root_path` is not a part of the path."""
     assert table(("/v1/jobs", {"POST"}), ("/v1/jobs", {"GET"})).of_scope(scope) == index
     assert table().of_scope(scope) is None
 

@@ -64,7 +64,7 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_directory_is_an_error(tmp_path: Path) -> None:
-    """A directory is no settings file."""
+    """A directory is not a settings file."""
     with pytest.raises(SettingsError, match="is a directory"):
         Settings.load(tmp_path)
 

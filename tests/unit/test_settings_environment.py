@@ -95,7 +95,7 @@ def test_errors_of_the_environment_name_the_variable(
 def test_errors_within_a_list_of_the_environment_name_the_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second of several wrong values is found by its index, and a broken list is no list."""
+    """The second of several wrong values is found by its index, and a broken list is not a list."""
     monkeypatch.setenv("RATELIMIT_IDENTITY__API_KEY_HEADERS", "X-Key,X Key")
     monkeypatch.setenv("RATELIMIT_IDENTITY__TRUSTED_PROXIES", '["10.0.0.0/8"')
     lists, item = problems(tmp_path)

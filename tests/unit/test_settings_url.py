@@ -133,7 +133,7 @@ def test_a_documented_option_is_taken(url: str, options: str) -> None:
     ],
 )
 def test_a_url_of_several_hosts_has_parts(url: str, parts: tuple[str, ...]) -> None:
-    """Brackets around the address of one of several hosts are no error, whatever Python's own parser says."""
+    """Brackets around the address of one of several hosts are not an error, whatever Python's parser says."""
     assert split_url(url)[1:] == parts
 
 

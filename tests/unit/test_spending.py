@@ -296,7 +296,7 @@ async def test_a_request_without_a_price_is_not_refused_for_money() -> None:
 
 
 async def test_a_price_that_never_fits_is_told_at_once() -> None:
-    """A price above the whole budget is no question of waiting."""
+    """A price above the whole budget is not a question of waiting."""
     limiter = limiter_of(SETTINGS.replace('"0.10"', '"1.50"'), FakeClock())
     async with client_of(app_of(limiter), x_api_key="k") as client:
         refused = await client.get("/")

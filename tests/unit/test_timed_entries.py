@@ -87,7 +87,7 @@ def test_too_many_changes_one_over_the_other_are_refused() -> None:
 
 @pytest.mark.parametrize("until", ["true", '"2h"', "NaN", "Infinity", "null", "[]", "1e999"])
 def test_a_damaged_end_is_no_entry(until: str) -> None:
-    """An end that is no time makes the entry one that can't be read."""
+    """An end that is not a time makes the entry one that can't be read."""
     with pytest.raises(ValueError, match="that is not a time"):
         read_live(b'{"plan":"p","until":%b}' % until.encode())
 

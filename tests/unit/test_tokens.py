@@ -212,7 +212,7 @@ def test_without_a_secret_malformed_fields_are_a_lease_error(change: dict[str, o
 
 @pytest.mark.parametrize("payload", [b"", b"[]", b"null", b"{}", b"\xff", b'{"i": 1}'])
 def test_without_a_secret_another_payload_is_a_lease_error(payload: bytes) -> None:
-    """Fields that are missing, and what is no object at all."""
+    """Fields that are missing, and what is not an object at all."""
     with pytest.raises(LeaseError):
         read_token(checksummed(payload), "")
 

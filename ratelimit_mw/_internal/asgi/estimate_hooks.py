@@ -35,8 +35,8 @@ class EstimateHooks:
     ) -> Estimates | Coroutine[Any, Any, Estimates]:
         """Ask for the estimates of a request: the answer, or what to await where a hook is a coroutine.
 
-        An answer that is no estimate is logged, and the route's counts. Raises `HookError` for what a hook
-        raises.
+        An answer that is not an estimate is logged, and the route's counts. Raises `HookError` for what a
+        hook raises.
         """
         price = self._ask_price(scope, policy, identity)
         if may_be_awaitable(price):

@@ -70,7 +70,7 @@ def limited(*limits: Limit | str) -> Mark:
     The decorator marks an endpoint and wraps nothing. `RateLimitMiddleware` finds the marks on the app's
     routes and decides about these limits together with all others, before the app is called. A rate such as
     "10/minute" stands for a limit of each caller that is named by the route's methods and path. Raises
-    ValueError for what is no limit and no rate.
+    ValueError for what is neither a limit nor a rate.
     """
     if not limits:
         raise ValueError("limited() needs a Limit or a rate, such as '10/minute'")

@@ -93,7 +93,7 @@ def complete_caller(context: typer.Context, incomplete: str) -> list[tuple[str, 
         return []
     try:
         return asyncio.run(_callers(settings, incomplete))
-    except Exception:  # noqa: BLE001 - a prompt is no place for what is wrong
+    except Exception:  # noqa: BLE001 - a prompt is not a place for what is wrong
         return []
 
 

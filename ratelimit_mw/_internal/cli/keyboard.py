@@ -30,7 +30,7 @@ class Keyboard:
     def opened(self) -> Iterator[None]:
         """Read keys in the running event loop; the terminal is as before at the end.
 
-        Nothing is read where standard input is no terminal, or the system has no such terminals.
+        Nothing is read where standard input is not a terminal, or the system has no such terminals.
         """
         try:
             import termios  # noqa: PLC0415 - not on Windows

@@ -27,7 +27,7 @@ from ratelimit_mw._internal.runtime.printable import printable
 Sort = Literal["requests", "refused", "nearest"]
 _SORT_KEYS: Mapping[str, Sort] = {"b": "requests", "r": "refused", "n": "nearest"}
 _AROUND = 7
-"""Lines of the screen that are no callers."""
+"""Lines of the screen that are not callers."""
 _MAX_FILTER = 100
 _ORDERS: Mapping[Sort, Callable[[CallerFigures], float]] = {
     "requests": lambda caller: caller.outcomes.all_requests,

@@ -1,7 +1,7 @@
 """Headline for the person on call: one sentence about the fleet, the backend or the callers.
 
 The order is fixed. Without news of the workers, no statement about the backend holds. Without the backend, no
-statement about callers holds. Limits that do their job are no alarm.
+statement about callers holds. Limits that do their job are not an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

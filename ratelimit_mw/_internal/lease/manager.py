@@ -190,7 +190,7 @@ class Leases:
             self.freed(reservation)
 
     async def release(self, lease: Lease | str) -> None:
-        """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
+        """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is not a token."""
         lease = self._given(lease)
         for late in lease.late:
             await self.release(late)

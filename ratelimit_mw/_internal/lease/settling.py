@@ -91,7 +91,7 @@ class Settling:
             await self._background.arrive(all_sent, "a settle", lease.id)
 
     def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
-        """The amounts of units that limits of the request count. Raises ValueError for what is no amount.
+        """The amounts of units that limits of the request count. Raises ValueError for what is not an amount.
 
         Where no limit counts any unit, the amounts are not checked: nor is a price without a budget.
         """

@@ -131,7 +131,7 @@ class Engine:
         self.live.apply(settings)
 
     async def open(self) -> None:
-        """Connect ahead of the first request. A backend that is away is no error."""
+        """Connect ahead of the first request. A backend that is away is not an error."""
         running_loop()
         self.reporter.is_serving = True
         await asyncio.gather(self.backend.open(), self.live.open())
@@ -220,7 +220,7 @@ class Engine:
         return self.policies.match(caller, method, path, cost)
 
     def hashed(self, api_key: str | bytes | None) -> tuple[bytes, str] | None:
-        """The bytes and the hash of a key; None where it is empty, which is no key in a request either."""
+        """The bytes and the hash of a key; None where it is empty, which is not a key in a request either."""
         data = api_key.encode("utf-8", "surrogatepass") if isinstance(api_key, str) else api_key or b""
         data = data.strip(b" \t")
         return (data, hash_api_key(data, self._secret)) if data else None

@@ -122,7 +122,7 @@ class Limiter:
         await self.close()
 
     async def open(self) -> None:
-        """Connect ahead of the first request. A backend that is away is no error."""
+        """Connect ahead of the first request. A backend that is away is not an error."""
         await self.engine.open()
 
     async def close(self) -> None:
@@ -207,7 +207,7 @@ class Limiter:
     # leases -------------------------------------------------------------------------------------
 
     async def release(self, lease: Lease | str) -> None:
-        """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is no token."""
+        """Free the slots of a lease or a token. Idempotent. Raises `LeaseError` for what is not a token."""
         await self.engine.leases.release(lease)
 
     def resume(self, token: str) -> AbstractAsyncContextManager[Lease]:

@@ -101,7 +101,7 @@ class Turns:
 
 
 def check_max_wait(max_wait: object) -> float:
-    """Return how many seconds a call may wait, 0 for none. Raises ValueError for what is no such number."""
+    """Return how many seconds a call may wait, 0 for none. Raises ValueError for anything else."""
     if max_wait is None:
         return 0.0
     if not isinstance(max_wait, int | float) or isinstance(max_wait, bool) or not 0 <= max_wait <= MAX_TTL:

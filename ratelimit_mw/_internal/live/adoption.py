@@ -15,7 +15,7 @@ def adopt(identity: Identity, settings: Settings) -> Identity:
     """Return the identity with its name hashed, so that nothing in it is taken for a partition as it is.
 
     An identity that the package handed out keeps its partition. Raises ValueError for a plan that doesn't
-    exist and for overrides that can't be used, and TypeError for what is no identity.
+    exist and for overrides that can't be used, and TypeError for what is not an identity.
     """
     _check_types(identity)
     plan = settings.plans.get(identity.plan)

@@ -79,7 +79,7 @@ class AuditLog:
         return change
 
     async def latest(self, number: int = SHOWN) -> list[Change]:
-        """The latest changes, newest first; what is no record of one is left out. Raises `BackendError`."""
+        """The latest changes, newest first; what is not a record is left out. Raises `BackendError`."""
         found = [_change(text) for text in await self._store.latest(number)]
         return [change for change in found if change is not None]
 

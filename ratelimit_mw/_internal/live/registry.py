@@ -289,7 +289,7 @@ class Registry:
 
 
 def shown_hash(name: str) -> str:
-    """The name of an entry, unless it is no hash: somebody may have written a key in the clear."""
+    """The name of an entry, unless it is not a hash: somebody may have written a key in the clear."""
     return name if HASH.fullmatch(name) else "(not a hash)"
 
 

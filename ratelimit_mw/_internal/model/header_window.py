@@ -16,7 +16,7 @@ class HeaderWindow:
         self.place: int = place
         """Index of the window among the counters of its charge."""
         self.window: Window = window
-        # At least 1, and what is no number of units is not for a header to refuse.
+        # At least 1, and what is not a number of units is not for a header to refuse.
         self.cost: int = 1 if not cost > 1 else min(cost, MOST_UNITS)
         """Units that one more request needs."""
         self.quota: int = window.quota

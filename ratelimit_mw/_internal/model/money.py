@@ -29,7 +29,7 @@ class AmountTooLargeError(ValueError):
 def parse_estimate(amount: str | int | Decimal, currency: str) -> int:
     """Return an estimate in units of `currency`, rounded up; one above `MAX_UNITS` as more than any budget.
 
-    Raises `ValueError` for what is no amount.
+    Raises `ValueError` for what is not an amount.
     """
     try:
         return parse_amount(amount, currency, round_up=True)
@@ -43,7 +43,7 @@ def parse_amount(amount: str | int | Decimal, currency: str, *, round_up: bool =
     A text may have any form that `Decimal` reads, such as "25.00" or "1E-7", so that `str(amount)` means
     what `amount` does. An amount finer than one unit is an error, or with `round_up` (for settled amounts,
     which exist whatever their digits) the next whole unit. Raises `ValueError` with a sentence for everything
-    that is no such amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
+    that is not such an amount: NaN, negative, malformed, larger than `MAX_UNITS`, a float.
     """
     if type(amount) is str:
         return _of_text(amount, currency, round_up)

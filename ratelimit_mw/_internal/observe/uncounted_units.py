@@ -15,9 +15,9 @@ MAX_NAMED = 100
 class UncountedUnits:
     """Told of each unit that was settled and that no limit of the request counts.
 
-    To settle it does nothing and is no error, as with a price where there is no budget: one app serves plans
-    with and without a limit of tokens, and its handlers need not know which. A unit that no plan has at all
-    is most likely misspelt, which is said once.
+    To settle it does nothing and is not an error, as with a price where there is no budget: one app serves
+    plans with and without a limit of tokens, and its handlers need not know which. A unit that no plan has at
+    all is most likely misspelt, which is said once.
     """
 
     def __init__(self, settings: Callable[[], Settings]) -> None:

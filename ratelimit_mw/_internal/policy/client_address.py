@@ -175,7 +175,7 @@ def canonical_address(text: str) -> str:
     """The text that an address, however written, is counted under; the same again for such a text.
 
     IPv6 by /64, since one subscriber holds at least that much, unless it carries an IPv4 address. Names that
-    are no address, such as those of test clients, become `peer:<name>`, hashed where they are long or hold
+    are not addresses, such as those of test clients, become `peer:<name>`, hashed where they are long or hold
     unusual characters.
     """
     if text == UNIX:

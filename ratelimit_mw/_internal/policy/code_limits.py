@@ -105,7 +105,7 @@ class Limit:
     def on(self, key: Key, *, cost: int | None = None) -> "KeyedLimit":
         """Count by this key, whatever the limit itself counts by; `cost` takes the place of its own.
 
-        Raises TypeError for what is no key, and ValueError for what is no cost.
+        Raises TypeError for what is not a key, and ValueError for what is not a cost.
         """
         return KeyedLimit(self, text_of(key), None if cost is None else self.check_cost(cost))
 
@@ -178,7 +178,7 @@ def _checked_name(name: object) -> str:
 
 
 def text_of(key: object) -> str:
-    """Return a key as text. Raises TypeError for what is no key."""
+    """Return a key as text. Raises TypeError for what is not a key."""
     if isinstance(key, str):
         return key
     if isinstance(key, bytes):

@@ -78,7 +78,7 @@ class _Reader:
         """Number of tables found so far in each array of tables."""
 
     def read(self) -> Iterator[tuple[Path, int]]:
-        """Every path with its offset. Raises IndexError for what is no TOML."""
+        """Every path with its offset. Raises IndexError for what is not TOML."""
         table: Path = ()
         self._skip(_BLANK)
         while self._at < len(self._text):

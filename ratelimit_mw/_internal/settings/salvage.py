@@ -67,7 +67,7 @@ def _backend(table: Any) -> BackendSettings | None:
 
 
 def _tables(path: str, wrong: SettingsError) -> dict[str, Any]:
-    """The tables of a file, without the sections that are no TOML. Raises `SettingsError`."""
+    """The tables of a file, without the sections that are not TOML. Raises `SettingsError`."""
     data = read_file_bytes(path)
     try:
         return parse(path, data)
@@ -93,7 +93,7 @@ def _sections(text: str) -> list[str]:
 
 
 def _toml_error(sections: list[str]) -> int | None:
-    """The line that is no TOML; None where all are."""
+    """The line that is not TOML; None where all are."""
     text = "".join(sections)
     try:
         tomllib.loads(text)

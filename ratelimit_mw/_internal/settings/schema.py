@@ -77,7 +77,7 @@ def _describe(properties: dict[str, Any], docs: dict[str, str]) -> None:
 
 
 def _tidy(schema: dict[str, Any], shared: dict[str, Any], *, inner: bool = False) -> dict[str, Any]:
-    """Return a schema for TOML: without null, and without defaults that are no value of a file.
+    """Return a schema for TOML: without null, and without defaults that are not a value of a file.
 
     Rates, and tables inside of tables, are moved to `shared` by their titles, and referred to.
     """

@@ -62,7 +62,7 @@ class Environment:
 def read_file(path: str) -> dict[str, Any]:
     """Return the tables of the TOML file at `path`.
 
-    Raises `SettingsError` where it is missing, can't be read, also not in time, is no UTF-8 or no TOML; the
+    Raises `SettingsError` where it is missing, can't be read, also not in time, is not UTF-8 or not TOML; the
     last with its line.
     """
     return parse(path, read_file_bytes(path))
@@ -129,7 +129,7 @@ def read_bytes(path: str, *, still: float = 0.0) -> bytes:
 
 
 class _NoFileError(Exception):
-    """A path leads to something that is no regular file."""
+    """A path leads to something that is not a regular file."""
 
 
 def _check_kind(mode: int) -> None:
@@ -160,7 +160,7 @@ def read_environment(variables: Mapping[str, str]) -> Environment:
 def _set(environment: Environment, variable: str, path: tuple[str, ...], text: str, annotation: Any) -> None:
     try:
         value = _value(text.encode().decode(), annotation)
-    except UnicodeError:  # the variable's bytes are no text, and not shown, since it may be a secret
+    except UnicodeError:  # the variable's bytes are not text, and not shown, since it may be a secret
         environment.problems.append(SettingsProblem(ENVIRONMENT, variable, "is not UTF-8 text"))
         return
     except ValueError as error:

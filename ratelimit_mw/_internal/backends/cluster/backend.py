@@ -74,7 +74,7 @@ class ClusterBackend:
         return self._partitions.is_away
 
     async def open(self) -> None:
-        """Connect to all nodes ahead of the first request. One that is away is no error."""
+        """Connect to all nodes ahead of the first request. One that is away is not an error."""
         await self._partitions.open()
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ def as_backend_error(error: Exception) -> BackendError:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of an error, with its type if it is no error of a server or a network."""
+    """Return the message of an error, with its type if it is not an error of a server or a network."""
     if isinstance(error, (RedisError, OSError, ValueError, RuntimeError, BackendError)):
         return str(error) or "no answer in time"
     return f"{type(error).__name__}: {error}"

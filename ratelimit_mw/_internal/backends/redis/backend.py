@@ -103,7 +103,7 @@ class RedisBackend:
         return self.loops.is_away
 
     async def open(self) -> None:
-        """Connect ahead of the first request. A server that is away is no error: it is tried again."""
+        """Connect ahead of the first request. A server that is away is not an error: it is tried again."""
         await self.loops.open()
 
     async def close(self) -> None:

@@ -2,7 +2,7 @@
 
 A request that has waited for the time-out fails alone: the queue before it is this process's own backlog.
 Only a server that leaves what it was sent without any answer for as long is taken for away. Time in which
-this event loop did not run is no silence: where a whole machine stood still, so did the server.
+this event loop did not run is not silence: where a whole machine stood still, so did the server.
 """
 
 import asyncio

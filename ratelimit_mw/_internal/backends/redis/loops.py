@@ -109,7 +109,7 @@ class LoopSenders:
         return any([each.error is not None for each in running or [each for _, each in senders[-1:]]])
 
     async def open(self) -> None:
-        """Connect ahead of the first request. A server that is away is no error: it is tried again."""
+        """Connect ahead of the first request. A server that is away is not an error: it is tried again."""
         await self.sender().connect()
 
     async def connection_to(self, key: bytes) -> Connection | None:
