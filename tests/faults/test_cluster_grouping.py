@@ -403,7 +403,7 @@ async def test_a_server_that_refuses_other_slots_gets_a_call_for_each_caller(
             await asyncio.gather(*[backend.acquire(hourly(name), new_id()) for name in of_node])
             assert [(await peeked(backend, hourly(name))).used(0) for name in of_node] == [1] * TOGETHER
         assert backend.error is None
-    assert caplog.text.count("each caller has a call of its own") == 1
+    assert caplog.text.count("each caller needs a call of its own") == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
