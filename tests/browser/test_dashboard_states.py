@@ -95,7 +95,9 @@ async def test_nobody_and_one_caller(server: AppServer) -> None:
         await state(page, "no-traffic")
         await ask(server, "greedy", 45)
         await expect(page.locator("#headline-text")).to_have_text(f"{short('greedy')} is refused most")
-        await expect(page.locator("#routes tbody tr")).to_contain_text("GET /{rest:path}")
+        # An idle worker learns within five seconds that a page is open, and counts routes from then on.
+        async with traffic(server, (("X-API-Key=greedy", "/", 0.2),)):
+            await expect(page.locator("#routes tbody tr")).to_contain_text("GET /{rest:path}")
         await page.locator("#files summary").click()
         await state(page, "one-caller")
         async with page.expect_download() as saved:
