@@ -9,6 +9,7 @@ from typing import Self
 import pytest
 import uvloop
 
+from ratelimit_mw._internal.backends import open_key_store
 from ratelimit_mw._internal.backends.connecting.connector import ServerConnector
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.backends.redis.batcher import Batcher
@@ -17,6 +18,8 @@ from ratelimit_mw._internal.model.backend import BackendError, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus
+from ratelimit_mw._internal.settings.backend import BackendSettings
+from ratelimit_mw._internal.settings.url import SecretURL
 from tests.support.conformance import daily, eventually, metered, monthly, new_id, slots, window
 from tests.support.processes import HOST
 from tests.support.servers import StoreServer
@@ -37,6 +40,8 @@ class Holding:
         self._clients: list[asyncio.StreamWriter] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.holds = False
+        self.holds_from = b""
+        """Command with which it begins to hold; empty for none."""
         self.answers = 0
         """Pieces of answers that came from the server."""
 
@@ -50,6 +55,11 @@ class Holding:
             writer.transport.abort()
         for task in self._tasks:
             task.cancel()
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether it holds anything."""
+        return bool(self._held)
 
     @property
     def url(self) -> str:
@@ -81,6 +91,7 @@ class Holding:
         self._tasks.add(task)
         with contextlib.suppress(OSError):
             while data := await reader.read(65_536):
+                self.holds = self.holds or bool(self.holds_from and self.holds_from in data)
                 if self.holds:
                     self._held.append((server_writer, data))
                 else:
@@ -224,14 +235,20 @@ async def test_what_is_given_up_with_an_older_call_is_given_back_after_it(proxy:
     await backend.close()
 
 
-async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy: Holding) -> None:
+@pytest.mark.parametrize("end", ["silence", "cut"])
+async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy: Holding, end: str) -> None:
     """A job may have been detached since, for longer than the lease of its request."""
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
     charge = Charge([slots(9, lease=30)])
     reservation = (await backend.acquire(charge, new_id())).reservation
     proxy.holds = True
+    renewal = asyncio.ensure_future(backend.renew(reservation, 1))
+    if end == "cut":
+        await eventually(lambda: _is_held(proxy))
+        proxy.cut()
+        proxy.holds = False
     with pytest.raises(BackendError):
-        await backend.renew(reservation, 1)
+        await renewal
     proxy.holds = False
 
     async def is_renewed() -> bool:
@@ -248,8 +265,9 @@ async def test_a_renewal_that_comes_after_it_was_given_up_shortens_nothing(proxy
 
 @pytest.mark.parametrize("kind", ["money", "units"])
 @pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("end", ["silence", "cut"])
 async def test_an_amount_that_comes_again_replaces_no_newer_one(
-    proxy: Holding, kind: str, *, joined: bool
+    proxy: Holding, kind: str, end: str, *, joined: bool
 ) -> None:
     """A settle that was given up and sent again changes nothing once another has replaced it."""
     backend = RedisBackend(proxy.url, timeout=TIMEOUT)
@@ -264,7 +282,11 @@ async def test_an_amount_that_comes_again_replaces_no_newer_one(
     assert await settle(held, 5) is Settlement.SETTLED
     proxy.holds = True
     lost = [settle(each, 500) for each in ((held, other) if joined else (held,))]
-    await eventually(lambda: _is_away(backend))
+    if end == "silence":
+        await eventually(lambda: _is_away(backend))
+    else:
+        await eventually(lambda: _is_held(proxy))
+        proxy.cut()
     proxy.holds = False
     for each in lost:
         assert await each is Settlement.SETTLED
@@ -273,6 +295,10 @@ async def test_an_amount_that_comes_again_replaces_no_newer_one(
     await proxy.deliver()
     assert (await peeked(backend, charge)).counted == before == [507 if joined else 7 + 9 * (kind == "units")]
     await backend.close()
+
+
+async def _is_held(proxy: Holding) -> bool:
+    return proxy.is_holding
 
 
 async def _is_away(backend: RedisBackend) -> bool:
@@ -380,3 +406,32 @@ def test_what_was_not_sent_yet_is_not_sent_any_more(
         return len(met)
 
     assert loop.run_until_complete(try_it()) == 2
+
+
+async def test_live_keys_that_come_after_they_were_given_up_replace_no_newer_ones(
+    proxy: Holding, redis_server: StoreServer
+) -> None:
+    """A write that an operator was told has failed undoes nothing of the next one, however late it comes."""
+    store = open_key_store(BackendSettings(url=SecretURL(proxy.url)), timeout=TIMEOUT)
+    direct = open_key_store(BackendSettings(url=SecretURL(redis_server.url)))
+    await store.write({"a": b"first"})
+    proxy.holds_from = b"MULTI"
+    with pytest.raises(BackendError):
+        await store.write({"a": b"lost"})
+    proxy.holds, proxy.holds_from = False, b""
+    await direct.write({"a": b"newer"})
+    await proxy.deliver()
+    assert await direct.entries() == {"a": b"newer"}
+    await store.write({"b": b"later"})
+    assert await direct.entries() == {"a": b"newer", "b": b"later"}
+    for each in (store, direct):
+        await each.close()
+
+
+async def test_live_keys_that_are_written_at_once_are_all_written(redis_server: StoreServer) -> None:
+    """A write that another one overtakes is sent again."""
+    stores = [open_key_store(BackendSettings(url=SecretURL(redis_server.url))) for _ in range(8)]
+    await asyncio.gather(*[each.write({f"{place}": b"-"}) for place, each in enumerate(stores)])
+    assert await stores[0].entries() == {f"{place}": b"-" for place in range(8)}
+    for each in stores:
+        await each.close()

@@ -48,6 +48,11 @@ class Backlog:
         """Whether anything waits here or is under way."""
         return bool(self.queue or self.upkeep or self.sent or self.doubtful)
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether anything under way would undo what comes after it, if a server executed it late."""
+        return any([operation.template.overwrites for operation in self.in_flight()])
+
     def make_room(self, newcomer: Operation) -> bool:
         """Whether there is room for one more: for what is owed there is, in place of what waits longest."""
         error = BackendError(f"more than {MAX_QUEUE} operations wait for the backend")

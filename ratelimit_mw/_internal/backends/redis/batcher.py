@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply, Reply
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
@@ -79,18 +80,17 @@ class Batcher:
         """Calls of the script, and in `operations` what they were for."""
         self.operations = 0
         self._deadlines = Deadlines(
-            timeout, backlog.queue, backlog.sent, on_silence=self._on_silence, on_late=replies.error_log.late
+            timeout,
+            backlog.queue,
+            backlog.sent,
+            on_silence=partial(self._disconnect, is_silent=True),
+            on_late=replies.error_log.late,
         )
 
     @property
     def load(self) -> Load:
         """Load of this batcher: operations carried, and operations that wait."""
-        return self._replies.load(self.batches, self.operations, self.owed)
-
-    @property
-    def owed(self) -> int:
-        """Number of operations owed to the server: those sent until they arrive, and those in doubt."""
-        return self._backlog.owed
+        return self._replies.load(self.batches, self.operations, self._backlog.owed)
 
     @property
     def error(self) -> BackendError | None:
@@ -160,8 +160,7 @@ class Batcher:
         self._is_closed = True
         self._deadlines.stop()
         self._link.stop()
-        lost = self.owed
-        if lost:
+        if lost := self._backlog.owed:
             logger.error("%d releases and settles never reached the backend: the limiter was closed", lost)
         self._disconnect(BackendError("the backend was closed"))
 
@@ -292,11 +291,6 @@ class Batcher:
         self._send([probe], by_digest=self._by_digest)
         await probe
 
-    def _on_silence(self, error: BackendError) -> None:
-        """Give up what is under way. Nothing is sent until no server executes it any more."""
-        self._link.silent_until = self._given_up_at
-        self._disconnect(error)
-
     def _on_lost(self, error: BackendError) -> None:
         """Take in that a connection has ended: quietly where nobody waited for an answer over it.
 
@@ -330,8 +324,12 @@ class Batcher:
             self._deadlines.start()
         self._link.start()
 
-    def _disconnect(self, error: BackendError, owed: Sequence[Operation] = ()) -> None:
+    def _disconnect(
+        self, error: BackendError, owed: Sequence[Operation] = (), *, is_silent: bool = False
+    ) -> None:
         """Give the connection up: the server is away. What is `owed` was refused, and goes first."""
+        if is_silent or self._backlog.overwrites:  # nothing is sent until no server executes it any more
+            self._link.silent_until = self._given_up_at
         self._forget_connection()
         if self._error is None and not self._is_closed:
             logger.warning("backend is away: %s", error, extra={"ratelimit": {"event": "backend_away"}})

@@ -65,6 +65,7 @@ class MeterPlaces:
             self._keys, self._n_keys, body, LEASE_ID_SIZE, read_settlement, record=self._record
         )
         template.charges = ""  # nothing of it is kept until the end of a batch
+        template.overwrites = mode is Mode.REPLACE
         return template
 
 

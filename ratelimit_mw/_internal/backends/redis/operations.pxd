@@ -10,6 +10,7 @@ cdef class Template:
     cdef public str charges
     cdef public bytes tag
     cdef public int slot
+    cdef public bint overwrites
     cdef bytes _body
     cpdef bytes several(self, ids)
     cpdef object read(self, bytes answer, Py_ssize_t number)

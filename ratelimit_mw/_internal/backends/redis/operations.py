@@ -40,7 +40,19 @@ class Template:
     not where each has a record, a key of its own that is named by its id.
     """
 
-    __slots__ = ("_body", "charges", "command", "head", "keys", "n_keys", "record", "slot", "tag", "unpack")
+    __slots__ = (
+        "_body",
+        "charges",
+        "command",
+        "head",
+        "keys",
+        "n_keys",
+        "overwrites",
+        "record",
+        "slot",
+        "tag",
+        "unpack",
+    )
 
     def __init__(  # noqa: PLR0913 - a value
         self,
@@ -74,6 +86,8 @@ class Template:
 
         It has to be exact: done whole or not at all, in a batch and out of it, and answered by a number.
         """
+        self.overwrites = False
+        """Puts a value in place of another. Executed late, it would undo what came after it."""
 
     def several(self, ids: Collection[bytes]) -> bytes:
         """The argument that stands for an operation of each id."""

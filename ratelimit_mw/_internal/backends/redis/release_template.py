@@ -61,9 +61,11 @@ class ReleaseTemplate(Template):
         n_periods = len(self._period_ends)
         body = SETTLE_HEAD.pack(kind, amount, replace, n_periods)
         body += struct.pack(f"<{n_periods}d", *self._period_ends)
-        return Template(
+        template = Template(
             self._period_keys, n_periods + 1, body, LEASE_ID_SIZE, read_settlement, record=self._records
         )
+        template.overwrites = replace
+        return template
 
 
 @lru_cache(maxsize=64)

@@ -64,6 +64,7 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
     body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
     operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
     operation.template.charges = ""
+    operation.template.overwrites = True
     return operation
 
 
