@@ -284,7 +284,7 @@ async def test_rights_missing(tmp_path: Path, start_app: StartApp, start_server:
         await log_in(page, server)
         await ask(server, "greedy", 40)
         await expect(page.locator("#rights")).to_contain_text(
-            "ACL SETUSER worker +hget +hset +hdel +multi +exec"
+            "ACL SETUSER worker +hget +hset +hdel +watch +multi +exec"
         )
         await expect(rows_of(page)).to_have_count(1)
         await state(page, "rights-missing")

@@ -436,7 +436,7 @@ async def test_a_client_that_dies_of_anything_raises_a_backend_error(
     monkeypatch.setattr("redis.asyncio.connection.AbstractConnection.connect", broken)
     for ask in (
         lambda: client.execute("PING"),
-        lambda: client.transact([["PING"]]),
+        lambda: client.transact([["PING"]], "key"),
         lambda: client.ask([["PING"]]),
         lambda: connector.connect(lambda _: None),
     ):

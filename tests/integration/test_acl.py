@@ -197,7 +197,7 @@ def test_admin_can_set_live_keys_and_the_worker_cannot(
         assert run(["keys", "remove", "a-key"]) == (1 if status else 0)  # there is none
         if status:
             assert said.startswith("ratelimit-mw: rights are missing in the backend: ")
-            assert "ACL SETUSER ratelimit +hget +hset +hdel +multi +exec" in said
+            assert "ACL SETUSER ratelimit +hget +hset +hdel +watch +multi +exec" in said
     assert granted("ratelimit-admin") - granted("ratelimit") == set(ADMIN)
     assert granted("ratelimit") == set(WORKER)
 
@@ -234,7 +234,7 @@ def test_a_refused_login_is_named(
     assert "the backend refuses the login of backend.url" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lacks", ["hget", "hset", "hdel", "multi", "exec", None])
+@pytest.mark.parametrize("lacks", ["hget", "hset", "hdel", "watch", "multi", "exec", None])
 async def test_a_dashboard_without_rights_is_found_at_the_start(
     store: StoreServer, lacks: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,7 +270,7 @@ async def test_rights_that_are_given_later_are_seen(
             assert limiter.engine.live.rights.missing is None
 
 
-ADVICE = "ACL SETUSER ratelimit-admin +hget +hset +hdel +multi +exec"
+ADVICE = "ACL SETUSER ratelimit-admin +hget +hset +hdel +watch +multi +exec"
 
 
 def settings_with_changes(url: str) -> Settings:

@@ -4,6 +4,7 @@ Unlike counts, entries never expire: they are configuration.
 """
 
 import asyncio
+import random
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ PAGE = 1_000
 """Entries written in one command, so that none takes the server long."""
 READ_PAGE = 250
 """Entries read in one command, so that neither the server nor an event loop is held long."""
+MOST_TRIES = 50
+"""Number of times that a write is sent while other processes write as well."""
 LOGGED = 2_000
 """Records that the log of changes keeps: one for each entry that has changed, and one for each change."""
 
@@ -175,8 +178,18 @@ class RedisKeyStore:
                 await asyncio.sleep(loop.time() - start)
 
     async def write(self, entries: Mapping[str, bytes | None], over: Over | None = None) -> None:
-        """Set these entries, and remove those that are None, in one transaction."""
-        await self._clients.get().transact(await threads.call(lambda: self._commands(entries, over or {})))
+        """Set these entries, and remove those that are None, in one transaction.
+
+        Where the version changes meanwhile, as another process writes too, the transaction is sent again.
+        So one that was given up, and is executed late, changes nothing after a newer one.
+        """
+        client = self._clients.get()
+        commands = await threads.call(lambda: self._commands(entries, over or {}))
+        for waits in range(MOST_TRIES):
+            if await client.transact(commands, self._version_key):
+                return
+            await asyncio.sleep(random.uniform(0, 0.01 * waits))  # noqa: S311 - spreads the writers
+        raise BackendError("others change the live keys at the same time, again and again")
 
     async def time(self) -> float:
         """Seconds since 1970, by the server's clock."""
@@ -192,7 +205,7 @@ class RedisKeyStore:
             ("HGET", self._hash, "-"),
             ("SET", self._version_key, "-"),
         ]
-        await self._clients.get().try_out(commands)
+        await self._clients.get().try_out(commands, self._version_key)
 
     def _commands(
         self, entries: Mapping[str, bytes | None], over: Over

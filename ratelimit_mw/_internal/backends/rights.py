@@ -12,7 +12,7 @@ WORKER = (
     "zscore", "zrange", "zmscore", "zremrangebyrank", "hscan",
 )  # fmt: skip
 """Commands that a worker gives."""
-ADMIN = ("hget", "hset", "hdel", "multi", "exec")
+ADMIN = ("hget", "hset", "hdel", "watch", "multi", "exec")
 """Commands that change live keys."""
 
 _MISSING = re.compile(

@@ -77,14 +77,20 @@ class Client:
             except NoScriptError:
                 return await redis.execute_command("EVAL", text, *arguments)  # type: ignore[no-untyped-call]
 
-    async def transact(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
-        """Send commands that take effect all at once (MULTI)."""
+    async def transact(self, commands: Sequence[Sequence[str | bytes | int]], watched: str) -> bool:
+        """Send commands that take effect all at once (MULTI); whether they did.
+
+        They do nothing where another client has changed the key `watched` since this was called (WATCH),
+        also where they reach the server after they were given up.
+        """
         # Not by redis-py's pipeline, which packs them in the event loop, however many there are.
         whole = [("MULTI",), *commands, ("EXEC",)]
         async with self._connected() as redis:
             pool = redis.connection_pool
             connection = await pool.get_connection()  # type: ignore[no-untyped-call]
             try:
+                await connection.send_command("WATCH", watched)
+                await connection.read_response()
                 await connection.send_packed_command(await threads.call(lambda: _packed(connection, whole)))
                 answers = [await connection.read_response() for _ in whole]
             except BaseException:
@@ -92,11 +98,12 @@ class Client:
                 raise
             finally:
                 await pool.release(connection)
-            for answer in answers[-1]:
+            for answer in answers[-1] or ():
                 if isinstance(answer, Exception):
                     raise answer
+            return answers[-1] is not None
 
-    async def try_out(self, commands: Sequence[Sequence[str | bytes | int]]) -> None:
+    async def try_out(self, commands: Sequence[Sequence[str | bytes | int]], watched: str) -> None:
         """Have commands refused that the server would not run in a transaction; none of them is run.
 
         Raises `ReplyError` for the first that is refused.
@@ -108,8 +115,9 @@ class Client:
             connection = await pool.get_connection()  # type: ignore[no-untyped-call]
             try:
                 # Alone: where a transaction may not be begun, commands after it would be run.
-                await connection.send_command("MULTI")
-                await connection.read_response()
+                for command in (("WATCH", watched), ("MULTI",)):
+                    await connection.send_command(*command)
+                    await connection.read_response()
                 await connection.send_packed_command(_packed(connection, queued))
                 refusals = [await _refusal(connection) for _ in queued]
             finally:
