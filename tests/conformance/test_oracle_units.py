@@ -100,6 +100,11 @@ def test_metered_units_and_the_oracle_give_the_same_answers(bench: tuple[Bench, 
     compare_units(bench, range(40), 80)
 
 
+def test_a_settle_after_a_clock_was_set_back_shortens_no_record(bench: tuple[Bench, asyncio.Runner]) -> None:
+    """A settle that changes nothing leaves the record of its charge as long as it would have lived."""
+    compare_units(bench, range(284_986_356, 284_986_357), 120)
+
+
 @pytest.mark.slow
 def test_the_same_of_units_for_much_longer(bench: tuple[Bench, asyncio.Runner]) -> None:
     """With `ORACLE_EXAMPLES` other examples each time."""

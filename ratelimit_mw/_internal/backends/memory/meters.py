@@ -138,7 +138,9 @@ class Meters:
             if amount is not None:
                 met.add(self._settle(meter, reservation, record, entry, amount, now, replace=replace))
         if all([entry.is_settled for entry in record.entries]):
-            record.dies = now + _longest(reservation)
+            dies = now + _longest(reservation)
+            # Of a settle that changes nothing, a clock that was set back shortens no life.
+            record.dies = dies if Settlement.SETTLED in met else max(record.dies, dies)
         order = (Settlement.DIFFERENT, Settlement.SETTLED, Settlement.REPEATED)
         return next((each for each in order if each in met), Settlement.UNKNOWN)
 
