@@ -66,7 +66,7 @@ MODULES = {
     "backends/memory/budgets": f"{COUNTS} estimates clock_steps memory_bounds local",
     "backends/memory/counts": f"{COUNTS} clock_steps memory_bounds local",
     "backends/memory/meters": "conformance_units units memory_bounds",
-    "backends/memory/places": f"{COUNTS} memory_bounds",
+    "backends/memory/prepared": f"{COUNTS} memory_bounds",
     "backends/memory/backend": f"{COUNTS} memory_bounds local limiter",
     "backends/memory/bounded_store": "memory_bounds",
     "cache/prefetch": "prefetch prefetch_backends",

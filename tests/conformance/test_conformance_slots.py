@@ -82,7 +82,7 @@ async def test_many_holds_are_renewed_together_and_each_is_answered(bench: Bench
     shared = [await bench.reserve(slots(30, of="shared")) for _ in range(20)]
     await bench.backend.finish(apart[3], EstimateAction.KEEP)
     await bench.backend.finish(
-        apart[7].with_places(apart[7].slots[1:], apart[7].periods, (), ()), EstimateAction.KEEP
+        apart[7].with_keys(apart[7].slots[1:], apart[7].periods, (), ()), EstimateAction.KEEP
     )
     renewals = [
         (reservation, 40.0 + place) for place, reservation in enumerate([*apart, *shared, NO_RESERVATION])

@@ -199,7 +199,7 @@ class Comparison(RuleBasedStateMachine):
         """Hold the estimates of one charge."""
         self.runner.run(
             self._hold(
-                reservation.with_places(reservation.slots, (), reservation.meters, reservation.estimates)
+                reservation.with_keys(reservation.slots, (), reservation.meters, reservation.estimates)
             )
         )
         if any(reservation.estimates):

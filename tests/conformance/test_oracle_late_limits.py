@@ -16,7 +16,7 @@ from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit
 from tests.support.asgi import settings_of
 from tests.support.conformance import KINDS, Bench, SharedServer, new_id, opened
-from tests.support.oracle import Oracle, Place
+from tests.support.oracle import CounterKey, Oracle
 
 SETTINGS = """
     backend.timeout = 10
@@ -44,7 +44,7 @@ class Request:
 
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
-        self.charges: list[tuple[bytes, list[Place]]] = []
+        self.charges: list[tuple[bytes, list[CounterKey]]] = []
 
     def note(self, lease: Lease) -> bytes:
         """Note one more charge; the id under which the oracle has it."""
@@ -109,8 +109,8 @@ class Comparison:
             statuses = [each.status for each in late]
             got = Outcome.from_statuses(False, refused.decision.now_us, statuses, NO_RESERVATION)
             self.oracle.check([each.counter for each in late], 1, 0, new_id(), got, costs)
-            for lease_id, places in request.charges:
-                self.oracle.give_back(places, lease_id)
+            for lease_id, keys in request.charges:
+                self.oracle.give_back(keys, lease_id)
             self.requests.remove(request)
             self.seen["taken back"] += 1
         else:
@@ -137,10 +137,10 @@ class Comparison:
             f"{ANSWERS}{LATE_FAILED.name}": failed,
             f"{ANSWERS}succeeded": status < 300,
         }
-        for lease_id, places in request.charges:
+        for lease_id, keys in request.charges:
             self.oracle.answer(lease_id, counts.get)
             action = EstimateAction.GIVE_BACK if failed else EstimateAction.KEEP
-            self.oracle.finish(places, lease_id, action)
+            self.oracle.finish(keys, lease_id, action)
         self.requests.remove(request)
 
     async def wait(self, microseconds: int) -> None:
@@ -149,10 +149,10 @@ class Comparison:
         self.oracle.latest = self.oracle.now
         for request in self.requests:
             leases = [request.lease, *request.lease.late]
-            for lease, (lease_id, places) in zip(leases, request.charges, strict=True):
+            for lease, (lease_id, keys) in zip(leases, request.charges, strict=True):
                 if lease.reservation is not NO_RESERVATION:
                     kept = await self.bench.backend.renew(lease.reservation, lease.reservation.lease_seconds)
-                    self.oracle.check_renewed(places, lease_id, lease.reservation.lease_seconds, kept)
+                    self.oracle.check_renewed(keys, lease_id, lease.reservation.lease_seconds, kept)
 
     async def look(self) -> None:
         """Compare how all limits stand."""

@@ -14,7 +14,7 @@ from ratelimit_mw._internal.backends import open_key_store
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.cluster.nodes import hash_slot, hash_tag
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
-from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, period_key
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, WindowStatus
 from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.support.conformance import Bench, daily, eventually, new_id, slots, window
@@ -290,7 +290,7 @@ def test_all_keys_of_a_partition_have_the_slot_that_the_server_says(
     backend = ClusterBackend(redis_cluster.url)
     counters = [Counter(partition, "p", each.limit) for each in (window(5), slots(5), daily(5))]
     keys = [backend._partitions._names.of_counter(counter, 0) for counter in counters]
-    reservation = Charge(counters).recorded_reservation(new_id(), (place_of(counters[2], 0),), 1)
+    reservation = Charge(counters).recorded_reservation(new_id(), (period_key(counters[2], 0),), 1)
     keys.append(backend._partitions._names.of_record(reservation))
     with redis_cluster.nodes[0].client() as client:
         found = {client.execute_command("CLUSTER", "KEYSLOT", key) for key in keys}

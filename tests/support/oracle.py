@@ -21,7 +21,7 @@ EXACT = 1_000
 UNIT = Decimal("0.000001")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-Place = tuple[str, ...]
+CounterKey = tuple[str, ...]
 
 
 @dataclass
@@ -59,12 +59,12 @@ class Estimate:
 
     An entry that was stored under a later time than the clock shows is found no more.
     """
-    bases: list[tuple[Place, Unit]] = field(default_factory=list)
+    bases: list[tuple[CounterKey, Unit]] = field(default_factory=list)
     may_have_lapsed: bool = False
     never_lapses: bool = False
     settled: int | None = None
     settled_at: int = 0
-    extras: list[tuple[Place, Unit]] = field(default_factory=list)
+    extras: list[tuple[CounterKey, Unit]] = field(default_factory=list)
 
     def has_lapsed(self, now: int) -> bool:
         """Whether it is not held any more for sure, once somebody looks."""
@@ -88,7 +88,7 @@ class Lease:
 class Bill:
     """A priced charge, in the books of its periods until it is settled or closed."""
 
-    places: list[Place]
+    keys: list[CounterKey]
     estimate: Decimal
     lease: int
     held_until: int
@@ -120,8 +120,8 @@ class Oracle:
     """Everything admitted so far, and the only clock."""
 
     now: int
-    units: dict[Place, list[Unit]] = field(default_factory=dict)
-    leases: dict[Place, dict[bytes, Lease]] = field(default_factory=dict)
+    units: dict[CounterKey, list[Unit]] = field(default_factory=dict)
+    leases: dict[CounterKey, dict[bytes, Lease]] = field(default_factory=dict)
     bills: dict[bytes, Bill] = field(default_factory=dict)
     latest: int = 0
     """The latest time that the clock has ever shown."""
@@ -129,11 +129,11 @@ class Oracle:
     """Of running requests, by lease id and unit."""
     steps: int = 0
     """Number of times that the clock has stepped back."""
-    slack: dict[Place, int] = field(default_factory=dict)
+    slack: dict[CounterKey, int] = field(default_factory=dict)
     """Amount that may have been taken off other charges' entries after the clock had stepped back."""
     charged: dict[bytes, list[Unit]] = field(default_factory=dict)
     """Units that each charge has in windows of requests."""
-    large: set[Place] = field(default_factory=set)
+    large: set[CounterKey] = field(default_factory=set)
     """Windows that were ever under a quota above `EXACT`."""
 
     # charges ------------------------------------------------------------------------------------
@@ -165,10 +165,10 @@ class Oracle:
 
     def _notice_what_is_over(self) -> None:
         """Note everything that is over by now, since any charge may have a backend forget it."""
-        for place, units in self.units.items():
+        for key, units in self.units.items():
             for unit in units:
                 unit.since = min(unit.since, self.now)
-                unit.has_left = unit.has_left or unit.since + int(place[-1]) * SECOND <= self.now
+                unit.has_left = unit.has_left or unit.since + int(key[-1]) * SECOND <= self.now
         for leases in self.leases.values():
             for lease in leases.values():
                 lease.has_expired = lease.has_expired or lease.expires <= self.now
@@ -181,36 +181,36 @@ class Oracle:
 
     def fits(self, counter: Counter, cost: int, price: int) -> tuple[bool, bool]:
         """Whether a limit has room for sure, and whether it may have."""
-        limit, place = counter.limit, place_of(counter, self.now)
+        limit, key = counter.limit, counter_key(counter, self.now)
         if isinstance(limit, Window):
-            least, most = self.used(place, limit)
+            least, most = self.used(key, limit)
             return most + cost <= limit.quota, least + cost <= limit.quota
         if isinstance(limit, Slots):
-            least, most = self.active(place)
+            least, most = self.active(key)
             return most < limit.limit, least < limit.limit
-        spent, least_held, most_held = self.money(place)
+        spent, least_held, most_held = self.money(key)
         left = limit.amount * UNIT - spent - price * UNIT
         return most_held <= left, least_held <= left
 
-    def used(self, place: Place, limit: Window) -> tuple[int, int]:
+    def used(self, key: CounterKey, limit: Window) -> tuple[int, int]:
         """Units in the window: at least, at most."""
         length = limit.seconds * SECOND
         if limit.quota > EXACT:
-            self.large.add(place)
-        late = length // 1_000 if place in self.large else 0
-        for unit in self.units.get(place, []):
+            self.large.add(key)
+        late = length // 1_000 if key in self.large else 0
+        for unit in self.units.get(key, []):
             unit.at = min(unit.at, self.now)
-        units = self.units.get(place, [])
+        units = self.units.get(key, [])
         live = [unit for unit in units if unit.since + length > self.now and not unit.has_left]
-        least = sum(self._at_least(unit) for unit in live) - self.slack.get(place, 0)
-        most = sum(self._at_most(place, unit) for unit in units if unit.at + length + late > self.now)
+        least = sum(self._at_least(unit) for unit in live) - self.slack.get(key, 0)
+        most = sum(self._at_most(key, unit) for unit in units if unit.at + length + late > self.now)
         return max(least, 0), most
 
     def _at_least(self, unit: Unit) -> int:
         """Return the amount of a unit that is certainly counted."""
         return 0 if unit.estimate is not None and not unit.estimate.is_held(self.now) else unit.cost
 
-    def _at_most(self, place: Place, unit: Unit, *, seen: bool = False) -> int:
+    def _at_most(self, key: CounterKey, unit: Unit, *, seen: bool = False) -> int:
         """Return the largest amount of a unit that may be counted.
 
         A lapsed estimate refuses nobody, but may be `seen`.
@@ -218,20 +218,20 @@ class Oracle:
         estimate = unit.estimate
         if estimate is None or seen or not estimate.has_lapsed(self.now):
             return unit.cost + unit.more
-        return 0 if self._is_found(estimate, place) else unit.cost + unit.more
+        return 0 if self._is_found(estimate, key) else unit.cost + unit.more
 
-    def _is_found(self, estimate: Estimate, place: Place) -> bool:
+    def _is_found(self, estimate: Estimate, key: CounterKey) -> bool:
         """Whether what a charge has counted is found where it was counted."""
-        return estimate.steps == self.steps and place not in self.large
+        return estimate.steps == self.steps and key not in self.large
 
-    def active(self, place: Place) -> tuple[int, int]:
+    def active(self, key: CounterKey) -> tuple[int, int]:
         """Live leases: at least, at most."""
-        live = [lease for lease in self.leases.get(place, {}).values() if lease.expires > self.now]
+        live = [lease for lease in self.leases.get(key, {}).values() if lease.expires > self.now]
         return sum(not lease.has_expired for lease in live), len(live)
 
-    def money(self, place: Place) -> tuple[Decimal, Decimal, Decimal]:
+    def money(self, key: CounterKey) -> tuple[Decimal, Decimal, Decimal]:
         """Spent; held at least, and at most."""
-        bills = [bill for bill in self.bills.values() if place in bill.places]
+        bills = [bill for bill in self.bills.values() if key in bill.keys]
         spent = sum((bill.counted for bill in bills if bill.counted is not None), Decimal(0))
         held = [bill.holds(self.now) for bill in bills]
         return (
@@ -241,19 +241,19 @@ class Oracle:
         )
 
     def _charge(self, counters: list[Counter], needs: list[int], price: int, lease_id: bytes) -> None:
-        books: list[Place] = []
+        books: list[CounterKey] = []
         for counter, need in zip(counters, needs, strict=True):
-            place = place_of(counter, self.now)
+            key = counter_key(counter, self.now)
             if isinstance(counter.limit, Window):
                 if not counter.limit.is_metered:
                     unit = Unit(self.now, need)
-                    self.units.setdefault(place, []).append(unit)
+                    self.units.setdefault(key, []).append(unit)
                     self.charged.setdefault(lease_id, []).append(unit)
             elif isinstance(counter.limit, Slots):
                 expires = self.now + int(counter.limit.lease_seconds * SECOND)
-                self.leases.setdefault(place, {})[lease_id] = Lease(expires)
+                self.leases.setdefault(key, {})[lease_id] = Lease(expires)
             else:
-                books.append(place)
+                books.append(key)
         if books:
             leases = [counter.limit.lease_seconds for counter in counters if isinstance(counter.limit, Slots)]
             lease = int(min(leases, default=30) * SECOND)
@@ -269,38 +269,38 @@ class Oracle:
     def _check_status(
         self, counter: Counter, cost: int, price: int, got: Status, admitted: bool, *, charged: bool
     ) -> None:
-        limit, place = counter.limit, place_of(counter, self.now)
+        limit, key = counter.limit, counter_key(counter, self.now)
         if isinstance(limit, Window):
             assert isinstance(got, WindowStatus)
-            self._check_window(limit, place, 0 if admitted else cost, got)
+            self._check_window(limit, key, 0 if admitted else cost, got)
         elif isinstance(limit, Slots):
             assert isinstance(got, SlotStatus)
-            least, most = self.active(place)
+            least, most = self.active(key)
             if charged and admitted:
                 most = max(most, limit.limit)  # a server counts expired ones until the room is needed
             assert least <= got.active <= most
             assert got.is_full == (not admitted and got.active >= limit.limit)
         else:
             assert isinstance(got, BudgetStatus)
-            spent, least_held, most_held = self.money(place)
+            spent, least_held, most_held = self.money(key)
             assert got.spent * UNIT == spent
             assert least_held <= got.held * UNIT <= most_held
             room = got.taken + price <= limit.amount
             assert got.is_short == (not admitted and not room)
 
-    def _check_window(self, limit: Window, place: Place, cost: int, got: WindowStatus) -> None:
+    def _check_window(self, limit: Window, key: CounterKey, cost: int, got: WindowStatus) -> None:
         length = limit.seconds * SECOND
-        least, most = self.used(place, limit)
-        late = length // 1_000 if place in self.large else 0
-        counted = [unit for unit in self.units.get(place, []) if unit.at + length + late > self.now]
-        assert least <= got.used <= sum(self._at_most(place, unit, seen=True) for unit in counted)
+        least, most = self.used(key, limit)
+        late = length // 1_000 if key in self.large else 0
+        counted = [unit for unit in self.units.get(key, []) if unit.at + length + late > self.now]
+        assert least <= got.used <= sum(self._at_most(key, unit, seen=True) for unit in counted)
         refused = cost > 0 and got.used + cost > limit.quota
         assert got.refuses == refused
         assert 0 <= got.reset_after_us <= length
         assert got.retry_after_us <= length
-        if least != got.used or least != most or place in self.large:
+        if least != got.used or least != most or key in self.large:
             return
-        live = [unit for unit in self.units.get(place, []) if unit.at + length > self.now and unit.cost]
+        live = [unit for unit in self.units.get(key, []) if unit.at + length > self.now and unit.cost]
         live = [unit for unit in live if self._at_least(unit)]
         if self.steps and live:  # a charge of before a step back may have joined a later one, or not
             stored = got.reset_after_us - length + self.now
@@ -324,10 +324,10 @@ class Oracle:
             if unit not in known:
                 amount = units.get(counter.scope, units.get(unit, 0))
                 known[unit] = Estimate(amount, lease, self.now + lease, self.steps)
-            place = place_of(counter, self.now)
+            key = counter_key(counter, self.now)
             entry = Unit(self.now, known[unit].amount, estimate=known[unit])
-            self.units.setdefault(place, []).append(entry)
-            known[unit].bases.append((place, entry))
+            self.units.setdefault(key, []).append(entry)
+            known[unit].bases.append((key, entry))
 
     # what follows a charge ----------------------------------------------------------------------
 
@@ -353,29 +353,29 @@ class Oracle:
             return Settlement.REPEATED
         if estimate.settled is not None and not replace:
             return Settlement.DIFFERENT
-        for place, extra in estimate.extras:
-            self._cut(estimate, place, extra, 0)
+        for key, extra in estimate.extras:
+            self._cut(estimate, key, extra, 0)
         estimate.extras = []
-        for place, base in estimate.bases:
+        for key, base in estimate.bases:
             was_sure = estimate.settled is not None or estimate.is_held(self.now)
             before = base.cost + base.more
             if not was_sure:
                 base.cost, base.more = 0, before
             base.estimate = None
             above = (max(used - before, 0), max(used - base.cost, 0))
-            self._cut(estimate, place, base, used)
+            self._cut(estimate, key, base, used)
             added = Unit(self.now, above[0], more=above[1] - above[0])
-            self.units[place].append(added)
-            estimate.extras.append((place, added))
+            self.units[key].append(added)
+            estimate.extras.append((key, added))
         estimate.settled, estimate.settled_at = used, self.now
         return Settlement.SETTLED
 
-    def _cut(self, estimate: Estimate, place: Place, unit: Unit, most: int) -> None:
+    def _cut(self, estimate: Estimate, key: CounterKey, unit: Unit, most: int) -> None:
         """Count at most so much of a unit; it may not be found any more once the clock has stepped back."""
         least, total = min(unit.cost, most), unit.cost + unit.more
-        is_found = self._is_found(estimate, place)
+        is_found = self._is_found(estimate, key)
         if not is_found:
-            self.slack[place] = self.slack.get(place, 0) + total - least
+            self.slack[key] = self.slack.get(key, 0) + total - least
         unit.cost, unit.more = least, (min(total, most) if is_found else total) - least
 
     def hold_units(self, lease_id: bytes) -> None:
@@ -397,11 +397,11 @@ class Oracle:
             if (verdict := counts(unit)) is not None:
                 self._settle_unit(estimate, estimate.amount if verdict else 0, replace=False)
 
-    def give_back(self, places: Iterable[Place], lease_id: bytes) -> None:
+    def give_back(self, keys: Iterable[CounterKey], lease_id: bytes) -> None:
         """Undo a charge whose request was refused after all."""
         for unit in self.charged.get(lease_id, []):
             unit.cost = 0
-        self.finish(places, lease_id, EstimateAction.GIVE_BACK)
+        self.finish(keys, lease_id, EstimateAction.GIVE_BACK)
 
     def finish_units(self, lease_id: bytes, action: EstimateAction) -> None:
         """End what is not settled."""
@@ -411,17 +411,17 @@ class Oracle:
                 continue
             if not estimate.is_held(self.now):
                 self._doubt(estimate)
-            for place, base in estimate.bases:
+            for key, base in estimate.bases:
                 base.estimate = None
                 if action is EstimateAction.GIVE_BACK:
-                    self._cut(estimate, place, base, 0)
+                    self._cut(estimate, key, base, 0)
 
-    def check_renewed(self, places: Iterable[Place], lease_id: bytes, lease: float, kept: bool) -> None:
+    def check_renewed(self, keys: Iterable[CounterKey], lease_id: bytes, lease: float, kept: bool) -> None:
         """Compare the answer to a renewal, and renew."""
         self._notice_what_is_over()
         sure = maybe = True
-        for place in places:
-            found = self.leases.get(place, {}).get(lease_id)
+        for key in keys:
+            found = self.leases.get(key, {}).get(lease_id)
             live = found is not None and found.expires > self.now
             sure = sure and live and found is not None and not found.has_expired
             maybe = maybe and live
@@ -432,7 +432,7 @@ class Oracle:
                 found.expires = self.now + int(lease * SECOND)
                 found.has_expired = found.has_expired and not kept
             else:
-                del self.leases[place][lease_id]
+                del self.leases[key][lease_id]
         assert kept or not sure
         assert maybe or not kept
         for estimate in self.estimates.get(lease_id, {}).values():
@@ -455,10 +455,10 @@ class Oracle:
         bill = self.bills[lease_id]
         return not bill.is_settled or self.latest < bill.settled_at + 86_400 * SECOND
 
-    def finish(self, places: Iterable[Place], lease_id: bytes, action: EstimateAction) -> None:
+    def finish(self, keys: Iterable[CounterKey], lease_id: bytes, action: EstimateAction) -> None:
         """Free the slots and decide about the estimate."""
-        for place in places:
-            self.leases.get(place, {}).pop(lease_id, None)
+        for key in keys:
+            self.leases.get(key, {}).pop(lease_id, None)
         if action is not EstimateAction.UNTOUCHED:
             self.finish_units(lease_id, action)
         bill = self.bills.get(lease_id)
@@ -486,8 +486,8 @@ class Oracle:
         for bill in self.bills.values():
             moments |= {bill.held_until, bill.lapsed_from}
         moments |= {each.held_until for known in self.estimates.values() for each in known.values()}
-        for place, units in self.units.items():
-            moments |= {unit.at + int(place[-1]) * SECOND for unit in units}
+        for key, units in self.units.items():
+            moments |= {unit.at + int(key[-1]) * SECOND for unit in units}
         day = EPOCH + timedelta(microseconds=self.now)
         midnight = day.replace(hour=0, minute=0, second=0, microsecond=0)
         offsets = [-13 * 60, -120, -60, 0, 4 * 60, 5 * 60, 18 * 60 + 15, 24 * 60]
@@ -508,8 +508,8 @@ def need_of(counter: Counter, cost: int, units: dict[str, int]) -> int:
     return units.get(counter.scope, cost)
 
 
-def place_of(counter: Counter, now: int) -> Place:
-    """Return the place at which a limit is counted at a time."""
+def counter_key(counter: Counter, now: int) -> CounterKey:
+    """Return the key that a limit is counted under at a time."""
     limit = counter.limit
     if isinstance(limit, Allowance):
         local = (EPOCH + timedelta(microseconds=now)).astimezone(ZoneInfo(limit.timezone))

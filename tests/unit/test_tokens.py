@@ -146,7 +146,7 @@ def test_no_two_texts_are_one_token(secret: str) -> None:
     refused = 0
     for partition in ("k:0", "k:01", "k:012", "k:>>>???>>>???"):
         token = write_token(
-            Ticket(HOLD.with_places((ReservationKey(partition, "p"),), HOLD.periods, (), ())), secret
+            Ticket(HOLD.with_keys((ReservationKey(partition, "p"),), HOLD.periods, (), ())), secret
         )
         head, payload, mac = token.split(".")
         texts = [f"{token}=", f"{token}==", f" {token}", f"{token}\n", f"{head}.{payload}=.{mac}"]

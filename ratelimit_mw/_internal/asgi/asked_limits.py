@@ -64,10 +64,10 @@ async def asked_by(
     rates = None if limit.rates_for is None else _rates(limit, await ask(limit.rates_for, identity))
     cost = _cost(limit, await ask(limit.cost, scope, identity)) if callable(limit.cost) else limit.cost
     chosen = rules.code_limits.choose(limit, rates, cost)
-    return None if chosen is None else AskedLimit(chosen, *_place(limit, key, scope, rules))
+    return None if chosen is None else AskedLimit(chosen, *_owner(limit, key, scope, rules))
 
 
-def _place(
+def _owner(
     limit: Limit, key: object, scope: Scope, rules: Rules
 ) -> tuple[Literal["caller", "address", "key", "everyone"], str]:
     """Return the owner of the count that a key means, and its partition."""

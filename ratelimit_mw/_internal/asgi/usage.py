@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look, with_rates
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.backend import BackendError
-from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter, place_of
+from ratelimit_mw._internal.model.charge import CODE_SCOPE, Charge, Counter, period_key
 from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.outage.fallback import RETRY_UNAVAILABLE
@@ -226,5 +226,5 @@ def _budgets(statuses: Iterable[LimitStatus], now: int, writer: HeaderWriter) ->
                 "period": budget.period,
                 "currency": budget.currency,
                 **{name: format_amount(amount, budget.currency) for name, amount in amounts.items()},
-                "reset": writer.reset(now, place_of(limit_status.counter, now).ends - now),
+                "reset": writer.reset(now, period_key(limit_status.counter, now).ends - now),
             }

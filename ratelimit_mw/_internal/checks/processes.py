@@ -34,9 +34,9 @@ def processes_serving() -> int | None:
     return 1 + sum(_listens_with(pid, own, listening, own_command) for pid in siblings)
 
 
-def _listens_with(pid: str, places: set[str], listening: dict[str, str], own_command: bytes) -> bool:
+def _listens_with(pid: str, addresses: set[str], listening: dict[str, str], own_command: bytes) -> bool:
     try:
-        return any(listening.get(inode) in places for inode in _sockets(pid))
+        return any(listening.get(inode) in addresses for inode in _sockets(pid))
     except PermissionError:  # of a server that has given up its rights: then what was forked is alike
         return _command(pid) == own_command
     except OSError:

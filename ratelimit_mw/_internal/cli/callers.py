@@ -152,8 +152,8 @@ def read_key(text: str) -> str:
     return os.fsdecode(sys.stdin.buffer.read().rstrip(b"\r\n"))
 
 
-def is_placed(caller: Caller) -> bool:
-    """Whether it is known where the caller is counted."""
+def has_known_partition(caller: Caller) -> bool:
+    """Whether the partition that counts the caller is known: not for an address that was not named."""
     return caller.identity.partition != f"ip:{_NOWHERE}"
 
 
@@ -243,16 +243,16 @@ def _of_key(limiter: Limiter, directory: Directory, api_key_hash: str, address: 
     identity = limiter.engine.identify.of_unknown(api_key_hash, hop)
     if identity.plan == hop.plan and identity.partition.startswith("ip:"):
         why = f"an unknown key, counted by its address: {directory.source_of_network(address or '')}"
-    return Caller(_placed(identity, address), why)
+    return Caller(_with_placeholder(identity, address), why)
 
 
 def _of_address(directory: Directory, address: str | None) -> Caller:
     caller = directory.at_address(address or "unknown")
-    return replace(caller, identity=_placed(caller.identity, address))
+    return replace(caller, identity=_with_placeholder(caller.identity, address))
 
 
-def _placed(identity: Identity, address: str | None) -> Identity:
-    """A caller whose address matters: where none was named, a placeholder stands for it."""
+def _with_placeholder(identity: Identity, address: str | None) -> Identity:
+    """Return a caller whose limits depend on its address, with a placeholder where none was named."""
     if address is not None:
         return identity
     partition = f"ip:{_NOWHERE}" if identity.partition.startswith("ip:") else identity.partition

@@ -38,7 +38,7 @@ from ratelimit_mw._internal.settings import (
     SettingsProblem,
 )
 from ratelimit_mw._internal.settings.findings import Finding
-from ratelimit_mw._internal.settings.places import Place, located, places_of
+from ratelimit_mw._internal.settings.locations import Location, located, locations_of
 from ratelimit_mw._internal.settings.sources import read_file_bytes
 
 _PATH = re.compile(r"routes\[\d+\]|(?:plans|backend|identity|operations|application)\.[A-Za-z0-9_-]+")
@@ -67,8 +67,8 @@ def check(file: str | None, mounted: Mounted | None = None, *, as_json: bool) ->
                 print_error(str(problem))
         return REFUSED
     if as_json:
-        places = places_of(_text(file))
-        print_json(_summary(settings, places) | _app_json(mounted, settings, places))
+        locations = locations_of(_text(file))
+        print_json(_summary(settings, locations) | _app_json(mounted, settings, locations))
     else:
         _print_summary(settings)
         if mounted is not None:
@@ -76,14 +76,16 @@ def check(file: str | None, mounted: Mounted | None = None, *, as_json: bool) ->
     return DONE
 
 
-def _app_json(mounted: Mounted | None, settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
+def _app_json(
+    mounted: Mounted | None, settings: Settings, locations: Mapping[str, Location]
+) -> dict[str, Any]:
     """Limits in code, for programs; nothing without an app."""
     if mounted is None:
         return {}
     found = findings_of(mounted, settings)
     return {
         "code_limits": [code_limit_json(limit, settings) for limit in limits_in(mounted)],
-        "code_warnings": [_warning_json(finding, settings.source, places) for finding in found],
+        "code_warnings": [_warning_json(finding, settings.source, locations) for finding in found],
     }
 
 
@@ -106,28 +108,28 @@ def _text(file: str | None) -> str:
 
 def _problem_json(problem: SettingsProblem) -> dict[str, Any]:
     """A problem as editors and CI systems mark it in the file."""
-    line, column = problem.place or (None, None)
+    line, column = problem.location or (None, None)
     values = asdict(problem)
-    del values["place"]
-    message = str(replace(problem, file="", place=None))
+    del values["location"]
+    message = str(replace(problem, file="", location=None))
     return {**values, "line": line, "column": column, "severity": "error", "message": message}
 
 
-def _warning_json(finding: Finding, source: str, places: Mapping[str, Place]) -> dict[str, Any]:
+def _warning_json(finding: Finding, source: str, locations: Mapping[str, Location]) -> dict[str, Any]:
     path = _PATH.search(finding.text)
-    place = places.get(path[0]) if path else None
+    location = locations.get(path[0]) if path else None
     return {
         **asdict(finding),
         "link": finding.link,
         "file": source,
-        "line": place and place.line,
-        "column": place and place.column,
+        "line": location and location.line,
+        "column": location and location.column,
         "severity": finding.level,
         "message": finding.text,
     }
 
 
-def _summary(settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
+def _summary(settings: Settings, locations: Mapping[str, Location]) -> dict[str, Any]:
     backend, identity = settings.backend, settings.identity
     return {
         "ok": True,
@@ -150,7 +152,7 @@ def _summary(settings: Settings, places: Mapping[str, Place]) -> dict[str, Any]:
         "keys": len(settings.keys),
         "addresses": [{"network": str(each.network), "plan": each.plan} for each in settings.addresses],
         "routes": [_route(route) for route in settings.routes],
-        "warnings": [_warning_json(finding, settings.source, places) for finding in findings(settings)],
+        "warnings": [_warning_json(finding, settings.source, locations) for finding in findings(settings)],
     }
 
 

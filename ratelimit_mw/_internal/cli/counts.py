@@ -12,7 +12,7 @@ from ratelimit_mw._internal.cli.callers import (
     block_of,
     facts_of,
     find_callers,
-    is_placed,
+    has_known_partition,
     without_placeholder,
 )
 from ratelimit_mw._internal.cli.names import Caller, is_name
@@ -28,7 +28,7 @@ from ratelimit_mw._internal.cli.recording import PATIENCE, record
 from ratelimit_mw._internal.cli.texts import SHARED_BY, limit_json, source_of
 from ratelimit_mw._internal.limiter.inspect_caller import forget, overview, shared_overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import place_of
+from ratelimit_mw._internal.model.charge import period_key
 from ratelimit_mw._internal.model.limit_text import amount_text, limit_text
 from ratelimit_mw._internal.model.limits import SECOND
 from ratelimit_mw._internal.model.money import format_amount
@@ -122,7 +122,7 @@ async def _record(settings: Settings, cleared: Sequence[tuple[Identity, int]]) -
 
 
 def _counted(caller: Caller) -> Identity:
-    if not is_placed(caller):
+    if not has_known_partition(caller):
         raise CommandError("this caller is counted by its address: name the address with --address")
     return without_placeholder(caller)
 
@@ -159,7 +159,7 @@ def _status_json(limit_status: LimitStatus, now: int) -> dict[str, Any]:
         budget, (spent, held, _) = limit_status.budget
         amounts = {"spent": spent, "held": held, "remaining": max(budget.amount - spent - held, 0)}
         texts = {name: format_amount(amount, budget.currency) for name, amount in amounts.items()}
-        return {**texts, "reset": place_of(limit_status.counter, now).ends // SECOND}
+        return {**texts, "reset": period_key(limit_status.counter, now).ends // SECOND}
     raise TypeError(f"{limit_status} is a limit of no known kind")
 
 
@@ -202,7 +202,7 @@ def _status_row(limit_status: LimitStatus, now: int) -> tuple[object, ...]:
     if limit_status.budget is not None:
         budget, (spent, held, _) = limit_status.budget
         left = max(budget.amount - spent - held, 0)
-        ends = datetime.fromtimestamp(place_of(limit_status.counter, now).ends // SECOND, UTC)
+        ends = datetime.fromtimestamp(period_key(limit_status.counter, now).ends // SECOND, UTC)
         amounts = [amount_text(amount, budget.currency) for amount in (spent, held, left)]
         return *amounts, ends.strftime("%Y-%m-%d %H:%M UTC")
     raise TypeError(f"{limit_status} is a limit of no known kind")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ratelimit_mw._internal.fleet.snapshot import LimitFigures
 from ratelimit_mw._internal.limiter.inspect_caller import charges_of, limits_by_caller, look, with_rates
 from ratelimit_mw._internal.limiter.limiter import Limiter
-from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, period_key
 from ratelimit_mw._internal.model.limit_text import limit_text
 from ratelimit_mw._internal.model.limits import SECOND, Allowance
 from ratelimit_mw._internal.model.money import TOKEN, format_amount
@@ -80,8 +80,8 @@ class LimitFiguresReader:
             decision = await look(self._limiter, [charge])
             found += [self._figures(limit_status, decision.now_us) for limit_status in decision.limits]
             if most is not None and len(found) > most:
-                places = nlargest(most, range(len(found)), key=lambda each: found[each].share)
-                found = [found[each] for each in sorted(places)]
+                indexes = nlargest(most, range(len(found)), key=lambda each: found[each].share)
+                found = [found[each] for each in sorted(indexes)]
             await asyncio.sleep(0)  # a turn of the event loop for each
         return tuple(found)
 
@@ -110,7 +110,7 @@ class LimitFiguresReader:
     ) -> LimitFigures:
         spent, held, currency = status.spent, status.held, limit.currency
         unit = 1 if currency == TOKEN else 1_000_000
-        reset = round((place_of(limit_status.counter, now).ends - now) / SECOND, 3)
+        reset = round((period_key(limit_status.counter, now).ends - now) / SECOND, 3)
         return LimitFigures(
             name=limit_text(limit),
             kind="spending",

@@ -41,9 +41,9 @@ from ratelimit_mw._internal.observe.sightings import sightings_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.runtime import threads
 
-Places = tuple[tuple[str, int], ...]
+Sightings = tuple[tuple[str, int], ...]
 
-PLACES = 20
+MOST_SIGHTINGS = 20
 """Addresses and routes of a caller that are shown."""
 FOUND = 20
 """Callers that a search finds at most."""
@@ -135,13 +135,13 @@ class FleetView:
         hashes = self._lookup.hashes(partition)
         return CallerDetail(figures, now, series, hashes, plans, addresses=addresses, routes=routes)
 
-    async def _sightings(self, partition: str, now: float) -> tuple[Places, Places]:
+    async def _sightings(self, partition: str, now: float) -> tuple[Sightings, Sightings]:
         """Addresses and routes of a caller. Workers tell of them from the first look on."""
         await self._store.watch(partition, WATCHED_SECONDS)
         newest = int(now // SIGHTINGS_BUCKET)
         minutes = range(newest - HISTORY * BUCKET // SIGHTINGS_BUCKET + 1, newest + 1)
         addresses, routes = sightings_of(partition, await self._store.sightings(minutes))
-        return tuple(addresses.most_common(PLACES)), tuple(routes.most_common(PLACES))
+        return tuple(addresses.most_common(MOST_SIGHTINGS)), tuple(routes.most_common(MOST_SIGHTINGS))
 
     async def day(self) -> Day:
         """The last day in steps of five minutes. Raises `BackendError`."""

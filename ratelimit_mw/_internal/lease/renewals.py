@@ -183,11 +183,11 @@ def _held(lease: Lease) -> Reservation:
     """Return the part of a reservation to renew: no lost slots, and no estimate that is kept anyway."""
     reservation = lease.reservation
     if lease.is_lost:
-        reservation = reservation.with_places(
+        reservation = reservation.with_keys(
             (), reservation.periods, reservation.meters, reservation.estimates
         )
     return (
-        reservation.with_places(reservation.slots, (), (), ())
+        reservation.with_keys(reservation.slots, (), (), ())
         if lease.is_detached and reservation.has_estimate
         else reservation
     )

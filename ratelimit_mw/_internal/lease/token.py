@@ -18,7 +18,7 @@ MAX_TTL = 30 * 86_400
 
 _VERSION = "rl1"
 _MAC_SIZE = 16
-_MAX_PLACES = 16
+_MAX_KEYS = 16
 _MAX_WINDOWS = 32
 
 
@@ -103,9 +103,9 @@ class _Fields(BaseModel):
 
     i: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")]
     """The lease's id."""
-    s: Annotated[tuple[tuple[str, str], ...], Field(max_length=_MAX_PLACES)]
+    s: Annotated[tuple[tuple[str, str], ...], Field(max_length=_MAX_KEYS)]
     """Slots: partition and scope of each."""
-    b: Annotated[tuple[tuple[str, str, int], ...], Field(max_length=_MAX_PLACES)]
+    b: Annotated[tuple[tuple[str, str, int], ...], Field(max_length=_MAX_KEYS)]
     """Periods: partition, scope and end of each."""
     l: Annotated[float, Field(ge=0)]  # noqa: E741
     """Seconds that the slots last past a renewal."""
@@ -115,7 +115,7 @@ class _Fields(BaseModel):
     """The currency."""
     g: float | None
     """Time to give the slots up, in seconds since 1970: the one clock that machines have in common."""
-    u: Annotated[tuple[_MeterFields, ...], Field(max_length=_MAX_PLACES)] = ()
+    u: Annotated[tuple[_MeterFields, ...], Field(max_length=_MAX_KEYS)] = ()
     """Metered units."""
     m: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     """The id of the estimate of money, where that is another than the lease's."""

@@ -100,12 +100,12 @@ def contradictions(
     """Yield the problems of keys with others, with those of the file and with plans, each with its hash."""
     listed = [*listed]
     keys = dict(enumerate([*listed, *sound.values()]))
-    places = dict.fromkeys(range(len(listed), len(keys)), "hash")
-    found = [*check_keys(keys, places, settings.plans)]
-    found += check_hash_kind(keys, places, bool(settings.identity.hash_secret))
+    fields = dict.fromkeys(range(len(listed), len(keys)), "hash")
+    found = [*check_keys(keys, fields, settings.plans)]
+    found += check_hash_kind(keys, fields, bool(settings.identity.hash_secret))
     for problem in found:
         index, _, name = problem.path.removeprefix("keys[").partition("].")
-        if int(index) in places:
+        if int(index) in fields:
             yield keys[int(index)].hash, replace(problem, path=name)
 
 

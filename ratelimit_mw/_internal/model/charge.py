@@ -328,8 +328,8 @@ class Charge:
         )
 
 
-def place_of(counter: Counter, now: int) -> ReservationKey:
-    """The period that an allowance's counter counts in at `now`."""
+def period_key(counter: Counter, now: int) -> ReservationKey:
+    """The key of an allowance's counter in its period at `now`."""
     allowance = counter.limit
     if not isinstance(allowance, Allowance):
         raise TypeError(f"only an allowance has periods, not {allowance!r}")

@@ -13,7 +13,7 @@ cdef class Reservation:
     cdef readonly object price
     cdef readonly str currency
     cdef readonly bint has_price, has_estimate, is_leased
-    cpdef Reservation with_places(self, tuple slots, tuple periods, tuple meters, tuple estimates)
+    cpdef Reservation with_keys(self, tuple slots, tuple periods, tuple meters, tuple estimates)
     cpdef Reservation without_slots(self)
     cpdef Reservation without_meters(self)
     cpdef tuple _values(self)

@@ -28,7 +28,7 @@ def new_lease_id() -> bytes:
 
 
 class ReservationKey(NamedTuple):
-    """A place where an admitted charge holds a slot or an amount."""
+    """A counter in which an admitted charge holds a slot or an amount."""
 
     partition: str
     scope: str
@@ -83,7 +83,7 @@ class Reservation:
         self.is_leased: bool = self.has_estimate or slots != ()
         """Whether anything of it ends where it is not renewed."""
 
-    def with_places(
+    def with_keys(
         self,
         slots: tuple[ReservationKey, ...],
         periods: tuple[ReservationKey, ...],
@@ -99,7 +99,7 @@ class Reservation:
         """Make a reservation of all else, or of nothing where there is nothing else."""
         if not (self.periods or self.meters):
             return NO_RESERVATION
-        return self.with_places((), self.periods, self.meters, self.estimates)
+        return self.with_keys((), self.periods, self.meters, self.estimates)
 
     def without_meters(self) -> "Reservation":
         """Make a reservation of slots and periods alone."""
@@ -107,7 +107,7 @@ class Reservation:
             return self
         if not (self.slots or self.periods):
             return NO_RESERVATION
-        return self.with_places(self.slots, self.periods, (), ())
+        return self.with_keys(self.slots, self.periods, (), ())
 
     def _values(self) -> tuple[object, ...]:
         values = (self.id, self.slots, self.periods, self.lease_seconds, self.price, self.currency)

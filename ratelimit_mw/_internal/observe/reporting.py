@@ -44,7 +44,7 @@ _SAMPLES = 60
 
 
 class Watching(Protocol):
-    """Places that requests come from and go to, while somebody looks."""
+    """Addresses that requests come from and routes that they go to, while somebody looks."""
 
     def watch(self, callers: Sequence[str], /) -> None:
         """Count these callers from now on, and no others."""

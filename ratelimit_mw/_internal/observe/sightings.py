@@ -1,4 +1,4 @@
-"""Places that requests come from and go to, counted only while an operator looks at them.
+"""Addresses that requests come from and routes that they go to, counted only while an operator looks at them.
 
 Addresses and routes are counted of callers whose page is open. All requests are counted by the app's own
 route and by method while a dashboard is open.

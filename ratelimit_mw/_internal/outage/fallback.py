@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend, wall_clock
 from ratelimit_mw._internal.model.backend import Backend
-from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, period_key
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Limit, Slots, Window
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, new_lease_id
@@ -125,7 +125,7 @@ class LocalPolicy:
             outcome = self._local.decide(local, None if only_look else new_lease_id(), price)
             reservation = outcome.reservation
             if reservation.meters:  # as the shared backend will know them
-                reservation = reservation.with_places(
+                reservation = reservation.with_keys(
                     reservation.slots, reservation.periods, charge.meters, reservation.estimates
                 )
             if outcome.admitted and not only_look:
@@ -168,7 +168,7 @@ class LocalPolicy:
         if (
             known is not None
             and isinstance(known.status, BudgetStatus)
-            and place_of(counter, known.at) == place_of(counter, self._clock())
+            and period_key(counter, known.at) == period_key(counter, self._clock())
         ):
             left = max(left - known.status.taken, 0)
         return replace(counter, limit=replace(limit, amount=math.ceil(left * share)))

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field, replace
 
 from ratelimit_mw._internal.model.backend import Backend, EstimateAction
-from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, period_key
 from ratelimit_mw._internal.model.limits import Allowance, Slots, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT
 from ratelimit_mw._internal.model.reservation import NO_LEASE_ID, Reservation, new_lease_id
@@ -127,7 +127,7 @@ class UnsyncedReservation:
             boundless(counter)
             for counter in self.charge.counters
             if (isinstance(counter.limit, Slots) and not self.is_slotless)
-            or (isinstance(counter.limit, Allowance) and place_of(counter, now).ends in running)
+            or (isinstance(counter.limit, Allowance) and period_key(counter, now).ends in running)
             or (isinstance(counter.limit, Window) and counter.limit.is_metered and not self.is_metered_out)
         ]
 

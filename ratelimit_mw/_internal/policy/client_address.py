@@ -206,8 +206,8 @@ class Hop(NamedTuple):
     """The blocked network that it is in; None where it is in none."""
 
     @property
-    def place(self) -> tuple[str, str | None]:
-        """All that a caller's limits depend on: of one /64 some addresses may have a plan of their own."""
+    def address_key(self) -> tuple[str, str | None]:
+        """All of it that limits depend on: of one /64 some addresses may have a plan of their own."""
         return self.text, self.plan
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Literal, NamedTuple
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, period_key
 from ratelimit_mw._internal.model.limits import REQUESTS, SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -221,7 +221,7 @@ class Decision(NamedTuple):
             # In whole numbers, and as the settings wrote the share: money is never a float.
             if limit.warn_at is not None and status.taken >= Decimal(repr(limit.warn_at)) * limit.amount:
                 left = max(limit.amount - status.taken, 0)
-                yield NearBudget(limit, left, place_of(limit_status.counter, self.now_us))
+                yield NearBudget(limit, left, period_key(limit_status.counter, self.now_us))
 
 
 def _money(micros: int, allowance: Allowance) -> Decimal:
@@ -307,7 +307,7 @@ def known_wait(limit_status: LimitStatus, price: int, now: int) -> int | None:
     if limit_status.budget is not None:
         limit, status = limit_status.budget
         if status.spent + price > limit.amount:
-            return place_of(limit_status.counter, now).ends - now
+            return period_key(limit_status.counter, now).ends - now
     # A slot may be free soon, and so may what others' estimates hold of a budget.
     return None
 

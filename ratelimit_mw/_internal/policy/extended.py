@@ -138,14 +138,14 @@ class CodeLimits:
 
     def _extend(self, policy: Policy, asked: AskedLimits, alone: bool) -> Policy:
         keys = tuple(dict.fromkeys([each.partition for each in asked if each.partition]))
-        placed = tuple(
+        owned = tuple(
             [(each.limit, each.owner, keys.index(each.partition) if each.partition else -1) for each in asked]
         )
         base = policy.charge.model or policy.charge
-        key = (base, policy.priced_charge.model, placed, alone)  # which are of one plan and rule
+        key = (base, policy.priced_charge.model, owned, alone)  # which are of one plan and rule
         model = self._models.get(key)
         if model is None:
-            model = _model_of(policy, base, placed, alone)
+            model = _model_of(policy, base, owned, alone)
             with self._lock:
                 evict_oldest(self._models, MAX_MODELS)
                 self._models[key] = model
@@ -172,7 +172,7 @@ def _chosen(limit: Limit, said: LimitSettings, rates: tuple[Window, ...], cost: 
     return chosen
 
 
-Placed = tuple[tuple[CodeLimit, Literal["caller", "address", "key", "everyone"], int], ...]
+OwnedLimits = tuple[tuple[CodeLimit, Literal["caller", "address", "key", "everyone"], int], ...]
 """Limits in code with whose each is, and the number of its key; -1 for the caller's own."""
 
 
@@ -181,14 +181,14 @@ def everyones_partition(name: str) -> str:
     return f"t:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Policy:
+def _model_of(policy: Policy, base: Charge, owned: OwnedLimits, alone: bool) -> Policy:
     """Return the policy that those of all callers and keys are made from."""
     keys = tuple(
-        [f"key:{number}" for number in range(max([number for _, _, number in placed], default=-1) + 1)]
+        [f"key:{number}" for number in range(max([number for _, _, number in owned], default=-1) + 1)]
     )
-    counters = list(_counters_of(placed, base.caller, keys))
+    counters = list(_counters_of(owned, base.caller, keys))
     costs: dict[str, int] = {}
-    for limit, _, _ in placed:
+    for limit, _, _ in owned:
         scope = f"{CODE_SCOPE}{limit.name}"
         costs[scope] = max(limit.cost, costs.get(scope, 0))
     priced = policy.priced_charge.model or policy.priced_charge
@@ -206,7 +206,7 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         charge.caller, charge.address, charge.keys = base.caller, base.address, keys
         charges.append(charge)
     charge, priced = charges
-    answers = {f"{ANSWERS}{limit.name}": limit.counts for limit, _, _ in placed if limit.counts is not None}
+    answers = {f"{ANSWERS}{limit.name}": limit.counts for limit, _, _ in owned if limit.counts is not None}
     if not alone:
         answers |= policy.answers or {}
     is_priced = not alone and policy.priced_charge is not policy.charge
@@ -218,8 +218,8 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
         price=None if alone else policy.price,
         currency=None if alone else policy.currency,
         too_small=charge.too_small,
-        on_failure=_strictest(placed, policy.on_failure, alone),
-        on_failure_priced=_strictest(placed, policy.on_failure_priced, alone),
+        on_failure=_strictest(owned, policy.on_failure, alone),
+        on_failure_priced=_strictest(owned, policy.on_failure_priced, alone),
         shadow=policy.shadow,
         is_exempt=not charge.counters,  # of a late charge whose limits all only report
         prefetch_state=None,
@@ -228,16 +228,16 @@ def _model_of(policy: Policy, base: Charge, placed: Placed, alone: bool) -> Poli
     )
 
 
-def _strictest(placed: Placed, own: OnFailure, alone: bool) -> OnFailure:
+def _strictest(owned: OwnedLimits, own: OnFailure, alone: bool) -> OnFailure:
     """Return the decision for outages of all limits of a request."""
-    said = [limit.on_failure for limit, _, _ in placed if limit.on_failure is not None]
+    said = [limit.on_failure for limit, _, _ in owned if limit.on_failure is not None]
     return max(said if alone and said else [own, *said], key=STRICTNESS.index)
 
 
-def _counters_of(placed: Placed, caller: str, keys: Sequence[str]) -> Iterator[Counter]:
-    """The counters of limits in code; of two in one place the stricter one."""
+def _counters_of(owned: OwnedLimits, caller: str, keys: Sequence[str]) -> Iterator[Counter]:
+    """The counters of limits in code; of two with one key the stricter one."""
     strictest: dict[tuple[str, str, int], Counter] = {}
-    for code_limit, owner, number in placed:
+    for code_limit, owner, number in owned:
         partition = caller if number < 0 else keys[number]
         scope = f"{CODE_SCOPE}{code_limit.name}"
         for limit in code_limit.limits:

@@ -10,8 +10,8 @@ cdef class Identifier:
     cdef object _registered
     cpdef object caller(self, api_key, scope)
     cpdef bint remembers(self, api_key)
-    cpdef object counted_place(self, identity, scope)
-    cpdef object place_of(self, scope)
+    cpdef object counted_address_key(self, identity, scope)
+    cpdef object address_key(self, scope)
     cpdef object blocked_caller(self, scope)
     cpdef object of_key(self, api_key_hash)
     cpdef object of_unknown(self, api_key_hash, hop)

@@ -111,13 +111,13 @@ class Identifier:
         """Whether this key was met lately."""
         return api_key in self._by_key
 
-    def counted_place(self, identity: Identity, scope: Scope) -> tuple[str, str | None] | None:
-        """The `place_of` a caller, if its limits depend on it; None if they are the same from anywhere."""
-        return self.place_of(scope) if self._unknown_by_address and identity.address else None
+    def counted_address_key(self, identity: Identity, scope: Scope) -> tuple[str, str | None] | None:
+        """The `address_key` a caller, if its limits depend on it; None if they are the same from anywhere."""
+        return self.address_key(scope) if self._unknown_by_address and identity.address else None
 
-    def place_of(self, scope: Scope) -> tuple[str, str | None]:
+    def address_key(self, scope: Scope) -> tuple[str, str | None]:
         """The client address of a scope, as it is counted under, and the plan of its network."""
-        return self._read_address.hop(scope).place
+        return self._read_address.hop(scope).address_key
 
     def blocked_caller(self, scope: Scope) -> Identity | None:
         """The caller at an address in a blocked network, as one without a key; None for anybody else."""

@@ -6,7 +6,7 @@ from ratelimit_mw._internal.policy.routing cimport RouteTable
 
 cdef class LookupEntry:
     cdef readonly Policy policy
-    cdef readonly object identity, index, place
+    cdef readonly object identity, index, address_key
 
 cdef class PolicyLookup:
     cdef Identifier _identify

@@ -12,17 +12,21 @@ MAX_REMEMBERED = 16_384
 class LookupEntry:
     """Policy of a caller on a route, and the caller of this very request."""
 
-    __slots__ = ("identity", "index", "place", "policy")
+    __slots__ = ("address_key", "identity", "index", "policy")
 
     def __init__(
-        self, policy: Policy, identity: Identity, index: int | None, place: tuple[str, str | None] | None
+        self,
+        policy: Policy,
+        identity: Identity,
+        index: int | None,
+        address_key: tuple[str, str | None] | None,
     ) -> None:
         self.policy: Policy = policy
         self.identity: Identity = identity
         """Keys of one account, and unknown keys of one address, share a policy and differ in this."""
         self.index: int | None = index
         """Index of the route's rule, None where none matched."""
-        self.place: tuple[str, str | None] | None = place
+        self.address_key: tuple[str, str | None] | None = address_key
         """The client address that this was found for, and the plan of its network.
 
         None where it is the same for any address."""
@@ -54,13 +58,13 @@ class PolicyLookup:
             entry is not None
             and entry.index == index
             and entry.policy.is_latest
-            and (entry.place is None or entry.place == self._identify.place_of(scope))
+            and (entry.address_key is None or entry.address_key == self._identify.address_key(scope))
         ):
             return entry
         is_known = self._identify.remembers(api_key)
         identity = self._identify.caller(api_key, scope)
-        place = self._identify.counted_place(identity, scope)
-        entry = LookupEntry(self._policies.at(identity, index), identity, index, place)
+        address_key = self._identify.counted_address_key(identity, scope)
+        entry = LookupEntry(self._policies.at(identity, index), identity, index, address_key)
         if is_known:  # a key that comes again may come often
             if api_key not in self._latest:
                 evict_oldest(self._latest, MAX_REMEMBERED)

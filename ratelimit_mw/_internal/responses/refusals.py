@@ -6,7 +6,7 @@ from typing import Any
 
 from ratelimit_mw._internal.cache.refusals import CachedRefusal
 from ratelimit_mw._internal.lease.lease import Lease
-from ratelimit_mw._internal.model.charge import place_of
+from ratelimit_mw._internal.model.charge import period_key
 from ratelimit_mw._internal.model.limits import REQUESTS, SECOND, Allowance, Slots, Window
 from ratelimit_mw._internal.model.money import format_amount
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, WindowStatus
@@ -222,7 +222,7 @@ def _describe(decision: Decision, refusal: Refusal, writer: HeaderWriter) -> dic
     if limit_status.slots is not None:
         return _concurrency(*limit_status.slots, limit_status.counter.name)
     if limit_status.budget is not None:
-        period_ends = place_of(limit_status.counter, decision.now_us).ends
+        period_ends = period_key(limit_status.counter, decision.now_us).ends
         return _spending(decision, *limit_status.budget, period_ends, writer)
     raise TypeError(f"{limit_status} is a limit of no known kind")
 

@@ -1,6 +1,6 @@
 """The settings: what the file and the environment say, checked as a whole.
 
-- `loader.py`: `Settings`. `sources.py`: the file and the environment. `places.py`: lines and columns of a
+- `loader.py`: `Settings`. `sources.py`: the file and the environment. `locations.py`: lines and columns of a
   file.
 - `tables.py`, `backend.py`, `operations.py`, `networks.py`, `keys.py`: the tables, each field with its
   meaning.

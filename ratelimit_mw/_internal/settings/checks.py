@@ -46,8 +46,8 @@ def cross_check(parts: SoundParts, listed: ListedKeys) -> Iterator[SettingsProbl
     """Yield everything that is wrong between the tables."""
     if parts.identity is not None:
         yield from _check_identity_plans(parts.identity, parts.plans)
-        yield from check_hash_kind(parts.keys, listed.places, bool(parts.identity.hash_secret))
-    yield from check_keys(parts.keys, listed.places, parts.plans)
+        yield from check_hash_kind(parts.keys, listed.fields, bool(parts.identity.hash_secret))
+    yield from check_keys(parts.keys, listed.fields, parts.plans)
     yield from check_addresses(parts.addresses, parts.plans)
     yield from _check_prices(parts)
 

@@ -44,16 +44,16 @@ class SettingsProblem:
     file: str
     """The settings file, or `environment`."""
     path: str
-    """The place in it, such as `plans.pro.requests[1]`; the variable's name for the environment."""
+    """Path in it, such as `plans.pro.requests[1]`; the variable's name for the environment."""
     what: str
     expected: str = ""
     nearest: str = ""
     """The nearest valid name, where one is near."""
-    place: tuple[int, int] | None = None
+    location: tuple[int, int] | None = None
     """Line and column in the file, where somebody has looked them up."""
 
     def __str__(self) -> str:
-        file = self.file if self.place is None else f"{self.file}:{self.place[0]}:{self.place[1]}"
+        file = self.file if self.location is None else f"{self.file}:{self.location[0]}:{self.location[1]}"
         where = ": ".join(part for part in (file, self.path) if part)
         text = f"{where}: {self.what}"
         text += f"; expected {self.expected}" if self.expected else ""

@@ -27,8 +27,8 @@ class ListedKeys:
 
     entries: Any
     """Entries of the file, each `key` replaced by its `hash`."""
-    places: Mapping[int, str]
-    """Name under which a sound entry has its key, `key` or `hash`, by the entry's index."""
+    fields: Mapping[int, str]
+    """Field in which a sound entry has its key, `key` or `hash`, by the entry's index."""
     problems: tuple[SettingsProblem, ...]
 
 
@@ -40,11 +40,11 @@ def hash_listed_keys(entries: Any, secret: str) -> ListedKeys:
     """
     if not isinstance(entries, list | tuple):
         return ListedKeys(entries, {}, ())
-    hashed, places, problems = [], {}, []
+    hashed, fields, problems = [], {}, []
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
             if isinstance(entry, KeySettings):
-                places[index] = "hash"
+                fields[index] = "hash"
             hashed.append(entry)
             continue
         path, what, expected = _inspect(entry)
@@ -53,24 +53,24 @@ def hash_listed_keys(entries: Any, secret: str) -> ListedKeys:
             problems.append(SettingsProblem("", path_of(("keys", index, *path)), what, expected))
             rest["hash"] = _NO_HASH
         else:
-            places[index] = path[0]
+            fields[index] = path[0]
             rest.setdefault("hash", hash_api_key(_key_bytes(entry.get("key", "")), secret))
         hashed.append(rest)
-    return ListedKeys(hashed, places, tuple(problems))
+    return ListedKeys(hashed, fields, tuple(problems))
 
 
 def check_keys(
-    keys: Mapping[int, KeySettings], places: Mapping[int, str], plans: Mapping[str, PlanSettings | None]
+    keys: Mapping[int, KeySettings], fields: Mapping[int, str], plans: Mapping[str, PlanSettings | None]
 ) -> Iterator[SettingsProblem]:
     """Yield what is wrong between keys, and between keys and plans."""
     first: dict[str, int] = {}
     unknown: dict[str, SettingsProblem] = {}
     for index, key in keys.items():
-        if index in places:
+        if index in fields:
             other = first.setdefault(key.hash, index)
             if other != index:
-                what = f"is the same API key as {path_of(('keys', other, places[other]))}"
-                yield _problem(index, places[index], what, "each key once")
+                what = f"is the same API key as {path_of(('keys', other, fields[other]))}"
+                yield _problem(index, fields[index], what, "each key once")
         if plans and key.plan not in plans:
             if key.plan not in unknown:  # which takes a look at every plan
                 unknown[key.plan] = unknown_plan((), key.plan, plans)
@@ -79,12 +79,12 @@ def check_keys(
 
 
 def check_hash_kind(
-    keys: Mapping[int, KeySettings], places: Mapping[int, str], has_secret: bool
+    keys: Mapping[int, KeySettings], fields: Mapping[int, str], has_secret: bool
 ) -> Iterator[SettingsProblem]:
     """Yield the listed hashes that no request's key can ever have with or without a secret."""
     kind, because = ("hmac-sha256", "is") if has_secret else ("sha256", "is not")
     for index, key in keys.items():
-        if places.get(index) == "hash" and not key.hash.startswith(f"{kind}:"):
+        if fields.get(index) == "hash" and not key.hash.startswith(f"{kind}:"):
             what = f"is a hash of the wrong kind, since identity.hash_secret {because} set"
             yield _problem(index, "hash", what, f"'{kind}:' and 64 hex digits")
 

@@ -114,7 +114,7 @@ def _part_of(reservation: Reservation, partition: str) -> Reservation:
         for each in zip(reservation.meters, reservation.estimates, strict=True)
         if each[0].partition == partition
     ]
-    return reservation.with_places(
+    return reservation.with_keys(
         _of(reservation.slots, partition),
         _of(reservation.periods, partition),
         tuple([meter for meter, _ in metered]),
@@ -150,5 +150,5 @@ def _met_by_all(met: Sequence[Settlement]) -> Settlement:
     )
 
 
-def _of(places: Iterable[ReservationKey], partition: str) -> tuple[ReservationKey, ...]:
-    return tuple(held for held in places if held.partition == partition)
+def _of(keys: Iterable[ReservationKey], partition: str) -> tuple[ReservationKey, ...]:
+    return tuple(held for held in keys if held.partition == partition)

@@ -1,6 +1,6 @@
 cimport cython
 from ratelimit_mw._internal.backends.memory.counts cimport SlotSet
-from ratelimit_mw._internal.backends.memory.places cimport Places
+from ratelimit_mw._internal.backends.memory.prepared cimport PreparedCharge
 from ratelimit_mw._internal.model.charge cimport Charge
 from ratelimit_mw._internal.model.outcome cimport Outcome
 from ratelimit_mw._internal.model.reservation cimport Reservation
@@ -16,7 +16,7 @@ cdef class MemoryBackend:
     cdef object __weakref__
     cdef public Lock lock
     cdef public object clock, slots
-    @cython.locals(now=i64, outcome=Outcome, places=Places, reservation=Reservation)
+    @cython.locals(now=i64, outcome=Outcome, prepared=PreparedCharge, reservation=Reservation)
     cpdef Outcome decide(self, Charge charge, bytes lease_id, object price)
     cpdef Outcome ask(self, Charge charge, bytes lease_id, object price=*)
     @cython.locals(slots=SlotSet)

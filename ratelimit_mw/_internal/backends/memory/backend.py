@@ -16,7 +16,7 @@ from ratelimit_mw._internal.backends.memory.budgets import (
 )
 from ratelimit_mw._internal.backends.memory.counts import CounterRef, Name, SlotSet, WindowLog
 from ratelimit_mw._internal.backends.memory.meters import Meters
-from ratelimit_mw._internal.backends.memory.places import Places
+from ratelimit_mw._internal.backends.memory.prepared import PreparedCharge
 from ratelimit_mw._internal.model.backend import (
     BackendError,
     EstimateAction,
@@ -25,7 +25,7 @@ from ratelimit_mw._internal.model.backend import (
     OperationRefusedError,
     Settlement,
 )
-from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, period_key
 from ratelimit_mw._internal.model.limits import Slots, Window
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -104,18 +104,18 @@ class MemoryBackend:
         self.lock.acquire()
         try:
             now, known = self.clock(), charge.prepared  # by another backend perhaps
-            places = known if isinstance(known, Places) else None
-            if places is None or places.owner is not self or not places.since <= now < places.until:
-                places = charge.prepared = self._places_of(charge, now)
+            prepared = known if isinstance(known, PreparedCharge) else None
+            if prepared is None or prepared.owner is not self or not prepared.since <= now < prepared.until:
+                prepared = charge.prepared = self._prepare(charge, now)
             if charge.ahead:
-                return places.take_ahead(charge, now)
+                return prepared.take_ahead(charge, now)
             if charge.meters:
                 if not min(charge.estimates) >= 0:
                     raise OperationRefusedError(
                         f"an estimate must be at least 0, not {min(charge.estimates)!r}"
                     )
                 self._meters.lapse(charge.meters, now)
-            outcome = places.decide(charge, now, lease_id, price)
+            outcome = prepared.decide(charge, now, lease_id, price)
             reservation = outcome.reservation
             if reservation.meters:
                 self._meters.open(reservation, now)
@@ -239,11 +239,11 @@ class MemoryBackend:
                 elif isinstance(counter.limit, Slots):
                     self.slots.forget(ReservationKey(*key))
                 else:
-                    period = place_of(counter, now)
+                    period = period_key(counter, now)
                     self._books_of(period).forget(_name(period))
 
-    def _places_of(self, charge: Charge, now: int) -> Places:
-        """The places where a charge's limits are counted, until a period of it ends."""
+    def _prepare(self, charge: Charge, now: int) -> PreparedCharge:
+        """Find the counters of a charge, which stay the same until a period of it ends."""
         refs, periods, since, until = list[CounterRef](), list[ReservationKey](), 0, 1 << 62
         slots = iter(charge.slots)  # the very keys of reservations: nothing is compared to find them
         for place, counter in enumerate(charge.counters):
@@ -254,14 +254,14 @@ class MemoryBackend:
             elif isinstance(limit, Slots):
                 refs.append(CounterRef(self.slots, next(slots), limit, SlotSet))
             else:
-                held = place_of(counter, now)
+                held = period_key(counter, now)
                 period = period_at(limit.period, limit.timezone, now)
                 since, until = max(since, period.start), min(until, period.end)
                 periods.append(held)
                 refs.append(
                     CounterRef(self._books_of(held), _name(held), limit, partial(BudgetState, held.ends))
                 )
-        return Places(self, refs, tuple(periods), since, until)
+        return PreparedCharge(self, refs, tuple(periods), since, until)
 
     def _logs_of(self, length: int) -> Store[Name, WindowLog]:
         logs = self._logs.get(length)

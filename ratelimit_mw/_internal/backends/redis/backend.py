@@ -46,7 +46,7 @@ from ratelimit_mw._internal.model.backend import (
     OperationRefusedError,
     Settlement,
 )
-from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, period_key
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Window
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -285,13 +285,13 @@ class RedisBackend:
             template.records = self._names.record_argument(charge.meters[0].partition, "u")
         if charge.allowances:
             template.units = template.records
-            template.periods = tuple([place_of(counter, now) for counter in charge.allowances])
+            template.periods = tuple([period_key(counter, now) for counter in charge.allowances])
             template.records = self._names.record_argument(template.periods[0].partition)
         return template
 
     def _lay_out(self, charge: Charge, now: int) -> Layout:
-        places = [(counter.partition, suffix_of(counter, now)) for counter in charge.counters]
-        places += [(meter.partition, f"e:{meter.open_scope}") for meter in charge.meters]
+        names = [(counter.partition, suffix_of(counter, now)) for counter in charge.counters]
+        names += [(meter.partition, f"e:{meter.open_scope}") for meter in charge.meters]
         limits, since, until = b"", 0, 1 << 62
         for counter in charge.counters:
             if isinstance(counter.limit, Allowance):
@@ -300,7 +300,7 @@ class RedisBackend:
                 since, until = max(since, period.start), min(until, period.end)
             else:
                 limits += pack_limit(counter.limit)
-        layout = Layout(charge, ChargeKeys(self._prefix, places), limits)
+        layout = Layout(charge, ChargeKeys(self._prefix, names), limits)
         layout.since, layout.until = since, until
         return layout
 

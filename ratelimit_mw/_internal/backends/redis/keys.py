@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from functools import lru_cache
 
-from ratelimit_mw._internal.model.charge import Charge, Counter, place_of
+from ratelimit_mw._internal.model.charge import Charge, Counter, period_key
 from ratelimit_mw._internal.model.limits import Slots, Window
 from ratelimit_mw._internal.model.metered import Meter
 from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
@@ -58,20 +58,20 @@ class KeyNames:
 class ChargeKeys:
     """The keys of charges that differ in their partitions alone, as they are sent."""
 
-    def __init__(self, prefix: bytes, places: Iterable[tuple[str, str]]) -> None:
-        """`places` are partition and suffix of each key."""
+    def __init__(self, prefix: bytes, names: Iterable[tuple[str, str]]) -> None:
+        """`names` are partition and suffix of each key."""
         self._text = b""
-        self._places: list[tuple[str, int]] = []
-        for partition, suffix in places:
+        self._sizes: list[tuple[str, int]] = []
+        for partition, suffix in names:
             before, after = prefix + b"{", b"}:" + suffix.encode("utf-8", "surrogatepass")
             parts = [part.replace(b"%", b"%%") for part in (before, after)]
             self._text += b"$%d\r\n" + b"%b".join(parts) + b"\r\n"
-            self._places.append((partition, len(before + after)))
+            self._sizes.append((partition, len(before + after)))
 
     def for_charge(self, charge: Charge) -> bytes:
         """Return the keys of one of the charges, as arguments in the Redis protocol."""
         last, tag, filled = None, b"", list[int | bytes]()
-        for partition, size in self._places:
+        for partition, size in self._sizes:
             if partition != last:
                 last, tag = partition, tag_of(charge.partition_of(partition))
             filled += (size + len(tag), tag)
@@ -79,7 +79,7 @@ class ChargeKeys:
 
     def only_partition_of(self, charge: Charge) -> str | None:
         """The partition of all of them, None where there are several."""
-        partition, *others = {partition for partition, _ in self._places} or {""}
+        partition, *others = {partition for partition, _ in self._sizes} or {""}
         return None if others else charge.partition_of(partition)
 
 
@@ -90,7 +90,7 @@ def suffix_of(counter: Counter, now: int) -> str:
         return f"w:{counter.scope}:{limit.seconds}"
     if isinstance(limit, Slots):
         return f"s:{counter.scope}"
-    return f"b:{place_of(counter, now).scope}"
+    return f"b:{period_key(counter, now).scope}"
 
 
 @lru_cache(maxsize=_MAX_TAGS)

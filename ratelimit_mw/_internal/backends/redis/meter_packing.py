@@ -35,7 +35,7 @@ class Mode(IntEnum):
     GIVE_BACK = 4
 
 
-class MeterPlaces:
+class PackedMeters:
     """The keys and windows of the meters of charges, packed once for all that share them."""
 
     __slots__ = ("_keys", "_meters", "_n_keys", "_record", "_windows")
@@ -72,18 +72,18 @@ class MeterPlaces:
 class MeterTemplates:
     """Templates of operations on metered units; what they have in common is kept."""
 
-    __slots__ = ("_most", "_names", "_places")
+    __slots__ = ("_most", "_names", "_packed")
 
     def __init__(self, names: KeyNames, most: int) -> None:
         """`most` is for how many sets of meters it is kept."""
         self._names = names
         self._most = most
-        self._places: dict[tuple[Meter, ...], MeterPlaces] = {}
+        self._packed: dict[tuple[Meter, ...], PackedMeters] = {}
 
     def template(self, meters: tuple[Meter, ...], mode: Mode, units: Units | None = None) -> Template:
         """All but the lease's id of an operation on these meters."""
-        places = self._places.get(meters)
-        if places is None:
-            evict_oldest(self._places, self._most)
-            places = self._places[meters] = MeterPlaces(meters, self._names)
-        return places.template(mode, units)
+        packed = self._packed.get(meters)
+        if packed is None:
+            evict_oldest(self._packed, self._most)
+            packed = self._packed[meters] = PackedMeters(meters, self._names)
+        return packed.template(mode, units)

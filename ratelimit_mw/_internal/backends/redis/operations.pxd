@@ -37,7 +37,7 @@ cpdef bytes command_for(list batch)
 @cython.locals(operation=Operation)
 cpdef double waiting_since(list batch, double now) except? -1
 
-@cython.locals(places=dict, groups=list, members=list, operation=Operation, template=Template)
+@cython.locals(known=dict, groups=list, members=list, operation=Operation, template=Template)
 cpdef list by_template(list batch)
 
 @cython.locals(

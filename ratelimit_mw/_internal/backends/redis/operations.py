@@ -248,13 +248,13 @@ def waiting_since(batch: list[Operation], now: float) -> float:
 
 def by_template(batch: list[Operation]) -> list[list[Operation]]:
     """Group operations that are sent as one. One that has a record is a group of its own."""
-    places: dict[Template, list[Operation]] = {}
+    known: dict[Template, list[Operation]] = {}
     groups: list[list[Operation]] = []
     for operation in batch:
         template = operation.template
-        members = None if template.record else places.get(template)
+        members = None if template.record else known.get(template)
         if members is None:
-            members = places[template] = []
+            members = known[template] = []
             groups.append(members)
         members.append(operation)
     return groups

@@ -35,31 +35,31 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
     renewals = list(renewals)
     slot_sets = dict.fromkeys(held for reservation, _ in renewals for held in reservation.slots)
     keys = [name(held.partition, f"s:{held.scope}") for held in slot_sets]
-    places: dict[object, int] = {held: place for place, held in enumerate(slot_sets)}
+    indexes: dict[object, int] = {held: index for index, held in enumerate(slot_sets)}
 
-    def place_of(what: object, partition: str, suffix: str) -> int:
-        if what not in places:
-            places[what] = len(keys)
+    def index_of(what: object, partition: str, suffix: str) -> int:
+        if what not in indexes:
+            indexes[what] = len(keys)
             keys.append(name(partition, suffix))
-        return places[what]
+        return indexes[what]
 
     entries = []
     for reservation, seconds in renewals:
         periods = reservation.periods if reservation.has_price else ()
         meters = reservation.meters if any(reservation.estimates) else ()
         times = int(seconds * SECOND), int(reservation.lease_seconds * SECOND)
-        slots = [places[held] for held in reservation.slots]
+        slots = [indexes[held] for held in reservation.slots]
         entries.append(RENEWAL.pack(reservation.id, *times, len(slots), len(periods), len(meters)))
         entries.append(struct.pack(f"<{len(slots)}H", *slots))
         if periods:
-            record = place_of(reservation.id, periods[0].partition, f"r:{reservation.id.hex()}")
+            record = index_of(reservation.id, periods[0].partition, f"r:{reservation.id.hex()}")
             entries.append(struct.pack("<H", record))
         entries += [
-            PERIOD.pack(place_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
+            PERIOD.pack(index_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
         ]
         if meters:
-            units = [place_of(("u", reservation.id), meters[0].partition, f"u:{reservation.id.hex()}")]
-            units += [place_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
+            units = [index_of(("u", reservation.id), meters[0].partition, f"u:{reservation.id.hex()}")]
+            units += [index_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
             entries.append(struct.pack(f"<{len(units)}H", *units))
     body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
     operation = operation_on(keys, body, partial(read_renewals, len(renewals)))

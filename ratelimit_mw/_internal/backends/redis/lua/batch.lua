@@ -28,7 +28,7 @@
 --             them back), n; for each of n meters: amount (-1: leave it), number of windows, and quota, length and
 --             granule of each; id; keys: for each meter its open estimates and its windows; then the record
 --        N    renew: n and number of slot sets, in two bytes each; keys: n, the slot sets first; then for each hold:
---             id, lease of its slots, lease of its estimates, number of slots, of periods and of meters, the places of
+--             id, lease of its slots, lease of its estimates, number of slots, of periods and of meters, the indexes of
 --             their keys in two bytes each: the slots'; the record's and each period's with its end; the record of
 --             units' and each meter's open estimates'
 --        S    settle: amount, replace (0 or 1), n, n ends of periods, id; keys: n periods, then the record
@@ -105,13 +105,13 @@ context = {states = states, order = order}
 
 for pass = 1, 2 do -- an operation that fails, fails alone
   local step = pass == 1 and all_but_charges or all_charges
-  place, shared_states = 2, any_shared and states or nil
-  while place <= #ARGV do
+  index, shared_states = 2, any_shared and states or nil
+  while index <= #ARGV do
     local ok, fault = pcall(step)
     if not ok then
       part(MONEY).forget()
-      if pass == 1 or not part(REPAIR).mended_slots(fault, ARGV[place], firsts[place]) then
-        replies[place], place = FAILED .. part(REPAIR).sentence(fault), place + 1
+      if pass == 1 or not part(REPAIR).mended_slots(fault, ARGV[index], firsts[index]) then
+        replies[index], index = FAILED .. part(REPAIR).sentence(fault), index + 1
       end
     end
   end

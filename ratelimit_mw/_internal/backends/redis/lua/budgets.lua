@@ -22,8 +22,8 @@ local lapses, is_open = 0, false -- of the charge in hand: when its estimate lap
 local function are_open(p)
   -- Whether what is open can be true: amounts in the order of their times, no more than is held.
   local last, sum = p.lapsed, 0
-  for place = 1, #p.open, PAIR_SIZE do
-    local at, amount = parse('<dd', p.open, place)
+  for position = 1, #p.open, PAIR_SIZE do
+    local at, amount = parse('<dd', p.open, position)
     if not (is_amount(at) and at > last and is_amount(amount)) then return false end
     last, sum = at, sum + amount
   end
@@ -43,11 +43,11 @@ local function hold(p, amount, at)
   -- Holds an amount until a time, or gives back a negative one that would have lapsed then, and has not.
   if at ~= 0 then
     if at <= p.lapsed then return end
-    local place, found = #p.open - PAIR_SIZE + 1, 0
-    while place > 0 and parse('<d', p.open, place) > at do place = place - PAIR_SIZE end
-    local before, after = slice(p.open, 1, max(place + PAIR_SIZE - 1, 0)), slice(p.open, max(place + PAIR_SIZE, 1))
-    if place > 0 and parse('<d', p.open, place) == at then
-      found, before = parse('<d', p.open, place + 8), slice(p.open, 1, place - 1)
+    local position, found = #p.open - PAIR_SIZE + 1, 0
+    while position > 0 and parse('<d', p.open, position) > at do position = position - PAIR_SIZE end
+    local before, after = slice(p.open, 1, max(position + PAIR_SIZE - 1, 0)), slice(p.open, max(position + PAIR_SIZE, 1))
+    if position > 0 and parse('<d', p.open, position) == at then
+      found, before = parse('<d', p.open, position + 8), slice(p.open, 1, position - 1)
     end
     amount = max(amount, -found)
     p.open = before .. (found + amount > 0 and pack('<dd', at, found + amount) or '') .. after

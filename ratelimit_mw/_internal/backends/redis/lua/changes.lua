@@ -10,24 +10,24 @@
 -- Reply  nothing
 -- Cost   two commands for each name, five more
 
--- A record is a member whose score is its place: an entry as it is from then on (`=`, name, 0, entry), the
--- name of one that was removed (`-`, name), or the version (`v`, version), as the last record of a change.
--- A member that comes again moves to its later place, where it says the same as before.
+-- A record is a member whose score is its number in the log: an entry as it is from then on (`=`, name, 0,
+-- entry), the name of one that was removed (`-`, name), or the version (`v`, version), as the last record of
+-- a change. A member that comes again gets a later number, where it says the same as before.
 
 local version, kept = ARGV[1], tonumber(ARGV[2])
 local latest = redis.pcall('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
-local place, known = 0, redis.pcall('GET', KEYS[3])
+local number, known = 0, redis.pcall('GET', KEYS[3])
 -- Removing comes first: a script that has begun to write may go on where memory is full.
 if ARGV[3] == '0' and type(known) == 'string' and latest[1] == 'v' .. known then
-  place = tonumber(latest[2])
+  number = tonumber(latest[2])
   redis.call('ZREMRANGEBYRANK', KEYS[2], 0, #ARGV - 3 - kept)
 else
   redis.call('DEL', KEYS[2])
 end
 
 local function record(text)
-  place = place + 1
-  redis.call('ZADD', KEYS[2], place, text)
+  number = number + 1
+  redis.call('ZADD', KEYS[2], number, text)
 end
 
 for i = 4, #ARGV do

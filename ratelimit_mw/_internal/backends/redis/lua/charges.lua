@@ -2,7 +2,7 @@
 --
 -- Needs   op, kind and first: the operation, its letter, the number of keys before its own; money_plan
 --         (budgets.lua)
--- Gives   n: its limits; at: the place of the first; cost; whether it `charges`; number: of its ids
+-- Gives   n: its limits; at: the offset of the first; cost; whether it `charges`; number: of its ids
 --         more: nil for most; else a table: what windows are taken `ahead`; of money see budgets.lua, of costs of its own
 --         own_costs.lua; `states`, where others share keys with it
 --         fault: why it is not done

@@ -61,7 +61,7 @@ local DIFFERENT = '\3'
 local CHARGE_HEAD = 26
 local FINISH_HEAD = 19
 local SETTLE_HEAD = 11
-local REPLACE_AT = 10 -- the place where a settle says whether it replaces another
+local REPLACE_AT = 10 -- the offset where a settle says whether it replaces another
 local LIMIT_SIZE = 25
 local OWN_HEAD = 20 -- of a charge whose limits have costs of their own
 local OWN_SIZE = 34 -- of such a limit
@@ -75,7 +75,7 @@ local METER_HEAD = 4
 local MODE_AT = 3
 local MANY_ENTRIES = 1002
 
--- A record of units (meters.lua): its head, an entry, and as arguments the places where it says
+-- A record of units (meters.lua): its head, an entry, and as arguments the offsets where it says
 -- whether its estimates may lapse, and of its first entry; an estimate as the set of its meter has it (estimates.lua)
 local UNITS_HEAD = 16
 local UNITS_ENTRY = 24

@@ -9,7 +9,7 @@
 -- Gives   decide(...): see below
 
 function decide(more, figures, op, first, n, number, charge_cost, charges, j, at, alone, admitted)
-  -- Decides the limits of a charge from the j-th of `n` on, which is at a place of the operation, and once all have been
+  -- Decides the limits of a charge from the j-th of `n` on, which is at an offset of the operation, and once all have been
   -- asked, charges them, the last one first: those of no other operation (`alone`), which are written at once, before
   -- those that others share. So where memory is full nothing is charged that is shared. Returns how many of `number`
   -- are admitted, nil where TIME lies outside a period. A limit has three figures.

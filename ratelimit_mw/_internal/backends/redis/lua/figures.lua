@@ -10,14 +10,14 @@
 -- ARGV   [1] the worker's name, [2] what it says, [3] the time in seconds, [4] members that a key keeps,
 --        [5] those that KEYS[2] keeps, [6] watched callers that are told at most, lives in ms of [7] KEYS[1],
 --        [8] KEYS[2], [9] KEYS[3] to [6], [10] KEYS[7] and [8]; how many counts there are of [11] plans,
---        [12] rules, [13] callers, [14] places of watched callers; then those counts, each a name and a
+--        [12] rules, [13] callers, [14] sightings of watched callers; then those counts, each a name and a
 --        number, and who the callers are
 -- Reply  the server's TIME, and the watched callers
 -- Cost   one command for each name (two for each plan), three for each key
 
-local FIRST_COUNT = 15 -- place of the first count in ARGV
+local FIRST_COUNT = 15 -- index of the first count in ARGV
 local id, about, now, kept, kept_of_day, most_watched, life_of_plans, life_of_day, life_of_callers,
-  life_of_workers, plans, rules, callers, places = unpack(ARGV, 1, FIRST_COUNT - 1)
+  life_of_workers, plans, rules, callers, sightings = unpack(ARGV, 1, FIRST_COUNT - 1)
 
 local function trim(key, number, life)
   redis.call('ZREMRANGEBYRANK', key, 0, -number - 1)
@@ -36,13 +36,13 @@ local function add(key, first, number, most, life)
   return after
 end
 
-local place = add(KEYS[1], FIRST_COUNT, plans, kept, life_of_plans)
+local index = add(KEYS[1], FIRST_COUNT, plans, kept, life_of_plans)
 add(KEYS[2], FIRST_COUNT, plans, kept_of_day, life_of_day)
-place = add(KEYS[3], place, rules, kept, life_of_callers)
-place = add(KEYS[4], place, callers, kept, life_of_callers)
-place = add(KEYS[5], place, places, kept, life_of_callers)
-if ARGV[place] then
-  for i = place, #ARGV do
+index = add(KEYS[3], index, rules, kept, life_of_callers)
+index = add(KEYS[4], index, callers, kept, life_of_callers)
+index = add(KEYS[5], index, sightings, kept, life_of_callers)
+if ARGV[index] then
+  for i = index, #ARGV do
     redis.call('ZADD', KEYS[6], now, ARGV[i])
   end
   trim(KEYS[6], kept, life_of_callers)

@@ -53,8 +53,8 @@ local function meter(op, first)
       call('PEXPIRE', record, KEPT_FOR)
       is_dirty = true
     end
-    for place = key_at + 1, key_at + n_windows do
-      local key, quota, length, granule = KEYS[place], nil, nil, nil
+    for index = key_at + 1, key_at + n_windows do
+      local key, quota, length, granule = KEYS[index], nil, nil, nil
       quota, length, granule, position = parse('<ddd', op, position)
       if changes and extra_off > 0 then
         part(ESTIMATES).take_off(key, quota, length, granule, extra_off_at, extra_off)

@@ -2,23 +2,23 @@
 --
 -- Needs   decide.lua, charges.lua, charge_answers.lua, stay.lua, overdue.lua, release (releases.lua);
 --         parts.lua
--- Gives   all_but_charges(), all_charges(): do the operations from `place` on, and leave `place` at one that failed
---         replies: the answers, by place; firsts: the number of keys before those of each charge
+-- Gives   all_but_charges(), all_charges(): do the operations from `index` on, and leave `index` at one that failed
+--         replies: the answers, by index; firsts: the number of keys before those of each charge
 
 local replies, firsts = {now}, {0} -- `firsts` as `keys` below, of charges
-local place, keys = 2, 0 -- of the operation in hand: its place in ARGV, and the number of keys before its own
+local index, keys = 2, 0 -- of the operation in hand: its index in ARGV, and the number of keys before its own
 local any_shared = false -- whether several charges need a key
 local shared_states -- `states` where several do
 local looks = byte(flags) ~= DISJOINT and byte(flags) ~= DISJOINT_SPREAD -- whether any may
 local figures = {texts = {}} -- of the charge in hand; and times as arguments, which are the same for most of a batch
 
 local function all_but_charges()
-  while place <= #ARGV do
-    local op, first = ARGV[place], keys
+  while index <= #ARGV do
+    local op, first = ARGV[index], keys
     local kind, n, mode = byte(op, 1, 3)
     -- The number of keys is read from the operation alone: one which fails cannot shift those of the next.
     if kind == ACQUIRE or kind == PEEK or kind == TAKE_AHEAD or kind == ACQUIRE_AGAIN or kind >= OWN_COSTS then
-      firsts[place] = first
+      firsts[index] = first
       for i = first + 1, looks and first + n or 0 do
         local key = KEYS[i]
         local known = states[key]
@@ -29,22 +29,22 @@ local function all_but_charges()
       keys = first + n + (kind >= OWN_COSTS and mode or byte(op, CHARGE_HEAD) > 0 and 1 or 0)
     elseif kind == FINISH then
       keys = first + n + (mode ~= MONEY_UNTOUCHED and 1 or 0)
-      replies[place] = release(op, first)
+      replies[index] = release(op, first)
     else
       keys = (kind == DELETE or kind == METER) and n or kind == RENEW and n + 256 * mode or byte(op, SETTLE_HEAD) + 1
       keys = first + keys
       -- include overdue
       if is_overdue then error(LATE, 0) end
       -- include stay
-      replies[place] = part(kind).run(op, first)
+      replies[index] = part(kind).run(op, first)
     end
-    place = place + 1
+    index = index + 1
   end
 end
 
 local function all_charges()
-  while place <= #ARGV do
-    local op, first = ARGV[place], firsts[place]
+  while index <= #ARGV do
+    local op, first = ARGV[index], firsts[index]
     if first then
       local kind = byte(op)
       -- include charges
@@ -64,8 +64,8 @@ local function all_charges()
         admitted = asks(admitted, more, figures, op, first, n, number, cost, charges, 1, at, alone, number)
       end
       -- include charge_answers
-      replies[place] = answer
+      replies[index] = answer
     end
-    place = place + 1
+    index = index + 1
   end
 end

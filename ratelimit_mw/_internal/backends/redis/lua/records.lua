@@ -10,7 +10,7 @@
 local RECORD_SIZE = 24
 local SETTLED_FOR = 86400000 -- a day in milliseconds: how long after it was settled an amount can be replaced
 local WITHOUT_LAPSE = 16 -- of one that an earlier version wrote, whose estimate never lapses
-local LAPSES_AT = '16' -- the place of the time, as an argument
+local LAPSES_AT = '16' -- the offset of the time, as an argument
 
 local function is_amount(number)
   return number >= 0 and number <= MOST_MONEY and number % 1 == 0 -- no NaN

@@ -31,15 +31,15 @@ local function renew(op, first)
     if type(purged) == 'table' and not part(REPAIR).drop_foreign(KEYS[first + j]) then sets[j].fault = part(REPAIR).sentence(purged) end
   end
   while position <= #op do
-    local id, lease, estimate_lease, number, n_periods, n_meters, place, record, units
+    local id, lease, estimate_lease, number, n_periods, n_meters, index, record, units
     id, lease, estimate_lease, number, n_periods, n_meters, position = parse('<c16ddBBB', op, position)
     local answer, expires, periods, open = RENEWED, text(now + lease), {}, {}
     for _ = 1, number do
-      place, position = parse('<I2', op, position)
-      local set = sets[place + 1]
+      index, position = parse('<I2', op, position)
+      local set = sets[index + 1]
       if set.fault then
         answer, fault = answer == RENEWED and NOT_RENEWED or answer, set.fault
-      elseif call('ZSCORE', KEYS[first + place + 1], id) then
+      elseif call('ZSCORE', KEYS[first + index + 1], id) then
         set.added[set.n + 1], set.added[set.n + 2], set.n = expires, id, set.n + 2
         set.lease = max(set.lease, lease)
       else
@@ -49,13 +49,13 @@ local function renew(op, first)
     if n_periods > 0 then record, position = parse('<I2', op, position) end
     for j = 1, n_periods do
       local ends
-      place, ends, position = parse('<I2d', op, position)
-      periods[j] = {KEYS[first + place + 1], ends}
+      index, ends, position = parse('<I2d', op, position)
+      periods[j] = {KEYS[first + index + 1], ends}
     end
     if n_meters > 0 then units, position = parse('<I2', op, position) end
     for j = 1, n_meters do
-      place, position = parse('<I2', op, position)
-      open[j] = KEYS[first + place + 1]
+      index, position = parse('<I2', op, position)
+      open[j] = KEYS[first + index + 1]
     end
     if record or units then
       local ok, said = pcall(function()

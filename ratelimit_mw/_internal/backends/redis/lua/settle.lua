@@ -3,7 +3,7 @@
 -- Needs   of MONEY get_record and touch (records.lua), load_period, change and shift (budgets.lua)
 -- Gives   settle(op, first), hold_estimate(op, first): the answers
 
-local AMOUNT_AT = 2 -- the place of the amount in a packed settle
+local AMOUNT_AT = 2 -- the offset of the amount in a packed settle
 local HELD = '\1'
 local HELD_BEFORE = '\2'
 

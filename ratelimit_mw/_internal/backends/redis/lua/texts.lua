@@ -1,7 +1,7 @@
 -- texts.lua: writes numbers as arguments of commands: Redis would write each with seventeen digits.
 --
 -- Needs   nothing.
--- Gives   text(number): the same few times and places come again and again
+-- Gives   text(number): the same few times and offsets come again and again
 
 local texts = {}
 

@@ -14,23 +14,23 @@ if #raw >= HEADER_SIZE then
   if newest <= now and oldest > now - length and oldest <= newest and ring <= cap and sum >= last and later > 0
     and #raw >= HEADER_SIZE + staged and time > now - length
   then
-    local place, stored, spent = later, newest, last
-    while stored > time and place > 1 do
-      local before, cost_before = parse(ENTRY, raw, HEADER_SIZE + 1 + (place - 2) * ENTRY_SIZE)
+    local index, stored, spent = later, newest, last
+    while stored > time and index > 1 do
+      local before, cost_before = parse(ENTRY, raw, HEADER_SIZE + 1 + (index - 2) * ENTRY_SIZE)
       if before < time then break end
-      place, stored, spent = place - 1, before, cost_before
+      index, stored, spent = index - 1, before, cost_before
     end
     local is_found = stored == time
-    if granule > 0 and stored > time and (place > 1 or ring == 0) then
+    if granule > 0 and stored > time and (index > 1 or ring == 0) then
       is_found = math.floor(stored / granule) == math.floor(time / granule)
     end
     local left = spent > cost and spent - cost or 0
-    if is_found and (left > 0 or place + ring > 1) then
+    if is_found and (left > 0 or index + ring > 1) then
       local stage = slice(raw, HEADER_SIZE + 1, HEADER_SIZE + staged)
-      if place == later then
+      if index == later then
         last = left
       else
-        local at = (place - 1) * ENTRY_SIZE
+        local at = (index - 1) * ENTRY_SIZE
         stage = slice(stage, 1, at) .. pack(ENTRY, stored, left) .. slice(stage, at + ENTRY_SIZE + 1)
       end
       changed = pack(WITH_STAGE, sum - spent + left, oldest, newest, dies, last, 0, head, cap, ring, later, stage)

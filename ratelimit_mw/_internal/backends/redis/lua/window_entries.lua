@@ -2,8 +2,8 @@
 --
 -- Needs   nothing but what batch.lua defines.
 -- Gives   window(key, quota, length, granule, raw): the unpacked window `w`, or the error DAMAGED; raw_of(w): packs it again
---         entries(w, first, number), each(w, first): entries from a place on, as bytes, or one after the other
---         first_since(w, time): the place of the first entry at a time or later
+--         entries(w, first, number), each(w, first): entries from an index on, as bytes, or one after the other
+--         first_since(w, time): the index of the first entry at a time or later
 --         write_ring(w, first, raw): writes entries to the ring
 -- Cost    one command for each piece that is read; two to write where the ring is turned
 
@@ -61,7 +61,7 @@ local function each(w, first)
 end
 
 local function first_since(w, time)
-  -- The place of the first entry at `time` or later; the count where there is none.
+  -- The index of the first entry at `time` or later; the count where there is none.
   local low, high = 0, w.ring + w.later
   if w.later > 0 and w.ring > 0 then -- nothing has to be read of what lies outside the ring
     if parse(ENTRY, (entries(w, w.ring, 1))) < time then low = w.ring + 1 else high = w.ring end

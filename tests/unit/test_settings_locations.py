@@ -9,7 +9,7 @@ import pytest
 
 from ratelimit_mw._internal.settings import Settings, SettingsError
 from ratelimit_mw._internal.settings.errors import path_of
-from ratelimit_mw._internal.settings.places import located, places_of
+from ratelimit_mw._internal.settings.locations import located, locations_of
 from tests.support.apps import ROOT
 
 FILES = [
@@ -59,14 +59,16 @@ def test_everything_in_a_file_has_a_place(file: Path) -> None:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return
-    places = places_of(text)
+    locations = locations_of(text)
     lines = text.split("\n")
-    assert set(paths(values)) - set(places) == set()
-    assert all(1 <= line <= len(lines) and column <= len(lines[line - 1]) for line, column in places.values())
+    assert set(paths(values)) - set(locations) == set()
+    assert all(
+        1 <= line <= len(lines) and column <= len(lines[line - 1]) for line, column in locations.values()
+    )
 
 
 @pytest.mark.parametrize(
-    ("path", "place"),
+    ("path", "location"),
     [
         ("backend.timeout", (2, 32)),
         ("plans.pro", (3, 1)),
@@ -79,22 +81,22 @@ def test_everything_in_a_file_has_a_place(file: Path) -> None:
         ("keys[0].spending.daily", (20, 1)),
     ],
 )
-def test_a_path_has_its_place(path: str, place: tuple[int, int]) -> None:
+def test_a_path_has_its_location(path: str, location: tuple[int, int]) -> None:
     """Comments, strings of several lines, inline tables, dotted names and arrays of tables are read past."""
-    assert places_of(TEXT)[path] == place
+    assert locations_of(TEXT)[path] == location
 
 
-def test_every_problem_is_placed(tmp_path: Path) -> None:
+def test_every_problem_is_located(tmp_path: Path) -> None:
     """A missing entry is placed at the table it belongs in; a text begins with file, line and column."""
     file = tmp_path / "s.toml"
     file.write_text(TEXT)
     with pytest.raises(SettingsError) as caught:
         Settings.load(file)
     problems = located(caught.value, TEXT, str(file)).problems
-    places = {problem.path: problem.place for problem in problems}
-    assert places["keys[0].plan"] == (17, 1)
-    assert places["plans.pro.requests[0]"] == (5, 3)
-    assert None not in places.values()
+    locations = {problem.path: problem.location for problem in problems}
+    assert locations["keys[0].plan"] == (17, 1)
+    assert locations["plans.pro.requests[0]"] == (5, 3)
+    assert None not in locations.values()
     assert str(problems[0]).startswith(f"{file}:2:32: backend.timeout: ")
 
 
@@ -106,5 +108,5 @@ def test_what_is_no_toml_has_the_place_that_the_parser_tells(text: str, tmp_path
     with pytest.raises(SettingsError) as caught:
         Settings.load(file)
     (problem,) = located(caught.value, text, str(file)).problems
-    assert problem.place is not None
-    assert problem.place[0] == 1 + text.count("\n")
+    assert problem.location is not None
+    assert problem.location[0] == 1 + text.count("\n")

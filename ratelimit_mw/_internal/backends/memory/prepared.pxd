@@ -7,7 +7,7 @@ from ratelimit_mw._internal.runtime.leaf cimport Numbers
 ctypedef long long i64
 
 @cython.final
-cdef class Places:
+cdef class PreparedCharge:
     cdef readonly object owner
     cdef readonly i64 since, until
     cdef list _refs

@@ -1,7 +1,7 @@
-"""Places in a settings file: the line and the column of each name and value.
+"""Locations in a settings file: the line and the column of each name and value.
 
-The standard library reads TOML and tells no places. What is read here is known to be TOML, so that a reader
-of names, brackets and quotes will do.
+The standard library reads TOML and tells no locations. The text here is known to be TOML, so that a reader of
+names, brackets and quotes will do.
 """
 
 import re
@@ -26,46 +26,46 @@ _STEP = re.compile(r"(?:\.[^.\[\]\"]+|\.?\"(?:[^\"\\]|\\.)*\"|\[\d+\])$")
 Path = tuple[str | int, ...]
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """A line and a column, both from 1 on."""
 
     line: int
     column: int
 
 
-def places_of(text: str) -> Mapping[str, Place]:
-    """The place of everything in a TOML text, by its path as errors write it."""
+def locations_of(text: str) -> Mapping[str, Location]:
+    """The location of everything in a TOML text, by its path as errors write it."""
     starts = [0, *(match.end() for match in re.finditer("\n", text))]
-    found: dict[str, Place] = {}
+    found: dict[str, Location] = {}
     for path, offset in _Reader(text).read():
         line = bisect_right(starts, offset)
-        found.setdefault(path_of(path), Place(line, offset - starts[line - 1] + 1))
+        found.setdefault(path_of(path), Location(line, offset - starts[line - 1] + 1))
     return found
 
 
 def located(error: SettingsError, text: str, file: str) -> SettingsError:
-    """An error whose problems in a file of this text have their places."""
+    """An error whose problems in a file of this text have their locations."""
     try:
-        places = places_of(text)
+        locations = locations_of(text)
     except (IndexError, ValueError, RecursionError):
-        places = {}  # no TOML
+        locations = {}  # no TOML
     return SettingsError(
-        replace(problem, place=_place(problem, places)) if problem.file == file else problem
+        replace(problem, location=_location(problem, locations)) if problem.file == file else problem
         for problem in error.problems
     )
 
 
-def _place(problem: SettingsProblem, places: Mapping[str, Place]) -> tuple[int, int] | None:
+def _location(problem: SettingsProblem, locations: Mapping[str, Location]) -> tuple[int, int] | None:
     syntax = _SYNTAX.search(problem.what)
     if not problem.path:
         return (int(syntax[1]), int(syntax[2] or 1)) if syntax else None
     path = problem.path
-    while path not in places:  # what is missing is looked for where it should be
+    while path not in locations:  # what is missing is looked for where it should be
         shorter = _STEP.sub("", path)
         if shorter == path:
             return None
         path = shorter
-    return places[path]
+    return locations[path]
 
 
 class _Reader:

@@ -9,8 +9,8 @@ from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.runtime.leaf import Numbers
 
 
-class Places:
-    """The places where all limits of one charge are counted, found once for all of its requests."""
+class PreparedCharge:
+    """A charge whose counters are found, once for all of its requests."""
 
     __slots__ = ("_periods", "_refs", "owner", "since", "until")
 
@@ -22,9 +22,9 @@ class Places:
         since: int,
         until: int,
     ) -> None:
-        """`since` and `until` are the times, in microseconds, between which the places hold."""
+        """`since` and `until` are the times, in microseconds, between which it holds."""
         self.owner = owner
-        """The backend that found them."""
+        """The backend whose counters they are."""
         self._refs = list(refs)
         self._periods = periods
         self.since = since
