@@ -109,7 +109,7 @@ class Router:
     def bequeath(self) -> list[Operation]:
         """Hand out what is owed, and what was sent and may have to be undone."""
         left = [each for batcher in self._batchers.values() for each in batcher.bequeath()]
-        left += [each for each in self._paused if each.must_arrive]
+        left += [each for each in self._paused if each.resend]
         self._paused.clear()
         return left
 
@@ -247,7 +247,7 @@ class Router:
         if is_asking and target is not None:
             self._probes.imports(target, hash_tag(operations[0].template.keys))
         for operation in operations:
-            if error.startswith(_UNSERVED) and not operation.must_arrive:
+            if error.startswith(_UNSERVED) and not operation.resend:
                 operation.fail(BackendError(error))
             tries = self._count(operation)
             operation.is_asking = is_asking
@@ -272,7 +272,7 @@ class Router:
         other.
         """
         operation.tries += 1
-        if operation.tries == 1 and not operation.must_arrive:
+        if operation.tries == 1 and not operation.resend:
             left = operation.since + self._timeout - self._loop.time()
             error = BackendError(f"the cluster redirected the request for more than {self._timeout:g} s")
             self._loop.call_later(max(left, 0), operation.fail, error)
@@ -280,7 +280,7 @@ class Router:
 
     def _send_again(self, operation: Operation, wait: float, target: Address | None = None) -> None:
         self._paused.pop(operation, None)
-        if operation.is_over and not operation.must_arrive:
+        if operation.is_over and not operation.resend:
             return  # nothing of it was done
         if wait:
             self._paused[operation] = self._loop.call_later(wait, self._send_again, operation, 0, target)

@@ -25,7 +25,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
 from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
 from ratelimit_mw._internal.backends.redis.loops import LoopSenders, OperationSender
 from ratelimit_mw._internal.backends.redis.meter_packing import MeterTemplates, Mode
-from ratelimit_mw._internal.backends.redis.operations import Met, Operation, nothing_to_do, probe_of
+from ratelimit_mw._internal.backends.redis.operations import ALWAYS, Met, Operation, nothing_to_do, probe_of
 from ratelimit_mw._internal.backends.redis.packing import (
     LIMIT,
     ChargeOperation,
@@ -312,7 +312,7 @@ class RedisBackend:
                 by_cost.setdefault(charge.cost_at(place), []).append(counter)
         for cost, windows in by_cost.items():
             keys = [self._names.of_counter(counter, now) for counter in windows]
-            self.loops.submit(give_back_on(windows, keys, lease_id, now, cost), must_arrive=True)
+            self.loops.submit(give_back_on(windows, keys, lease_id, now, cost))
         if reservation is not NO_RESERVATION:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
@@ -320,7 +320,7 @@ class RedisBackend:
         template = self._template_of(reservation).end(action)
         if template.record:
             return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
-        return self.loops.submit(Operation(template, reservation.id), must_arrive=True)
+        return self.loops.submit(Operation(template, reservation.id, ALWAYS))
 
     def _template_of(self, reservation: Reservation) -> ReleaseTemplate:
         """Return the operation templates for a reservation, shared by all requests of a caller on a route."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.backends.redis.doubtful import Doubtful
-from ratelimit_mw._internal.backends.redis.operations import Operation, take
+from ratelimit_mw._internal.backends.redis.operations import IF_UNDONE, NEVER, Operation, take
 from ratelimit_mw._internal.model.backend import BackendError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Backlog:
     @property
     def owed(self) -> int:
         """Number of operations owed to the server: those sent until they arrive, and those in doubt."""
-        owed = sum([operation.must_arrive for operation in [*self.in_flight(), *self.queue]])
+        owed = len([operation for operation in [*self.in_flight(), *self.queue] if operation.resend])
         return owed + len(self.doubtful)
 
     @property
@@ -56,11 +56,11 @@ class Backlog:
     def make_room(self, newcomer: Operation) -> bool:
         """Whether there is room for one more: for what is owed there is, in place of what waits longest."""
         error = BackendError(f"more than {MAX_QUEUE} operations wait for the backend")
-        if not newcomer.must_arrive:
+        if not newcomer.resend:
             newcomer.fail(error)
             return False
         oldest = self.queue.pop(0)
-        if oldest.must_arrive:
+        if oldest.resend:
             logger.error("a release or settle is lost: %s", error)
         oldest.fail(error)
         return True
@@ -97,8 +97,8 @@ class Backlog:
         """Take out what is owed, in its order, and what was sent and may have to be undone."""
         sent, queued = [*self.doubtful.take(), *self.in_flight()], self.withdraw()
         self.sent.clear()
-        _give_up_once(sent)
-        return sent + [each for each in queued if each.must_arrive]
+        _give_up_doubtful(sent)
+        return sent + [each for each in queued if each.resend]
 
     def give_up(
         self, error: BackendError, refused: Sequence[Operation], *, for_good: bool
@@ -108,19 +108,19 @@ class Backlog:
         What the server has `refused` goes first. Returns what it may have done or may still do.
         """
         sent = self.take_unanswered()
-        _give_up_once(sent)
+        _give_up_doubtful(sent)
         left = [*refused, *sent, *self.withdraw()]
         if not for_good:
             # In the order in which they were given, before those that follow from this.
-            self.queue += [each for each in left if each.must_arrive]
+            self.queue += [each for each in left if each.resend]
         for operation in left:
-            if for_good or not operation.must_arrive:
+            if for_good or not operation.resend:
                 operation.fail(error)
-        return [operation for operation in sent if not operation.must_arrive]
+        return [operation for operation in sent if not operation.resend]
 
 
-def _give_up_once(sent: Iterable[Operation]) -> None:
-    """Have nothing sent again that may have been done, and must not be done twice."""
+def _give_up_doubtful(sent: Iterable[Operation]) -> None:
+    """Have nothing sent again that may have been done and must not be done twice."""
     for operation in sent:
-        if operation.is_once:
-            operation.must_arrive = False
+        if operation.resend == IF_UNDONE:
+            operation.resend = NEVER

@@ -108,7 +108,7 @@ class Batcher:
         queue = backlog.upkeep if operation.is_upkeep else backlog.queue
         if self._is_closed:
             operation.fail(BackendError("the backend was closed"))
-        elif self._error is not None and not operation.must_arrive:
+        elif self._error is not None and not operation.resend:
             operation.fail(self._error)
         elif len(queue) < MAX_QUEUE or backlog.make_room(operation):
             # One that comes from another node of a cluster has waited before.
@@ -268,8 +268,8 @@ class Batcher:
 
     def _refuse(self, operations: list[Operation], error: BackendError) -> None:
         """Give the connection up over operations that the server would not do."""
-        undone = [operation for operation in operations if not operation.must_arrive]
-        owed = [operation for operation in operations if operation.must_arrive]
+        undone = [operation for operation in operations if not operation.resend]
+        owed = [operation for operation in operations if operation.resend]
         self._disconnect(error, owed)
         for operation in undone:
             operation.fail(error)

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     @property
     def has_requests(self) -> bool:
         """Whether it brings more than what must arrive, such as releases."""
-        return not all(group[0].must_arrive for group in self.groups)
+        return not all(group[0].resend for group in self.groups)
 
 
 class Deadlines:
@@ -154,7 +154,7 @@ def _waiting(operations: Iterable[Operation]) -> Iterable[Operation]:
     return (
         operation
         for operation in operations
-        if not (operation.must_arrive or operation.is_upkeep or operation.tries)
+        if not (operation.resend or operation.is_upkeep or operation.tries)
         and operation.future is not None
         and not operation.future.done()
     )

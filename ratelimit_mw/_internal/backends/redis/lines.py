@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from ratelimit_mw._internal.backends.redis.operations import Operation, Template
+from ratelimit_mw._internal.backends.redis.operations import ALWAYS, Operation, Template
 from ratelimit_mw._internal.model.backend import BackendError
 
 Line = tuple[bytes, str]
@@ -23,8 +23,7 @@ class OrderedOperation(Operation):
     __slots__ = ("behind", "line", "lines")
 
     def __init__(self, template: Template, own_id: bytes, line: Line) -> None:
-        Operation.__init__(self, template, own_id)
-        self.must_arrive = True
+        Operation.__init__(self, template, own_id, ALWAYS)
         self.line = line
         self.lines: Lines | None = None
         """Lines that go on when this one is over."""

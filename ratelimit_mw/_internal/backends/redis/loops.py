@@ -163,7 +163,7 @@ class LoopSenders:
             operation.future = None  # which was the ended loop's
             if isinstance(operation, OrderedOperation):
                 self._running_lines().submit(operation)
-            elif operation.must_arrive:
+            elif operation.resend:
                 self.submit(operation)
             else:
                 operation.orphaned(None)
@@ -178,7 +178,7 @@ class LoopSenders:
 
     def at_process_end(self) -> None:
         """Tell what event loops that have ended owed to the server: no other loop has gone on with it."""
-        lost = len([each for each in self._take_left() if each.must_arrive])
+        lost = len([each for each in self._take_left() if each.resend])
         if lost:
             logger.error("%d releases and settles never reached the backend: the process ended", lost)
 
@@ -209,10 +209,8 @@ class LoopSenders:
             self._was_away = sender.error is not None
             self._past = self._past.plus(sender.load._replace(owed=0))
 
-    def submit(self, operation: Operation, *, must_arrive: bool = False) -> Operation:
+    def submit(self, operation: Operation) -> Operation:
         """Send an operation; it is under way when this returns, whether anybody awaits it or not."""
-        if must_arrive:
-            operation.must_arrive = True
         sender = self.senders.get(get_running_loop()) or self.sender()
         sender.submit(operation)
         return operation

@@ -22,8 +22,8 @@ cdef class Operation:
     cdef public bytes id
     cdef public object future, result
     cdef public double since
-    cdef public bint must_arrive, is_asking, is_once, is_upkeep
-    cdef public int tries
+    cdef public bint is_asking, is_upkeep
+    cdef public int resend, tries
     cpdef void answer(self, answer) except *
     cpdef void fail(self, error) except *
     cpdef void orphaned(self, answer) except *

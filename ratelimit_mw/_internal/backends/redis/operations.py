@@ -29,6 +29,13 @@ def done(answer: bytes) -> bytes:
     return answer
 
 
+NEVER = 0
+"""Not sent again: it fails where the server goes away."""
+IF_UNDONE = 1
+"""Sent again if it was surely not done: done twice, it would change what others have counted."""
+ALWAYS = 2
+"""Sent again until it is answered: done twice, it changes no more than done once."""
+
 Answer = tuple[int, Any]
 """The server's time, and what the script says of one operation, as its template reads it."""
 
@@ -113,23 +120,19 @@ class Operation:
         "future",
         "id",
         "is_asking",
-        "is_once",
         "is_upkeep",
-        "must_arrive",
+        "resend",
         "result",
         "since",
         "template",
         "tries",
     )
 
-    def __init__(self, template: Template, own_id: bytes = b"") -> None:
+    def __init__(self, template: Template, own_id: bytes = b"", resend: int = NEVER) -> None:
         self.template = template
         self.id = own_id
-        self.must_arrive = False
-        """Sent again until it arrives: for operations that are idempotent and owed."""
-        self.is_once = False
-        """Not sent again where it may have been done: done twice, it would change other counts. With
-        `must_arrive`, it is sent again as long as it was surely not done."""
+        self.resend = resend
+        """Whether it is sent again when the server is back: `NEVER`, `IF_UNDONE` or `ALWAYS`."""
         self.is_upkeep = False
         """Not waited for by a request: it leaves when requests leave room, and may wait longer than they."""
         self.is_asking = False
@@ -218,7 +221,7 @@ def take(queue: list[Operation], most: int) -> list[Operation]:
         if len(batch) == most:
             break
         taken += 1
-        if operation.must_arrive or not operation.is_over:
+        if operation.resend or not operation.is_over:
             batch.append(operation)
     del queue[:taken]
     return batch
@@ -238,10 +241,10 @@ def command_for(batch: list[Operation]) -> bytes:
 def waiting_since(batch: list[Operation], now: float) -> float:
     """Time of submission of the first operation that may time out; `now` where there is none.
 
-    What must arrive may have waited long for the server to be back.
+    What is sent again may have waited long for the server to be back.
     """
     for operation in batch:
-        if not operation.must_arrive:
+        if not operation.resend:
             return operation.since
     return now
 

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.keys import ChargeKeys
-from ratelimit_mw._internal.backends.redis.operations import Operation, Template, bulk, done
+from ratelimit_mw._internal.backends.redis.operations import IF_UNDONE, Operation, Template, bulk, done
 from ratelimit_mw._internal.backends.redis.own_costs import MOST_COST, own_head, own_limits
 from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Counter
@@ -213,8 +213,9 @@ class ChargeOperation(Operation):
         """`kind` is `ACQUIRE`, `ACQUIRE_AGAIN` for what was admitted elsewhere, or `PEEK`."""
         self.template = _NO_TEMPLATE
         self.id = lease_id
-        self.must_arrive = self.is_once = self.is_upkeep = self.is_asking = False
-        self.tries, self.since, self.future, self.result = 0, 0.0, None, None
+        self.is_upkeep = self.is_asking = False
+        self.resend = self.tries = 0  # NEVER, without looking it up for each request
+        self.since, self.future, self.result = 0.0, None, None
         self.backend, self.kind, self.charge, self.price = backend, kind, charge, price
         self.reservation = NO_RESERVATION
 
@@ -268,7 +269,7 @@ def give_back_on(
     head = FINISH_HEAD.pack(letters.FINISH, len(windows), EstimateAction.UNTOUCHED.value, now, cost)
     limits = [pack_limit(counter.limit) for counter in windows]
     operation = operation_on(keys, b"".join((head, *limits, lease_id)))
-    operation.is_once = True  # done twice, it would give back another request's units
+    operation.resend = IF_UNDONE  # done twice, it would give back another request's units
     return operation
 
 

@@ -112,8 +112,8 @@ class Replies:
         """
         waits_since = self._loop.time() - self._timeout
         for operation in late:
-            if operation.since <= waits_since and not operation.must_arrive:
+            if operation.since <= waits_since and not operation.resend:
                 operation.fail(
                     BackendError(f"the server got the request after more than {self._timeout:g} s")
                 )
-        return [operation for operation in late if operation.must_arrive or not operation.is_over]
+        return [operation for operation in late if operation.resend or not operation.is_over]
