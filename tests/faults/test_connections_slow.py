@@ -150,3 +150,21 @@ async def test_a_connection_has_a_name_where_it_may(kind: str, start_server: Sta
     with server.client() as client:
         assert "ratelimit_mw" in {each["name"] for each in client.client_list()}
     await backend.close()
+
+
+async def test_no_connection_needs_what_python_deprecates(
+    redis_server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Suites that take warnings for errors reach a server on each Python: 3.14 deprecates this function."""
+
+    def deprecated(_: object) -> bool:
+        raise DeprecationWarning("asyncio.iscoroutinefunction is deprecated")
+
+    monkeypatch.setattr("asyncio.iscoroutinefunction", deprecated)
+    backend = RedisBackend(redis_server.url)
+    assert (await backend.acquire(Charge([window(1)]), new_id())).admitted
+    store = open_key_store(BackendSettings(url=SecretURL(redis_server.url)))
+    await store.write({"a": b"entry"})
+    assert await store.entries() == {"a": b"entry"}
+    await store.close()
+    await backend.close()

@@ -6,7 +6,13 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection, ConnectionPool, SSLConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    ConnectionPool,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
+from redis.asyncio.connection import Connection as RedisConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
@@ -17,6 +23,11 @@ from ratelimit_mw._internal.backends.connecting.failures import reason_of
 from ratelimit_mw._internal.model.backend import BackendError
 
 _NAME = "ratelimit_mw"
+_LOG_IN = (
+    "on_connect_check_health" if hasattr(AbstractConnection, "on_connect_check_health") else "on_connect"
+)
+"""The method by which redis-py's connections log in. Its option for a function of others calls what Python
+3.14 deprecates, which fails where warnings are errors."""
 
 
 class Connector(Protocol):
@@ -39,28 +50,38 @@ def server_options(timeout: float, options: dict[str, Any] | None) -> dict[str, 
         "protocol": 2,
         "socket_connect_timeout": max(timeout, CONNECT_TIMEOUT),
         "socket_timeout": timeout,
-        "redis_connect_func": _introduce,
         "retry": Retry(NoBackoff(), 0),
         **(options or {}),
     }
 
 
-async def _introduce(connection: AbstractConnection) -> None:
-    """Log in on a new connection, as redis-py does, in the time for connecting; and name it.
+def _introducing(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    """Make a kind of connection that logs in as redis-py's does, in the time for connecting; and has a name.
 
     The name is for whoever looks at the server's clients: a server that has no `CLIENT` does without.
     """
-    answers_in = connection.socket_timeout
-    connection.socket_timeout = connection.socket_connect_timeout
-    try:
-        await connection.on_connect()
-        if connection.client_name is not None:  # the URL's, which it has by now
-            return
-        with suppress(ResponseError):
-            await connection.send_command("CLIENT", "SETNAME", _NAME, check_health=False)
-            await connection.read_response()
-    finally:
-        connection.socket_timeout = answers_in
+    log_in = getattr(kind, _LOG_IN)
+
+    async def introduce(self: AbstractConnection, *arguments: Any, **options: Any) -> None:
+        answers_in = self.socket_timeout
+        self.socket_timeout = self.socket_connect_timeout
+        try:
+            await log_in(self, *arguments, **options)
+            if self.client_name is not None:  # the URL's, which it has by now
+                return
+            with suppress(ResponseError):
+                await self.send_command("CLIENT", "SETNAME", _NAME, check_health=False)
+                await self.read_response()
+        finally:
+            self.socket_timeout = answers_in
+
+    return type(kind.__name__, (kind,), {_LOG_IN: introduce})
+
+
+_KINDS: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    kind: _introducing(kind) for kind in (RedisConnection, SSLConnection, UnixDomainSocketConnection)
+}
+"""Kinds of connections by redis-py's own, of which it picks one by the URL."""
 
 
 class ServerConnector:
@@ -77,6 +98,7 @@ class ServerConnector:
 
     def _new_pool(self) -> ConnectionPool:
         pool = ConnectionPool.from_url(_redis_scheme(self.url), **self._options)
+        pool.connection_class = _KINDS[pool.connection_class]
         options = pool.connection_kwargs
         if issubclass(pool.connection_class, SSLConnection):
             # What redis-py does by itself from version 6 on, and what it leaves out silently.
