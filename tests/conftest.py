@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from ratelimit_mw._internal.policy.code_limits import declared
+from ratelimit_mw._internal.settings import findings
 from tests.support.apps import AppServer
 from tests.support.servers import StoreServer, server_binaries
 from tests.support.topologies import Cluster
@@ -62,6 +63,12 @@ def _dealt(waiting: list[pytest.Item], others: list[pytest.Item], processes: int
         dealt += waiting[number::processes]
         dealt += islice(rest, max(total * (number + 1) // processes - len(dealt), 0))
     return [*dealt, *rest]
+
+
+@pytest.fixture
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test sees a process that has told no finding yet."""
+    monkeypatch.setattr(findings, "_said", set())
 
 
 @pytest.fixture(autouse=True)

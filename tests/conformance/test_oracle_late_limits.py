@@ -3,7 +3,7 @@
 import os
 import random
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
@@ -15,7 +15,7 @@ from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit
 from tests.support.asgi import settings_of
-from tests.support.conformance import KINDS, Bench, SharedServer, new_id, opened
+from tests.support.conformance import Bench, new_id
 from tests.support.oracle import CounterKey, Oracle
 
 SETTINGS = """
@@ -177,13 +177,6 @@ class Comparison:
         else:
             await self.wait(self.chance.choice([0, 1, 1_000_000, FAR, FAR]))
         await self.look()
-
-
-@pytest.fixture(params=KINDS)
-async def bench(request: pytest.FixtureRequest, shared_server: SharedServer) -> AsyncIterator[Bench]:
-    """Each kind of backend in turn, without any counts."""
-    async with opened(request.param, shared_server) as bench:
-        yield bench
 
 
 async def compare(bench: Bench, examples: range, steps: int) -> Tally[str]:

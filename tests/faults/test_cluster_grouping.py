@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
-from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
 from ratelimit_mw._internal.backends.redis import calls
 from ratelimit_mw._internal.backends.redis.operations import bulk
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
@@ -23,7 +22,7 @@ from tests.support.conformance import STORES, daily, eventually, metered, new_id
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.statuses import peeked
-from tests.support.topologies import Cluster, running, wait_until
+from tests.support.topologies import Cluster, running, slot_of, wait_until
 
 pytestmark = pytest.mark.rerun
 
@@ -42,11 +41,6 @@ async def opened(url: str, timeout: float = 5.0) -> AsyncIterator[ClusterBackend
         yield backend
     finally:
         await backend.close()
-
-
-def slot_of(partition: str) -> int:
-    """The hash slot of a partition without braces."""
-    return hash_slot(partition.encode())
 
 
 def callers_on(cluster: Cluster, node: StoreServer, number: int = TOGETHER) -> list[str]:

@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
-from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
 from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge, Clock, Counter
 from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.conformance import daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer
 from tests.support.statuses import acquired, peeked
-from tests.support.topologies import Cluster
+from tests.support.topologies import Cluster, slot_of
 
 pytestmark = pytest.mark.rerun
 
@@ -35,11 +34,6 @@ async def opened(
         yield backend
     finally:
         await backend.close()
-
-
-def slot_of(partition: str) -> int:
-    """The hash slot of a partition without braces."""
-    return hash_slot(partition.encode())
 
 
 def partition_on(cluster: Cluster, node: StoreServer) -> str:

@@ -13,12 +13,12 @@ import pytest
 from ratelimit_mw import KeyEntry, Limiter
 from ratelimit_mw._internal.cli.commands import run
 from ratelimit_mw._internal.cli.output import console
-from ratelimit_mw._internal.live.key_entries import read_entry, write_entry
+from ratelimit_mw._internal.live.key_entries import write_entry
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.identity import key_partition
 from tests.conftest import StartApp
 from tests.support.apps import ROOT
-from tests.support.live import SEEN_WITHIN, traffic
+from tests.support.live import SEEN_WITHIN, stored_keys, traffic
 from tests.support.processes import free_port
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
@@ -89,13 +89,6 @@ def keys(capsys: pytest.CaptureFixture[str], file: Path) -> Commands:
     return Commands(capsys, file)
 
 
-def stored(server: StoreServer) -> dict[str, KeyEntry]:
-    """The live keys in the server."""
-    with server.client() as client:
-        entries = client.hgetall("ratelimit:{keys}")
-    return {each.decode(): read_entry(entry) for each, entry in entries.items()}
-
-
 def test_set_writes_what_it_is_told(keys: Commands, redis_server: StoreServer) -> None:
     """Every option is in the entry; setting a key again replaces all of it but its account and its label."""
     printed = keys.good(
@@ -105,16 +98,16 @@ def test_set_writes_what_it_is_told(keys: Commands, redis_server: StoreServer) -
     )  # fmt: skip
     assert printed == f"{K_NAME} (Acme, batch): plan pro, in force within 2 seconds\n"
     entry = KeyEntry("pro", "acme", ("9/hour", "1 per second"), 3, "1.50", "20", "Acme, batch")
-    assert stored(redis_server) == {K: entry}
+    assert stored_keys(redis_server) == {K: entry}
     assert keys.json("set", K.upper(), "--plan", "default") == {
         "set": [K],
         "callers": [K_NAME],
         "plan": "default",
         "for": None,
     }
-    assert stored(redis_server) == {K: KeyEntry("default", "acme", label="Acme, batch")}
+    assert stored_keys(redis_server) == {K: KeyEntry("default", "acme", label="Acme, batch")}
     keys.good("set", "k", "--plan", "pro", "--account", "core", "--label", "Core")
-    assert stored(redis_server) == {K: KeyEntry("pro", "core", label="Core")}
+    assert stored_keys(redis_server) == {K: KeyEntry("pro", "core", label="Core")}
 
 
 def test_set_keeps_the_account_that_the_file_names(keys: Commands) -> None:
@@ -131,7 +124,7 @@ def test_set_reads_a_key_from_standard_input(
     """`-` keeps the key out of the shell's history and the list of processes."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"k\n")))
     keys.good("set", "-", "--plan", "pro")
-    assert set(stored(redis_server)) == {K}
+    assert set(stored_keys(redis_server)) == {K}
 
 
 def test_several_keys_are_set_at_once(keys: Commands, redis_server: StoreServer) -> None:
@@ -140,17 +133,17 @@ def test_several_keys_are_set_at_once(keys: Commands, redis_server: StoreServer)
         "set", "k", "--plan", "pro", "--account", "bolt"
     )
     keys.good("set", "k", "team", "--plan", "pro", "--account", "bolt")
-    assert stored(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "bolt"))
+    assert stored_keys(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "bolt"))
 
 
 def test_setting_one_key_takes_no_other_out_of_force(keys: Commands, redis_server: StoreServer) -> None:
     """A plan that an account's keys share is refused while one of them has another, live or in the file."""
     keys.good("set", "k", "--plan", "pro", "--account", "core")
-    before = stored(redis_server)
+    before = stored_keys(redis_server)
     for account, other in (("core", K_NAME), ("acme", LISTED_NAME)):
         said = keys.bad("set", "new", "--plan", "team", "--account", account)
         assert f"--account: '{account}' has the key {other} on plan 'pro'" in said
-    assert stored(redis_server) == before
+    assert stored_keys(redis_server) == before
     keys.good("set", "new", "k", "--plan", "team", "--account", "core")
     keys.good("set", "new", "listed", "--plan", "team", "--account", "acme")
     assert {each["plan"] for each in keys.json("list")["keys"] if each["account"] == "acme"} == {"team"}
@@ -177,7 +170,7 @@ def test_set_refuses_what_the_file_would(
 ) -> None:
     """One line, in the words of the settings, with the option in place of the path; nothing is written."""
     assert complaint in keys.bad("set", "k", *arguments)
-    assert stored(redis_server) == {}
+    assert stored_keys(redis_server) == {}
 
 
 def test_set_needs_a_plan(keys: Commands) -> None:
@@ -263,7 +256,7 @@ def test_an_ignored_key_is_named_as_any_other(keys: Commands, redis_server: Stor
         assert "has keys of plan 'team', too" in keys.bad("set", TEAM_NAME, "--plan", "pro")
         keys.good(*command)
         assert ignored() == []
-    assert stored(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "core"))
+    assert stored_keys(redis_server) == dict.fromkeys((K, TEAM), KeyEntry("pro", "core"))
 
 
 def test_remove_takes_back_what_was_set(keys: Commands, redis_server: StoreServer) -> None:
@@ -271,7 +264,7 @@ def test_remove_takes_back_what_was_set(keys: Commands, redis_server: StoreServe
     keys.good("set", "k", "listed", "--plan", "default")
     assert keys.good("remove", "listed") == f"{LISTED_NAME}: plan pro again, as the settings say\n"
     assert keys.good("remove", K) == f"{K_NAME}: unknown from now on\n"
-    assert stored(redis_server) == {}
+    assert stored_keys(redis_server) == {}
     assert keys.bad("remove", "k") == f"{K_NAME} is not set live"
     assert keys.bad("remove", "listed") == f"{LISTED_NAME} is not set live; it is listed in {keys.file}"
     keys.good("set", "k", "--plan", "default")

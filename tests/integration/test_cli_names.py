@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ratelimit_mw import Identity, KeyEntry, Limiter
-from ratelimit_mw._internal.live.key_entries import read_entry
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.policy.identity import key_partition
 from tests.support.commands import Commands
+from tests.support.live import stored_keys
 from tests.support.servers import StoreServer
 from tests.support.settings_files import written
 
@@ -81,13 +81,6 @@ async def limiter(file: str) -> AsyncIterator[Limiter]:
         await (await limiter.acquire(address="192.0.2.7")).release()
         await limiter.engine.reporter.report()
         yield limiter
-
-
-def stored(server: StoreServer) -> dict[str, KeyEntry]:
-    """The live keys in the server."""
-    with server.client() as client:
-        entries = client.hgetall("ratelimit:{keys}")
-    return {each.decode(): read_entry(entry) for each, entry in entries.items()}
 
 
 async def used(commands: Any, *named: str) -> tuple[str, int]:
@@ -160,7 +153,7 @@ async def test_a_name_of_nobody_is_an_error(
 ) -> None:
     """It is never taken for an API key: nothing is changed, and the exit status says so."""
     assert "no caller who is known or has counts has this name" in await commands("bad", *command, text)
-    assert stored(redis_server) == {}
+    assert stored_keys(redis_server) == {}
 
 
 async def test_an_address_is_nobody_elses_beginning(commands: Any, limiter: Limiter) -> None:
@@ -200,14 +193,14 @@ async def test_keys_are_set_by_what_is_shown(commands: Any, redis_server: StoreS
     printed = await commands("good", "keys", "set", SEEN_NAME[:10], "--plan", "pro")
     assert printed == f"{SEEN_NAME}: plan pro, in force within 2 seconds\n"
     await commands("good", "keys", "set", "a:bolt", "--plan", "pro")
-    assert stored(redis_server) == {
+    assert stored_keys(redis_server) == {
         SEEN: KeyEntry("pro"),
         **dict.fromkeys((FIRST, SECOND), KeyEntry("pro", "bolt")),
     }
     assert (await commands("good", "keys", "hash", SEEN_NAME)).strip() == SEEN
     await commands("good", "keys", "remove", "a:bolt")
     await commands("good", "keys", "remove", SEEN_NAME[:8])
-    assert stored(redis_server) == {}
+    assert stored_keys(redis_server) == {}
     assert "is neither an API key nor" in await commands("bad", "keys", "hash", "ip:192.0.2.7")
 
 

@@ -20,7 +20,7 @@ from ratelimit_mw._internal.settings import BackendSettings, SecretURL
 from tests.support.conformance import Bench, daily, eventually, new_id, slots, window
 from tests.support.servers import StoreServer
 from tests.support.statuses import Answer, acquired, answer_of, peeked
-from tests.support.topologies import Cluster
+from tests.support.topologies import Cluster, slot_of
 
 pytestmark = pytest.mark.rerun
 
@@ -43,11 +43,6 @@ async def backend(cluster: Cluster) -> AsyncIterator[ClusterBackend]:
     """A connected backend on each kind of cluster."""
     async with opened(cluster) as backend:
         yield backend
-
-
-def slot_of(partition: str) -> int:
-    """The hash slot of a partition without braces."""
-    return hash_slot(partition.encode())
 
 
 def elsewhere(cluster: Cluster, slot: int) -> StoreServer:

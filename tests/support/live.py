@@ -1,4 +1,4 @@
-"""Helpers for tests of live changes: steady traffic to several workers, and the answers to it."""
+"""Helpers for tests of live changes: steady traffic to several workers, its answers, and the stored keys."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+
+from ratelimit_mw import KeyEntry
+from ratelimit_mw._internal.live.key_entries import read_entry
+from tests.support.servers import StoreServer
 
 SEEN_WITHIN = 2.0
 """Seconds in which every worker goes by a change."""
@@ -99,3 +103,10 @@ def swap_link(link: Path, target: Path) -> None:
     new = link.with_name(f"{link.name}.new")
     new.symlink_to(target)
     new.replace(link)
+
+
+def stored_keys(server: StoreServer) -> dict[str, KeyEntry]:
+    """Return the live keys in a server."""
+    with server.client() as client:
+        entries = client.hgetall("ratelimit:{keys}")
+    return {each.decode(): read_entry(entry) for each, entry in entries.items()}

@@ -8,6 +8,7 @@ from typing import Any
 
 import redis
 
+from ratelimit_mw._internal.backends.cluster.nodes import hash_slot
 from tests.support.processes import HOST
 from tests.support.servers import StoreServer
 
@@ -272,6 +273,11 @@ def wait_until(holds: Callable[[], bool], what: str) -> None:
             pass
         time.sleep(0.05)
     raise TimeoutError(f"the {what} never got ready")
+
+
+def slot_of(partition: str) -> int:
+    """Return the hash slot of a partition without braces."""
+    return hash_slot(partition.encode())
 
 
 def text(answer: object) -> str:

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratelimit_mw._internal.policy.client_address import AddressReader, canonical_address
-from ratelimit_mw._internal.settings import IdentitySettings, findings
+from ratelimit_mw._internal.settings import IdentitySettings
+
+pytestmark = pytest.mark.usefixtures("nothing_said")
 
 PROXIES = ["10.0.0.0/8", "2001:db8:ffff::/48", "unix"]
 PROXY = "10.0.0.1"
@@ -27,12 +29,6 @@ def scope(peer: str | None, *lines: str, name: str = "x-forwarded-for") -> dict[
     """A request from a peer, with the lines of one header."""
     headers = [(name.encode(), line.encode("latin-1")) for line in lines]
     return {"type": "http", "client": None if peer is None else (peer, 1), "headers": headers}
-
-
-@pytest.fixture(autouse=True)
-def nothing_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test sees a process that has not warned yet."""
-    monkeypatch.setattr(findings, "_said", set())
 
 
 @pytest.mark.parametrize(

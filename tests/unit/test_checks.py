@@ -31,14 +31,10 @@ from tests.support.asgi import FakeClock, client_of, limited, ok_app, settings_o
 from tests.support.settings_files import written
 from tests.support.slots import until_async
 
+pytestmark = pytest.mark.usefixtures("nothing_said")
+
 REDIS = 'backend = { url = "redis://127.0.0.1:6379/0" }\nidentity = { hash_secret = "s" }\n'
 PAGE = ROOT / "docs" / f"{findings.PAGE.removeprefix(findings.DOCS).strip('/')}.md"
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test sees a process that has said nothing yet."""
-    monkeypatch.setattr(findings, "_said", set())
 
 
 @pytest.mark.parametrize(

@@ -14,16 +14,11 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from ratelimit_mw import RateLimitMiddleware
-from ratelimit_mw._internal.settings import findings
 from tests.support.asgi import FakeClock, client_of, limited, ok_app, shown
 
+pytestmark = pytest.mark.usefixtures("nothing_said")
+
 RULE = 'routes = [{ path = "/v1/x", requests = ["1/hour"] }]'
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test sees a process that has said nothing yet."""
-    monkeypatch.setattr(findings, "_said", set())
 
 
 def litestar_app() -> Any:

@@ -5,14 +5,9 @@ from typing import Any
 import pytest
 
 from ratelimit_mw._internal.policy.client_address import AddressReader
-from ratelimit_mw._internal.settings import findings
 from tests.support.asgi import settings_of
 
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test sees a process that has said nothing yet."""
-    monkeypatch.setattr(findings, "_said", set())
+pytestmark = pytest.mark.usefixtures("nothing_said")
 
 
 def scope(peer: str | None, forwarded: str | None) -> dict[str, Any]:
