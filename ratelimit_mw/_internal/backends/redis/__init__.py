@@ -6,7 +6,7 @@
 - `operations.py`: what operations have in common.
 - `loops.py`: a batcher for each event loop, and what ended loops leave. `lines.py`: the order of one
   lease's settles and its end.
-- `batcher.py`: sends operations together. `backlog.py` has what waits: what must arrive (releases, settles)
+- `batcher.py`: sends operations together. `backlog.py` has what waits: what is sent again (releases, settles)
   stays in it while the server is away. `replies.py` gives each operation its answer, and `error_log.py`
   logs errors.
 - `link.py`, `deadlines.py`, `doubtful.py`, `calls.py`, `server_clock.py`, `time_limit.py`: the connection,

@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
     @property
     def has_requests(self) -> bool:
-        """Whether it brings more than what must arrive, such as releases."""
+        """Whether it brings more than what is sent again, such as releases."""
         return not all(group[0].resend for group in self.groups)
 
 
