@@ -10,7 +10,7 @@ from ratelimit_mw import Settings
 from tests.support.apps import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-WRAPPED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))]
+WRAPPED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "SECURITY"))]
 PRIVATE = ROOT / "ratelimit_mw" / "_internal"
 HOW_IT_WORKS = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 
