@@ -24,6 +24,7 @@ from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
+from ratelimit_mw._internal.runtime.event_loop import take_ended
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
@@ -339,8 +340,6 @@ class Leases:
         loop = get_running_loop()
         renewals = self.renewals.get(loop)
         if renewals is None:
-            for closed in [each for each in list(self.renewals) if each.is_closed()]:
-                ended = self.renewals.pop(closed, None)  # another thread's loop may be doing the same
-                self._slots_lost += 0 if ended is None else ended.lost
+            self._slots_lost += sum([each.lost for each in take_ended(self.renewals)])
             renewals = self.renewals[loop] = Renewals(self._notify)
         return renewals

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from ratelimit_mw._internal.runtime.event_loop import take_ended
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 logger = logging.getLogger("ratelimit_mw")
@@ -40,8 +41,7 @@ class Upkeep:
         """Start in the running event loop, unless that was done before."""
         loop = asyncio.get_running_loop()
         if loop not in self._running:
-            for closed in [each for each in list(self._running) if each.is_closed()]:
-                self._running.pop(closed, None)
+            take_ended(self._running)
             self._running[loop] = _Running(self._jobs)
 
     async def first_run(self, timeout: float) -> None:

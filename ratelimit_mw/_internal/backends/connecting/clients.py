@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING
 
+from ratelimit_mw._internal.runtime.event_loop import take_ended
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class Clients:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            for closed in [each for each in list(self._clients) if each.is_closed()]:
-                self._clients.pop(closed, None)
+            take_ended(self._clients)
             client = self._clients[loop] = self._new_client()
         return client
 
