@@ -1,5 +1,6 @@
-"""Long tables: page by page, and with a bar where somebody waits at a terminal for a file to be written."""
+"""Output of commands: long tables page by page, with a bar where somebody waits at a terminal; encodings."""
 
+import json
 import os
 import pty
 import subprocess
@@ -68,3 +69,31 @@ def read(terminal: int) -> bytes:
         return os.read(terminal, 65_536)
     except OSError:
         return b""
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_encoding_that_lacks_a_character_fails_no_command(tmp_path: Path, encoding: str) -> None:
+    """Characters outside the encoding are escaped, in JSON as JSON escapes them."""
+    plan = "b\u00fcro \u2603"
+    file = written(
+        tmp_path / "s.toml", f'[plans."{plan}"]\n[[keys]]\nkey = "a"\nplan = "{plan}"\nlabel = "\u03a9"'
+    )
+
+    def output_of(*arguments: str) -> str:
+        command = subprocess.run(
+            (sys.executable, "-m", "ratelimit_mw", *arguments),
+            check=False,
+            capture_output=True,
+            cwd=ROOT,
+            timeout=120,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+        )
+        assert (command.returncode, command.stderr) == (0, b"")
+        return command.stdout.decode(encoding)
+
+    request = ("explain", "GET", "/\u2603", "--key", "a", "--settings", str(file))
+    shown = plan.encode(encoding, "backslashreplace").decode(encoding)
+    assert shown in output_of(*request)
+    assert shown in output_of("check", str(file))
+    assert json.loads(output_of(*request, "--json"))["plan"]["name"] == plan

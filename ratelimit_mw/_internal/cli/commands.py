@@ -29,6 +29,7 @@ from ratelimit_mw._internal.cli.output import (
     REFUSED,
     CommandError,
     console,
+    escape_what_is_not_in_encoding,
     print_error,
     print_json,
     print_notes,
@@ -103,6 +104,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     # A command says in one line what is wrong; what the library logs would only say it twice.
     logging.getLogger("ratelimit_mw").addHandler(logging.NullHandler())
     take_notes()
+    escape_what_is_not_in_encoding()
     try:
         with completing_in_bash():
             status = app(arguments, prog_name="ratelimit-mw", standalone_mode=False)

@@ -1,6 +1,8 @@
 """Output of commands: tables for people, JSON for programs, one line for an error."""
 
+import io
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,9 +58,16 @@ class UsageError(CommandError):
     status = MISUSED
 
 
+def escape_what_is_not_in_encoding() -> None:
+    """Have characters that the encoding of standard output lacks written as escapes, as in errors."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    is_utf_8 = console.encoding.replace("_", "-").startswith("utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=not is_utf_8)
     # Nothing but line breaks stands outside the texts, and within them JSON escapes those itself.
     text = "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
     console.out(text, highlight=False)
