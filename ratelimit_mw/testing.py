@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 from ratelimit_mw._internal.asgi.layers import middleware_in
 from ratelimit_mw._internal.limiter.engine import Engine
@@ -30,6 +31,8 @@ AppT = TypeVar("AppT")
 _OWN_LIMITS = ("requests", "units", "concurrent", "spending")
 _CLOSING = set[asyncio.Task[None]]()
 """Tasks that close engines; the event loop holds them weakly."""
+_LIMITED = WeakKeyDictionary[Engine, Settings]()
+"""Settings in whose place an engine limits nothing: those of a block within `disabled`."""
 
 
 class Swap(Generic[AppT]):
@@ -46,7 +49,11 @@ class Swap(Generic[AppT]):
         if not self._is_entered:
             for limiter in _limiters_of(self._app):
                 before = limiter.engine
-                limiter.use(before.with_settings(self._change(before.settings)))
+                settings = _LIMITED.get(before, before.settings)
+                engine = before.with_settings(self._change(settings))
+                if self._change is _without_limits:
+                    _LIMITED[engine] = settings
+                limiter.use(engine)
                 self._undo.callback(_put_back, limiter, before)
             self._is_entered = True
         return self._app

@@ -214,9 +214,25 @@ async def test_blocks_nest() -> None:
         assert await asked(app, 3) == [200] * 3
         with fresh(app):
             assert await asked(app, 3) == [200] * 3
-        with disabled(app), fresh(app):
+        with disabled(app):
             assert await asked(app, 9) == [200] * 9
         assert await asked(app, 1) == [429]
+
+
+@pytest.mark.parametrize("make", [added, around, fastapi])
+async def test_the_innermost_block_counts(make: Callable[[], ASGIApp]) -> None:
+    """`fresh` within `disabled` has the limits of the settings, and the outer block goes on after it."""
+    app = make()
+    headers = {"X-API-Key": "own"}
+    async with client_of(app) as client:
+        with disabled(app), disabled(app):
+            for _ in range(2):
+                with fresh(app):
+                    answers = [await client.get("/", headers=headers) for _ in range(3)]
+                    assert [each.status_code for each in answers] == [200, 200, 429]
+                    with disabled(app):
+                        assert "x-ratelimit-limit" not in (await client.get("/", headers=headers)).headers
+                assert "x-ratelimit-limit" not in (await client.get("/", headers=headers)).headers
 
 
 async def test_a_block_ends_with_an_exception() -> None:
