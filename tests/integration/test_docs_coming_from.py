@@ -52,6 +52,21 @@ async def test_limits_that_stay_in_code(page: MakeModule) -> None:
         assert await statuses(client, 1, "/reports/daily") == [200]
 
 
+async def test_default_limits_of_each_route(page: MakeModule) -> None:
+    """Each route of the router has a count of its own, one outside only its own limits, and each URL where told."""
+    async with client_of(page("per_route").app, x_api_key="a") as client:
+        assert await statuses(client, 4, "/books") == [200] * 3 + [429]
+        assert await statuses(client, 4, "/films") == [200] * 3 + [429]
+        assert await statuses(client, 11, "/export") == [200] * 10 + [429]
+        assert await statuses(client, 3, "/items/1") == [200, 200, 429]
+        assert await statuses(client, 3, "/items/2") == [200, 200, 429]
+        refused = await client.get("/books")
+    assert refused.json()["error"] == "slow down"
+    assert 0 < refused.json()["wait"] <= 60
+    async with client_of(page("per_route").app, x_api_key="b") as client:
+        assert await statuses(client, 2, "/items/1") == [200, 200]
+
+
 async def test_late_limits(page: MakeModule) -> None:
     """Keys of the handler and failures are counted as the rows say, and the app's own handler answers."""
     late = page("late")
