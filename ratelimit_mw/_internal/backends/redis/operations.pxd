@@ -48,6 +48,6 @@ cpdef list by_template(list batch)
 cpdef tuple compose(list groups)
 
 @cython.locals(
-    at=Py_ssize_t, operations=list, template=Template, first=Operation, read=list, failed=list, is_failed=bint,
+    at=Py_ssize_t, operations=list, template=Template, answer=bytes, read=list, failed=list, first=Operation,
 )
 cpdef list hand_out(list groups, i64 now, list answers)

@@ -318,18 +318,17 @@ def hand_out(
     All answers are read before anybody is told: where one makes no sense, which raises, nobody was.
     """
     failed: list[tuple[list[Operation], bytes]] = []
-    read: list[Any] = []
+    read: list[tuple[Template, list[Operation], Any]] = []
     for at, operations in enumerate(groups):
         answer = answers[at]
-        if answer.__class__ is not bytes:
+        if type(answer) is not bytes:
             raise TypeError(f"{answer!r} is not an answer to an operation")
-        template = operations[0].template
-        is_failed = answer.startswith(FAILED)
-        read.append(None if is_failed else template.read(answer, len(operations)))
-        if is_failed:
+        if answer[:1] == FAILED:
             failed.append((operations, answer[1:]))
-    for at, operations in enumerate(groups):
-        if not answers[at].startswith(FAILED):
-            template = operations[0].template
-            template.deliver(operations, now, read[at])
+        else:
+            first = operations[0]
+            template = first.template
+            read.append((template, operations, template.read(answer, len(operations))))
+    for template, operations, said in read:
+        template.deliver(operations, now, said)
     return failed
