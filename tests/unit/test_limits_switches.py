@@ -82,6 +82,20 @@ async def test_a_limit_that_only_reports_changes_nothing_else(
     assert "would have been refused" in caplog.text
 
 
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
+async def test_headers_leave_out_a_limit_that_only_reports(unit: str) -> None:
+    """`Remaining` is what is left of limits that refuse, before and after the shadowed limit is used up."""
+    x = Limit("x", "2/minute", unit=unit, shadow=True)
+    text = '[response]\nheaders = ["x-ratelimit", "ietf"]'
+    for settings in ("", text):
+        async with client_of(behind(app_of(x, Limit("y", "9/minute")), settings), x_api_key="a") as client:
+            for left in range(8, 4, -1):
+                answer = await client.get("/")
+                assert (answer.status_code, *shown(answer)[:2]) == (200, "9", str(left))
+                assert "x-ratelimit-limit-tokens" not in answer.headers
+                assert '"x"' not in answer.headers.get("ratelimit", "")
+
+
 async def test_changes_are_live() -> None:
     """Other settings apply to the next request, and what was counted is kept."""
     app = behind(app_of(Limit("x", "5/minute")))

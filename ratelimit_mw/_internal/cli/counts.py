@@ -25,7 +25,7 @@ from ratelimit_mw._internal.cli.output import (
     print_table,
 )
 from ratelimit_mw._internal.cli.recording import PATIENCE, record
-from ratelimit_mw._internal.cli.texts import SHARED_BY, limit_json, source_of
+from ratelimit_mw._internal.cli.texts import SHARED_BY, limit_json, owner_json, source_of
 from ratelimit_mw._internal.limiter.inspect_caller import forget, overview, shared_overview
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import period_key
@@ -139,7 +139,7 @@ def _caller_json(settings: Settings, caller: Caller | None, decision: Decision) 
             {
                 **limit_json(limit_status.counter.limit),
                 **_status_json(limit_status, decision.now_us),
-                "owner": limit_status.counter.owner,
+                "owner": owner_json(limit_status.counter),
                 "from": source_of(settings, identity or _NOBODY, limit_status.counter),
             }
             for limit_status in decision.limits

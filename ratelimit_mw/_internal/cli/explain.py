@@ -14,6 +14,7 @@ from ratelimit_mw._internal.cli.texts import (
     SHARED_BY,
     estimates_text,
     limit_json,
+    owner_json,
     route_text,
     source_of,
     source_of_key,
@@ -90,7 +91,7 @@ class _Explained:
         limits = [
             {
                 **limit_json(counter.limit),
-                "owner": counter.owner,
+                "owner": owner_json(counter),
                 "partition": counter.partition,
                 "from": source_of(self.settings, identity, counter),
             }

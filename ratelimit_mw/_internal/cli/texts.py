@@ -14,11 +14,17 @@ from ratelimit_mw._internal.settings import KeySettings, RouteSettings, Settings
 
 SHARED_BY = {
     "caller": "this caller",
+    "reported": "this caller",
     "address": "its address",
     "key": "its key",
     "everyone": "all callers",
 }
 """Callers that draw on a counter, in words, by the counter's owner."""
+
+
+def owner_json(counter: Counter) -> str:
+    """Owner of a counter, as JSON has it: a limit that only reports is its caller's."""
+    return "caller" if counter.owner == "reported" else counter.owner
 
 
 def limit_json(limit: Limit) -> dict[str, Any]:

@@ -39,8 +39,11 @@ class Counter:
     scope: str
     """Name that tells the limits of one partition apart, besides the window's length: a plan, a route."""
     limit: Limit
-    owner: Literal["caller", "address", "key", "everyone"] = "caller"
-    """Owner of the limit: all callers share a limit of `everyone`, those with one key a limit of a `key`."""
+    owner: Literal["caller", "reported", "address", "key", "everyone"] = "caller"
+    """Owner of the limit: all callers share a limit of `everyone`, those with one key a limit of a `key`.
+
+    A `reported` limit is the caller's, too, but never refuses, and no header tells of it.
+    """
 
     @property
     def name(self) -> str:

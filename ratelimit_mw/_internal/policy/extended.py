@@ -244,7 +244,8 @@ def _counters_of(owned: OwnedLimits, caller: str, keys: Sequence[str]) -> Iterat
             key = (partition, scope, limit.length if isinstance(limit, Window) else 0)
             known = strictest.get(key)
             if known is None or _amount(limit) < _amount(known.limit):
-                strictest[key] = Counter(partition, scope, limit, owner)
+                is_reported = code_limit.shadow and owner == "caller"
+                strictest[key] = Counter(partition, scope, limit, "reported" if is_reported else owner)
     yield from strictest.values()
 
 
