@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import pytest
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -190,6 +191,28 @@ def test_unknown_names_and_differing_declarations(caplog: pytest.LogCaptureFixtu
     assert "'twice-of-test' is declared twice in code" in caplog.text
     assert "alike-of-test" not in caplog.text
     assert "[limits.tries-of-test]" not in caplog.text
+
+
+async def test_rates_of_a_route_are_one_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """Rates of a route and of routers around it are one limit, of which the stricter ones hold."""
+    inner = APIRouter(dependencies=[Depends(limited("3/minute", "100/hour"))])
+    outer = APIRouter(dependencies=[Depends(limited("2/minute", "200/day"))])
+
+    @inner.get("/")
+    async def handler() -> str:
+        return "ok"
+
+    outer.include_router(inner)
+    app = FastAPI(dependencies=[Depends(limited("9/minute"))])
+    app.include_router(outer)
+    served = behind(app)
+    with caplog.at_level(logging.WARNING), TestClient(served):
+        pass
+    assert "declared twice" not in caplog.text
+    async with client_of(served, x_api_key="a") as client:
+        assert await statuses(client, 3) == [200, 200, 429]
+        served.limiter.apply(settings_of(PLANS + '[limits."GET /"]\nrequests = ["4/minute"]'))
+        assert await statuses(client, 3) == [200, 200, 429]
 
 
 def test_an_outage_decision_has_to_be_one() -> None:

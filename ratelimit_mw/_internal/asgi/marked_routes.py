@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import compile_path
@@ -12,8 +13,9 @@ from ratelimit_mw._internal.asgi.marks import Mark
 from ratelimit_mw._internal.asgi.route_names import RouteNames
 from ratelimit_mw._internal.asgi.route_walk import ANY, AppRoute, app_routes, app_with_routes
 from ratelimit_mw._internal.live.rules import Rules
+from ratelimit_mw._internal.model.limits import REQUESTS, Window
 from ratelimit_mw._internal.policy.by import PathPart
-from ratelimit_mw._internal.policy.code_limits import MAX_NAME, Limit
+from ratelimit_mw._internal.policy.code_limits import MAX_NAME, Limit, rates_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.routing import RouteTable, route_path
@@ -149,18 +151,23 @@ async def _policy_of(
 
 
 def limits_of(route: AppRoute) -> Iterator[Limit]:
-    """Yield the limits of a route, each once; rates as one limit that is named by methods and path."""
-    rates = list[str]()
+    """Yield the limits of a route, each once; rates as one limit that is named by methods and path.
+
+    Of two rates with one window length, as two routers around a route may have them, the stricter one holds.
+    """
+    rates = dict[int, Window]()
     limits = list[Limit]()
     for mark in route.marks:
         for limit in mark.limits:
             if isinstance(limit, Limit):
                 limits.append(limit)
             else:
-                rates.append(limit)
+                (rate,) = rates_of(limit, REQUESTS, "limited")
+                rates[rate.length] = min(rate, rates.get(rate.length, rate), key=attrgetter("quota"))
     yield from dict.fromkeys(limits)
-    name = f"{','.join(route.methods)} {route.path}"[:MAX_NAME]
-    yield from [Limit(name, rate) for rate in dict.fromkeys(rates)]
+    if rates:
+        name = f"{','.join(route.methods)} {route.path}"[:MAX_NAME]
+        yield Limit(name, *[rate.text for rate in rates.values()])
 
 
 def _unreadable(app: Any, routes: Sequence[AppRoute]) -> Iterator[Finding]:
