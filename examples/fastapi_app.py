@@ -33,7 +33,14 @@ app.add_middleware(
     allow_origins=["https://app.example.com"],
     allow_headers=["X-API-Key"],
     # Without it browsers hide them from scripts.
-    expose_headers=["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Retry-After"],
+    expose_headers=[
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+        "Retry-After",
+        "retry-after-ms",
+        "x-should-retry",
+    ],
 )
 # The schema at /openapi.json tells of refusals and their headers.
 add_rate_limit_responses(app)

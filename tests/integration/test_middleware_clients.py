@@ -1,5 +1,6 @@
 """Under a real server: stock clients recover by themselves, and a refusal breaks no connection."""
 
+import re
 import socket
 import time
 from pathlib import Path
@@ -10,11 +11,13 @@ import urllib3
 from urllib3.util import Retry
 
 from tests.conftest import StartApp
-from tests.support.apps import AppServer
+from tests.support.apps import ROOT, AppServer
+from tests.support.pages import modules_of
 from tests.support.processes import HOST
 
 pytestmark = [pytest.mark.rerun, pytest.mark.once]
 
+PAGE = (ROOT / "docs" / "wire-format.md").read_text("utf-8")
 TWO_A_SECOND = 'plans.anonymous.requests = ["2/second"]'
 
 
@@ -45,6 +48,39 @@ def test_loop_over_httpx_waits_as_told(server: AppServer) -> None:
                 response = client.get("/")
             assert response.status_code == 200
     assert repeated >= 2
+
+
+def test_urllib3_as_the_page_says(server: AppServer) -> None:
+    """The options of docs/wire-format.md wait for a POST too, and for no more than a minute."""
+    (text,) = re.findall(r"`Retry\((total=.*?)\)`", PAGE)
+    options = dict(re.findall(r"(\w+)=(\w+)", text))
+    assert options == {"total": "3", "allowed_methods": "None", "retry_after_max": "60"}
+    retry = Retry(total=3, allowed_methods=None, retry_after_max=60)
+    with urllib3.PoolManager(retries=retry) as pool:
+        assert [pool.request("POST", server.url).status for _ in range(5)] == [200] * 5
+
+
+def test_the_loop_of_the_page(start_app: StartApp, tmp_path: Path) -> None:
+    """The loop of docs/wire-format.md waits where that helps, and asks once where it doesn't."""
+    file = tmp_path / "ratelimit.toml"
+    file.write_text(
+        'plans.anonymous.requests = ["2/second"]\nplans.default.requests = ["1/hour"]\n'
+        '[[routes]]\npath = "/never"\ncost = 5'
+    )
+    server = start_app("tests.support.served:app", environment={"RATELIMIT_SETTINGS": str(file)})
+    asked: list[int] = []
+    count = {"response": [lambda response: asked.append(response.status_code)]}
+    with modules_of(PAGE) as module, httpx.Client(base_url=server.url, event_hooks=count) as client:
+        send = module("waiting").send
+        assert [send(client, "POST", "/").status_code for _ in range(5)] == [200] * 5
+        assert 1 <= asked.count(429) <= 2
+        asked.clear()
+        assert send(client, "GET", "/never").json()["error"]["code"] == "COST_EXCEEDS_LIMIT"
+        assert asked == [429]
+        asked.clear()
+        client.headers["x-api-key"] = "hourly"
+        assert [send(client, "GET", "/").status_code for _ in range(2)] == [200, 429]
+        assert asked == [200, 429]
 
 
 @pytest.mark.parametrize("implementation", ["h11", "httptools"])

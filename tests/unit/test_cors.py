@@ -12,7 +12,10 @@ from ratelimit_mw import RateLimitMiddleware
 from tests.support.asgi import FakeClock, client_of, limiter_of, ok
 
 ORIGIN = "https://app.example.com"
-EXPOSED = ["X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "Retry-After"]
+EXPOSED = [
+    *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+    *("Retry-After", "retry-after-ms", "x-should-retry"),
+]
 TEXT = '[plans.anonymous]\nrequests = ["1/minute"]'
 PREFLIGHT = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
 
