@@ -53,7 +53,7 @@ async def test_limits_that_stay_in_code(page: MakeModule) -> None:
 
 
 async def test_default_limits_of_each_route(page: MakeModule) -> None:
-    """Each route of the router has a count of its own, one outside only its own limits, and each URL where told."""
+    """Each route of the router has its own count, one outside only its limits, and each URL where told."""
     async with client_of(page("per_route").app, x_api_key="a") as client:
         assert await statuses(client, 4, "/books") == [200] * 3 + [429]
         assert await statuses(client, 4, "/films") == [200] * 3 + [429]
