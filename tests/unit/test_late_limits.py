@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ratelimit_mw import (
+    Decision,
     Identity,
     LeaseError,
     Limit,
@@ -74,9 +76,12 @@ def behind(app: ASGIApp, clock: FakeClock | None = None, **hooks: Any) -> RateLi
 
 async def counted(app: RateLimitMiddleware) -> list[Status]:
     """Return how the limits stand that a caller with the key `a` meets on the route `/`."""
+    return [each.status for each in (await _peeked(app)).limits]
+
+
+async def _peeked(app: RateLimitMiddleware) -> Decision:
     engine = app.limiter.engine
-    policy = engine.policies.match(engine.identity_of(api_key="a"), "GET", "/")
-    return [each.status for each in (await engine.peek(policy)).limits]
+    return await engine.peek(engine.policies.match(engine.identity_of(api_key="a"), "GET", "/"))
 
 
 async def test_a_key_of_the_handlers_has_a_count_of_its_own() -> None:
@@ -174,6 +179,31 @@ async def test_a_refusal_that_was_raised_elsewhere_costs_nothing_either() -> Non
         before = await counted(app)
         assert await statuses(client, 3) == [429] * 3
         assert await counted(app) == before
+
+
+@pytest.mark.parametrize("is_raised", [False, True])
+async def test_what_was_detached_stays_with_its_job(*, is_raised: bool) -> None:
+    """A late refusal takes back nothing that a job goes on with: that ends by `settle` and `release`."""
+    tokens: list[str] = []
+
+    async def charge(request: Request) -> None:
+        lease = get_lease(request)
+        tokens.append(await lease.detach(ttl=60))
+        if is_raised:
+            (await app.limiter.acquire(EMAIL.on("a"))).raise_for_refusal()
+        else:
+            await lease.charge(EMAIL.on("a"))
+
+    app = behind(app_of(charge))
+    async with client_of(app, x_api_key="a") as client:
+        answers = [await client.get("/") for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert answers[-1].headers.get("x-ratelimit-remaining") == (None if is_raised else "97")
+    limits = {each.name: each.remaining for each in (await _peeked(app)).limits}
+    assert (limits["100/minute"], limits["slots"], limits["daily"]) == (97, 6, Decimal("7.80"))
+    for token in tokens:
+        await app.limiter.release(token)
+    assert {each.name: each.remaining for each in (await _peeked(app)).limits}["slots"] == 9
 
 
 async def test_slots_of_a_late_limit_end_with_the_request() -> None:

@@ -180,7 +180,8 @@ class Lease:
         """
         decision, self.scope = self.decision, None
         self._leases.undo(self)
-        self.decide(without_charge(decision, self.initial_charge))
+        if not self.is_detached:
+            self.decide(without_charge(decision, self.initial_charge))
 
     @property
     def id(self) -> str:

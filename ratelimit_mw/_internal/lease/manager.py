@@ -168,10 +168,13 @@ class Leases:
         await self.charge_late(lease, limits, max_wait)
 
     def undo(self, lease: Lease) -> None:
-        """Give back all that a request was charged, since it is refused after all. Waits for nothing."""
+        """Give back all that a request was charged, since it is refused after all. Waits for nothing.
+
+        What was detached stays with its job: of that, only `settle`, `release` and `renew` change anything.
+        """
         for late in lease.late:
             self.undo(late)
-        if lease.is_ended:
+        if lease.is_ended or lease.is_detached:
             return
         lease.is_ended = True
         reservation, outcome = lease.reservation, lease.outcome

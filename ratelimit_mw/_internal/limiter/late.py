@@ -79,7 +79,7 @@ class LateCharges:
 def _refused(lease: Lease, late: Decision) -> Decision:
     """Return the decision about a request that a late charge refused: with all limits as they stand then."""
     early = lease.decision
-    if lease.is_charged:
+    if lease.is_charged and not lease.is_detached:
         early = without_charge(early, lease.initial_charge)
     costs = [early.cost_of(each) for each in early.limits] + [late.cost_of(each) for each in late.limits]
     return late._replace(limits=early.limits + late.limits, costs=tuple(costs))
