@@ -5,7 +5,6 @@ Makes operations of the script `lua/batch.lua` of charges, releases and settles,
 
 import asyncio
 import struct
-from asyncio import Future, get_running_loop
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -219,9 +218,7 @@ class RedisBackend:
     def _ask(self, kind: bytes, charge: Charge, lease_id: bytes, price: int) -> ChargeOperation:
         operation = ChargeOperation(self, kind, charge, lease_id, price)
         self._pack_into(operation)
-        # Made here as uvloop makes one, for half of what its own way costs.
-        operation.future = Future(loop=get_running_loop())
-        self.loops.submit(operation)
+        self.loops.submit(operation, is_awaited=True)
         return operation
 
     async def _outcome_of(self, operation: ChargeOperation) -> Outcome:

@@ -8,7 +8,7 @@ cdef class LoopSenders:
     cdef object __weakref__
     cdef public dict senders
     cdef dict _lines
-    cpdef Operation submit(self, Operation operation)
+    cpdef Operation submit(self, Operation operation, bint is_awaited=*)
     @cython.locals(operation=OrderedOperation)
     cpdef OrderedOperation submit_in_line(self, Template template, Reservation reservation, str line)
     cpdef Lines _running_lines(self)
