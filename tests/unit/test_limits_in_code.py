@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import ASGIApp, Scope
 from starlette.websockets import WebSocket
@@ -214,6 +214,27 @@ async def test_added_middleware_and_late_routes() -> None:
         assert await statuses(client, 2) == [200, 429]
         app.router.routes.append(Route("/later", limited("1/minute")(fresh_endpoint())))
         assert await statuses(client, 2, "/later") == [200, 429]
+
+
+async def test_a_mark_that_is_made_while_routes_are_read_counts() -> None:
+    """A route that another thread marks and adds while the routes are read is limited as all others."""
+
+    class Growing(Starlette):
+        """An app that gets a route after each of the first looks at its routes."""
+
+        @property
+        def routes(self) -> list[BaseRoute]:
+            shown = list(self.router.routes)
+            if len(shown) < 3:
+                marked = limited("1/minute")(fresh_endpoint())
+                self.router.routes.append(Route(f"/{len(shown)}", marked))
+            return shown
+
+    app = Growing(routes=[Route("/0", ok)])
+    async with client_of(behind(PLANS, FakeClock(), app), x_api_key="a") as client:
+        assert await statuses(client, 1, "/0") == [200]
+        assert await statuses(client, 2, "/1") == [200, 429]
+        assert await statuses(client, 2, "/2") == [200, 429]
 
 
 def test_a_websocket_route_is_limited() -> None:

@@ -55,7 +55,7 @@ class MarkedRoutes:
 
     def __init__(self, app: Any) -> None:
         """Read the routes of an app, as they are now."""
-        self.made: int = Mark.made
+        self._made = Mark.made
         self.findings: list[Finding] = []
         """Findings about routes that can't be read, and about limits that never apply."""
         self._entries: dict[str, list[MarkedRoute]] = {"http": [], "websocket": []}
@@ -69,8 +69,13 @@ class MarkedRoutes:
             for route in routes:
                 self._add(route)
         self._tables = {kind: RouteTable(entries) for kind, entries in self._entries.items()}
-        if self.made:
+        if self._made:
             self.findings += _unreadable(app, routes)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a mark was made since, perhaps while they were read."""
+        return self._made != Mark.made
 
     @property
     def limits(self) -> Iterator[Limit]:

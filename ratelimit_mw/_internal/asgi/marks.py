@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Awaitable, Iterator
 from functools import partial
 from itertools import count
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
+from weakref import WeakSet
 
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit, rates_of
 
@@ -18,6 +19,17 @@ MAX_WRAPPERS = 50
 _numbers = count(1)
 
 
+class MarkReader(Protocol):
+    """Middleware that has read the marks of its app's routes."""
+
+    def forget_marks(self) -> None:
+        """Read them anew, since another mark was made."""
+
+
+readers: "WeakSet[MarkReader]" = WeakSet()
+"""Every middleware of this process."""
+
+
 async def _nothing() -> None:
     """Do nothing: the limits were decided about before the app was called."""
 
@@ -26,7 +38,7 @@ class Mark:
     """Limits for routes. See `limited`."""
 
     made: int = 0
-    """Number of marks that this process has made: with each the routes of an app have to be read anew."""
+    """Number of marks that this process has made."""
 
     __signature__: inspect.Signature = inspect.Signature()
     """Parameters of the dependency, for FastAPI: there are none."""
@@ -35,6 +47,8 @@ class Mark:
         self.limits = limits
         """Limits, and rates of which each route makes a limit of its own."""
         Mark.made = next(_numbers)
+        for reader in list(readers):
+            reader.forget_marks()
         # FastAPI looks here to see that the dependency need not be run in a thread.
         self.__dict__["__call__"] = _nothing
 

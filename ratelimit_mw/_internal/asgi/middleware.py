@@ -19,7 +19,7 @@ from ratelimit_mw._internal.asgi.hook_errors import HookError, answer_as, awaite
 from ratelimit_mw._internal.asgi.hooks import Estimate, Identify, Price
 from ratelimit_mw._internal.asgi.lifespan import Lifespan
 from ratelimit_mw._internal.asgi.marked_routes import MarkedRoutes
-from ratelimit_mw._internal.asgi.marks import Mark
+from ratelimit_mw._internal.asgi.marks import readers
 from ratelimit_mw._internal.asgi.raised_refusals import RefusalHook, close_accepted, with_own_body
 from ratelimit_mw._internal.asgi.usage import UsageEndpoint, asks_for_usage
 from ratelimit_mw._internal.checks.code_limits import code_limit_findings
@@ -33,7 +33,7 @@ from ratelimit_mw._internal.live.resolve import Resolve, Resolver
 from ratelimit_mw._internal.live.rules import Rules
 from ratelimit_mw._internal.observe.events import OnEvent
 from ratelimit_mw._internal.policy.api_key_reader import IdentityError
-from ratelimit_mw._internal.policy.code_limits import Limit, declared
+from ratelimit_mw._internal.policy.code_limits import declared
 from ratelimit_mw._internal.policy.decision import Decision
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.lookup import LookupEntry
@@ -91,6 +91,7 @@ class LimitedApp:
         self.writers: Writers = Writers(self.limiter.settings)
         self._lifespan = Lifespan(self.limiter, self.read_marks)
         self._marked: MarkedRoutes | None = None
+        readers.add(self)
         self.follow()
         self.limiter.followers.add(self)
         for finding in mounting_findings(app, RateLimitMiddleware, self.limiter.settings):
@@ -112,10 +113,16 @@ class LimitedApp:
     def read_marks(self) -> MarkedRoutes:
         """Learn which limits in code are on the app's routes, and log what the start-up checks find there."""
         marked = self._marked = MarkedRoutes(self.app)
+        if marked.is_outdated:
+            self.forget_marks()
         self.limiter.marked.update(marked.limits)
         for finding in (*marked.findings, *code_limit_findings(self.limiter.settings, set(declared))):
             say_once(finding)
         return marked
+
+    def forget_marks(self) -> None:
+        """Have the next request read the limits in code anew."""
+        self._marked = None
 
     async def serve(  # noqa: C901, PLR0912, PLR0915 - the whole way: each further call would cost it
         self, scope: Scope, receive: Receive, send: Send
@@ -139,11 +146,10 @@ class LimitedApp:
                 await live.get_ready()
             rules, writers = live.rules, self.writers
             if writers.settings is not rules.settings:  # this request keeps its own to the end
-                writers = Writers(rules.settings)
-                self.writers = writers
-                self._marked = None  # to be read anew, and checked against these settings
+                writers = self.writers = Writers(rules.settings)
+                self.forget_marks()  # which are checked against these settings, too
             marked = self._marked
-            if marked is None or marked.made != Mark.made:
+            if marked is None:
                 marked = self.read_marks()
             if writers.has_own_paths and await self._serve_own_path(writers, scope, receive, send):
                 return
@@ -185,8 +191,7 @@ class LimitedApp:
             # A dict of its own: some servers have one for all requests of a connection. The scope stays the
             # server's, since middleware around this one reads in it which route the app has found.
             scope["state"] = {**state, "ratelimit": lease} if state else {"ratelimit": lease}
-            if Limit.conditional:
-                lease.scope = scope  # until it ends
+            lease.scope = scope  # until it ends
             sender = HeaderSender(send, writers.headers, lease)
             failed, status = True, SERVER_ERROR
             try:
@@ -246,7 +251,7 @@ class LimitedApp:
             await self.app(scope, receive, send)
         else:
             self._lifespan.report_once(error)
-            await respond(self._broken(), scope, receive, send)
+            await respond(self.writers.refusals.broken(), scope, receive, send)
 
     async def _serve_own_path(self, writers: Writers, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer a request to the dashboard or to the usage path; false where it is to neither."""
@@ -331,10 +336,6 @@ class LimitedApp:
             return await resolver.caller(scope)
         except (HTTPException, RateLimited) as error:  # what the hook says to this key
             raise HookError(error) from error
-
-    def _broken(self) -> Response:
-        message = "The service is not configured correctly. Its operator finds the reason in the log."
-        return self.writers.refusals.error(503, "server_error", "SETTINGS_ERROR", message)
 
 
 class RateLimitMiddleware(LimitedApp):

@@ -153,7 +153,7 @@ class Lease:
         self.late: tuple[Lease, ...] = ()
         """Leases of what the handler has charged by `charge`: they end with this one."""
         self.scope: MutableMapping[str, object] | None = None
-        """Scope of the request while it runs, where limits in code may ask for it."""
+        """Scope of the request while it runs, for limits in code that ask for it."""
         self.token: str = ""
         self.same_job: Sequence[Lease] = ()
         """All leases that go on with the same job in this process; empty for a request."""

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 from weakref import WeakSet
 
@@ -48,9 +48,6 @@ class Limit:
     Raises ValueError for what limits nothing or is malformed.
     """
 
-    conditional: ClassVar[bool] = False
-    """Whether any limit of this process has a `when`, so that late ones need the scope of their request."""
-
     def __init__(  # noqa: PLR0913 - all but name and rates by name
         self,
         name: str,
@@ -92,8 +89,6 @@ class Limit:
         self.count: Literal["all", "failures"] | Counts = self._check_count(count)
         self.rates_for: RatesFunction | None = rates_for
         self.when: Condition | None = when
-        if when is not None:
-            Limit.conditional = True
         self.shadow: bool | None = shadow
         self.on_failure: OnFailure | None = on_failure
         if on_failure not in (None, *STRICTNESS):

@@ -131,6 +131,11 @@ class RefusalWriter:
         """An answer to who doesn't say clearly who is calling."""
         return self.error(error.status, "invalid_request_error", error.code, error.message)
 
+    def broken(self) -> Response:
+        """The answer to every request where the settings don't load."""
+        message = "The service is not configured correctly. Its operator finds the reason in the log."
+        return self.error(503, "server_error", "SETTINGS_ERROR", message)
+
     def error(self, status: int, type_: str, code: str, message: str) -> Response:
         """An answer that is not about limits: an API key that cannot be read, settings that don't load."""
         error = {"type": type_, "code": code, "message": message, "details": {}}
