@@ -133,7 +133,7 @@ async def test_cancelled_just_as_the_answer_came(run: Run, monkeypatch: pytest.M
             if task is not None and getattr(task, "_fut_waiter", None) is self:
                 task.cancel()
 
-    monkeypatch.setattr("ratelimit_mw._internal.backends.redis.backend.Future", Answer)
+    monkeypatch.setattr("ratelimit_mw._internal.backends.redis.loops.Future", Answer)
     task = run.request()
     with pytest.raises(asyncio.CancelledError):
         await task

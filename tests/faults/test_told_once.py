@@ -9,7 +9,7 @@ import pytest
 from ratelimit_mw import BackendError, Lease, Limiter
 from ratelimit_mw._internal.backends.cluster.backend import ClusterBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
-from ratelimit_mw._internal.model.backend import Settlement
+from ratelimit_mw._internal.model.backend import Settlement, UnderWay
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import Reservation
@@ -197,7 +197,7 @@ async def test_an_end_comes_after_the_settle_that_is_told(outage: Outage) -> Non
 
     def settle_and_end(
         reservation: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    ) -> UnderWay[Settlement]:
         sent = settle(reservation, amount, replace=replace)
         outage.end(lease, failed=True)
         return sent

@@ -451,7 +451,7 @@ async def test_a_settle_outlives_an_outage(kind: str, start_server: StartServer)
         assert stranger.decision.policy == "local"
         limiter.engine.leases.end(stranger, failed=True)  # or the server would hear of its estimate, too
         server.continue_signal()
-        await until_async(lambda: not limiter.engine.leases.background.tasks)
+        await until_async(lambda: not limiter.engine.backend.load.owed)
         assert (await budget(limiter))[:2] == (31 * CENT, 0)
         assert await active(limiter) == 0
 
@@ -465,7 +465,7 @@ async def test_a_settle_whose_answer_is_lost_counts_once(server: StoreServer) ->
         assert proxy.lost > 0
         proxy.fault = "none"
         proxy.reset()
-        await until_async(lambda: not limiter.engine.leases.background.tasks)
+        await until_async(lambda: not limiter.engine.backend.load.owed)
         assert (await budget(limiter))[:2] == (31 * CENT, 0)
 
 
@@ -479,7 +479,7 @@ async def test_a_settle_that_cannot_be_written_before_the_close_is_reported(
         token = await job_of(limiter)
         server.kill()
         await limiter.settle(token, "0.31")
-    assert not limiter.engine.leases.background.tasks
+    assert not limiter.engine.backend.load.owed
     assert "did not reach the backend" in caplog.text
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
@@ -12,7 +12,7 @@ from ratelimit_mw import Lease, Limiter
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.lease.renewals import AT_ONCE
-from ratelimit_mw._internal.model.backend import BackendError, EstimateAction
+from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, UnderWay
 from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.observe.events import Event, SlotLost
 from tests.support.asgi import FakeClock, settings_of
@@ -63,7 +63,7 @@ class Watched(MemoryBackend):
         await self.answers.wait()
         return kept
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Finish, and remember."""
         self.finished.append(reservation.id)
         return super().finish(reservation, action)

@@ -1,7 +1,6 @@
 """Limits in code that count failures, or other answers: charged when a request comes, given back if not."""
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from starlette.types import ASGIApp
 
 from ratelimit_mw import Limit, RateLimitMiddleware, by, get_lease, limited
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.backend import EstimateAction, Known, Settlement
+from ratelimit_mw._internal.model.backend import EstimateAction, Known, Settlement, UnderWay
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.reservation import Reservation
 from tests.support.asgi import FakeClock, client_of, limiter_of, shown, statuses
@@ -94,7 +93,7 @@ class Watched(MemoryBackend):
         super().__init__(clock=FakeClock())
         self.asked: list[str] = []
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """End a reservation, and remember how."""
         self.asked.append(action.name)
         return super().finish(reservation, action)

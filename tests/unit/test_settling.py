@@ -2,13 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 
 import pytest
 
 from ratelimit_mw import BackendError, Lease, Limiter
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.backend import EstimateAction
+from ratelimit_mw._internal.model.backend import EstimateAction, UnderWay
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import Reservation
@@ -56,7 +55,7 @@ class Watched(MemoryBackend):
             raise BackendError("nobody answers")
         return await super().restore(charge, lease_id, price)
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """End a reservation, and remember how."""
         self.finished.append(action)
         return super().finish(reservation, action)

@@ -11,7 +11,7 @@ cdef class Lease:
     cdef readonly Policy policy
     cdef readonly Charge initial_charge
     cdef readonly object identity, price, unsatisfiable
-    cdef public Reservation reservation
+    cdef public Reservation reservation, local_estimate
     cdef public object backend, give_up_at, repeats, token, opening, renewals, same_job, scope
     cdef public tuple late
     cdef object _decision

@@ -87,6 +87,7 @@ class Lease:
         "is_lost",
         "is_metered_out",
         "late",
+        "local_estimate",
         "may_wait",
         "opening",
         "outcome",
@@ -152,6 +153,8 @@ class Lease:
         """Whether its call may ask again where this refuses, so that it is not counted yet."""
         self.late: tuple[Lease, ...] = ()
         """Leases of what the handler has charged by `charge`: they end with this one."""
+        self.local_estimate: Reservation | None = None
+        """The estimate of zero by which a request without a price is settled while the backend is away."""
         self.scope: MutableMapping[str, object] | None = None
         """Scope of the request while it runs, for limits in code that ask for it."""
         self.token: str = ""

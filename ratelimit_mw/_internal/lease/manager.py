@@ -13,17 +13,21 @@ from ratelimit_mw._internal.lease.background import BackgroundWork
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.renewals import Renewals
 from ratelimit_mw._internal.lease.settling import Settling
-from ratelimit_mw._internal.lease.token import LeaseError, Ticket, check_ttl, read_token, write_token
+from ratelimit_mw._internal.lease.token import JOB, LeaseError, Ticket, check_ttl, read_token, write_token
 from ratelimit_mw._internal.lease.verdicts import verdicts_of
-from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, ReservationStore
+from ratelimit_mw._internal.model.backend import (
+    Backend,
+    BackendError,
+    EstimateAction,
+    ReservationStore,
+    UnderWay,
+)
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation
 from ratelimit_mw._internal.observe.events import Notifier
 from ratelimit_mw._internal.policy.code_limits import KeyedLimit, Limit
 from ratelimit_mw._internal.policy.decision import Decision
-from ratelimit_mw._internal.policy.identity import Identity
-from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.runtime.event_loop import take_ended
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 
@@ -31,22 +35,6 @@ logger = logging.getLogger("ratelimit_mw")
 
 EXEMPT = Decision(True, 0)
 """Admitting decision for leases that nothing limits."""
-_NOTHING = Charge(())
-_JOB = Policy(
-    identity=Identity("", ""),
-    route=None,
-    charge=_NOTHING,
-    priced_charge=_NOTHING,
-    price=None,
-    currency=None,
-    too_small=None,
-    on_failure="allow",
-    on_failure_priced="allow",
-    shadow=False,
-    is_exempt=True,
-    prefetch_state=None,
-)
-"""Policy of a lease that is known by its token alone: nothing limits it any more."""
 _KEEP, _GIVE_BACK = EstimateAction.KEEP, EstimateAction.GIVE_BACK  # looked up once: that costs a lot
 ChargeLate = Callable[[Lease, Sequence[KeyedLimit | Limit], float | None], Awaitable[None]]
 
@@ -134,7 +122,7 @@ class Leases:
             if reservation is not NO_RESERVATION:
                 self._finish(lease, reservation, _GIVE_BACK if failed else _KEEP)
 
-    def _finish(self, lease: Lease, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def _finish(self, lease: Lease, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Free slots and decide about the estimate, and tell those who wait for it. Waits for nothing."""
         sent = lease.backend.finish(reservation, action)
         if self.freed is not None:
@@ -214,7 +202,7 @@ class Leases:
                     self.renewing().add(lease)  # until its request ends
             if is_last:
                 sent = self._finish(lease, reservation, EstimateAction.UNTOUCHED)
-                await self.background.arrive(sent, "a release", lease.id)
+                await self.background.arrive(sent, "a release", lease)
 
     async def detach(self, lease: Lease, ttl: float) -> str:
         """See `Lease.detach`."""
@@ -227,8 +215,8 @@ class Leases:
         lease.is_detached = True
         # One of this process alone becomes the backend's, under the same id, when that is back.
         reservation = NO_RESERVATION if lease.is_ended else lease.reservation
-        money = self.settling.local_estimates.get(lease)
-        lease.token = write_token(Ticket(reservation, lease.give_up_at, money), self._secret)
+        ticket = Ticket(reservation, lease.give_up_at, lease.local_estimate)
+        lease.token = write_token(ticket, self._secret)
         if reservation.is_leased:
             try:
                 await self._hand_over(lease, seconds)
@@ -243,7 +231,7 @@ class Leases:
         if lease.reservation.slots:
             await self._renew(lease, seconds)
         if kept is not None:
-            await self.background.arrive(kept, "the estimate of a detached job", lease.id)
+            await self.background.arrive(kept, "the estimate of a detached job", lease)
 
     def _attach(self, lease: Lease) -> None:
         """Undo a detach that was cancelled: nobody has the token, so the slot ends with the request."""
@@ -310,7 +298,8 @@ class Leases:
     ) -> None:
         """See `Lease.settle`; takes a token as well. Raises `LeaseError`."""
         settled = self._given(lease)
-        await self.settling.settle(settled, amount, units, replace=replace)
+        sent = self.settling.settle(settled, amount, units, replace)
+        await sent.wait(self.background.timeout)
         if self.freed is not None:
             for each in (settled, *settled.late):
                 self.freed(each.reservation)
@@ -329,12 +318,11 @@ class Leases:
 
     def _of_token(self, token: str) -> Lease:
         ticket = read_token(token, self._secret)
-        lease = Lease(self, self.token_store, _JOB, _JOB.identity, _JOB.charge)
+        lease = Lease(self, self.token_store, JOB, JOB.identity, JOB.charge)
         lease.decide(EXEMPT)
         lease.reservation = ticket.reservation
         lease.give_up_at = ticket.give_up_at
-        if ticket.money is not None:
-            self.settling.local_estimates[lease] = ticket.money
+        lease.local_estimate = ticket.money
         lease.is_detached, lease.token = True, token
         return lease
 

@@ -3,15 +3,14 @@
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import Protocol
 
-from ratelimit_mw._internal.lease.background import BackgroundWork
+from ratelimit_mw._internal.lease.background import Arrival, BackgroundWork
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.lease.token import LeaseError
-from ratelimit_mw._internal.model.backend import Backend, BackendError, Known, Settlement
+from ratelimit_mw._internal.model.backend import Backend, BackendError, Known, Settlement, UnderWay
 from ratelimit_mw._internal.model.charge import Charge, Counter
 from ratelimit_mw._internal.model.limits import Allowance
 from ratelimit_mw._internal.model.metered import Units, check_amounts
@@ -21,6 +20,10 @@ from ratelimit_mw._internal.observe.events import Notifier, SettleIgnored
 
 logger = logging.getLogger("ratelimit_mw")
 
+_SETTLE = "a settle"
+# Looked up once: that costs a lot.
+_UNKNOWN, _SETTLED, _REPEATED = Settlement.UNKNOWN, Settlement.SETTLED, Settlement.REPEATED
+_NOTHING = Known(_UNKNOWN)
 _ANY_AMOUNT = 2**53
 """More than any budget has."""
 
@@ -32,9 +35,7 @@ class OutageEstimates(Protocol):
         """Open an estimate of nothing under an id of its own; the backend is told when it is back."""
         ...
 
-    def settle(
-        self, reservation: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> UnderWay[Settlement]:
         """Settle it, wherever it is known by then."""
         ...
 
@@ -46,8 +47,6 @@ class Settling:
         self._backend = backend
         self.outage: OutageEstimates | None = None
         """Settles in this process what the backend can't be asked about; None where nothing is ever away."""
-        self.local_estimates: WeakKeyDictionary[Lease, Reservation] = WeakKeyDictionary()
-        """Estimates of zero by which requests without a price are settled there, by their lease."""
         self._background = background
         self._notify = notify
         self.ignored: int = 0
@@ -55,16 +54,13 @@ class Settling:
         self.on_uncounted: Callable[[object], None] = lambda _: None
         """Told of each unit that is settled though no limit of the request counts it."""
 
-    async def settle(
-        self, lease: Lease, amount: str | int | Decimal | None, units: Units | None, *, replace: bool
-    ) -> None:
-        """See `Lease.settle`. Raises `LeaseError`."""
-        local_estimate, unpriced, price, used = (
-            self.local_estimates.get(lease),
-            lease.unpriced,
-            None,
-            dict[str, int](),
-        )
+    def settle(
+        self, lease: Lease, amount: str | int | Decimal | None, units: Units | None, replace: bool
+    ) -> Arrival:
+        """Send the settles that `Lease.settle` asks for; the wait for them. Raises `LeaseError`."""
+        local_estimate, unpriced = lease.local_estimate, lease.unpriced
+        price: int | None = None
+        used: dict[str, int] = {}
         try:
             if units is not None and lease.is_charged:
                 used = self._units_of(lease, units)
@@ -73,22 +69,20 @@ class Settling:
                 price = parse_amount(amount, currency, round_up=True)
         except ValueError as error:
             raise LeaseError(f"cannot settle: {error}") from error
-        sent = list[Coroutine[Any, Any, None]]()
+        arrival = Arrival(lease, _SETTLE)
         if used:
-            sent.append(self._take_in_units(lease, used, self._send_units(lease, used, replace)))
-        is_open = local_estimate is not None or unpriced is None
-        if price is not None and not is_open and (not lease.is_ended or lease.is_detached):
-            sent.append(self._open_and_settle(lease, price, replace))
-        elif price is not None:
-            # Sent here and not in a task of its own, so that no end of the request comes before it.
-            sent.append(self._take_in_price(lease, price, self._send_price(lease, price, replace)))
+            self._settle_units(arrival, lease, used, replace)
+        if price is not None:
+            is_open = local_estimate is not None or unpriced is None
+            if is_open or (lease.is_ended and not lease.is_detached):
+                self._settle_price(arrival, lease, price, replace)
+            else:
+                opening = self._open_and_settle(lease, price, replace)
+                arrival.add_task(self._background.start(opening, _SETTLE, lease.id))
         for late in lease.late:
             if late_used := {} if units is None else self._units_of(late, units):
-                late_sent = self._send_units(late, late_used, replace)
-                sent.append(self._take_in_units(late, late_used, late_sent))
-        if sent:
-            all_sent = sent[0] if len(sent) == 1 else _all(sent)
-            await self._background.arrive(all_sent, "a settle", lease.id)
+                self._settle_units(arrival, late, late_used, replace)
+        return arrival
 
     def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
         """The amounts of units that limits of the request count. Raises ValueError for what is not an amount.
@@ -96,6 +90,8 @@ class Settling:
         Where no limit counts any unit, the amounts are not checked: nor is a price without a budget.
         """
         counted = {meter.unit for meter in lease.reservation.meters}
+        if counted and isinstance(units, dict) and len(units) == len(counted) and counted.issuperset(units):
+            return check_amounts(units)  # as nearly always
         elsewhere = {meter.unit for each in lease.late for meter in each.reservation.meters}
         for unit in units.keys() - counted - elsewhere if isinstance(units, Mapping) else ():
             self.on_uncounted(unit)
@@ -103,19 +99,21 @@ class Settling:
             return {}
         return {unit: used for unit, used in check_amounts(units).items() if unit in counted}
 
-    def _send_units(self, lease: Lease, units: Units, replace: bool) -> Awaitable[Settlement]:
-        if lease.is_ended and not lease.is_detached:
-            return Known(Settlement.UNKNOWN)
-        return lease.backend.settle_units(lease.reservation, units, replace=replace)
+    def _settle_units(self, arrival: Arrival, lease: Lease, units: Units, replace: bool) -> None:
+        """Send units, here and not in a task of its own, so that no end of the request comes before them."""
+        is_over = lease.is_ended and not lease.is_detached
+        sent = _NOTHING if is_over else lease.backend.settle_units(lease.reservation, units, replace=replace)
+        arrival.add(sent, self._take_in_units, lease, units)
 
-    async def _take_in_units(self, lease: Lease, units: Units, sent: Awaitable[Settlement]) -> None:
-        met = await sent
-        is_all = units.keys() == {meter.unit for meter in lease.reservation.meters}
-        if met is Settlement.SETTLED and is_all and lease.backend is self._backend:
-            lease.is_metered_out = True
-            if not lease.reservation.slots and not lease.reservation.has_price:
-                lease.stop_renewing()
-        self._tell_of_ignored(lease, met, ", ".join([f"{used} {unit}" for unit, used in units.items()]))
+    def _take_in_units(self, lease: Lease, units: Units, met: Settlement) -> None:
+        if met is _SETTLED and lease.backend is self._backend:
+            reservation = lease.reservation
+            if all([meter.unit in units for meter in reservation.meters]):
+                lease.is_metered_out = True
+                if not reservation.slots and not reservation.has_price:
+                    lease.stop_renewing()
+        elif met is not _REPEATED:
+            self._tell_of_ignored(lease, met, ", ".join([f"{used} {unit}" for unit, used in units.items()]))
 
     async def open_estimate(self, lease: Lease) -> None:
         """Create a zero estimate for a request without a price, so that it can be settled.
@@ -123,7 +121,7 @@ class Settling:
         The estimate is never refused. Where the backend is away, it is one of this process.
         """
         unpriced = lease.unpriced
-        if unpriced is None or lease in self.local_estimates:
+        if unpriced is None or lease.local_estimate is not None:
             return
         if lease.is_local:
             self._open_here(lease)
@@ -156,8 +154,8 @@ class Settling:
     def _open_here(self, lease: Lease) -> None:
         """Create that estimate in this process, which tells the backend of it later."""
         unpriced = lease.unpriced
-        if unpriced is not None and lease not in self.local_estimates and self.outage is not None:
-            self.local_estimates[lease] = self.outage.open(Charge(map(_without_end, unpriced.allowances)))
+        if unpriced is not None and lease.local_estimate is None and self.outage is not None:
+            lease.local_estimate = self.outage.open(Charge(map(_without_end, unpriced.allowances)))
 
     async def _open_and_settle(self, lease: Lease, price: int, replace: bool) -> None:
         try:
@@ -166,26 +164,30 @@ class Settling:
             self._open_here(lease)
             self._send_price(lease, price, replace)
             raise
-        await self._take_in_price(lease, price, self._send_price(lease, price, replace))
+        self._take_in_price(lease, price, await self._send_price(lease, price, replace))
 
-    def _send_price(self, lease: Lease, price: int, replace: bool) -> Awaitable[Settlement]:
-        local_estimate = self.local_estimates.get(lease)
+    def _settle_price(self, arrival: Arrival, lease: Lease, price: int, replace: bool) -> None:
+        """Send a price, here as well."""
+        arrival.add(self._send_price(lease, price, replace), self._take_in_price, lease, price)
+
+    def _send_price(self, lease: Lease, price: int, replace: bool) -> UnderWay[Settlement]:
+        local_estimate = lease.local_estimate
         if local_estimate is not None and self.outage is not None:
             return self.outage.settle(local_estimate, price, replace=replace)
         return lease.backend.settle(lease.reservation, price, replace=replace)
 
-    async def _take_in_price(self, lease: Lease, units: int, sent: Awaitable[Settlement]) -> None:
-        met = await sent
+    def _take_in_price(self, lease: Lease, price: int, met: Settlement) -> None:
         if not lease.reservation.slots and (lease.is_metered_out or not any(lease.reservation.estimates)):
             lease.stop_renewing()
-        currency = self.local_estimates.get(lease, lease.reservation).currency
-        self._tell_of_ignored(lease, met, format_amount(units, currency))
+        if met is not _SETTLED and met is not _REPEATED:
+            currency = (lease.local_estimate or lease.reservation).currency
+            self._tell_of_ignored(lease, met, format_amount(price, currency))
 
     def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:
         if met is Settlement.DIFFERENT:
             text = "settle ignored: lease %s was settled before with another amount"
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
-        elif met is Settlement.UNKNOWN:
+        elif met is _UNKNOWN:
             text = (
                 "settle ignored: the backend has no record of lease %s: "
                 "the lease has ended, or its estimate never arrived"
@@ -204,10 +206,3 @@ def _without_end(budget: Counter) -> Counter:
     if not isinstance(budget.limit, Allowance):
         raise TypeError(f"only an allowance is spent, not {budget.limit!r}")
     return dataclasses.replace(budget, limit=dataclasses.replace(budget.limit, amount=_ANY_AMOUNT))
-
-
-async def _all(sent: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; what one of them raises is raised when all are over."""
-    for done in await asyncio.gather(*sent, return_exceptions=True):
-        if isinstance(done, BaseException):
-            raise done

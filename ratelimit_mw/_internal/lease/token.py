@@ -9,9 +9,12 @@ from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Window
 from ratelimit_mw._internal.model.metered import MAX_AMOUNT, Meter
 from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
+from ratelimit_mw._internal.policy.identity import Identity
+from ratelimit_mw._internal.policy.policy import Policy
 
 MAX_TTL = 30 * 86_400
 """The longest that a detached slot can wait for a worker, in seconds."""
@@ -20,6 +23,23 @@ _VERSION = "rl1"
 _MAC_SIZE = 16
 _MAX_KEYS = 16
 _MAX_WINDOWS = 32
+
+_NOTHING = Charge(())
+JOB = Policy(
+    identity=Identity("", ""),
+    route=None,
+    charge=_NOTHING,
+    priced_charge=_NOTHING,
+    price=None,
+    currency=None,
+    too_small=None,
+    on_failure="allow",
+    on_failure_priced="allow",
+    shadow=False,
+    is_exempt=True,
+    prefetch_state=None,
+)
+"""Policy of a lease that is known by its token alone: nothing limits it any more."""
 
 
 class LeaseError(ValueError):

@@ -1,6 +1,6 @@
 """The interface of backends, their errors, and the figures of their work."""
 
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from enum import Enum, IntEnum
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -10,6 +10,7 @@ from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import Reservation
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Known(Generic[T]):
@@ -23,6 +24,23 @@ class Known(Generic[T]):
     def __await__(self) -> Generator[None, None, T]:
         yield from ()
         return self.value
+
+    def tell(self, listener: Callable[[T], object]) -> None:
+        """Call `listener` with it, now."""
+        listener(self.value)
+
+
+class UnderWay(Protocol[T_co]):
+    """An operation that is under way to the backend, or over. Awaiting it waits for the answer."""
+
+    def __await__(self) -> Generator[Any, None, T_co]:
+        """Wait for the answer. Raises `BackendError`."""
+
+    def tell(self, listener: "Callable[[T_co | BackendError], object]") -> None:
+        """Call `listener` with the answer, or with the error in its place, once that is there: now, if it is.
+
+        In place of awaiting it. The listener must not raise.
+        """
 
 
 class EstimateAction(IntEnum):
@@ -104,15 +122,13 @@ class ReservationStore(Protocol):
         The answer to each, or the reason why there is none.
         """
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent.
 
         It is under way when this returns, whatever becomes of the caller; awaiting waits for the backend.
         """
 
-    def settle(
-        self, reservation: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> UnderWay[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent.
 
         It is under way when this returns, as `finish` is: so it takes effect before an end that comes later.
@@ -120,7 +136,7 @@ class ReservationStore(Protocol):
 
     def settle_units(
         self, reservation: Reservation, units: Units, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    ) -> UnderWay[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent.
 
         Of a unit that was settled before the first amount stands, unless `replace` says otherwise. It is
@@ -134,7 +150,7 @@ class ReservationStore(Protocol):
         nothing.
         """
 
-    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> UnderWay[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent.
 
         It is under way when this returns, as `finish` is.

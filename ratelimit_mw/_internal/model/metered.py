@@ -13,6 +13,9 @@ from ratelimit_mw._internal.model.limits import Limit, Window
 MAX_AMOUNT = 10**9
 """The largest estimate and the largest amount settled of a unit: as large as the largest quota."""
 
+_MAPPINGS = (dict, Mapping)
+"""Types of mappings. The first is the type of nearly all, and an instance of it is found at once."""
+
 Units = Mapping[str, int]
 """Amounts by the name of their unit, such as `{"tokens": 812}`."""
 
@@ -24,6 +27,9 @@ class Meter(NamedTuple):
     scope: str
     unit: str
     windows: tuple[Window, ...]
+
+    def __hash__(self) -> int:
+        return hash((self.partition, self.scope))  # windows have no hash that is remembered
 
     @property
     def open_scope(self) -> str:
@@ -74,16 +80,20 @@ def meter_places(counters: Iterable[Counted], meters: Iterable[Meter]) -> tuple[
 
 def check_amounts(units: object) -> dict[str, int]:
     """Amounts as they may be charged. Raises ValueError for anything but whole numbers by unit."""
-    if not isinstance(units, Mapping):
+    if not isinstance(units, _MAPPINGS):
         raise ValueError(f"units must be a mapping such as {{'tokens': 812}}, not {type(units).__name__}")
     checked = {}
     for unit, amount in units.items():
-        if not isinstance(unit, str):
-            raise ValueError(f"the name of a unit must be a string, not {unit!r:.40}")
-        if isinstance(amount, bool) or not isinstance(amount, int) or not 0 <= amount <= MAX_AMOUNT:
-            raise ValueError(
-                f"the amount of {unit!r:.40} must be a whole number from 0 to {MAX_AMOUNT}, "
-                f"not {amount!r:.40}"
-            )
+        if not (type(unit) is str and type(amount) is int and 0 <= amount <= MAX_AMOUNT):
+            _check_amount(unit, amount)
         checked[unit] = amount
     return checked
+
+
+def _check_amount(unit: object, amount: object) -> None:
+    if not isinstance(unit, str):
+        raise ValueError(f"the name of a unit must be a string, not {unit!r:.40}")
+    if isinstance(amount, bool) or not isinstance(amount, int) or not 0 <= amount <= MAX_AMOUNT:
+        raise ValueError(
+            f"the amount of {unit!r:.40} must be a whole number from 0 to {MAX_AMOUNT}, not {amount!r:.40}"
+        )

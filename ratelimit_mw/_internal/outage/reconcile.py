@@ -10,12 +10,12 @@ is changed under `lock`, in which nothing is ever waited for.
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ratelimit_mw._internal.backends.memory.backend import MemoryBackend
-from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Settlement
+from ratelimit_mw._internal.model.backend import Backend, BackendError, EstimateAction, Settlement, UnderWay
 from ratelimit_mw._internal.model.charge import Charge, Clock, Counter
 from ratelimit_mw._internal.model.limits import Window
 from ratelimit_mw._internal.model.metered import Units
@@ -144,7 +144,7 @@ class OutageReconciler:
         answers = iter(await self._shared.renew_all(shared) if shared else ())
         return [next(local_answers if is_here else answers) for is_here in here]
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         with self.lock:
             unsynced = self._reservations.get(reservation.id)
@@ -162,9 +162,7 @@ class OutageReconciler:
                 self._forget(unsynced)
             return self._local.finish(reservation, action)
 
-    def settle(
-        self, reservation: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> UnderWay[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         with self.lock:
             unsynced = self._reservations.get(reservation.id)
@@ -177,7 +175,7 @@ class OutageReconciler:
 
     def settle_units(
         self, reservation: Reservation, units: Units, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    ) -> UnderWay[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         with self.lock:
             unsynced = self._reservations.get(reservation.id)
@@ -196,7 +194,7 @@ class OutageReconciler:
                 self._count(counter, counter.limit, used)
         unsynced.is_metered_out = True
 
-    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> UnderWay[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
             unsynced = self._reservations.get(reservation.id)

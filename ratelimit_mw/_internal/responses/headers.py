@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from functools import lru_cache
 
 from ratelimit_mw._internal.lease.lease import Lease
 from ratelimit_mw._internal.model.charge import Charge
@@ -124,7 +125,16 @@ def add_headers(present: Iterable[tuple[bytes, bytes]], ours: RawHeaders) -> Raw
 
 def _of_unit(figures: RawHeaders, unit: str) -> RawHeaders:
     """Rename headers to those of a metered unit, such as `X-RateLimit-Limit-Tokens`."""
-    return [(b"%b-%b" % (name, unit.encode()), value) for name, value in figures]
+    names = _names_for(unit)
+    return [(names[place], value) for place, (_, value) in enumerate(figures)]
+
+
+@lru_cache(maxsize=256)
+def _names_for(unit: str) -> tuple[bytes, ...]:
+    """The names of these headers, in their order."""
+    return tuple(
+        [b"x-ratelimit-%b-%b" % (figure, unit.encode()) for figure in (b"limit", b"remaining", b"reset")]
+    )
 
 
 def _ietf_items(decision: Decision) -> Iterator[tuple[bytes, bytes]]:

@@ -5,13 +5,14 @@ refuses or fails, the steps before it are undone.
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from ratelimit_mw._internal.backends.cluster.nodes import Nodes
 from ratelimit_mw._internal.backends.cluster.router import Router
 from ratelimit_mw._internal.backends.cluster.steps import (
+    ByAll,
     MetByAll,
     Step,
     admission,
@@ -27,7 +28,14 @@ from ratelimit_mw._internal.backends.redis.batcher import Batcher
 from ratelimit_mw._internal.backends.redis.loops import OperationSender
 from ratelimit_mw._internal.backends.redis.renewal_packing import renewed
 from ratelimit_mw._internal.backends.redis.time_limit import time_limit
-from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, Load, PendingCharge, Settlement
+from ratelimit_mw._internal.model.backend import (
+    BackendError,
+    EstimateAction,
+    Load,
+    PendingCharge,
+    Settlement,
+    UnderWay,
+)
 from ratelimit_mw._internal.model.charge import Charge, Clock
 from ratelimit_mw._internal.model.metered import Units
 from ratelimit_mw._internal.model.outcome import Outcome
@@ -166,25 +174,21 @@ class ClusterBackend:
                     kept[index] = answer
         return kept
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         parts = parts_of(reservation)
         if len(parts) == 1:
             return self._partitions.finish(reservation, action)
-        finished = asyncio.gather(*[self._partitions.finish(part, action) for part in parts])
-        finished.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return finished
+        return ByAll([self._partitions.finish(part, action) for part in parts])
 
-    def settle(
-        self, reservation: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> UnderWay[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         parts = [part for part in parts_of(reservation) if part.periods]
         return MetByAll([self._partitions.settle(part, amount, replace=replace) for part in parts])
 
     def settle_units(
         self, reservation: Reservation, units: Units, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    ) -> UnderWay[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         parts = [part for part in parts_of(reservation) if any(meter.unit in units for meter in part.meters)]
         return MetByAll([self._partitions.settle_units(part, units, replace=replace) for part in parts])
@@ -196,11 +200,9 @@ class ClusterBackend:
         if reservation is not NO_RESERVATION:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> UnderWay[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        kept = asyncio.gather(*[self._partitions.hold_estimate(part) for part in parts_of(reservation)])
-        kept.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return kept
+        return ByAll([self._partitions.hold_estimate(part) for part in parts_of(reservation)])
 
     async def reset(self, charge: Charge) -> None:
         """Forget what was counted under the counters of `charge`."""

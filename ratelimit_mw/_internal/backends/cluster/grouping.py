@@ -9,11 +9,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from ratelimit_mw._internal.backends.cluster.nodes import Owners, hash_slot
 from ratelimit_mw._internal.backends.connecting.hosts import Address
-from ratelimit_mw._internal.backends.redis.operations import Operation, Template, probe_of
+from ratelimit_mw._internal.backends.redis.operations import Operation, probe_of
 from ratelimit_mw._internal.model.backend import BackendError, OperationRefusedError
 
 SETTLED_AFTER = 1.0
@@ -95,7 +94,8 @@ class Grouping:
         if foreign is None or len(own) < 2:
             return trial  # of a node that has everything nothing shows whether it knows what it has
         for tag in (*own, foreign):
-            tried = _Tried(probe_of(b"%b{%b}:probe" % (self._prefix, tag)).template, trial.take_in)
+            tried = probe_of(b"%b{%b}:probe" % (self._prefix, tag))
+            tried.tell(partial(trial.take_in, tried))
             tried.template.tag, tried.template.slot = tag, hash_slot(tag)
             trial.waiting[tried] = tag is foreign
         trial.on_end = partial(self._end, node)
@@ -134,12 +134,12 @@ class _Trial:
         self.on_end: Callable[[_Trial], None] | None = None
         self._is_undecided = False
 
-    def take_in(self, operation: Operation) -> None:
-        """Take in that an operation is over."""
+    def take_in(self, operation: Operation, said: object) -> None:
+        """Take in what became of an operation."""
         is_foreign = self.waiting.pop(operation, None)
         if is_foreign is None:
             return
-        error = operation.result if isinstance(operation.result, BackendError) else None
+        error = said if isinstance(said, BackendError) else None
         is_elsewhere = error is not None and str(error).startswith(REDIRECTIONS)
         if is_foreign and error is None:
             self.refusal = "it accepts keys of slots that other nodes serve"
@@ -150,26 +150,6 @@ class _Trial:
         if not self.waiting and self.on_end is not None:
             self.is_passed = not (self.refusal or self._is_undecided)
             self.on_end(self)
-
-
-class _Tried(Operation):
-    """An operation by which a node is tried out."""
-
-    __slots__ = ("_on_end",)
-
-    def __init__(self, template: Template, on_end: Callable[[Operation], None]) -> None:
-        Operation.__init__(self, template)
-        self._on_end = on_end
-
-    def answer(self, answer: Any) -> None:
-        """Take in that the node did it."""
-        Operation.answer(self, answer)
-        self._on_end(self)
-
-    def fail(self, error: BackendError) -> None:
-        """Take in that the node refused it, or did not answer."""
-        Operation.fail(self, error)
-        self._on_end(self)
 
 
 def by_partition(operations: list[Operation]) -> list[list[Operation]]:

@@ -263,7 +263,7 @@ class Router:
         elif self._probes.try_another(node, self._owners) or error.startswith("MOVED"):
             probe.fail(ServerMovedError(error))
         else:
-            probe.answer((0, b""))  # all that it serves is moving away: it is there, and no more can be told
+            probe.answer(b"")  # all that it serves is moving away: it is there, and no more can be told
 
     def _count(self, operation: Operation) -> int:
         """Count another sending of an operation; return the number of them, this one included.

@@ -1,13 +1,16 @@
 """Steps of a charge on a cluster: one for each partition, and how their answers are put together."""
 
-from collections.abc import Awaitable, Generator, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from ratelimit_mw._internal.model.backend import BackendError, Settlement
+from ratelimit_mw._internal.model.backend import BackendError, Settlement, UnderWay
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
 from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
+
+T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -122,32 +125,63 @@ def _part_of(reservation: Reservation, partition: str) -> Reservation:
     )
 
 
-class MetByAll:
+class ByAll(Generic[T]):
+    """Operations on the parts of a reservation, under way. Awaiting it waits for all of them."""
+
+    def __init__(self, sent: Sequence[UnderWay[T]]) -> None:
+        self._sent = sent
+        self._said: dict[int, T | BackendError] = {}
+        """Answers and errors so far, by the index of their part."""
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        for index, each in enumerate(self._sent):
+            try:
+                self._said[index] = yield from each.__await__()
+            except BackendError as error:
+                self._said[index] = error
+        said = self._together()
+        if isinstance(said, BackendError):
+            raise said
+        return said
+
+    def tell(self, listener: Callable[[Any], object]) -> None:
+        """Call `listener` once all have their answers: with these together, or with the error of one."""
+        self._listener = listener
+        for index, each in enumerate(self._sent):
+            each.tell(partial(self._told, index))
+        if not self._sent:
+            listener(self._together())
+
+    def combine(self, answers: Sequence[T]) -> Any:
+        """Make one answer of those of all parts: here of no more than that each was done."""
+
+    def _told(self, index: int, said: T | BackendError) -> None:
+        self._said[index] = said
+        if len(self._said) == len(self._sent):
+            self._listener(self._together())
+
+    def _together(self) -> Any:
+        in_order = [self._said[index] for index in range(len(self._sent))]
+        errors = [said for said in in_order if isinstance(said, BackendError)]
+        return (
+            errors[-1]
+            if errors
+            else self.combine([said for said in in_order if not isinstance(said, BackendError)])
+        )
+
+
+class MetByAll(ByAll[Settlement]):
     """The settles of a reservation's parts, under way. Awaiting it tells what they have met together."""
 
-    def __init__(self, sent: Sequence[Awaitable[Settlement]]) -> None:
-        self._sent = sent
+    def combine(self, answers: Sequence[Settlement]) -> Settlement:
+        """Combine the settlements into one: the first that is not `REPEATED`.
 
-    def __await__(self) -> Generator[Any, None, Settlement]:
-        met, error = list[Settlement](), None
-        for each in self._sent:
-            try:
-                met.append((yield from each.__await__()))
-            except BackendError as failure:
-                error = failure
-        if error is not None:
-            raise error
-        return _met_by_all(met)
-
-
-def _met_by_all(met: Sequence[Settlement]) -> Settlement:
-    """Combine the settlements of a reservation's parts into one: the first that is not `REPEATED`.
-
-    The result is `REPEATED` if all of them are, and `UNKNOWN` if there are no parts.
-    """
-    return next(
-        (each for each in met if each is not Settlement.REPEATED), met[0] if met else Settlement.UNKNOWN
-    )
+        The result is `REPEATED` if all of them are, and `UNKNOWN` if there are no parts.
+        """
+        return next(
+            (each for each in answers if each is not Settlement.REPEATED),
+            answers[0] if answers else Settlement.UNKNOWN,
+        )
 
 
 def _of(keys: Iterable[ReservationKey], partition: str) -> tuple[ReservationKey, ...]:

@@ -1,6 +1,6 @@
 """The embedded backend: counts in this process, with the same answers as the script on Redis."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
 
@@ -24,6 +24,7 @@ from ratelimit_mw._internal.model.backend import (
     Load,
     OperationRefusedError,
     Settlement,
+    UnderWay,
 )
 from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, period_key
 from ratelimit_mw._internal.model.limits import Slots, Window
@@ -166,7 +167,7 @@ class MemoryBackend:
         slots = [self.slots.find(held) for held in reservation.slots]
         return all([s is not None and s.renew(reservation.id, now, seconds) for s in slots])
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         self.lock.acquire()
         try:
@@ -217,7 +218,7 @@ class MemoryBackend:
                         log.give_back(ref, now, times[0], charge.cost_at(place))
         self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> UnderWay[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
         with self.lock:
             if reservation.meters:

@@ -5,7 +5,7 @@ Makes operations of the script `lua/batch.lua` of charges, releases and settles,
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
 from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
 from ratelimit_mw._internal.backends.redis.loops import LoopSenders, OperationSender
 from ratelimit_mw._internal.backends.redis.meter_packing import MeterTemplates, Mode
-from ratelimit_mw._internal.backends.redis.operations import ALWAYS, Met, Operation, nothing_to_do, probe_of
+from ratelimit_mw._internal.backends.redis.operations import ALWAYS, Operation, nothing_to_do, probe_of
 from ratelimit_mw._internal.backends.redis.packing import (
     LIMIT,
     ChargeOperation,
@@ -44,6 +44,7 @@ from ratelimit_mw._internal.model.backend import (
     Load,
     OperationRefusedError,
     Settlement,
+    UnderWay,
 )
 from ratelimit_mw._internal.model.charge import Charge, Clock, Counter, period_key
 from ratelimit_mw._internal.model.limits import SECOND, Allowance, Window
@@ -55,6 +56,9 @@ from ratelimit_mw._internal.runtime.bounded import evict_oldest
 
 ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
+
+# Looked up once: that costs a lot.
+_SETTLE, _REPLACE, _UNTOUCHED = Mode.SETTLE, Mode.REPLACE, EstimateAction.UNTOUCHED
 
 _MAX_TEMPLATES = 16_384
 """Callers of whom is kept how their reservations end."""
@@ -151,27 +155,25 @@ class RedisBackend:
         operation.is_upkeep = is_upkeep
         return self.loops.submit(operation)
 
-    def finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
-        units: Awaitable[object] | None = None
-        if reservation.meters and action is not EstimateAction.UNTOUCHED:
+        units: UnderWay[object] | None = None
+        if reservation.meters and action is not _UNTOUCHED:
             mode = Mode.KEEP if action is EstimateAction.KEEP else Mode.GIVE_BACK
             units = self._owe_units(mode, reservation)
         if not reservation.id or not (reservation.slots or reservation.periods):
             return units or nothing_to_do()
         return self._owe_finish(reservation, action)
 
-    def settle(
-        self, reservation: Reservation, amount: int, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    def settle(self, reservation: Reservation, amount: int, *, replace: bool = False) -> UnderWay[Settlement]:
         """Put the actual price in place of the estimate, in the periods of the admission. Idempotent."""
         if not reservation.id or not reservation.periods:
             return Known(Settlement.UNKNOWN)
-        return Met(self._owe_price(SETTLE, reservation, amount, replace=replace))
+        return self._owe_price(SETTLE, reservation, amount, replace=replace)
 
-    def hold_estimate(self, reservation: Reservation) -> Awaitable[object]:
+    def hold_estimate(self, reservation: Reservation) -> UnderWay[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        units: Awaitable[object] | None = None
+        units: UnderWay[object] | None = None
         if any(reservation.estimates):
             units = self._owe_units(Mode.HOLD, reservation)
         if reservation.id and reservation.has_price:
@@ -180,7 +182,7 @@ class RedisBackend:
 
     def settle_units(
         self, reservation: Reservation, units: Units, *, replace: bool = False
-    ) -> Awaitable[Settlement]:
+    ) -> UnderWay[Settlement]:
         """Put what was used of metered units in place of their estimates. Idempotent."""
         try:
             units = check_amounts(units)
@@ -188,7 +190,7 @@ class RedisBackend:
             raise OperationRefusedError(str(error)) from None
         if not any([meter.unit in units for meter in reservation.meters]):
             return Known(Settlement.UNKNOWN)
-        return Met(self._owe_units(Mode.REPLACE if replace else Mode.SETTLE, reservation, units))
+        return self._owe_units(_REPLACE if replace else _SETTLE, reservation, units)
 
     def _owe_units(
         self, mode: Mode, reservation: Reservation, units: Units | None = None
@@ -313,7 +315,7 @@ class RedisBackend:
         if reservation is not NO_RESERVATION:
             self.finish(reservation, EstimateAction.GIVE_BACK)
 
-    def _owe_finish(self, reservation: Reservation, action: EstimateAction) -> Awaitable[object]:
+    def _owe_finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         template = self._template_of(reservation).end(action)
         if template.record:
             return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)

@@ -162,7 +162,7 @@ class LoopSenders:
     def take_over(self) -> None:
         """Send what event loops that have ended owed to the server, and undo what they left half done."""
         for operation in self._take_left():
-            operation.future = None  # which was the ended loop's
+            operation.forget_loop()
             if isinstance(operation, OrderedOperation):
                 self._running_lines().submit(operation)
             elif operation.resend:

@@ -12,15 +12,15 @@ from ratelimit_mw._internal.backends.redis import letters
 from ratelimit_mw._internal.backends.redis.keys import KeyNames
 from ratelimit_mw._internal.backends.redis.operations import Template, bulk
 from ratelimit_mw._internal.backends.redis.packing import read_settlement
-from ratelimit_mw._internal.model.metered import MAX_AMOUNT, Meter, Units
+from ratelimit_mw._internal.model.metered import Meter, Units
 from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE
 from ratelimit_mw._internal.runtime.bounded import evict_oldest
 
 METER_HEAD = struct.Struct("<cBBB")
-AMOUNT = struct.Struct("<dB")
 METER_WINDOW = struct.Struct("<ddd")
 LEAVE = -1.0
 """In place of an amount: nothing is settled of this unit."""
+_pack_amount = struct.Struct("<d").pack
 
 
 class Mode(IntEnum):
@@ -35,37 +35,43 @@ class Mode(IntEnum):
     GIVE_BACK = 4
 
 
+_REPLACE = Mode.REPLACE  # looked up once: that costs a lot
+
+
 class PackedMeters:
     """The keys and windows of the meters of charges, packed once for all that share them."""
 
-    __slots__ = ("_keys", "_meters", "_n_keys", "_record", "_windows")
+    __slots__ = ("_heads", "_keys", "_n_keys", "_record", "_units")
 
     def __init__(self, meters: tuple[Meter, ...], names: KeyNames) -> None:
-        self._meters = meters
-        keys, self._windows = list[bytes](), list[bytes]()
+        keys: list[bytes] = []
+        self._units: list[tuple[str, bytes]] = []
+        """The unit of each meter, and what follows its amount: the number of its windows, and these."""
         for meter in meters:
             keys += [names.of_open(meter), *names.of_windows(meter)]
             windows = [
                 METER_WINDOW.pack(each.whole or each.quota, each.length, each.granule)
                 for each in meter.windows
             ]
-            self._windows.append(b"".join(windows))
+            self._units.append((meter.unit, b"".join((bytes([len(windows)]), *windows))))
         self._n_keys = len(keys) + 1
         self._keys = b"".join(map(bulk, keys))
         self._record = names.record_argument(meters[0].partition, "u")
+        self._heads = [METER_HEAD.pack(letters.METER, self._n_keys, mode, len(meters)) for mode in Mode]
 
     def template(self, mode: Mode, units: Units | None = None) -> Template:
-        """All but the lease's id of an operation that settles units of a charge, or ends all of them."""
-        parts = [METER_HEAD.pack(letters.METER, self._n_keys, mode, len(self._meters))]
-        for meter, windows in zip(self._meters, self._windows, strict=True):
-            amount = LEAVE if units is None else min(units.get(meter.unit, LEAVE), MAX_AMOUNT)
-            parts += (AMOUNT.pack(amount, len(meter.windows)), windows)
-        body = b"".join(parts)
+        """All but the lease's id of an operation that settles units of a charge, or ends all of them.
+
+        Amounts are as `check_amounts` lets them through.
+        """
+        body = self._heads[mode]
+        for unit, windows in self._units:
+            body += _pack_amount(LEAVE if units is None else units.get(unit, LEAVE)) + windows
         template = Template(
             self._keys, self._n_keys, body, LEASE_ID_SIZE, read_settlement, record=self._record
         )
         template.charges = ""  # nothing of it is kept until the end of a batch
-        template.overwrites = mode is Mode.REPLACE
+        template.overwrites = mode is _REPLACE
         return template
 
 

@@ -20,13 +20,16 @@ cdef class Template:
 cdef class Operation:
     cdef public Template template
     cdef public bytes id
-    cdef public object future, result
+    cdef public object future, result, listener
     cdef public double since
     cdef public bint is_asking, is_upkeep
     cdef public int resend, tries
     cpdef void answer(self, answer) except *
     cpdef void fail(self, error) except *
     cpdef void orphaned(self, answer) except *
+    cpdef void tell(self, listener) except *
+    cpdef void forget_loop(self) except *
+    cdef void _tell(self) except *
 
 @cython.locals(operation=Operation, batch=list, taken=Py_ssize_t)
 cpdef list take(list queue, Py_ssize_t most)

@@ -14,7 +14,7 @@ from ratelimit_mw._internal.backends.redis.letters import (
     SHARED,
     SHARED_SPREAD,
 )
-from ratelimit_mw._internal.model.backend import BackendError, Settlement
+from ratelimit_mw._internal.model.backend import BackendError
 
 
 def bulk(data: bytes) -> bytes:
@@ -35,9 +35,6 @@ IF_UNDONE = 1
 """Sent again if it was surely not done: done twice, it would change what others have counted."""
 ALWAYS = 2
 """Sent again until it is answered: done twice, it changes no more than done once."""
-
-Answer = tuple[int, Any]
-"""The server's time, and what the script says of one operation, as its template reads it."""
 
 
 class Template:
@@ -107,7 +104,7 @@ class Template:
     def deliver(self, operations: "list[Operation]", now: int, answer: Any) -> None:
         """Hand an answer that was read to operations of this template; `now` is the server's time."""
         for operation in operations:
-            operation.answer((now, answer))
+            operation.answer(answer)
 
 
 class Operation:
@@ -121,6 +118,7 @@ class Operation:
         "id",
         "is_asking",
         "is_upkeep",
+        "listener",
         "resend",
         "result",
         "since",
@@ -144,6 +142,8 @@ class Operation:
         self.future: asyncio.Future[Any] | None = None
         self.result: Any = None
         """Answer or error, where nobody waited."""
+        self.listener: Callable[[Any], object] | None = None
+        """Is called with it, where nobody waits; see `tell`."""
 
     def __await__(self) -> Generator[Any, None, Any]:
         future = self.future
@@ -154,6 +154,16 @@ class Operation:
             elif self.result is not None:
                 future.set_result(self.result)
         return future.__await__()
+
+    def tell(self, listener: Callable[[Any], object]) -> None:
+        """Call `listener` with the answer, or with the error in its place, once that is there.
+
+        In place of awaiting it. The listener must not raise.
+        """
+        if self.result is None:
+            self.listener = listener
+        else:
+            listener(self.result)
 
     @property
     def is_over(self) -> bool:
@@ -171,6 +181,7 @@ class Operation:
         """Deliver the result to whoever waits."""
         if self.future is None:
             self.result = answer
+            self._tell()
             return
         try:
             self.future.set_result(answer)
@@ -181,30 +192,28 @@ class Operation:
         """Deliver an error in place of the result."""
         if self.future is None:
             self.result = self.result or error
+            self._tell()
         elif not self.future.done():
             self.future.set_exception(error)
 
     def orphaned(self, answer: Any) -> None:
         """Undo what was done though nobody waits any more; `answer` is None where it is lost."""
 
+    def forget_loop(self) -> None:
+        """Forget who waits for it: the event loop that they were in has ended."""
+        self.future = self.listener = None
 
-class Met:
-    """A settle that is under way. Awaiting it tells what it has met."""
-
-    __slots__ = ("_operation",)
-
-    def __init__(self, operation: Operation) -> None:
-        self._operation = operation
-
-    def __await__(self) -> Generator[Any, None, Settlement]:
-        _, met = yield from self._operation.__await__()
-        return Settlement(met)
+    def _tell(self) -> None:
+        listener = self.listener
+        if listener is not None:
+            self.listener = None
+            listener(self.result)
 
 
 def nothing_to_do() -> Operation:
     """Return an operation that is over: nothing was to be sent."""
     operation = Operation(Template(b"", 0, b""))
-    operation.answer((0, b""))
+    operation.answer(b"")
     return operation
 
 

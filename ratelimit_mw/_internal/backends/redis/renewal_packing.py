@@ -75,11 +75,10 @@ async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendE
     reservation was not asked about.
     """
     try:
-        _, answers = await operation
+        answers: Sequence[bool | BackendError] = await operation
     except BackendError as error:
         return [error] * number
-    found: Sequence[bool | BackendError] = answers
-    return found
+    return answers
 
 
 def read_renewals(number: int, answer: bytes) -> Sequence[bool | BackendError]:
