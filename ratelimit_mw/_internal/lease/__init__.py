@@ -13,8 +13,8 @@ never adds an id that is gone (`SlotSet.renew`; `backends/redis/lua/renew.lua`).
 lost is sent again. A charge whose answer is lost is given back once no server can execute it any more
 (`backends/redis/doubtful.py`).
 
-Settle while the backend is away: `Settling.settle` waits `backend.timeout` at most, and raises no error
-of the backend. What becomes of it:
+Settle while the backend is away: `Arrival.wait` waits `backend.timeout` at most, and raises no error of
+the backend. What becomes of it:
 
 - The backend admitted the request, with an estimate: the operation stays in the backlog
   (`backends/redis/backlog.py`) and is sent when the server is back, before the operation that ends its
