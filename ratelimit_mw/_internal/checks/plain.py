@@ -104,9 +104,10 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
     used.add(identity.anonymous_plan)
     if identity.unknown_keys == "default_plan":
         used.add(identity.default_plan)
-    built_in = built_in_plans()
-    for name, plan in settings.plans.items():
-        if name not in used and not plan.blocked and plan != built_in.get(name):
+    unused = {name: plan for name, plan in settings.plans.items() if name not in used and not plan.blocked}
+    built_in = built_in_plans() if unused else {}
+    for name, plan in unused.items():
+        if plan != built_in.get(name):
             text = (
                 f"[plans.{name}]: no caller gets this plan by this file alone; only a live key or a hook of "
                 "the app can give it."

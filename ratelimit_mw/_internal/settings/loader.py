@@ -32,8 +32,15 @@ from ratelimit_mw._internal.settings.errors import (
 from ratelimit_mw._internal.settings.keys import ListedKeys, hash_listed_keys
 from ratelimit_mw._internal.settings.networks import AddressSettings
 from ratelimit_mw._internal.settings.operations import OperationsSettings
-from ratelimit_mw._internal.settings.sources import ENVIRONMENT, Environment, read_environment, read_file
+from ratelimit_mw._internal.settings.sources import (
+    ENVIRONMENT,
+    SECTIONS,
+    Environment,
+    read_environment,
+    read_file,
+)
 from ratelimit_mw._internal.settings.tables import (
+    BUILT_IN_PLANS,
     ApplicationSettings,
     IdentitySettings,
     KeySettings,
@@ -185,7 +192,10 @@ class Settings(BaseModel):
 
 def prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
     """Return the tables with the built-in plans and without clear keys."""
-    data, identity = dict(data), data.get("identity")
+    # What is missing is an empty table: the checks of all tables, which exist now, are run on it. Its own
+    # class would have to make the same checks once more.
+    data = {name: {} for name in (*SECTIONS, "application")} | data
+    identity = data["identity"]
     if isinstance(identity, dict):
         secret = identity.get("hash_secret")
     else:
@@ -195,7 +205,7 @@ def prepared(data: dict[str, Any]) -> tuple[dict[str, Any], ListedKeys]:
     listed = hash_listed_keys(data.get("keys", ()), secret if isinstance(secret, str) else "")
     data["keys"] = listed.entries
     if isinstance(data.setdefault("plans", {}), dict):
-        data["plans"] = built_in_plans() | data["plans"]
+        data["plans"] = {**BUILT_IN_PLANS, **data["plans"]}
     return data, listed
 
 

@@ -5,6 +5,7 @@ What a value may be is in `settings.values` and `settings.limits`; checks that n
 written below each name: its meaning, and then, after "Default:", what holds without it.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from ratelimit_mw._internal.model.limits import Budget, OnFailure, Slots, Window
+from ratelimit_mw._internal.model.limits import Budget, OnFailure
 from ratelimit_mw._internal.settings.errors import fault, faults
 from ratelimit_mw._internal.settings.limits import (
     MAX_QUOTA,
@@ -297,9 +298,13 @@ class LimitSettings(Table):
     """Decision while the backend is away, as `backend.on_failure`. Default: the code's."""
 
 
+BUILT_IN_PLANS: Mapping[str, Mapping[str, object]] = {
+    "default": {"requests": ("60/minute",), "concurrent": 5},
+    "anonymous": {"requests": ("20/minute",), "concurrent": 1},
+}
+"""Tables of the plans that exist without a file; a table of the same name replaces the whole plan."""
+
+
 def built_in_plans() -> dict[str, PlanSettings]:
-    """Make the plans that exist without a file; a table of the same name replaces the whole plan."""
-    return {
-        "default": PlanSettings(requests=(Window(60, 1, "minute"),), concurrent=Slots(5)),
-        "anonymous": PlanSettings(requests=(Window(20, 1, "minute"),), concurrent=Slots(1)),
-    }
+    """Make the plans that exist without a file."""
+    return {name: PlanSettings.model_validate(table) for name, table in BUILT_IN_PLANS.items()}
