@@ -5,8 +5,7 @@ Neither is called, and FastAPI is not imported unless the app has done so.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from starlette.routing import Host, Mount, Route, WebSocketRoute
 
@@ -22,8 +21,7 @@ CLASS_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 Kind = Literal["http", "websocket", "app"]
 
 
-@dataclass(frozen=True, slots=True)
-class AppRoute:
+class AppRoute(NamedTuple):
     """One route of the app."""
 
     path: str

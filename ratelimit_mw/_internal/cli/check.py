@@ -119,7 +119,7 @@ def _warning_json(finding: Finding, source: str, locations: Mapping[str, Locatio
     path = _PATH.search(finding.text)
     location = locations.get(path[0]) if path else None
     return {
-        **asdict(finding),
+        **finding._asdict(),
         "link": finding.link,
         "file": source,
         "line": location and location.line,

@@ -4,8 +4,7 @@ import base64
 import hashlib
 import hmac
 import time
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -46,8 +45,7 @@ class LeaseError(ValueError):
     """A token that is damaged, forged or of another secret, or a ttl or amount that is not one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """Contents of a lease token."""
 
     reservation: Reservation

@@ -5,8 +5,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ratelimit_mw._internal.backends.audit_store import AuditStore
 from ratelimit_mw._internal.live.timed_entries import read_live, write_live
@@ -25,8 +24,7 @@ Entries = Mapping[str, KeyEntry | None]
 """Live keys by hash; None for one that is not set."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One change."""
 
     id: str
@@ -44,7 +42,7 @@ class Change:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without the entries."""
-        values = asdict(self)
+        values = self._asdict()
         del values["before"], values["after"]
         return {**values, "callers": list(self.callers), "can_undo": self.before is not None}
 
@@ -75,7 +73,7 @@ class AuditLog:
         logger.warning(
             "change: %s: %s, by %s", printable(", ".join(names)), printable(detail), printable(who)
         )
-        await self._store.add(change.at, json.dumps(asdict(change), separators=(",", ":")).encode())
+        await self._store.add(change.at, json.dumps(change._asdict(), separators=(",", ":")).encode())
         return change
 
     async def latest(self, number: int = SHOWN) -> list[Change]:

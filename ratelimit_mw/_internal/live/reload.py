@@ -3,10 +3,9 @@
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ratelimit_mw._internal.runtime import threads
 from ratelimit_mw._internal.runtime.forks import renew_after_fork
@@ -34,8 +33,7 @@ Signature = tuple[int, ...]
 """Figures that change with a file, read through symlinks; empty if there is no file."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(NamedTuple):
     """Result of a look at a changed file."""
 
     settings: Settings | None

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.model.backend import WAITS, Load
 from ratelimit_mw._internal.runtime.compiled import is_compiled
@@ -39,8 +39,7 @@ class Stats:
         return decisions
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One figure as monitoring sees it, under a name that Prometheus gives a counter's `_total`."""
 
     name: str
@@ -53,8 +52,7 @@ class Metric:
     """Its values by those of the labels. A counter's only grow."""
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(NamedTuple):
     """Histogram of durations in seconds."""
 
     name: str

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ratelimit_mw._internal.runtime.event_loop import take_ended
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
@@ -11,8 +11,7 @@ from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fo
 logger = logging.getLogger("ratelimit_mw")
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """Something to do every so many seconds."""
 
     name: str

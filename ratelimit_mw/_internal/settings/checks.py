@@ -4,8 +4,7 @@ They run on what is sound of each, whatever else is wrong, so that one look at a
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,8 +18,7 @@ from ratelimit_mw._internal.settings.values import Table
 _Table = TypeVar("_Table", bound=Table)
 
 
-@dataclass(frozen=True, slots=True)
-class SoundParts:
+class SoundParts(NamedTuple):
     """The tables that could be read, each without the entries that could not."""
 
     identity: IdentitySettings | None

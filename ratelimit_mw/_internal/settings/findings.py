@@ -5,8 +5,7 @@ known ways, and the process can see most of them itself.
 """
 
 import logging
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ratelimit_mw._internal.runtime.printable import printable
 
@@ -21,8 +20,7 @@ _MAX_SAID = 1_000
 _said: set["Finding"] = set()
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """Something that does less, or more, than its operator may think."""
 
     name: str

@@ -1,8 +1,8 @@
 """API keys that the settings list: clear ones are hashed before anything else looks at them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
 from ratelimit_mw._internal.settings.errors import (
@@ -21,8 +21,7 @@ MAX_KEY = 16 * 1024
 _NO_HASH = f"sha256:{'0' * 64}"
 
 
-@dataclass(frozen=True, slots=True)
-class ListedKeys:
+class ListedKeys(NamedTuple):
     """The `[[keys]]` entries without keys in the clear."""
 
     entries: Any

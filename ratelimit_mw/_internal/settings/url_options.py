@@ -9,8 +9,8 @@ import functools
 import re
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from ratelimit_mw._internal.settings.errors import fault, nearest_name, one_of, shown
@@ -26,8 +26,7 @@ _NETWORK = _SERVERS - {"socket"}
 _TLS = frozenset({"server with TLS", "sentinels", "cluster"})
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
+class _Option(NamedTuple):
     """One option, and the kinds of URL that may have it."""
 
     expected: str
