@@ -111,7 +111,7 @@ def _gate_of(policy: Policy, path: str) -> Policy:
     charge = Charge(counters)
     return Policy(
         identity=identity,
-        route=RouteSettings(path=path, slot=False, requests=(EACH_CALLER,)),
+        route=RouteSettings.model_construct(path=path, slot=False, requests=(EACH_CALLER,)),
         charge=charge,
         priced_charge=charge,
         price=None,

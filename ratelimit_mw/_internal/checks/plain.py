@@ -18,7 +18,7 @@ from ratelimit_mw._internal.checks.routes import route_findings
 from ratelimit_mw._internal.runtime.compiled import PURE, is_compiled
 from ratelimit_mw._internal.settings import Settings
 from ratelimit_mw._internal.settings.findings import Finding
-from ratelimit_mw._internal.settings.tables import built_in_plans
+from ratelimit_mw._internal.settings.tables import BUILT_IN_PLANS, built_in_plans
 from ratelimit_mw._internal.settings.url import split_url
 
 _PACKAGE = Path(__file__).parents[2]
@@ -104,10 +104,9 @@ def _unreachable_plans(settings: Settings) -> Iterator[Finding]:
     used.add(identity.anonymous_plan)
     if identity.unknown_keys == "default_plan":
         used.add(identity.default_plan)
-    unused = {name: plan for name, plan in settings.plans.items() if name not in used and not plan.blocked}
-    built_in = built_in_plans() if unused else {}
-    for name, plan in unused.items():
-        if plan != built_in.get(name):
+    built_in = {} if used >= BUILT_IN_PLANS.keys() else built_in_plans()
+    for name, plan in settings.plans.items():
+        if name not in used and not plan.blocked and plan != built_in.get(name):
             text = (
                 f"[plans.{name}]: no caller gets this plan by this file alone; only a live key or a hook of "
                 "the app can give it."

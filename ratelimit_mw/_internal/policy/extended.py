@@ -84,7 +84,7 @@ class CodeLimits:
         key = (limit, rates, cost)
         chosen = self._chosen.get(key)
         if chosen is None:
-            said = self._settings.get(limit.name) or LimitSettings()
+            said = self._settings.get(limit.name) or LimitSettings.model_construct()
             if said.off:
                 return None
             chosen = _chosen(limit, said, limit.rates if rates is None else rates, cost)

@@ -313,7 +313,8 @@ class Policies:
 
 @cache
 def _any_route() -> RouteSettings:
-    return RouteSettings(path="/{rest:path}")
+    # Without the checks: to compile those of this table would take longer than a turn of the loop may.
+    return RouteSettings.model_construct(path="/{rest:path}")
 
 
 def _make_room(policies: dict[Any, Policy]) -> None:
