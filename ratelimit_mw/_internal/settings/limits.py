@@ -9,14 +9,13 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     PlainSerializer,
-    PlainValidator,
     model_validator,
 )
 
 from ratelimit_mw._internal.model.limits import UNIT_SECONDS, Slots, Window
 from ratelimit_mw._internal.model.money import parse_amount, plain_text
 from ratelimit_mw._internal.settings.errors import fault, faults, nearest_name, shown, type_name
-from ratelimit_mw._internal.settings.values import Items, Label, Table, any_case, text
+from ratelimit_mw._internal.settings.values import Items, Label, Table, any_case, read_by, text
 
 MAX_QUOTA = 10**9
 """The largest quota and cost: what the backends count exactly, with room to spare."""
@@ -196,9 +195,7 @@ _RATE_TEXT = rf"^\s*0*[1-9][0-9]*\s*(/|{any_case('per')})\s*(0*[1-9][0-9]*)?\s*(
 MONEY = text("amount of money", r"^\s*\+?[0-9_]*[.]?[0-9_]*([eE][+-]?[0-9]+)?\s*$")
 """JSON schema of an amount: more than the forms that `Decimal` reads, and no negative one."""
 
-Rate = Annotated[Window, PlainValidator(parse_rate), PlainSerializer(_rate_text, str), text(RATE, _RATE_TEXT)]
+Rate = Annotated[Window, read_by(parse_rate), PlainSerializer(_rate_text, str), text(RATE, _RATE_TEXT)]
 Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
-Concurrent = Annotated[
-    Slots, PlainValidator(parse_slots), PlainSerializer(_slots_table, dict), _SlotsSchema()
-]
-Price = Annotated[Decimal, PlainValidator(parse_price), MONEY]
+Concurrent = Annotated[Slots, read_by(parse_slots), PlainSerializer(_slots_table, dict), _SlotsSchema()]
+Price = Annotated[Decimal, read_by(parse_price), MONEY]
