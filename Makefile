@@ -106,6 +106,7 @@ mutants: .venv/installed
 bench: .venv-bench/installed
 	$(BENCH_PYTHON) -m benchmarks.run
 	$(BENCH_PYTHON) -m benchmarks.open_loop
+	$(BENCH_PYTHON) -m benchmarks.start
 
 bench-fleet: .venv/installed
 	$(BIN)/python -m benchmarks.fleet

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
-from benchmarks import fleet, idle, live_keys, open_loop
+from benchmarks import fleet, idle, live_keys, open_loop, start
 from benchmarks.load import Load
 from benchmarks.measure import Case, bench
 from tests.support.servers import StoreServer
@@ -38,6 +38,15 @@ async def test_a_changed_key_reaches_all_simulated_workers(redis_server: StoreSe
     found = await live_keys.measure(redis_server, keys=50, workers=4, changes=1, after=0.5)
     assert found.seen > 0
     assert found.p99 > 0
+
+
+def test_starts_are_measured(redis_server: StoreServer) -> None:
+    """Apps start bare, with limits in memory and in Redis, answer a request, and show what it takes."""
+    costs = start.measure(start.programs(redis_server.url), rounds=1)
+    apps = [cost for name, cost in costs.items() if "request" in name]
+    assert len(apps) == 3
+    assert all(cost.cpu_ms > 0 for cost in costs.values())
+    assert [cost.rss_mib for cost in apps] == sorted(cost.rss_mib for cost in apps)
 
 
 def test_a_schedule_has_every_request_once() -> None:
