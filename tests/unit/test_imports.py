@@ -61,6 +61,12 @@ def test_a_plain_import_loads_only_what_every_app_needs() -> None:
     assert seldom_needed(loaded("import ratelimit_mw")) == set()
 
 
+def test_of_pydantic_only_models_are_loaded() -> None:
+    """Serializers are written without pydantic's module of them, which defines classes for some time."""
+    loaded_anyway = loaded("from pydantic import BaseModel, SecretStr, TypeAdapter")
+    assert "pydantic.functional_serializers" not in loaded("import ratelimit_mw") - loaded_anyway
+
+
 TABLES = """
     import ratelimit_mw
     from ratelimit_mw._internal.settings.tables import PlanSettings

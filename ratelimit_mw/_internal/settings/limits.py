@@ -8,7 +8,6 @@ from pydantic import (
     AfterValidator,
     Field,
     GetJsonSchemaHandler,
-    PlainSerializer,
     model_validator,
 )
 
@@ -195,7 +194,7 @@ _RATE_TEXT = rf"^\s*0*[1-9][0-9]*\s*(/|{any_case('per')})\s*(0*[1-9][0-9]*)?\s*(
 MONEY = text("amount of money", r"^\s*\+?[0-9_]*[.]?[0-9_]*([eE][+-]?[0-9]+)?\s*$")
 """JSON schema of an amount: more than the forms that `Decimal` reads, and no negative one."""
 
-Rate = Annotated[Window, read_by(parse_rate), PlainSerializer(_rate_text, str), text(RATE, _RATE_TEXT)]
+Rate = Annotated[Window, read_by(parse_rate, _rate_text), text(RATE, _RATE_TEXT)]
 Rates = Annotated[Items[Rate], AfterValidator(_one_per_length)]
-Concurrent = Annotated[Slots, read_by(parse_slots), PlainSerializer(_slots_table, dict), _SlotsSchema()]
+Concurrent = Annotated[Slots, read_by(parse_slots, _slots_table), _SlotsSchema()]
 Price = Annotated[Decimal, read_by(parse_price), MONEY]

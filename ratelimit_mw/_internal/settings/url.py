@@ -5,7 +5,8 @@ from ipaddress import AddressValueError, IPv6Address
 from typing import Annotated
 from urllib.parse import SplitResult, unquote_to_bytes
 
-from pydantic import AfterValidator, PlainSerializer, Secret
+from pydantic import AfterValidator, GetPydanticSchema, Secret
+from pydantic_core import core_schema
 
 from ratelimit_mw._internal.settings.errors import fault, nearest_name, one_of
 from ratelimit_mw._internal.settings.url_options import check_options, kind_of_url
@@ -160,10 +161,11 @@ def _shown(url: SecretURL) -> str:
     return str(url)
 
 
-# With a serializer of its own, as before pydantic 2.8 no secret but its own two can be written as JSON.
+# Before pydantic 2.8 no secret but its own two could be written as JSON.
+_WRITTEN = core_schema.plain_serializer_function_ser_schema(_shown, when_used="json")
 BackendURL = Annotated[
     SecretURL,
     AfterValidator(_checked),
-    PlainSerializer(_shown, when_used="json"),
+    GetPydanticSchema(lambda source, handler: {**handler(source), "serialization": _WRITTEN}),
     text("URL", f"^({'|'.join(map(re.escape, SCHEMES))})://"),
 ]

@@ -275,12 +275,19 @@ def text(title: str, pattern: str = "", **more: object) -> WithJsonSchema:
     )
 
 
-def read_by(parse: Callable[[object], object]) -> GetPydanticSchema:
-    """Return the schema of a value that a function makes of what the file says.
+def read_by(
+    parse: Callable[[object], object], write: Callable[[Any], object] | None = None
+) -> GetPydanticSchema:
+    """Return the schema of a value that one function makes of what the file says, and another writes.
 
-    `PlainValidator` says the same, but compiles the schema of the value's type beside it, for nothing.
+    `PlainValidator` and `PlainSerializer` say the same. But the first compiles the schema of the value's type
+    beside it, for nothing, and the second is in a module that takes a millisecond to import.
     """
-    return GetPydanticSchema(lambda _type, _handler: core_schema.no_info_plain_validator_function(parse))
+    written = None if write is None else core_schema.plain_serializer_function_ser_schema(write)
+    # One for each place of use: pydantic writes into it.
+    return GetPydanticSchema(
+        lambda _type, _handler: core_schema.no_info_plain_validator_function(parse, serialization=written)
+    )
 
 
 def any_case(word: str) -> str:
