@@ -7,7 +7,7 @@ whatever callers send, and everything expires.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ratelimit_mw._internal.backends.connecting.clients import Clients
@@ -40,21 +40,21 @@ PAGE = 240
 
 Counts = Mapping[str, int]
 """Numbers by name. What the names mean is the business of who writes and reads them."""
+_NOTHING: Counts = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Counts of one worker since its last report, and the worker's description of itself."""
 
     worker: str
     about: str
-    totals: Counts = field(default_factory=dict)
-    callers: Counts = field(default_factory=dict)
+    totals: Counts = _NOTHING
+    callers: Counts = _NOTHING
     identities: Sequence[str] = ()
     """Identities of the callers that were counted."""
-    routes: Counts = field(default_factory=dict)
+    routes: Counts = _NOTHING
     """Requests by outcome and rule."""
-    sightings: Counts = field(default_factory=dict)
+    sightings: Counts = _NOTHING
     """Requests of watched callers, by caller and by address or route."""
 
 

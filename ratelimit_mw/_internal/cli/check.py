@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from typing import Any
 
 from ratelimit_mw._internal.asgi.app_routes import Mounted
@@ -109,9 +108,9 @@ def _text(file: str | None) -> str:
 def _problem_json(problem: SettingsProblem) -> dict[str, Any]:
     """A problem as editors and CI systems mark it in the file."""
     line, column = problem.location or (None, None)
-    values = asdict(problem)
+    values = problem._asdict()
     del values["location"]
-    message = str(replace(problem, file="", location=None))
+    message = str(problem._replace(file="", location=None))
     return {**values, "line": line, "column": column, "severity": "error", "message": message}
 
 

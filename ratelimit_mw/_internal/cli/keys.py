@@ -199,7 +199,7 @@ def _as_options(problem: SettingsProblem) -> SettingsProblem:
     """A problem with the option that has it in place of its path: `spending.daily` is `--daily`."""
     name = re.split(r"[.\[]", problem.path.removeprefix("spending."))[0]
     option = {"hash": "", "spending": "--daily and --monthly"}.get(name, f"--{name}")
-    return replace(problem, path=option)
+    return problem._replace(path=option)
 
 
 async def _live(registry: Registry, settings: Settings) -> list[dict[str, Any]]:

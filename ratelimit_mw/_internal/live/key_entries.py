@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,7 +52,7 @@ def sound_entry(entry: KeyEntry, api_key_hash: str, settings: Settings) -> KeySe
     key = key_settings(entry, api_key_hash, settings)
     problems = [*check_keys({0: key}, {0: "hash"}, settings.plans)]
     if problems:
-        raise SettingsError(replace(each, path=each.path.removeprefix("keys[0].")) for each in problems)
+        raise SettingsError(each._replace(path=each.path.removeprefix("keys[0].")) for each in problems)
     return key
 
 
@@ -106,7 +106,7 @@ def contradictions(
     for problem in found:
         index, _, name = problem.path.removeprefix("keys[").partition("].")
         if int(index) in fields:
-            yield keys[int(index)].hash, replace(problem, path=name)
+            yield keys[int(index)].hash, problem._replace(path=name)
 
 
 def _table(entry: KeyEntry, api_key_hash: str, settings: Settings) -> dict[str, Any]:

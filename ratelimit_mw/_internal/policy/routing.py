@@ -7,7 +7,7 @@ asking, so that a look-up costs the same with one rule and with a thousand.
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from starlette.convertors import (
     CONVERTOR_TYPES,
@@ -113,8 +113,7 @@ class RouteTable:
         return best if best < none else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Pattern:
+class _Pattern(NamedTuple):
     """All rules of one pattern, whatever its parameters are called."""
 
     segments: tuple[tuple[str, ...], ...]

@@ -6,8 +6,7 @@ Values are shown only where a check shows them on purpose, since a file holds AP
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -37,8 +36,7 @@ _RANGES = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsProblem:
+class SettingsProblem(NamedTuple):
     """One thing that is wrong, and where."""
 
     file: str

@@ -1,7 +1,6 @@
 """API keys that the settings list: clear ones are hashed before anything else looks at them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
@@ -73,7 +72,7 @@ def check_keys(
         if plans and key.plan not in plans:
             if key.plan not in unknown:  # which takes a look at every plan
                 unknown[key.plan] = unknown_plan((), key.plan, plans)
-            yield replace(unknown[key.plan], path=path_of(("keys", index, "plan")))
+            yield unknown[key.plan]._replace(path=path_of(("keys", index, "plan")))
     yield from _check_accounts(keys, plans)
 
 

@@ -6,7 +6,6 @@ wrong comes as one `SettingsError` that lists everything.
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -226,5 +225,5 @@ def _located(problem: SettingsProblem, source: str, environment: Environment) ->
     for path, variable in environment.variables.items():
         rest = problem.path.removeprefix(path)
         if rest != problem.path and rest[:1] in ("", "[", "."):
-            return replace(problem, file=ENVIRONMENT, path=variable + rest)
-    return replace(problem, file=source)
+            return problem._replace(file=ENVIRONMENT, path=variable + rest)
+    return problem._replace(file=source)

@@ -8,7 +8,6 @@ import re
 import tomllib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import NamedTuple
 
 from ratelimit_mw._internal.settings.errors import SettingsError, SettingsProblem, path_of
@@ -50,7 +49,7 @@ def located(error: SettingsError, text: str, file: str) -> SettingsError:
     except (IndexError, ValueError, RecursionError):
         locations = {}  # no TOML
     return SettingsError(
-        replace(problem, location=_location(problem, locations)) if problem.file == file else problem
+        problem._replace(location=_location(problem, locations)) if problem.file == file else problem
         for problem in error.problems
     )
 
