@@ -7,7 +7,6 @@ same rate in the same round.
 """
 
 import argparse
-import asyncio
 import json
 import statistics
 import subprocess
@@ -15,16 +14,19 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
-from benchmarks.load import PATH, Load, content_length
+from benchmarks.load import Connections, Load, share_of
 from benchmarks.measure import Bench, Case, bench
 
 VARIANTS = ("bare", "redis-1", "redis-2")
 NAMES = {"redis-1": "one window", "redis-2": "two windows and a slot"}
 SHARES = (0.3, 0.5, 0.7)
 TICK = 0.001
-"""Seconds between moments at which requests are due: timers of an event loop are no finer."""
+"""Seconds between moments at which requests are due."""
+LOOK = 2e-4
+"""Seconds between looks for answers: a selector waits in whole milliseconds."""
 CONNECTIONS = 256
 """Connections: a request that finds none free waits, and that counts."""
 PATIENCE = 10.0
@@ -57,96 +59,53 @@ class Generator:
     """Sends each request when it is due, over any connection that is free."""
 
     def __init__(self, port: int, callers: int, connections: int = CONNECTIONS) -> None:
-        self.port = port
-        self.latencies: list[float] = []
-        self.refused = 0
-        self._callers = callers
-        self._connections = connections
-        self._number = 0
-        self._free: list[_Connection] = []
-        self._transports: list[asyncio.BaseTransport] = []
+        self.connections = Connections(port, connections, callers)
+        self.asked = 0
+        """Requests that were due."""
         self._waiting: deque[float] = deque()
 
     @property
     def is_done(self) -> bool:
-        """Whether every request that was due has its answer."""
-        return len(self.latencies) + self.refused == self._number
+        """Whether every request that was due has its answer, or has lost it."""
+        found = self.connections
+        return len(found.latencies) + len(found.refused) + found.failed == self.asked
 
-    async def run(self, schedule: Schedule) -> None:
-        """Send all that is due, and wait for the answers."""
-        loop = asyncio.get_running_loop()
-        for _ in range(self._connections):
-            transport, _ = await loop.create_connection(lambda: _Connection(self), "127.0.0.1", self.port)
-            self._transports.append(transport)
-        begin = time.perf_counter()
-        for tick in range(schedule.ticks):
-            at = begin + tick * TICK
-            await asyncio.sleep(at - time.perf_counter())
-            for _ in range(schedule.due_at(tick)):
-                self._number += 1
-                self._waiting.append(at)
-                if self._free:
-                    self.next_on(self._free.pop())
-        deadline = time.perf_counter() + PATIENCE
-        while not self.is_done and time.perf_counter() < deadline:
-            await asyncio.sleep(0.01)
-        for each in self._transports:
-            each.close()
+    def run(self, schedule: Schedule) -> None:
+        """Send all that is due, and wait for the answers. Raises OSError if the server is gone."""
+        with closing(self.connections):
+            begin = time.perf_counter()
+            for tick in range(schedule.ticks):
+                at = begin + tick * TICK
+                while time.perf_counter() < at:
+                    self._turn()
+                due = schedule.due_at(tick)
+                self._waiting.extend([at] * due)
+                self.asked += due
+            deadline = time.perf_counter() + PATIENCE
+            while not self.is_done and time.perf_counter() < deadline:
+                self._turn()
 
-    def next_on(self, connection: "_Connection") -> None:
-        """Send the request that has waited longest over a connection that is free."""
-        if self._waiting:
-            connection.send(self._waiting.popleft(), self._number % self._callers)
-        else:
-            self._free.append(connection)
+    def _turn(self) -> None:
+        """Send what has waited longest, and read what has come."""
+        while self._waiting and self.connections.free:
+            self.connections.send(self._waiting.popleft())
+        time.sleep(LOOK)
+        self.connections.receive(0)
 
 
-class _Connection(asyncio.Protocol):
-    """One connection, with one request at a time."""
-
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
-        self._data = b""
-        self._due = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            self._transport = transport
-            self._generator.next_on(self)
-
-    def send(self, due: float, caller: int) -> None:
-        self._due = due
-        head = f"GET {PATH} HTTP/1.1\r\nHost: bench\r\nX-API-Key: key-{caller}\r\n\r\n"
-        self._transport.write(head.encode())
-
-    def data_received(self, data: bytes) -> None:
-        self._data += data
-        head, end, body = self._data.partition(b"\r\n\r\n")
-        if not end or len(body) < content_length(head):
-            return
-        self._data = b""
-        if int(head[9:12]) < 400:
-            self._generator.latencies.append(time.perf_counter() - self._due)
-        else:
-            self._generator.refused += 1
-        self._generator.next_on(self)
-
-
-async def _generate(port: int, rate: float, seconds: float, callers: int) -> Latencies:
+def _generate(port: int, rate: float, seconds: float, callers: int) -> Latencies:
     generator = Generator(port, callers)
-    schedule = Schedule(rate, seconds)
-    await generator.run(schedule)
-    due = sum(schedule.due_at(tick) for tick in range(schedule.ticks))
-    ordered = sorted(generator.latencies) or [0.0]
-    p50, p99, p999 = (ordered[int(len(ordered) * share)] * 1e3 for share in (0.5, 0.99, 0.999))
-    return Latencies(p50, p99, p999, due - len(generator.latencies))
+    generator.run(Schedule(rate, seconds))
+    answered = sorted(generator.connections.latencies)
+    p50, p99, p999 = (share_of(answered, share) * 1e3 for share in (0.5, 0.99, 0.999))
+    return Latencies(p50, p99, p999, generator.asked - len(answered))
 
 
 def latencies(port: int, rate: float, seconds: float, callers: int) -> Latencies:
     """Put a constant rate on the server at `port`, by another process."""
     numbers = map(str, (port, rate, seconds, callers))
     command = [sys.executable, "-m", "benchmarks.open_loop", "--generate", *numbers]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=seconds + 60)
     return Latencies(*json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -194,7 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.generate:
         port, rate, seconds, callers = arguments.generate
-        print(json.dumps(asyncio.run(_generate(int(port), rate, seconds, int(callers)))))
+        print(json.dumps(_generate(int(port), rate, seconds, int(callers))))
         return
     load = Load(callers=arguments.callers, seconds=1)
     cases = [Case(variant, load) for variant in ("bare", *arguments.only)]
