@@ -30,6 +30,7 @@ from ratelimit_mw._internal.fleet import FleetView
 from ratelimit_mw._internal.fleet.day import DayReader
 from ratelimit_mw._internal.fleet.view import POINTS
 from ratelimit_mw._internal.model.api_key_hash import hash_api_key
+from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.observe.sightings import ROUTES
 from ratelimit_mw._internal.runtime.compiled import is_compiled
 from tests.conftest import StartServer
@@ -104,6 +105,54 @@ async def test_a_bucket_keeps_the_highest_counts(url: str) -> None:
     assert max(counts.get("rate k:1999", 0) for counts in reading.callers) == 2_000
     assert len(reading.identities) <= KEPT
     assert "[1999]" in reading.identities
+
+
+async def test_a_report_of_no_request_runs_no_script(server: StoreServer) -> None:
+    """A report of plans alone is plain commands, which leave the same keys and lives as the script does."""
+    store = open_figures_store(settings_of(server.url).backend)
+    totals = {f"admitted p{number}": number + 1 for number in range(KEPT + 20)}
+
+    async def written(report: Report) -> dict[bytes, tuple[int, int]]:
+        """Write a report to an empty server; entries and life, in tens of seconds, of keys by their kind."""
+        server.empty()
+        await store.write(report)
+        with server.client() as client:
+            kinds = {key.split(b":")[2]: key for key in client.scan_iter("*")}
+            return {
+                kind: (client.zcard(key) if kind != b"h" else 1, round(client.pttl(key) / 10_000))
+                for kind, key in kinds.items()
+                if kind != b"c"
+            }
+
+    def scripts() -> int:
+        with server.client() as client:
+            figures = client.info("commandstats")
+        return sum(figures.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+    before = scripts()
+    plain = await written(Report("w:1", "{}", totals))
+    assert scripts() == before
+    scripted = await written(Report("w:1", "{}", totals, {"admitted k:a": 1}))
+    assert scripts() > before
+    await store.close()
+    assert plain == scripted
+    assert plain[b"t"][0] == KEPT
+    assert plain[b"d"][0] == DAY_KEPT
+
+
+@pytest.mark.parametrize("callers", [{}, {"admitted k:a": 1}])
+async def test_a_figure_of_another_type_fails_the_report(
+    server: StoreServer, callers: Mapping[str, int]
+) -> None:
+    """A report that could not be written whole raises, whichever of its keys somebody else has written."""
+    store = open_figures_store(settings_of(server.url).backend)
+    for key in ("workers", "watched"):
+        server.empty()
+        with server.client() as client:
+            client.set(f"ratelimit:{{fleet}}:{key}", "a text")
+        with pytest.raises(BackendError, match="WRONGTYPE"):
+            await store.write(Report("w:1", "{}", {"admitted pro": 1}, callers))
+    await store.close()
 
 
 async def test_every_figure_expires(server: StoreServer) -> None:
@@ -452,9 +501,9 @@ async def test_a_report_is_sent_by_the_digest_of_its_script(server: StoreServer)
         client.script_flush()
         client.config_resetstat()
         for _ in range(3):
-            await store.write(Report("w:1", "{}"))
+            await store.write(Report("w:1", "{}", callers={"admitted k:a": 1}))
         client.script_flush()
-        await store.write(Report("w:1", "{}"))
+        await store.write(Report("w:1", "{}", callers={"admitted k:a": 1}))
         calls = {name: figures["calls"] for name, figures in client.info("commandstats").items()}
     await store.close()
     assert calls["cmdstat_eval"] == 2

@@ -8,6 +8,8 @@ import pytest
 
 from ratelimit_mw import KeyEntry, Limiter, Settings
 from ratelimit_mw._internal.backends.connecting import client
+from ratelimit_mw._internal.backends.connecting.connection import Connection, OnReply
+from ratelimit_mw._internal.observe import reporting
 from tests.conftest import StartServer
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
@@ -58,6 +60,26 @@ async def test_one_connection_carries_decisions_keys_and_reports(
         assert len(connections(server)) == 1
         assert calls(server, "eval") <= 2  # of the scripts that decide and that report
         assert limiter.engine.reporter.lost == 0
+
+
+async def test_an_idle_worker_looks_and_reports_in_one_write(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report of a worker without requests is sent together with its look at the live keys."""
+    sent, send = list[bytes](), Connection.send
+
+    def note(connection: Connection, commands: bytes, *on_replies: OnReply) -> None:
+        sent.append(commands)
+        send(connection, commands, *on_replies)
+
+    monkeypatch.setattr(reporting, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(Connection, "send", note)
+    async with Limiter(settings_of(server.url)) as limiter:
+        limiter.engine.reporter.is_serving = True
+        # The first asks for the server's clock before.
+        await until_async(lambda: len([each for each in sent if b"{fleet}:workers" in each]) >= 4)
+    reports = [each for each in sent if b"{fleet}:workers" in each and b"ZADD" in each]
+    assert all(b"{keys}:version" in each for each in reports[1:4])
 
 
 async def test_one_connection_to_each_node_of_a_cluster(cluster: Cluster) -> None:

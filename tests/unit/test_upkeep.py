@@ -46,3 +46,53 @@ async def test_a_job_that_keeps_failing_says_so_once(caplog: pytest.LogCaptureFi
     said = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]
     assert said == ["a", "b", "b"]
     assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+async def test_jobs_with_one_period_are_done_together() -> None:
+    """Jobs with the same period begin in the same turn of the event loop, however long each takes."""
+    loop, turns = asyncio.get_running_loop(), dict[str, list[float]](quick=[], slow=[])
+    turn = 0
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count_turns)
+
+    async def quick() -> None:
+        turns["quick"].append(turn)
+
+    async def slow() -> None:
+        turns["slow"].append(turn)
+        await asyncio.sleep(0.05)
+
+    count_turns()
+    upkeep = Upkeep([Job("quick", 0.2, quick), Job("slow", 0.2, slow, waits=True)])
+    upkeep.start()
+    async with asyncio.timeout(30):
+        while len(set(turns["quick"]) & set(turns["slow"])) < 3:
+            await asyncio.sleep(0.01)
+    await upkeep.stop()
+
+
+async def test_the_moment_of_jobs_is_a_matter_of_chance() -> None:
+    """Processes that start together do not keep in step: each has a moment of its own within the seconds."""
+    begun, firsts, offsets = asyncio.get_running_loop().time(), dict[int, int](), dict[int, float]()
+
+    def job_of(number: int) -> Job:
+        async def note() -> None:
+            firsts[number] = firsts.get(number, 0) + 1
+            if firsts[number] == 2:
+                offsets[number] = asyncio.get_running_loop().time() - begun
+
+        return Job("note", 2, note)
+
+    every = [Upkeep([job_of(number)]) for number in range(8)]
+    for upkeep in every:
+        upkeep.start()
+    async with asyncio.timeout(30):
+        while len(offsets) < len(every):
+            await asyncio.sleep(0.01)
+    for upkeep in every:
+        await upkeep.stop()
+    assert max(offsets.values()) - min(offsets.values()) > 0.2
+    assert min(offsets.values()) >= 0.19

@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ratelimit_mw._internal.backends.connecting.clients import Clients
+from ratelimit_mw._internal.backends.connecting.errors import ReplyError
 
 if TYPE_CHECKING:
-    from ratelimit_mw._internal.backends.connecting.client import Client
+    from ratelimit_mw._internal.backends.connecting.client import Client, Command
 
 BUCKET = 5
 """Seconds of a bucket."""
@@ -138,24 +139,57 @@ class RedisFiguresStore:
         return time.time() + (self._ahead or 0.0)
 
     async def write(self, report: Report) -> Sequence[str]:
-        """Add a report to the bucket of this moment; returns the callers that are watched."""
-        now = await self.now()
-        bucket = int(now // BUCKET)
-        day, minute = f"d:{int(now // DAY_BUCKET)}", f"s:{int(now // SIGHTINGS_BUCKET)}"
-        counts = (f"t:{bucket}", day, f"r:{bucket}", f"c:{bucket}", minute)
-        keys = (*counts, "i", "workers", f"h:{report.worker}", "watched")
-        lives = [1_000 * life for life in (TOTALS_LIFE, DAY_LIFE, CALLERS_LIFE, WORKER_LIFE)]
-        bounds = (KEPT, DAY_KEPT, MOST_WATCHED)
-        head: tuple[str | int, ...] = (report.worker, report.about, f"{now:.3f}", *bounds, *lives)
-        parts = (report.totals, report.routes, report.callers, report.sightings)
-        flat: list[str | int] = [each for part in parts for pair in part.items() for each in pair]
-        names = [self._prefix + key for key in keys]
-        client = self._clients.get()
+        """Add a report to the bucket of this moment; returns the callers that are watched.
+
+        All that it takes is sent together. A report about no request needs no script, which would cost the
+        server several times as much.
+        """
+        now, client = await self.now(), self._clients.get()
+        presence = self._presence(report, now)
         async with client.reading():
-            arguments = (len(names), *names, *head, *map(len, parts), *flat, *report.identities)
-            clock, watched = await client.run(*self._script("figures"), arguments)
+            if report.routes or report.callers or report.sightings or report.identities:
+                arguments = self._counting(report, now)
+                answers = await client.run(*self._script("figures"), arguments, presence)
+            else:
+                answers = await client.ask([*self._totals(report, now), *presence], is_short=True)
+            if None in answers:
+                raise ReplyError("WRONGTYPE a key of the figures holds a value of another type")
+            *_, watched, clock = answers
             self._set_clock(clock)
         return _texts(watched)
+
+    def _counting(self, report: Report, now: float) -> list[str | int]:
+        """Arguments of the script that adds counts, its keys first."""
+        bucket = int(now // BUCKET)
+        minute = f"s:{int(now // SIGHTINGS_BUCKET)}"
+        keys = (f"t:{bucket}", _day(now), f"r:{bucket}", f"c:{bucket}", minute, "i")
+        lives = [1_000 * life for life in (TOTALS_LIFE, DAY_LIFE, CALLERS_LIFE)]
+        parts = (report.totals, report.routes, report.callers, report.sightings)
+        flat: list[str | int] = [each for part in parts for pair in part.items() for each in pair]
+        head: tuple[str | int, ...] = (f"{now:.3f}", KEPT, DAY_KEPT, *lives, *map(len, parts))
+        return [len(keys), *[self._prefix + key for key in keys], *head, *flat, *report.identities]
+
+    def _totals(self, report: Report, now: float) -> "list[Command]":
+        """Commands that add counts of plans alone, as the script does."""
+        commands: list[Command] = []
+        short, day = f"t:{int(now // BUCKET)}", _day(now)
+        for name_of_key, kept, life in ((short, KEPT, TOTALS_LIFE), (day, DAY_KEPT, DAY_LIFE)):
+            key = self._prefix + name_of_key
+            commands += [("ZADD", key, "INCR", number, name) for name, number in report.totals.items()]
+            commands += [("ZREMRANGEBYRANK", key, 0, -kept - 1), ("PEXPIRE", key, 1_000 * life)]
+        return commands
+
+    def _presence(self, report: Report, now: float) -> "list[Command]":
+        """Commands that say that the worker is there, and ask whom somebody watches and for the time."""
+        workers, life = f"{self._prefix}workers", 1_000 * WORKER_LIFE
+        return [
+            ("ZADD", workers, f"{now:.3f}", report.worker),
+            ("ZREMRANGEBYSCORE", workers, "-inf", f"{now - WORKER_LIFE:.3f}"),
+            ("PEXPIRE", workers, life),
+            ("SET", f"{self._prefix}h:{report.worker}", report.about, "PX", life),
+            ("ZRANGE", f"{self._prefix}watched", f"{now:.3f}", "+inf", "BYSCORE", "LIMIT", 0, MOST_WATCHED),
+            ("TIME",),
+        ]
 
     async def leave(self, worker: str) -> None:
         """A worker ends."""
@@ -234,6 +268,11 @@ class RedisFiguresStore:
 def fleet_prefix(namespace: str) -> str:
     """Return the prefix of the keys of all figures."""
     return f"{namespace}:{{fleet}}:"
+
+
+def _day(now: float) -> str:
+    """Return the key of the five minutes of a time, without its prefix."""
+    return f"d:{int(now // DAY_BUCKET)}"
 
 
 def _scores(answer: Any) -> Iterator[tuple[str, float]]:

@@ -1,7 +1,13 @@
-"""Jobs beside the requests, run again and again in each event loop that serves some."""
+"""Jobs beside the requests, run again and again in each event loop that serves some.
+
+Jobs with the same number of seconds are done in the same turn of the event loop, so that what they ask a
+server goes there together. Their moment within these seconds is a matter of chance, so that processes that
+start together do not keep in step.
+"""
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
@@ -64,8 +70,9 @@ class _Running:
         loop = asyncio.get_running_loop()
         self.firsts: list[asyncio.Future[None]] = [loop.create_future() for _ in jobs]
         """Each is done when its job has run once."""
+        share = random.random()  # noqa: S311 - spreads the processes
         self.tasks = [
-            loop.create_task(_repeat(job, first), name=f"ratelimit_mw {job.name}")
+            loop.create_task(_repeat(job, first, share), name=f"ratelimit_mw {job.name}")
             for job, first in zip(jobs, self.firsts, strict=True)
         ]
 
@@ -74,7 +81,13 @@ class _Running:
             future.cancel()
 
 
-async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
+def _until_next(seconds: float, share: float) -> float:
+    """Seconds until a job is done next: a tenth of its period at least, a period more than that at most."""
+    least = seconds / 10
+    return least + (share * seconds - asyncio.get_running_loop().time() - least) % seconds
+
+
+async def _repeat(job: Job, first: "asyncio.Future[None]", share: float) -> None:
     task = asyncio.current_task()
     failure = ""
     try:
@@ -94,7 +107,7 @@ async def _repeat(job: Job, first: "asyncio.Future[None]") -> None:
             if not first.done():
                 first.set_result(None)
             if not task.cancelling():
-                await asyncio.sleep(job.seconds)
+                await asyncio.sleep(_until_next(job.seconds, share))
     finally:
         if job.close is not None:
             await job.close()

@@ -23,6 +23,7 @@ CONNECT_TIMEOUT = 1.0
 """Seconds for an attempt to connect, encryption and login included, where an answer must not take longer."""
 IDLE_SECONDS = 5.0
 """Seconds after which a connection is closed that is not needed, since another takes short commands."""
+Command = Sequence[str | bytes | int]
 _GIVEN_UP = "because of previous errors"
 """Part of the answer of a server that gave up a transaction, and not of one that may not execute it."""
 
@@ -64,20 +65,21 @@ class Client:
         async with self._connected() as redis:
             return await redis.execute_command(*command)  # type: ignore[no-untyped-call]
 
-    async def run(self, text: str, digest: str, arguments: Sequence[str | bytes | int]) -> Any:
-        """Run a short script by its digest, and send its text where the server lacks it; its answer."""
-        answers = await self._ask_shared([("EVALSHA", digest, *arguments)])
-        if answers is not None and str(answers[0]).startswith("NOSCRIPT"):
-            answers = await self._ask_shared([("EVAL", text, *arguments)])
-        if answers is not None:
-            return _unless_error(answers[0])
-        async with self._connected() as redis:
-            try:
-                return await redis.execute_command("EVALSHA", digest, *arguments)  # type: ignore[no-untyped-call]
-            except NoScriptError:
-                return await redis.execute_command("EVAL", text, *arguments)  # type: ignore[no-untyped-call]
+    async def run(
+        self, text: str, digest: str, arguments: Sequence[str | bytes | int], beside: Sequence[Command] = ()
+    ) -> list[Any]:
+        """Run a short script by its digest, and send its text where the server lacks it.
 
-    async def transact(self, commands: Sequence[Sequence[str | bytes | int]], watched: str) -> bool:
+        Commands `beside` it are sent with it, each time. The answers to all, as `ask` returns them.
+        """
+        try:
+            return await self.ask([("EVALSHA", digest, *arguments), *beside], is_short=True)
+        except ReplyError as error:
+            if not (str(error).startswith("NOSCRIPT") or isinstance(error.__cause__, NoScriptError)):
+                raise
+        return await self.ask([("EVAL", text, *arguments), *beside], is_short=True)
+
+    async def transact(self, commands: Sequence[Command], watched: str) -> bool:
         """Send commands that take effect all at once (MULTI); whether they did.
 
         They do nothing where another client has changed the key `watched` since this was called (WATCH),
@@ -103,7 +105,7 @@ class Client:
                     raise answer
             return answers[-1] is not None
 
-    async def try_out(self, commands: Sequence[Sequence[str | bytes | int]], watched: str) -> None:
+    async def try_out(self, commands: Sequence[Command], watched: str) -> None:
         """Have commands refused that the server would not run in a transaction; none of them is run.
 
         Raises `ReplyError` for the first that is refused.
@@ -127,9 +129,7 @@ class Client:
                 if refusal is not None and _GIVEN_UP not in str(refusal):
                     raise refusal
 
-    async def ask(
-        self, commands: Sequence[Sequence[str | bytes | int]], *, is_short: bool = False
-    ) -> list[Any]:
+    async def ask(self, commands: Sequence[Command], *, is_short: bool = False) -> list[Any]:
         """Send commands together; their answers, None for a key of another type than was expected."""
         if is_short and (found := await self._ask_shared(commands)) is not None:
             return [_unless_wrong_type(answer) for answer in found]
@@ -175,7 +175,7 @@ class Client:
                 if connection._writer is not None:
                     silence(connection._writer.transport)
 
-    async def _ask_shared(self, commands: Sequence[Sequence[str | bytes | int]]) -> list[Any] | None:
+    async def _ask_shared(self, commands: Sequence[Command]) -> list[Any] | None:
         """Ask over the connection that requests wait for; None where this needs a connection of its own."""
         answers = None if self.shared is None else await self.shared.ask(commands)
         is_idle = not self._in_use and asyncio.get_running_loop().time() > self._used_at + IDLE_SECONDS
@@ -247,7 +247,7 @@ def _is_elsewhere(error: Exception) -> bool:
     return isinstance(error, (MovedError, ReadOnlyError)) or str(error).startswith("MOVED ")
 
 
-def _packed(connection: AbstractConnection, commands: Sequence[Sequence[str | bytes | int]]) -> bytes:
+def _packed(connection: AbstractConnection, commands: Sequence[Command]) -> bytes:
     """Commands as one text: of thousands of parts, the event loop would have to put them together."""
     return b"".join(connection.pack_commands(commands))
 

@@ -43,6 +43,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._watch: asyncio.Task[BackendError] | None = None
         self._asked: set[asyncio.Future[list[Reply]]] = set()
+        self._unsent: list[tuple[bytes, list[OnReply]]] = []
+        """Commands beside those of requests, of this turn of the event loop, and who takes the answers."""
         self.is_stuck = False
         """Whether answers to what was asked beside the requests are overdue."""
 
@@ -69,7 +71,12 @@ class Connection(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self.connection_lost, lost)
 
     def ask(self, commands: bytes, number: int) -> "asyncio.Future[list[Reply]]":
-        """Write commands beside those of requests; the answers to them, so many, or `BackendError`."""
+        """Send commands beside those of requests, with others of this turn of the event loop in one write.
+
+        The answers to them, so many, or `BackendError`.
+        """
+        if self._transport is None:
+            raise BackendError("the connection is closed")
         answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
         answers: list[Reply] = []
 
@@ -81,9 +88,18 @@ class Connection(asyncio.Protocol):
                 if not answered.done():
                     answered.set_result(answers)
 
-        self.send(commands, *[take] * number)
+        if not self._unsent:
+            answered.get_loop().call_soon(self._send_asked)
+        self._unsent.append((commands, [take] * number))
         self._asked.add(answered)
         return answered
+
+    def _send_asked(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        if self._transport is not None:  # or whoever asked was told of the end
+            self.send(
+                b"".join([commands for commands, _ in unsent]), *[take for _, each in unsent for take in each]
+            )
 
     def watch(self, reason: Coroutine[Any, Any, BackendError]) -> None:
         """End the connection for the reason that a coroutine returns, which runs no longer than it."""
