@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
@@ -106,10 +106,8 @@ class Connections:
         connection = self.free.pop()
         connection.since = since
         self._caller = (self._caller + 1) % self._callers
-        try:
+        with suppress(ConnectionError):  # a connection that has ended is met by `receive`
             connection.socket.send(REQUEST % self._caller)
-        except ConnectionError:
-            """The connection has an end, which `receive` meets."""
 
     def receive(self, timeout: float) -> None:
         """Wait for answers, and read those that have come. Raises OSError if the server is gone."""

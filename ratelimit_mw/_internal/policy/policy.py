@@ -313,8 +313,7 @@ class Policies:
 
 @cache
 def _any_route() -> RouteSettings:
-    # Without the checks: to compile those of this table would take longer than a turn of the loop may.
-    return RouteSettings.model_construct(path="/{rest:path}")
+    return RouteSettings.model_construct(path="/{rest:path}")  # unchecked: to compile checks holds the loop
 
 
 def _make_room(policies: dict[Any, Policy]) -> None:
