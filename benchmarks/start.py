@@ -62,7 +62,7 @@ from pathlib import Path
 rollup = Path("/proc/self/smaps_rollup")
 lines = rollup.read_text().splitlines()[1:] if rollup.exists() else []
 kib = {line.partition(":")[0]: int(line.split()[1]) for line in lines}
-print(kib.get("Rss", 0), kib.get("Private_Clean", 0) + kib.get("Private_Dirty", 0))
+print(kib.get("Rss", 0), kib.get("Private_Dirty", 0))
 """
 
 
@@ -71,9 +71,9 @@ class Cost(NamedTuple):
 
     cpu_ms: float
     rss_mib: float
-    """Memory that it sees, pages of files among it that other processes may share."""
+    """Memory that it has, compiled code among it, which other processes may share."""
     own_mib: float
-    """Memory that no other process has."""
+    """Memory that it has written to: no other process can share it."""
 
 
 def programs(url: str) -> dict[str, str]:
