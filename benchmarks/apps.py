@@ -107,18 +107,25 @@ class Headers:
         await self.app(scope, receive, with_headers)
 
 
-class OneGet:
+class OneCommand:
     """One redis-py command before each request: the least that a limiter built on it can cost."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-        self.client = Redis.from_url(REDIS_URL)
+    def __init__(self, make: Callable[[Redis], Callable[[str], Awaitable[object]]]) -> None:
+        """`make` gets a client, and returns what asks for the caller with an API key."""
+        self.app = bare()
+        self.ask = make(Redis.from_url(REDIS_URL))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Ask, and go on."""
         if scope["type"] == "http":
-            await self.client.get("benchmark")
+            await self.ask(peers.api_key_of(scope))
         await self.app(scope, receive, send)
+
+
+def gcra(client: Redis) -> Callable[[str], Awaitable[object]]:
+    """Ask a token bucket of the caller in a script."""
+    script = client.register_script(peers.GCRA)
+    return lambda caller: script(keys=[f"g{caller}"], args=peers.GCRA_ARGUMENTS)
 
 
 class Traced:
@@ -265,7 +272,9 @@ VARIANTS: dict[str, Callable[[], ASGIApp]] = {
     "server": lambda: Unframed(answer_of(bare())),
     "headers": same_headers,
     "refusal": same_refusal,
-    "get": lambda: OneGet(bare()),
+    "get": lambda: OneCommand(lambda client: lambda _: client.get("benchmark")),
+    "incr": lambda: OneCommand(lambda client: client.incr),
+    "gcra": lambda: OneCommand(gcra),
     **{name: partial(ours, settings) for name, settings in SETTINGS.items()},
     "units": lambda: RateLimitMiddleware(
         Starlette(routes=[Route(PATH, predict_and_settle)]), SETTINGS["units"]()

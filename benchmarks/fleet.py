@@ -20,6 +20,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import ConnectionPool, Redis
 
+from benchmarks.peers import GCRA, GCRA_ARGUMENTS
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.model.backend import EstimateAction
 from ratelimit_mw._internal.model.charge import Charge, Counter
@@ -30,15 +31,6 @@ from tests.support.servers import StoreServer, server_binaries
 WORKERS = (1, 20, 200)
 CALLERS = 200
 QUOTA = 1_000_000
-GCRA = """
-local now = redis.call('TIME')
-now = now[1] * 1000000 + now[2]
-local at = tonumber(redis.call('GET', KEYS[1]) or now)
-if at < now then at = now end
-if at - now > tonumber(ARGV[2]) then return {0, at - now} end
-redis.call('SET', KEYS[1], string.format('%.0f', at + ARGV[1]), 'PX', 60000)
-return {1, at - now}
-"""
 Ask = Callable[[int], Awaitable[object]]
 Make = Callable[[str, AsyncExitStack], Awaitable[Ask]]
 
@@ -66,7 +58,7 @@ async def gcra(url: str, stack: AsyncExitStack) -> Ask:
     """A token bucket in a script, written by hand."""
     client = await stack.enter_async_context(Redis.from_url(url, single_connection_client=True))
     digest = await client.script_load(GCRA)
-    return lambda caller: client.evalsha(digest, 1, f"g{caller}", 60, 60_000_000)
+    return lambda caller: client.evalsha(digest, 1, f"g{caller}", *GCRA_ARGUMENTS)
 
 
 async def _moving(url: str, stack: AsyncExitStack, *, figures: bool) -> Ask:

@@ -20,8 +20,14 @@ from typing import NamedTuple
 from benchmarks.load import Connections, Load, share_of
 from benchmarks.measure import Bench, Case, bench
 
-VARIANTS = ("bare", "redis-1", "redis-2")
-NAMES = {"redis-1": "one window", "redis-2": "two windows and a slot"}
+VARIANTS = ("bare", "incr", "gcra", "limits", "redis-1", "redis-2")
+NAMES = {
+    "incr": "INCR",
+    "gcra": "GCRA in a script",
+    "limits": "limits, moving window",
+    "redis-1": "one window",
+    "redis-2": "two windows and a slot",
+}
 SHARES = (0.3, 0.5, 0.7)
 TICK = 0.001
 """Seconds between moments at which requests are due."""
@@ -159,6 +165,9 @@ def main() -> None:
     cases = [Case(variant, load) for variant in ("bare", *arguments.only)]
     with bench() as (running, stack, folder):
         running.start(stack, folder, cases)
+        for variant, reason in running.missing.items():
+            print(f"{variant} does not start: {reason}")
+        cases = [case for case in cases if case.variant not in running.missing]
         capacity, medians = measure(running, cases, arguments.shares, arguments.rounds, arguments.seconds)
     print(f"the bare app answers {capacity:,.0f} requests a second at most; {arguments.rounds} rounds\n")
     print(table(medians))

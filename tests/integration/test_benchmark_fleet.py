@@ -26,11 +26,34 @@ async def test_each_kind_of_fleet_counts_its_callers(name: str, redis_server: St
     assert len(keys) >= 2
 
 
-async def test_idle_workers_are_counted(redis_server: StoreServer) -> None:
-    """The workers of the benchmark of idle fleets keep a connection each, and cost Redis something."""
-    found, used = await idle.idle(redis_server, workers=3, seconds=1, settle=7)
+ASKED: dict[str, set[str]] = {
+    "redis-py that says nothing": set(),
+    "INCR once a second": {"incrby"},
+    "GCRA once a second": {"evalsha", "get"},
+    "limits once a second": {"evalsha"},
+    "idle workers of this limiter": {"get"},
+}
+"""Of three commands, those that the fleets of the benchmark repeat."""
+
+
+@pytest.mark.parametrize("name", idle.FLEETS)
+async def test_idle_workers_are_counted(name: str, redis_server: StoreServer) -> None:
+    """Workers of each fleet keep a connection each, and ask Redis what they are said to."""
+
+    def calls() -> dict[str, int]:
+        with redis_server.client() as client:
+            told = client.info("commandstats")
+        return {
+            each: told.get(f"cmdstat_{each}", {}).get("calls", 0) for each in ("incrby", "evalsha", "get")
+        }
+
+    redis_server.empty()
+    before = calls()
+    found, used = await idle.idle(redis_server, name, workers=3, seconds=2, settle=6)
+    now = calls()
     assert found == 3
-    assert used < 1
+    assert used < 100
+    assert {each for each in now if now[each] - before[each] >= 10} == ASKED[name]
 
 
 async def test_a_changed_key_reaches_all_simulated_workers(redis_server: StoreServer) -> None:
