@@ -2,8 +2,9 @@
 
 So many workers, simulated in a process of their own, watch the keys as real ones do: they ask for the
 version once a second, and after a change for what has changed. Meanwhile requests are decided at a constant
-rate. Printed are the latencies of the decisions, without a change and in the seconds after one, how long it
-took until the last worker had the change, and what it cost Redis.
+rate: by this limiter, and beside it by others on the same server in turn. Printed are the latencies of the
+decisions, without a change and in the seconds after one, how long it took until the last worker had the
+change, and what it cost Redis.
 """
 
 import argparse
@@ -14,20 +15,19 @@ import sys
 import time
 from asyncio.subprocess import PIPE
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from itertools import product
 from typing import NamedTuple
 
-from benchmarks.fleet import cpu_of
+from benchmarks.fleet import KINDS, Ask, cpu_of
 from benchmarks.idle import serving
 from ratelimit_mw import KeyEntry
 from ratelimit_mw._internal.backends import open_key_store
 from ratelimit_mw._internal.backends.key_store import KeyStore
-from ratelimit_mw._internal.backends.redis.backend import RedisBackend
 from ratelimit_mw._internal.live import registry
 from ratelimit_mw._internal.live.key_entries import write_entry
-from ratelimit_mw._internal.model.charge import Charge, Counter
-from ratelimit_mw._internal.model.limits import Window
+from ratelimit_mw._internal.runtime.upkeep import until_next
 from ratelimit_mw._internal.settings import BackendSettings, SecretURL
-from tests.support.conformance import new_id
 from tests.support.servers import StoreServer, server_binaries
 
 KEYS = (10_000, 100_000)
@@ -37,11 +37,13 @@ RATE = 200
 """Decisions a second."""
 AFTER = 3.0
 """Seconds after a change in which decisions count as met by it."""
-CHARGES = [Charge([Counter(f"{number}", "p", Window(1_000_000, 1, "hour"))]) for number in range(100)]
+CALLERS = 100
+DECIDING = ("INCR", "GCRA in a script", "limits, moving window", "one window")
+"""Kinds of limiters that decide meanwhile."""
 
 
 class Change(NamedTuple):
-    """Figures of one number of keys and workers, times in milliseconds."""
+    """Figures of one number of keys and workers under one limiter, times in milliseconds."""
 
     calm_p99: float
     p99: float
@@ -73,16 +75,15 @@ async def watch(url: str, workers: int) -> None:
     seen = asyncio.Queue[float]()
 
     async def follow(place: int) -> None:
-        store = stores[place]
-        await asyncio.sleep(random.uniform(0, registry.POLL_SECONDS))
+        store, share = stores[place], random.random()
         while True:
+            await asyncio.sleep(until_next(registry.POLL_SECONDS, share))
             if await store.version() != known[place]:
                 changes = await store.changes(known[place])
                 if changes is None:
                     raise RuntimeError("the log does not tell what has changed")
                 known[place] = changes.version
                 seen.put_nowait(time.time())
-            await asyncio.sleep(registry.POLL_SECONDS)
 
     following = [asyncio.create_task(follow(place)) for place in range(workers)]
     await asyncio.sleep(2 * registry.POLL_SECONDS)
@@ -93,14 +94,14 @@ async def watch(url: str, workers: int) -> None:
         task.cancel()
 
 
-async def decide(backend: RedisBackend, seconds: float) -> list[float]:
+async def decide(ask: Ask, seconds: float) -> list[float]:
     """Decide at a constant rate; the latencies in milliseconds, each from the moment it was due."""
     begin, latencies = time.perf_counter(), list[float]()
 
     async def one(number: int) -> None:
         due = begin + number / RATE
         await asyncio.sleep(due - time.perf_counter())
-        await backend.acquire(CHARGES[number % len(CHARGES)], new_id())
+        await ask(number % CALLERS)
         latencies.append(1e3 * (time.perf_counter() - due))
 
     await asyncio.gather(*[one(number) for number in range(round(seconds * RATE))])
@@ -112,8 +113,10 @@ def p99(latencies: Sequence[float]) -> float:
     return sorted(latencies)[int(0.99 * len(latencies))]
 
 
-async def measure(server: StoreServer, keys: int, workers: int, changes: int, after: float = AFTER) -> Change:
-    """Change one key among so many, several times, under so many workers."""
+async def measure(
+    server: StoreServer, deciding: str, keys: int, workers: int, changes: int, after: float = AFTER
+) -> Change:
+    """Change one key among so many, several times, under so many workers, while a limiter decides."""
     server.empty()
     await fill(server.url, keys)
     command = ("-m", "benchmarks.live_keys", "--watch", server.url, str(workers))
@@ -121,27 +124,27 @@ async def measure(server: StoreServer, keys: int, workers: int, changes: int, af
     assert process.stdin is not None
     assert process.stdout is not None
     await process.stdout.readline()
-    backend, store = RedisBackend(server.url, timeout=10), store_of(server.url)
-    await backend.open()
-    await decide(backend, 0.5)
+    store = store_of(server.url)
     calm, met, seen, spent = list[float](), list[float](), list[float](), 0.0
-    for number in range(changes):
-        begun = cpu_of(server)
-        calm += await decide(backend, after)
-        usual = cpu_of(server) - begun
-        entry = write_entry(KeyEntry("default", label=f"changed {number}"))
-        deciding = asyncio.create_task(decide(backend, after))
-        await asyncio.sleep(0.1)
-        process.stdin.write(b"\n")
-        changed = time.time()
-        await store.write({f"sha256:{number:064x}": entry})
-        seen.append(json.loads(await process.stdout.readline()) - changed)
-        met += await deciding
-        spent += cpu_of(server) - begun - 2 * usual
+    async with AsyncExitStack() as stack:
+        ask = await KINDS[deciding](server.url, stack)
+        await decide(ask, 0.5)
+        for number in range(changes):
+            begun = cpu_of(server)
+            calm += await decide(ask, after)
+            usual = cpu_of(server) - begun
+            entry = write_entry(KeyEntry("default", label=f"changed {number}"))
+            answers = asyncio.create_task(decide(ask, after))
+            await asyncio.sleep(0.1)
+            process.stdin.write(b"\n")
+            changed = time.time()
+            await store.write({f"sha256:{number:064x}": entry})
+            seen.append(json.loads(await process.stdout.readline()) - changed)
+            met += await answers
+            spent += cpu_of(server) - begun - 2 * usual
     process.stdin.close()
     await process.wait()
     await store.close()
-    await backend.close()
     return Change(p99(calm), p99(met), 1e3 * max(seen), 1e3 * spent / changes)
 
 
@@ -158,15 +161,13 @@ def main() -> None:
         url, workers = arguments.watch
         asyncio.run(watch(url, int(workers)))
         return
-    print(
-        f"{'keys':>8}{'workers':>9}{'p99 ms':>9}{'after a change':>16}{'all have it':>14}{'CPU of Redis':>15}"
-    )
+    print(f"{'keys':>8}{'workers':>9}  {'decisions by':<22}{'p99 ms':>9}{'after a change':>16}", end="")
+    print(f"{'all have it':>14}{'CPU of Redis':>15}")
     with serving(arguments.server) as server:
-        for keys in arguments.keys:
-            for workers in arguments.workers:
-                found = asyncio.run(measure(server, keys, workers, arguments.changes))
-                row = f"{keys:>8,}{workers:>9}{found.calm_p99:>9.2f}{found.p99:>16.2f}"
-                print(f"{row}{found.seen:>11,.0f} ms{found.cpu:>12.1f} ms", flush=True)
+        for keys, workers, deciding in product(arguments.keys, arguments.workers, DECIDING):
+            found = asyncio.run(measure(server, deciding, keys, workers, arguments.changes))
+            row = f"{keys:>8,}{workers:>9}  {deciding:<22}{found.calm_p99:>9.2f}{found.p99:>16.2f}"
+            print(f"{row}{found.seen:>11,.0f} ms{found.cpu:>12.1f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from ratelimit_mw._internal.runtime import upkeep as jobs
-from ratelimit_mw._internal.runtime.upkeep import TICK, Job, Upkeep
+from ratelimit_mw._internal.runtime.upkeep import TICK, Job, Upkeep, until_next
 
 
 async def test_a_job_that_loses_its_cancellation_stops() -> None:
@@ -108,11 +107,11 @@ def test_jobs_begin_at_ticks_of_the_clock(
     """Processes begin at ticks that they share, never at once and never much later than a period."""
     monkeypatch.setattr(time, "time", lambda: clock)
     for share in (0.0, 0.31, 0.5, 0.9999):
-        wait = jobs._until_next(seconds, share)
+        wait = until_next(seconds, share)
         assert seconds / 10 <= wait <= 1.1 * seconds
         assert (clock + wait) / TICK == pytest.approx(round((clock + wait) / TICK), abs=1e-3)
     # A job that begins at its tick is done again a period later, also where the clock runs a little ahead.
-    begun = clock + jobs._until_next(seconds, 0.31)
+    begun = clock + until_next(seconds, 0.31)
     for late in (-0.001, 0.0, 0.003, seconds / 2):
         monkeypatch.setattr(time, "time", lambda: begun + late)  # noqa: B023 - called at once
-        assert late + jobs._until_next(seconds, 0.31) == pytest.approx(seconds, abs=1e-5)
+        assert late + until_next(seconds, 0.31) == pytest.approx(seconds, abs=1e-5)

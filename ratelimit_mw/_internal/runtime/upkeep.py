@@ -86,7 +86,7 @@ class _Running:
             future.cancel()
 
 
-def _until_next(seconds: float, share: float) -> float:
+def until_next(seconds: float, share: float) -> float:
     """Seconds until a job is done next: a tenth of its period at least, a period more than that at most."""
     tick, least = round(share * seconds / TICK) * TICK, seconds / 10
     return least + (tick - time.time() - least) % seconds
@@ -112,7 +112,7 @@ async def _repeat(job: Job, first: "asyncio.Future[None]", share: float) -> None
             if not first.done():
                 first.set_result(None)
             if not task.cancelling():
-                await asyncio.sleep(_until_next(job.seconds, share))
+                await asyncio.sleep(until_next(job.seconds, share))
     finally:
         if job.close is not None:
             await job.close()
