@@ -10,7 +10,7 @@
 --        [9] callers, [10] sightings of watched callers; then those counts, each a name and a number, and who
 --        the callers are
 -- Reply  1
--- Cost   one command for each name (two for each plan), two for each key
+-- Cost   one command for each count (two for each plan), one for all callers, two for each key
 
 local FIRST_COUNT = 11 -- index of the first count in ARGV
 local now, kept, kept_of_day, life_of_plans, life_of_day, life_of_callers, plans, rules, callers, sightings =
@@ -39,9 +39,11 @@ index = add(KEYS[3], index, rules, kept, life_of_callers)
 index = add(KEYS[4], index, callers, kept, life_of_callers)
 index = add(KEYS[5], index, sightings, kept, life_of_callers)
 if ARGV[index] then
+  local seen = {}
   for i = index, #ARGV do
-    redis.call('ZADD', KEYS[6], now, ARGV[i])
+    seen[#seen + 1], seen[#seen + 2] = now, ARGV[i]
   end
+  redis.call('ZADD', KEYS[6], unpack(seen)) -- some 120 at most: those that a report names
   trim(KEYS[6], kept, life_of_callers)
 end
 return 1
