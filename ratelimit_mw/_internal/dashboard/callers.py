@@ -52,6 +52,7 @@ class Callers:
 
     async def reset(self, caller: str, who: str) -> tuple[int, Change]:
         """Clear what is counted of a caller; returns how many counters. Raises `BackendError`."""
+        await self._limiter.engine.live.read_keys()  # its plan may just have been changed, by another worker
         identity = await self._view.identity(caller)
         if identity is None:
             raise DashboardError(404, "This caller is not known.")
