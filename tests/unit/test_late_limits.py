@@ -246,6 +246,39 @@ async def test_slots_of_a_late_limit_are_released_with_the_others() -> None:
     assert answers == [0, 200]
 
 
+async def test_a_malformed_amount_of_what_late_limits_alone_count() -> None:
+    """It is a `LeaseError` as ever, and a right amount can follow."""
+    model = Limit("model", "500/minute", unit="images", cost=200)
+
+    async def charge(request: Request) -> None:
+        lease = get_lease(request)
+        await lease.charge(model.on("m"))
+        with pytest.raises(LeaseError, match="must be a whole number"):
+            await lease.settle(units={"images": -1})
+        await lease.settle(units={"images": 10})
+
+    async with client_of(behind(app_of(charge))) as client:  # of a plan without units
+        assert await statuses(client, 5) == [200] * 5
+
+
+async def test_a_unit_that_another_limit_of_the_request_counts_is_no_unknown_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two late limits of two units, settled together: no warning says that no limit counts one of them."""
+    model = Limit("model", "500/minute", unit="images", cost=200)
+    sound = Limit("sound", "500/minute", unit="minutes", cost=200)
+
+    async def charge(request: Request) -> None:
+        lease = get_lease(request)
+        await lease.charge(model.on("m"), sound.on("m"))
+        await lease.charge(sound.on("n"))
+        await lease.settle(units={"images": 10, "minutes": 10})
+
+    async with client_of(behind(app_of(charge)), x_api_key="a") as client:
+        assert await statuses(client, 2) == [200] * 2
+    assert "no plan limits the unit" not in caplog.text
+
+
 async def test_units_of_a_late_limit_are_settled_with_the_others() -> None:
     """`settle` puts the actual use in place of all estimates of the unit, late ones too."""
     model = Limit("model", "500/minute", unit="tokens", cost=200)

@@ -61,9 +61,13 @@ class Settling:
         local_estimate, unpriced = lease.local_estimate, lease.unpriced
         price: int | None = None
         used: dict[str, int] = {}
+        late_used: list[tuple[Lease, dict[str, int]]] = []
         try:
             if units is not None and lease.is_charged:
-                used = self._units_of(lease, units)
+                used = self._units_of(lease, units, lease.late)
+            if units is not None and lease.late:
+                all_leases = (lease, *lease.late)
+                late_used = [(late, self._units_of(late, units, all_leases)) for late in lease.late]
             if amount is not None and (local_estimate or lease.reservation.periods or unpriced is not None):
                 currency = (local_estimate or unpriced or lease.reservation).currency
                 price = parse_amount(amount, currency, round_up=True)
@@ -79,20 +83,21 @@ class Settling:
             else:
                 opening = self._open_and_settle(lease, price, replace)
                 arrival.add_task(self._background.start(opening, _SETTLE, lease.id))
-        for late in lease.late:
-            if late_used := {} if units is None else self._units_of(late, units):
-                self._settle_units(arrival, late, late_used, replace)
+        for late, amounts in late_used:
+            if amounts:
+                self._settle_units(arrival, late, amounts, replace)
         return arrival
 
-    def _units_of(self, lease: Lease, units: object) -> dict[str, int]:
-        """The amounts of units that limits of the request count. Raises ValueError for what is not an amount.
+    def _units_of(self, lease: Lease, units: object, others: tuple[Lease, ...]) -> dict[str, int]:
+        """The amounts of units that limits of a lease count; `others` are of the same request.
 
+        Raises ValueError for what is not an amount.
         Where no limit counts any unit, the amounts are not checked: nor is a price without a budget.
         """
         counted = {meter.unit for meter in lease.reservation.meters}
         if counted and isinstance(units, dict) and len(units) == len(counted) and counted.issuperset(units):
             return check_amounts(units)  # as nearly always
-        elsewhere = {meter.unit for each in lease.late for meter in each.reservation.meters}
+        elsewhere = {meter.unit for each in others for meter in each.reservation.meters}
         for unit in units.keys() - counted - elsewhere if isinstance(units, Mapping) else ():
             self.on_uncounted(unit)
         if not counted:
