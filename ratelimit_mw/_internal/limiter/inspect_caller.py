@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.charge import Charge, Counter
@@ -96,6 +97,14 @@ async def forget(limiter: Limiter, identity: Identity) -> int:
     return len(counters)
 
 
-def _parts(counters: Sequence[Counter]) -> Iterator[Sequence[Counter]]:
-    for start in range(0, len(counters), MAX_COUNTERS):
-        yield counters[start : start + MAX_COUNTERS]
+def _parts(counters: Iterable[Counter]) -> Iterator[Sequence[Counter]]:
+    """Counters in parts, each for one question. Windows that are charged together stay together."""
+    part = list[Counter]()
+    for _, together in groupby(counters, lambda counter: (counter.partition, counter.scope)):
+        found = list(together)
+        if part and len(part) + len(found) > MAX_COUNTERS:
+            yield part
+            part = []
+        part += found
+    if part:
+        yield part
