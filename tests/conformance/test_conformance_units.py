@@ -337,3 +337,28 @@ async def test_nothing_is_held_where_nothing_is_metered(bench: Bench) -> None:
     outcome = await acquired(bench.backend, Charge([window(5)], estimates={"tokens": 5}), new_id())
     assert outcome.reservation is NO_RESERVATION or outcome.reservation == NO_RESERVATION
     assert await bench.backend.settle_units(outcome.reservation, {"tokens": 5}) is UNKNOWN
+
+
+@pytest.mark.parametrize("estimates", [{}, {"tokens": 50}, {"tokens": 50, "images": 10}])
+async def test_units_of_several_places_settle_one_after_the_other(
+    bench: Bench, estimates: dict[str, int]
+) -> None:
+    """One that is settled later counts as the first does, estimated or not; and each of them once."""
+    limits = [metered(1_000), metered(500, counts="images", of="app", scope="app")]
+    held = await bench.reserve(*limits, **estimates)
+    for units in ({"tokens": 30}, {"images": 4}):
+        assert await bench.backend.settle_units(held, units) is SETTLED
+        assert await bench.backend.settle_units(held, units) is REPEATED
+    assert await bench.used(*limits) == [30, 4]
+    await bench.backend.finish(held, EstimateAction.GIVE_BACK)
+    assert await bench.used(*limits) == [30, 4]
+
+
+async def test_a_job_without_an_estimate_settles_elsewhere(bench: Bench) -> None:
+    """Its token says no more than what was estimated: the amount that it has used counts, and once."""
+    held = await bench.reserve(TOKENS, slots(2))
+    await bench.backend.hold_estimate(held)
+    of_token = Reservation(held.id, held.slots, (), 30.0, 0, "USD", held.meters, held.estimates)
+    for met in (SETTLED, REPEATED):
+        assert await bench.another().settle_units(of_token, {"tokens": 30}) is met
+    assert await bench.used(TOKENS) == [30]

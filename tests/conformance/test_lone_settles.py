@@ -130,8 +130,31 @@ async def test_estimates_of_one_caller_share_a_set_that_stays(own: tuple[StoreSe
     for _ in range(3):
         held = await backend.acquire(charge_of(ESTIMATE), new_id())
         assert await settle(backend, held, 1, is_lone=True) is SETTLED
+    assert await tokens_used(backend) == [3, 3]
     with server.client() as client:
         (found,) = client.keys("*:e:*")
         assert client.zrange(found, 0, -1) == [b""]
         assert 0 < client.pttl(found) <= 1.125 * 3_601_000
     assert await tokens_used(backend) == [3, 3]
+
+
+async def test_what_an_open_estimate_needs_is_done_without_memory(
+    own: tuple[StoreServer, RedisBackend],
+) -> None:
+    """A renewal and a settle that is repeated write first what takes no memory."""
+    server, backend = own
+    settled, running = [
+        (await backend.acquire(Charge([metered(1_000)], estimates={"tokens": 70}), new_id())).reservation
+        for _ in range(2)
+    ]
+    assert await backend.settle_units(settled, {"tokens": 30}) is SETTLED
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+        assert await backend.settle_units(settled, {"tokens": 30}) is Settlement.REPEATED
+        assert isinstance(backend._clock, Clock)
+        for _ in range(2):
+            backend._clock.now += 20_000_000
+            assert await backend.renew(running, 30)
+        client.config_set("maxmemory", "0")
+    looked = await backend.peek(Charge([metered(1_000)]))
+    assert looked.used(0) == 100

@@ -155,10 +155,13 @@ class Comparison:
                     self.oracle.check_renewed(keys, lease_id, lease.reservation.lease_seconds, kept)
 
     async def look(self) -> None:
-        """Compare how all limits stand."""
+        """Compare how all limits stand; windows that are charged together are looked at together."""
+        places: dict[tuple[str, str], list[Counter]] = {}
         for counter in self.counters:
-            got = await self.bench.backend.peek(Charge([counter]))
-            self.oracle.check([counter], 1, 0, None, got)
+            places.setdefault((counter.partition, counter.scope), []).append(counter)
+        for counters in places.values():
+            got = await self.bench.backend.peek(Charge(counters))
+            self.oracle.check(counters, 1, 0, None, got)
 
     async def step(self) -> None:
         """Do something at random."""

@@ -109,6 +109,8 @@ async def test_what_is_damaged_mends_itself(server: StoreServer, damage: str) ->
     """A foreign value in place of a key causes no lasting failure, and the limit holds again."""
     async with limiter_on(server.url, f"damage-{damage}", "1000/minute") as limiter:
         lease = await limiter.acquire(api_key="k", path="/chat")
+        if damage == "record":
+            await lease.detach(ttl=60)
         suffix = {"record": "u:", "open": "e:p:", "window": "w:p:tokens"}[damage]
         with server.client() as client:
             found = [key for key in client.scan_iter(f"damage-{damage}:*") if suffix.encode() in key]
@@ -122,3 +124,13 @@ async def test_what_is_damaged_mends_itself(server: StoreServer, damage: str) ->
         assert not refused.allowed
         assert refused.decision.refusal is not None
         assert refused.decision.policy == "shared"
+
+
+async def test_a_job_without_an_estimate_settles_in_another_process(server: StoreServer) -> None:
+    """Its token is enough, though nothing was charged: what it has used counts, and once."""
+    async with limiter_on(server.url, "job", "1000/minute") as limiter:
+        token = await (await limiter.acquire(api_key="k", path="/")).detach(ttl=60)
+    async with limiter_on(server.url, "job", "1000/minute") as worker:
+        for _ in range(2):
+            await worker.settle(token, units={"tokens": 30})
+        assert await tokens_used(worker) == 30

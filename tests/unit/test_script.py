@@ -26,7 +26,7 @@ from tests.support.servers import StoreServer
 
 FOLDER = Path(script.__file__).with_name("lua")
 FILES = sorted(FOLDER.glob("*.lua"))
-SCRIPTS = {"batch", "changes", "figures", "replace_entries"}
+SCRIPTS = {"batch", "changes", "close", "figures", "replace_entries"}
 """Files that begin a script; the others are parts of one."""
 MOST_LINES = 200
 PER_FILE = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -217,7 +217,7 @@ class Leases:
         reservation = NO_RESERVATION if lease.is_ended else lease.reservation
         ticket = Ticket(reservation, lease.give_up_at, lease.local_estimate)
         lease.token = write_token(ticket, self._secret)
-        if reservation.is_leased:
+        if reservation.is_leased or reservation.meters:
             try:
                 await self._hand_over(lease, seconds)
             except BaseException:  # cancelled, or ended by hand
@@ -227,7 +227,9 @@ class Leases:
 
     async def _hand_over(self, lease: Lease, seconds: float) -> None:
         """Have the backend keep what a lease holds: slots for so long, the estimate until it is settled."""
-        kept = lease.backend.hold_estimate(lease.reservation) if lease.reservation.has_estimate else None
+        kept = None
+        if lease.reservation.has_estimate or lease.reservation.meters:
+            kept = lease.backend.hold_estimate(lease.reservation)
         if lease.reservation.slots:
             await self._renew(lease, seconds)
         if kept is not None:

@@ -154,6 +154,7 @@ class Settling:
             opened.currency,
             held.meters,
             held.estimates,
+            held.metering,
         )
 
     def _open_here(self, lease: Lease) -> None:

@@ -13,7 +13,7 @@ from ratelimit_mw._internal.model.header_window import HeaderWindow
 from ratelimit_mw._internal.model.limits import DEFAULT_LEASE, Allowance, Limit, Slots, Window
 from ratelimit_mw._internal.model.metered import Meter, Units, meter_places, meters_of
 from ratelimit_mw._internal.model.periods import period_at
-from ratelimit_mw._internal.model.reservation import Reservation, ReservationKey
+from ratelimit_mw._internal.model.reservation import Metering, Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import Status
 
 if TYPE_CHECKING:
@@ -328,6 +328,7 @@ class Charge:
             self.currency,
             self.meters,
             self.estimates,
+            Metering() if self.meters else None,
         )
 
 

@@ -37,6 +37,27 @@ class ReservationKey(NamedTuple):
     """End of the period in microseconds since 1970; 0 for a slot."""
 
 
+_NOWHERE: frozenset[str] = frozenset()
+
+
+class Metering:
+    """Knowledge that this process has of the metered units of one lease: all its reservations share it."""
+
+    __slots__ = ("by_script", "is_restored", "settled", "times")
+
+    def __init__(self) -> None:
+        self.times: dict[str, int] = {}
+        """Time of the charge in each partition, by the server's clock in microseconds; none is not known."""
+        self.settled: dict[str, int] = {}
+        """Amounts settled of estimates without a record of the charge, by a name of their meter."""
+        self.by_script: frozenset[str] = _NOWHERE
+        """Partitions of which only Redis' main script knows more: there is a record, or the lease is over.
+
+        A reservation's is that of its first meter. On a cluster its parts have one each."""
+        self.is_restored = False
+        """Whether the charge may have been made before the time that is known of it."""
+
+
 class Reservation:
     """Reservation of an admitted charge: all that renewing, settling and releasing takes, in any process."""
 
@@ -48,6 +69,7 @@ class Reservation:
         "id",
         "is_leased",
         "lease_seconds",
+        "metering",
         "meters",
         "periods",
         "price",
@@ -64,6 +86,7 @@ class Reservation:
         currency: str = "USD",
         meters: tuple[Meter, ...] = (),
         estimates: tuple[int, ...] = (),
+        metering: Metering | None = None,
     ) -> None:
         self.id: bytes = id
         self.slots: tuple[ReservationKey, ...] = slots
@@ -76,6 +99,10 @@ class Reservation:
         """Meters of the units that it settles."""
         self.estimates: tuple[int, ...] = estimates
         """Amount that each meter was charged at admission."""
+        self.metering: Metering | None = metering
+        """Knowledge of the charge of its meters.
+
+        None where another process made it, or where there are none."""
         self.has_price: bool = price > 0 and periods != ()
         """Whether it holds an amount in any period."""
         self.has_estimate: bool = self.has_price or (estimates != () and any(estimates))
@@ -92,7 +119,15 @@ class Reservation:
     ) -> "Reservation":
         """Make a reservation of the same lease on other slots, periods and meters."""
         return Reservation(
-            self.id, slots, periods, self.lease_seconds, self.price, self.currency, meters, estimates
+            self.id,
+            slots,
+            periods,
+            self.lease_seconds,
+            self.price,
+            self.currency,
+            meters,
+            estimates,
+            self.metering,
         )
 
     def without_slots(self) -> "Reservation":

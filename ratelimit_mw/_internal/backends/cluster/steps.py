@@ -7,7 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from ratelimit_mw._internal.model.backend import BackendError, Settlement, UnderWay
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.outcome import Outcome
-from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Reservation, ReservationKey
+from ratelimit_mw._internal.model.reservation import NO_RESERVATION, Metering, Reservation, ReservationKey
 from ratelimit_mw._internal.model.status import BudgetStatus, SlotStatus, Status, WindowStatus
 
 T = TypeVar("T")
@@ -65,12 +65,33 @@ def admission(
     if slots or periods or meters:
         priced = price if periods else 0
         reservation = Reservation(
-            lease_id, slots, periods, charge.lease_seconds, priced, charge.currency, meters, estimates
+            lease_id,
+            slots,
+            periods,
+            charge.lease_seconds,
+            priced,
+            charge.currency,
+            meters,
+            estimates,
+            _metering_of(reservations),
         )
     statuses = in_order_of(charge, steps, statuses_met(steps, outcomes))
     outcome = Outcome.from_statuses(True, outcomes[0].now, statuses, reservation)
     outcome.times = tuple([each.now for each in outcomes])
     return outcome
+
+
+def _metering_of(reservations: Iterable[Reservation]) -> Metering | None:
+    """Put together what is known of the units of all steps."""
+    known = [each.metering for each in reservations if each.metering is not None]
+    if not known:
+        return None
+    metering = Metering()
+    for each in known:
+        metering.times.update(each.times)
+        metering.by_script |= each.by_script
+        metering.is_restored = metering.is_restored or each.is_restored
+    return metering
 
 
 def statuses_met(steps: Sequence[Step], outcomes: Sequence[Outcome]) -> list[list[Status]]:

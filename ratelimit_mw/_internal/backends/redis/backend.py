@@ -23,8 +23,13 @@ from ratelimit_mw._internal.backends.redis.letters import (
 )
 from ratelimit_mw._internal.backends.redis.lines import OrderedOperation
 from ratelimit_mw._internal.backends.redis.loops import LoopSenders, OperationSender
-from ratelimit_mw._internal.backends.redis.meter_packing import MeterTemplates, Mode
-from ratelimit_mw._internal.backends.redis.operations import ALWAYS, Operation, nothing_to_do, probe_of
+from ratelimit_mw._internal.backends.redis.operations import (
+    ALWAYS,
+    Operation,
+    Template,
+    nothing_to_do,
+    probe_of,
+)
 from ratelimit_mw._internal.backends.redis.packing import (
     LIMIT,
     ChargeOperation,
@@ -37,6 +42,7 @@ from ratelimit_mw._internal.backends.redis.packing import (
 from ratelimit_mw._internal.backends.redis.release_template import ReleaseTemplate
 from ratelimit_mw._internal.backends.redis.renewal_packing import renewal_on, renewed
 from ratelimit_mw._internal.backends.redis.server_clock import machine_clock
+from ratelimit_mw._internal.backends.redis.units import UnitOperations
 from ratelimit_mw._internal.model.backend import (
     BackendError,
     EstimateAction,
@@ -58,7 +64,7 @@ ASKED_AGAIN = 3
 """Times that a charge is sent before its clock and the server's must agree on the day."""
 
 # Looked up once: that costs a lot.
-_SETTLE, _REPLACE, _UNTOUCHED = Mode.SETTLE, Mode.REPLACE, EstimateAction.UNTOUCHED
+_KEEP, _UNTOUCHED = EstimateAction.KEEP, EstimateAction.UNTOUCHED
 
 _MAX_TEMPLATES = 16_384
 """Callers of whom is kept how their reservations end."""
@@ -87,7 +93,7 @@ class RedisBackend:
         self.call_observers: list[Callable[[float], None]] = []
         self.loops = LoopSenders(self._new_sender, timeout)
         self._release_templates: dict[tuple[object, ...], ReleaseTemplate] = {}
-        self._meter_templates = MeterTemplates(self._names, _MAX_TEMPLATES)
+        self._units = UnitOperations(self._names, _MAX_TEMPLATES, self.loops)
         self._skew = 0  # the server's clock less this machine's, in microseconds, when last seen
 
     @property
@@ -159,8 +165,7 @@ class RedisBackend:
         """Free the slots and, unless it was settled, decide about the estimate. Idempotent."""
         units: UnderWay[object] | None = None
         if reservation.meters and action is not _UNTOUCHED:
-            mode = Mode.KEEP if action is EstimateAction.KEEP else Mode.GIVE_BACK
-            units = self._owe_units(mode, reservation)
+            units = self._units.finish(reservation, action is _KEEP)
         if not reservation.id or not (reservation.slots or reservation.periods):
             return units or nothing_to_do()
         return self._owe_finish(reservation, action)
@@ -173,9 +178,7 @@ class RedisBackend:
 
     def hold_estimate(self, reservation: Reservation) -> UnderWay[object]:
         """Hold the estimate until it is settled, whether its lease is renewed or not. Idempotent."""
-        units: UnderWay[object] | None = None
-        if any(reservation.estimates):
-            units = self._owe_units(Mode.HOLD, reservation)
+        units = self._units.hold(reservation) if reservation.meters else None
         if reservation.id and reservation.has_price:
             return self._owe_price(HOLD, reservation, 0)
         return units or nothing_to_do()
@@ -190,20 +193,17 @@ class RedisBackend:
             raise OperationRefusedError(str(error)) from None
         if not any([meter.unit in units for meter in reservation.meters]):
             return Known(Settlement.UNKNOWN)
-        return self._owe_units(_REPLACE if replace else _SETTLE, reservation, units)
-
-    def _owe_units(
-        self, mode: Mode, reservation: Reservation, units: Units | None = None
-    ) -> OrderedOperation:
-        meters = reservation.meters
-        template = self._meter_templates.template(meters, mode, units)
-        return self.loops.submit_in_line(template, reservation, f"u:{meters[0].partition}")
+        return self._units.settle(reservation, units, replace)
 
     def _owe_price(
         self, kind: bytes, reservation: Reservation, amount: int, *, replace: bool = False
     ) -> OrderedOperation:
         template = self._template_of(reservation).settle(kind, amount, replace=replace)
-        return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
+        return self._owe_in_line(template, reservation)
+
+    def _owe_in_line(self, template: Template, reservation: Reservation) -> OrderedOperation:
+        line = reservation.id, reservation.periods[0].partition
+        return self.loops.submit_in_line(OrderedOperation(template, reservation.id, line))
 
     def give_back(self, charge: Charge, reservation: Reservation, times: Sequence[int]) -> None:
         """Undo an admitted charge: windows by its time, the rest by its reservation. Waits for nothing."""
@@ -254,9 +254,9 @@ class RedisBackend:
         packed = self.prepare(charge)
         if kind != PEEK and charge.is_held:
             operation.reservation = charge.recorded_reservation(operation.id, packed.periods, price)
-        if packed.records or kind != ACQUIRE:
+        if packed.periods or kind != ACQUIRE:
             packed = packed.priced(kind, price, int(charge.lease_seconds * SECOND))
-            if packed.units and packed.record:
+            if packed.units and packed.record and kind == ACQUIRE_AGAIN:
                 packed = packed.with_units(operation.id)
         operation.template = packed
 
@@ -318,7 +318,7 @@ class RedisBackend:
     def _owe_finish(self, reservation: Reservation, action: EstimateAction) -> UnderWay[object]:
         template = self._template_of(reservation).end(action)
         if template.record:
-            return self.loops.submit_in_line(template, reservation, reservation.periods[0].partition)
+            return self._owe_in_line(template, reservation)
         return self.loops.submit(Operation(template, reservation.id, ALWAYS))
 
     def _template_of(self, reservation: Reservation) -> ReleaseTemplate:

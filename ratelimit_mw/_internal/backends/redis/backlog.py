@@ -84,6 +84,8 @@ class Backlog:
         """Take out the operations under way that have no answer."""
         unanswered = [operation for operation in self.in_flight() if not operation.is_answered]
         self.sent.clear()
+        for operation in unanswered:
+            operation.lose_answer()
         return unanswered
 
     def withdraw(self) -> list[Operation]:
@@ -95,8 +97,7 @@ class Backlog:
 
     def bequeath(self) -> list[Operation]:
         """Take out what is owed, in its order, and what was sent and may have to be undone."""
-        sent, queued = [*self.doubtful.take(), *self.in_flight()], self.withdraw()
-        self.sent.clear()
+        sent, queued = [*self.doubtful.take(), *self.take_unanswered()], self.withdraw()
         _give_up_doubtful(sent)
         return sent + [each for each in queued if each.resend]
 

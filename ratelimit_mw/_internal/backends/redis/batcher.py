@@ -1,9 +1,8 @@
 """Group commit: the operations of concurrent requests leave for the server together.
 
 While `IN_FLIGHT` batches are on their way, operations queue up; the next answer sends what has gathered.
-There is no timer to wait for and, when idle, no wait. Those that differ in their ids alone travel as one:
-what a busy caller's requests cost the server is shared by a batch. A release alone leaves as a plain command,
-if there is one that does exactly the same. A batcher belongs to one event loop.
+There is no timer, and no wait when idle. Those that differ in their ids alone travel as one. What a command
+or a smaller script does as well leaves beside the call. A batcher belongs to one event loop.
 """
 
 import asyncio
@@ -16,24 +15,21 @@ from ratelimit_mw._internal.backends.connecting.connection import Connection, On
 from ratelimit_mw._internal.backends.connecting.errors import ConnectionEndedError, ServerMovedError
 from ratelimit_mw._internal.backends.redis.backlog import MAX_QUEUE, Backlog
 from ratelimit_mw._internal.backends.redis.calls import ASKING, call_head, ignore
+from ratelimit_mw._internal.backends.redis.composing import apart, by_template, compose, waiting_since
 from ratelimit_mw._internal.backends.redis.deadlines import GRACE, Batch, Deadlines
 from ratelimit_mw._internal.backends.redis.link import Link
-from ratelimit_mw._internal.backends.redis.operations import (
-    Operation,
-    bulk,
-    by_template,
-    command_for,
-    compose,
-    waiting_since,
-)
+from ratelimit_mw._internal.backends.redis.operations import Operation, bulk
 from ratelimit_mw._internal.backends.redis.replies import Redirect, Replies
 from ratelimit_mw._internal.backends.redis.server_clock import WITHOUT_END
 from ratelimit_mw._internal.model.backend import BackendError, Load
 
 IN_FLIGHT = 2
 """Batches under way at once: while the server works on one, the next is already there."""
+LEFT_TO_SCRIPT = ("WRONGTYPE", "NOPERM")
+"""Errors of a call apart: the main script does it then."""
 logger = logging.getLogger("ratelimit_mw")
 
+Groups = list[list[Operation]]
 Group = Callable[[list[Operation]], Iterable[list[Operation]]]
 """Function that groups the operations of a batch that may share a call of the script.
 
@@ -73,7 +69,7 @@ class Batcher:
         )
         self._error: BackendError | None = None
         self._flush_is_due = False
-        self._by_digest = True
+        self._by_digest, self._has_all_scripts = True, False  # the probe brings the main one
         self._given_up_at = 0.0
         self._is_closed = False
         self.batches = 0
@@ -184,38 +180,40 @@ class Batcher:
         connection = self._link.connection
         if connection is None:
             self._refuse(batch, self._error or BackendError("the connection is closed"))
-        elif self._group is None:
-            connection.send(self._call_of(batch, by_digest, by_script), self._on_reply)
         else:
-            self._send_groups(connection, self._group(batch), by_digest, by_script)
+            written: list[bytes] = []
+            on_replies: list[OnReply] = []
+            for group in [batch] if self._group is None else self._group(batch):
+                for call in self._calls_of(group, by_digest, by_script):
+                    if group[0].is_asking:
+                        written.append(ASKING)
+                        on_replies.append(ignore)
+                    written.append(call)
+                    on_replies.append(self._on_reply)
+            connection.send(b"".join(written), *on_replies)
         self._deadlines.start()
 
-    def _send_groups(
-        self, connection: Connection, groups: Iterable[list[Operation]], by_digest: bool, by_script: bool
-    ) -> None:
-        """Send a call for each group, all of them in one write."""
-        commands: list[bytes] = []
-        on_replies: list[OnReply] = []
-        for group in groups:
-            if group[0].is_asking:
-                commands.append(ASKING)
-                on_replies.append(ignore)
-            commands.append(self._call_of(group, by_digest, by_script))
-            on_replies.append(self._on_reply)
-        connection.send(b"".join(commands), *on_replies)
-
-    def _call_of(self, batch: list[Operation], by_digest: bool, by_script: bool) -> bytes:
-        """The call of the script for a batch, or a command, which counts as sent from now on."""
+    def _calls_of(self, batch: list[Operation], by_digest: bool, by_script: bool) -> list[bytes]:
+        """The calls for a batch, apart and of the main script: they count as sent from now on."""
         groups = by_template(batch)
-        letter, n_keys, n_arguments, keys, arguments = compose(groups)
-        is_command = len(groups) == 1 and not by_script and bool(batch[0].template.command)
+        template = batch[0].template
+        if len(groups) == 1 and (template.is_apart or (template.command and not by_script)):
+            return [self._call_of(batch, groups, by_digest, True)]
+        calls = [self._call_of(each, [each], by_digest, True) for each in apart(groups)]
+        if calls:
+            groups = [group for group in groups if not group[0].template.is_apart]
+            batch = [operation for group in groups for operation in group]
+        return [*calls, self._call_of(batch, groups, by_digest, False)] if batch else calls
+
+    def _call_of(self, batch: list[Operation], groups: Groups, by_digest: bool, is_apart: bool) -> bytes:
         now = self._loop.time()
-        self._backlog.sent.append(Batch(batch, groups, waiting_since(batch, now), now, by_digest, is_command))
+        self._backlog.sent.append(Batch(batch, groups, waiting_since(batch, now), now, by_digest, is_apart))
         self.batches += 1
         self.operations += len(batch)
         self._given_up_at = time.monotonic() + self._timeout + GRACE
-        if is_command:
-            return command_for(batch)
+        if is_apart:
+            return batch[0].template.call_apart(batch, by_digest and self._has_all_scripts)
+        letter, n_keys, n_arguments, keys, arguments = compose(groups)
         clock = self._clock_argument()
         until = WITHOUT_END if clock else self._replies.server_clock.in_(self._timeout + GRACE)
         head = call_head(n_keys, n_arguments, by_digest=by_digest)
@@ -239,6 +237,8 @@ class Batcher:
 
     def _on_answers(self, batch: Batch, reply: Reply) -> None:
         undone = self._replies.read(batch, reply)
+        if batch.is_apart and reply.__class__ is bytes:
+            self._has_all_scripts = True
         if undone.late:
             self._backlog.put_first(undone.late)
         if undone.error is not None:
@@ -253,7 +253,9 @@ class Batcher:
         text = str(error)
         if self._redirect is not None and self._redirect(batch.operations, text):
             return
-        if batch.is_command and text.startswith(("WRONGTYPE", "NOPERM")):
+        if batch.is_apart and text.startswith(LEFT_TO_SCRIPT):
+            for operation in batch.operations:
+                operation.leave_to_script()
             self._send(batch.operations, by_digest=self._by_digest, by_script=True)  # which mends it
         elif text.startswith("NOSCRIPT"):
             self._send(batch.operations, by_digest=False)  # which makes the server remember it, too
@@ -343,6 +345,6 @@ class Batcher:
             self._link.start()
 
     def _forget_connection(self) -> None:
-        self._deadlines.is_connected = False
+        self._deadlines.is_connected = self._has_all_scripts = False
         self._replies.server_clock.forget()
         self._link.drop(discard=not self._is_closed)

@@ -35,12 +35,6 @@ def read_reply(reply: Reply, number: int) -> tuple[int, list[bytes], bytes]:
     return told, answers, mended
 
 
-def check_number(reply: Reply) -> None:
-    """Raise for a reply that a command which counts what it has done can't give."""
-    if reply.__class__ is not int:
-        raise ValueError(f"{reply!r} instead of a number")
-
-
 TAKES_NO_WRITES = ("READONLY", "MISCONF", "NOREPLICAS")
 """Errors of a single command that tell of the whole server: it is as good as away."""
 LATE = "LATE"

@@ -30,8 +30,8 @@ class Batch(NamedTuple):
     """Time, by the event loop's clock, when the first operation that may time out was submitted."""
     sent_at: float
     by_digest: bool
-    is_command: bool
-    """Whether a plain command is on its way in place of the script."""
+    is_apart: bool
+    """Whether a command or a smaller script is on its way in place of the main script."""
 
     @property
     def has_requests(self) -> bool:

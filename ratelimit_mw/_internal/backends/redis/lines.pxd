@@ -2,9 +2,10 @@ cimport cython
 from ratelimit_mw._internal.backends.redis.operations cimport Operation
 
 cdef class OrderedOperation(Operation):
-    cdef readonly tuple line
+    cdef public tuple line
     cdef public Lines lines
     cdef public OrderedOperation behind
+    cpdef bint prepare(self) except -1
 
 cdef class Lines:
     cdef object _submit, _loop

@@ -30,6 +30,10 @@ class OrderedOperation(Operation):
         self.behind: OrderedOperation | None = None
         """The operation of the same line that waits for this one."""
 
+    def prepare(self) -> bool:
+        """Be ready to be sent, now that all before it are over; false where nothing is to be sent."""
+        return True
+
     def answer(self, answer: Any) -> None:
         """Deliver the result, and have the next one of the line sent."""
         Operation.answer(self, answer)
@@ -63,7 +67,8 @@ class Lines:
         last = self._under_way.get(operation.line)
         if last is None:
             self._under_way[operation.line] = operation
-            self._submit(operation)
+            if operation.prepare():
+                self._submit(operation)
             return
         while last.behind is not None:
             last = last.behind
@@ -77,7 +82,8 @@ class Lines:
             del self._under_way[operation.line]
         else:
             self._under_way[operation.line] = behind
-            self._submit(behind)
+            if behind.prepare():
+                self._submit(behind)
 
     async def drain(self, timeout: float) -> None:
         """Wait until all have been answered, `timeout` seconds at most."""

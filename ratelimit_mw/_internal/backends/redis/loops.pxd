@@ -10,5 +10,5 @@ cdef class LoopSenders:
     cdef dict _lines
     cpdef Operation submit(self, Operation operation, bint is_awaited=*)
     @cython.locals(operation=OrderedOperation)
-    cpdef OrderedOperation submit_in_line(self, Template template, Reservation reservation, str line)
+    cpdef OrderedOperation submit_in_line(self, OrderedOperation operation)
     cpdef Lines _running_lines(self)

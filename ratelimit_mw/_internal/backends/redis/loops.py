@@ -14,9 +14,8 @@ from typing import Protocol
 from ratelimit_mw._internal.backends.connecting.connection import Connection, end_of_watches
 from ratelimit_mw._internal.backends.connecting.loop_end import LoopEnd
 from ratelimit_mw._internal.backends.redis.lines import Lines, OrderedOperation
-from ratelimit_mw._internal.backends.redis.operations import Operation, Template
+from ratelimit_mw._internal.backends.redis.operations import Operation
 from ratelimit_mw._internal.model.backend import BackendError, Load
-from ratelimit_mw._internal.model.reservation import Reservation
 from ratelimit_mw._internal.runtime.forks import leave_to_parent, renew_after_fork
 from ratelimit_mw._internal.runtime.process_end import tell_at_process_end
 
@@ -226,9 +225,8 @@ class LoopSenders:
         sender.submit(operation)
         return operation
 
-    def submit_in_line(self, template: Template, reservation: Reservation, line: str) -> OrderedOperation:
-        """Send an operation on money or units until it arrives, after those before it in this line."""
-        operation = OrderedOperation(template, reservation.id, (reservation.id, line))
+    def submit_in_line(self, operation: OrderedOperation) -> OrderedOperation:
+        """Send an operation on money or units until it arrives, after those before it in its line."""
         self._running_lines().submit(operation)
         return operation
 

@@ -10,8 +10,11 @@ cdef class Template:
     cdef public str charges
     cdef public bytes tag
     cdef public int slot
-    cdef public bint overwrites
+    cdef public bint overwrites, is_apart
     cdef bytes _body
+    @cython.locals(each=Operation, first=Operation, size=bytes)
+    cpdef bytes call_apart(self, list operations, bint by_digest)
+    cpdef list take_reply(self, list operations, reply)
     cpdef bytes several(self, ids)
     cpdef object read(self, bytes answer, Py_ssize_t number)
     @cython.locals(operation=Operation)
@@ -29,28 +32,9 @@ cdef class Operation:
     cpdef void orphaned(self, answer) except *
     cpdef void tell(self, listener) except *
     cpdef void forget_loop(self) except *
+    cpdef void lose_answer(self) except *
+    cpdef void leave_to_script(self) except *
     cdef void _tell(self) except *
 
 @cython.locals(operation=Operation, batch=list, taken=Py_ssize_t)
 cpdef list take(list queue, Py_ssize_t most)
-
-@cython.locals(each=Operation, first=Operation, size=bytes)
-cpdef bytes command_for(list batch)
-
-@cython.locals(operation=Operation)
-cpdef double waiting_since(list batch, double now) except? -1
-
-@cython.locals(known=dict, groups=list, members=list, operation=Operation, template=Template)
-cpdef list by_template(list batch)
-
-@cython.locals(
-    members=list, operation=Operation, template=Template, keys=list, arguments=list, charged=set,
-    n_keys=Py_ssize_t, charges=Py_ssize_t, declared=Py_ssize_t, n_declared=Py_ssize_t, tag=bytes, letter=bytes,
-    is_shared=bint, is_spread=bint, n_arguments=Py_ssize_t, each=Operation,
-)
-cpdef tuple compose(list groups)
-
-@cython.locals(
-    at=Py_ssize_t, operations=list, template=Template, answer=bytes, read=list, failed=list, first=Operation,
-)
-cpdef list hand_out(list groups, i64 now, list answers)

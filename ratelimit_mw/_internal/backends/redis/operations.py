@@ -1,19 +1,11 @@
-"""Operations of the script `lua/batch.lua`, as they are queued, put together and answered."""
+"""Operations of the script `lua/batch.lua`, as they are queued and answered."""
 
 import asyncio
 from asyncio import InvalidStateError
-from binascii import hexlify
 from collections.abc import Callable, Collection, Generator
 from typing import Any
 
-from ratelimit_mw._internal.backends.redis.letters import (
-    DISJOINT,
-    DISJOINT_SPREAD,
-    DONE,
-    FAILED,
-    SHARED,
-    SHARED_SPREAD,
-)
+from ratelimit_mw._internal.backends.redis.letters import DONE
 from ratelimit_mw._internal.model.backend import BackendError
 
 
@@ -49,6 +41,7 @@ class Template:
         "charges",
         "command",
         "head",
+        "is_apart",
         "keys",
         "n_keys",
         "overwrites",
@@ -90,6 +83,8 @@ class Template:
 
         It has to be exact: done whole or not at all, in a batch and out of it, and answered by a number.
         """
+        self.is_apart = False
+        """Whether it is never a part of a call of the main script."""
         self.overwrites = False
         """Puts a value in place of another. Executed late, it would undo what came after it."""
 
@@ -100,6 +95,25 @@ class Template:
     def read(self, answer: bytes, number: int) -> Any:
         """Read the script's answer to so many operations; raises for an answer that can't be one."""
         return self.unpack(answer)
+
+    def call_apart(self, operations: "list[Operation]", by_digest: bool) -> bytes:
+        """The call that does these operations without the main script, in the Redis protocol.
+
+        Here it is the command. Ids are of one length.
+        """
+        size = b"\r\n$%d\r\n" % len(operations[0].id)
+        ids = size.join([each.id for each in operations])
+        return b"".join((b"*%d\r\n" % (2 + len(operations)), self.command, size[2:], ids, b"\r\n"))
+
+    def take_reply(self, operations: "list[Operation]", reply: Any) -> "list[Operation]":
+        """Tell operations what came of them by the reply to that; those which the main script has to do.
+
+        Raises ValueError for a reply that can't be one.
+        """
+        if reply.__class__ is not int:
+            raise ValueError(f"{reply!r} instead of a number")
+        self.deliver(operations, 0, DONE)
+        return []
 
     def deliver(self, operations: "list[Operation]", now: int, answer: Any) -> None:
         """Hand an answer that was read to operations of this template; `now` is the server's time."""
@@ -196,6 +210,12 @@ class Operation:
         elif not self.future.done():
             self.future.set_exception(error)
 
+    def lose_answer(self) -> None:
+        """Take in that it may have been done, since its answer was lost."""
+
+    def leave_to_script(self) -> None:
+        """Be a part of calls of the main script from now on."""
+
     def orphaned(self, answer: Any) -> None:
         """Undo what was done though nobody waits any more; `answer` is None where it is lost."""
 
@@ -234,110 +254,3 @@ def take(queue: list[Operation], most: int) -> list[Operation]:
             batch.append(operation)
     del queue[:taken]
     return batch
-
-
-def command_for(batch: list[Operation]) -> bytes:
-    """The command that stands for all operations of a batch, in the Redis protocol.
-
-    They have one template, which has a `command`, and ids of one length.
-    """
-    first = batch[0]
-    size = b"\r\n$%d\r\n" % len(first.id)
-    ids = size.join([each.id for each in batch])
-    return b"".join((b"*%d\r\n" % (2 + len(batch)), first.template.command, size[2:], ids, b"\r\n"))
-
-
-def waiting_since(batch: list[Operation], now: float) -> float:
-    """Time of submission of the first operation that may time out; `now` where there is none.
-
-    What is sent again may have waited long for the server to be back.
-    """
-    for operation in batch:
-        if not operation.resend:
-            return operation.since
-    return now
-
-
-def by_template(batch: list[Operation]) -> list[list[Operation]]:
-    """Group operations that are sent as one. One that has a record is a group of its own."""
-    known: dict[Template, list[Operation]] = {}
-    groups: list[list[Operation]] = []
-    for operation in batch:
-        template = operation.template
-        members = None if template.record else known.get(template)
-        if members is None:
-            members = known[template] = []
-            groups.append(members)
-        members.append(operation)
-    return groups
-
-
-def compose(groups: list[list[Operation]]) -> tuple[bytes, int, int, bytes, bytes]:
-    """Groups of operations in the Redis protocol: a letter, the numbers of keys and arguments, and these.
-
-    Where the keys lie in several hash slots, on a cluster, those of the first operation are declared, and the
-    others are arguments behind the operations.
-    """
-    keys: list[bytes] = []
-    arguments: list[bytes] = []
-    charged: set[str] = set()
-    n_keys = charges = declared = n_declared = 0
-    is_shared = is_spread = False
-    tag = groups[0][0].template.tag
-    for members in groups:
-        operation = members[0]
-        template = operation.template
-        n_keys += template.n_keys
-        keys.append(template.keys)
-        if template.record:
-            keys += (template.record, hexlify(operation.id), b"\r\n")
-        if not declared:
-            declared, n_declared = len(keys), n_keys
-        if template.tag != tag:
-            is_spread = True
-        if template.charges is None:
-            is_shared = True
-        elif template.charges:
-            charges += 1
-            charged.add(template.charges)
-        if len(members) == 1:
-            arguments.append(template.head)
-            arguments.append(operation.id)
-            arguments.append(b"\r\n")
-        else:
-            arguments.append(template.several([each.id for each in members]))
-    n_arguments = len(groups)
-    is_shared = is_shared or len(charged) < charges
-    letter = SHARED if is_shared else DISJOINT
-    if is_spread:
-        letter = SHARED_SPREAD if is_shared else DISJOINT_SPREAD
-        arguments += keys[declared:]
-        arguments.append(bulk(n_arguments.to_bytes(2, "little")))
-        del keys[declared:]
-        n_arguments += n_keys - n_declared + 1
-        n_keys = n_declared
-    return letter, n_keys, n_arguments, b"".join(keys), b"".join(arguments)
-
-
-def hand_out(
-    groups: list[list[Operation]], now: int, answers: list[bytes]
-) -> list[tuple[list[Operation], bytes]]:
-    """Tell operations what came of each; those that failed, and the reason, are left to the caller.
-
-    All answers are read before anybody is told: where one makes no sense, which raises, nobody was.
-    """
-    failed: list[tuple[list[Operation], bytes]] = []
-    read: list[tuple[Template, list[Operation], Any]] = []
-    for at, operations in enumerate(groups):
-        answer = answers[at]
-        if type(answer) is not bytes:
-            raise TypeError(f"{answer!r} is not an answer to an operation")
-        if answer[:1] == FAILED:
-            failed.append((operations, answer[1:]))
-        else:
-            first = operations[0]
-            template = first.template
-            read.append((template, operations, template.read(answer, len(operations))))
-    for template, operations, said in read:
-        template.deliver(operations, now, said)
-    return failed

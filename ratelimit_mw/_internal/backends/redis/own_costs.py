@@ -36,8 +36,12 @@ def own_limits(charge: Charge, limits: bytes) -> bytes:
 
 
 def own_head(kind: bytes, charge: Charge, price: int, lease_us: int) -> bytes:
-    """The head of such a charge; `lease_us` is that of estimates, 0 where it leaves no record."""
-    of_money, of_units = bool(lease_us and charge.allowances), bool(lease_us and charge.meters)
+    """The head of such a charge; `lease_us` is that of estimates, 0 where it leaves none.
+
+    Estimates of units leave a record only where the charge may be sent again.
+    """
+    of_money = bool(lease_us and charge.allowances)
+    of_units = bool(lease_us and charge.meters and kind == letters.ACQUIRE_AGAIN)
     others = len(charge.meters) + of_money + of_units
     records = OF_MONEY * of_money + OF_UNITS * of_units
     return OWN_HEAD.pack(_OWN_KINDS[kind], len(charge.counters), others, records, price, lease_us)

@@ -2,7 +2,7 @@ cimport cython
 from ratelimit_mw._internal.backends.redis.operations cimport Operation, Template
 from ratelimit_mw._internal.model.charge cimport Charge
 from ratelimit_mw._internal.model.outcome cimport Outcome, row_before
-from ratelimit_mw._internal.model.reservation cimport Reservation
+from ratelimit_mw._internal.model.reservation cimport Metering, Reservation
 from ratelimit_mw._internal.runtime.leaf cimport Numbers, numbers_in
 
 ctypedef long long i64
@@ -42,5 +42,6 @@ cdef class ChargeOperation(Operation):
     cdef readonly bytes kind
     cdef readonly Charge charge
     cdef public Reservation reservation
+    @cython.locals(reservation=Reservation, metering=Metering)
     cpdef void decided(self, bint admitted, i64 now, Numbers row) except *
     cpdef void ask_again(self, i64 now) except *

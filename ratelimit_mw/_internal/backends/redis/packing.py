@@ -72,7 +72,8 @@ class Layout:
         self._cost = min(charge.cost, MOST_COST)
         self._bodies: dict[tuple[bytes, int, int], tuple[bytes, bytes]] = {}
         kind = letters.TAKE_AHEAD if charge.ahead else letters.ACQUIRE
-        self.body, self.head = self.body_of(kind, charge.ahead, 0)
+        lease_us = int(charge.lease_seconds * SECOND) if charge.meters else 0
+        self.body, self.head = self.body_of(kind, charge.ahead, lease_us)
         """Body of a charge without a price, up to the id; the same as an argument."""
         self._steps = charge.steps
         self._numbers = NUMBERS_OF_A_STATUS * self.n_keys
@@ -162,7 +163,9 @@ class ChargeTemplate(Template):
         self.periods: tuple[ReservationKey, ...] = ()
         """Periods of the charge's allowances, as long as the layout holds."""
         self.records = b""
-        """The argument of the record of a charge with periods, or else with units, up to the id."""
+        """The argument of a record up to the id: of a charge with periods, or else with units.
+
+        Only a charge that may be sent again leaves one of units."""
         self.units = b""
         """The argument of the record of the units of a charge with periods, too."""
         self.kind, self.price = letters.ACQUIRE, 0
@@ -221,7 +224,15 @@ class ChargeOperation(Operation):
 
     def decided(self, admitted: bool, now: int, row: Numbers) -> None:
         """Deliver the outcome to whoever waits; undo an admission that nobody waits for."""
-        self.answer(Outcome(admitted, now, row, self.reservation if admitted else NO_RESERVATION))
+        reservation = self.reservation if admitted else NO_RESERVATION
+        metering = reservation.metering
+        if metering is not None:
+            for meter in reservation.meters:
+                metering.times[meter.partition] = now
+            if self.kind != letters.ACQUIRE:
+                metering.by_script |= {reservation.meters[0].partition}
+                metering.is_restored = True
+        self.answer(Outcome(admitted, now, row, reservation))
 
     def ask_again(self, now: int) -> None:
         """Send the charge again: the server's time lies outside the periods that it names."""

@@ -9,6 +9,7 @@ from ratelimit_mw._internal.backends.redis.operations import Operation
 from ratelimit_mw._internal.backends.redis.packing import operation_on
 from ratelimit_mw._internal.model.backend import BackendError
 from ratelimit_mw._internal.model.limits import SECOND
+from ratelimit_mw._internal.model.metered import Meter
 from ratelimit_mw._internal.model.reservation import (
     LEASE_ID_SIZE,
     Reservation,
@@ -21,6 +22,10 @@ RENEWAL = struct.Struct(f"<{LEASE_ID_SIZE}sddBBB")
 
 
 PERIOD = struct.Struct("<Hd")
+
+
+ESTIMATE = struct.Struct("<Hdd")
+"""Of a meter: the index of its open estimates, when it was charged, and how much."""
 
 
 NOT_RENEWED = 2
@@ -46,7 +51,7 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
     entries = []
     for reservation, seconds in renewals:
         periods = reservation.periods if reservation.has_price else ()
-        meters = reservation.meters if any(reservation.estimates) else ()
+        meters = _open_of(reservation)
         times = int(seconds * SECOND), int(reservation.lease_seconds * SECOND)
         slots = [indexes[held] for held in reservation.slots]
         entries.append(RENEWAL.pack(reservation.id, *times, len(slots), len(periods), len(meters)))
@@ -57,15 +62,28 @@ def renewal_on(renewals: Iterable[tuple[Reservation, float]], name: Callable[[st
         entries += [
             PERIOD.pack(index_of(each, each.partition, f"b:{each.scope}"), each.ends) for each in periods
         ]
-        if meters:
-            units = [index_of(("u", reservation.id), meters[0].partition, f"u:{reservation.id.hex()}")]
-            units += [index_of(each, each.partition, f"e:{each.open_scope}") for each in meters]
-            entries.append(struct.pack(f"<{len(units)}H", *units))
+        entries += [
+            ESTIMATE.pack(index_of(each, each.partition, f"e:{each.open_scope}"), at, estimate)
+            for each, at, estimate in meters
+        ]
     body = RENEW_HEAD.pack(letters.RENEW, len(keys), len(slot_sets)) + b"".join(entries)
     operation = operation_on(keys, body, partial(read_renewals, len(renewals)))
     operation.template.charges = ""
     operation.template.overwrites = True
     return operation
+
+
+def _open_of(reservation: Reservation) -> list[tuple[Meter, int, int]]:
+    """Estimates that may lapse, as far as is known: for each its meter, when it was charged and how much.
+
+    The time is negative where the charge may be older.
+    """
+    metering = reservation.metering
+    return [
+        (meter, metering.times[meter.partition] * (-1 if metering.is_restored else 1), estimate)
+        for meter, estimate in zip(reservation.meters, reservation.estimates, strict=True)
+        if metering is not None and estimate and meter.partition in metering.times
+    ]
 
 
 async def renewed(operation: Operation, number: int) -> Sequence[bool | BackendError]:

@@ -11,13 +11,12 @@ from ratelimit_mw._internal.backends.redis.calls import (
     LATER,
     MOVING,
     TAKES_NO_WRITES,
-    check_number,
     read_reply,
 )
+from ratelimit_mw._internal.backends.redis.composing import hand_out
 from ratelimit_mw._internal.backends.redis.deadlines import Batch
 from ratelimit_mw._internal.backends.redis.error_log import ThrottledErrorLog
-from ratelimit_mw._internal.backends.redis.letters import DONE
-from ratelimit_mw._internal.backends.redis.operations import Operation, hand_out
+from ratelimit_mw._internal.backends.redis.operations import Operation
 from ratelimit_mw._internal.backends.redis.server_clock import ServerClock
 from ratelimit_mw._internal.model.backend import WAITS, BackendError, Load, OperationRefusedError
 
@@ -29,7 +28,7 @@ class Undone(NamedTuple):
     """Operations that a call brought, of which the server did nothing, and which were not told yet."""
 
     late: list[Operation]
-    """Came too late by the server's clock, and are sent again."""
+    """Came too late by the server's clock, or the main script has to do them. They are sent again."""
     unwritten: list[Operation]
     """Would have written what the server does not write now."""
     error: BackendError | None
@@ -72,10 +71,9 @@ class Replies:
 
         Raises for a reply that makes no sense; then no operation was told.
         """
-        if batch.is_command:
-            check_number(reply)
-            batch.operations[0].template.deliver(batch.operations, 0, DONE)
-            return NOTHING_UNDONE
+        if batch.is_apart:
+            left = batch.operations[0].template.take_reply(batch.operations, reply)
+            return Undone(left, [], None) if left else NOTHING_UNDONE
         now, answers, mended = read_reply(reply, len(batch.groups))
         if mended:
             self.error_log.note_mended(mended)

@@ -23,14 +23,17 @@
 --             2 of units, 3 both), price, lease of its estimates, n limits, ids. Such a limit has two more fields: its
 --             cost (0: one unit has to be left, and none is charged), and the number of its meter from 1 on, or 0. Behind the
 --             limits stand the cost of each meter, and the length of its longest window.
---             Keys: one for each limit, the open estimates of each meter, the record of units, that of money
+--             Keys: one for each limit, the open estimates of each meter, for O the record of units, that of money
 --        M    meters: number of keys, mode (0 settle, 1 settle anew, 2 hold until settled, 3 keep the estimates, 4 give
---             them back), n; for each of n meters: amount (-1: leave it), number of windows, and quota, length and
---             granule of each; id; keys: for each meter its open estimates and its windows; then the record
+--             them back), n, what has become of an estimate that is neither open nor in a record (0 it has lapsed, 1 it
+--             was settled, unless it is noted that it lapsed, 2 its lease is over); for each of n meters: amount (-1: leave
+--             it), time of the charge (0: not known), estimate, amount settled of it before (-1: none), number of windows,
+--             and quota, length and granule of each; id; keys: for each meter its open estimates and its windows; then
+--             the record
 --        N    renew: n and number of slot sets, in two bytes each; keys: n, the slot sets first; then for each hold:
 --             id, lease of its slots, lease of its estimates, number of slots, of periods and of meters, the indexes of
---             their keys in two bytes each: the slots'; the record's and each period's with its end; the record of
---             units' and each meter's open estimates'
+--             their keys in two bytes each: the slots'; the record's and each period's with its end; each meter's open
+--             estimates' with the time of the charge and the estimate
 --        S    settle: amount, replace (0 or 1), n, n ends of periods, id; keys: n periods, then the record
 --        K    hold an estimate until it is settled: as settle
 --        D    delete: n; keys: n

@@ -19,7 +19,7 @@ elseif cost == 1 and price == 0 and lease == 0 then
 elseif not (cost >= 1 and cost <= MOST_COST and cost % 1 == 0 and price >= 0 and price <= MOST_MONEY) then -- no NaN
   fault = 'ERR a cost is a whole number from 1, a price one from 0'
 elseif kind == TAKE_AHEAD then
-  more = {ahead = price}
+  more = {ahead = price, n_meters = 0}
 else
   more = part(MONEY).money_plan(op, price, lease)
 end

@@ -44,6 +44,11 @@ local UNITS_HOLD = 2 -- until they are settled
 local UNITS_KEEP = 3 -- the request has ended: the estimate is what it has used
 local UNITS_GIVE_BACK = 4
 
+-- What has become of an estimate that is neither open nor in a record
+local HAS_LAPSED = 0 -- and was given back
+local WAS_SETTLED = 1 -- in an operation whose answer was lost, unless somebody noted that it lapsed
+local IS_OVER = 2 -- kept or given back by the end of its lease
+
 -- Answers
 local FAILED = 'E' -- and a sentence
 local LATE = 'LATE' -- the sentence of an operation that came after it was given up
@@ -71,8 +76,10 @@ local ID_SIZE = 16
 
 -- A meter's operation up to its first meter; more entries than a window has, where what was used is what was estimated
 -- at most
-local METER_HEAD = 4
+local METER_HEAD = 5
 local MODE_AT = 3
+local OTHERWISE_AT = 5 -- the offset where it says what has become of an estimate of which nothing is known
+local ESTIMATE_SIZE = 24 -- of the time of the charge, the estimate, and what was settled before (-1: nothing)
 local MANY_ENTRIES = 1002
 
 -- A record of units (meters.lua): its head, an entry, and as arguments the offsets where it says
@@ -82,6 +89,7 @@ local UNITS_ENTRY = 24
 local HOLDS_AT = '8'
 local FIRST_ENTRY = '16'
 local MEMBER = '<c0dd'
+local MEMBER_SIZE = 32
 local KEEPS_SET = '' -- a member that never lapses: to make the set anew for each estimate would cost more
 
 -- Parts of the script that are made when they are needed (parts.lua), beside those that are an operation's letter
@@ -105,6 +113,7 @@ local ENTRY = '<dI4'
 local HEADER_SIZE = 48
 local EMPTY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' -- a header
 local ENTRY_SIZE = 12
+local NEWEST_COST_AT = 32 -- the number of bytes before the cost of the newest entry
 local STAGED = 5
 local RING = 108 -- where it begins, behind the stage
 local LAST_STAGED = '107' -- the byte before, as an argument

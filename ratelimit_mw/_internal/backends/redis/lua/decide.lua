@@ -30,12 +30,11 @@ function decide(more, figures, op, first, n, number, charge_cost, charges, j, at
   if more then
     if meter then -- and a cost of its own
       cost, next_at = next_at, behind
-      if not (cost >= 0 and cost <= MOST_COST and cost % 1 == 0) then error('ERR a cost is a whole number from 0', 0) end
-      if cost == 0 then
-        cost, pays = 1, false
-      elseif more.is_charged and meter > 0 then
-        pays = false
+      if cost ~= 1 then
+        if not (cost >= 0 and cost <= MOST_COST and cost % 1 == 0) then error('ERR a cost is a whole number from 0', 0) end
+        if cost == 0 then cost, pays = 1, false end
       end
+      if meter > 0 and more.is_charged then pays = false end
     end
     if more.states and (more.states[key] == true) ~= alone then
       return decide(more, figures, op, first, n, number, charge_cost, charges, j + 1, next_at, alone, admitted)

@@ -24,8 +24,8 @@ else
     if not fault then
       local figures = {nil, nil, nil, nil, nil, nil, nil, nil, nil} -- room for those of three limits, or of four
       if n > 3 then figures = {nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil, nil} end
-      local meters, admitted = more and more.meters, nil
-      local asks = meters and (not charges or more.again) and part(ESTIMATES).decide_metered or decide
+      local meters, admitted = more and more.n_meters > 0, nil
+      local asks = meters and (not charges or more.again or number > 1) and part(ESTIMATES).decide_metered or decide
       repeat
         ok, admitted = pcall(asks, more, figures, op, first, n, number, cost, charges, 1, at, true, number)
         if ok and meters and (admitted == 0 or more.is_due) then

@@ -53,11 +53,11 @@ local function all_charges()
         -- include stay
       end
       if shared_states then
-        more = more or {}
+        more = more or {n_meters = 0}
         more.states = shared_states
       end
-      local meters, alone = more and more.meters, not shared_states
-      local asks = meters and (not charges or more.again) and part(ESTIMATES).decide_metered or decide
+      local meters, alone = more and more.n_meters > 0, not shared_states
+      local asks = meters and (not charges or more.again or number > 1) and part(ESTIMATES).decide_metered or decide
       local admitted = asks(more, figures, op, first, n, number, cost, charges, 1, at, alone, number)
       if meters and (admitted == 0 or more.is_due) then
         asks = part(ESTIMATES).lapsed -- of this charge, which has been asked

@@ -19,6 +19,7 @@ local function part(name)
     -- What becomes of windows beside a charge.
     -- include texts
     -- include window_entries
+    -- include window_take
     -- include window_upkeep
     made = {refreshed = refreshed, written = written, retry_after = retry_after, give_back = give_back}
   elseif name == REPAIR then
@@ -50,7 +51,7 @@ local function part(name)
       change = change, lapse_of = lapse_of, get_record = get_record, touch = touch, forget = forget, finish = finish,
     }
   elseif name == ESTIMATES then
-    -- Estimates of metered units that may have lapsed.
+    -- Estimates of metered units that may have lapsed, and records of their charges.
     -- include texts
     -- include numbers
     -- include open_sets
@@ -58,7 +59,7 @@ local function part(name)
     -- include estimates
     made = {
       decide_metered = decide_metered, lapsed = lapsed, on_set = on_set, renew_meters = renew_meters, take_off = take_off,
-      read_record = read_record,
+      open_several = open_several, write_record = write_record, read_record = read_record, find_record = find_record,
     }
   elseif name == METER then
     -- include meters

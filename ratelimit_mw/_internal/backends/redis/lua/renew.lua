@@ -3,7 +3,7 @@
 -- Needs   of MONEY records.lua, budgets.lua; of the others keep_alive (slot_sets.lua), drop_foreign (slot_repair.lua),
 --         sentence (faults.lua), renew_meters (estimates.lua)
 -- Gives   renew(op, first): the answer
--- Cost    three commands for a slot set, one for each slot, four for an estimate, five for one of units
+-- Cost    three commands for a slot set, one for each slot, four for an estimate, as for one of units
 
 local RENEWED = '\1'
 local LOST = '\0'
@@ -31,7 +31,7 @@ local function renew(op, first)
     if type(purged) == 'table' and not part(REPAIR).drop_foreign(KEYS[first + j]) then sets[j].fault = part(REPAIR).sentence(purged) end
   end
   while position <= #op do
-    local id, lease, estimate_lease, number, n_periods, n_meters, index, record, units
+    local id, lease, estimate_lease, number, n_periods, n_meters, index, record
     id, lease, estimate_lease, number, n_periods, n_meters, position = parse('<c16ddBBB', op, position)
     local answer, expires, periods, open = RENEWED, text(now + lease), {}, {}
     for _ = 1, number do
@@ -52,16 +52,16 @@ local function renew(op, first)
       index, ends, position = parse('<I2d', op, position)
       periods[j] = {KEYS[first + index + 1], ends}
     end
-    if n_meters > 0 then units, position = parse('<I2', op, position) end
     for j = 1, n_meters do
-      index, position = parse('<I2', op, position)
-      open[j] = KEYS[first + index + 1]
+      local at, estimate
+      index, at, estimate, position = parse('<I2dd', op, position)
+      open[j] = {KEYS[first + index + 1], at, estimate}
     end
-    if record or units then
+    if record or n_meters > 0 then
       local ok, said = pcall(function()
         for j, period in ipairs(periods) do periods[j] = part(MONEY).load_period(unpack(period)) end
         if record then renew_estimate(KEYS[first + record + 1], periods, estimate_lease) end
-        if units then part(ESTIMATES).renew_meters(id, KEYS[first + units + 1], open, estimate_lease) end
+        if n_meters > 0 then part(ESTIMATES).renew_meters(id, open, estimate_lease) end
       end)
       if not ok then answer, fault = answer == RENEWED and NOT_RENEWED or answer, part(REPAIR).sentence(said) end
     end

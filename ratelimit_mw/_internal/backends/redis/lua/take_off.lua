@@ -11,7 +11,7 @@ local function take_off(key, quota, length, granule, time, cost)
   if raw == '' then return end
   -- include window_credit
   if shared then
-    shared.raw = changed or raw
+    shared.raw = changed and changed .. slice(raw, #changed + 1) or raw
   elseif changed and not is_mended then
     call('SETRANGE', key, '0', changed)
   end

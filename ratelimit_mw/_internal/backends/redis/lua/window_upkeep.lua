@@ -2,11 +2,10 @@
 --
 -- All functions that `upkeep` gives take a window as `raw`, and raise DAMAGED where it can't be as it is stored.
 --
--- Needs   window_entries.lua.
+-- Needs   window_entries.lua, step_over (window_take.lua)
 -- Gives   refreshed(key, quota, length, granule, raw): the window without what has left it
 --         written(key, quota, length, granule, raw): writes it after a charge, with room for the next one and a life
 --         retry_after(key, quota, length, granule, raw, cost): microseconds until a cost fits
---         give_back(key, quota, length, granule, raw, time, cost): takes a cost off again; the header to write, nil for none
 
 local GRANULES = 1002 -- entries that a window of shared ones can have, and one to spare
 local MOST_ENTRIES = 2010 -- the same after its quota was raised past where sharing begins
@@ -82,22 +81,6 @@ local function written(key, quota, length, granule, raw)
   return raw
 end
 
-local function step_over(w)
-  -- Steps over the entries that have left the window, and those of which all was given back.
-  local horizon, gone = now - w.length, 0
-  for time, cost in each(w, 0) do
-    if time > horizon and cost > 0 then
-      w.oldest = time
-      break
-    end
-    w.sum, gone = w.sum - cost, gone + 1
-  end
-  local of_ring = min(gone, w.ring)
-  w.head, w.ring = (w.head + of_ring) % max(w.cap, 1), w.ring - of_ring
-  w.later, w.stage = w.later - gone + of_ring, slice(w.stage, (gone - of_ring) * ENTRY_SIZE + 1)
-  if not (w.sum >= 0) or w.later == 0 and w.sum > 0 then error(DAMAGED, 0) end
-end
-
 local function step_back(w)
   -- The server's clock went back: what was stored as later happened now at the latest, in one entry. What
   -- was taken ahead is used as much later as it could be when it was taken.
@@ -121,7 +104,7 @@ local function refreshed(key, quota, length, granule, raw)
   local dies = w.dies
   if w.newest <= now then w.ahead = 0 end
   if w.later > 0 and w.newest > now + w.ahead then step_back(w) end
-  if w.oldest <= horizon then step_over(w) end
+  if w.oldest <= horizon then step_over(w, horizon) end
   if audit(w, dies) then call('PEXPIRE', key, lengthen_life(w)) end
   return raw_of(w)
 end
@@ -136,27 +119,4 @@ local function retry_after(key, quota, length, granule, raw, cost)
     if needed <= 0 then return max(time + w.length - now, 1) end
   end
   return w.length
-end
-
-local function give_back(key, quota, length, granule, raw, time, cost)
-  -- Takes `cost` off the entry that the charge at `time` went into, if it is still there. What has left the window
-  -- takes nothing off an entry that it may have shared: whether it did is not known here.
-  local w = window(key, quota, length, granule, refreshed(key, quota, length, granule, raw))
-  if time <= now - length then return raw_of(w) end
-  local i, last = first_since(w, time), w.ring + w.later - 1
-  if i > last then return nil end
-  local stored, spent = parse(ENTRY, (entries(w, i, 1)))
-  if stored ~= time and (granule == 0 or floor(stored / granule) ~= floor(time / granule)) then return nil end
-  cost = min(cost, spent)
-  w.sum = w.sum - cost
-  local changed, at = pack(ENTRY, stored, spent - cost), (i - w.ring) * ENTRY_SIZE
-  if i == last then
-    w.cost = spent - cost
-  elseif i < w.ring then
-    write_ring(w, i, changed)
-  else
-    w.stage = slice(w.stage, 1, at) .. changed .. slice(w.stage, at + ENTRY_SIZE + 1)
-  end
-  if i == 0 then step_over(w) end
-  return raw_of(w)
 end

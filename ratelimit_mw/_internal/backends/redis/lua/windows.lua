@@ -16,7 +16,9 @@
 
 -- include window_load
 if shared and not shared.raw then shared.raw, shared.read = raw, read end
-if sum + admitted * cost > quota then admitted = math.max(math.floor((quota - sum) / cost), 0) end
+if sum + (pays and admitted or 1) * cost > quota then
+  admitted = pays and math.max(math.floor((quota - sum) / cost), 0) or 0
+end
 
 if j < n or more then
   admitted = decide(more, figures, op, first, n, number, charge_cost, charges, j + 1, next_at, alone, admitted)
