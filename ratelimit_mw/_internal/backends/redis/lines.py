@@ -105,7 +105,8 @@ class Lines:
     def close(self) -> None:
         """Submit all that wait, so that the sender counts them among what is lost when it closes."""
         for operation in self.bequeath():
-            self._submit(operation)
+            if isinstance(operation, OrderedOperation) and operation.prepare():
+                self._submit(operation)
 
 
 def _all_behind(operation: OrderedOperation) -> list[OrderedOperation]:

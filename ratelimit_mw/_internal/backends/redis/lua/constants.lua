@@ -78,8 +78,8 @@ local ID_SIZE = 16
 -- at most
 local METER_HEAD = 5
 local MODE_AT = 3
-local OTHERWISE_AT = 5 -- the offset where it says what has become of an estimate of which nothing is known
-local ESTIMATE_SIZE = 24 -- of the time of the charge, the estimate, and what was settled before (-1: nothing)
+local METER_FIXED = 33 -- of each meter, up to its windows: four numbers, and how many windows it has
+local METER_WINDOW = 24 -- of each of these
 local MANY_ENTRIES = 1002
 
 -- A record of units (meters.lua): its head, an entry, and as arguments the offsets where it says

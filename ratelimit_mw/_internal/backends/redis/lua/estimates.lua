@@ -132,7 +132,7 @@ local function find_record(op, first, record)
     end
     is_known = is_known or score or before >= 0 or otherwise ~= IS_OVER
     charged, entries = max(charged, at), entries .. pack('<ddd', base, 0, settled_at)
-    position, key_at = position + 33 + 24 * n_windows, key_at + 1 + n_windows
+    position, key_at = position + METER_FIXED + METER_WINDOW * n_windows, key_at + 1 + n_windows
   end
   if not is_known then return nil end
   local found = pack('<dd', charged, 1) .. entries
