@@ -5,7 +5,7 @@ from ratelimit_mw._internal.model.reservation cimport Metering, Reservation
 
 cdef class MeterTemplate(Template):
     cdef readonly bytes size, windows
-    cdef readonly str line, partition
+    cdef readonly str line
     cdef bytes _remove
     @cython.locals(
         operation=Operation, first=UnitsOperation, template=MeterTemplate, keys=list, arguments=list,

@@ -37,13 +37,12 @@ _UNKNOWN, _SETTLED, _REPEATED = Settlement.UNKNOWN, Settlement.SETTLED, Settleme
 class MeterTemplate(Template):
     """All of an operation on the estimates of one meter but the estimate and what is given back of it."""
 
-    __slots__ = ("_remove", "line", "partition", "size", "windows")
+    __slots__ = ("_remove", "line", "size", "windows")
 
     def __init__(self, meter: Meter, names: KeyNames) -> None:
         keys = [names.of_open(meter), *names.of_windows(meter)]
         Template.__init__(self, b"".join(map(bulk, keys)), len(keys), b"")
         self.is_apart = True
-        self.partition = meter.partition
         self.line = line_of(meter)
         """The name under which settles of the meter are known."""
         windows = PackedMeters.windows_of(meter)
