@@ -127,7 +127,9 @@ async def test_reset_clears_a_caller_and_nobody_else(commands: Commands, shared:
     await use(shared, "k", "/search")
     await use(shared, "other", "/search")
     cleared = await in_thread(commands.json, "reset", "--key", "k", "--settings", shared)
-    assert [each["counters"] for each in cleared["cleared"]] == [3]
+    assert [(each["counters"], each["in_use"]) for each in cleared["cleared"]] == [(3, 2)]
+    again = await in_thread(commands.good, "reset", "--key", "k", "--settings", shared)
+    assert "3 counters cleared; none of them had counted anything" in again
     (caller,) = (await in_thread(commands.json, "show", "--key", "k", "--settings", shared))["callers"]
     assert [limit["remaining"] for limit in caller["limits"]] == [10, 2, 3]
     (other,) = (await in_thread(commands.json, "show", "--key", "other", "--settings", shared))["callers"]

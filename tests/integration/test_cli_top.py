@@ -115,9 +115,11 @@ async def test_top_prints_one_table_where_there_is_no_terminal(commands: Command
 
 
 async def test_top_says_that_nobody_asked(commands: Commands, shared: str) -> None:
-    """An empty table is not an error."""
+    """An empty table is not an error; but nothing is said of callers where no worker reports."""
     printed = await asyncio.to_thread(commands.good, "top", "--settings", shared)
     assert "no caller sent a request in the last minute" in printed
+    assert "No worker reports" in printed
+    assert "Nobody is being refused" not in printed
 
 
 def test_top_needs_a_shared_backend(commands: Commands, tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def test_the_fleet_comes_first_then_the_backend_then_callers() -> None:
     assert said(fleet([], []), outage=Outage(NOW - 9, "refused", 0)) == ("alarm", "backend")
 
 
+def test_a_fleet_without_workers_is_not_calm() -> None:
+    """Where nobody reports nothing is known: the app is down, or its settings name another place."""
+    assert said(fleet([], [])) == said(fleet([ABUSER], [])) == ("notice", "no-workers")
+    settings = Settings.model_validate({"backend": {"namespace": "staging"}})
+    assert "the namespace staging?" in headline_of(fleet([], []), Circumstances(settings)).more
+
+
 def test_an_outage_tells_since_when_and_what_becomes_of_requests() -> None:
     """An outage's headline tells its effect on requests, how many met it, and that retries go on."""
     headline = headline_of(fleet([]), Circumstances(SETTINGS, Outage(NOW - 9, "Connection refused", 1234)))

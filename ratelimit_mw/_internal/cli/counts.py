@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ratelimit_mw._internal.asgi.app_routes import Mounted
 from ratelimit_mw._internal.cli.apps import marked_in
@@ -39,6 +39,14 @@ from ratelimit_mw._internal.settings import Settings
 T = TypeVar("T")
 
 
+class Cleared(NamedTuple):
+    """Number of counters of a caller that were cleared, and of those among them that had counted anything."""
+
+    partition: str
+    counters: int
+    in_use: int
+
+
 def show(settings: Settings, named: NamedCaller, mounted: Mounted | None = None, *, as_json: bool) -> None:
     """Print how everything stands that is counted of a caller; of nobody: what all callers share.
 
@@ -68,10 +76,12 @@ def reset(settings: Settings, named: NamedCaller, mounted: Mounted | None = None
     cleared = run_with(limiter, _clear(limiter, named))
     asyncio.run(_record(settings, cleared))
     if as_json:
-        print_json({"cleared": [{"partition": i.partition, "counters": n} for i, n in cleared]})
+        print_json({"cleared": [each._asdict() for each in cleared]})
         return
-    for identity, number in cleared:
-        console.print(f"{identity.partition}: {number} counter{'' if number == 1 else 's'} cleared")
+    for each in cleared:
+        # As of a caller that was mistyped, or under a namespace that no app counts in.
+        unused = "" if each.in_use else "; none of them had counted anything"
+        console.print(f"{each.partition}: {_cleared_text(each.counters)}{unused}")
 
 
 def patient_limiter(settings: Settings) -> Limiter:
@@ -110,15 +120,23 @@ async def _look(limiter: Limiter, named: NamedCaller) -> list[tuple[Caller | Non
     return [(caller, await overview(limiter, _counted(caller))) for caller in callers]
 
 
-async def _clear(limiter: Limiter, named: NamedCaller) -> list[tuple[Identity, int]]:
+async def _clear(limiter: Limiter, named: NamedCaller) -> list[Cleared]:
     identities = [_counted(caller) for caller in await find_callers(limiter, named)]
-    return [(identity, await forget(limiter, identity)) for identity in identities]
+    cleared = []
+    for identity in identities:
+        before = await overview(limiter, identity)
+        in_use = sum(limit_status.remaining < limit_status.limit for limit_status in before.limits)
+        cleared.append(Cleared(identity.partition, await forget(limiter, identity), in_use))
+    return cleared
 
 
-async def _record(settings: Settings, cleared: Sequence[tuple[Identity, int]]) -> None:
-    number = sum(number for _, number in cleared)
-    names = [identity.partition for identity, _ in cleared]
-    await record(settings, "reset", names, f"{number} counter{'' if number == 1 else 's'} cleared")
+async def _record(settings: Settings, cleared: Sequence[Cleared]) -> None:
+    names = [each.partition for each in cleared]
+    await record(settings, "reset", names, _cleared_text(sum(each.counters for each in cleared)))
+
+
+def _cleared_text(counters: int) -> str:
+    return f"{counters} counter{'' if counters == 1 else 's'} cleared"
 
 
 def _counted(caller: Caller) -> Identity:

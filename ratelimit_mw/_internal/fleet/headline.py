@@ -108,6 +108,8 @@ def _policy_text(policy: str, workers: int, share: float) -> str:
 
 def _of_fleet(snapshot: Snapshot, known: Circumstances) -> Headline | None:
     workers = snapshot.workers
+    if not workers:
+        return _nobody_reports(known.settings)
     silent = [worker for worker in workers if worker.is_silent]
     if silent:
         last = snapshot.now - min(worker.seen for worker in silent)
@@ -136,6 +138,12 @@ def _of_fleet(snapshot: Snapshot, known: Circumstances) -> Headline | None:
         )
         return Headline("alarm", "settings", title, more, since=since)
     return None
+
+
+def _nobody_reports(settings: Settings) -> Headline:
+    namespace = settings.backend.namespace
+    more = f"Is the app running, and do its settings name this backend and the namespace {namespace}?"
+    return Headline("notice", "no-workers", "No worker reports", more)
 
 
 def _of_outage(outage: Outage, snapshot: Snapshot, known: Circumstances) -> Headline:

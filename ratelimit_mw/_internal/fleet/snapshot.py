@@ -191,8 +191,8 @@ class Headline(NamedTuple):
 
     level: Literal["calm", "notice", "alarm"]
     kind: str
-    """Kind of what is so: `silent`, `some-silent`, `backend`, `backend-partly`, `settings`, `capacity`,
-    `everybody`, `plan`, `caller`, `refusals`, `calm`."""
+    """Kind of what is so: `no-workers`, `silent`, `some-silent`, `backend`, `backend-partly`, `settings`,
+    `capacity`, `everybody`, `plan`, `caller`, `refusals`, `calm`."""
     title: str
     """A sentence; one about a caller goes on after the caller's name, one with a time goes on with it."""
     more: str
