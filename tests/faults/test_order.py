@@ -19,7 +19,7 @@ from ratelimit_mw._internal.model.backend import BackendError, EstimateAction, S
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.reservation import Reservation
 from tests.conftest import StartServer
-from tests.support.conformance import daily, eventually, new_id, slots
+from tests.support.conformance import daily, eventually, metered, new_id, slots
 from tests.support.proxy import Proxy
 from tests.support.servers import StoreServer
 from tests.support.topologies import Cluster
@@ -228,6 +228,28 @@ async def test_closing_waits_for_what_waits_in_line(server: StoreServer) -> None
         await backend.close()
         assert all(each.done() for each in settles)
         assert await money(backend) == (0, NUMBER * PRICE, 0)
+
+
+async def test_closing_tells_of_what_waits_in_line(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no node answers, a settle under way and those that wait for it fail alike."""
+    backend = ClusterBackend(cluster.url, timeout=5)
+    await backend.open()
+    charge = Charge([metered(1_000)], estimates={"tokens": 100})
+    reservation = (await backend.acquire(charge, new_id())).reservation
+    with contextlib.ExitStack() as stack:
+        for node in cluster.nodes:
+            stack.enter_context(stopped(node))
+        settles = [
+            asyncio.ensure_future(backend.settle_units(reservation, {"tokens": used}, replace=True))
+            for used in (40, 60, 80)
+        ]
+        await asyncio.sleep(0.1)
+        await backend.close()
+        answers = await asyncio.gather(*settles, return_exceptions=True)
+    assert [type(each) for each in answers] == [BackendError] * 3
+    assert "3 releases and settles never reached the backend" in caplog.text
 
 
 def test_an_event_loop_that_ends_changes_no_order(kind: str, start_server: StartServer) -> None:
