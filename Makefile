@@ -17,6 +17,8 @@ COMPILED := hatch_build.py $(TYPES) $(wildcard $(TYPES:.pxd=.py) $(TYPES:.pxd=.p
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What Python compiles is kept: each of the many processes that tests start would compile it anew.
 export PYTHONDONTWRITEBYTECODE :=
+# Compiled modules are kept: the wheel takes those of .venv, and whoever changes one module waits for that alone.
+export RATELIMIT_COMPILED_CACHE := $(CURDIR)/.compiled
 
 .PHONY: help demo test test-quick format check-format lint types imports wheel lowest run-lowest tests docs mutants bench bench-fleet clean
 
@@ -116,7 +118,7 @@ bench-fleet: .venv/installed
 
 clean:
 	rm -rf .venv .venv-wheel .venv-lowest .venv-bench .venv-demo .nox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	rm -rf dist build site .coverage
+	rm -rf dist build site .coverage .compiled
 	find ratelimit_mw -name "*.so" -delete
 
 # Made again only when the requirements change. pip 25.1 is the first that knows dependency groups.

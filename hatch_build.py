@@ -4,14 +4,22 @@ A module is compiled if a `.pxd` file with C types lies beside it: from its `.py
 `.py` file that runs uncompiled. Only an editable installation writes into the source tree.
 
 `RATELIMIT_PURE_PYTHON=1` in the environment leaves it out, as at run time. `RATELIMIT_REQUIRE_COMPILED=1`
-makes a failed compilation an error, for images and wheels that have to be fast.
+makes a failed compilation an error, for images and wheels that have to be fast. In a folder that
+`RATELIMIT_COMPILED_CACHE` names, compiled modules are kept for the next build of the same source: to compile
+all of them takes minutes.
 """
 
+import hashlib
 import os
+import platform
+import shutil
+import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from Cython import __version__ as cython_version
 from Cython.Build import cythonize
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
@@ -63,26 +71,43 @@ def _compile(root: Path, target: Path | None = None) -> list[str]:
 
     Returns their paths below that folder.
     """
-    before = Path.cwd()
+    before, target = Path.cwd(), target or root
     os.chdir(root)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            modules = cythonize(
-                [_extension(types) for types in sorted(Path(PACKAGE).rglob("*.pxd"))],
-                build_dir=folder,
-                compiler_directives=DIRECTIVES,
-                nthreads=(os.cpu_count() or 1) if POSIX else 0,
-                quiet=True,
-            )
-            command = build_ext(Distribution({"name": "ratelimit-mw", "ext_modules": modules}))
-            command.build_lib = str(target or root)
-            command.parallel = os.cpu_count()
-            command.build_temp = folder
-            command.ensure_finalized()
-            command.run()
-            return [command.get_ext_filename(module.name) for module in modules]
+        extensions = [_extension(types) for types in sorted(Path(PACKAGE).rglob("*.pxd"))]
+        path_of = build_ext(Distribution()).get_ext_filename
+        paths = {each.name: path_of(each.name) for each in extensions}
+        kept = _kept(extensions)
+        made = [each for each in extensions if each.name not in kept or not kept[each.name].exists()]
+        if made:
+            _build(made, target)
+        for name, place in kept.items():
+            module = target / paths[name]
+            if place.exists():
+                _copy(place, module)
+            else:
+                _copy(module, place)
+        return list(paths.values())
     finally:
         os.chdir(before)
+
+
+def _build(extensions: list[Extension], target: Path) -> None:
+    """Compile these modules into a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        modules = cythonize(
+            extensions,
+            build_dir=folder,
+            compiler_directives=DIRECTIVES,
+            nthreads=(os.cpu_count() or 1) if POSIX else 0,
+            quiet=True,
+        )
+        command = build_ext(Distribution({"name": "ratelimit-mw", "ext_modules": modules}))
+        command.build_lib = str(target)
+        command.parallel = os.cpu_count()
+        command.build_temp = folder
+        command.ensure_finalized()
+        command.run()
 
 
 def _extension(types: Path) -> Extension:
@@ -92,3 +117,39 @@ def _extension(types: Path) -> Extension:
         source = types.with_suffix(".py")
     name = ".".join(types.with_suffix("").parts)
     return Extension(name, [str(source)], extra_compile_args=FLAGS)
+
+
+def _kept(extensions: Iterable[Extension]) -> dict[str, Path]:
+    """Where each module is kept, by its name; nothing where no cache is wanted.
+
+    The name of the file stands for all that the module is made of: its source, the C types of every module
+    (it may use any), versions, and what the compilers are told.
+    """
+    cache = os.environ.get("RATELIMIT_COMPILED_CACHE")
+    if not cache:
+        return {}
+    told = [
+        cython_version,
+        sys.version,
+        platform.platform(),
+        FLAGS,
+        DIRECTIVES,
+        os.environ.get("CFLAGS"),
+        os.environ.get("CC"),
+    ]
+    types = [path.read_bytes() for path in sorted(Path(PACKAGE).rglob("*.pxd"))]
+    common = hashlib.sha256(repr([told, types]).encode())
+    kept = {}
+    for each in extensions:
+        digest = common.copy()
+        digest.update(each.name.encode() + Path(each.sources[0]).read_bytes())
+        kept[each.name] = Path(cache, digest.hexdigest())
+    return kept
+
+
+def _copy(source: Path, to: Path) -> None:
+    """Copy a file, so that it is either there as a whole or not at all."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    half = to.with_name(f"{to.name}.{os.getpid()}")
+    shutil.copyfile(source, half)
+    half.replace(to)

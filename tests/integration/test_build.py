@@ -8,6 +8,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,42 @@ def test_a_build_that_has_to_be_compiled_fails_if_it_is_not(source: Path, tmp_pa
     assert list((tmp_path / "out").glob("*.whl")) == []
 
 
+def leave_one_module(source: Path) -> None:
+    """Leave one module to be compiled, which stands for all, and takes a second."""
+    for types in source.rglob("*.pxd"):
+        if types.stem != "leaf":
+            types.unlink()
+
+
+def test_what_was_compiled_is_compiled_again_where_it_has_changed(source: Path, tmp_path: Path) -> None:
+    """A cache spares whoever builds the same source again the compiler, and nobody else."""
+    leave_one_module(source)
+    cached = partial(
+        build,
+        source,
+        tmp_path / "out",
+        RATELIMIT_REQUIRE_COMPILED="1",
+        RATELIMIT_COMPILED_CACHE=str(tmp_path / "cache"),
+    )
+    first = cached()
+    assert first.returncode == 0, first.stdout
+    again = cached(PATH="")
+    assert again.returncode == 0, again.stdout
+    (wheel,) = (tmp_path / "out").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        (compiled,) = [name for name in archive.namelist() if name.endswith(".so")]
+        assert archive.read(compiled)[1:4] == b"ELF"
+    for changed in ("leaf.pyx", "leaf.pxd"):
+        (file,) = source.rglob(changed)
+        before = file.read_text("utf-8")
+        file.write_text(f"{before}\n# changed\n", "utf-8")
+        assert cached(PATH="").returncode != 0
+        file.write_text(before, "utf-8")
+
+
 def test_a_build_writes_nothing_into_its_source(source: Path, tmp_path: Path) -> None:
     """A wheel with compiled modules is built from a source tree that nobody may write to."""
-    for types in source.rglob("*.pxd"):
-        if types.stem != "leaf":  # one stands for all, and takes a second
-            types.unlink()
+    leave_one_module(source)
     for path in (source, *source.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = files_of(source)
