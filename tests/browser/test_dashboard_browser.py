@@ -281,9 +281,7 @@ async def test_an_outage_keeps_what_is_known(server: AppServer, redis_server: St
         await page.locator("#headline a").click()
         await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
         redis_server.stop_signal()
-        await expect(page.locator("#caller-notice")).to_contain_text(
-            "the page shows this caller as last seen"
-        )
+        await expect(page.locator("#caller-notice")).to_contain_text("he page shows this caller as last seen")
         await expect(page.locator("#limits tbody tr").first).to_contain_text("30 of 30")
         await page.get_by_role("link", name="All callers").click()
         await expect(page.locator("#headline-text")).to_contain_text("The backend is away since")

@@ -213,8 +213,10 @@ async def test_slots_of_a_killed_worker_come_back_within_the_lease(serve: Serve)
     os.kill(doomed.worker_pids()[0], signal.SIGKILL)
     ends = expiries(served.server)
     assert max(ends) <= 1.0, "by the end of a lease"
-    while served.held() == 5:
-        assert (await ask(living.port, "GET", "/run/0.1")).status == 429
+    status = 429
+    while served.held() == 5:  # who is answered as a lease ends may have got its slot
+        assert status == 429
+        status = (await ask(living.port, "GET", "/run/0.1")).status
         await asyncio.sleep(0.02)
     first = time.monotonic() - killed
     await until_async(lambda: served.held() == 2)

@@ -71,10 +71,9 @@ class Proxy:
     def reset(self) -> None:
         """Cut every connection with a TCP reset."""
         for writer in list(self._writers):
-            sock = writer.get_extra_info("socket")
-            if sock is None:
-                continue  # it has just been closed
-            with contextlib.suppress(OSError):
+            # One that has just been closed has no socket, and over TLS nothing to be asked for it.
+            with contextlib.suppress(OSError, AttributeError):
+                sock = writer.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
