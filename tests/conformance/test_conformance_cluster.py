@@ -15,6 +15,7 @@ from tests.conformance import (
     test_conformance_units,
     test_conformance_windows,
     test_oracle_late_limits,
+    test_settles_together,
     test_units_in_order,
 )
 from tests.support.conformance import Bench, metered
@@ -36,6 +37,7 @@ for suite in (
     test_conformance_batches,
     test_conformance_code_limits,
     test_oracle_late_limits,
+    test_settles_together,
     test_units_in_order,
 ):
     rules = {name: test for name, test in vars(suite).items() if name.startswith("test_")}

@@ -179,3 +179,23 @@ async def test_a_charge_that_is_restored_twice_is_renewed_and_settled(bench: Ben
     assert await bench.used(metered(1_000)) == [100]
     assert await bench.backend.settle_units(held, {"tokens": 40}) is SETTLED
     assert await bench.used(metered(1_000)) == [40]
+
+
+async def test_one_of_many_that_is_not_open_is_told_from_the_others(bench: Bench) -> None:
+    """Settles of one caller share a call: who has to ask again is the one whose estimate has gone."""
+    tokens, output = metered(10_000), metered(10_000, counts="output")
+    held = [await bench.reserve(tokens, output, tokens=100, output=10) for _ in range(5)]
+    assert isinstance(bench.server, StoreServer)
+    with bench.server.client() as client:
+        (key,) = client.keys("*:e:*tokens*")
+        (gone,) = [each for each in client.zrange(key, 0, -1) if each.startswith(held[2].id)]
+        client.zrem(key, gone)
+
+    async def settle(place: int) -> Settlement:
+        return await bench.backend.settle_units(held[place], {"tokens": 10 * place, "output": place})
+
+    assert await asyncio.gather(*map(settle, range(5))) == [SETTLED] * 5
+    # What was estimated of the one that has gone stays, since nobody gave it back.
+    assert await bench.used(tokens, output) == [10 * (0 + 1 + 2 + 3 + 4) + 100, 0 + 1 + 2 + 3 + 4]
+    assert records(bench) == 1
+    assert await asyncio.gather(*map(settle, range(5))) == [REPEATED] * 5

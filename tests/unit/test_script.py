@@ -17,6 +17,7 @@ from ratelimit_mw._internal.backends.redis import (
     script,
 )
 from ratelimit_mw._internal.backends.redis.backend import RedisBackend
+from ratelimit_mw._internal.backends.redis.estimate_operation import ESTIMATE
 from ratelimit_mw._internal.model.backend import EstimateAction, Settlement
 from ratelimit_mw._internal.model.charge import Charge
 from ratelimit_mw._internal.model.periods import KEPT_AFTER_END
@@ -212,6 +213,7 @@ def test_letters_sizes_and_answers_are_those_of_the_packing() -> None:
     assert int(lua["NOT_RENEWED"]) == renewal_packing.NOT_RENEWED
     assert {f"MONEY_{each.name}": str(each.value) for each in EstimateAction}.items() <= lua.items()
     assert int(lua["OWN_SIZE"]) == packing.LIMIT.size + own_costs.OWN_COST.size
+    assert int(lua["CLOSED_SIZE"]) == int(lua["MEMBER_SIZE"]) + 8 == ESTIMATE.size + 8
     assert {f"UNITS_{each.name}": str(each.value) for each in meter_packing.Mode}.items() <= lua.items()
     assert {each.name: str(each.value) for each in Settlement}.items() <= lua.items()
     assert int(lua["KEPT_AFTER_END"]) == KEPT_AFTER_END

@@ -4,12 +4,12 @@ from ratelimit_mw._internal.backends.redis.operations cimport Operation, Templat
 from ratelimit_mw._internal.model.reservation cimport Metering, Reservation
 
 cdef class MeterTemplate(Template):
-    cdef readonly bytes size, windows
+    cdef readonly bytes windows
     cdef readonly str line
     cdef bytes _remove
     @cython.locals(
-        operation=Operation, first=UnitsOperation, template=MeterTemplate, keys=list, arguments=list,
-        n_keys=Py_ssize_t, number=Py_ssize_t,
+        first=UnitsOperation, template=MeterTemplate, keys=list, arguments=list, by_meter=dict, pieces=list,
+        n_keys=Py_ssize_t,
     )
     cpdef bytes call_apart(self, list operations, bint by_digest)
     @cython.locals(operation=UnitsOperation, left=list, sent=list, number=Py_ssize_t, at=Py_ssize_t, end=Py_ssize_t)
@@ -23,3 +23,6 @@ cdef class UnitsOperation(OrderedOperation):
     cdef bint _is_done_perhaps
     @cython.locals(metering=Metering)
     cpdef bint take_closed(self, bytes codes) except -1
+
+@cython.locals(found=dict)
+cdef dict _by_meter(list operations)

@@ -7,6 +7,7 @@ of it.
 """
 
 import struct
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, cast
 
 from ratelimit_mw._internal.backends.redis.keys import KeyNames
@@ -27,6 +28,7 @@ from ratelimit_mw._internal.model.reservation import LEASE_ID_SIZE, Reservation
 ESTIMATE = struct.Struct(f"<{LEASE_ID_SIZE}sdd")
 """An open estimate as the set of its meter has it: the lease's id, when it was charged, and how much."""
 _pack_amount = struct.Struct("<d").pack
+_CLOSED_SIZE = ESTIMATE.size + 8
 _CLOSED = b"1"[0]
 _NOT_PREPARED = Template(b"", 0, b"")
 # Looked up once: that costs a lot.
@@ -35,9 +37,9 @@ _UNKNOWN, _SETTLED, _REPEATED = Settlement.UNKNOWN, Settlement.SETTLED, Settleme
 
 
 class MeterTemplate(Template):
-    """All of an operation on the estimates of one meter but the estimate and what is given back of it."""
+    """All of an operation on the estimates of one meter but these, and what is given back of each."""
 
-    __slots__ = ("_remove", "line", "size", "windows")
+    __slots__ = ("_remove", "line", "windows")
 
     def __init__(self, meter: Meter, names: KeyNames) -> None:
         keys = [names.of_open(meter), *names.of_windows(meter)]
@@ -45,11 +47,7 @@ class MeterTemplate(Template):
         self.is_apart = True
         self.line = line_of(meter)
         """The name under which settles of the meter are known."""
-        windows = PackedMeters.windows_of(meter)
-        self.size = b"$%d\r\n" % (ESTIMATE.size + 8 + len(windows))
-        """The head of the argument for one estimate."""
-        self.windows = windows + b"\r\n"
-        """Its end: the windows of the meter."""
+        self.windows = PackedMeters.windows_of(meter)
         self._remove = bulk(b"ZREM") + bulk(keys[0])
 
     def call_apart(self, operations: list[Operation], by_digest: bool) -> bytes:
@@ -57,16 +55,17 @@ class MeterTemplate(Template):
         first = cast("UnitsOperation", operations[0])
         if first.mode is _KEEP and len(operations) == len(first.pieces) == 1:
             return b"*3\r\n%b%b" % (self._remove, bulk(first.pieces[0].estimate))
-        keys, arguments, n_keys, number = list[bytes](), list[bytes](), 0, 0
-        for operation in operations:
-            for each in cast("UnitsOperation", operation).pieces:
-                template = each.template
-                keys.append(template.keys)
-                n_keys += template.n_keys
-                number += 1
-                arguments += (template.size, each.estimate, _pack_amount(each.unused), template.windows)
+        keys, arguments, n_keys = list[bytes](), list[bytes](), 0
+        by_meter = _by_meter(operations)
+        for template, pieces in by_meter.items():
+            keys.append(template.keys)
+            n_keys += template.n_keys
+            arguments += (b"$%d\r\n" % (len(template.windows) + len(pieces) * _CLOSED_SIZE), template.windows)
+            for piece in pieces:
+                arguments += (piece.estimate, _pack_amount(piece.unused))
+            arguments.append(b"\r\n")
         script = _BY_DIGEST if by_digest else _BY_TEXT
-        head = b"*%d\r\n%b%b" % (3 + n_keys + number, script, bulk(b"%d" % n_keys))
+        head = b"*%d\r\n%b%b" % (3 + n_keys + len(by_meter), script, bulk(b"%d" % n_keys))
         return b"".join((head, *keys, *arguments))
 
     def take_reply(self, operations: list[Operation], reply: Any) -> list[Operation]:
@@ -77,6 +76,10 @@ class MeterTemplate(Template):
             reply = b"1"
         if reply.__class__ is not bytes or len(reply) != number or reply.strip(b"01"):
             raise ValueError(f"{reply!r} does not say of {number} estimates whether they are closed")
+        if b"0" in reply:  # else all say the same, in whatever order
+            told = chain.from_iterable(_by_meter(operations).values())
+            codes = {id(piece): code for piece, code in zip(told, reply, strict=True)}
+            reply = bytes([codes[id(piece)] for operation in sent for piece in operation.pieces])
         at, left = 0, list[Operation]()
         for operation in sent:
             end = at + len(operation.pieces)
@@ -94,6 +97,15 @@ class Piece(NamedTuple):
     unused: int
     """Amount that is given back."""
     used: int
+
+
+def _by_meter(operations: list[Operation]) -> dict[MeterTemplate, list[Piece]]:
+    """Return the estimates that operations close, by their meters."""
+    found: dict[MeterTemplate, list[Piece]] = {}
+    for operation in operations:
+        for piece in cast("UnitsOperation", operation).pieces:
+            found.setdefault(piece.template, []).append(piece)
+    return found
 
 
 class Prepares(Protocol):

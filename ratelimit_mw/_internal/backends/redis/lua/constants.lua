@@ -81,6 +81,7 @@ local MODE_AT = 3
 local METER_FIXED = 33 -- of each meter, up to its windows: four numbers, and how many windows it has
 local METER_WINDOW = 24 -- of each of these
 local MANY_ENTRIES = 1002
+local CLOSED_SIZE = 40 -- of each estimate that close.lua is told to close
 
 -- A record of units (meters.lua): its head, an entry, and as arguments the offsets where it says
 -- whether its estimates may lapse, and of its first entry; an estimate as the set of its meter has it (estimates.lua)
