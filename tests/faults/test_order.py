@@ -233,7 +233,7 @@ async def test_closing_waits_for_what_waits_in_line(server: StoreServer) -> None
 async def test_closing_tells_of_what_waits_in_line(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where no node answers, a settle under way and those that wait for it fail alike."""
+    """A settle that no node answers and those that wait for it fail alike."""
     backend = ClusterBackend(cluster.url, timeout=5)
     await backend.open()
     charge = Charge([metered(1_000)], estimates={"tokens": 100})

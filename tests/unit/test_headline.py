@@ -125,7 +125,7 @@ def test_the_fleet_comes_first_then_the_backend_then_callers() -> None:
 
 
 def test_a_fleet_without_workers_is_not_calm() -> None:
-    """Where nobody reports nothing is known: the app is down, or its settings name another place."""
+    """Nothing is known where nobody reports: the app is down, or its settings name another place."""
     assert said(fleet([], [])) == said(fleet([ABUSER], [])) == ("notice", "no-workers")
     settings = Settings.model_validate({"backend": {"namespace": "staging"}})
     assert "the namespace staging?" in headline_of(fleet([], []), Circumstances(settings)).more

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Scope
 
-from ratelimit_mw import Identity, Limit, Limiter, RateLimitMiddleware
+from ratelimit_mw import Identity, KeyEntry, Limit, Limiter, RateLimitMiddleware
 from ratelimit_mw import limited as limited_by
 from ratelimit_mw._internal.policy.client_address import AddressReader
 from ratelimit_mw._internal.policy.networks import NetworkTable
@@ -259,6 +259,34 @@ async def test_a_block_is_for_every_path() -> None:
             assert (await key.request(method, path)).status_code == 403
         assert (await network.get("/d", headers={"authorization": "Bearer t"})).status_code == 403
         assert (await key.get("/d", headers={"authorization": "Bearer t"})).status_code == 200
+
+
+@pytest.mark.parametrize("hook", ["identify", "resolve"])
+async def test_no_hook_is_asked_about_a_blocked_key(hook: str) -> None:
+    """A key of the settings whose plan is blocked is refused everywhere, whatever hooks say of others."""
+    asked: list[object] = []
+
+    def answer(given: Any) -> Any:
+        asked.append(given)
+
+    text = BLOCKED + '[[routes]]\npath = "/health"\nexempt = true\n'
+    hooks: dict[str, Any] = {hook: answer}
+    app = limited(text, FakeClock(), **hooks)
+    async with client_of(app, address="198.51.100.1", x_api_key="stolen") as client:
+        assert [(await client.get(path)).status_code for path in ("/", "/health")] == [403, 403]
+    assert asked == []
+    for headers in ({"x_api_key": "another"}, {}):
+        async with client_of(app, address="198.51.100.1", **headers) as client:
+            assert [(await client.get(path)).status_code for path in ("/", "/health")] == [200, 200]
+    assert len(asked) == (2 if hook == "identify" else 1)
+
+
+async def test_a_hook_is_asked_about_a_key_that_only_the_default_plan_blocks() -> None:
+    """Unknown keys are blocked then; which are known is for the hook to say."""
+    text = 'identity.default_plan = "blocked"\n[plans.default]\n[plans.blocked]\nblocked = true\n'
+    app = limited(text, FakeClock(), resolve=lambda _: KeyEntry(plan="default"))
+    async with client_of(app, address="198.51.100.1", x_api_key="of the database") as client:
+        assert (await client.get("/")).status_code == 200
 
 
 async def test_a_block_holds_while_the_backend_is_away() -> None:

@@ -248,6 +248,11 @@ async def test_cost_above_a_shared_limit_tells_no_figures() -> None:
     error = error_of(await refused_at(text, 0, before=0))
     assert (error["code"], error["details"]) == ("COST_EXCEEDS_LIMIT", {"cost": 10})
     assert "7" not in error["message"]
+    text = (
+        'application.units.tokens = ["7/minute"]\nroutes = [{path = "/{rest:path}", units = {tokens = 10}}]'
+    )
+    error = error_of(await refused_at(text, 0, before=0))
+    assert (error["code"], error["details"]) == ("COST_EXCEEDS_LIMIT", {"cost": 10, "unit": "tokens"})
 
 
 @pytest.mark.parametrize("status", [429, 503])

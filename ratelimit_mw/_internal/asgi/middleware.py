@@ -284,7 +284,7 @@ class LimitedApp:
     def _look_up(self, scope: Scope) -> LookupEntry | Coroutine[Any, Any, LookupEntry]:
         """Find the policy of a request whose caller a hook names: the entry, or what to await for it."""
         rules, lookup = self._live.rules, self._live.rules.lookup
-        if lookup.blocks_networks and (blocked := lookup.find_blocked(scope)) is not None:
+        if lookup.blocks_callers and (blocked := lookup.find_blocked_caller(scope)) is not None:
             return blocked
         index = lookup.index_of(scope)
         if rules.policies.is_exempt_at(index):

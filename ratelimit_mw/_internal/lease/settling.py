@@ -191,12 +191,15 @@ class Settling:
 
     def _tell_of_ignored(self, lease: Lease, met: Settlement, amount: str) -> None:
         if met is Settlement.DIFFERENT:
-            text = "settle ignored: lease %s was settled before with another amount"
+            text = (
+                "settle ignored: lease %s was settled before with another amount, "
+                "which replace=True would replace"
+            )
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "different"))
         elif met is _UNKNOWN:
             text = (
-                "settle ignored: the backend has no record of lease %s: "
-                "the lease has ended, or its estimate never arrived"
+                "settle ignored: the backend has no record of lease %s: the request has ended "
+                "(settle before, or detach it), or its estimate lapsed or never arrived"
             )
             self._settle_ignored(text, SettleIgnored(lease.id, amount, "unknown"))
 

@@ -2,7 +2,7 @@ cdef class Identifier:
     cdef dict __dict__
     cdef object __weakref__
     cdef bint _unknown_are_anonymous, _unknown_by_address
-    cdef readonly bint blocks_networks
+    cdef readonly bint blocks_networks, blocks_plans
     cdef readonly object _read_address
     cdef readonly dict _by_key, _unlisted
     cdef readonly dict listed

@@ -83,6 +83,8 @@ class Identifier:
         self._read_address = AddressReader(identity, (*settings.addresses, *networks))
         self.blocks_networks: bool = bool(identity.blocked_networks)
         """Whether any network is blocked."""
+        self.blocks_plans: bool = any(plan.blocked for plan in settings.plans.values())
+        """Whether any plan is blocked."""
         self._registered = {} if registered is None else registered
         self.listed: dict[str, KeySettings] = (
             {key.hash: key for key in settings.keys} if listed is None else listed

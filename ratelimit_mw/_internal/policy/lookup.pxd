@@ -14,10 +14,11 @@ cdef class PolicyLookup:
     cdef ApiKeyReader _api_keys
     cdef RouteTable _routes
     cdef readonly dict _latest
-    cdef readonly bint blocks_networks
+    cdef readonly bint blocks_callers, blocks_networks
     @cython.locals(api_key=bytes, entry=LookupEntry, is_known=bint)
     cpdef LookupEntry find(self, scope)
     cpdef LookupEntry find_blocked(self, scope)
+    cpdef LookupEntry find_blocked_caller(self, scope)
     cpdef LookupEntry find_for(self, identity, scope)
     cpdef LookupEntry find_at(self, identity, index)
     cpdef index_of(self, scope)

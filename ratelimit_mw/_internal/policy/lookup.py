@@ -1,5 +1,6 @@
 """Finds the limits of a request: who is calling, and which rule of the settings holds on its path."""
 
+from ratelimit_mw._internal.policy.api_key_reader import IdentityError
 from ratelimit_mw._internal.policy.client_address import Scope
 from ratelimit_mw._internal.policy.identity import Identifier, Identity
 from ratelimit_mw._internal.policy.policy import Policies, Policy
@@ -35,12 +36,22 @@ class LookupEntry:
 class PolicyLookup:
     """Finds policies under one state of the settings and the live keys."""
 
-    __slots__ = ("_api_keys", "_identify", "_latest", "_policies", "_routes", "blocks_networks")
+    __slots__ = (
+        "_api_keys",
+        "_identify",
+        "_latest",
+        "_policies",
+        "_routes",
+        "blocks_callers",
+        "blocks_networks",
+    )
 
     def __init__(self, identify: Identifier, policies: Policies) -> None:
         self._identify = identify
         self.blocks_networks: bool = identify.blocks_networks
         """Whether `find_blocked` may find anything."""
+        self.blocks_callers: bool = identify.blocks_networks or identify.blocks_plans
+        """Whether `find_blocked_caller` may find anything."""
         self._policies = policies
         self._routes = policies.routes
         self._api_keys = identify.api_keys
@@ -78,6 +89,25 @@ class PolicyLookup:
             return None
         index = self.index_of(scope)
         return LookupEntry(self._policies.blocked(identity, index), identity, index, None)
+
+    def find_blocked_caller(self, scope: Scope) -> LookupEntry | None:
+        """Find the policy of a caller whom nobody has to be asked about to know that it is blocked.
+
+        That is one from a blocked network, or with a key of the settings or a live one whose plan is blocked.
+        None for any other.
+        """
+        blocked = self.find_blocked(scope) if self.blocks_networks else None
+        if blocked is not None:
+            return blocked
+        try:
+            read = self._identify.read(scope)
+        except IdentityError:
+            return None
+        identity = None if read is None else self._identify.of_key(read[1])
+        if identity is None:
+            return None
+        found = self.find_for(identity, scope)
+        return found if found.policy.is_blocked else None
 
     def find_for(self, identity: Identity, scope: Scope) -> LookupEntry:
         """Find the policy of a caller whom a hook named."""

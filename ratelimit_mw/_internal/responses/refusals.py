@@ -305,6 +305,8 @@ def _too_large(decision: Decision, limit_status: LimitStatus) -> dict[str, Any]:
         message = f"This request needs {cost} {unit}; the limit is {limit.quota} in {limit.phrase}."
     else:
         details = {"cost": cost}
+        if unit != "units":
+            details["unit"] = unit
         message = f"This request needs {cost} {unit}, more than are ever granted at once."
     return _error("rate_limit_error", "COST_EXCEEDS_LIMIT", message, details)
 
