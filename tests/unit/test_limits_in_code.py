@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Host, Mount, Route, Router, WebSocketRoute
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from starlette.types import ASGIApp, Scope
 from starlette.websockets import WebSocket
@@ -204,6 +204,34 @@ async def test_the_route_that_the_app_would_take_counts() -> None:
         assert await statuses(client, 3, "/users/me") == [200] * 3
         assert await statuses(client, 2, "/users/7") == [200, 429]
         assert await statuses(client, 2, "/users/7", "DELETE") == [200] * 2
+
+
+async def test_routes_of_another_host_are_other_routes() -> None:
+    """Paths are alike, and limits are not: each host has those of its own routes, and no other has any."""
+
+    def on(host: str, *limits: Limit) -> Host:
+        endpoint = fresh_endpoint()
+        return Host(host, Router([Route("/x", limited(*limits)(endpoint) if limits else endpoint)]))
+
+    routes = [
+        Mount("/below", routes=[on("api.example.com", Limit("below", "1/minute"))]),
+        on("www.example.com", Limit("www", "3/minute")),
+        on("api.example.com", Limit("api", "2/minute")),
+        on("{tenant}.example.com"),
+        Route("/x", limited(Limit("others", "4/minute"))(fresh_endpoint())),
+    ]
+    app = behind("", FakeClock(), Starlette(routes=routes))
+    admitted = {}
+    for url in (
+        "http://api.example.com/x",
+        "http://www.example.com:8000/x",
+        "http://ann.example.com/x",
+        "http://api.example.com/below/x",
+        "http://example.org/x",
+    ):
+        async with client_of(app, x_api_key=url) as client:
+            admitted[url[7:]] = [(await client.get(url)).status_code for _ in range(6)].count(200)
+    assert list(admitted.values()) == [2, 3, 6, 1, 4]
 
 
 async def test_added_middleware_and_late_routes() -> None:

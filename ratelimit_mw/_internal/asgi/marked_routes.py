@@ -5,7 +5,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from starlette.routing import compile_path
+from starlette.routing import Host, Match, compile_path
 from starlette.types import Scope
 
 from ratelimit_mw._internal.asgi.asked_limits import asked_as, asked_by, differs
@@ -19,6 +19,7 @@ from ratelimit_mw._internal.policy.code_limits import MAX_NAME, Limit, rates_of
 from ratelimit_mw._internal.policy.identity import Identity
 from ratelimit_mw._internal.policy.policy import Policy
 from ratelimit_mw._internal.policy.routing import RouteTable, route_path
+from ratelimit_mw._internal.runtime.bounded import evict_oldest
 from ratelimit_mw._internal.settings.findings import Finding
 
 if TYPE_CHECKING:
@@ -27,15 +28,20 @@ if TYPE_CHECKING:
     from ratelimit_mw._internal.policy.extended import AskedLimits, CodeLimits
 
 
+MAX_HOSTS = 64
+"""Kinds of hosts of which the routes are kept in hand."""
+
+
 class MarkedRoute:
     """One route of the app, with its limits in code."""
 
-    __slots__ = ("_pattern", "asked", "is_plain", "limits", "methods", "parameters", "path")
+    __slots__ = ("_pattern", "asked", "hosts", "is_plain", "limits", "methods", "parameters", "path")
 
     def __init__(self, route: AppRoute) -> None:
         """Raises what Starlette raises for a path that it can't read."""
         self.path: str = route.path
         self.methods: frozenset[str] | None = None if route.methods == (ANY,) else frozenset(route.methods)
+        self.hosts: tuple[Host, ...] = route.hosts
         self.limits: tuple[Limit, ...] = tuple(limits_of(route))
         self._pattern, _, parameters = compile_path(route.path)
         self.parameters: Mapping[str, Convertor[Any]] = parameters
@@ -48,6 +54,10 @@ class MarkedRoute:
         """Return the parameter of a path as it stands there; None where the route has none of this name."""
         found = self._pattern.match(path)
         return None if found is None else found.groupdict().get(name)
+
+
+_Table = tuple[RouteTable, list[MarkedRoute]]
+"""Routes of one kind, and an index of them."""
 
 
 class MarkedRoutes:
@@ -68,7 +78,10 @@ class MarkedRoutes:
         if self.has_limits:
             for route in routes:
                 self._add(route)
-        self._tables = {kind: RouteTable(entries) for kind, entries in self._entries.items()}
+        # Starlette's have no hash.
+        self._hosts = list({id(host): host for route in routes for host in route.hosts}.values())
+        self._tables: dict[tuple[bool, ...], dict[str, _Table]] = {}
+        """The routes by which of the routes by host match."""
         if self._made:
             self.findings += _unreadable(app, routes)
 
@@ -93,15 +106,36 @@ class MarkedRoutes:
 
     def at(self, scope: Scope) -> MarkedRoute | None:
         """Find the route of a request; None where no limit in code is on it."""
-        return self.find(scope["type"], scope.get("method", "GET"), route_path(scope))
+        matching = tuple([host.matches(scope)[0] is Match.FULL for host in self._hosts])
+        return self._find(matching, scope["type"], scope.get("method", "GET"), route_path(scope))
 
     def find(self, kind: str, method: str, path: str) -> MarkedRoute | None:
-        """Find the route of a kind of connection, a method and a path; None where it has no limit in code."""
-        index = self._tables[kind].match(method, path)
+        """Find the route of a kind of connection, a method and a path; None where it has no limit in code.
+
+        That is of any host.
+        """
+        return self._find((True,) * len(self._hosts), kind, method, path)
+
+    def _find(self, matching: tuple[bool, ...], kind: str, method: str, path: str) -> MarkedRoute | None:
+        tables = self._tables.get(matching)
+        if tables is None:
+            evict_oldest(self._tables, MAX_HOSTS)
+            tables = self._tables[matching] = self._tables_of(matching)
+        table, entries = tables[kind]
+        index = table.match(method, path)
         if index is None:
             return None
-        entry = self._entries[kind][index]
+        entry = entries[index]
         return entry if entry.limits else None
+
+    def _tables_of(self, matching: tuple[bool, ...]) -> "dict[str, _Table]":
+        """The routes of requests for which just these routes by host match."""
+        others = {id(host) for host, is_met in zip(self._hosts, matching, strict=True) if not is_met}
+        tables = {}
+        for kind, entries in self._entries.items():
+            met = [entry for entry in entries if others.isdisjoint(map(id, entry.hosts))]
+            tables[kind] = (RouteTable(met), met)
+        return tables
 
     def policy_of(
         self, policy: Policy, identity: Identity, scope: Scope, rules: Rules

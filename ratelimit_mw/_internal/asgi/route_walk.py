@@ -32,6 +32,8 @@ class AppRoute(NamedTuple):
     """An `app` is mounted and has no routes of Starlette's to look at."""
     marks: tuple[Mark, ...] = ()
     """Limits in code that are on it: on its endpoint, and on what FastAPI's dependencies it has."""
+    hosts: tuple[Host, ...] = ()
+    """Routes by host that it lies under: all of them have to match a request."""
 
 
 def app_routes(app: Any) -> Iterator[AppRoute]:
@@ -65,7 +67,8 @@ def _walk(routes: Sequence[Any], prefix: str) -> Iterator[AppRoute]:
         elif isinstance(route, Mount):
             yield from _mounted(shown.app, path)
         elif isinstance(route, Host):
-            yield from _walk(routes_of(shown) or (), prefix)
+            for below in _mounted(shown.app, prefix):
+                yield below._replace(hosts=(route, *below.hosts))
         elif (inner := routes_of(route)) is not None:
             yield from _walk(inner, path + getattr(shown, "frontend_prefix", ""))
         else:
