@@ -390,6 +390,16 @@ async def test_acquire_with_limits_of_keys() -> None:
     assert (await limiter.acquire(who)).decision.remaining == 98
 
 
+async def test_acquire_is_told_whose_cost_it_is() -> None:
+    """A cost of nobody would be dropped, and so would a second identity."""
+    limiter, mails = limiter_of("", FakeClock()), Limit("mails", "3/minute")
+    with pytest.raises(ValueError, match=r"name that of a limit with its key, as in \.on\(key, cost=3\)"):
+        await limiter.acquire(mails.on("ann"), cost=3)
+    one, two = Identity("one", "default"), Identity("two", "default")
+    with pytest.raises(TypeError, match="one identity is asked about, not 2"):
+        await limiter.acquire(one, mails.on("ann"), identity=two)
+
+
 async def test_acquire_for_nobody() -> None:
     """Limits of keys alone decide where nobody is named."""
     limiter = limiter_of(PLANS, FakeClock())

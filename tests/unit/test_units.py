@@ -323,6 +323,21 @@ async def test_a_unit_that_nothing_limits_is_settled_to_no_effect(caplog: pytest
     assert said == ["settle ignored: no plan limits the unit 'token'; did you mean 'tokens'?"]
 
 
+async def test_an_estimate_of_a_unit_that_nothing_limits_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Such an answer of the hook takes the route's estimate away, so a name that is misspelt is said once."""
+    served = Served(estimate=lambda *_: {"token": 3})
+    with caplog.at_level(logging.WARNING, "ratelimit_mw"):
+        for _ in range(2):
+            assert (await served.post()).status_code == 200
+        async with await served.app.limiter.acquire(api_key="k", path="/chat", units={"imagse": 1}):
+            pass
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "estimate ignored: no plan limits the unit 'token'; did you mean 'tokens'?",
+        "estimate ignored: no plan limits the unit 'imagse'; did you mean 'images'?",
+    ]
+
+
 async def test_a_plan_without_units_settles_nothing() -> None:
     """Nor where nothing was charged: a handler need not know."""
     for text in ('plans.default.requests = ["5/minute"]', '[[routes]]\npath = "/chat"\nexempt = true'):

@@ -1,13 +1,14 @@
 """The app's hooks that estimate what a request will cost, and what it will use of metered units."""
 
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.types import Scope
 
 from ratelimit_mw._internal.asgi.hook_errors import HookError, awaited, may_be_awaitable
 from ratelimit_mw._internal.asgi.hooks import Estimate, Price
+from ratelimit_mw._internal.limiter.limiter import Limiter
 from ratelimit_mw._internal.model.metered import Units, check_amounts
 from ratelimit_mw._internal.model.money import parse_estimate
 from ratelimit_mw._internal.policy.identity import Identity
@@ -26,9 +27,13 @@ class EstimateHooks:
     and the unknown keys of one address.
     """
 
-    def __init__(self, price: Price | None, estimate: Estimate | None) -> None:
+    def __init__(
+        self, price: Price | None, estimate: Estimate | None, limiter: Callable[[], Limiter]
+    ) -> None:
+        """The `limiter` in use warns of units that no limit of a request counts."""
         self._price = price
         self._estimate = estimate
+        self._limiter = limiter
 
     def ask(
         self, scope: Scope, policy: Policy, identity: Identity
@@ -44,7 +49,7 @@ class EstimateHooks:
         units = self._ask_units(scope, policy, identity)
         if may_be_awaitable(units):
             return self._await_units(price, units, policy)
-        return _price_of(price, policy), _units_of(units)
+        return _price_of(price, policy), self._units_of(units, policy)
 
     def _ask_price(self, scope: Scope, policy: Policy, identity: Identity) -> Any:
         """Call the `price=` hook where the request has a budget to charge; else None."""
@@ -67,10 +72,27 @@ class EstimateHooks:
     async def _await_price(self, price: Any, scope: Scope, policy: Policy, identity: Identity) -> Estimates:
         answer = await awaited(price)
         units = await awaited(self._ask_units(scope, policy, identity))
-        return _price_of(answer, policy), _units_of(units)
+        return _price_of(answer, policy), self._units_of(units, policy)
 
     async def _await_units(self, price: Any, units: Any, policy: Policy) -> Estimates:
-        return _price_of(price, policy), _units_of(await awaited(units))
+        return _price_of(price, policy), self._units_of(await awaited(units), policy)
+
+    def _units_of(self, answer: Any, policy: Policy) -> Units | None:
+        """The amounts of metered units that a hook answered."""
+        if answer is None:
+            return None
+        try:
+            units = check_amounts(answer)
+        except ValueError as error:
+            logger.warning(
+                "estimate= returned something that is not an estimate (%s); the route's estimate is charged",
+                error,
+            )
+            return None
+        for unit in units:
+            if not policy.charge.counts(unit):
+                self._limiter().engine.leases.settling.on_uncounted(unit, "estimate")
+        return units
 
 
 def _price_of(answer: Any, policy: Policy) -> int | None:
@@ -82,17 +104,5 @@ def _price_of(answer: Any, policy: Policy) -> int | None:
     except ValueError as error:
         logger.warning(
             "price= returned something that is not an amount (%s); the route's price is charged", error
-        )
-        return None
-
-
-def _units_of(answer: Any) -> Units | None:
-    """The amounts of metered units that a hook answered."""
-    try:
-        return None if answer is None else check_amounts(answer)
-    except ValueError as error:
-        logger.warning(
-            "estimate= returned something that is not an estimate (%s); the route's estimate is charged",
-            error,
         )
         return None

@@ -73,7 +73,7 @@ class LimitedApp:
         self.app = app
         self._identify_hook = identify
         has_estimates = price is not None or estimate is not None
-        self._estimate_hooks = EstimateHooks(price, estimate) if has_estimates else None
+        self._estimate_hooks = EstimateHooks(price, estimate, lambda: self.limiter) if has_estimates else None
         self._refusal_hook = refusal
         self._error: SettingsError | None = None
         try:

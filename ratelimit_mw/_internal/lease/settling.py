@@ -51,7 +51,7 @@ class Settling:
         self._notify = notify
         self.ignored: int = 0
         """Number of ignored settles: settled before with another amount, or unknown to the backend."""
-        self.on_uncounted: Callable[[object], None] = lambda _: None
+        self.on_uncounted: Callable[..., None] = lambda *_: None
         """Told of each unit that is settled though no limit of the request counts it."""
 
     def settle(

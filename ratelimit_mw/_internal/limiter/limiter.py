@@ -161,11 +161,14 @@ class Limiter:
         moment comes too late or never, and if a thousand calls wait for the limit already.
 
         Raises ValueError for a cost below 1, a price, an estimate or a `max_wait` that is malformed, an
-        identity on a plan that doesn't exist, or when nobody and no limit is named, and TypeError for a limit
-        without its key.
+        identity on a plan that doesn't exist, a cost of nobody, or when nobody and no limit is named, and
+        TypeError for a limit without its key and for two identities.
         """
         keyed = [each for each in limits if not isinstance(each, Identity)]
-        identity = next((each for each in limits if isinstance(each, Identity)), identity)
+        identities = [each for each in (*limits, identity) if isinstance(each, Identity)]
+        if len(identities) > 1:
+            raise TypeError(f"one identity is asked about, not {len(identities)}")
+        identity = identities[0] if identities else identity
         estimates = None if units is None else check_amounts(units)
         seconds, own_cost = check_max_wait(max_wait), _check_cost(cost)
         if running_loop() not in self.engine.live.ready:
@@ -190,6 +193,8 @@ class Limiter:
         ):
             identity = await engine.live.resolver.of_key(*known)
         is_nobody = bool(named.limits) and identity is None and not api_key and not address
+        if is_nobody and named.cost is not None:
+            raise ValueError("cost is a caller's: name that of a limit with its key, as in .on(key, cost=3)")
         if is_nobody:  # who is called by the first key
             partition = first_partition(named.limits[0], code_limits)
             caller = Identity(partition, self.settings.identity.anonymous_plan)
@@ -202,6 +207,9 @@ class Limiter:
         price = None
         if named.price is not None and policy.currency is not None:
             price = parse_estimate(named.price, policy.currency)
+        for unit in named.units or ():
+            if not policy.charge.counts(unit):
+                engine.leases.settling.on_uncounted(unit, "estimate")
         return Question(policy, caller, price, named.units)
 
     # leases -------------------------------------------------------------------------------------

@@ -247,6 +247,10 @@ class Charge:
             if part.charge is not None:
                 part.charge.prepared = part.charge.last = None
 
+    def counts(self, unit: str) -> bool:
+        """Whether any of its limits counts this metered unit."""
+        return any([meter.unit == unit for meter in self.meters])
+
     @property
     def units(self) -> dict[str, int]:
         """The estimates by unit, and the costs of limits in code by scope."""

@@ -1,4 +1,4 @@
-"""Warns of metered units that an app settles though no settings limit them."""
+"""Warns of metered units that an app settles or estimates though no settings limit them."""
 
 import logging
 from collections.abc import Callable
@@ -13,9 +13,9 @@ MAX_NAMED = 100
 
 
 class UncountedUnits:
-    """Told of each unit that was settled and that no limit of the request counts.
+    """Told of each unit that was settled or estimated and that no limit of the request counts.
 
-    To settle it does nothing and is not an error, as with a price where there is no budget: one app serves
+    That does nothing and is not an error, as with a price where there is no budget: one app serves
     plans with and without a limit of tokens, and its handlers need not know which. A unit that no plan has at
     all is most likely misspelt, which is said once.
     """
@@ -25,8 +25,8 @@ class UncountedUnits:
         self._settings = settings
         self._said: set[str] = set()
 
-    def __call__(self, unit: object) -> None:
-        """Note one."""
+    def __call__(self, unit: object, ignored: str = "settle") -> None:
+        """Note one, and in which of both it was `ignored`."""
         if not isinstance(unit, str) or unit in self._said or len(self._said) >= MAX_NAMED:
             return
         known = self._settings().units
@@ -35,4 +35,4 @@ class UncountedUnits:
         self._said.add(unit)
         nearest = nearest_name(unit, known)
         hint = f"; did you mean {nearest!r}?" if nearest else ""
-        logger.warning("settle ignored: no plan limits the unit %.40r%s", unit, hint)
+        logger.warning("%s ignored: no plan limits the unit %.40r%s", ignored, unit, hint)
