@@ -1,7 +1,8 @@
 """Instructions of Redis for operations alone in a call, or among few: `python -m benchmarks.alone`.
 
 Counted by callgrind, which has to be installed (valgrind), for so many callers in turn, each with a charge or
-a release in a call of its own. `redis` is Redis 6.2, and `valkey` Valkey 9.1.
+a release in a call of its own. `redis` is Redis 6.2, and `valkey` Valkey 9.1. With `--one-caller` it is the
+same caller's, who asks so many times at once.
 """
 
 import argparse
@@ -27,6 +28,8 @@ LARGE = 1_000_000
 ESTIMATE = 100
 USED = (100, 60, 130)
 """Tokens that are settled of it: as many, fewer, more."""
+ROUNDS = 20
+"""Times that one caller asks."""
 Ask = Callable[[], Awaitable[object]]
 
 
@@ -65,7 +68,7 @@ def limits_of(caller: str, quota: int, *, slots: bool, tokens: bool = False) -> 
     """An hour's window of a caller, or two windows and slots; and tokens an hour, if they are metered."""
     found = [Counter(caller, "p", Window(quota, 1, "hour"))]
     if slots:
-        found += [Counter(caller, "p", Window(LARGE, 1, "day")), Counter(caller, "p", Slots(100))]
+        found += [Counter(caller, "p", Window(LARGE, 1, "day")), Counter(caller, "p", Slots(1_000))]
     if tokens:
         found.append(Counter(caller, "p:tokens", Window(LARGE, 1, "hour", "tokens")))
     return found
@@ -116,18 +119,52 @@ async def measure(server: CountedStore, callers: int, together: int) -> None:
     await backend.close()
 
 
+async def measure_one(server: CountedStore, together: int) -> None:
+    """Print the instructions of each request of one caller, which asks so many times at once."""
+    backend = RedisBackend(server.url, timeout=PATIENCE)
+    await backend.open()
+    for tokens in (False, True):
+        estimates = {"tokens": ESTIMATE} if tokens else None
+        charge = Charge(limits_of("one", LARGE, slots=True, tokens=tokens), estimates=estimates)
+        counts = dict.fromkeys(("charge", "settle", "release"), 0.0)
+        for turn in range(ROUNDS + 1):
+            held: list[Outcome] = []
+
+            async def ask(charge: Charge = charge, held: list[Outcome] = held) -> None:
+                held.append(await backend.acquire(charge, new_id()))
+
+            counted = {"charge": await server.count([ask] * together, together)}
+            if tokens:
+                used = {"tokens": USED[1]}
+                settles = [partial(backend.settle_units, each.reservation, used) for each in held]
+                counted["settle"] = await server.count(settles, together)
+            left = [each.reservation.without_meters() for each in held]
+            ends = [partial(backend.finish, each, EstimateAction.UNTOUCHED) for each in left]
+            counted["release"] = await server.count(ends, together)
+            for name, number in counted.items() if turn else ():  # the first one makes the windows
+                counts[name] += number / ROUNDS
+        limits = "two windows, a slot and tokens" if tokens else "two windows and a slot"
+        row = ", ".join([f"{name} {number:,.0f}" for name, number in counts.items()])
+        print(f"{limits:<40}{row}; all {sum(counts.values()):,.0f}", flush=True)
+    await backend.close()
+
+
 def main() -> None:
     """Parse the command line, and count."""
     parser = argparse.ArgumentParser(prog="benchmarks.alone", description=__doc__)
     parser.add_argument("--server", choices=sorted(server_binaries()), default="redis")
     parser.add_argument("--callers", type=int, default=500, metavar="N")
     parser.add_argument("--together", type=int, default=1, metavar="N", help="operations in a call")
+    parser.add_argument("--one-caller", action="store_true", help="all of one caller")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = CountedStore(arguments.server, Path(folder))
         server.start()
         try:
-            asyncio.run(measure(server, arguments.callers, arguments.together))
+            if arguments.one_caller:
+                asyncio.run(measure_one(server, arguments.together))
+            else:
+                asyncio.run(measure(server, arguments.callers, arguments.together))
         finally:
             server.stop()
 

@@ -23,6 +23,7 @@ cdef class Charge:
     cpdef str partition_of(self, str partition)
     cpdef Charge with_estimates(self, units)
     cpdef object cost_at(self, Py_ssize_t place)
+    cpdef bint counts(self, str unit) except -1
     @cython.locals(amount=i64, place=Py_ssize_t)
     cpdef bint nears_budget(self, Outcome outcome) except -1
     cpdef Reservation recorded_reservation(self, bytes lease_id, tuple periods, object price)
