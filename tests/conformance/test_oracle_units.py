@@ -105,6 +105,13 @@ def test_a_settle_after_a_clock_was_set_back_shortens_no_record(bench: tuple[Ben
     compare_units(bench, range(284_986_356, 284_986_357), 120)
 
 
+def test_an_estimate_that_has_left_its_window_is_given_back_to_no_other(
+    bench: tuple[Bench, asyncio.Runner],
+) -> None:
+    """Under another quota a charge a moment later has an entry of its own, in the same granule."""
+    compare_units(bench, range(682_398_554, 682_398_555), 120)
+
+
 @pytest.mark.slow
 def test_the_same_of_units_for_much_longer(bench: tuple[Bench, asyncio.Runner]) -> None:
     """With `ORACLE_EXAMPLES` other examples each time."""

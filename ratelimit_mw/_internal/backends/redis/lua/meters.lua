@@ -74,7 +74,7 @@ local function meter(op, first)
       end
       if off > 0 then
         local raw, time, cost = redis.pcall('GETRANGE', key, '0', LAST_STAGED), at, off
-        if raw ~= '' then
+        if raw ~= '' and at + length > now then -- as in take_off.lua
           -- include window_credit
           if changed and not is_mended then call('SETRANGE', key, '0', changed) end
         end

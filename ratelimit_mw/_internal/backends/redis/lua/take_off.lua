@@ -5,6 +5,7 @@
 -- Cost    two commands
 
 local function take_off(key, quota, length, granule, time, cost)
+  if time + length <= now then return end -- it has left the window; another charge may be in its granule
   local s = states and states[key]
   local shared = type(s) == 'table' and s.raw and s
   local raw = shared and shared.raw or redis.pcall('GETRANGE', key, '0', LAST_STAGED)
