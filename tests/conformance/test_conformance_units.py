@@ -362,3 +362,17 @@ async def test_a_job_without_an_estimate_settles_elsewhere(bench: Bench) -> None
     for met in (SETTLED, REPEATED):
         assert await bench.another().settle_units(of_token, {"tokens": 30}) is met
     assert await bench.used(TOKENS) == [30]
+
+
+async def test_what_has_left_its_window_is_taken_off_no_other_charge(bench: Bench) -> None:
+    """A larger quota shares entries of a moment; a charge under a smaller one has one of its own in it."""
+    large, small = metered(2_000), metered(40)
+    held = await bench.reserve(large, tokens=6)
+    await bench.backend.hold_estimate(held)
+    bench.wait(microseconds=1_000)
+    other = await bench.reserve(small, tokens=3)
+    assert await bench.backend.settle_units(other, {"tokens": 3}) is Settlement.SETTLED
+    bench.wait(60, microseconds=-500)
+    assert await bench.used(small) == [3]
+    assert await bench.backend.settle_units(held, {"tokens": 0}) is Settlement.SETTLED
+    assert await bench.used(small) == [3]
